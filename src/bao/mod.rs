@@ -1,0 +1,1 @@
+//! bao: to be written.

@@ -1,0 +1,149 @@
+//! The messages between supervise and a role, over a SEQPACKET pair. Invariants: every message has the same small size;
+//! a dead peer is an event (end of file); a role asks by index into the Plan, never by command, path or pid.
+
+use crate::exit::Exit;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// Size of every message in bytes: a tag and one byte of argument.
+const SIZE: usize = 2;
+
+/// What a role tells supervise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FromRole {
+    /// `serve`: the session is up. `fetch`: every first secret is published.
+    Ready,
+    /// A rotation was published and announced: the application may be told.
+    Changed,
+    /// The role ends, and this is why; the container's exit code unless the application has one.
+    Failed(Exit),
+}
+
+/// What supervise tells a role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToRole {
+    /// Revoke, clean up, end.
+    Stop,
+    /// The wait for the first secrets is over: say what is missing, revoke, end with `Failed`.
+    GiveUp,
+}
+
+/// A message of fixed size.
+pub trait Message: Sized {
+    /// Its bytes.
+    fn encode(&self) -> [u8; SIZE];
+    /// The message that these bytes are, if they are one.
+    fn decode(bytes: [u8; SIZE]) -> Option<Self>;
+}
+
+impl Message for FromRole {
+    fn encode(&self) -> [u8; SIZE] {
+        match self {
+            Self::Ready => [1, 0],
+            Self::Changed => [2, 0],
+            Self::Failed(exit) => [3, exit.code()],
+        }
+    }
+
+    fn decode(bytes: [u8; SIZE]) -> Option<Self> {
+        match bytes {
+            [1, 0] => Some(Self::Ready),
+            [2, 0] => Some(Self::Changed),
+            [3, code] => Some(Self::Failed(Exit::from_code(code))),
+            _ => None,
+        }
+    }
+}
+
+impl Message for ToRole {
+    fn encode(&self) -> [u8; SIZE] {
+        match self {
+            Self::Stop => [1, 0],
+            Self::GiveUp => [2, 0],
+        }
+    }
+
+    fn decode(bytes: [u8; SIZE]) -> Option<Self> {
+        match bytes {
+            [1, 0] => Some(Self::Stop),
+            [2, 0] => Some(Self::GiveUp),
+            _ => None,
+        }
+    }
+}
+
+/// One received item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received<M> {
+    /// A message.
+    Message(M),
+    /// Nothing there now.
+    Empty,
+    /// The peer is gone, or sent what is no message.
+    Closed,
+}
+
+/// One end of a link; non-blocking, close-on-exec.
+#[derive(Debug)]
+pub struct End(OwnedFd);
+
+/// Makes a link.
+///
+/// # Errors
+/// When the system has no more descriptors.
+pub fn pair() -> io::Result<(End, End)> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    Ok((End(a), End(b)))
+}
+
+impl End {
+    /// Sends without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the peer does not read, `BrokenPipe` when it is gone.
+    pub fn send<M: Message>(&self, message: M) -> io::Result<()> {
+        send(self.0.as_raw_fd(), &message.encode(), MsgFlags::MSG_NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// Takes one message, if there is one.
+    pub fn receive<M: Message>(&self) -> Received<M> {
+        let mut bytes = [0; SIZE];
+        match recv(self.0.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+            Ok(SIZE) => M::decode(bytes).map_or(Received::Closed, Received::Message),
+            Err(Errno::EAGAIN | Errno::EINTR) => Received::Empty,
+            Ok(_) | Err(_) => Received::Closed,
+        }
+    }
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_arrive_and_the_end_is_seen() {
+        let (a, b) = pair().expect("socketpair");
+        assert_eq!(b.receive::<FromRole>(), Received::Empty);
+        for message in [FromRole::Ready, FromRole::Changed, FromRole::Failed(Exit::Login)] {
+            a.send(message).expect("send");
+            assert_eq!(b.receive::<FromRole>(), Received::Message(message));
+        }
+        for message in [ToRole::Stop, ToRole::GiveUp] {
+            b.send(message).expect("send");
+            assert_eq!(a.receive::<ToRole>(), Received::Message(message));
+        }
+        drop(a);
+        assert_eq!(b.receive::<FromRole>(), Received::Closed);
+        assert_eq!(b.send(ToRole::Stop).expect_err("the peer is gone").kind(), io::ErrorKind::BrokenPipe);
+    }
+}

@@ -1,0 +1,160 @@
+//! The words that every module speaks: newtypes that are valid by construction. Invariant: a value of such a type has
+//! passed its check; nothing re-checks it.
+
+use std::fmt;
+
+/// The name of a served file: one path component, no control character, not `.` or `..`, not beginning with `..`
+/// (those names belong to the machinery), at most 255 bytes (`NAME_MAX`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileName(String);
+
+impl FileName {
+    /// Checks `name`; the error says what is wrong with it.
+    ///
+    /// # Errors
+    /// The reason in words, without the name.
+    pub fn new(name: &str) -> Result<Self, &'static str> {
+        match name {
+            "" => Err("a file name cannot be empty"),
+            "." => Err("`.` is not a file name"),
+            _ if name.starts_with("..") => Err("names that begin with `..` belong to baofs"),
+            _ if name.contains('/') => Err("a file name cannot contain `/`: files are served in one directory"),
+            _ if name.chars().any(char::is_control) => Err("a file name cannot contain control characters"),
+            _ if name.len() > 248 => Err("a file name cannot be longer than 248 bytes"),
+            _ => Ok(Self(name.to_owned())),
+        }
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for FileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A path at the server, without `/v1/`, without leading or trailing slash, with no empty, `.` or `..` segment.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SecretPath(String);
+
+impl SecretPath {
+    /// Checks and trims `path`.
+    ///
+    /// # Errors
+    /// The reason in words.
+    pub fn new(path: &str) -> Result<Self, &'static str> {
+        let path = path.trim_matches('/');
+        let path = path.strip_prefix("v1/").unwrap_or(path);
+        match path {
+            "" => Err("a secret's path cannot be empty"),
+            _ if path.chars().any(|c| c.is_control() || c == '?' || c == '#') => {
+                Err("a secret's path cannot contain control characters, `?` or `#`")
+            }
+            _ if path.split('/').any(|s| matches!(s, "" | "." | "..")) => {
+                Err("a secret's path cannot contain an empty, `.` or `..` segment")
+            }
+            _ => Ok(Self(path.to_owned())),
+        }
+    }
+
+    /// The path as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SecretPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which served file: its index in `Plan::files` and in the arena, fixed for the life of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub u32);
+
+impl FileId {
+    /// As an index into a table of files.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Which request: its index in `Plan::queries`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueryId(pub u32);
+
+impl QueryId {
+    /// As an index into a table of queries.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// The number of a complete snapshot; only grows. 0 is "nothing published yet".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Generation(pub u64);
+
+/// The server's name of a lease. It is no credential, yet it is not written to the log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct LeaseId(String);
+
+impl LeaseId {
+    /// Takes the server's text as it is; an empty one is no lease.
+    #[must_use]
+    pub fn new(id: &str) -> Option<Self> {
+        (!id.is_empty()).then(|| Self(id.to_owned()))
+    }
+
+    /// The id as the server wants it back.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LeaseId(..)")
+    }
+}
+
+/// Owner of a file, as the kernel sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_names() {
+        for good in ["a", "tls.crt", ".env", "db password", "x".repeat(248).as_str()] {
+            assert!(FileName::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "..data", "a/b", "a\nb", "x".repeat(249).as_str()] {
+            assert!(FileName::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn secret_paths() {
+        assert_eq!(SecretPath::new("/v1/secret/data/a b/").expect("good").as_str(), "secret/data/a b");
+        for bad in ["", "/", "a//b", "a/../b", "a?version=1", "a\n", "v1/"] {
+            assert!(SecretPath::new(bad).is_err(), "{bad}");
+        }
+    }
+}

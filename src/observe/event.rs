@@ -1,0 +1,178 @@
+//! The closed set of events: each is one decision, one line. A field is a name, a number, a path, or a message that its
+//! maker has promised to hold no value.
+
+use crate::names::{FileName, Generation};
+use std::path::Path;
+use std::time::Duration;
+use tracing::{error, info, warn};
+
+/// Which process speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The parent of all.
+    Supervise,
+    /// The one that talks to the server.
+    Fetch,
+    /// The one that answers the kernel.
+    Serve,
+}
+
+impl Role {
+    /// Its name in log lines and process lists.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Supervise => "supervise",
+            Self::Fetch => "fetch",
+            Self::Serve => "serve",
+        }
+    }
+}
+
+/// One thing that happened.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    // supervise
+    /// The files are served at a path.
+    Mounted {
+        /// Where.
+        path: &'a Path,
+        /// `fuse` or `tmpfs`.
+        how: &'static str,
+    },
+    /// FUSE is refused; the allowed fallback is taken.
+    FallingBack {
+        /// Why FUSE is refused.
+        cause: &'a str,
+    },
+    /// A tmpfs whose pages may reach a swap is used because `--allow-swap` said so.
+    SwapAllowed {
+        /// Why it cannot be excluded.
+        cause: &'a str,
+    },
+    /// The application was started.
+    AppStarted {
+        /// Its process id.
+        pid: i32,
+    },
+    /// The application ended.
+    AppEnded {
+        /// The code that baofs will pass on.
+        code: u8,
+    },
+    /// The application did not stop in time and is killed.
+    AppKilled {
+        /// How long it was given.
+        after: Duration,
+    },
+    /// A role ended although nobody asked it to.
+    RoleDied {
+        /// Which.
+        role: Role,
+        /// How, in words: `exit code 1`, `signal 9`.
+        how: &'a str,
+    },
+    /// A signal came and the stop begins.
+    Stopping {
+        /// Why, in words.
+        why: &'a str,
+    },
+    /// Something that is wanted but not needed could not be done: a pid file, a link.
+    Skipped {
+        /// What and why.
+        what: &'a str,
+    },
+
+    // fetch
+    /// A login succeeded.
+    LoggedIn {
+        /// How long the token lives, if it ends.
+        ttl: Option<Duration>,
+    },
+    /// A request failed and will be tried again.
+    Retrying {
+        /// The failure's own message.
+        failure: &'a str,
+        /// When.
+        after: Duration,
+    },
+    /// All first secrets are there.
+    Ready {
+        /// How many files.
+        files: usize,
+    },
+    /// A first secret is missing and the wait is over.
+    Missing {
+        /// Which file.
+        file: &'a FileName,
+        /// Why.
+        why: &'a str,
+    },
+    /// New values are served.
+    Published {
+        /// Their generation.
+        generation: Generation,
+        /// How many files changed.
+        files: usize,
+    },
+    /// A secret is still served although it could not be renewed or read again.
+    Stale {
+        /// Which file.
+        file: &'a FileName,
+        /// Why.
+        why: &'a str,
+    },
+    /// The token was revoked, its leases with it.
+    Revoked,
+    /// The token could not be revoked within the time given.
+    NotRevoked {
+        /// Why.
+        why: &'a str,
+    },
+
+    // serve
+    /// A read failed because its version had to make room for a newer one.
+    Evicted {
+        /// Which file.
+        file: &'a FileName,
+    },
+    /// Lines that were dropped because nobody read the log.
+    Dropped {
+        /// How many since the last such line.
+        lines: u64,
+    },
+    /// The agent itself failed.
+    Broken {
+        /// What and why.
+        what: &'a str,
+    },
+}
+
+impl Event<'_> {
+    /// Writes it.
+    pub fn emit(&self) {
+        match self {
+            Self::Mounted { path, how } => info!(path = %path.display(), how, "serving"),
+            Self::FallingBack { cause } => warn!(cause, "FUSE is refused; falling back to tmpfs"),
+            Self::SwapAllowed { cause } => warn!(cause, "secrets may reach a swap: --allow-swap"),
+            Self::AppStarted { pid } => info!(pid, "application started"),
+            Self::AppEnded { code } => info!(code, "application ended"),
+            Self::AppKilled { after } => warn!(?after, "application did not stop in time; killed"),
+            Self::RoleDied { role, how } => error!(role = role.as_str(), how, "a process of the agent died"),
+            Self::Stopping { why } => info!(why, "stopping"),
+            Self::Skipped { what } => warn!("{what}"),
+            Self::LoggedIn { ttl } => info!(?ttl, "logged in"),
+            Self::Retrying { failure, after } => warn!(?after, "{failure}; trying again"),
+            Self::Ready { files } => info!(files, "all secrets are there"),
+            Self::Missing { file, why } => error!(%file, why, "a secret is missing"),
+            Self::Published { generation, files } => info!(generation = generation.0, files, "published"),
+            Self::Stale { file, why } => warn!(%file, why, "the last good value is still served"),
+            Self::Revoked => info!("token revoked"),
+            Self::NotRevoked { why } => warn!(why, "the token could not be revoked; it ends with its ttl"),
+            Self::Evicted { file } => warn!(%file, "an old version that is still open made room for a newer one"),
+            Self::Dropped { lines } => warn!(lines, "log lines were dropped because nobody read them"),
+            Self::Broken { what } => error!("{what}"),
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The mount API of Linux 5.2 and later (`fsopen(2)`, `fsmount(2)`, `open_tree(2)`, `mount_setattr(2)`, 5.12): one
+//! superblock, a private read-write mount that has no path, and a public read-only one.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+const FSOPEN_CLOEXEC: libc::c_uint = 1;
+const FSCONFIG_SET_FLAG: libc::c_uint = 0;
+const FSCONFIG_SET_STRING: libc::c_uint = 1;
+const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+const MOUNT_ATTR_RDONLY: u64 = 1;
+/// nosuid, nodev, noexec.
+const MOUNT_ATTR_HARMLESS: u64 = 2 | 4 | 8;
+const OPEN_TREE_CLONE: libc::c_uint = 1;
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+
+/// `struct mount_attr` of `mount_setattr(2)`.
+#[repr(C)]
+#[derive(Default)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// Turns the -1 of a syscall into an error that names the call.
+fn check(result: libc::c_long, call: &str) -> io::Result<i32> {
+    if result < 0 {
+        let error = io::Error::last_os_error();
+        return Err(MountError { call: call.to_owned(), error }.into());
+    }
+    i32::try_from(result).map_err(io::Error::other)
+}
+
+/// A failed call of this module; inside the `io::Error`, which keeps its kind.
+#[derive(Debug)]
+struct MountError {
+    call: String,
+    error: io::Error,
+}
+
+impl std::fmt::Display for MountError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.call, self.error)
+    }
+}
+
+impl std::error::Error for MountError {}
+
+impl From<MountError> for io::Error {
+    fn from(error: MountError) -> Self {
+        Self::new(error.error.kind(), error)
+    }
+}
+
+/// The errno of a call of this module, if the kernel gave one.
+#[must_use]
+pub fn errno(error: &io::Error) -> Option<i32> {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<MountError>());
+    inner.map_or_else(|| error.raw_os_error(), |e| e.error.raw_os_error())
+}
+
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: `fd` was returned by a successful call that makes a new descriptor, and nobody else has seen it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn c_string(text: &str) -> io::Result<CString> {
+    CString::new(text).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a mount option holds a zero byte"))
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    use std::os::unix::ffi::OsStrExt;
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a path holds a zero byte"))
+}
+
+/// One `key` or `key=value` of a new superblock.
+#[derive(Clone, Debug)]
+pub enum SuperOption {
+    /// A word: `allow_other`, `noswap`.
+    Flag(&'static str),
+    /// A word and its value: `size`, `4194304`.
+    Value(&'static str, String),
+}
+
+/// A superblock that is being configured.
+#[derive(Debug)]
+pub struct FsContext(OwnedFd);
+
+impl FsContext {
+    /// `fsopen(2)` of filesystem `kind` (`fuse`, `tmpfs`).
+    ///
+    /// # Errors
+    /// `PermissionDenied` without `SYS_ADMIN`; `ENODEV` when the kernel has no such filesystem.
+    pub fn open(kind: &CStr) -> io::Result<Self> {
+        // SAFETY: `kind` is a valid C string for the time of the call; the call touches no other memory of ours.
+        let fd = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) };
+        Ok(Self(owned(check(fd, &format!("fsopen({})", kind.to_string_lossy()))?)))
+    }
+
+    /// `fsconfig(2)` with one option.
+    ///
+    /// # Errors
+    /// `EINVAL` for an option or a value that this kernel does not know.
+    pub fn set(&self, option: &SuperOption) -> io::Result<()> {
+        let (command, key, value) = match option {
+            SuperOption::Flag(key) => (FSCONFIG_SET_FLAG, c_string(key)?, None),
+            SuperOption::Value(key, value) => (FSCONFIG_SET_STRING, c_string(key)?, Some(c_string(value)?)),
+        };
+        let value = value.as_ref().map_or(std::ptr::null(), |v| v.as_ptr());
+        // SAFETY: key and value are valid C strings, or null where the command takes none, for the time of the call.
+        let result = unsafe { libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), command, key.as_ptr(), value, 0) };
+        check(result, &format!("fsconfig({})", key.to_string_lossy())).map(|_| ())
+    }
+
+    /// Makes the superblock and a detached mount of it: nosuid, nodev, noexec, read-only if `read_only`.
+    ///
+    /// # Errors
+    /// What the filesystem says of its options.
+    pub fn mount(self, read_only: bool) -> io::Result<OwnedFd> {
+        let null = std::ptr::null::<libc::c_char>();
+        // SAFETY: the command takes neither key nor value; both are null.
+        let made = unsafe { libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), FSCONFIG_CMD_CREATE, null, null, 0) };
+        check(made, "fsconfig(create)")?;
+        let attributes = MOUNT_ATTR_HARMLESS | if read_only { MOUNT_ATTR_RDONLY } else { 0 };
+        // SAFETY: all arguments are numbers.
+        let fd = unsafe { libc::syscall(libc::SYS_fsmount, self.0.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) };
+        Ok(owned(check(fd, "fsmount")?))
+    }
+}
+
+/// `open_tree(2)`: a detached clone of the mount that `of` is the root of.
+///
+/// # Errors
+/// `EINVAL` for a clone of a detached mount before Linux 6.15.
+pub fn clone(of: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC.cast_unsigned() | libc::AT_EMPTY_PATH.cast_unsigned();
+    // SAFETY: the path is an empty static C string.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, of.as_raw_fd(), c"".as_ptr(), flags) };
+    Ok(owned(check(fd, "open_tree")?))
+}
+
+/// `mount_setattr(2)`: makes the mount read-only, or writable.
+///
+/// # Errors
+/// `EPERM` without `SYS_ADMIN`.
+pub fn set_read_only(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
+    let mut attributes = MountAttr::default();
+    if read_only {
+        attributes.set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_HARMLESS;
+    } else {
+        attributes.clear = MOUNT_ATTR_RDONLY;
+    }
+    let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+    // SAFETY: `attributes` is the struct that the call reads, of the size that is passed; the path is an empty static C string.
+    let result =
+        unsafe { libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), path, flags, &raw const attributes, size_of::<MountAttr>()) };
+    check(result, "mount_setattr").map(|_| ())
+}
+
+/// `move_mount(2)`: attaches a detached mount at `path`.
+///
+/// # Errors
+/// `EACCES` where AppArmor or SELinux denies it, `ENOENT` without the directory.
+pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let target = c_path(path)?;
+    let empty = c"".as_ptr();
+    // SAFETY: both paths are valid C strings for the time of the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_move_mount, mount.as_raw_fd(), empty, libc::AT_FDCWD, target.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH) };
+    check(result, &format!("move_mount({})", path.display())).map(|_| ())
+}
+
+/// A private read-write mount without a path, and what makes its public read-only twin at `path`.
+///
+/// From Linux 6.15 a detached mount can be cloned, so the public one is read-only before anybody sees it; before that the
+/// read-only one is attached first and the private one is cloned from it.
+///
+/// # Errors
+/// As the calls above; nothing stays mounted.
+pub fn pair(context: impl Fn() -> io::Result<FsContext>, path: &Path) -> io::Result<OwnedFd> {
+    use std::os::fd::AsFd;
+    let private = context()?.mount(false)?;
+    match clone(private.as_fd()) {
+        Ok(public) => {
+            set_read_only(public.as_fd(), true)?;
+            attach(public.as_fd(), path)?;
+            Ok(private)
+        }
+        Err(error) if errno(&error) == Some(libc::EINVAL) => {
+            drop(private);
+            pair_by_attached(context()?, path)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The order for kernels before 6.15.
+fn pair_by_attached(context: FsContext, path: &Path) -> io::Result<OwnedFd> {
+    use std::os::fd::AsFd;
+    let public = context.mount(true)?;
+    attach(public.as_fd(), path)?;
+    let private = clone(public.as_fd()).and_then(|private| set_read_only(private.as_fd(), false).map(|()| private));
+    if private.is_err() {
+        let _ = unmount(path);
+    }
+    private
+}
+
+/// `umount2(path, MNT_DETACH)`: takes the topmost mount at `path` away; open files go on.
+///
+/// # Errors
+/// `EINVAL` when nothing is mounted there.
+pub fn unmount(path: &Path) -> io::Result<()> {
+    let target = c_path(path)?;
+    // SAFETY: the path is a valid C string for the time of the call.
+    let result = unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) };
+    check(libc::c_long::from(result), &format!("umount({})", path.display())).map(|_| ())
+}

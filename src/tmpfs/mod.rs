@@ -1,0 +1,1 @@
+//! tmpfs: to be written.
