@@ -104,7 +104,7 @@ impl End {
     ///
     /// # Errors
     /// `WouldBlock` when the peer does not read, `BrokenPipe` when it is gone.
-    pub fn send<M: Message>(&self, message: M) -> io::Result<()> {
+    pub fn send<M: Message>(&self, message: &M) -> io::Result<()> {
         send(self.0.as_raw_fd(), &message.encode(), MsgFlags::MSG_NOSIGNAL)?;
         Ok(())
     }
@@ -135,15 +135,15 @@ mod tests {
         let (a, b) = pair().expect("socketpair");
         assert_eq!(b.receive::<FromRole>(), Received::Empty);
         for message in [FromRole::Ready, FromRole::Changed, FromRole::Failed(Exit::Login)] {
-            a.send(message).expect("send");
+            a.send(&message).expect("send");
             assert_eq!(b.receive::<FromRole>(), Received::Message(message));
         }
         for message in [ToRole::Stop, ToRole::GiveUp] {
-            b.send(message).expect("send");
+            b.send(&message).expect("send");
             assert_eq!(a.receive::<ToRole>(), Received::Message(message));
         }
         drop(a);
         assert_eq!(b.receive::<FromRole>(), Received::Closed);
-        assert_eq!(b.send(ToRole::Stop).expect_err("the peer is gone").kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(b.send(&ToRole::Stop).expect_err("the peer is gone").kind(), io::ErrorKind::BrokenPipe);
     }
 }
