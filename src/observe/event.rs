@@ -56,16 +56,20 @@ pub enum Event<'a> {
         /// Its process id.
         pid: i32,
     },
+    /// The application could not be started.
+    AppNotStarted {
+        /// What was to be executed.
+        program: &'a str,
+        /// Why not.
+        why: &'a str,
+    },
     /// The application ended.
     AppEnded {
         /// The code that baofs will pass on.
         code: u8,
     },
-    /// The application did not stop in time and is killed.
-    AppKilled {
-        /// How long it was given.
-        after: Duration,
-    },
+    /// The application did not stop in time, or is not to be waited for.
+    AppKilled,
     /// A role ended although nobody asked it to.
     RoleDied {
         /// Which.
@@ -157,8 +161,9 @@ impl Event<'_> {
             Self::FallingBack { cause } => warn!(cause, "FUSE is refused; falling back to tmpfs"),
             Self::SwapAllowed { cause } => warn!(cause, "secrets may reach a swap: --allow-swap"),
             Self::AppStarted { pid } => info!(pid, "application started"),
+            Self::AppNotStarted { program, why } => error!(program, why, "the application cannot be started"),
             Self::AppEnded { code } => info!(code, "application ended"),
-            Self::AppKilled { after } => warn!(?after, "application did not stop in time; killed"),
+            Self::AppKilled => warn!("the application is killed"),
             Self::RoleDied { role, how } => error!(role = role.as_str(), how, "a process of the agent died"),
             Self::Stopping { why } => info!(why, "stopping"),
             Self::Skipped { what } => warn!("{what}"),
