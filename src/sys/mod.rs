@@ -3,5 +3,6 @@
 #![allow(unsafe_code, reason = "this is one of the two gates")]
 
 pub mod caps;
+pub mod file;
 pub mod mount;
 pub mod process;
