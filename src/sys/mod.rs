@@ -3,3 +3,4 @@
 #![allow(unsafe_code, reason = "this is one of the two gates")]
 
 pub mod mount;
+pub mod watch;
