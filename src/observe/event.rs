@@ -134,6 +134,11 @@ pub enum Event<'a> {
         /// Why.
         why: &'a str,
     },
+    /// A first value was read, and cannot be served as it is.
+    Unusable {
+        /// Which file, and what is wrong with it.
+        why: &'a str,
+    },
 
     // serve
     /// A read failed because its version had to make room for a newer one.
@@ -175,6 +180,7 @@ impl Event<'_> {
             Self::Stale { file, why } => warn!(%file, why, "the last good value is still served"),
             Self::Revoked => info!("token revoked"),
             Self::NotRevoked { why } => warn!(why, "the token could not be revoked; it ends with its ttl"),
+            Self::Unusable { why } => warn!("{why}"),
             Self::Evicted { file } => warn!(%file, "an old version that is still open made room for a newer one"),
             Self::Dropped { lines } => warn!(lines, "log lines were dropped because nobody read them"),
             Self::Broken { what } => error!("{what}"),
