@@ -130,6 +130,11 @@ pub enum Event<'a> {
         /// Why.
         why: &'a str,
     },
+    /// `tls_skip_verify`: anybody in between can read everything.
+    Unverified {
+        /// The server's host.
+        server: &'a str,
+    },
 
     // serve
     /// A read failed because its version had to make room for a newer one.
@@ -170,6 +175,7 @@ impl Event<'_> {
             Self::Stale { file, why } => warn!(%file, why, "the last good value is still served"),
             Self::Revoked => info!("token revoked"),
             Self::NotRevoked { why } => warn!(why, "the token could not be revoked; it ends with its ttl"),
+            Self::Unverified { server } => warn!(server, "TLS verification is off: anybody on the way can read every secret and the token"),
             Self::Evicted { file } => warn!(%file, "an old version that is still open made room for a newer one"),
             Self::Dropped { lines } => warn!(lines, "log lines were dropped because nobody read them"),
             Self::Broken { what } => error!("{what}"),
