@@ -138,6 +138,10 @@ pub enum Event<'a> {
     Unusable {
         /// Which file, and what is wrong with it.
         why: &'a str,
+    /// `tls_skip_verify`: anybody in between can read everything.
+    Unverified {
+        /// The server's host.
+        server: &'a str,
     },
 
     // serve
@@ -181,6 +185,7 @@ impl Event<'_> {
             Self::Revoked => info!("token revoked"),
             Self::NotRevoked { why } => warn!(why, "the token could not be revoked; it ends with its ttl"),
             Self::Unusable { why } => warn!("{why}"),
+            Self::Unverified { server } => warn!(server, "TLS verification is off: anybody on the way can read every secret and the token"),
             Self::Evicted { file } => warn!(%file, "an old version that is still open made room for a newer one"),
             Self::Dropped { lines } => warn!(lines, "log lines were dropped because nobody read them"),
             Self::Broken { what } => error!("{what}"),

@@ -6,3 +6,4 @@ pub mod caps;
 pub mod file;
 pub mod mount;
 pub mod process;
+pub mod watch;
