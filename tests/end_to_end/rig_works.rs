@@ -1,5 +1,8 @@
 //! The rig itself: what the other tests rely on, shown without baofs.
 
+use crate::rig::agent::{MOUNT, Setup, USER};
+use crate::rig::config;
+use crate::rig::process::{run, status};
 use crate::rig::server::{CALM, Real, Tenant};
 use crate::rig::{http, wait_until};
 use serde_json::json;
@@ -41,4 +44,23 @@ fn servers_end_with_the_last_test() {
     drop(real);
     assert!(std::net::TcpStream::connect(bao).is_err());
     assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[test]
+fn a_room_holds_the_incumbent_and_all_of_it_ends() {
+    let tenant = Tenant::real("rig-room", CALM);
+    for n in 0..8 {
+        tenant.put(&format!("kv{n}"), json!({ "value": format!("value {n}") }));
+    }
+    let agent = Setup::incumbent(&tenant, &config::ten_files(&tenant, MOUNT)).start();
+    assert_eq!(agent.read("kv7"), "value 7");
+    assert!(tenant.admits(&agent.read("user"), &agent.read("password")));
+    let path = format!("{MOUNT}/kv0");
+    assert_eq!(run(&mut agent.enter(USER, &["cat", &path])), "value 0", "the incumbent's files are readable by all");
+    assert_eq!(run(&mut agent.enter(USER, &["id", "-u"])), USER.to_string());
+    assert!(!std::path::Path::new(MOUNT).exists(), "the room's files are not the machine's");
+    let pid = agent.pid();
+    drop(agent);
+    wait_until("the agent is gone with its room", || status(pid, "Name").is_none().then_some(()));
+    assert_eq!((tenant.tokens(), tenant.leases()), (1, 1), "the incumbent leaves both");
 }

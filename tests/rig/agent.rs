@@ -25,6 +25,15 @@ pub(crate) enum Place {
     UnderShell,
 }
 
+/// What runs in the room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Program {
+    /// `baofs run OPTIONS -- APP`.
+    Baofs,
+    /// `bao agent` with the same configuration: no application.
+    Incumbent,
+}
+
 /// Where its standard error goes.
 #[derive(Debug)]
 pub(crate) enum Stderr {
@@ -37,6 +46,7 @@ pub(crate) enum Stderr {
 /// What is to be started.
 #[derive(Debug)]
 pub(crate) struct Setup {
+    program: Program,
     world: World,
     place: Place,
     dir: TempDir,
@@ -51,6 +61,7 @@ pub(crate) struct Setup {
 /// A running `baofs run`.
 #[derive(Debug)]
 pub(crate) struct Agent {
+    program: Program,
     /// `unshare(1)`, whose end is the end of the namespace.
     room: Kept,
     place: Place,
@@ -71,18 +82,36 @@ pub(crate) struct End {
     pub(crate) stderr: String,
 }
 
-/// The binary under test.
+/// The binary under test: the release build where `./test` has made one.
 pub(crate) fn binary() -> PathBuf {
     std::env::var_os("BAOFS_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_baofs")), PathBuf::from)
+}
+
+impl Program {
+    fn binary(self) -> PathBuf {
+        match self {
+            Self::Baofs => binary(),
+            Self::Incumbent => super::bao::binary(),
+        }
+    }
+
+    /// The name of its process.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Baofs => "baofs",
+            Self::Incumbent => "bao",
+        }
+    }
 }
 
 impl Setup {
     /// `config` for `tenant` in `world`; the application waits for a signal unless it is given.
     pub(crate) fn new(world: World, tenant: &Tenant, config: &str) -> Self {
         let setup = Self {
+            program: Program::Baofs,
             world,
             place: Place::Init,
-            dir: tempfile::tempdir().expect("a directory for /etc/bao"),
+            dir: tempfile::tempdir().expect("a directory for the room"),
             options: Vec::new(),
             variables: Vec::new(),
             prepare: String::new(),
@@ -90,14 +119,20 @@ impl Setup {
             app: ["sh", "-c", "trap 'exit 0' TERM; echo started; while :; do sleep 60 & wait; done"].map(str::to_owned).to_vec(),
             stderr: Stderr::Captured,
         };
-        nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, setup.dir.path(), readable(0o755), nix::sys::stat::FchmodatFlags::FollowSymlink)
-            .expect("the directory is ours");
+        for name in ["root", "bao"] {
+            std::fs::create_dir(setup.dir.path().join(name)).expect("a directory of the room is made");
+        }
         setup.file("agent-config.hcl", config).file("role_id", &tenant.role_id).file("secret_id", &tenant.secret_id)
+    }
+
+    /// `bao agent` instead.
+    pub(crate) fn incumbent(tenant: &Tenant, config: &str) -> Self {
+        Self { program: Program::Incumbent, ..Self::new(World::Tmpfs, tenant, config) }
     }
 
     /// Writes a file of /etc/bao, readable by all.
     pub(crate) fn file(self, name: &str, text: &str) -> Self {
-        std::fs::write(self.dir.path().join(name), text).expect("a file of /etc/bao is written");
+        std::fs::write(self.dir.path().join("bao").join(name), text).expect("a file of /etc/bao is written");
         self
     }
 
@@ -159,10 +194,15 @@ impl Setup {
             words.push("setpriv".to_owned());
             words.extend(self.rights.iter().cloned());
         }
-        words.extend(["/entry/baofs", "run"].map(str::to_owned));
-        words.extend(self.options.iter().cloned());
-        words.push("--".to_owned());
-        words.extend(self.app.iter().cloned());
+        match self.program {
+            Program::Baofs => {
+                words.extend(["/entry/baofs", "run"].map(str::to_owned));
+                words.extend(self.options.iter().cloned());
+                words.push("--".to_owned());
+                words.extend(self.app.iter().cloned());
+            }
+            Program::Incumbent => words.extend(["/entry/bao", "agent", "-config=/etc/bao/agent-config.hcl"].map(str::to_owned)),
+        }
         words
     }
 
@@ -172,7 +212,8 @@ impl Setup {
         let captured = matches!(given, Stderr::Captured);
         let mut room = Kept::start(&[], |command| {
             command.args(["unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child", "--propagation", "private"]);
-            command.args(["sh", "-c", include_str!("room.sh"), "room"]).arg(self.dir.path()).arg(binary());
+            command.args(["sh", "-c", include_str!("room.sh"), "room"]);
+            command.args([self.dir.path().join("root"), self.dir.path().join("bao"), self.program.binary()]);
             command.arg(if self.world == World::Fuse { "fuse" } else { "no-fuse" }).arg(&self.prepare).args(self.command());
             command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
             if self.world == World::Tmpfs {
@@ -187,17 +228,13 @@ impl Setup {
         let child = room.child();
         let stdout = Captured::of(child.stdout.take().expect("it was asked for"));
         let stderr = captured.then(|| Captured::of(child.stderr.take().expect("it was asked for")));
-        Agent { room, place: self.place, dir: self.dir, stdout, stderr }
+        Agent { program: self.program, room, place: self.place, dir: self.dir, stdout, stderr }
     }
 
     /// Starts it and waits for its end.
     pub(crate) fn outcome(self) -> End {
         self.start().end()
     }
-}
-
-fn readable(mode: u32) -> nix::sys::stat::Mode {
-    nix::sys::stat::Mode::from_bits_truncate(mode)
 }
 
 impl Agent {
@@ -208,7 +245,7 @@ impl Agent {
             if self.place == Place::UnderShell {
                 found = *children(found).first()?;
             }
-            (status(found, "Name")? == "baofs").then_some(found)
+            (status(found, "Name")? == self.program.name()).then_some(found)
         })
     }
 
@@ -278,7 +315,7 @@ impl Agent {
 
     /// A file of /etc/bao, from outside.
     pub(crate) fn etc(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir.path().join("bao").join(name)
     }
 
     /// Waits for its end.

@@ -1,9 +1,9 @@
 # Builds a root of its own in this mount namespace, like a small container's, and becomes the command in it.
-# Arguments: directory for /etc/bao, the binary under test, `fuse` or `no-fuse`, more preparation (shell), the command.
+# Arguments: an empty directory, one for /etc/bao, the binary under test, `fuse` or `no-fuse`, more preparation (shell), the
+# command.
 set -e
-credentials=$1 binary=$2 fuse=$3 prepare=$4
-shift 4
-root=$(mktemp -d)
+root=$1 credentials=$2 binary=$3 fuse=$4 prepare=$5
+shift 5
 mount -t tmpfs -o mode=0755 room "$root"
 for entry in /*; do
   name=${entry#/}
@@ -22,8 +22,8 @@ cp -a /etc/. "$root/etc/"
 rm -rf "$root/etc/bao"
 mkdir "$root/etc/bao"
 mount --bind "$credentials" "$root/etc/bao"
-touch "$root/entry/baofs"
-mount --bind "$binary" "$root/entry/baofs"
+touch "$root/entry/${binary##*/}"
+mount --bind "$binary" "$root/entry/${binary##*/}"
 devices="null zero full random urandom tty"
 [ "$fuse" = no-fuse ] || devices="$devices fuse"
 for device in $devices; do
