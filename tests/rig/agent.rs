@@ -16,6 +16,17 @@ pub(crate) const MOUNT: &str = "/app/secrets";
 /// The application's user and group in most tests.
 pub(crate) const USER: u32 = 1000;
 
+/// Runs the agent and says on standard output what it left behind.
+const UNDER_SHELL: &str = r#""$@"; code=$?
+grep -o " /app/secrets .*" /proc/self/mounts | while read -r it; do echo "left mounted: $it"; done
+for it in /app/secrets/..* /app/secrets/*; do
+  case $it in */.|*/..) ;; *) if [ -e "$it" ] || [ -L "$it" ]; then echo "left behind: $it"; fi ;; esac
+done
+for it in /proc/[0-9]*; do
+  case $(readlink "$it/exe") in */baofs*) echo "left running: $it" ;; esac
+done
+exit $code"#;
+
 /// The process number of the agent in its namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -29,7 +40,9 @@ pub(crate) enum Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Program {
     /// `baofs run OPTIONS -- APP`.
-    Baofs,
+    Run,
+    /// `baofs mount OPTIONS`.
+    Mount,
     /// `bao agent` with the same configuration: no application.
     Incumbent,
 }
@@ -90,7 +103,7 @@ pub(crate) fn binary() -> PathBuf {
 impl Program {
     fn binary(self) -> PathBuf {
         match self {
-            Self::Baofs => binary(),
+            Self::Run | Self::Mount => binary(),
             Self::Incumbent => super::bao::binary(),
         }
     }
@@ -98,7 +111,7 @@ impl Program {
     /// The name of its process.
     fn name(self) -> &'static str {
         match self {
-            Self::Baofs => "baofs",
+            Self::Run | Self::Mount => "baofs",
             Self::Incumbent => "bao",
         }
     }
@@ -108,7 +121,7 @@ impl Setup {
     /// `config` for `tenant` in `world`; the application waits for a signal unless it is given.
     pub(crate) fn new(world: World, tenant: &Tenant, config: &str) -> Self {
         let setup = Self {
-            program: Program::Baofs,
+            program: Program::Run,
             world,
             place: Place::Init,
             dir: tempfile::tempdir().expect("a directory for the room"),
@@ -123,6 +136,11 @@ impl Setup {
             std::fs::create_dir(setup.dir.path().join(name)).expect("a directory of the room is made");
         }
         setup.file("agent-config.hcl", config).file("role_id", &tenant.role_id).file("secret_id", &tenant.secret_id)
+    }
+
+    /// `baofs mount` instead: no application.
+    pub(crate) fn mount_only(self) -> Self {
+        Self { program: Program::Mount, ..self }
     }
 
     /// `bao agent` instead.
@@ -188,18 +206,22 @@ impl Setup {
     fn command(&self) -> Vec<String> {
         let mut words: Vec<String> = Vec::new();
         if self.place == Place::UnderShell {
-            words.extend(["sh", "-c", "\"$@\"; exit $?", "sh"].map(str::to_owned));
+            words.extend(["sh", "-c", UNDER_SHELL, "sh"].map(str::to_owned));
         }
         if !self.rights.is_empty() {
             words.push("setpriv".to_owned());
             words.extend(self.rights.iter().cloned());
         }
         match self.program {
-            Program::Baofs => {
+            Program::Run => {
                 words.extend(["/entry/baofs", "run"].map(str::to_owned));
                 words.extend(self.options.iter().cloned());
                 words.push("--".to_owned());
                 words.extend(self.app.iter().cloned());
+            }
+            Program::Mount => {
+                words.extend(["/entry/baofs", "mount"].map(str::to_owned));
+                words.extend(self.options.iter().cloned());
             }
             Program::Incumbent => words.extend(["/entry/bao", "agent", "-config=/etc/bao/agent-config.hcl"].map(str::to_owned)),
         }

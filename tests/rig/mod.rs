@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long anything that must happen may take on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// How files are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,11 +24,6 @@ pub(crate) enum World {
     Fuse,
     /// FUSE is refused for want of its device; `--fallback tmpfs` mounts one.
     Tmpfs,
-}
-
-impl World {
-    /// All of them.
-    pub(crate) const ALL: [Self; 2] = [Self::Fuse, Self::Tmpfs];
 }
 
 /// Asks `probe` until it answers, and fails with `what` when it never does.

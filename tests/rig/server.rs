@@ -127,6 +127,11 @@ impl Tenant {
         self.real.postgres.has_role(user)
     }
 
+    /// The users that OpenBao has made in the database, of all tenants.
+    pub(crate) fn users(&self) -> Vec<String> {
+        self.real.postgres.sql("select rolname from pg_roles where rolname like 'v-approle-%'").lines().map(str::to_owned).collect()
+    }
+
     /// What it asked the server for, oldest first: `read secret/data/a`.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.real.bao.requests(&self.name)
