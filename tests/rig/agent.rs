@@ -260,15 +260,21 @@ impl Setup {
 }
 
 impl Agent {
-    /// The pid of `baofs` itself, as this process sees it; waits until it runs.
+    /// The pid of the agent itself, as this process sees it; waits until it runs.
     pub(crate) fn pid(&self) -> Pid {
-        wait_until("baofs runs in its room", || {
-            let mut found = *children(self.room.pid()).first()?;
-            if self.place == Place::UnderShell {
-                found = *children(found).first()?;
-            }
+        wait_until(&format!("the agent runs in its room; log: {}", self.log()), || {
+            let found = self.entry()?;
             (status(found, "Name")? == self.program.name()).then_some(found)
         })
+    }
+
+    /// The pid that the agent has, or will have once its room is made.
+    pub(crate) fn entry(&self) -> Option<Pid> {
+        let first = *children(self.room.pid()).first()?;
+        match self.place {
+            Place::Init => Some(first),
+            Place::UnderShell => children(first).first().copied(),
+        }
     }
 
     /// Every process of the room from the agent down: pid, name.
