@@ -1,0 +1,149 @@
+//! One face for both servers, so that one test body runs over the real OpenBao and the stand-in. Invariant: tests share a
+//! server, never a role: a `Tenant` has a login, a policy of exactly its own paths, and a database role of its own.
+
+use super::bao::Bao;
+use super::postgres::{ADMIN, Postgres};
+use super::wait_until;
+use serde_json::{Value, json};
+use std::sync::{Arc, Mutex, Weak};
+
+/// The real thing: OpenBao with `PostgreSQL` behind its database engine.
+#[derive(Debug)]
+pub(crate) struct Real {
+    /// The server.
+    pub(crate) bao: Bao,
+    /// Its database.
+    pub(crate) postgres: Postgres,
+}
+
+/// How a tenant's tokens and leases live.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lives {
+    /// Of a token, in seconds; renewable.
+    pub(crate) token: u32,
+    /// Of a database lease, in seconds; renewable.
+    pub(crate) lease: u32,
+    /// Of a database lease at most, in seconds.
+    pub(crate) lease_max: u32,
+}
+
+/// Long enough that nothing ends within a test.
+pub(crate) const CALM: Lives = Lives { token: 3600, lease: 1800, lease_max: 3600 };
+
+/// One login at a server with its own secrets.
+#[derive(Clone, Debug)]
+pub(crate) struct Tenant {
+    /// Where it lives.
+    real: Arc<Real>,
+    /// Its name: of its role, policy, database role, and of its folder in the KV store.
+    pub(crate) name: String,
+    /// For its `role_id` file.
+    pub(crate) role_id: String,
+    /// For its `secret_id` file.
+    pub(crate) secret_id: String,
+}
+
+impl Real {
+    /// The one that tests share: started by the first, ended with the last.
+    pub(crate) fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<Real>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let real = Arc::new(Self::start());
+            *shared = Arc::downgrade(&real);
+            real
+        })
+    }
+
+    /// Both servers, knowing each other.
+    pub(crate) fn start() -> Self {
+        let (bao, postgres) = (Bao::start(), Postgres::start());
+        bao.api("POST", "sys/auth/approle", json!({ "type": "approle" }));
+        bao.api("POST", "sys/mounts/database", json!({ "type": "database" }));
+        let url = format!("postgresql://{{{{username}}}}:{{{{password}}}}@127.0.0.1:{}/postgres?sslmode=disable", postgres.port);
+        let connection = json!({ "plugin_name": "postgresql-database-plugin", "allowed_roles": "*", "connection_url": url,
+            "username": ADMIN.0, "password": ADMIN.1 });
+        bao.api("POST", "database/config/postgres", connection);
+        // The KV engine of a new server is not ready at once.
+        wait_until("the KV engine takes values", || {
+            let answer = bao.try_api("POST", "secret/data/first", Some(&json!({ "data": { "a": "b" } })));
+            answer.filter(|answer| answer.status == 200)
+        });
+        Self { bao, postgres }
+    }
+
+    /// A new tenant; `database_role` is its own name unless a test needs a certain one.
+    pub(crate) fn tenant(self: &Arc<Self>, name: &str, database_role: &str, lives: Lives) -> Tenant {
+        let paths = [format!("database/creds/{database_role}"), format!("secret/data/{name}/*")];
+        let policy = paths.map(|path| format!("path \"{path}\" {{ capabilities = [\"read\"] }}\n")).concat();
+        self.bao.api("POST", &format!("sys/policies/acl/{name}"), json!({ "policy": policy }));
+        let statement = "create role \"{{name}}\" login password '{{password}}' valid until '{{expiration}}'";
+        let role = json!({ "db_name": "postgres", "creation_statements": [statement],
+            "default_ttl": lives.lease, "max_ttl": lives.lease_max });
+        self.bao.api("POST", &format!("database/roles/{database_role}"), role);
+        let role = format!("auth/approle/role/{name}");
+        self.bao.api("POST", &role, json!({ "token_policies": [name], "token_ttl": lives.token, "token_max_ttl": lives.token * 10 }));
+        let text = |answer: &Value, key: &str| answer["data"][key].as_str().expect("the role has it").to_owned();
+        let role_id = text(&self.bao.api("GET", &format!("{role}/role-id"), Value::Null), "role_id");
+        let secret_id = text(&self.bao.api("POST", &format!("{role}/secret-id"), json!({})), "secret_id");
+        Tenant { real: Arc::clone(self), name: name.to_owned(), role_id, secret_id }
+    }
+}
+
+impl Tenant {
+    /// A tenant of the shared real server.
+    pub(crate) fn real(name: &str, lives: Lives) -> Self {
+        Real::shared().tenant(name, name, lives)
+    }
+
+    /// The server's address as a configuration has it.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.real.bao.address)
+    }
+
+    /// The path of its database credential.
+    pub(crate) fn creds(&self) -> String {
+        format!("database/creds/{}", self.name)
+    }
+
+    /// The path of its KV v2 secret `key`.
+    pub(crate) fn kv(&self, key: &str) -> String {
+        format!("secret/data/{}/{key}", self.name)
+    }
+
+    /// Writes a new version of its KV v2 secret `key`.
+    #[expect(clippy::needless_pass_by_value, reason = "callers write the value in place")]
+    pub(crate) fn put(&self, key: &str, data: Value) {
+        self.real.bao.api("POST", &self.kv(key), json!({ "data": data }));
+    }
+
+    /// Whether the database admits this user with this password.
+    pub(crate) fn admits(&self, user: &str, password: &str) -> bool {
+        self.real.postgres.admits(user, password)
+    }
+
+    /// Whether the database knows this user.
+    pub(crate) fn knows(&self, user: &str) -> bool {
+        self.real.postgres.has_role(user)
+    }
+
+    /// The users that OpenBao has made in the database, of all tenants.
+    pub(crate) fn users(&self) -> Vec<String> {
+        self.real.postgres.sql("select rolname from pg_roles where rolname like 'v-approle-%'").lines().map(str::to_owned).collect()
+    }
+
+    /// What it asked the server for, oldest first: `read secret/data/a`.
+    pub(crate) fn requests(&self) -> Vec<String> {
+        self.real.bao.requests(&self.name)
+    }
+
+    /// How many of its tokens live.
+    pub(crate) fn tokens(&self) -> usize {
+        self.real.bao.tokens(&self.name)
+    }
+
+    /// How many leases of its database role live.
+    pub(crate) fn leases(&self) -> usize {
+        self.real.bao.leases(&self.name).len()
+    }
+}
