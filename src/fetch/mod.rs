@@ -2,11 +2,13 @@
 //! outlet. Invariants: nothing partial is published; values stay here and in the outlet; it leaves no token behind.
 
 mod board;
+mod outlet;
 mod press;
 mod requests;
 #[cfg(test)]
 mod tests;
 
+pub use outlet::{ArenaOutlet, TmpfsOutlet};
 pub use press::{Announced, Outlet, OutletError};
 
 use crate::clock::{Clock, Jitter};

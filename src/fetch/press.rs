@@ -20,6 +20,11 @@ pub trait Outlet {
     /// # Errors
     /// Why the last generation stays; the same changes are offered again later.
     fn publish(&mut self, changes: &[Change], announced: &Announced) -> Result<Generation, OutletError>;
+
+    /// Removes what old generations have left, as far as it is due. When it is worth to come again, if at all.
+    fn tidy(&mut self) -> Option<Moment> {
+        None
+    }
 }
 
 /// Why something could not be published. Holds no value.

@@ -4,7 +4,7 @@
 
 use super::tree::HIDDEN;
 use crate::memory::arena::Arena;
-use crate::names::FileId;
+use crate::names::{FileId, Generation};
 use crate::snapshot::Bulletin;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
@@ -44,12 +44,12 @@ pub struct Announcer {
 }
 
 impl Announcer {
-    /// Starts the thread, which at once announces what is due and then calls `done` after every round with the number of
-    /// files announced, or why it stopped short.
+    /// Starts the thread, which at once announces what is due and then calls `done` after every round that announced
+    /// something, with the newest generation in it, or why it stopped short.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(arena: Arc<Arena>, private: OwnedFd, done: impl FnMut(Result<usize, AnnounceError>) + Send + 'static) -> io::Result<Self> {
+    pub fn start(arena: Arc<Arena>, private: OwnedFd, done: impl FnMut(Result<Generation, AnnounceError>) + Send + 'static) -> io::Result<Self> {
         let (wake, woken) = channel();
         thread::Builder::new().name("announce".to_owned()).spawn(move || run(arena, &private, &woken, done))?;
         Ok(Self { wake })
@@ -62,10 +62,12 @@ impl Announcer {
     }
 }
 
-fn run(arena: Arc<Arena>, private: &OwnedFd, woken: &Receiver<()>, mut done: impl FnMut(Result<usize, AnnounceError>)) {
+fn run(arena: Arc<Arena>, private: &OwnedFd, woken: &Receiver<()>, mut done: impl FnMut(Result<Generation, AnnounceError>)) {
     let bulletin = Bulletin::sign(arena);
     loop {
-        done(announce_due(&bulletin, private));
+        if let Some(result) = announce_due(&bulletin, private).transpose() {
+            done(result);
+        }
         if woken.recv().is_err() {
             return;
         }
@@ -75,21 +77,20 @@ fn run(arena: Arc<Arena>, private: &OwnedFd, woken: &Receiver<()>, mut done: imp
 }
 
 /// Announces until nothing is due; versions that are published meanwhile are due, too.
-fn announce_due(bulletin: &Bulletin, private: &OwnedFd) -> Result<usize, AnnounceError> {
-    let mut count = 0;
+fn announce_due(bulletin: &Bulletin, private: &OwnedFd) -> Result<Option<Generation>, AnnounceError> {
+    let mut newest = None;
     loop {
         let due = bulletin.due();
         if due.is_empty() {
-            return Ok(count);
+            return Ok(newest);
         }
         for file in due {
-            announce(bulletin, private, file)?;
-            count += 1;
+            newest = newest.max(Some(announce(bulletin, private, file)?));
         }
     }
 }
 
-fn announce(bulletin: &Bulletin, private: &OwnedFd, file: FileId) -> Result<(), AnnounceError> {
+fn announce(bulletin: &Bulletin, private: &OwnedFd, file: FileId) -> Result<Generation, AnnounceError> {
     let name = bulletin.name(file);
     let hidden = format!("{HIDDEN}{name}");
     let failed = |step| move |cause| AnnounceError { name: name.to_owned(), step, cause };
@@ -103,7 +104,7 @@ fn announce(bulletin: &Bulletin, private: &OwnedFd, file: FileId) -> Result<(), 
     retry(|| ftruncate(&fd, len)).map_err(failed("truncate"))?;
     drop(fd);
     bulletin.done(file, made.generation);
-    Ok(())
+    Ok(made.generation)
 }
 
 /// Again after a signal; and `serve`, when it is born again on an old kernel, answers EINTR for its predecessor.

@@ -138,6 +138,7 @@ pub enum Event<'a> {
     Unusable {
         /// Which file, and what is wrong with it.
         why: &'a str,
+    },
     /// `tls_skip_verify`: anybody in between can read everything.
     Unverified {
         /// The server's host.

@@ -2,16 +2,14 @@
 //! thread; it is the only place that starts, signals and waits; whatever happens it takes down what it set up.
 
 pub mod app;
-pub mod run;
+mod run;
 pub mod state;
 pub mod traces;
 mod world;
 
-use crate::bao;
 use crate::clock::RealClock;
 use crate::config::plan::{App, Plan};
 use crate::exit::Exit;
-use crate::fetch;
 use crate::link::{self, End, FromRole};
 use crate::memory;
 use crate::observe::{self, Event, Role};
@@ -38,16 +36,8 @@ use world::World;
 const REVOKE_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// The signals that are read from a descriptor.
-const READ: [Signal; 8] = [
-    Signal::SIGTERM,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGHUP,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGWINCH,
-    Signal::SIGCHLD,
-];
+const READ: [Signal; 8] =
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCHLD];
 
 /// Why the agent did not start: the code to end with, and cause and remedy in words.
 #[derive(Debug)]
@@ -91,9 +81,9 @@ pub fn run(plan: &Plan) -> Result<u8, Refused> {
     if getpid() != Pid::from_raw(1) {
         prctl::set_child_subreaper(true).map_err(|error| Refused::software("orphans cannot be adopted", error))?;
     }
-    let world = World::open(plan)?;
+    let mut world = World::open(plan)?;
     let traces = Traces::make(plan);
-    let code = supervise(plan, &world, signals, &inherited);
+    let code = supervise(plan, &mut world, signals, &inherited);
     traces.remove();
     world.close();
     code
@@ -116,14 +106,13 @@ fn may_become_user(app: &App) -> Result<(), Refused> {
 }
 
 /// Forks the roles, obeys the machine to its end, and reaps what is left.
-fn supervise(plan: &Plan, world: &World, signals: SignalFd, inherited: &Inherited) -> Result<u8, Refused> {
+fn supervise(plan: &Plan, world: &mut World, signals: SignalFd, inherited: &Inherited) -> Result<u8, Refused> {
     let clock = RealClock::start();
     let roles = start_roles(plan, world, &signals)?;
     let terminal = Terminal::foreground();
     let app = &plan.app;
     let (mut machine, first) = Machine::start(policy(app));
-    let mut turning =
-        Loop { clock: &clock, signals, roles, app, inherited, terminal, group: None, app_lives: false, timer: None };
+    let mut turning = Loop { clock: &clock, signals, world, roles, app, inherited, terminal, group: None, app_lives: false, timer: None };
     let code = turning.run(&mut machine, first);
     if let Some(terminal) = &turning.terminal {
         terminal.take_back();
@@ -132,7 +121,6 @@ fn supervise(plan: &Plan, world: &World, signals: SignalFd, inherited: &Inherite
         // Whom the application left behind in its group.
         let _ = killpg(group, Signal::SIGKILL);
     }
-    world.unmount();
     for role in &turning.roles {
         end_role(role.pid);
     }
@@ -159,59 +147,53 @@ fn end_role(pid: Pid) {
 /// Starts `serve` (on FUSE) and `fetch`; when one cannot be started, none stays.
 fn start_roles(plan: &Plan, world: &World, signals: &SignalFd) -> Result<Vec<RoleProcess>, Refused> {
     let mut roles = vec![];
-    if let World::Fuse(fuse) = world {
-        let close = [signals.as_fd(), fuse.mount.private()];
-        roles.push(start_role(Role::Serve, &close, &[], |link| crate::serve::run(&fuse.arena, fuse.mount.device(), link))?);
-    }
-    let serve = roles.first().and_then(|role: &RoleProcess| role.link.as_ref()).map(AsFd::as_fd);
-    let close: Vec<_> = [Some(signals.as_fd()), serve, world.device()].into_iter().flatten().collect();
-    let fetch = start_role(Role::Fetch, &close, world.rights_of_fetch(), |link| run_fetch(plan, world, link));
-    match fetch {
-        Ok(fetch) => roles.push(fetch),
-        Err(refused) => {
-            roles.iter().for_each(|role| end_role(role.pid));
-            return Err(refused);
-        }
-    }
+    let started = start_serve(plan, world, signals, &mut roles).and_then(|()| start_fetch(plan, world, signals, &mut roles));
+    started.map_err(|error| {
+        roles.iter().for_each(|role| end_role(role.pid));
+        Refused::software("a process of the agent cannot be started", error)
+    })?;
     Ok(roles)
 }
 
-/// The whole of `fetch`.
-fn run_fetch(plan: &Plan, world: &World, link: &End) -> Exit {
-    match bao::Client::new(&plan.server, &plan.auth) {
-        Ok(client) => world.fetch(plan, client, link),
-        Err(error) => {
-            Event::Broken { what: &error.to_string() }.emit();
-            Exit::Config
-        }
+fn start_serve(plan: &Plan, world: &World, signals: &SignalFd, roles: &mut Vec<RoleProcess>) -> io::Result<()> {
+    if let Some(body) = world.serve(plan)? {
+        roles.push(start_role(Role::Serve, &foreign(world, signals, roles), &[], body)?);
     }
+    Ok(())
 }
 
-/// Forks a role that drops every right but `keep` and says why it ends when it does not end well.
-fn start_role(
-    role: Role,
-    close: &[BorrowedFd<'_>],
-    keep: &[Capability],
-    body: impl FnOnce(&End) -> Exit,
-) -> Result<RoleProcess, Refused> {
-    let failed = |error: io::Error| Refused::software(&format!("{} cannot be started", role.as_str()), error);
-    let (ours, theirs) = link::pair().map_err(failed)?;
+fn start_fetch(plan: &Plan, world: &World, signals: &SignalFd, roles: &mut Vec<RoleProcess>) -> io::Result<()> {
+    let body = world.fetch(plan)?;
+    roles.push(start_role(Role::Fetch, &foreign(world, signals, roles), world.rights_of_fetch(), body)?);
+    Ok(())
+}
+
+/// The descriptors of supervise that are no role's: signals, the mount, the links to other roles.
+fn foreign<'a>(world: &'a World, signals: &'a SignalFd, roles: &'a [RoleProcess]) -> Vec<BorrowedFd<'a>> {
+    let links = roles.iter().filter_map(|role| role.link.as_ref()).map(AsFd::as_fd);
+    world.descriptors().into_iter().chain([signals.as_fd()]).chain(links).collect()
+}
+
+/// Forks a role that closes what is `foreign`, drops every right but `keep`, and says why when it does not end well.
+fn start_role(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], body: impl FnOnce(End) -> Exit) -> io::Result<RoleProcess> {
+    let (ours, theirs) = link::pair()?;
+    let last = theirs.try_clone()?;
     let parent = getpid();
-    let close: Vec<_> = close.iter().copied().chain([ours.as_fd()]).collect();
-    let pid = process::fork(&close, || {
+    let close: Vec<_> = foreign.iter().copied().chain([ours.as_fd()]).collect();
+    let pid = process::fork(&close, move || {
         let exit = match confine(role, keep, parent) {
-            Ok(()) => body(&theirs),
+            Ok(()) => body(theirs),
             Err(error) => {
                 Event::Broken { what: &format!("{} cannot be confined: {error}", role.as_str()) }.emit();
                 Exit::Memory
             }
         };
         if exit != Exit::Ok {
-            let _ = theirs.send(&FromRole::Failed(exit));
+            let _ = last.send(&FromRole::Failed(exit));
         }
         exit.code()
-    });
-    Ok(RoleProcess { role, pid: pid.map_err(failed)?, link: Some(ours) })
+    })?;
+    Ok(RoleProcess { role, pid, link: Some(ours) })
 }
 
 /// Makes the forked process what a role is: no rights, no dump, dead with its parent.
@@ -219,7 +201,7 @@ fn confine(role: Role, keep: &[Capability], parent: Pid) -> io::Result<()> {
     observe::start_role(role);
     prctl::set_no_new_privs()?;
     caps::keep_only(keep)?;
-    memory::harden_role().map_err(io::Error::other)?;
+    memory::forbid_cores().map_err(io::Error::other)?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The parent may have died before the line above.
     if getppid() == parent { Ok(()) } else { Err(io::Error::other("the supervisor is gone")) }

@@ -3,6 +3,7 @@
 
 use super::app::{self, Inherited, Terminal};
 use super::state::{Ending, Input, Machine, Output, Timer};
+use super::world::World;
 use crate::clock::{Clock, Moment};
 use crate::config::plan::App;
 use crate::exit::Exit;
@@ -20,40 +21,42 @@ use std::time::Duration;
 
 /// A role that runs.
 #[derive(Debug)]
-pub struct RoleProcess {
+pub(super) struct RoleProcess {
     /// Which.
-    pub role: Role,
+    pub(super) role: Role,
     /// Its process.
-    pub pid: Pid,
+    pub(super) pid: Pid,
     /// The link to it, until its end was seen.
-    pub link: Option<End>,
+    pub(super) link: Option<End>,
 }
 
 /// What the loop works with.
-pub struct Loop<'a, C> {
+pub(super) struct Loop<'a, C> {
     /// Time.
-    pub clock: &'a C,
+    pub(super) clock: &'a C,
     /// The signals that are read, not caught.
-    pub signals: SignalFd,
+    pub(super) signals: SignalFd,
+    /// What the roles serve.
+    pub(super) world: &'a mut World,
     /// `fetch`, and on FUSE `serve`.
-    pub roles: Vec<RoleProcess>,
+    pub(super) roles: Vec<RoleProcess>,
     /// What the application is.
-    pub app: &'a App,
+    pub(super) app: &'a App,
     /// What it is given.
-    pub inherited: &'a Inherited,
+    pub(super) inherited: &'a Inherited,
     /// The terminal that it is given, if any.
-    pub terminal: Option<Terminal>,
+    pub(super) terminal: Option<Terminal>,
     /// Its process group, once it was started.
-    pub group: Option<Pid>,
+    pub(super) group: Option<Pid>,
     /// Whether it still lives.
-    pub app_lives: bool,
+    pub(super) app_lives: bool,
     /// The one timer.
-    pub timer: Option<(Timer, Moment)>,
+    pub(super) timer: Option<(Timer, Moment)>,
 }
 
 impl<C: Clock> Loop<'_, C> {
     /// Runs until the machine finishes; the code to end with.
-    pub fn run(&mut self, machine: &mut Machine, first: Vec<Output>) -> u8 {
+    pub(super) fn run(&mut self, machine: &mut Machine, first: Vec<Output>) -> u8 {
         let mut outputs = VecDeque::from(first);
         loop {
             while let Some(output) = outputs.pop_front() {
@@ -76,7 +79,8 @@ impl<C: Clock> Loop<'_, C> {
             Output::StartApp => return self.start_app(),
             Output::SignalApp(signal) => self.signal_app(signal),
             Output::TellFetch(message) => self.tell_fetch(message),
-            Output::KillFetch => self.kill_role(Role::Fetch),
+            Output::KillRoles => self.kill_roles(),
+            Output::AbortMount => self.world.abort(),
             Output::Arm(timer, after) => self.timer = Some((timer, self.clock.now().plus(after))),
             Output::Finish(_) => {}
         }
@@ -104,7 +108,9 @@ impl<C: Clock> Loop<'_, C> {
         }
         match killpg(group, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
-            Err(error) => Event::Skipped { what: &format!("the application cannot be sent {signal}: {error}; hint: add the capability KILL") }.emit(),
+            Err(error) => {
+                Event::Skipped { what: &format!("the application cannot be sent {signal}: {error}; hint: add the capability KILL") }.emit()
+            }
         }
     }
 
@@ -114,8 +120,8 @@ impl<C: Clock> Loop<'_, C> {
         let _ = link.map(|link| link.send(&message));
     }
 
-    fn kill_role(&mut self, role: Role) {
-        if let Some(process) = self.roles.iter().find(|process| process.role == role) {
+    fn kill_roles(&self) {
+        for process in &self.roles {
             let _ = kill(process.pid, Signal::SIGKILL);
         }
     }

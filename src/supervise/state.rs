@@ -66,8 +66,10 @@ pub enum Output {
     SignalApp(Signal),
     /// Say this to `fetch`.
     TellFetch(ToRole),
-    /// Kill `fetch`: it did not end by itself.
-    KillFetch,
+    /// Kill the roles: `fetch` did not end by itself.
+    KillRoles,
+    /// Give who waits for `serve` an error: it is dead.
+    AbortMount,
     /// Wait so long for that; the machine has one timer.
     Arm(Timer, Duration),
     /// Take everything down and end with this code.
@@ -173,6 +175,12 @@ impl Machine {
     }
 
     fn role_ended(&mut self, role: Role) -> Vec<Output> {
+        let mut outputs = if role == Role::Serve { vec![Output::AbortMount] } else { vec![] };
+        outputs.extend(self.lost(role));
+        outputs
+    }
+
+    fn lost(&mut self, role: Role) -> Vec<Output> {
         self.fetch_lives &= role != Role::Fetch;
         let trouble = self.reason.unwrap_or(Exit::Software).code();
         match self.phase {
@@ -204,7 +212,8 @@ impl Machine {
                 vec![Output::TellFetch(ToRole::GiveUp), Output::Arm(Timer::Revocation, self.policy.revoke_timeout)]
             }
             (Phase::StoppingApp { .. }, Timer::App) => vec![Output::SignalApp(Signal::SIGKILL)],
-            (Phase::GivingUp | Phase::Revoking { .. }, Timer::Revocation) => vec![Output::KillFetch],
+            // A thread of `fetch` that waits for an answer of `serve` dies only when it gets one.
+            (Phase::GivingUp | Phase::Revoking { .. }, Timer::Revocation) => vec![Output::KillRoles, Output::AbortMount],
             _ => vec![],
         }
     }
@@ -232,7 +241,7 @@ impl Machine {
 mod tests {
     use super::*;
     use Input::{AppEnded, Elapsed, RoleEnded, RoleFailed, SecretsChanged, SecretsReady};
-    use Output::{Arm, Finish, KillFetch, SignalApp, StartApp, TellFetch};
+    use Output::{AbortMount, Arm, Finish, KillRoles, SignalApp, StartApp, TellFetch};
     use ToRole::{GiveUp, Stop};
     use proptest::prelude::*;
 
@@ -279,7 +288,7 @@ mod tests {
                 (TERM, &ASK_TERM),
                 (Elapsed(Timer::App), &KILL),
                 (AppEnded(Ending::Killed(9)), &ASK_REVOKE),
-                (Elapsed(Timer::Revocation), &[KillFetch]),
+                (Elapsed(Timer::Revocation), &[KillRoles, AbortMount]),
                 (RoleEnded(Role::Fetch), &[Finish(137)]),
             ],
         );
@@ -316,7 +325,11 @@ mod tests {
         );
         drive(
             true,
-            &[(Elapsed(Timer::Secrets), &gave_up), (Elapsed(Timer::Revocation), &[KillFetch]), (RoleEnded(Role::Fetch), &[Finish(70)])],
+            &[
+                (Elapsed(Timer::Secrets), &gave_up),
+                (Elapsed(Timer::Revocation), &[KillRoles, AbortMount]),
+                (RoleEnded(Role::Fetch), &[Finish(70)]),
+            ],
         );
     }
 
@@ -328,7 +341,7 @@ mod tests {
             true,
             &[
                 (SecretsReady, &[StartApp]),
-                (RoleEnded(Role::Serve), &ASK_TERM),
+                (RoleEnded(Role::Serve), &[AbortMount, ASK_TERM[0], ASK_TERM[1]]),
                 (ended, &ASK_REVOKE),
                 (RoleEnded(Role::Fetch), &[Finish(70)]),
             ],
@@ -370,7 +383,7 @@ mod tests {
             prop_assert!(outputs.iter().filter(|o| matches!(o, StartApp)).count() <= 1);
             prop_assert!(outputs.iter().filter(|o| matches!(o, Finish(_))).count() <= 1);
             if let Some(end) = outputs.iter().position(|o| matches!(o, Finish(_))) {
-                prop_assert_eq!(end + 1, outputs.len());
+                prop_assert!(outputs[end + 1..].iter().all(|o| *o == AbortMount));
             }
         }
 
