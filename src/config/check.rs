@@ -77,7 +77,7 @@ impl<'a> Check<'a> {
         self.secrets();
         self.templates();
         self.sinks(auto_auth);
-        if self.files.is_empty() {
+        if self.files.is_empty() && !self.report.has_errors() {
             self.report.error_anywhere("there is nothing to serve", "write a `secret`, a `template` or a `sink`");
         }
         let Self { queries, files, links, .. } = self;

@@ -228,11 +228,17 @@ impl Report {
         self.0.borrow_mut().push(Problem { severity, message, hint, place });
     }
 
+    /// Whether an error was found so far.
+    pub(super) fn has_errors(&self) -> bool {
+        self.0.borrow().iter().any(|problem| problem.severity == Severity::Error)
+    }
+
     /// All problems, sorted: `Err` if one of them is an error, else the warnings.
     pub(super) fn finish(self) -> Result<Vec<Problem>, Problems> {
+        let failed = self.has_errors();
         let mut all = self.0.into_inner();
         all.sort_by(|a, b| a.key().cmp(&b.key()));
-        if all.iter().any(|p| p.severity == Severity::Error) { Err(Problems(all)) } else { Ok(all) }
+        if failed { Err(Problems(all)) } else { Ok(all) }
     }
 }
 

@@ -134,7 +134,7 @@ impl<'a> Tree<'a> {
             let message = message.split(" at line ").next().unwrap_or_default();
             (skipped + begin + e.column().saturating_sub(1), format!("this is no JSON: {message}"))
         })?;
-        let expr: Expression = rewrite(&self.source.text, Form::Json)?.parse().map_err(|e| refusal(&e))?;
+        let expr: Expression = rewrite(&self.source.text, Form::Json)?.trim_end().parse().map_err(|e| refusal(&e))?;
         Ok(self.expr(&expr))
     }
 
