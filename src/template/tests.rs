@@ -3,10 +3,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 fn object(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(map) => map,
-        _ => panic!("an object was meant"),
-    }
+    serde_json::from_value(value).expect("an object")
 }
 
 /// Renders with one plain secret `db` and one of KV v2, `kv`.
