@@ -74,14 +74,14 @@ fn refuse(problems: &Problems) -> u8 {
 }
 
 fn check(overrides: &Overrides) -> u8 {
-    match config::load(overrides, &config::process_environment) {
+    match config::load(overrides, &|name| std::env::var(name).ok()) {
         Ok(loaded) => print(&config::show(&loaded.plan, &loaded.warnings)),
         Err(problems) => refuse(&problems),
     }
 }
 
 fn serve(overrides: &Overrides) -> u8 {
-    let loaded = match config::load(overrides, &config::process_environment) {
+    let loaded = match config::load(overrides, &|name| std::env::var(name).ok()) {
         Ok(loaded) => loaded,
         Err(problems) => return refuse(&problems),
     };
@@ -136,9 +136,9 @@ fn options(parser: &mut lexopt::Parser) -> Result<Option<Overrides>, String> {
     Ok(Some(overrides))
 }
 
-fn once(name: &str, slot: &mut Option<String>, parser: &mut lexopt::Parser) -> Result<(), String> {
+fn once<T: From<String>>(name: &str, slot: &mut Option<T>, parser: &mut lexopt::Parser) -> Result<(), String> {
     let value = parser.value().and_then(ValueExt::string).map_err(text)?;
-    if slot.replace(value).is_some() { Err(format!("--{name} is given twice")) } else { Ok(()) }
+    if slot.replace(value.into()).is_some() { Err(format!("--{name} is given twice")) } else { Ok(()) }
 }
 
 /// The application's words: all that follows, its own flags included.
