@@ -26,6 +26,7 @@ use run::{Loop, RoleProcess};
 use state::{Machine, Policy};
 use std::fmt;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use traces::Traces;
@@ -191,6 +192,8 @@ fn start_role(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], body:
         if exit != Exit::Ok {
             let _ = last.send(&FromRole::Failed(exit));
         }
+        // The link ends with the process and not before: its end is the role's.
+        mem::forget(last);
         exit.code()
     })?;
     Ok(RoleProcess { role, pid, link: Some(ours) })
@@ -199,6 +202,11 @@ fn start_role(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], body:
 /// Makes the forked process what a role is: no rights, no dump, dead with its parent.
 fn confine(role: Role, keep: &[Capability], parent: Pid) -> io::Result<()> {
     observe::start_role(role);
+    prctl::set_name(match role {
+        Role::Supervise => c"baofs",
+        Role::Fetch => c"baofs-fetch",
+        Role::Serve => c"baofs-serve",
+    })?;
     prctl::set_no_new_privs()?;
     caps::keep_only(keep)?;
     memory::forbid_cores().map_err(io::Error::other)?;
