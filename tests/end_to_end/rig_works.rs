@@ -1,9 +1,9 @@
 //! The rig itself: what the other tests rely on, shown without baofs.
 
 use crate::rig::agent::{MOUNT, Setup, USER};
-use crate::rig::config;
 use crate::rig::process::{run, status};
 use crate::rig::server::{CALM, Real, Tenant};
+use crate::rig::{bao, config};
 use crate::rig::{http, wait_until};
 use serde_json::json;
 
@@ -52,7 +52,7 @@ fn a_room_holds_the_incumbent_and_all_of_it_ends() {
     for n in 0..8 {
         tenant.put(&format!("kv{n}"), json!({ "value": format!("value {n}") }));
     }
-    let agent = Setup::incumbent(&tenant, &config::ten_files(&tenant, MOUNT)).start();
+    let agent = Setup::incumbent(&bao::binary(), &tenant, &config::ten_files(&tenant, MOUNT)).start();
     assert_eq!(agent.read("kv7"), "value 7");
     assert!(tenant.admits(&agent.read("user"), &agent.read("password")));
     let path = format!("{MOUNT}/kv0");
