@@ -1,0 +1,271 @@
+//! Whether a directory is memory: a pure function of the kernel's texts. Invariant: only this module makes a
+//! `MemoryBacked`, and it does so only for a tmpfs that is limited in size and whose pages reach no swap (or may).
+
+use crate::config::plan::Swap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// The witness: this directory's bytes stay in memory.
+#[derive(Debug)]
+pub struct MemoryBacked {
+    /// Why a swap cannot be excluded, where `Swap::Allow` let that pass.
+    swap: Option<NoSwapProof>,
+}
+
+impl MemoryBacked {
+    /// What the log has to repeat: why pages may reach a swap although that was allowed.
+    #[must_use]
+    pub fn swap_risk(&self) -> Option<String> {
+        self.swap.as_ref().map(ToString::to_string)
+    }
+}
+
+/// Why a directory is no place for secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Disproof {
+    /// Its filesystem is not a tmpfs; the name is the kernel's, if `/proc/self/mountinfo` shows it.
+    NotMemory(Option<String>),
+    /// Nothing limits its size.
+    Unlimited(&'static str),
+    /// Its pages may be written to a swap.
+    Swappable(NoSwapProof),
+}
+
+/// Why it is not proved that no swap is reachable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoSwapProof {
+    /// `/proc/swaps` cannot be read.
+    Unknown,
+    /// There is a swap, and no cgroup of ours has `memory.swap.max` at 0.
+    Reachable,
+    /// The same under cgroup v1, whose limits prove nothing: with `memory.memsw.limit_in_bytes` equal to
+    /// `memory.limit_in_bytes` a reclaim still swaps pages out, because their sum stays as it is (measured on 6.18).
+    CgroupV1,
+}
+
+impl fmt::Display for NoSwapProof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "/proc/swaps cannot be read",
+            Self::Reachable => "the machine has a swap and no cgroup forbids it (memory.swap.max is not 0)",
+            Self::CgroupV1 => "the machine has a swap, and a limit of cgroup v1 does not keep pages out of it",
+        })
+    }
+}
+
+/// Decides on the filesystem with device number `device` (`major:minor`, as `stat` gives it for the directory).
+///
+/// `read` gives the text of a file of `/proc` or `/sys`, or nothing where there is none.
+///
+/// # Errors
+/// The first reason against it.
+pub(super) fn prove(device: &str, swap: Swap, read: &dyn Fn(&Path) -> Option<String>) -> Result<MemoryBacked, Disproof> {
+    let mountinfo = read(Path::new("/proc/self/mountinfo")).unwrap_or_default();
+    let mount = mounts(&mountinfo).find(|mount| mount.device == device).ok_or(Disproof::NotMemory(None))?;
+    match mount.kind {
+        "tmpfs" => {}
+        "ramfs" => return Err(Disproof::Unlimited("a ramfs has no limit")),
+        other => return Err(Disproof::NotMemory(Some(other.to_owned()))),
+    }
+    // The kernel shows no size when it is the default, half of the machine's memory, and 0 when there is no limit.
+    if mount.has_option("size=0k") {
+        return Err(Disproof::Unlimited("it is mounted with size=0"));
+    }
+    let reach = if mount.has_option("noswap") { None } else { swap_reach(&mountinfo, read) };
+    match (reach, swap) {
+        (Some(why), Swap::Refuse) => Err(Disproof::Swappable(why)),
+        (swap, Swap::Refuse | Swap::Allow) => Ok(MemoryBacked { swap }),
+    }
+}
+
+/// What a directory is on, for the question who else may be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// A tmpfs that an agent mounted at exactly this path.
+    OfAgent,
+    /// Any other tmpfs: an agent may have been given it.
+    Tmpfs,
+    /// No tmpfs: no agent writes there.
+    Other,
+}
+
+/// What stands at `path`, which is on `device`; agents mount with `source`.
+pub(super) fn standing(device: &str, path: &Path, mountinfo: &str, source: &str) -> Standing {
+    let here = || mounts(mountinfo).filter(|mount| mount.device == device && mount.kind == "tmpfs");
+    match here().next() {
+        None => Standing::Other,
+        Some(_) if here().any(|mount| mount.source == source && unescape(mount.point) == path) => Standing::OfAgent,
+        Some(_) => Standing::Tmpfs,
+    }
+}
+
+/// Why a swap cannot be excluded for pages of this process.
+fn swap_reach(mountinfo: &str, read: &dyn Fn(&Path) -> Option<String>) -> Option<NoSwapProof> {
+    let Some(swaps) = read(Path::new("/proc/swaps")) else { return Some(NoSwapProof::Unknown) };
+    if swaps.lines().skip(1).all(|line| line.trim().is_empty()) {
+        return None;
+    }
+    let cgroup = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    // One 0 is enough, ours or any ancestor's: the limits of v2 hold for everything below.
+    if swap_limits(mountinfo, &cgroup).iter().any(|file| read(file).is_some_and(|limit| limit.trim() == "0")) {
+        return None;
+    }
+    let v1 = cgroup.lines().filter_map(|line| line.split(':').nth(1)).any(|list| list.split(',').any(|name| name == "memory"));
+    Some(if v1 { NoSwapProof::CgroupV1 } else { NoSwapProof::Reachable })
+}
+
+/// The `memory.swap.max` of our cgroup (v2) and of its ancestors, as far as they are mounted here.
+fn swap_limits(mountinfo: &str, cgroup: &str) -> Vec<PathBuf> {
+    let Some(own) = cgroup.lines().find_map(|line| line.strip_prefix("0::")) else { return Vec::new() };
+    let places = mounts(mountinfo).filter(|mount| mount.kind == "cgroup2").filter_map(|mount| {
+        let below = Path::new(own).strip_prefix(unescape(mount.root)).ok()?.to_owned();
+        // A cgroup outside of our cgroup namespace is shown with `..`: not what is mounted here.
+        (!own.contains("/..")).then(|| (unescape(mount.point), below))
+    });
+    let up = |(point, below): (PathBuf, PathBuf)| below.ancestors().map(|dir| point.join(dir).join("memory.swap.max")).collect::<Vec<_>>();
+    places.flat_map(up).collect()
+}
+
+/// What is used of a line of `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`).
+struct Mount<'a> {
+    device: &'a str,
+    root: &'a str,
+    point: &'a str,
+    kind: &'a str,
+    source: &'a str,
+    options: &'a str,
+}
+
+impl Mount<'_> {
+    fn has_option(&self, option: &str) -> bool {
+        self.options.split(',').any(|o| o == option)
+    }
+}
+
+fn mounts(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
+    mountinfo.lines().filter_map(|line| {
+        let (mount, superblock) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ').skip(2);
+        let (device, root, point) = (mount.next()?, mount.next()?, mount.next()?);
+        let mut superblock = superblock.split(' ');
+        let (kind, source, options) = (superblock.next()?, superblock.next()?, superblock.next()?);
+        Some(Mount { device, root, point, kind, source, options })
+    })
+}
+
+/// Undoes the kernel's `\040` for a space, and its like for tab, newline and backslash.
+fn unescape(text: &str) -> PathBuf {
+    let plain = text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n");
+    PathBuf::from(plain.replace("\\134", "\\"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: &str = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
+    const SWAP: &str =
+        "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n/dev/dm-1                               partition\t8388604\t0\t-2\n";
+    const V2: &str = "29 23 0:26 / /sys/fs/cgroup ro,nosuid,nodev,noexec,relatime - cgroup2 cgroup rw,nsdelegate,memory_recursiveprot";
+    const V2_HOST: &str = "29 23 0:26 /system.slice/docker-1f.scope /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw";
+    const V2_SPACE: &str = "29 23 0:26 / /mnt/c\\040g\\134 rw - cgroup2 cgroup rw";
+    const HYBRID: &str = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw";
+    const V1_CGROUP: &str = "4:memory:/docker/1f\n1:name=systemd:/docker/1f\n0::/\n";
+
+    type Verdict = Result<Option<NoSwapProof>, Disproof>;
+
+    /// Device 0:63 with the rest of its mountinfo line, another line, `/proc/swaps`, `/proc/self/cgroup`, further files.
+    fn verdict(mount: &str, other: &str, swaps: Option<&str>, cgroup: &str, files: &[(&str, &str)], swap: Swap) -> Verdict {
+        let root = "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw";
+        let mountinfo = format!("{root}\n{mount}\n{other}\n");
+        let read = |path: &Path| match path.to_str() {
+            Some("/proc/self/mountinfo") => Some(mountinfo.clone()),
+            Some("/proc/swaps") => swaps.map(str::to_owned),
+            Some("/proc/self/cgroup") => Some(cgroup.to_owned()),
+            _ => files.iter().find(|(name, _)| Path::new(name) == path).map(|(_, text)| (*text).to_owned()),
+        };
+        prove("0:63", swap, &read).map(|memory| memory.swap)
+    }
+
+    #[test]
+    fn only_a_limited_tmpfs_is_memory() {
+        let not = |kind: &str| Err(Disproof::NotMemory(Some(kind.to_owned())));
+        let table: &[(&str, Verdict)] = &[
+            ("50 27 0:63 / /app/secrets rw,nosuid,nodev,noexec,relatime - tmpfs tmpfs rw,size=4096k,mode=755", Ok(None)),
+            // A subdirectory of a mount, and a bind of one: the device is what counts.
+            ("50 27 0:63 / /dev/shm rw,nosuid,nodev shared:4 - tmpfs tmpfs rw", Ok(None)),
+            ("50 27 0:63 /a\\040b /app/sec\\040rets rw master:9 - tmpfs tmpfs rw,size=20480k,uid=1000", Ok(None)),
+            ("50 27 0:63 / /x rw shared:1 master:2 propagate_from:3 - tmpfs with\\040space rw,size=4k", Ok(None)),
+            ("50 27 0:63 / /x rw - tmpfs tmpfs rw,size=0k", Err(Disproof::Unlimited("it is mounted with size=0"))),
+            ("50 27 0:63 / /x rw - ramfs none rw", Err(Disproof::Unlimited("a ramfs has no limit"))),
+            ("50 27 0:63 / /x rw - devtmpfs devtmpfs rw,size=8k", not("devtmpfs")),
+            ("50 27 0:63 / / rw - overlay overlay rw,lowerdir=/a,upperdir=/tmpfs", not("overlay")),
+            ("50 27 0:63 / /x rw - fuse.sshfs tmpfs rw,size=4k", not("fuse.sshfs")),
+            // Another filesystem's line, a line cut short, none at all.
+            ("50 27 0:64 / /x rw - tmpfs tmpfs rw,size=4k", Err(Disproof::NotMemory(None))),
+            ("50 27 0:63 / /x rw - tmpfs", Err(Disproof::NotMemory(None))),
+            ("", Err(Disproof::NotMemory(None))),
+        ];
+        for (mount, expected) in table {
+            assert_eq!(&verdict(mount, V2, Some(HEADER), "0::/\n", &[], Swap::Refuse), expected, "{mount}");
+        }
+    }
+
+    #[test]
+    fn a_swap_must_be_out_of_reach() {
+        use NoSwapProof::{CgroupV1, Reachable, Unknown};
+        const OWN: &str = "/sys/fs/cgroup/memory.swap.max";
+        const A: &str = "/sys/fs/cgroup/a/memory.swap.max";
+        const AB: &str = "/sys/fs/cgroup/a/b/memory.swap.max";
+        type Row<'a> = (&'a str, Option<&'a str>, &'a str, &'a [(&'a str, &'a str)], Option<NoSwapProof>);
+        let table: &[Row<'_>] = &[
+            (V2, Some(HEADER), "0::/\n", &[], None),
+            (V2, Some(""), "0::/\n", &[], None),
+            (V2, None, "0::/\n", &[(OWN, "0\n")], Some(Unknown)),
+            (V2, Some(SWAP), "0::/\n", &[], Some(Reachable)),
+            (V2, Some(SWAP), "0::/\n", &[(OWN, "max\n")], Some(Reachable)),
+            (V2, Some(SWAP), "0::/\n", &[(OWN, "4096\n")], Some(Reachable)),
+            (V2, Some(SWAP), "0::/\n", &[(OWN, "0\n")], None),
+            (V2, Some(SWAP), "0::/a/b\n", &[(AB, "0\n")], None),
+            (V2, Some(SWAP), "0::/a/b\n", &[(AB, "max\n"), (A, "0\n")], None),
+            (V2, Some(SWAP), "0::/a\n", &[(AB, "0\n")], Some(Reachable)),
+            (V2, Some(SWAP), "0::/../a\n", &[(OWN, "0\n"), (A, "0\n")], Some(Reachable)),
+            (V2_HOST, Some(SWAP), "0::/system.slice/docker-1f.scope\n", &[(OWN, "0\n")], None),
+            (V2_HOST, Some(SWAP), "0::/system.slice/docker-2e.scope\n", &[(OWN, "0\n")], Some(Reachable)),
+            (V2_SPACE, Some(SWAP), "0::/\n", &[("/mnt/c g\\/memory.swap.max", "0\n")], None),
+            ("", Some(SWAP), "0::/\n", &[(OWN, "0\n")], Some(Reachable)),
+            ("", Some(SWAP), "", &[], Some(Reachable)),
+            // v1: no limit is a proof, whatever it says.
+            (HYBRID, Some(SWAP), V1_CGROUP, &[], Some(CgroupV1)),
+            (HYBRID, Some(HEADER), V1_CGROUP, &[], None),
+            (HYBRID, Some(SWAP), "7:cpu,memory:/\n", &[], Some(CgroupV1)),
+        ];
+        let mount = "50 27 0:63 / /app/secrets rw - tmpfs tmpfs rw,size=4096k";
+        for (other, swaps, cgroup, files, expected) in table {
+            let refused = verdict(mount, other, *swaps, cgroup, files, Swap::Refuse);
+            assert_eq!(refused, expected.map_or(Ok(None), |why| Err(Disproof::Swappable(why))), "{other} {swaps:?} {cgroup} {files:?}");
+            assert_eq!(verdict(mount, other, *swaps, cgroup, files, Swap::Allow), Ok(*expected), "allowed, and said");
+        }
+        let noswap = "50 27 0:63 / /app/secrets rw - tmpfs tmpfs rw,size=4096k,mode=755,noswap";
+        assert_eq!(verdict(noswap, V2, Some(SWAP), "0::/\n", &[], Swap::Refuse), Ok(None));
+        assert_eq!(
+            verdict("50 27 0:63 / /x rw,noswap - tmpfs noswap rw", V2, None, "", &[], Swap::Refuse),
+            Err(Disproof::Swappable(Unknown))
+        );
+    }
+
+    #[test]
+    fn a_mount_of_an_agent_is_told_from_a_given_one() {
+        let mountinfo =
+            "50 27 0:63 / /a\\040b rw - tmpfs baofs rw,size=4k\n51 27 0:64 / /c rw - tmpfs tmpfs rw\n52 27 254:0 / /d rw - ext4 baofs rw\n";
+        for (device, path, expected) in [
+            ("0:63", "/a b", Standing::OfAgent),
+            ("0:63", "/a b/c", Standing::Tmpfs),
+            ("0:64", "/c", Standing::Tmpfs),
+            ("254:0", "/d", Standing::Other),
+            ("0:99", "/a b", Standing::Other),
+        ] {
+            assert_eq!(standing(device, Path::new(path), mountinfo, "baofs"), expected, "{device} {path}");
+        }
+    }
+}
