@@ -143,7 +143,8 @@ impl Answer {
             return String::new();
         }
         let errors = serde_json::from_slice::<Errors>(&self.body).ok().and_then(|answer| answer.errors);
-        clean(&errors.unwrap_or_default().join("; "))
+        let words = clean(&errors.unwrap_or_default().join("; "));
+        words.strip_prefix("1 error occurred: * ").map_or(words.clone(), str::to_owned)
     }
 
     fn why(&self, task: &Task<'_>) -> String {

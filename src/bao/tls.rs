@@ -117,11 +117,11 @@ fn identity(tls: &Tls) -> Result<Option<Identity>, SetupError> {
 /// What a failed handshake means, and what to do.
 pub(super) fn explain(error: &rustls::Error) -> String {
     use CertificateError as E;
+    if matches!(error, rustls::Error::InvalidMessage(_)) {
+        return "the server does not speak TLS; hint: is its address `http://`?".to_owned();
+    }
     let rustls::Error::InvalidCertificate(why) = error else {
-        return match error {
-            rustls::Error::InvalidMessage(_) => "the server does not speak TLS; hint: is its address `http://`?".to_owned(),
-            other => format!("the TLS handshake failed: {other}"),
-        };
+        return format!("the TLS handshake failed: {error}");
     };
     if matches!(why, E::UnknownIssuer) {
         "the server's certificate is of an unknown issuer; hint: name its authority in `ca_cert`".to_owned()
