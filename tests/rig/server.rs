@@ -184,7 +184,7 @@ impl Tenant {
         match &self.server {
             Server::Real(real) => real.postgres.admits(user, password),
             Server::Standin(standin) => {
-                standin.state().credentials_alive().iter().any(|(u, p)| (u.as_str(), p.as_str()) == (user, password))
+                standin.state().live_credentials().iter().any(|(u, p)| (u.as_str(), p.as_str()) == (user, password))
             }
         }
     }
@@ -193,7 +193,7 @@ impl Tenant {
     pub(crate) fn knows(&self, user: &str) -> bool {
         match &self.server {
             Server::Real(real) => real.postgres.has_role(user),
-            Server::Standin(standin) => standin.state().credentials_alive().iter().any(|(u, _)| u == user),
+            Server::Standin(standin) => standin.state().live_credentials().iter().any(|(u, _)| u == user),
         }
     }
 
@@ -202,7 +202,7 @@ impl Tenant {
         let all = "select rolname from pg_roles where rolname like 'v-approle-%'";
         match &self.server {
             Server::Real(real) => real.postgres.sql(all).lines().map(str::to_owned).collect(),
-            Server::Standin(standin) => standin.state().credentials_alive().into_iter().map(|(user, _)| user).collect(),
+            Server::Standin(standin) => standin.state().live_credentials().into_iter().map(|(user, _)| user).collect(),
         }
     }
 
@@ -226,7 +226,7 @@ impl Tenant {
     pub(crate) fn leases(&self) -> usize {
         match &self.server {
             Server::Real(real) => real.bao.leases(&self.name).len(),
-            Server::Standin(standin) => standin.state().live_leases(),
+            Server::Standin(standin) => standin.state().live_credentials().len(),
         }
     }
 }

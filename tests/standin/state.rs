@@ -187,8 +187,14 @@ impl State {
         (self.tokens.len(), self.leases.len())
     }
 
+    /// How many tokens live.
+    pub fn live_tokens(&mut self) -> usize {
+        self.sweep();
+        self.tokens.len()
+    }
+
     /// The users whose leases live, with their passwords: whom the database would admit.
-    pub fn credentials_alive(&mut self) -> Vec<(String, String)> {
+    pub fn live_credentials(&mut self) -> Vec<(String, String)> {
         self.sweep();
         self.leases.values().map(|lease| lease.credential.clone()).collect()
     }
