@@ -9,7 +9,7 @@ use baofs::clock::{Clock, Moment, RealClock};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
-use rig::agent::{Agent, MOUNT, Setup};
+use rig::agent::{self, Agent, MOUNT, Setup};
 use rig::process::{run, status};
 use rig::server::{CALM, Real, Tenant};
 use rig::{World, bao, config, http, wait_until};
@@ -17,6 +17,7 @@ use serde_json::json;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -34,21 +35,25 @@ fn main() {
     }
     let mut table = Table::new();
 
-    let (theirs, ours) = (stripped_size(&bao::binary()), stripped_size(&rig::agent::binary()));
+    // A copy of its own: the server runs from the original, and shared pages would be counted by half.
+    let dir = tempfile::tempdir().expect("a directory");
+    let (theirs, ours) = (stripped(&bao::binary(), &dir.path().join("bao")), stripped(&agent::binary(), &dir.path().join("baofs")));
     table.row("stripped binary, MB", megabytes(theirs), megabytes(ours), Some(30.0));
+    let job = |kind| Job { kind, tenant: &tenant, incumbent: dir.path().join("bao") };
+    let (incumbent, fuse, tmpfs) = (job(Kind::Incumbent), job(Kind::Fuse), job(Kind::Tmpfs));
 
-    let (theirs, ours) = starts(&tenant, &clock);
+    let (theirs, ours) = starts(&incumbent, &fuse, &clock);
     table.row("exec to the last of ten files, ms", millis(theirs), millis(ours), Some(5.0));
     let server = median((0..STARTS).map(|_| server_alone(&tenant, &clock)).collect());
 
-    let (theirs, their_processes) = memory(&Job::Incumbent.start(&tenant));
-    let (ours, our_processes) = memory(&Job::Fuse.start(&tenant));
+    let (theirs, their_processes) = memory(&incumbent.start());
+    let (ours, our_processes) = memory(&fuse.start());
     table.row("memory, PSS of all its processes, MB", megabytes(theirs), megabytes(ours), Some(13.0));
 
-    let on_tmpfs = open_read_close(&Job::Tmpfs.start(&tenant), &clock);
-    let on_fuse = open_read_close(&Job::Fuse.start(&tenant), &clock);
+    let on_tmpfs = open_read_close(&tmpfs.start(), &clock);
+    let on_fuse = open_read_close(&fuse.start(), &clock);
 
-    println!("measured: {}\n{}", rig::agent::binary().display(), table.text);
+    println!("measured: {}\n{}", agent::binary().display(), table.text);
     println!("resident, MB: bao agent {their_processes}; baofs {our_processes}");
     println!("the server alone, the same ten requests in sequence: {:.1} ms", millis(server));
     let (fuse, tmpfs) = (micros(on_fuse), micros(on_tmpfs));
@@ -57,25 +62,33 @@ fn main() {
 
 /// Who serves.
 #[derive(Clone, Copy)]
-enum Job {
+enum Kind {
     Incumbent,
     Fuse,
     Tmpfs,
 }
 
-impl Job {
-    fn setup(self, tenant: &Tenant) -> Setup {
-        let text = config::ten_files(tenant, MOUNT);
-        match self {
-            Self::Incumbent => Setup::incumbent(tenant, &text),
-            Self::Fuse => Setup::new(World::Fuse, tenant, &text),
-            Self::Tmpfs => Setup::new(World::Tmpfs, tenant, &text),
+/// Ten files, served by one of them.
+struct Job<'a> {
+    kind: Kind,
+    tenant: &'a Tenant,
+    /// The binary of `bao agent`.
+    incumbent: PathBuf,
+}
+
+impl Job<'_> {
+    fn setup(&self) -> Setup {
+        let text = config::ten_files(self.tenant, MOUNT);
+        match self.kind {
+            Kind::Incumbent => Setup::incumbent(&self.incumbent, self.tenant, &text),
+            Kind::Fuse => Setup::new(World::Fuse, self.tenant, &text),
+            Kind::Tmpfs => Setup::new(World::Tmpfs, self.tenant, &text),
         }
     }
 
     /// Starts it and waits for its files.
-    fn start(self, tenant: &Tenant) -> Agent {
-        let agent = self.setup(tenant).start();
+    fn start(&self) -> Agent {
+        let agent = self.setup().start();
         for name in names() {
             agent.read(&name);
         }
@@ -88,18 +101,18 @@ fn names() -> Vec<String> {
 }
 
 /// Medians of alternating starts: theirs, ours.
-fn starts(tenant: &Tenant, clock: &RealClock) -> (Duration, Duration) {
+fn starts(incumbent: &Job, own: &Job, clock: &RealClock) -> (Duration, Duration) {
     let (mut theirs, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..STARTS {
-        theirs.push(one_start(Job::Incumbent, tenant, clock));
-        ours.push(one_start(Job::Fuse, tenant, clock));
+        theirs.push(one_start(incumbent, clock));
+        ours.push(one_start(own, clock));
     }
     (median(theirs), median(ours))
 }
 
 /// From exec to the last file readable. The room is made before; its shell waits at a pipe and then becomes the agent.
-fn one_start(job: Job, tenant: &Tenant, clock: &RealClock) -> Duration {
-    let agent = job.setup(tenant).prepare("mkfifo /etc/bao/go; read -r go </etc/bao/go").start();
+fn one_start(job: &Job, clock: &RealClock) -> Duration {
+    let agent = job.setup().prepare("mkfifo /etc/bao/go; read -r go </etc/bao/go").start();
     let go = agent.etc("go");
     wait_until("the room is made", || go.exists().then_some(()));
     let mount = format!("/proc/{}/root{MOUNT}", agent.entry().expect("the room has an inhabitant"));
@@ -194,11 +207,9 @@ fn one_open(directory: &File, clock: &RealClock) -> Duration {
     took
 }
 
-/// The size of a stripped copy.
-fn stripped_size(binary: &std::path::Path) -> u64 {
-    let dir = tempfile::tempdir().expect("a directory");
-    let copy = dir.path().join("stripped");
-    run(Command::new("strip").arg("-o").arg(&copy).arg(binary));
+/// Makes a stripped copy and tells its size.
+fn stripped(binary: &Path, copy: &Path) -> u64 {
+    run(Command::new("strip").arg("-o").arg(copy).arg(binary));
     std::fs::metadata(copy).expect("strip made it").len()
 }
 

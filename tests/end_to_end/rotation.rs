@@ -1,15 +1,15 @@
 //! Rotations of real leases and of KV v2, seen by a reader that never stops.
 
 use crate::rig::agent::{Agent, MOUNT, Setup};
-use crate::rig::server::{CALM, Lives, Tenant};
-use crate::rig::{World, config, wait_until};
+use crate::rig::server::{CALM, Lives, Scene, Tenant};
+use crate::rig::{config, wait_until};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const ROTATIONS: usize = 20;
 
-in_each_world!(
+in_each_scene!(
     a_credential_works_before_and_after_its_rotation,
     twenty_leases_of_which_none_is_ever_mixed,
     twenty_versions_of_which_none_is_ever_torn_stale_or_missing,
@@ -27,9 +27,9 @@ fn credential(mount: &Path) -> (String, String) {
     }
 }
 
-fn start(world: World, tenant: &Tenant) -> (Agent, PathBuf) {
+fn start(scene: Scene, tenant: &Tenant) -> (Agent, PathBuf) {
     tenant.put("note", json!({ "text": "first" }));
-    let agent = Setup::new(world, tenant, &config::usual(tenant)).start();
+    let agent = Setup::new(scene.world, tenant, &config::usual(tenant)).start();
     agent.wait_for_line("started");
     let mount = agent.path(MOUNT);
     (agent, mount)
@@ -40,9 +40,9 @@ fn next_credential(mount: &Path, old: &str) -> (String, String) {
     wait_until("the credential is rotated", || Some(credential(mount)).filter(|(user, _)| user != old))
 }
 
-fn a_credential_works_before_and_after_its_rotation(world: World) {
-    let tenant = Tenant::real(&format!("rotated-{world:?}").to_lowercase(), Lives { token: 3600, lease: 4, lease_max: 6 });
-    let (agent, mount) = start(world, &tenant);
+fn a_credential_works_before_and_after_its_rotation(scene: Scene) {
+    let tenant = scene.tenant("rotated", Lives { token: 3600, lease: 4, lease_max: 6 });
+    let (agent, mount) = start(scene, &tenant);
     let (user, password) = credential(&mount);
     assert!(tenant.admits(&user, &password));
     let (next, next_password) = next_credential(&mount, &user);
@@ -58,9 +58,9 @@ fn a_credential_works_before_and_after_its_rotation(world: World) {
     }
 }
 
-fn twenty_leases_of_which_none_is_ever_mixed(world: World) {
-    let tenant = Tenant::real(&format!("leases-{world:?}").to_lowercase(), Lives { token: 3600, lease: 2, lease_max: 2 });
-    let (agent, mount) = start(world, &tenant);
+fn twenty_leases_of_which_none_is_ever_mixed(scene: Scene) {
+    let tenant = scene.tenant("leases", Lives { token: 3600, lease: 2, lease_max: 2 });
+    let (agent, mount) = start(scene, &tenant);
     let (mut user, mut password) = credential(&mount);
     for _ in 0..ROTATIONS {
         assert!(tenant.admits(&user, &password), "the password is of another lease, or the lease has ended");
@@ -82,10 +82,10 @@ fn number(value: &str) -> usize {
     number
 }
 
-fn twenty_versions_of_which_none_is_ever_torn_stale_or_missing(world: World) {
-    let tenant = Tenant::real(&format!("versions-{world:?}").to_lowercase(), CALM);
+fn twenty_versions_of_which_none_is_ever_torn_stale_or_missing(scene: Scene) {
+    let tenant = scene.tenant("versions", CALM);
     tenant.put("note", json!({ "text": version(0) }));
-    let agent = Setup::new(world, &tenant, &config::usual(&tenant)).start();
+    let agent = Setup::new(scene.world, &tenant, &config::usual(&tenant)).start();
     agent.wait_for_line("started");
     let file = agent.path(MOUNT).join("note");
     let done = AtomicBool::new(false);
@@ -112,12 +112,11 @@ fn twenty_versions_of_which_none_is_ever_torn_stale_or_missing(world: World) {
     assert_eq!(agent.stop().code, 0);
 }
 
-fn files_of_one_path_come_from_one_read(world: World) {
-    let tenant = Tenant::real(&format!("one-{world:?}").to_lowercase(), CALM);
-    let (agent, mount) = start(world, &tenant);
+fn files_of_one_path_come_from_one_read(scene: Scene) {
+    let tenant = scene.tenant("one", CALM);
+    let (agent, mount) = start(scene, &tenant);
     let (user, password) = credential(&mount);
     assert!(tenant.admits(&user, &password));
-    let reads = tenant.requests().iter().filter(|request| **request == format!("read {}", tenant.creds())).count();
-    assert_eq!((reads, tenant.leases(), tenant.tokens()), (1, 1, 1));
+    assert_eq!((tenant.reads(&tenant.creds()), tenant.leases(), tenant.tokens()), (1, 1, 1));
     assert_eq!(agent.stop().code, 0);
 }

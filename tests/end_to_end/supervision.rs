@@ -2,7 +2,7 @@
 
 use crate::rig::agent::{Agent, End, MOUNT, Place, Setup, Stderr, USER};
 use crate::rig::process::{signal, status};
-use crate::rig::server::{CALM, Tenant};
+use crate::rig::server::{CALM, Scene, Tenant, Which};
 use crate::rig::{World, config, wait_until};
 use baofs::exit::Exit;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -10,27 +10,20 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use std::os::fd::OwnedFd;
 
-in_each_world!(
-    exit_codes_pass_through,
-    an_end_leaves_nothing,
-    a_dead_fetch_stops_the_application,
-    a_full_log_pipe_blocks_nothing,
-    mount_serves_until_it_is_told_to_stop,
-);
+in_each_scene!(an_end_leaves_nothing, a_full_log_pipe_blocks_nothing, mount_serves_until_it_is_told_to_stop);
+in_each_world!(exit_codes_pass_through, a_dead_fetch_stops_the_application);
 
 /// An application that says what reaches it, and when it is told to stop.
 const TELLS: &str = "trap 'echo told to stop; exit 3' TERM; trap 'echo got INT' INT; trap 'echo got HUP' HUP
 echo started; while :; do sleep 60 & wait; kill $! 2>&-; done";
 
-fn tenant(name: &str) -> Tenant {
-    let tenant = Tenant::real(name, CALM);
-    tenant.put("note", json!({ "text": "old" }));
-    tenant
-}
+/// Where the server does not matter.
+const FUSE: Scene = Scene { world: World::Fuse, which: Which::Standin };
 
-fn setup(world: World, name: &str) -> (Tenant, Setup) {
-    let tenant = tenant(&format!("{name}-{world:?}").to_lowercase());
-    let setup = Setup::new(world, &tenant, &config::usual(&tenant));
+fn setup(scene: Scene, name: &str) -> (Tenant, Setup) {
+    let tenant = scene.tenant(name, CALM);
+    tenant.put("note", json!({ "text": "old" }));
+    let setup = Setup::new(scene.world, &tenant, &config::usual(&tenant));
     (tenant, setup)
 }
 
@@ -53,7 +46,7 @@ fn code(exit: Exit) -> i32 {
 fn exit_codes_pass_through(world: World) {
     for place in [Place::Init, Place::UnderShell] {
         for (script, expected) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)] {
-            let (tenant, setup) = setup(world, &format!("code-{expected}-{place:?}"));
+            let (tenant, setup) = setup(Scene { world, ..FUSE }, &format!("code-{expected}-{place:?}"));
             let end = setup.place(place).script(script).outcome();
             assert_eq!(end.code, expected, "`{script}` {place:?}: {}", end.stderr);
             assert_nothing_left(&tenant, &end);
@@ -63,7 +56,7 @@ fn exit_codes_pass_through(world: World) {
 
 #[test]
 fn signals_reach_the_application() {
-    let (tenant, setup) = setup(World::Fuse, "signals");
+    let (tenant, setup) = setup(FUSE, "signals");
     let agent = started(setup.script(TELLS));
     for (number, line) in [(Signal::SIGINT, "got INT"), (Signal::SIGHUP, "got HUP"), (Signal::SIGTERM, "told to stop")] {
         agent.signal(number);
@@ -76,9 +69,9 @@ fn signals_reach_the_application() {
 
 #[test]
 fn a_deaf_application_is_killed() {
-    let tenant = tenant("deaf");
+    let (tenant, setup) = setup(FUSE, "deaf");
     let text = config::usual(&tenant) + "app {\n  stop_timeout = \"300ms\"\n}\n";
-    let agent = started(Setup::new(World::Fuse, &tenant, &text).script("trap '' TERM; echo started; while :; do sleep 60; done"));
+    let agent = started(setup.file("agent-config.hcl", &text).script("trap '' TERM; echo started; while :; do sleep 60; done"));
     let end = agent.stop();
     assert_eq!(end.code, 137, "{}", end.stderr);
     assert_nothing_left(&tenant, &end);
@@ -86,7 +79,7 @@ fn a_deaf_application_is_killed() {
 
 #[test]
 fn orphans_are_reaped() {
-    let (_tenant, setup) = setup(World::Fuse, "orphans");
+    let (_tenant, setup) = setup(FUSE, "orphans");
     let agent = started(setup.script("sh -c 'sleep 0.2 & echo orphan $!'; echo started; exec sleep 60"));
     let orphan = agent.printed().lines().find_map(|line| line.strip_prefix("orphan ").map(str::to_owned)).expect("it was printed");
     let is_orphan = |pid| status(pid, "NSpid").is_some_and(|ids| ids.split_whitespace().last() == Some(&orphan));
@@ -94,8 +87,8 @@ fn orphans_are_reaped() {
     assert_eq!(agent.stop().code, 143);
 }
 
-fn an_end_leaves_nothing(world: World) {
-    let (tenant, setup) = setup(world, "end");
+fn an_end_leaves_nothing(scene: Scene) {
+    let (tenant, setup) = setup(scene, "end");
     let agent = started(setup.place(Place::UnderShell));
     let user = agent.read("user");
     assert!(tenant.knows(&user));
@@ -106,13 +99,13 @@ fn an_end_leaves_nothing(world: World) {
 }
 
 fn a_dead_fetch_stops_the_application(world: World) {
-    let (_tenant, setup) = setup(world, "fetch-dies");
+    let (_tenant, setup) = setup(Scene { world, ..FUSE }, "fetch-dies");
     assert_role_death_stops(setup, "fetch");
 }
 
 #[test]
 fn a_dead_serve_stops_the_application() {
-    let (_tenant, setup) = setup(World::Fuse, "serve-dies");
+    let (_tenant, setup) = setup(FUSE, "serve-dies");
     assert_role_death_stops(setup, "serve");
 }
 
@@ -129,8 +122,8 @@ fn assert_role_death_stops(setup: Setup, role: &str) {
 #[test]
 fn an_application_that_cannot_start_has_its_own_codes() {
     for (name, program, exit) in [("app-missing", "/no/such/program", Exit::NotFound), ("app-file", "/etc/passwd", Exit::CannotExecute)] {
-        let tenant = tenant(name);
-        let end = Setup::new(World::Fuse, &tenant, &config::usual(&tenant)).place(Place::UnderShell).app(&[program]).outcome();
+        let (tenant, setup) = setup(FUSE, name);
+        let end = setup.place(Place::UnderShell).app(&[program]).outcome();
         assert_eq!(end.code, code(exit), "{}", end.stderr);
         assert_nothing_left(&tenant, &end);
     }
@@ -138,7 +131,7 @@ fn an_application_that_cannot_start_has_its_own_codes() {
 
 #[test]
 fn the_application_gets_a_clean_environment_and_its_own_user() {
-    let (_tenant, setup) = setup(World::Fuse, "environment");
+    let (_tenant, setup) = setup(FUSE, "environment");
     let secrets = ["BAO_TOKEN", "VAULT_TOKEN", "BAO_CLIENT_KEY", "VAULT_NAMESPACE", "BAO_ADDR_X"];
     let setup = secrets.iter().take(2).fold(setup, |setup, name| setup.variable(name, "a-credential"));
     let script =
@@ -168,8 +161,8 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
     (reader, writer)
 }
 
-fn a_full_log_pipe_blocks_nothing(world: World) {
-    let (tenant, setup) = setup(world, "full");
+fn a_full_log_pipe_blocks_nothing(scene: Scene) {
+    let (tenant, setup) = setup(scene, "full");
     let (_reader, writer) = full_pipe();
     let agent = started(setup.stderr(Stderr::Given(writer)));
     tenant.put("note", json!({ "text": "new" }));
@@ -179,8 +172,8 @@ fn a_full_log_pipe_blocks_nothing(world: World) {
     assert_nothing_left(&tenant, &end);
 }
 
-fn mount_serves_until_it_is_told_to_stop(world: World) {
-    let (tenant, setup) = setup(world, "mount");
+fn mount_serves_until_it_is_told_to_stop(scene: Scene) {
+    let (tenant, setup) = setup(scene, "mount");
     let agent = setup.mount_only().place(Place::UnderShell).start();
     assert_eq!(agent.read("note"), "old");
     assert!(agent.path(MOUNT).is_dir());

@@ -60,6 +60,7 @@ pub(crate) enum Stderr {
 #[derive(Debug)]
 pub(crate) struct Setup {
     program: Program,
+    binary: PathBuf,
     world: World,
     place: Place,
     dir: TempDir,
@@ -101,13 +102,6 @@ pub(crate) fn binary() -> PathBuf {
 }
 
 impl Program {
-    fn binary(self) -> PathBuf {
-        match self {
-            Self::Run | Self::Mount => binary(),
-            Self::Incumbent => super::bao::binary(),
-        }
-    }
-
     /// The name of its process.
     fn name(self) -> &'static str {
         match self {
@@ -122,6 +116,7 @@ impl Setup {
     pub(crate) fn new(world: World, tenant: &Tenant, config: &str) -> Self {
         let setup = Self {
             program: Program::Run,
+            binary: binary(),
             world,
             place: Place::Init,
             dir: tempfile::tempdir().expect("a directory for the room"),
@@ -143,9 +138,9 @@ impl Setup {
         Self { program: Program::Mount, ..self }
     }
 
-    /// `bao agent` instead.
-    pub(crate) fn incumbent(tenant: &Tenant, config: &str) -> Self {
-        Self { program: Program::Incumbent, ..Self::new(World::Tmpfs, tenant, config) }
+    /// `bao agent` instead, from this file.
+    pub(crate) fn incumbent(binary: &Path, tenant: &Tenant, config: &str) -> Self {
+        Self { program: Program::Incumbent, binary: binary.to_owned(), ..Self::new(World::Tmpfs, tenant, config) }
     }
 
     /// Writes a file of /etc/bao, readable by all.
@@ -235,7 +230,7 @@ impl Setup {
         let mut room = Kept::start(&[], |command| {
             command.args(["unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child", "--propagation", "private"]);
             command.args(["sh", "-c", include_str!("room.sh"), "room"]);
-            command.args([self.dir.path().join("root"), self.dir.path().join("bao"), self.program.binary()]);
+            command.args([self.dir.path().join("root"), self.dir.path().join("bao"), self.binary.clone()]);
             command.arg(if self.world == World::Fuse { "fuse" } else { "no-fuse" }).arg(&self.prepare).args(self.command());
             command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
             if self.world == World::Tmpfs {

@@ -3,9 +3,40 @@
 
 use super::bao::Bao;
 use super::postgres::{ADMIN, Postgres};
-use super::wait_until;
+use super::standin::{DatabaseRole, Role, Standin};
+use super::{World, wait_until};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+/// Which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// OpenBao with PostgreSQL.
+    Real,
+    /// `tests/standin/`.
+    Standin,
+}
+
+/// What one test body runs over: how files are served, and from where.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scene {
+    /// How files are served.
+    pub(crate) world: World,
+    /// From where.
+    pub(crate) which: Which,
+}
+
+impl Scene {
+    /// A tenant for this scene's test `name`.
+    pub(crate) fn tenant(self, name: &str, lives: Lives) -> Tenant {
+        let name = format!("{name}-{:?}-{:?}", self.world, self.which).to_lowercase();
+        match self.which {
+            Which::Real => Tenant::real(&name, lives),
+            Which::Standin => Tenant::standin(&name, lives),
+        }
+    }
+}
 
 /// The real thing: OpenBao with `PostgreSQL` behind its database engine.
 #[derive(Debug)]
@@ -30,11 +61,18 @@ pub(crate) struct Lives {
 /// Long enough that nothing ends within a test.
 pub(crate) const CALM: Lives = Lives { token: 3600, lease: 1800, lease_max: 3600 };
 
+/// Where a tenant lives. The stand-in is its alone.
+#[derive(Clone)]
+enum Server {
+    Real(Arc<Real>),
+    Standin(Arc<Standin>),
+}
+
 /// One login at a server with its own secrets.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Tenant {
     /// Where it lives.
-    real: Arc<Real>,
+    server: Server,
     /// Its name: of its role, policy, database role, and of its folder in the KV store.
     pub(crate) name: String,
     /// For its `role_id` file.
@@ -86,7 +124,7 @@ impl Real {
         let text = |answer: &Value, key: &str| answer["data"][key].as_str().expect("the role has it").to_owned();
         let role_id = text(&self.bao.api("GET", &format!("{role}/role-id"), Value::Null), "role_id");
         let secret_id = text(&self.bao.api("POST", &format!("{role}/secret-id"), json!({})), "secret_id");
-        Tenant { real: Arc::clone(self), name: name.to_owned(), role_id, secret_id }
+        Tenant { server: Server::Real(Arc::clone(self)), name: name.to_owned(), role_id, secret_id }
     }
 }
 
@@ -96,9 +134,26 @@ impl Tenant {
         Real::shared().tenant(name, name, lives)
     }
 
+    /// The tenant of a stand-in of its own.
+    pub(crate) fn standin(name: &str, lives: Lives) -> Self {
+        let seconds = |number: u32| Duration::from_secs(number.into());
+        let (role_id, secret_id) = (format!("role-id-of-{name}"), format!("secret-id-of-{name}"));
+        let standin = Standin::start();
+        let allow = vec![format!("database/creds/{name}"), format!("secret/data/{name}/*")];
+        let (token_ttl, token_max_ttl) = (seconds(lives.token), seconds(lives.token) * 10);
+        let role = Role { role_id: role_id.clone(), secret_id: secret_id.clone(), secret_id_uses: 0, allow, token_ttl, token_max_ttl };
+        standin.state().add_role(role);
+        let database = DatabaseRole { ttl: seconds(lives.lease), max_ttl: seconds(lives.lease_max), renewable: true };
+        standin.state().database_role(name, database);
+        Self { server: Server::Standin(Arc::new(standin)), name: name.to_owned(), role_id, secret_id }
+    }
+
     /// The server's address as a configuration has it.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.real.bao.address)
+        match &self.server {
+            Server::Real(real) => format!("http://{}", real.bao.address),
+            Server::Standin(standin) => standin.url(),
+        }
     }
 
     /// The path of its database credential.
@@ -114,36 +169,64 @@ impl Tenant {
     /// Writes a new version of its KV v2 secret `key`.
     #[expect(clippy::needless_pass_by_value, reason = "callers write the value in place")]
     pub(crate) fn put(&self, key: &str, data: Value) {
-        self.real.bao.api("POST", &self.kv(key), json!({ "data": data }));
+        match &self.server {
+            Server::Real(real) => {
+                real.bao.api("POST", &self.kv(key), json!({ "data": data }));
+            }
+            Server::Standin(standin) => {
+                standin.state().put(&format!("secret/{}/{key}", self.name), data.clone());
+            }
+        }
     }
 
     /// Whether the database admits this user with this password.
     pub(crate) fn admits(&self, user: &str, password: &str) -> bool {
-        self.real.postgres.admits(user, password)
+        match &self.server {
+            Server::Real(real) => real.postgres.admits(user, password),
+            Server::Standin(standin) => {
+                standin.state().live_credentials().iter().any(|(u, p)| (u.as_str(), p.as_str()) == (user, password))
+            }
+        }
     }
 
     /// Whether the database knows this user.
     pub(crate) fn knows(&self, user: &str) -> bool {
-        self.real.postgres.has_role(user)
+        match &self.server {
+            Server::Real(real) => real.postgres.has_role(user),
+            Server::Standin(standin) => standin.state().live_credentials().iter().any(|(u, _)| u == user),
+        }
     }
 
-    /// The users that OpenBao has made in the database, of all tenants.
+    /// The users that the database has; of a real server those of all tenants.
     pub(crate) fn users(&self) -> Vec<String> {
-        self.real.postgres.sql("select rolname from pg_roles where rolname like 'v-approle-%'").lines().map(str::to_owned).collect()
+        let all = "select rolname from pg_roles where rolname like 'v-approle-%'";
+        match &self.server {
+            Server::Real(real) => real.postgres.sql(all).lines().map(str::to_owned).collect(),
+            Server::Standin(standin) => standin.state().live_credentials().into_iter().map(|(user, _)| user).collect(),
+        }
     }
 
-    /// What it asked the server for, oldest first: `read secret/data/a`.
-    pub(crate) fn requests(&self) -> Vec<String> {
-        self.real.bao.requests(&self.name)
+    /// How often it has read this path.
+    pub(crate) fn reads(&self, path: &str) -> usize {
+        match &self.server {
+            Server::Real(real) => real.bao.requests(&self.name).iter().filter(|request| **request == format!("read {path}")).count(),
+            Server::Standin(standin) => standin.state().requests.iter().filter(|it| it.method == "GET" && it.path == path).count(),
+        }
     }
 
     /// How many of its tokens live.
     pub(crate) fn tokens(&self) -> usize {
-        self.real.bao.tokens(&self.name)
+        match &self.server {
+            Server::Real(real) => real.bao.tokens(&self.name),
+            Server::Standin(standin) => standin.state().live_tokens(),
+        }
     }
 
     /// How many leases of its database role live.
     pub(crate) fn leases(&self) -> usize {
-        self.real.bao.leases(&self.name).len()
+        match &self.server {
+            Server::Real(real) => real.bao.leases(&self.name).len(),
+            Server::Standin(standin) => standin.state().live_credentials().len(),
+        }
     }
 }

@@ -71,6 +71,8 @@ struct Token {
 
 struct Lease {
     token: String,
+    /// User and password, as long as the database knows them.
+    credential: (String, String),
     role: DatabaseRole,
     issued: Moment,
     expires: Moment,
@@ -183,6 +185,18 @@ impl State {
     pub fn live(&mut self) -> (usize, usize) {
         self.sweep();
         (self.tokens.len(), self.leases.len())
+    }
+
+    /// How many tokens live.
+    pub fn live_tokens(&mut self) -> usize {
+        self.sweep();
+        self.tokens.len()
+    }
+
+    /// The users whose leases live, with their passwords: whom the database would admit.
+    pub fn live_credentials(&mut self) -> Vec<(String, String)> {
+        self.sweep();
+        self.leases.values().map(|lease| lease.credential.clone()).collect()
     }
 
     /// Requests to paths that begin with `prefix` (without `/v1/`) meet this fault until cleared. The last set counts.
@@ -366,8 +380,9 @@ impl State {
         };
         let (now, id) = (self.clock.now(), format!("database/creds/{name}/{}", random(24)));
         let expires = now.plus(role.ttl.min(role.max_ttl));
-        self.leases.insert(id.clone(), Lease { token: token.to_owned(), role, issued: now, expires });
-        let data = json!({ "password": format!("{}-{}", random(12), random(6)), "username": format!("v-approle-{name}-{}", random(20)) });
+        let (user, password) = (format!("v-approle-{name}-{}", random(20)), format!("{}-{}", random(12), random(6)));
+        let data = json!({ "password": password, "username": user });
+        self.leases.insert(id.clone(), Lease { token: token.to_owned(), credential: (user, password), role, issued: now, expires });
         Answer::lease(&id, role.ttl.min(role.max_ttl).as_secs(), role.renewable, &data)
     }
 
