@@ -165,7 +165,7 @@ fn start_serve(plan: &Plan, world: &World, signals: &SignalFd, roles: &mut Vec<R
 
 fn start_fetch(plan: &Plan, world: &World, signals: &SignalFd, roles: &mut Vec<RoleProcess>) -> io::Result<()> {
     let body = world.fetch(plan)?;
-    roles.push(start_role(Role::Fetch, &foreign(world, signals, roles), world.rights_of_fetch(), body)?);
+    roles.push(start_role(Role::Fetch, &foreign(world, signals, roles), world.rights_of_fetch(plan), body)?);
     Ok(())
 }
 
