@@ -150,7 +150,9 @@ fn start_roles(plan: &Plan, world: &World, signals: &SignalFd) -> Result<Vec<Rol
     let mut roles = vec![];
     let started = start_serve(plan, world, signals, &mut roles).and_then(|()| start_fetch(plan, world, signals, &mut roles));
     started.map_err(|error| {
-        roles.iter().for_each(|role| end_role(role.pid));
+        for role in &roles {
+            end_role(role.pid);
+        }
         Refused::software("a process of the agent cannot be started", error)
     })?;
     Ok(roles)
