@@ -246,6 +246,10 @@ fn several_files_are_one_configuration() {
     assert_eq!(twice.0[0].message, "two files are named `x`");
     let broken = load_with(&[("a.hcl", "vault {\n"), ("b.json", "{\"a\": }")], Overrides::default(), &[]).expect_err("both are broken");
     assert_eq!(broken.0.len(), 2, "{broken}");
+    let half =
+        load_with(&[("a.hcl", "vault {\n"), ("b.hcl", "log {\n levl = 1\n}")], Overrides::default(), &[]).expect_err("one is broken");
+    assert_eq!(half.0[1].message, "unknown key `levl` in `log`", "the other file is checked all the same");
+    assert_eq!(half.0.len(), 2, "{half}");
 }
 
 #[test]
@@ -258,6 +262,18 @@ fn missing_files_are_named() {
         let overrides = Overrides { config: paths, ..Overrides::default() };
         let problems = config::load(&overrides, &|_| env.map(str::to_owned)).expect_err("missing");
         assert_eq!(problems.0.iter().map(|p| p.message.as_str()).collect::<Vec<_>>(), [message]);
+    }
+}
+
+#[test]
+fn what_is_dangerous_is_said() {
+    for (address, verify, messages) in [
+        ("http://127.0.0.1:8200", false, vec![]),
+        ("http://[::1]:8200", false, vec![]),
+        ("https://bao", true, vec!["the server's certificate is not verified (`tls_skip_verify`)"]),
+        ("http://bao:8200", false, vec!["the server is reached without encryption"]),
+    ] {
+        assert_eq!(said(&format!("{SECRET}vault {{\n address = \"{address}\"\n tls_skip_verify = {verify}\n}}"), &[]), messages);
     }
 }
 

@@ -56,6 +56,30 @@ pub(super) struct Entry<'a> {
 }
 
 impl<'a> Node<'a> {
+    /// The entries of a block or object; HCL 1 and its JSON also write a list around one.
+    pub(super) fn table(&self) -> Option<&[Entry<'a>]> {
+        match &self.value {
+            Value::Table(entries) => Some(entries),
+            Value::List(items) if items.len() == 1 => items[0].table(),
+            Value::List(_) | Value::Text(_) | Value::Number(_) | Value::Bool(_) | Value::Other => None,
+        }
+    }
+
+    /// The items of a list; anything else is its own only item.
+    pub(super) fn items(&self) -> &[Self] {
+        if let Value::List(items) = &self.value { items } else { std::slice::from_ref(self) }
+    }
+
+    /// What a single value says.
+    pub(super) fn scalar(&self) -> Option<&str> {
+        match &self.value {
+            Value::Text(text) => Some(text),
+            Value::Number(text) => Some(text),
+            Value::Bool(value) => Some(if *value { "true" } else { "false" }),
+            Value::List(_) | Value::Table(_) | Value::Other => None,
+        }
+    }
+
     /// The position of byte `offset` of this text: through escapes and a heredoc's indentation.
     pub(super) fn inside(&self, offset: usize, len: usize) -> At<'a> {
         let Value::Text(text) = &self.value else { return self.at };
@@ -191,7 +215,7 @@ impl<'a> Tree<'a> {
 }
 
 fn refusal(error: &hcl_edit::parser::Error) -> Refusal {
-    (error.location().offset(), format!("this is no HCL: {}", error.message()))
+    (error.location().offset(), format!("this cannot be parsed: {}", error.message()))
 }
 
 /// A text without the marks of `rewrite`.
