@@ -159,7 +159,7 @@ fn odd_but_usual_syntax() {
         ("a = \"\u{1}\"", "a control character cannot stand here"),
         (r#"{"a": "\u0001"}"#, "a control character cannot stand here"),
         (r#"{"a": "\b"}"#, "a control character cannot stand here"),
-        (r#"{"a": "\ud800"}"#, "this is no JSON: unexpected end of hex escape"),
+        (r#"{"a": "\ud800"}"#, "this cannot be parsed: invalid unicode 4-digit hex code; unexpected token"),
         (
             r#"{"secret": {"a": {}, "a": {}}}"#,
             "this cannot be parsed: invalid object item; expected unique object key; found redefined object key",
