@@ -1,1 +1,195 @@
-//! cli: to be written.
+//! The command line: argv -> `Command` -> exit code. Invariant: it only splits words; what they mean is `config`'s.
+
+use crate::config::{self, Overrides, Problems};
+use crate::exit::Exit;
+use crate::observe::{self, Event};
+use crate::supervise;
+use lexopt::prelude::*;
+use std::ffi::OsString;
+use std::io::Write;
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+baofs serves the secrets of an OpenBao server as files from locked memory, and supervises the application that reads them.
+
+Usage:
+  baofs run [OPTIONS] -- COMMAND [ARGS...]   serve, start COMMAND when its secrets are there, stop in order
+  baofs mount [OPTIONS]                      serve only, in the foreground
+  baofs check [OPTIONS] [-- COMMAND...]      validate the configuration and show the plan; needs no server
+
+Options (a flag wins over the environment, the environment over the file):
+  --config PATH           configuration, HCL or JSON, a file or a directory; may be repeated   BAOFS_CONFIG
+                          [default: /etc/bao/agent-config.hcl]
+  --mount PATH            where the files are served                                           BAOFS_MOUNT
+                          [default: /app/secrets]
+  --fallback tmpfs|none   what to do where FUSE is refused [default: none]                     BAOFS_FALLBACK
+  --allow-swap            accept a tmpfs whose pages may reach a swap
+  --user USER[:GROUP]     whom the application runs as                                         BAOFS_USER
+  --wait DURATION         how long to wait for the first secrets [default: 30s]                BAOFS_WAIT
+  -h, --help              this text
+  -V, --version           the version
+
+OpenBao's own variables are read too: BAO_ADDR, BAO_CACERT, BAO_CAPATH, BAO_CLIENT_CERT, BAO_CLIENT_KEY,
+BAO_TLS_SERVER_NAME, BAO_SKIP_VERIFY, BAO_NAMESPACE, and their VAULT_ twins.
+";
+
+/// What was asked for.
+#[derive(Debug, PartialEq)]
+enum Command {
+    /// Serve and supervise.
+    Run(Overrides),
+    /// Serve only.
+    Mount(Overrides),
+    /// Validate and show.
+    Check(Overrides),
+    /// Print this and end.
+    Print(String),
+}
+
+/// Runs the program with `arguments` (the program's name first) and gives the code that the process is to end with.
+///
+/// The process must have one thread only: it forks.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    match parse(arguments) {
+        Ok(Command::Print(text)) => print(&text),
+        Ok(Command::Check(overrides)) => check(&overrides),
+        Ok(Command::Run(overrides)) => serve(&overrides),
+        Ok(Command::Mount(overrides)) => serve(&overrides),
+        Err(message) => {
+            eprintln!("baofs: {message}\nhint: `baofs --help` shows the commands and flags");
+            Exit::Usage.code()
+        }
+    }
+}
+
+fn print(text: &str) -> u8 {
+    // Nobody reads a closed pipe; that is no failure.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Exit::Ok.code()
+}
+
+fn refuse(problems: &Problems) -> u8 {
+    eprint!("{problems}");
+    Exit::Config.code()
+}
+
+fn check(overrides: &Overrides) -> u8 {
+    match config::load(overrides, &|name| std::env::var(name).ok()) {
+        Ok(loaded) => print(&config::show(&loaded.plan, &loaded.warnings)),
+        Err(problems) => refuse(&problems),
+    }
+}
+
+fn serve(overrides: &Overrides) -> u8 {
+    let loaded = match config::load(overrides, &|name| std::env::var(name).ok()) {
+        Ok(loaded) => loaded,
+        Err(problems) => return refuse(&problems),
+    };
+    observe::init(loaded.plan.log);
+    for warning in &loaded.warnings {
+        Event::Skipped { what: &warning.to_string() }.emit();
+    }
+    supervise::run(&loaded.plan).unwrap_or_else(|refused| {
+        eprintln!("baofs: {refused}");
+        refused.exit.code()
+    })
+}
+
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
+    let mut parser = lexopt::Parser::from_iter(arguments);
+    let name = match parser.next().map_err(text)? {
+        Some(Short('h') | Long("help")) => return Ok(Command::Print(HELP.into())),
+        Some(Short('V') | Long("version")) => return Ok(Command::Print(concat!("baofs ", env!("CARGO_PKG_VERSION"), "\n").into())),
+        Some(Value(name)) => name.string().map_err(text)?,
+        Some(other) => return Err(format!("{} comes after a command: run, mount or check", text(other.unexpected()))),
+        None => return Err("a command is missing: run, mount or check".into()),
+    };
+    let command = match name.as_str() {
+        "run" => Command::Run,
+        "mount" => Command::Mount,
+        "check" => Command::Check,
+        _ => return Err(format!("unknown command `{name}`; known are run, mount and check")),
+    };
+    let Some(overrides) = options(&mut parser)? else { return Ok(Command::Print(HELP.into())) };
+    match (command(overrides), name.as_str()) {
+        (Command::Mount(Overrides { command: Some(_), .. }), _) => Err("`mount` takes no command; `run` does".into()),
+        (command, _) => Ok(command),
+    }
+}
+
+/// The flags of a command; `None` when one of them was `--help`.
+fn options(parser: &mut lexopt::Parser) -> Result<Option<Overrides>, String> {
+    let mut overrides = Overrides::default();
+    while let Some(argument) = parser.next().map_err(text)? {
+        match argument {
+            Long("config") => overrides.config.push(parser.value().map_err(text)?.into()),
+            Long("mount") => once("mount", &mut overrides.mount, parser)?,
+            Long("fallback") => once("fallback", &mut overrides.fallback, parser)?,
+            Long("allow-swap") => overrides.allow_swap = true,
+            Long("user") => once("user", &mut overrides.user, parser)?,
+            Long("wait") => once("wait", &mut overrides.wait, parser)?,
+            Short('h') | Long("help") => return Ok(None),
+            Value(word) => return command_words(word, parser).map(|words| Some(Overrides { command: Some(words), ..overrides })),
+            other => return Err(text(other.unexpected())),
+        }
+    }
+    Ok(Some(overrides))
+}
+
+fn once<T: From<String>>(name: &str, slot: &mut Option<T>, parser: &mut lexopt::Parser) -> Result<(), String> {
+    let value = parser.value().and_then(ValueExt::string).map_err(text)?;
+    if slot.replace(value.into()).is_some() { Err(format!("--{name} is given twice")) } else { Ok(()) }
+}
+
+/// The application's words: all that follows, its own flags included.
+fn command_words(first: OsString, parser: &mut lexopt::Parser) -> Result<Vec<String>, String> {
+    let rest = parser.raw_args().map_err(text)?;
+    std::iter::once(first).chain(rest).map(|word| word.string().map_err(text)).collect()
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a function to map errors with")]
+fn text(error: lexopt::Error) -> String {
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, String> {
+        parse(std::iter::once("baofs").chain(line.split_whitespace()).map(OsString::from))
+    }
+
+    #[test]
+    fn words_become_commands() {
+        let words = |w: &[&str]| Some(w.iter().map(ToString::to_string).collect());
+        let run = Overrides {
+            config: vec!["a".into(), "b".into()],
+            user: Some("app".into()),
+            wait: Some("2s".into()),
+            command: words(&["env", "-i", "--user"]),
+            ..Overrides::default()
+        };
+        assert_eq!(parsed("run --config a --config=b --user app --wait 2s -- env -i --user"), Ok(Command::Run(run)));
+        let mount = Overrides { mount: Some("/m".into()), fallback: Some("tmpfs".into()), allow_swap: true, ..Overrides::default() };
+        assert_eq!(parsed("mount --mount /m --fallback tmpfs --allow-swap"), Ok(Command::Mount(mount)));
+        assert_eq!(parsed("check"), Ok(Command::Check(Overrides::default())));
+        assert_eq!(parsed("run --help"), Ok(Command::Print(HELP.into())));
+    }
+
+    #[test]
+    fn bad_words_are_named() {
+        for (line, part) in [
+            ("", "a command is missing"),
+            ("--mount", "comes after a command"),
+            ("start", "unknown command `start`"),
+            ("run --wait 1s --wait 2s", "--wait is given twice"),
+            ("run --config", "missing argument"),
+            ("run --what", "'--what'"),
+            ("mount -- app", "takes no command"),
+        ] {
+            let error = parsed(line).expect_err(line);
+            assert!(error.contains(part), "{line}: {error}");
+        }
+    }
+}

@@ -1,3 +1,111 @@
 //! Configuration: text -> raw -> `Plan`, all problems at once, each with its position. Invariant: only `check` makes a `Plan`.
 
+mod check;
 pub mod plan;
+mod problem;
+mod raw;
+mod schema;
+mod show;
+mod users;
+mod value;
+
+pub use problem::{Problem, Problems, Severity};
+pub use show::show;
+
+use plan::Plan;
+use problem::{Report, Source};
+use std::path::{Path, PathBuf};
+
+/// Where the configuration is when nobody says.
+pub const DEFAULT_PATH: &str = "/etc/bao/agent-config.hcl";
+
+/// What the command line gave; each wins over the environment and the files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// `--config`, each a file or a directory; empty: `BAOFS_CONFIG` (separated by `:`), else `DEFAULT_PATH`.
+    pub config: Vec<PathBuf>,
+    /// `--mount`.
+    pub mount: Option<PathBuf>,
+    /// `--fallback`, as typed.
+    pub fallback: Option<String>,
+    /// `--allow-swap`.
+    pub allow_swap: bool,
+    /// `--user`, as typed.
+    pub user: Option<String>,
+    /// `--wait`, as typed.
+    pub wait: Option<String>,
+    /// What stands behind `--`.
+    pub command: Option<Vec<String>>,
+}
+
+/// A configuration that can be used.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What to do.
+    pub plan: Plan,
+    /// What should be said, sorted by file and line.
+    pub warnings: Vec<Problem>,
+}
+
+/// Reads and checks the whole configuration; `env` gives a variable of the environment.
+///
+/// # Errors
+/// Every problem of all files, of the environment and of the flags.
+pub fn load(overrides: &Overrides, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Problems> {
+    let report = Report::default();
+    let sources = sources(overrides, env, &report);
+    let trees: Vec<_> = sources.iter().filter_map(|source| raw::parse(source, &report)).collect();
+    // With a file missing, what only that file may say would be reported as missing too.
+    let plan = (!sources.is_empty() && trees.len() == sources.len()).then(|| check::check(&trees, overrides, env, &report));
+    drop(trees);
+    let warnings = report.finish()?;
+    let plan = plan.ok_or(Problems(Vec::new()))?;
+    Ok(Loaded { plan, warnings })
+}
+
+/// All files that are meant, in order, as far as they can be read.
+fn sources(overrides: &Overrides, env: &dyn Fn(&str) -> Option<String>, report: &Report) -> Vec<Source> {
+    let named = env("BAOFS_CONFIG").filter(|text| !text.is_empty());
+    let paths = match (overrides.config.is_empty(), &named) {
+        (false, _) => overrides.config.clone(),
+        (true, Some(text)) => text.split(':').map(PathBuf::from).collect(),
+        (true, None) => vec![PathBuf::from(DEFAULT_PATH)],
+    };
+    let hint =
+        if overrides.config.is_empty() && named.is_none() { "name the configuration with `--config PATH` or `BAOFS_CONFIG`" } else { "" };
+    let failed = |path: &Path, why: std::io::Error| report.error_anywhere(format!("{} cannot be read: {why}", path.display()), hint);
+    let files = paths.into_iter().flat_map(|path| match directory(&path) {
+        Ok(files) => {
+            if files.is_empty() {
+                report.error_anywhere(format!("{} holds no `*.hcl` or `*.json`", path.display()), "");
+            }
+            files
+        }
+        Err(why) => {
+            failed(&path, why);
+            Vec::new()
+        }
+    });
+    let read = |path: PathBuf| match std::fs::read_to_string(&path) {
+        Ok(text) => Some(Source { name: path.display().to_string(), text }),
+        Err(why) => {
+            failed(&path, why);
+            None
+        }
+    };
+    files.filter_map(read).collect()
+}
+
+/// The configuration files of a directory, sorted; a file stands for itself.
+fn directory(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = std::fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    files.retain(|file| {
+        let hidden = file.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+        !hidden && file.is_file() && file.extension().is_some_and(|ext| ext == "hcl" || ext == "json")
+    });
+    files.sort();
+    Ok(files)
+}

@@ -4,6 +4,7 @@
 use crate::names::{FileName, Owner, QueryId, SecretPath};
 pub use crate::observe::{Level, Log, LogFormat};
 use crate::template::Template;
+use nix::sys::signal::Signal;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -235,12 +236,12 @@ pub struct App {
     pub user: Option<Identity>,
     /// How long to wait for all secrets before giving up (default 30 s).
     pub wait: Duration,
-    /// The signal that asks it to stop (default 15, TERM).
-    pub stop_signal: i32,
+    /// The signal that asks it to stop (default TERM).
+    pub stop_signal: Signal,
     /// How long it may take before KILL (default 6 s).
     pub stop_timeout: Duration,
     /// The signal that tells it of a rotation, if any.
-    pub change_signal: Option<i32>,
+    pub change_signal: Option<Signal>,
 }
 
 /// A user, resolved.

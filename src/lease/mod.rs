@@ -1,3 +1,11 @@
-//! Leases: requests deduplicated, a lease table, a pure schedule. Invariant: it decides *when*, never *how*.
+//! Leases: a lease table and a pure schedule. Invariant: it decides *when*, never *how*; it sees grants and failures,
+//! never a value.
 
+mod machine;
+mod schedule;
 pub mod source;
+#[cfg(test)]
+mod tests;
+
+pub use machine::{Input, Machine, Output, Request, Subject, TokenId};
+pub use schedule::{Dates, Grant, Pace};

@@ -100,6 +100,14 @@ pub fn pair() -> io::Result<(End, End)> {
 }
 
 impl End {
+    /// A second handle of the same end.
+    ///
+    /// # Errors
+    /// When the system has no more descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
     /// Sends without waiting.
     ///
     /// # Errors

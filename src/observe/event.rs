@@ -56,16 +56,20 @@ pub enum Event<'a> {
         /// Its process id.
         pid: i32,
     },
+    /// The application could not be started.
+    AppNotStarted {
+        /// What was to be executed.
+        program: &'a str,
+        /// Why not.
+        why: &'a str,
+    },
     /// The application ended.
     AppEnded {
         /// The code that baofs will pass on.
         code: u8,
     },
-    /// The application did not stop in time and is killed.
-    AppKilled {
-        /// How long it was given.
-        after: Duration,
-    },
+    /// The application did not stop in time, or is not to be waited for.
+    AppKilled,
     /// A role ended although nobody asked it to.
     RoleDied {
         /// Which.
@@ -130,6 +134,16 @@ pub enum Event<'a> {
         /// Why.
         why: &'a str,
     },
+    /// A first value was read, and cannot be served as it is.
+    Unusable {
+        /// Which file, and what is wrong with it.
+        why: &'a str,
+    },
+    /// `tls_skip_verify`: anybody in between can read everything.
+    Unverified {
+        /// The server's host.
+        server: &'a str,
+    },
 
     // serve
     /// A read failed because its version had to make room for a newer one.
@@ -157,8 +171,9 @@ impl Event<'_> {
             Self::FallingBack { cause } => warn!(cause, "FUSE is refused; falling back to tmpfs"),
             Self::SwapAllowed { cause } => warn!(cause, "secrets may reach a swap: --allow-swap"),
             Self::AppStarted { pid } => info!(pid, "application started"),
+            Self::AppNotStarted { program, why } => error!(program, why, "the application cannot be started"),
             Self::AppEnded { code } => info!(code, "application ended"),
-            Self::AppKilled { after } => warn!(?after, "application did not stop in time; killed"),
+            Self::AppKilled => warn!("the application is killed"),
             Self::RoleDied { role, how } => error!(role = role.as_str(), how, "a process of the agent died"),
             Self::Stopping { why } => info!(why, "stopping"),
             Self::Skipped { what } => warn!("{what}"),
@@ -170,6 +185,8 @@ impl Event<'_> {
             Self::Stale { file, why } => warn!(%file, why, "the last good value is still served"),
             Self::Revoked => info!("token revoked"),
             Self::NotRevoked { why } => warn!(why, "the token could not be revoked; it ends with its ttl"),
+            Self::Unusable { why } => warn!("{why}"),
+            Self::Unverified { server } => warn!(server, "TLS verification is off: anybody on the way can read every secret and the token"),
             Self::Evicted { file } => warn!(%file, "an old version that is still open made room for a newer one"),
             Self::Dropped { lines } => warn!(lines, "log lines were dropped because nobody read them"),
             Self::Broken { what } => error!("{what}"),

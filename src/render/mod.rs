@@ -1,1 +1,162 @@
-//! render: to be written.
+//! `Plan` x replies -> the bytes of files. Invariants: all files that are asked for, or none; bytes as the server gave them
+//! (numbers keep their digits); an error names file and field, never a value.
+
+use crate::config::plan::{Content, Empty, File, Plan};
+use crate::lease::source::{Engine, Reply};
+use crate::names::{FileId, FileName, QueryId, SecretPath};
+use crate::template::{ExecError, View};
+use serde_json::{Map, Value};
+use std::fmt;
+use zeroize::Zeroizing;
+
+/// One file's new content.
+pub type Change = (FileId, Zeroizing<Vec<u8>>);
+
+/// What files are made of.
+pub trait Values {
+    /// What a query gave, if it was read.
+    fn reply(&self, query: QueryId) -> Option<&Reply>;
+    /// The token's bytes, once there is one.
+    fn token(&self) -> Option<&[u8]>;
+}
+
+/// Why a file cannot be rendered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RenderError {
+    /// Which.
+    pub file: FileId,
+    /// Its name.
+    pub name: FileName,
+    /// Where it is configured.
+    pub origin: String,
+    /// What it reads; `None` for a template, whose problem has a place of its own, and for a token.
+    pub path: Option<SecretPath>,
+    /// What is wrong.
+    pub problem: Problem,
+}
+
+/// What is wrong with a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// Nothing was read yet.
+    Unread,
+    /// The secret has no such field; with the names of the fields that it has.
+    Missing(String, Vec<String>),
+    /// The field is null.
+    Null(String),
+    /// The content is empty, and `allow_empty` is not set.
+    Empty,
+    /// A template cannot be executed.
+    Template(ExecError),
+}
+
+impl fmt::Display for RenderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rendering {} ({})", self.name, self.origin)?;
+        if let Some(path) = &self.path {
+            write!(f, " from {path}")?;
+        }
+        match &self.problem {
+            Problem::Unread => f.write_str(": nothing was read yet"),
+            Problem::Missing(field, present) => {
+                let present: Vec<_> = present.iter().take(20).map(|name| format!("`{}`", name.escape_debug())).collect();
+                write!(f, ": the secret has no field `{field}`; hint: its fields are {}", present.join(", "))
+            }
+            Problem::Null(field) => write!(f, ": the field `{field}` is null"),
+            Problem::Empty => f.write_str(": the value is empty; hint: set allow_empty if that is meant"),
+            Problem::Template(error) => write!(f, ": {error}"),
+        }
+    }
+}
+
+impl std::error::Error for RenderError {}
+
+/// Renders `files`, all or none.
+///
+/// # Errors
+/// One for each file that cannot be rendered.
+pub fn render(plan: &Plan, files: impl IntoIterator<Item = FileId>, values: &impl Values) -> Result<Vec<Change>, Vec<RenderError>> {
+    let (mut changes, mut errors) = (Vec::new(), Vec::new());
+    for id in files {
+        let Some(file) = plan.files.get(id.index()) else { continue };
+        match content(file, values) {
+            Ok(bytes) => changes.push((id, bytes)),
+            Err(problem) => errors.push(RenderError {
+                file: id,
+                name: file.name.clone(),
+                origin: file.origin.clone(),
+                path: path(plan, &file.content),
+                problem,
+            }),
+        }
+    }
+    if errors.is_empty() { Ok(changes) } else { Err(errors) }
+}
+
+/// What a file reads, each once.
+#[must_use]
+pub fn queries(content: &Content) -> Vec<QueryId> {
+    let mut queries = match content {
+        Content::Field { query, .. } | Content::Json { query } => vec![*query],
+        Content::Template(template) => template.queries().into_iter().copied().collect(),
+        Content::Token => Vec::new(),
+    };
+    queries.sort_unstable();
+    queries.dedup();
+    queries
+}
+
+fn path(plan: &Plan, content: &Content) -> Option<SecretPath> {
+    match content {
+        Content::Field { query, .. } | Content::Json { query } => plan.queries.get(query.index()).map(|query| query.path.clone()),
+        Content::Template(_) | Content::Token => None,
+    }
+}
+
+fn content(file: &File, values: &impl Values) -> Result<Zeroizing<Vec<u8>>, Problem> {
+    let bytes = match &file.content {
+        Content::Field { query, field } => bytes(field, find_field(values.reply(*query).ok_or(Problem::Unread)?, field)?)?,
+        Content::Json { query } => match &values.reply(*query).ok_or(Problem::Unread)?.fields {
+            none if none.is_empty() && file.empty == Empty::Refuse => return Err(Problem::Empty),
+            fields => compact(fields),
+        },
+        Content::Template(template) => template.execute(&|query| values.reply(*query).map(view)).map_err(Problem::Template)?,
+        Content::Token => Zeroizing::new(values.token().ok_or(Problem::Unread)?.to_vec()),
+    };
+    if bytes.is_empty() && file.empty == Empty::Refuse { Err(Problem::Empty) } else { Ok(bytes) }
+}
+
+fn find_field<'a>(reply: &'a Reply, field: &str) -> Result<&'a Value, Problem> {
+    find(&reply.fields, field).ok_or_else(|| Problem::Missing(field.to_owned(), reply.fields.keys().cloned().collect()))
+}
+
+/// An exact key wins (`tls.crt` is an ordinary one), at each level; then the part before a dot is an object's key.
+fn find<'a>(object: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
+    object.get(path).or_else(|| path.match_indices('.').find_map(|(dot, _)| find(object.get(&path[..dot])?.as_object()?, &path[dot + 1..])))
+}
+
+fn bytes(field: &str, value: &Value) -> Result<Zeroizing<Vec<u8>>, Problem> {
+    match value {
+        Value::Null => Err(Problem::Null(field.to_owned())),
+        Value::String(text) => Ok(Zeroizing::new(text.as_bytes().to_vec())),
+        Value::Bool(_) | Value::Number(_) => Ok(Zeroizing::new(value.to_string().into_bytes())),
+        Value::Array(_) | Value::Object(_) => Ok(compact(value)),
+    }
+}
+
+/// JSON without spaces, keys sorted at every level (`serde_json`'s map is a sorted one).
+fn compact(value: &impl serde::Serialize) -> Zeroizing<Vec<u8>> {
+    let mut bytes = Zeroizing::new(Vec::new());
+    serde_json::to_writer(&mut *bytes, value).expect("a parsed JSON value can be written to memory");
+    bytes
+}
+
+fn view(reply: &Reply) -> View<'_> {
+    match &reply.engine {
+        Engine::Kv2 { metadata, .. } => View::Versioned { data: &reply.fields, metadata },
+        Engine::Other => View::Plain(&reply.fields),
+    }
+}
+
+#[cfg(test)]
+mod tests;

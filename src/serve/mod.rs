@@ -1,1 +1,75 @@
-//! serve: to be written.
+//! The role that answers the kernel: arena, tree, adapter, one loop. Invariants: it opens nothing, talks to nobody but the
+//! kernel and never waits; it can read every version and write none.
+
+use crate::exit::Exit;
+use crate::fuse::adapter::Adapter;
+use crate::fuse::tree::{Directory, Tree};
+use crate::link::{End, FromRole};
+use crate::memory::arena::Arena;
+use crate::memory::locked::Bounce;
+use crate::memory::{MemoryError, forbid_cores, harden};
+use crate::observe::{Event, Role, start_role};
+use crate::snapshot::Reader;
+use fuser::{Config, Session, SessionACL};
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// What the forked process was given.
+#[derive(Debug)]
+pub struct Job {
+    /// The versions.
+    pub arena: Arc<Arena>,
+    /// `/dev/fuse` of the mount.
+    pub device: OwnedFd,
+    /// Permission bits of the directory.
+    pub dir_mode: u32,
+    /// To supervise.
+    pub link: End,
+}
+
+/// Why `serve` ends before the mount does.
+#[derive(Debug)]
+enum Failure {
+    Memory(MemoryError),
+    Kernel(io::Error),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory(error) => error.fmt(f),
+            Self::Kernel(error) => write!(f, "cannot answer the kernel: {error}"),
+        }
+    }
+}
+
+/// Answers until the last mount of the filesystem is gone. To be called right after the fork, with every capability
+/// dropped and every descriptor closed that is not in the job.
+#[must_use]
+pub fn run(job: Job) -> Exit {
+    start_role(Role::Serve);
+    match answer(job) {
+        Ok(()) => Exit::Ok,
+        Err(failure) => {
+            Event::Broken { what: &failure.to_string() }.emit();
+            match failure {
+                Failure::Memory(_) => Exit::Memory,
+                Failure::Kernel(_) => Exit::Software,
+            }
+        }
+    }
+}
+
+fn answer(job: Job) -> Result<(), Failure> {
+    harden().and_then(|()| forbid_cores()).map_err(Failure::Memory)?;
+    job.arena.protect_for(Role::Serve).map_err(Failure::Kernel)?;
+    let bounce = Bounce::new().map_err(Failure::Memory)?;
+    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let tree = Tree::new(Reader::new(job.arena), Directory { mode: job.dir_mode, uid, gid });
+    let adapter = Adapter::new(tree, bounce);
+    let session = Session::from_fd(adapter, job.device, SessionACL::All, Config::default()).map_err(Failure::Kernel)?;
+    job.link.send(&FromRole::Ready).map_err(Failure::Kernel)?;
+    session.run().map_err(Failure::Kernel)
+}

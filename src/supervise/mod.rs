@@ -1,1 +1,216 @@
-//! supervise: to be written.
+//! The parent of all: owns signals, every fork, the mounts and the exit code; reads no secret. Invariants: it has one
+//! thread; it is the only place that starts, signals and waits; whatever happens it takes down what it set up.
+
+pub mod app;
+mod run;
+pub mod state;
+pub mod traces;
+mod world;
+
+use crate::clock::RealClock;
+use crate::config::plan::{App, Plan};
+use crate::exit::Exit;
+use crate::link::{self, End, FromRole};
+use crate::memory;
+use crate::observe::{self, Event, Role};
+use crate::sys::caps::{self, Capability};
+use crate::sys::process;
+use app::{Inherited, Terminal};
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, Uid, getpid, getppid};
+use run::{Loop, RoleProcess};
+use state::{Machine, Policy};
+use std::fmt;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+use traces::Traces;
+use world::World;
+
+/// How long `fetch` may take to revoke and end, its own bound for the requests included. With the application's
+/// `stop_timeout` (6 s) this stays under the 10 s that Docker gives.
+const REVOKE_TIMEOUT: Duration = Duration::from_millis(2500);
+
+/// The signals that are read from a descriptor.
+const READ: [Signal; 8] =
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCHLD];
+
+/// Why the agent did not start: the code to end with, and cause and remedy in words.
+#[derive(Debug)]
+pub struct Refused {
+    /// The code.
+    pub exit: Exit,
+    /// The words.
+    pub message: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Refused {
+    fn new(exit: Exit, message: impl fmt::Display) -> Self {
+        Self { exit, message: message.to_string() }
+    }
+
+    fn software(what: &str, error: impl fmt::Display) -> Self {
+        Self::new(Exit::Software, format_args!("{what}: {error}"))
+    }
+}
+
+/// Serves what `plan` says, runs its application if it has one, and gives the code to end with.
+///
+/// # Errors
+/// When it cannot start: nothing is mounted or running then.
+pub fn run(plan: &Plan) -> Result<u8, Refused> {
+    let signals = SigSet::from_iter(READ);
+    let mut blocked = signals;
+    // Giving the terminal away from the background would stop us otherwise.
+    blocked.extend([Signal::SIGTTOU, Signal::SIGTTIN, Signal::SIGTSTP]);
+    let inherited = Inherited::take(&blocked).map_err(|error| Refused::software("the signal mask cannot be set", error))?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(|error| Refused::software("no descriptor for signals", error))?;
+    may_become_user(&plan.app)?;
+    memory::harden().map_err(|error| Refused::new(Exit::Memory, error))?;
+    if getpid() != Pid::from_raw(1) {
+        prctl::set_child_subreaper(true).map_err(|error| Refused::software("orphans cannot be adopted", error))?;
+    }
+    let mut world = World::open(plan)?;
+    let traces = Traces::make(plan);
+    let code = supervise(plan, &mut world, signals, &inherited);
+    traces.remove();
+    world.close();
+    code
+}
+
+/// Another user needs rights that are missed now rather than when the application starts.
+fn may_become_user(app: &App) -> Result<(), Refused> {
+    let Some(user) = app.user.as_ref().filter(|user| user.owner.uid != Uid::effective().as_raw()) else { return Ok(()) };
+    let missing: Vec<_> = [Capability::SetUid, Capability::SetGid, Capability::Kill]
+        .into_iter()
+        .filter(|capability| !caps::has(*capability).unwrap_or(false))
+        .map(Capability::name)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let (name, missing) = (&user.name, missing.join(", "));
+    let hint = "start as root and add them (--cap-add), or start as that user and leave --user away";
+    Err(Refused::new(Exit::Config, format_args!("the application cannot run as {name}: capabilities missing: {missing}\nhint: {hint}")))
+}
+
+/// Forks the roles, obeys the machine to its end, and reaps what is left.
+fn supervise(plan: &Plan, world: &mut World, signals: SignalFd, inherited: &Inherited) -> Result<u8, Refused> {
+    let clock = RealClock::start();
+    let roles = start_roles(plan, world, &signals)?;
+    let terminal = Terminal::foreground();
+    let app = &plan.app;
+    let (mut machine, first) = Machine::start(policy(app));
+    let mut turning = Loop { clock: &clock, signals, world, roles, app, inherited, terminal, group: None, app_lives: false, timer: None };
+    let code = turning.run(&mut machine, first);
+    if let Some(terminal) = &turning.terminal {
+        terminal.take_back();
+    }
+    if let Some(group) = turning.group {
+        // Whom the application left behind in its group.
+        let _ = killpg(group, Signal::SIGKILL);
+    }
+    for role in &turning.roles {
+        end_role(role.pid);
+    }
+    Ok(code)
+}
+
+fn policy(app: &App) -> Policy {
+    Policy {
+        has_app: !app.command.is_empty(),
+        wait: app.wait,
+        stop_signal: app.stop_signal,
+        stop_timeout: app.stop_timeout,
+        revoke_timeout: REVOKE_TIMEOUT,
+        change_signal: app.change_signal,
+    }
+}
+
+/// Kills and reaps a role that has nothing left to do.
+fn end_role(pid: Pid) {
+    let _ = kill(pid, Signal::SIGKILL);
+    while waitpid(pid, None) == Err(Errno::EINTR) {}
+}
+
+/// Starts `serve` (on FUSE) and `fetch`; when one cannot be started, none stays.
+fn start_roles(plan: &Plan, world: &World, signals: &SignalFd) -> Result<Vec<RoleProcess>, Refused> {
+    let mut roles = vec![];
+    let started = start_serve(plan, world, signals, &mut roles).and_then(|()| start_fetch(plan, world, signals, &mut roles));
+    started.map_err(|error| {
+        roles.iter().for_each(|role| end_role(role.pid));
+        Refused::software("a process of the agent cannot be started", error)
+    })?;
+    Ok(roles)
+}
+
+fn start_serve(plan: &Plan, world: &World, signals: &SignalFd, roles: &mut Vec<RoleProcess>) -> io::Result<()> {
+    if let Some(body) = world.serve(plan)? {
+        roles.push(start_role(Role::Serve, &foreign(world, signals, roles), &[], body)?);
+    }
+    Ok(())
+}
+
+fn start_fetch(plan: &Plan, world: &World, signals: &SignalFd, roles: &mut Vec<RoleProcess>) -> io::Result<()> {
+    let body = world.fetch(plan)?;
+    roles.push(start_role(Role::Fetch, &foreign(world, signals, roles), world.rights_of_fetch(), body)?);
+    Ok(())
+}
+
+/// The descriptors of supervise that are no role's: signals, the mount, the links to other roles.
+fn foreign<'a>(world: &'a World, signals: &'a SignalFd, roles: &'a [RoleProcess]) -> Vec<BorrowedFd<'a>> {
+    let links = roles.iter().filter_map(|role| role.link.as_ref()).map(AsFd::as_fd);
+    world.descriptors().into_iter().chain([signals.as_fd()]).chain(links).collect()
+}
+
+/// Forks a role that closes what is `foreign`, drops every right but `keep`, and says why when it does not end well.
+fn start_role(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], body: impl FnOnce(End) -> Exit) -> io::Result<RoleProcess> {
+    let (ours, theirs) = link::pair()?;
+    let last = theirs.try_clone()?;
+    let parent = getpid();
+    let close: Vec<_> = foreign.iter().copied().chain([ours.as_fd()]).collect();
+    let pid = process::fork(&close, move || {
+        let exit = match confine(role, keep, parent) {
+            Ok(()) => body(theirs),
+            Err(error) => {
+                Event::Broken { what: &format!("{} cannot be confined: {error}", role.as_str()) }.emit();
+                Exit::Memory
+            }
+        };
+        if exit != Exit::Ok {
+            let _ = last.send(&FromRole::Failed(exit));
+        }
+        // The link ends with the process and not before: its end is the role's.
+        mem::forget(last);
+        exit.code()
+    })?;
+    Ok(RoleProcess { role, pid, link: Some(ours) })
+}
+
+/// Makes the forked process what a role is: no rights, no dump, dead with its parent.
+fn confine(role: Role, keep: &[Capability], parent: Pid) -> io::Result<()> {
+    observe::start_role(role);
+    prctl::set_name(match role {
+        Role::Supervise => c"baofs",
+        Role::Fetch => c"baofs-fetch",
+        Role::Serve => c"baofs-serve",
+    })?;
+    prctl::set_no_new_privs()?;
+    caps::keep_only(keep)?;
+    memory::forbid_cores().map_err(io::Error::other)?;
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // The parent may have died before the line above.
+    if getppid() == parent { Ok(()) } else { Err(io::Error::other("the supervisor is gone")) }
+}

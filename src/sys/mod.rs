@@ -2,5 +2,8 @@
 //! obligation and who met it. Invariant: no policy, no state; a failed call is an `io::Error` that names the call.
 #![allow(unsafe_code, reason = "this is one of the two gates")]
 
+pub mod caps;
 pub mod file;
 pub mod mount;
+pub mod process;
+pub mod watch;

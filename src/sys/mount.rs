@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
@@ -27,11 +27,46 @@ struct MountAttr {
     userns_fd: u64,
 }
 
-/// Turns the -1 of a syscall into an error that names the call.
-fn check(result: libc::c_long, call: &str) -> io::Result<i32> {
+/// The calls of this module, so that their refusals can be told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// `fsopen(2)`.
+    Fsopen,
+    /// `fsconfig(2)`.
+    Fsconfig,
+    /// `fsmount(2)`.
+    Fsmount,
+    /// `open_tree(2)`.
+    OpenTree,
+    /// `mount_setattr(2)`.
+    MountSetattr,
+    /// `move_mount(2)`.
+    MoveMount,
+    /// `umount2(2)`.
+    Umount,
+}
+
+impl Call {
+    /// Its name in the manual.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fsopen => "fsopen",
+            Self::Fsconfig => "fsconfig",
+            Self::Fsmount => "fsmount",
+            Self::OpenTree => "open_tree",
+            Self::MountSetattr => "mount_setattr",
+            Self::MoveMount => "move_mount",
+            Self::Umount => "umount2",
+        }
+    }
+}
+
+/// Turns the -1 of a syscall into an error that names the call and what it was about.
+fn check(result: libc::c_long, call: Call, about: &str) -> io::Result<i32> {
     if result < 0 {
         let error = io::Error::last_os_error();
-        return Err(MountError { call: call.to_owned(), error }.into());
+        return Err(MountError { call, about: about.to_owned(), error }.into());
     }
     i32::try_from(result).map_err(io::Error::other)
 }
@@ -39,13 +74,14 @@ fn check(result: libc::c_long, call: &str) -> io::Result<i32> {
 /// A failed call of this module; inside the `io::Error`, which keeps its kind.
 #[derive(Debug)]
 struct MountError {
-    call: String,
+    call: Call,
+    about: String,
     error: io::Error,
 }
 
 impl std::fmt::Display for MountError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.call, self.error)
+        write!(f, "{}({}): {}", self.call.as_str(), self.about, self.error)
     }
 }
 
@@ -57,11 +93,17 @@ impl From<MountError> for io::Error {
     }
 }
 
-/// The errno of a call of this module, if the kernel gave one.
+/// The call of this module that failed and its errno, if the error is of one.
+#[must_use]
+pub fn failed(error: &io::Error) -> Option<(Call, i32)> {
+    let inner = error.get_ref()?.downcast_ref::<MountError>()?;
+    Some((inner.call, inner.error.raw_os_error()?))
+}
+
+/// The errno of an error, whether of a call of this module or another.
 #[must_use]
 pub fn errno(error: &io::Error) -> Option<i32> {
-    let inner = error.get_ref().and_then(|e| e.downcast_ref::<MountError>());
-    inner.map_or_else(|| error.raw_os_error(), |e| e.error.raw_os_error())
+    failed(error).map_or_else(|| error.raw_os_error(), |(_, errno)| Some(errno))
 }
 
 fn owned(fd: i32) -> OwnedFd {
@@ -99,7 +141,7 @@ impl FsContext {
     pub fn open(kind: &CStr) -> io::Result<Self> {
         // SAFETY: `kind` is a valid C string for the time of the call; the call touches no other memory of ours.
         let fd = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) };
-        Ok(Self(owned(check(fd, &format!("fsopen({})", kind.to_string_lossy()))?)))
+        Ok(Self(owned(check(fd, Call::Fsopen, &kind.to_string_lossy())?)))
     }
 
     /// `fsconfig(2)` with one option.
@@ -114,7 +156,7 @@ impl FsContext {
         let value = value.as_ref().map_or(std::ptr::null(), |v| v.as_ptr());
         // SAFETY: key and value are valid C strings, or null where the command takes none, for the time of the call.
         let result = unsafe { libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), command, key.as_ptr(), value, 0) };
-        check(result, &format!("fsconfig({})", key.to_string_lossy())).map(|_| ())
+        check(result, Call::Fsconfig, &key.to_string_lossy()).map(|_| ())
     }
 
     /// Makes the superblock and a detached mount of it: nosuid, nodev, noexec, read-only if `read_only`.
@@ -125,23 +167,23 @@ impl FsContext {
         let null = std::ptr::null::<libc::c_char>();
         // SAFETY: the command takes neither key nor value; both are null.
         let made = unsafe { libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), FSCONFIG_CMD_CREATE, null, null, 0) };
-        check(made, "fsconfig(create)")?;
+        check(made, Call::Fsconfig, "create")?;
         let attributes = MOUNT_ATTR_HARMLESS | if read_only { MOUNT_ATTR_RDONLY } else { 0 };
         // SAFETY: all arguments are numbers.
         let fd = unsafe { libc::syscall(libc::SYS_fsmount, self.0.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) };
-        Ok(owned(check(fd, "fsmount")?))
+        Ok(owned(check(fd, Call::Fsmount, "new superblock")?))
     }
 }
 
 /// `open_tree(2)`: a detached clone of the mount that `of` is the root of.
 ///
 /// # Errors
-/// `EINVAL` for a clone of a detached mount before Linux 6.15.
+/// `EINVAL` for a clone of a mount that is not attached (before Linux 6.15).
 pub fn clone(of: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC.cast_unsigned() | libc::AT_EMPTY_PATH.cast_unsigned();
     // SAFETY: the path is an empty static C string.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, of.as_raw_fd(), c"".as_ptr(), flags) };
-    Ok(owned(check(fd, "open_tree")?))
+    Ok(owned(check(fd, Call::OpenTree, "clone")?))
 }
 
 /// `mount_setattr(2)`: makes the mount read-only, or writable.
@@ -154,12 +196,14 @@ pub fn set_read_only(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
         attributes.set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_HARMLESS;
     } else {
         attributes.clear = MOUNT_ATTR_RDONLY;
+        // A clone of a shared mount is its peer; this one is nobody's.
+        attributes.propagation = libc::MS_PRIVATE;
     }
     let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
     // SAFETY: `attributes` is the struct that the call reads, of the size that is passed; the path is an empty static C string.
     let result =
         unsafe { libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), path, flags, &raw const attributes, size_of::<MountAttr>()) };
-    check(result, "mount_setattr").map(|_| ())
+    check(result, Call::MountSetattr, if read_only { "read-only" } else { "read-write" }).map(|_| ())
 }
 
 /// `move_mount(2)`: attaches a detached mount at `path`.
@@ -172,37 +216,18 @@ pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     // SAFETY: both paths are valid C strings for the time of the call.
     let result =
         unsafe { libc::syscall(libc::SYS_move_mount, mount.as_raw_fd(), empty, libc::AT_FDCWD, target.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH) };
-    check(result, &format!("move_mount({})", path.display())).map(|_| ())
+    check(result, Call::MoveMount, &path.display().to_string()).map(|_| ())
 }
 
-/// A private read-write mount without a path, and what makes its public read-only twin at `path`.
+/// A private read-write mount without a path, and its public read-only twin at `path`.
 ///
-/// From Linux 6.15 a detached mount can be cloned, so the public one is read-only before anybody sees it; before that the
-/// read-only one is attached first and the private one is cloned from it.
+/// The read-only one is attached first and the private one cloned from it, which works since Linux 5.12. (Since 6.15 the
+/// clone could come first; nobody sees a writable mount either way, so there is one order for all kernels.)
 ///
 /// # Errors
 /// As the calls above; nothing stays mounted.
-pub fn pair(context: impl Fn() -> io::Result<FsContext>, path: &Path) -> io::Result<OwnedFd> {
-    use std::os::fd::AsFd;
-    let private = context()?.mount(false)?;
-    match clone(private.as_fd()) {
-        Ok(public) => {
-            set_read_only(public.as_fd(), true)?;
-            attach(public.as_fd(), path)?;
-            Ok(private)
-        }
-        Err(error) if errno(&error) == Some(libc::EINVAL) => {
-            drop(private);
-            pair_by_attached(context()?, path)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// The order for kernels before 6.15.
-fn pair_by_attached(context: FsContext, path: &Path) -> io::Result<OwnedFd> {
-    use std::os::fd::AsFd;
-    let public = context.mount(true)?;
+pub fn pair(context: impl FnOnce() -> io::Result<FsContext>, path: &Path) -> io::Result<OwnedFd> {
+    let public = context()?.mount(true)?;
     attach(public.as_fd(), path)?;
     let private = clone(public.as_fd()).and_then(|private| set_read_only(private.as_fd(), false).map(|()| private));
     if private.is_err() {
@@ -219,5 +244,5 @@ pub fn unmount(path: &Path) -> io::Result<()> {
     let target = c_path(path)?;
     // SAFETY: the path is a valid C string for the time of the call.
     let result = unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) };
-    check(libc::c_long::from(result), &format!("umount({})", path.display())).map(|_| ())
+    check(libc::c_long::from(result), Call::Umount, &path.display().to_string()).map(|_| ())
 }

@@ -1,0 +1,259 @@
+//! What the server said: its JSON, and what each status means. Invariant: words for people come from the server's
+//! `errors` alone, cleaned and cut; nothing else of a body leaves this module as text.
+
+use crate::lease::source::{Cause, Engine, Failure, Lease, Reply, TokenGrant};
+use crate::names::{LeaseId, SecretPath};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::fmt;
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+/// The most of the server's words that a message repeats, in characters.
+const WORDS: usize = 300;
+
+/// What is asked, for messages and for what a status means.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Task<'a> {
+    /// A login at this mount.
+    Login(&'a str),
+    /// The look-up of a path's mount.
+    FindMount(&'a SecretPath),
+    /// The read of a path.
+    Read(&'a SecretPath),
+    /// The renewal of a lease.
+    RenewLease,
+    /// The renewal of the token.
+    RenewToken,
+    /// The look-up of the token.
+    LookUpToken,
+    /// The token's end.
+    RevokeToken,
+}
+
+impl fmt::Display for Task<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Login(mount) => write!(f, "logging in at auth/{mount}"),
+            Self::FindMount(path) => write!(f, "finding the mount of {path}"),
+            Self::Read(path) => write!(f, "reading {path}"),
+            Self::RenewLease => f.write_str("renewing a lease"),
+            Self::RenewToken => f.write_str("renewing the token"),
+            Self::LookUpToken => f.write_str("looking up the token"),
+            Self::RevokeToken => f.write_str("revoking the token"),
+        }
+    }
+}
+
+impl Task<'_> {
+    /// A failure of this task; `why` holds no value.
+    pub(super) fn failure(&self, cause: Cause, why: &str) -> Failure {
+        Failure { cause, message: format!("{self}: {why}"), retry_after: None }
+    }
+
+    /// What a status means; `None` is success. `words` are the server's own.
+    fn cause(&self, status: u16, words: &str) -> Option<Cause> {
+        let lease_gone = || ["lease not found", "invalid lease"].iter().any(|known| words.contains(known));
+        match (self, status) {
+            (_, 200..=299) => None,
+            (Self::RenewLease, 400..) if lease_gone() => Some(Cause::NotFound),
+            (_, 300..=399) => Some(Cause::Unreachable),
+            (_, 408 | 412 | 472 | 473 | 500..=599) => Some(Cause::Unavailable),
+            (_, 429) => Some(Cause::RateLimited),
+            (Self::Login(_), 400..=499) => Some(Cause::Login),
+            (_, 401 | 403) => Some(Cause::Denied),
+            (_, 400..=499) => Some(Cause::NotFound),
+            _ => Some(Cause::Malformed),
+        }
+    }
+}
+
+/// A whole answer.
+pub(super) struct Answer {
+    /// The status code.
+    pub(super) status: u16,
+    /// `Retry-After` in seconds, where it is a number.
+    pub(super) retry_after: Option<Duration>,
+    /// Where a redirect points to, without path and query: `scheme://host:port`.
+    pub(super) location: Option<String>,
+    /// The body.
+    pub(super) body: Zeroizing<Vec<u8>>,
+}
+
+impl Answer {
+    /// Why it is no success, if it is none.
+    pub(super) fn cause(&self, task: &Task<'_>) -> Option<Cause> {
+        task.cause(self.status, &self.words())
+    }
+
+    /// The failure that it is.
+    pub(super) fn failure(&self, task: &Task<'_>, cause: Cause) -> Failure {
+        Failure { retry_after: self.retry_after, ..task.failure(cause, &self.why(task)) }
+    }
+
+    /// The JSON that `task` gives.
+    pub(super) fn parse<T: DeserializeOwned>(&self, task: &Task<'_>) -> Result<T, Failure> {
+        // serde_json's own message may quote a value: only its position is told.
+        serde_json::from_slice(&self.body).map_err(|error| {
+            let why = format!("the answer is not what this request gives (line {}, column {})", error.line(), error.column());
+            task.failure(Cause::Malformed, &why)
+        })
+    }
+
+    /// The `data` of the JSON that `task` gives.
+    pub(super) fn data<T: DeserializeOwned>(&self, task: &Task<'_>) -> Result<T, Failure> {
+        self.parse::<Data<T>>(task).map(|answer| answer.data)
+    }
+
+    /// The secret that it holds.
+    pub(super) fn reply(&self, task: &Task<'_>, versioned: bool) -> Result<Reply, Failure> {
+        if versioned {
+            let Versioned { data, metadata } = self.data(task)?;
+            let fields = data.ok_or_else(|| task.failure(Cause::NotFound, "this version holds nothing"))?;
+            let version = metadata.get("version").and_then(Value::as_u64);
+            let version = version.ok_or_else(|| task.failure(Cause::Malformed, "the answer has no version"))?;
+            return Ok(Reply { fields, engine: Engine::Kv2 { version, metadata }, lease: None });
+        }
+        let envelope: Envelope = self.parse(task)?;
+        let lease = envelope.lease();
+        let fields = envelope.data.ok_or_else(|| task.failure(Cause::Malformed, "the answer has no data"))?;
+        Ok(Reply { fields, engine: Engine::Other, lease })
+    }
+
+    /// The failure of a version that is no more: KV version 2 answers 404 with the version's metadata.
+    pub(super) fn gone(&self, task: &Task<'_>) -> Option<Failure> {
+        let Data { data: Versioned { metadata, .. } } = serde_json::from_slice(&self.body).ok().filter(|_| self.status == 404)?;
+        let version = metadata.get("version")?.as_u64()?;
+        let deleted = metadata.get("deletion_time").and_then(Value::as_str).unwrap_or_default();
+        let how = match metadata.get("destroyed").and_then(Value::as_bool) {
+            Some(true) => "was destroyed".to_owned(),
+            Some(false) | None => format!("was deleted at {}", clean(deleted)),
+        };
+        Some(task.failure(Cause::NotFound, &format!("version {version} {how}")))
+    }
+
+    /// The server's own words: cleaned, cut, empty if there are none.
+    fn words(&self) -> String {
+        #[derive(Deserialize)]
+        struct Errors {
+            errors: Option<Vec<String>>,
+        }
+        if self.status < 300 {
+            return String::new();
+        }
+        let errors = serde_json::from_slice::<Errors>(&self.body).ok().and_then(|answer| answer.errors);
+        let words = clean(&errors.unwrap_or_default().join("; "));
+        words.strip_prefix("1 error occurred: * ").map_or(words.clone(), str::to_owned)
+    }
+
+    fn why(&self, task: &Task<'_>) -> String {
+        let status = self.status;
+        let words = self.words();
+        match (task, status) {
+            (_, 300..=399) => {
+                let to = self.location.as_deref().unwrap_or("an address that cannot be read");
+                format!("the server redirects to {to} ({status}), which is not followed; hint: set `address` to the active server itself")
+            }
+            (_, 503) if words.contains("sealed") => format!("the server is sealed ({status})"),
+            _ if words.is_empty() => format!("the server answered {status}"),
+            _ => format!("{words} ({status})"),
+        }
+    }
+}
+
+/// One line without control characters, of bounded length.
+fn clean(text: &str) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WORDS * 4).collect();
+    line.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(WORDS).collect()
+}
+
+/// What every answer is wrapped in.
+#[derive(Deserialize)]
+pub(super) struct Envelope {
+    lease_id: Option<String>,
+    lease_duration: Option<u64>,
+    renewable: Option<bool>,
+    data: Option<Map<String, Value>>,
+    /// The token, of a login or renewal.
+    pub(super) auth: Option<AuthInfo>,
+}
+
+impl Envelope {
+    /// The lease, if there is one.
+    pub(super) fn lease(&self) -> Option<Lease> {
+        let id = LeaseId::new(self.lease_id.as_deref()?)?;
+        let ttl = Duration::from_secs(self.lease_duration.unwrap_or_default());
+        Some(Lease { id, ttl, renewable: self.renewable.unwrap_or_default() })
+    }
+}
+
+/// A token as a login or a renewal gives it. Nothing else of it is asked for: `policies` may be null or absent.
+#[derive(Deserialize)]
+pub(super) struct AuthInfo {
+    /// The token itself.
+    pub(super) client_token: String,
+    lease_duration: u64,
+    #[serde(default)]
+    renewable: bool,
+}
+
+impl AuthInfo {
+    pub(super) fn grant(&self) -> TokenGrant {
+        grant(self.lease_duration, self.renewable)
+    }
+}
+
+/// A token as a look-up gives it.
+#[derive(Deserialize)]
+pub(super) struct TokenInfo {
+    ttl: u64,
+    #[serde(default)]
+    renewable: bool,
+}
+
+impl TokenInfo {
+    pub(super) fn grant(&self) -> TokenGrant {
+        grant(self.ttl, self.renewable)
+    }
+}
+
+/// A ttl of 0 is that of a token that does not end.
+fn grant(ttl: u64, renewable: bool) -> TokenGrant {
+    TokenGrant { ttl: (ttl > 0).then(|| Duration::from_secs(ttl)), renewable }
+}
+
+/// A mount as `sys/internal/ui/mounts` gives it.
+#[derive(Deserialize)]
+pub(super) struct MountInfo {
+    /// Its path.
+    pub(super) path: String,
+    options: Option<MountOptions>,
+    r#type: String,
+}
+
+#[derive(Deserialize)]
+struct MountOptions {
+    version: Option<String>,
+}
+
+impl MountInfo {
+    /// Whether it is KV version 2.
+    pub(super) fn versioned(&self) -> bool {
+        let version = self.options.as_ref().and_then(|options| options.version.as_deref());
+        matches!(self.r#type.as_str(), "kv" | "generic") && version == Some("2")
+    }
+}
+
+/// The `data` of an answer.
+#[derive(Deserialize)]
+struct Data<T> {
+    data: T,
+}
+
+/// What KV version 2 has under `data`.
+#[derive(Deserialize)]
+struct Versioned {
+    data: Option<Map<String, Value>>,
+    metadata: Map<String, Value>,
+}

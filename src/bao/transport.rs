@@ -1,0 +1,215 @@
+//! One request, one connection, one answer. Invariants: a redirect comes back as an answer and is never followed; time
+//! and size are bounded; a connection is closed with its answer, so that no plaintext stays in its buffers.
+
+use super::answer::Answer;
+use super::tls::{self, SetupError};
+use crate::config::plan::{Address, Scheme, Tls};
+use crate::lease::source::Cause;
+use http::header::{CONNECTION, HOST, HeaderValue, LOCATION, RETRY_AFTER};
+use http::{HeaderMap, Request, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use zeroize::Zeroizing;
+
+/// Bounds of one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For one address of the server to accept the connection (default 3 s).
+    pub connect: Duration,
+    /// For the whole exchange (default 10 s).
+    pub total: Duration,
+    /// The largest body taken, in bytes (default 4 MiB).
+    pub body: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(3), total: Duration::from_secs(10), body: 4 << 20 }
+    }
+}
+
+/// Why there is no answer. No part of one is kept.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The name has no address.
+    Resolve(String, io::Error),
+    /// No connection; the address is the last one tried.
+    Connect(SocketAddr, io::Error),
+    /// The handshake failed, with the words for it.
+    Tls(String),
+    /// Not within the time given.
+    Late(Duration),
+    /// The connection ended before the answer was whole.
+    Cut,
+    /// The body is larger than this.
+    TooLarge(usize),
+    /// It is no HTTP.
+    NotHttp,
+}
+
+impl Fault {
+    /// The class that the schedule decides on.
+    pub(super) fn cause(&self) -> Cause {
+        match self {
+            Self::Resolve(..) | Self::Connect(..) | Self::Tls(_) | Self::Late(_) | Self::Cut => Cause::Unreachable,
+            Self::TooLarge(_) | Self::NotHttp => Cause::Malformed,
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Resolve(host, error) => write!(f, "{host} cannot be resolved: {error}"),
+            Self::Connect(address, error) => write!(f, "no connection to {address}: {}", error.kind()),
+            Self::Tls(words) => f.write_str(words),
+            Self::Late(limit) => write!(f, "no answer within {limit:?}"),
+            Self::Cut => f.write_str("the connection ended before the answer was whole"),
+            Self::TooLarge(limit) => write!(f, "the answer is larger than {limit} bytes"),
+            Self::NotHttp => f.write_str("the answer is not HTTP; hint: is the address `https://`?"),
+        }
+    }
+}
+
+impl From<hyper::Error> for Fault {
+    fn from(error: hyper::Error) -> Self {
+        if error.is_parse() { Self::NotHttp } else { Self::Cut }
+    }
+}
+
+/// The way to one server.
+pub(super) struct Transport {
+    /// The bounds of each request.
+    pub(super) limits: Limits,
+    address: Address,
+    /// `scheme://host:port`, for building requests: a prefix in it would end up behind `/v1` or doubled.
+    origin: String,
+    host: HeaderValue,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+impl Transport {
+    pub(super) fn new(address: &Address, tls: &Tls) -> Result<Self, SetupError> {
+        let literal = if address.host.contains(':') { format!("[{}]", address.host) } else { address.host.clone() };
+        let (scheme, tls) = match address.scheme {
+            Scheme::Http => ("http", None),
+            Scheme::Https => ("https", Some((TlsConnector::from(tls::config(tls)?), tls::server_name(tls, &address.host)?))),
+        };
+        let origin = format!("{scheme}://{literal}:{}", address.port);
+        format!("{origin}{}/", address.prefix).parse::<Uri>().map_err(|error| SetupError::Address(error.to_string()))?;
+        let host = HeaderValue::try_from(format!("{literal}:{}", address.port)).map_err(|error| SetupError::Address(error.to_string()))?;
+        Ok(Self { limits: Limits::default(), address: address.clone(), origin, host, tls })
+    }
+
+    /// What requests are built on.
+    pub(super) fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// Sends `request`, whose path is the one below `/v1`, and takes the whole answer.
+    pub(super) async fn send(&self, request: Request<Vec<u8>>) -> Result<Answer, Fault> {
+        let limit = self.limits.total;
+        timeout(limit, self.exchange(request)).await.unwrap_or(Err(Fault::Late(limit)))
+    }
+
+    async fn exchange(&self, mut request: Request<Vec<u8>>) -> Result<Answer, Fault> {
+        let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        *request.uri_mut() = format!("{}/v1{path}", self.address.prefix).parse().map_err(|_| Fault::NotHttp)?;
+        request.headers_mut().insert(HOST, self.host.clone());
+        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        let stream = self.connect().await?;
+        match &self.tls {
+            None => self.over(stream, request).await,
+            Some((connector, name)) => {
+                let stream = connector.connect(name.clone(), stream).await.map_err(|error| handshake(&error))?;
+                self.over(stream, request).await
+            }
+        }
+    }
+
+    /// The first of the server's addresses that accepts.
+    async fn connect(&self) -> Result<TcpStream, Fault> {
+        let (host, port) = (self.address.host.as_str(), self.address.port);
+        let unresolved = |error| Fault::Resolve(host.to_owned(), error);
+        let mut last = unresolved(io::ErrorKind::NotFound.into());
+        for address in tokio::net::lookup_host((host, port)).await.map_err(unresolved)? {
+            match timeout(self.limits.connect, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => last = Fault::Connect(address, error),
+                Err(_) => last = Fault::Connect(address, io::ErrorKind::TimedOut.into()),
+            }
+        }
+        Err(last)
+    }
+
+    async fn over(&self, stream: impl AsyncRead + AsyncWrite + Unpin, request: Request<Vec<u8>>) -> Result<Answer, Fault> {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let answer = async {
+            let (head, body) = sender.send_request(request.map(|body| Full::new(Bytes::from(body)))).await?.into_parts();
+            let body = self.collect(body).await?;
+            let (retry_after, location) = (retry_after(&head.headers), location(&head.headers));
+            Ok(Answer { status: head.status.as_u16(), retry_after, location, body })
+        };
+        tokio::pin!(connection, answer);
+        // The connection moves the bytes and may end first; the answer decides, and dropping both closes.
+        tokio::select! {
+            answer = &mut answer => answer,
+            ended = &mut connection => {
+                let answer = answer.await;
+                if answer.is_err() { ended?; }
+                answer
+            }
+        }
+    }
+
+    /// The whole body in one buffer that is wiped.
+    async fn collect(&self, mut body: Incoming) -> Result<Zeroizing<Vec<u8>>, Fault> {
+        let limit = self.limits.body;
+        let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+        if announced > limit {
+            return Err(Fault::TooLarge(limit));
+        }
+        let mut whole = Zeroizing::new(Vec::with_capacity(announced));
+        while let Some(frame) = body.frame().await {
+            let Ok(part) = frame?.into_data() else { continue };
+            if part.len() > limit - whole.len() {
+                return Err(Fault::TooLarge(limit));
+            }
+            whole.extend_from_slice(&part);
+        }
+        Ok(whole)
+    }
+}
+
+/// A failed handshake in words.
+fn handshake(error: &io::Error) -> Fault {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(cause) => Fault::Tls(tls::explain(cause)),
+        None => Fault::Tls(format!("the TLS handshake was cut: {}", error.kind())),
+    }
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// Scheme and authority of a redirect; path and query may hold anything.
+fn location(headers: &HeaderMap) -> Option<String> {
+    let uri: Uri = headers.get(LOCATION)?.to_str().ok()?.parse().ok()?;
+    match (uri.scheme_str(), uri.authority()) {
+        (Some(scheme), Some(at)) => Some(format!("{scheme}://{}", at.as_str().rsplit('@').next().unwrap_or_default())),
+        _ => Some("another path of the same address".to_owned()),
+    }
+}

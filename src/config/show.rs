@@ -1,0 +1,120 @@
+//! The plan for people: what `baofs check` prints. Invariant: it is made of the plan alone, which holds no secret.
+
+use super::plan::{AfterReading, Content, Fallback, File, Method, Plan, Query, Scheme, Swap, Verify};
+use super::problem::Problem;
+use std::fmt::{self, Write};
+
+/// The whole plan, then the warnings.
+#[must_use]
+pub fn show(plan: &Plan, warnings: &[Problem]) -> String {
+    let mut out = String::new();
+    write_plan(&mut out, plan).expect("a string takes everything");
+    for warning in warnings {
+        writeln!(out, "{warning}").expect("a string takes everything");
+    }
+    out
+}
+
+fn write_plan(out: &mut String, plan: &Plan) -> fmt::Result {
+    write_server(out, plan)?;
+    write_mount(out, plan)?;
+    for file in &plan.files {
+        write_file(out, plan, file)?;
+    }
+    for link in &plan.links {
+        writeln!(out, "link     {} -> {}/{}", link.path.display(), plan.filesystem.path.display(), link.name)?;
+    }
+    write_app(out, plan)?;
+    if let Some(path) = &plan.pid_file {
+        writeln!(out, "pid file {}", path.display())?;
+    }
+    Ok(())
+}
+
+fn write_server(out: &mut String, plan: &Plan) -> fmt::Result {
+    let address = &plan.server.address;
+    let (scheme, tls) = match (address.scheme, plan.server.tls.verify) {
+        (Scheme::Http, _) => ("http", ", not encrypted"),
+        (Scheme::Https, Verify::Full) => ("https", ""),
+        (Scheme::Https, Verify::Skip) => ("https", ", not verified"),
+    };
+    let host = if address.host.contains(':') { format!("[{}]", address.host) } else { address.host.clone() };
+    write!(out, "server   {scheme}://{host}:{}{}{tls}", address.port, address.prefix)?;
+    if let Some(namespace) = &plan.server.namespace {
+        write!(out, ", namespace {namespace}")?;
+    }
+    let Method::AppRole { role_id_file, secret_id_file, after_reading } = &plan.auth.method;
+    write!(out, "\nlogin    {}: role_id from {}", plan.auth.mount_path, role_id_file.display())?;
+    if let Some(path) = secret_id_file {
+        let then = match after_reading {
+            AfterReading::Keep => "kept",
+            AfterReading::Remove => "removed after the login",
+        };
+        write!(out, ", secret_id from {} ({then})", path.display())?;
+    }
+    writeln!(out)
+}
+
+fn write_mount(out: &mut String, plan: &Plan) -> fmt::Result {
+    let filesystem = &plan.filesystem;
+    let fallback = match (filesystem.fallback, filesystem.swap) {
+        (Fallback::None, _) => "no fallback: FUSE or nothing",
+        (Fallback::Tmpfs, Swap::Refuse) => "fallback tmpfs that cannot reach a swap",
+        (Fallback::Tmpfs, Swap::Allow) => "fallback tmpfs, which may reach a swap",
+    };
+    write!(out, "mount    {} {:04o}, {fallback}", filesystem.path.display(), filesystem.dir_mode)?;
+    if let Some(size) = filesystem.size {
+        write!(out, ", at most {size} bytes")?;
+    }
+    writeln!(out)?;
+    match (filesystem.dir_mode & 0o001, filesystem.dir_mode & 0o004) {
+        (0, _) => writeln!(out, "         others cannot reach any file by its name, not even their own, and cannot watch the directory"),
+        (_, 0) => writeln!(out, "         others cannot list the names or watch the directory; they reach a file whose name they know"),
+        _ => Ok(()),
+    }
+}
+
+fn write_file(out: &mut String, plan: &Plan, file: &File) -> fmt::Result {
+    write!(out, "file     {} {:04o} {}:{} ", file.name, file.mode, file.owner.uid, file.owner.gid)?;
+    match &file.content {
+        Content::Field { query, field } => write!(out, "field {field} of {}", Reading(&plan.queries[query.index()]))?,
+        Content::Json { query } => write!(out, "JSON of {}", Reading(&plan.queries[query.index()]))?,
+        Content::Template(template) => {
+            let reads: Vec<_> = template.queries().iter().map(|id| Reading(&plan.queries[id.index()]).to_string()).collect();
+            write!(out, "template of {}", if reads.is_empty() { "text alone".to_owned() } else { reads.join(", ") })?;
+        }
+        Content::Token => write!(out, "the agent's token")?,
+    }
+    writeln!(out, " ({})", file.origin)
+}
+
+/// A read in words.
+struct Reading<'a>(&'a Query);
+
+impl fmt::Display for Reading<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.path)?;
+        if let Some(version) = self.0.version {
+            write!(f, " version {version}")?;
+        }
+        self.0.refresh.map_or(Ok(()), |every| write!(f, " every {every:?}"))
+    }
+}
+
+fn write_app(out: &mut String, plan: &Plan) -> fmt::Result {
+    let app = &plan.app;
+    // Arguments may hold anything: the program alone is shown.
+    let program = app.command.first().map_or("given on the command line", String::as_str);
+    write!(
+        out,
+        "app      {program}, waits {:?} for its secrets, stopped by signal {} then KILL after {:?}",
+        app.wait, app.stop_signal, app.stop_timeout
+    )?;
+    if let Some(user) = &app.user {
+        write!(out, ", as {} ({}:{})", user.name, user.owner.uid, user.owner.gid)?;
+    }
+    if let Some(signal) = app.change_signal {
+        write!(out, ", told of a change by signal {signal}")?;
+    }
+    writeln!(out)
+}

@@ -1,0 +1,215 @@
+//! What was read, what of it is published, and what is missing. Invariants: the first publication is complete; a file that
+//! cannot be rendered anew keeps its last good content, and so do all files of the same query.
+
+use crate::config::plan::{Content, Plan};
+use crate::exit::Exit;
+use crate::lease::source::{Engine, Failure, Reply};
+use crate::names::{FileId, FileName, QueryId};
+use crate::render::{self, Change, Problem, RenderError, Values};
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
+/// What became of a reply.
+pub(super) enum Accepted {
+    /// These files changed; none, if the values are the same.
+    Changes(Vec<Change>),
+    /// The values cannot be served; the errors that were not told before.
+    Unusable(Vec<RenderError>),
+    /// Other first values are still missing.
+    Incomplete,
+}
+
+/// The state of all files and queries.
+pub(super) struct Board<'p> {
+    plan: &'p Plan,
+    queries: Vec<QueryState>,
+    files: Vec<FileState>,
+    /// Keys the hashes of contents.
+    hasher: RandomState,
+    /// Whether the first publication was made.
+    complete: bool,
+}
+
+#[derive(Default)]
+struct QueryState {
+    /// The last good reply; after the first publication only where a file is made of several.
+    reply: Option<Reply>,
+    /// The version that was read last (KV v2).
+    version: Option<u64>,
+    /// Why the last read failed.
+    failure: Option<Failure>,
+    /// The files that are made of it.
+    files: Vec<FileId>,
+    /// Whether such a file is made of other queries, too.
+    shared: bool,
+}
+
+#[derive(Default)]
+struct FileState {
+    /// Keyed hash of the content that was rendered last: contents are compared without being kept. (64 bits under a
+    /// random key: two contents are taken for one in 2^-64 of all changes.)
+    hash: Option<u64>,
+    /// Why it cannot be rendered.
+    error: Option<RenderError>,
+}
+
+impl<'p> Board<'p> {
+    pub(super) fn new(plan: &'p Plan) -> Self {
+        let mut queries: Vec<QueryState> = plan.queries.iter().map(|_| QueryState::default()).collect();
+        for (id, file) in ids(plan).zip(&plan.files) {
+            let read = render::queries(&file.content);
+            for query in &read {
+                queries[query.index()].files.push(id);
+                queries[query.index()].shared |= read.len() > 1;
+            }
+        }
+        let files = plan.files.iter().map(|_| FileState::default()).collect();
+        Self { plan, queries, files, hasher: RandomState::new(), complete: false }
+    }
+
+    /// Whether the first publication was made.
+    pub(super) fn complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The names of the files that a query is in.
+    pub(super) fn names(&self, query: QueryId) -> impl Iterator<Item = &'p FileName> {
+        let plan = self.plan;
+        self.queries[query.index()].files.iter().map(|file| &plan.files[file.index()].name)
+    }
+
+    /// Takes the reply to `query`.
+    pub(super) fn accept(&mut self, query: QueryId, reply: Reply, token: Option<&[u8]>) -> Accepted {
+        let state = &mut self.queries[query.index()];
+        state.failure = None;
+        let version = version(&reply);
+        let seen = version.is_some() && std::mem::replace(&mut state.version, version) == version;
+        let bad = state.files.iter().any(|file| self.files[file.index()].error.is_some());
+        if seen {
+            return if bad { Accepted::Unusable(Vec::new()) } else { Accepted::Changes(Vec::new()) };
+        }
+        let files = state.files.clone();
+        let look = Look { queries: &self.queries, fresh: Some((query, &reply)), token };
+        match render::render(self.plan, files.iter().copied(), &look) {
+            Ok(changes) => {
+                self.mend(&files);
+                self.keep(query, reply);
+                if self.complete { Accepted::Changes(self.changed(changes)) } else { self.first(token) }
+            }
+            Err(errors) if errors.iter().all(|error| error.problem == Problem::Unread) => {
+                self.keep(query, reply);
+                Accepted::Incomplete
+            }
+            Err(errors) => Accepted::Unusable(self.blame(errors)),
+        }
+    }
+
+    /// The token is new: its files change; or the last piece of the first publication is there.
+    pub(super) fn renew_token(&mut self, token: &[u8]) -> Accepted {
+        if !self.complete {
+            return self.first(Some(token));
+        }
+        let sinks = ids(self.plan).filter(|id| matches!(self.plan.files[id.index()].content, Content::Token));
+        match render::render(self.plan, sinks, &Look { queries: &self.queries, fresh: None, token: Some(token) }) {
+            Ok(changes) => Accepted::Changes(self.changed(changes)),
+            Err(errors) => Accepted::Unusable(self.blame(errors)),
+        }
+    }
+
+    /// The read of `query` failed.
+    pub(super) fn failed(&mut self, query: QueryId, failure: &Failure) {
+        self.queries[query.index()].failure = Some(failure.clone());
+    }
+
+    /// Each file that cannot be served, with the reason, and the exit code of the most telling one. `login` is why there is
+    /// no token, if there is none.
+    pub(super) fn missing(&self, login: Option<&Failure>) -> (Vec<(&'p FileName, String)>, Exit) {
+        let reasons = ids(self.plan).filter_map(|id| Some((&self.plan.files[id.index()].name, self.reason(id, login)?)));
+        let (missing, exits): (Vec<_>, Vec<_>) = reasons.map(|(name, (why, exit))| ((name, why), exit)).unzip();
+        let exit = [Exit::Login, Exit::Data, Exit::NoSecret].into_iter().find(|exit| exits.contains(exit));
+        (missing, exit.unwrap_or(Exit::Unavailable))
+    }
+
+    fn reason(&self, file: FileId, login: Option<&Failure>) -> Option<(String, Exit)> {
+        let failed = |failure: &Failure| (failure.message.clone(), failure.cause.exit());
+        let error = self.files[file.index()].error.as_ref().map(|error| (error.to_string(), Exit::Data));
+        let unread = || {
+            let mut read = render::queries(&self.plan.files[file.index()].content).into_iter();
+            let query = read.find(|query| self.queries[query.index()].reply.is_none())?;
+            let path = &self.plan.queries[query.index()].path;
+            let silent = || (format!("reading {path}: no answer came yet"), Exit::Unavailable);
+            Some(self.queries[query.index()].failure.as_ref().map_or_else(silent, failed))
+        };
+        login.map(failed).or(error).or_else(unread)
+    }
+
+    /// All files, once each can be rendered.
+    fn first(&mut self, token: Option<&[u8]>) -> Accepted {
+        match render::render(self.plan, ids(self.plan), &Look { queries: &self.queries, fresh: None, token }) {
+            Ok(changes) => {
+                self.complete = true;
+                for state in self.queries.iter_mut().filter(|state| !state.shared) {
+                    state.reply = None;
+                }
+                Accepted::Changes(self.changed(changes))
+            }
+            Err(_) => Accepted::Incomplete,
+        }
+    }
+
+    fn keep(&mut self, query: QueryId, reply: Reply) {
+        let state = &mut self.queries[query.index()];
+        state.reply = (state.shared || !self.complete).then_some(reply);
+    }
+
+    fn mend(&mut self, files: &[FileId]) {
+        for file in files {
+            self.files[file.index()].error = None;
+        }
+    }
+
+    /// Notes the errors; gives those that are new.
+    fn blame(&mut self, mut errors: Vec<RenderError>) -> Vec<RenderError> {
+        errors.retain(|error| self.files[error.file.index()].error.replace(error.clone()).as_ref() != Some(error));
+        errors
+    }
+
+    fn changed(&mut self, mut changes: Vec<Change>) -> Vec<Change> {
+        changes.retain(|(file, bytes)| {
+            let hash = self.hasher.hash_one(&**bytes);
+            self.files[file.index()].hash.replace(hash) != Some(hash)
+        });
+        changes
+    }
+}
+
+/// The kept replies, with a fresh one over them.
+struct Look<'a> {
+    queries: &'a [QueryState],
+    fresh: Option<(QueryId, &'a Reply)>,
+    token: Option<&'a [u8]>,
+}
+
+impl Values for Look<'_> {
+    fn reply(&self, query: QueryId) -> Option<&Reply> {
+        match self.fresh {
+            Some((fresh, reply)) if fresh == query => Some(reply),
+            _ => self.queries[query.index()].reply.as_ref(),
+        }
+    }
+
+    fn token(&self) -> Option<&[u8]> {
+        self.token
+    }
+}
+
+fn ids(plan: &Plan) -> impl Iterator<Item = FileId> + use<> {
+    (0..u32::try_from(plan.files.len()).unwrap_or(u32::MAX)).map(FileId)
+}
+
+fn version(reply: &Reply) -> Option<u64> {
+    match reply.engine {
+        Engine::Kv2 { version, .. } => Some(version),
+        Engine::Other => None,
+    }
+}

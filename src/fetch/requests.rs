@@ -1,0 +1,163 @@
+//! The requests that are out, and the tokens that live. Invariant: a token that came is revoked, or known to be dead.
+
+use crate::config::plan::Query;
+use crate::lease::source::{Failure, Lease, Reply, Source, TokenGrant};
+use crate::lease::{Input, Request, TokenId};
+use crate::names::QueryId;
+use crate::observe::Event;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::task::{JoinError, JoinSet};
+
+/// The answer to a request.
+pub(super) enum Answer {
+    /// A reply, or why there is none.
+    Read(QueryId, TokenId, Result<Reply, Failure>),
+    /// Any other that the machine waits for.
+    Input(Input),
+    /// A revocation, which nobody waits for.
+    Revoked(Result<(), Failure>),
+}
+
+/// What a request's task ends with.
+enum Done<T> {
+    LoggedIn(TokenId, Result<(T, TokenGrant), Failure>),
+    TokenRenewed(TokenId, Result<TokenGrant, Failure>),
+    LookedUp(TokenId, Result<TokenGrant, Failure>),
+    Read(QueryId, TokenId, Result<Reply, Failure>),
+    Renewed(QueryId, TokenId, Result<Lease, Failure>),
+    Revoked(Result<(), Failure>),
+}
+
+/// All requests; must live in a `LocalSet`.
+pub(super) struct Requests<S: Source> {
+    source: Rc<S>,
+    queries: Vec<Query>,
+    /// Every token that lives.
+    tokens: BTreeMap<TokenId, Rc<S::Token>>,
+    /// The one that requests are made with.
+    current: Option<TokenId>,
+    /// Logins and revocations: these are waited for at the end.
+    session: JoinSet<Done<S::Token>>,
+    /// All other requests.
+    others: JoinSet<Done<S::Token>>,
+}
+
+impl<S: Source + 'static> Requests<S> {
+    pub(super) fn new(source: S, queries: &[Query]) -> Self {
+        Self {
+            source: Rc::new(source),
+            queries: queries.to_vec(),
+            tokens: BTreeMap::new(),
+            current: None,
+            session: JoinSet::new(),
+            others: JoinSet::new(),
+        }
+    }
+
+    /// Starts `request`.
+    pub(super) fn start(&mut self, request: Request) {
+        let source = Rc::clone(&self.source);
+        match request {
+            Request::Login(id) => {
+                self.session.spawn_local(async move { Done::LoggedIn(id, source.login().await) });
+            }
+            Request::Revoke(id) => {
+                let token = self.token(id);
+                self.forget(id);
+                self.revoke(token);
+            }
+            Request::RenewToken(id) => {
+                let token = self.token(id);
+                self.others.spawn_local(async move { Done::TokenRenewed(id, source.renew_token(&token).await) });
+            }
+            Request::LookUp(id) => {
+                let token = self.token(id);
+                self.others.spawn_local(async move { Done::LookedUp(id, source.look_up_token(&token).await) });
+            }
+            Request::Read(query, id) => {
+                let (token, what) = (self.token(id), self.queries[query.index()].clone());
+                self.others.spawn_local(async move { Done::Read(query, id, source.read(&token, &what).await) });
+            }
+            Request::Renew(query, id, lease, increment) => {
+                let token = self.token(id);
+                self.others.spawn_local(async move { Done::Renewed(query, id, source.renew(&token, &lease, increment).await) });
+            }
+        }
+    }
+
+    /// Drops a token that is dead.
+    pub(super) fn forget(&mut self, id: TokenId) {
+        self.current = self.current.filter(|current| *current != id);
+        self.tokens.remove(&id);
+    }
+
+    /// The next answer; pends while no request is out. A wait that is given up loses nothing.
+    pub(super) async fn next(&mut self) -> Answer {
+        let done = tokio::select! {
+            Some(done) = self.session.join_next(), if !self.session.is_empty() => done,
+            Some(done) = self.others.join_next(), if !self.others.is_empty() => done,
+            else => std::future::pending().await,
+        };
+        self.take(done)
+    }
+
+    /// The bytes of the current token, for a sink.
+    pub(super) fn exposed(&self) -> Option<&[u8]> {
+        let token = self.tokens.get(&self.current?)?;
+        Some(self.source.expose(token))
+    }
+
+    /// Gives up all other requests and revokes every token, one that a login still brings too, within `bound`.
+    pub(super) async fn leave(mut self, bound: Duration) {
+        self.others.abort_all();
+        let all = async {
+            loop {
+                for token in std::mem::take(&mut self.tokens).into_values() {
+                    self.revoke(token);
+                }
+                let Some(done) = self.session.join_next().await else { return };
+                if let Answer::Revoked(result) = self.take(done) {
+                    say_revoked(&result);
+                }
+            }
+        };
+        if tokio::time::timeout(bound, all).await.is_err() {
+            Event::NotRevoked { why: "no answer in time" }.emit();
+        }
+    }
+
+    fn take(&mut self, done: Result<Done<S::Token>, JoinError>) -> Answer {
+        match done.expect("a request neither panics nor is cancelled before the end") {
+            Done::LoggedIn(id, Ok((token, grant))) => {
+                self.tokens.insert(id, Rc::new(token));
+                self.current = Some(id);
+                Answer::Input(Input::LoggedIn(Ok(grant)))
+            }
+            Done::LoggedIn(_, Err(failure)) => Answer::Input(Input::LoggedIn(Err(failure))),
+            Done::TokenRenewed(id, result) => Answer::Input(Input::TokenRenewed(id, result)),
+            Done::LookedUp(id, result) => Answer::Input(Input::LookedUp(id, result)),
+            Done::Renewed(query, id, result) => Answer::Input(Input::Renewed(query, id, result)),
+            Done::Read(query, id, result) => Answer::Read(query, id, result),
+            Done::Revoked(result) => Answer::Revoked(result),
+        }
+    }
+
+    fn token(&self, id: TokenId) -> Rc<S::Token> {
+        Rc::clone(self.tokens.get(&id).expect("the machine names tokens that came and were not dropped"))
+    }
+
+    fn revoke(&mut self, token: Rc<S::Token>) {
+        let source = Rc::clone(&self.source);
+        self.session.spawn_local(async move { Done::Revoked(source.revoke_token(&token).await) });
+    }
+}
+
+/// Says how a revocation ended.
+pub(super) fn say_revoked(result: &Result<(), Failure>) {
+    match result {
+        Ok(()) => Event::Revoked.emit(),
+        Err(failure) => Event::NotRevoked { why: &failure.message }.emit(),
+    }
+}

@@ -1,0 +1,224 @@
+//! Lets the kernel ask the tree: one call and one reply for each request. Invariants: a secret byte stands only in the
+//! bounce buffer, and only until the reply is written; every refusal becomes an errno in one place.
+
+use super::tree::{Access, Attr, FsError, Kind, Tree};
+use crate::memory::locked::Bounce;
+use crate::observe::Event;
+use fuser::{
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
+    Request, TimeOrNow,
+};
+use std::ffi::OsStr;
+use std::io;
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
+
+/// How long the kernel may keep attributes: an inode's never change (but for its link count, which its renames refresh).
+const ATTRIBUTES: Duration = Duration::from_hours(1);
+/// How long it may keep what a name leads to: each open asks again.
+const NAMES: Duration = Duration::ZERO;
+/// Nothing is kept for an open file: the inode says it all.
+const NO_HANDLE: FileHandle = FileHandle(0);
+/// Reads come here, not from the page cache; `close` does not.
+const DIRECT: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH);
+/// The unit of `statfs`, in bytes.
+const BLOCK: u32 = 512;
+
+/// What fuser drives.
+#[derive(Debug)]
+pub struct Adapter {
+    tree: Tree,
+    /// There is one thread, so the lock is never waited for.
+    bounce: Mutex<Bounce>,
+}
+
+impl Adapter {
+    /// Answers from this tree, through this buffer.
+    #[must_use]
+    pub fn new(tree: Tree, bounce: Bounce) -> Self {
+        Self { tree, bounce: Mutex::new(bounce) }
+    }
+
+    fn say_evicted(&self, error: FsError) {
+        if let FsError::Evicted(file) = error {
+            Event::Evicted { file: self.tree.name(file) }.emit();
+        }
+    }
+}
+
+/// The one place where a refusal becomes an errno.
+impl From<FsError> for Errno {
+    fn from(error: FsError) -> Self {
+        match error {
+            FsError::NotFound => Self::ENOENT,
+            // As the public mount itself answers, so that nobody sees a difference.
+            FsError::ReadOnly => Self::EROFS,
+            // `open` and path walks repeat the lookup on it and so find the newer version; EIO would reach the reader.
+            FsError::Stale => Self::ESTALE,
+            // Not ESTALE: a descriptor cannot be healed by another lookup, and readers know EIO as final.
+            FsError::Evicted(_) => Self::EIO,
+            FsError::NotDirectory => Self::ENOTDIR,
+            FsError::IsDirectory => Self::EISDIR,
+        }
+    }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size,
+        blocks: attr.size.div_ceil(u64::from(BLOCK)),
+        atime: attr.mtime,
+        mtime: attr.mtime,
+        ctime: attr.mtime,
+        crtime: attr.mtime,
+        kind: file_type(attr.kind),
+        perm: u16::try_from(attr.mode & 0o7777).expect("12 bits"),
+        nlink: attr.links,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::File => FileType::RegularFile,
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Lookups of different readers need not wait for each other in the kernel; a kernel that cannot, does not.
+        let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
+        // Nothing is ever written; the least that FUSE allows.
+        let _ = config.set_max_write(4096);
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.tree.lookup(request.pid(), parent.0, name) {
+            Ok(attr) => reply.entry_with_ttls(&ATTRIBUTES, &NAMES, &file_attr(&attr), Generation(0)),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
+        self.tree.forget(ino.0, count);
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        match self.tree.getattr(ino.0) {
+            Ok(attr) => reply.attr(&ATTRIBUTES, &file_attr(&attr)),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let truncates = size.is_some() && mode.is_none() && uid.is_none() && gid.is_none();
+        match if truncates { self.tree.truncate(request.pid(), ino.0) } else { Err(FsError::ReadOnly) } {
+            Ok(attr) => reply.attr(&ATTRIBUTES, &file_attr(&attr)),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let access = match flags.acc_mode() {
+            OpenAccMode::O_RDONLY => Access::Read,
+            OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => Access::Write,
+        };
+        match self.tree.open(ino.0, access) {
+            Ok(()) => reply.opened(NO_HANDLE, DIRECT),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let mut bounce = self.bounce.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Wiped when it goes out of scope, after the reply was written.
+        let mut lent = bounce.lend(size as usize);
+        match self.tree.read(ino.0, offset, &mut lent) {
+            Ok(len) => reply.data(&lent[..len]),
+            Err(error) => {
+                reply.error(error.into());
+                self.say_evicted(error);
+            }
+        }
+    }
+
+    fn create(&self, request: &Request, parent: INodeNo, name: &OsStr, _mode: u32, _umask: u32, _flags: i32, reply: ReplyCreate) {
+        match self.tree.create(request.pid(), parent.0, name) {
+            Ok(attr) => reply.created(&NAMES, &file_attr(&attr), Generation(0), NO_HANDLE, DIRECT),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let renamed = if flags.is_empty() {
+            self.tree.rename(request.pid(), (parent.0, name), (new_parent.0, new_name))
+        } else {
+            Err(FsError::ReadOnly)
+        };
+        match renamed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        match self.tree.entries(ino.0, offset) {
+            Ok(mut entries) => {
+                // `add` is true when the buffer is full: the rest is asked for from the last `next` on.
+                let _ = entries.any(|entry| reply.add(INodeNo(entry.ino), entry.next, file_type(entry.kind), entry.name));
+                reply.ok();
+            }
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let usage = self.tree.usage();
+        let (blocks, free) = (usage.size / u64::from(BLOCK), usage.free / u64::from(BLOCK));
+        reply.statfs(blocks, free, 0, usage.files, 0, BLOCK, 255, BLOCK);
+    }
+}

@@ -1,0 +1,122 @@
+//! Makes new versions heard: for each, the events of a file that is replaced and written (create, rename, truncate, close),
+//! issued on the private mount by the one thread that may. Invariant: a version that is served and not announced stays due,
+//! whatever fails; nothing is tried again before somebody wakes the thread.
+
+use super::tree::HIDDEN;
+use crate::memory::arena::Arena;
+use crate::names::{FileId, Generation};
+use crate::snapshot::Bulletin;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat, renameat};
+use nix::sys::stat::Mode;
+use nix::unistd::ftruncate;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+/// Why a version was not announced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnnounceError {
+    /// The file's name.
+    name: String,
+    /// The step.
+    step: &'static str,
+    /// What the kernel, or `serve`, said.
+    cause: Errno,
+}
+
+impl fmt::Display for AnnounceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot announce {}: {}: {}", self.name, self.step, self.cause)
+    }
+}
+
+impl std::error::Error for AnnounceError {}
+
+/// The announcing thread. It may block for as long as nothing answers the mount, so nobody waits for it: when this handle
+/// is dropped it ends by itself, at the latest with its process.
+#[derive(Debug)]
+pub struct Announcer {
+    wake: Sender<()>,
+}
+
+impl Announcer {
+    /// Starts the thread, which at once announces what is due and then calls `done` after every round that announced
+    /// something, with the newest generation in it, or why it stopped short.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(
+        arena: Arc<Arena>,
+        private: OwnedFd,
+        done: impl FnMut(Result<Generation, AnnounceError>) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (wake, woken) = channel();
+        thread::Builder::new().name("announce".to_owned()).spawn(move || run(arena, &private, &woken, done))?;
+        Ok(Self { wake })
+    }
+
+    /// Says that something was published; several calls may lead to one round.
+    pub fn wake(&self) {
+        // The thread lives as long as this handle.
+        let _ = self.wake.send(());
+    }
+}
+
+fn run(arena: Arc<Arena>, private: &OwnedFd, woken: &Receiver<()>, mut done: impl FnMut(Result<Generation, AnnounceError>)) {
+    let bulletin = Bulletin::sign(arena);
+    loop {
+        if let Some(result) = announce_due(&bulletin, private).transpose() {
+            done(result);
+        }
+        if woken.recv().is_err() {
+            return;
+        }
+        // What was said before the round that follows is covered by it.
+        while woken.try_recv().is_ok() {}
+    }
+}
+
+/// Announces until nothing is due; versions that are published meanwhile are due, too.
+fn announce_due(bulletin: &Bulletin, private: &OwnedFd) -> Result<Option<Generation>, AnnounceError> {
+    let mut newest = None;
+    loop {
+        let due = bulletin.due();
+        if due.is_empty() {
+            return Ok(newest);
+        }
+        for file in due {
+            newest = newest.max(Some(announce(bulletin, private, file)?));
+        }
+    }
+}
+
+fn announce(bulletin: &Bulletin, private: &OwnedFd, file: FileId) -> Result<Generation, AnnounceError> {
+    let name = bulletin.name(file);
+    let hidden = format!("{HIDDEN}{name}");
+    let failed = |step| move |cause| AnnounceError { name: name.to_owned(), step, cause };
+    bulletin.begin(file);
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    let fd = retry(|| openat(private, hidden.as_str(), flags, Mode::S_IRUSR)).map_err(failed("create"))?;
+    // What `serve` made: a flip may have come since this file was found to be due.
+    let made = bulletin.made(file).ok_or(Errno::ESTALE).map_err(failed("create"))?;
+    retry(|| renameat(private, hidden.as_str(), private, name)).map_err(failed("rename"))?;
+    let len = i64::try_from(made.len).map_err(|_| Errno::EFBIG).map_err(failed("truncate"))?;
+    retry(|| ftruncate(&fd, len)).map_err(failed("truncate"))?;
+    drop(fd);
+    bulletin.done(file, made.generation);
+    Ok(made.generation)
+}
+
+/// Again after a signal; and `serve`, when it is born again on an old kernel, answers EINTR for its predecessor.
+fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}

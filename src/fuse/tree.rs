@@ -1,0 +1,354 @@
+//! The filesystem without FUSE: one directory of files whose versions are inodes. Invariants: every answer comes from
+//! memory; only the announcing thread may create, rename and truncate, and only as an announcement does.
+//!
+//! A version has two inode numbers: `2 * nodeid` until its announcing rename, `2 * nodeid + 1` from its create on. The
+//! rename must give the name to another inode than it had, since the kernel skips a rename onto itself, and its event.
+
+use crate::names::{FileId, FileName};
+use crate::snapshot::{Reader, Version};
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The directory's inode number.
+pub const ROOT: u64 = 1;
+/// What stands before a file's name while its new version is announced.
+pub const HIDDEN: &str = "..new.";
+
+/// Why an operation is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FsError {
+    /// No such name.
+    NotFound,
+    /// Not by this thread, not in this way.
+    ReadOnly,
+    /// The inode is of a version that was evicted; its path leads to a newer one.
+    Stale,
+    /// The bytes were evicted while the file was open.
+    Evicted(FileId),
+    /// A file is not a directory.
+    NotDirectory,
+    /// The directory is not a file.
+    IsDirectory,
+}
+
+/// File or directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The directory.
+    Directory,
+    /// A file.
+    File,
+}
+
+/// What `stat` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: u64,
+    /// File or directory.
+    pub kind: Kind,
+    /// Bytes.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// When it was published.
+    pub mtime: SystemTime,
+    /// Names; 0 once a newer inode has the name.
+    pub links: u32,
+}
+
+/// One name in the directory.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// Inode number.
+    pub ino: u64,
+    /// File or directory.
+    pub kind: Kind,
+    /// The name.
+    pub name: &'a str,
+    /// Where to go on reading after it.
+    pub next: u64,
+}
+
+/// What `statfs` shows, in bytes and files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Size of the heap.
+    pub size: u64,
+    /// Of which the current versions leave.
+    pub free: u64,
+    /// Files that can be served.
+    pub files: u64,
+}
+
+/// Which inode a version shows itself as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Unannounced = 0,
+    Announced = 1,
+}
+
+/// The directory's own attributes.
+#[derive(Clone, Copy, Debug)]
+pub struct Directory {
+    /// Permission bits.
+    pub mode: u32,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// The filesystem.
+#[derive(Debug)]
+pub struct Tree {
+    reader: Reader,
+    directory: Directory,
+    /// Every name that leads somewhere: the files' own and, marked, their hidden ones.
+    names: HashMap<OsString, (FileId, Name)>,
+}
+
+/// Whether a name is a file's own or its hidden one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Name {
+    Own,
+    Hidden,
+}
+
+impl Tree {
+    /// The filesystem of this arena.
+    #[must_use]
+    pub fn new(reader: Reader, directory: Directory) -> Self {
+        let mut names = HashMap::new();
+        for (index, spec) in (0_u32..).zip(reader.arena().files()) {
+            names.insert(spec.name.as_str().into(), (FileId(index), Name::Own));
+            names.insert(format!("{HIDDEN}{}", spec.name).into(), (FileId(index), Name::Hidden));
+        }
+        Self { reader, directory, names }
+    }
+
+    /// The inode that `name` leads to for thread `tid`; held until as many `forget`s.
+    ///
+    /// # Errors
+    /// `NotFound` also for a file that has no version yet, and for hidden names to all but the announcing thread.
+    pub fn lookup(&self, tid: u32, parent: u64, name: &OsStr) -> Result<Attr, FsError> {
+        in_root(parent)?;
+        match self.names.get(name).ok_or(FsError::NotFound)? {
+            (file, Name::Own) if self.reader.is_announcer(tid) => self.lookup_announcing(*file),
+            (file, Name::Own) => self.lookup_current(*file),
+            (file, Name::Hidden) if self.reader.is_announcer(tid) => self.lookup_hidden(*file),
+            (_, Name::Hidden) => Err(FsError::NotFound),
+        }
+    }
+
+    fn lookup_current(&self, file: FileId) -> Result<Attr, FsError> {
+        let version = self.reader.hold_current(file).ok_or(FsError::NotFound)?;
+        Ok(self.attr(&version, self.phase(&version)))
+    }
+
+    /// The announcing rename must take the name from the inode that watchers know: the last announced version's. With the
+    /// current one's, which the kernel would then drop unseen, a watch on the file itself would hear nothing.
+    fn lookup_announcing(&self, file: FileId) -> Result<Attr, FsError> {
+        let announced = self.reader.hold(self.reader.renamed(file)).filter(|version| version.file == file);
+        let Some(version) = announced else { return self.lookup_current(file) };
+        Ok(self.attr(&version, Phase::Announced))
+    }
+
+    fn lookup_hidden(&self, file: FileId) -> Result<Attr, FsError> {
+        let made = self.reader.made(file).ok_or(FsError::NotFound)?;
+        let version = self.reader.hold(made).ok_or(FsError::NotFound)?;
+        Ok(self.attr(&version, Phase::Announced))
+    }
+
+    /// `count` lookups let go of `ino`.
+    pub fn forget(&self, ino: u64, count: u64) {
+        if ino != ROOT {
+            self.reader.forget(ino / 2, count);
+        }
+    }
+
+    /// What `stat` shows of `ino`.
+    ///
+    /// # Errors
+    /// `Stale` for a version that was evicted: the kernel then asks for the path again.
+    pub fn getattr(&self, ino: u64) -> Result<Attr, FsError> {
+        if ino == ROOT {
+            return Ok(self.root());
+        }
+        let (version, phase) = self.version(ino)?;
+        Ok(self.attr(&version, phase))
+    }
+
+    /// Opens `ino`: for reading, or not at all. Who may read it the kernel decides by owner and mode.
+    ///
+    /// # Errors
+    /// `ReadOnly`, `Stale`, `IsDirectory`.
+    pub fn open(&self, ino: u64, access: Access) -> Result<(), FsError> {
+        match access {
+            _ if ino == ROOT => Err(FsError::IsDirectory),
+            Access::Write => Err(FsError::ReadOnly),
+            Access::Read => {
+                self.version(ino)?;
+                self.reader.arena().desk_head().opens.fetch_add(1, Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies bytes of `ino` from `offset` on; returns how many.
+    ///
+    /// # Errors
+    /// `Evicted` when memory for a newer version ran out; `buffer` then holds nothing that may be shown.
+    pub fn read(&self, ino: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, FsError> {
+        if ino == ROOT {
+            return Err(FsError::IsDirectory);
+        }
+        self.reader.read(ino / 2, offset, buffer).map_err(|_gone| {
+            self.reader.arena().desk_head().evicted.fetch_add(1, Relaxed);
+            FsError::Evicted(self.file_of(ino))
+        })
+    }
+
+    /// The announcement's first step: the hidden name comes to be, as the second inode of the current version. Held.
+    ///
+    /// # Errors
+    /// `ReadOnly` for all but the announcing thread and its hidden names.
+    pub fn create(&self, tid: u32, parent: u64, name: &OsStr) -> Result<Attr, FsError> {
+        let file = self.announcing(tid, parent, name, Name::Hidden)?;
+        let version = self.reader.make(file).ok_or(FsError::NotFound)?;
+        Ok(self.attr(&version, Phase::Announced))
+    }
+
+    /// Its second: the hidden name becomes the file's own.
+    ///
+    /// # Errors
+    /// `ReadOnly` for any other rename.
+    pub fn rename(&self, tid: u32, from: (u64, &OsStr), to: (u64, &OsStr)) -> Result<(), FsError> {
+        let file = self.announcing(tid, from.0, from.1, Name::Hidden)?;
+        if self.announcing(tid, to.0, to.1, Name::Own)? != file {
+            return Err(FsError::ReadOnly);
+        }
+        self.reader.rename(file).map_err(|_gone| FsError::NotFound)
+    }
+
+    /// Its third: a truncation to the size that the file has, for the event alone.
+    ///
+    /// # Errors
+    /// `ReadOnly` for all but the announcing thread.
+    pub fn truncate(&self, tid: u32, ino: u64) -> Result<Attr, FsError> {
+        if !self.reader.is_announcer(tid) || ino == ROOT {
+            return Err(FsError::ReadOnly);
+        }
+        self.getattr(ino)
+    }
+
+    /// The directory's entries from `offset` on: `.`, `..`, then the files that have a version.
+    ///
+    /// # Errors
+    /// `NotDirectory`.
+    pub fn entries(&self, ino: u64, offset: u64) -> Result<impl Iterator<Item = Entry<'_>>, FsError> {
+        in_root(ino)?;
+        let dots = [".", ".."].into_iter().map(|name| Some((ROOT, Kind::Directory, name)));
+        let files = (0_u32..).zip(self.reader.arena().files()).map(|(index, spec)| {
+            let version = self.reader.current(FileId(index))?;
+            Some((number(&version, self.phase(&version)), Kind::File, spec.name.as_str()))
+        });
+        let all = (1..).zip(dots.chain(files)).skip(usize::try_from(offset).unwrap_or(usize::MAX));
+        Ok(all.filter_map(|(next, entry)| entry.map(|(ino, kind, name)| Entry { ino, kind, name, next })))
+    }
+
+    /// What `statfs` shows.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let size = self.reader.arena().heap_len() as u64;
+        let used: u64 = self.current().map(|version| version.len).sum();
+        Usage { size, free: size.saturating_sub(used), files: self.reader.arena().files().len() as u64 }
+    }
+
+    /// The file's name.
+    #[must_use]
+    pub fn name(&self, file: FileId) -> &FileName {
+        &self.reader.arena().files()[file.index()].name
+    }
+
+    fn root(&self) -> Attr {
+        let Directory { mode, uid, gid } = self.directory;
+        let mtime = self.current().map(|version| version.mtime).max().unwrap_or(UNIX_EPOCH);
+        Attr { ino: ROOT, kind: Kind::Directory, size: 0, mode, uid, gid, mtime, links: 2 }
+    }
+
+    fn current(&self) -> impl Iterator<Item = Version> {
+        let files = self.reader.arena().files().len();
+        (0_u32..).take(files).filter_map(|index| self.reader.current(FileId(index)))
+    }
+
+    /// Which of its two inodes the version's path leads to.
+    fn phase(&self, version: &Version) -> Phase {
+        if self.reader.renamed(version.file) == version.nodeid { Phase::Announced } else { Phase::Unannounced }
+    }
+
+    fn version(&self, ino: u64) -> Result<(Version, Phase), FsError> {
+        let version = self.reader.version(ino / 2).ok_or(FsError::Stale)?;
+        Ok((version, if ino.is_multiple_of(2) { Phase::Unannounced } else { Phase::Announced }))
+    }
+
+    fn attr(&self, version: &Version, phase: Phase) -> Attr {
+        Attr {
+            ino: number(version, phase),
+            kind: Kind::File,
+            size: version.len,
+            mode: version.mode,
+            uid: version.owner.uid,
+            gid: version.owner.gid,
+            mtime: version.mtime,
+            links: self.links(version, phase),
+        }
+    }
+
+    /// An inode that lost its name must say so, or the kernel takes back what it concluded from the rename, and a watch
+    /// on it would not hear of its end.
+    fn links(&self, version: &Version, phase: Phase) -> u32 {
+        let newest = self.reader.current(version.file).is_some_and(|current| current.nodeid == version.nodeid);
+        u32::from(newest && (phase == Phase::Announced || self.phase(version) == phase))
+    }
+
+    /// The file that `name` is of, if this is a step of its announcement.
+    fn announcing(&self, tid: u32, parent: u64, name: &OsStr, kind: Name) -> Result<FileId, FsError> {
+        in_root(parent)?;
+        match self.names.get(name) {
+            Some((file, found)) if *found == kind && self.reader.is_announcer(tid) => Ok(*file),
+            Some(_) | None => Err(FsError::ReadOnly),
+        }
+    }
+
+    /// The file that an inode's record belongs to, whatever became of the version.
+    fn file_of(&self, ino: u64) -> FileId {
+        let arena = self.reader.arena();
+        let per_file = arena.slots(FileId(0)).len().max(1) as u64;
+        let index = ino / 2 % arena.records().len() as u64 / per_file;
+        FileId(u32::try_from(index).expect("records are fewer than 2^32"))
+    }
+}
+
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading alone.
+    Read,
+    /// Anything else.
+    Write,
+}
+
+fn in_root(parent: u64) -> Result<(), FsError> {
+    if parent == ROOT { Ok(()) } else { Err(FsError::NotDirectory) }
+}
+
+fn number(version: &Version, phase: Phase) -> u64 {
+    version.nodeid * 2 + phase as u64
+}

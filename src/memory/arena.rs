@@ -1,0 +1,463 @@
+//! The one locked mapping that supervise makes and every role inherits: *book* and *heap*, which `fetch` writes, and
+//! *desk*, which `serve` writes. Invariants: the tables are plain structs of atomics at fixed places, so that a role that
+//! is born again finds them as its predecessor left them; the heap is reached only through bounds-checked copies.
+
+use super::MemoryError;
+use crate::names::{FileId, FileName, Owner};
+use crate::observe::Role;
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mprotect, munmap};
+use std::fmt;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
+
+/// "baofs" and the version of the layout below.
+const MAGIC: u64 = u64::from_be_bytes(*b"baofs\0\0\x01");
+/// Size when none is asked for and the limit allows it.
+const DEFAULT_SIZE: usize = 4 << 20;
+/// Room in the book for two slots of token, leases and schedule, which the roles' rebirth will need.
+const RESERVED: usize = 2 * 4096;
+/// Versions of one file that can exist at once: as many as an eighth of the arena can describe, within these bounds.
+const VERSIONS: (usize, usize) = (4, 64);
+
+/// What the arena must know of a served file; its index is the `FileId`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSpec {
+    /// Its name.
+    pub name: FileName,
+    /// Its owner.
+    pub owner: Owner,
+    /// Its permission bits.
+    pub mode: u32,
+}
+
+/// How the memory is kept from swap and dumps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `memfd_secret`: not even root reads it; where the kernel has none, as `Locked`.
+    Secret,
+    /// Shared anonymous memory, locked by supervise for as long as it lives, left out of dumps.
+    Locked,
+}
+
+/// Structs of atomics that are valid for any bytes.
+///
+/// # Safety
+/// Only for `repr(C)` structs (or arrays) of atomic integers.
+unsafe trait Words {}
+
+/// The head of the book.
+#[repr(C)]
+#[derive(Debug)]
+pub struct BookHead {
+    magic: AtomicU64,
+    /// The generation that is served; one store of it is the flip.
+    pub current: AtomicU64,
+    /// Thread id of the announcing thread, the only one that may create, rename and truncate.
+    pub announcer: AtomicU64,
+}
+
+/// What `fetch` keeps for each file.
+#[repr(C)]
+#[derive(Debug)]
+pub struct BookFile {
+    /// The generation of the last version whose announcement is complete.
+    pub announced: AtomicU64,
+    /// Number of the announcement under way, or of the last one.
+    pub attempt: AtomicU64,
+}
+
+/// One version of one file.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Record {
+    /// Serial number, never used again: the record's index plus a multiple of the number of records.
+    pub nodeid: AtomicU64,
+    /// The generation that it came with.
+    pub generation: AtomicU64,
+    /// Where its bytes begin in the heap.
+    pub offset: AtomicU64,
+    /// How many they are.
+    pub len: AtomicU64,
+    /// Modification time, seconds since 1970.
+    pub mtime: AtomicI64,
+    /// And nanoseconds.
+    pub mtime_nanos: AtomicU32,
+    /// Owner.
+    pub uid: AtomicU32,
+    /// Group.
+    pub gid: AtomicU32,
+    /// Permission bits.
+    pub mode: AtomicU32,
+    /// `State` as a number.
+    pub state: AtomicU32,
+    /// Index of the file.
+    pub file: AtomicU32,
+}
+
+/// The head of the desk.
+#[repr(C)]
+#[derive(Debug)]
+pub struct DeskHead {
+    /// The kernel's number of the request in hand, 0 for none.
+    pub in_hand: AtomicU64,
+    /// Files opened since the start.
+    pub opens: AtomicU64,
+    /// Reads that failed because their version was evicted.
+    pub evicted: AtomicU64,
+}
+
+/// What `serve` keeps for each file.
+#[repr(C)]
+#[derive(Debug)]
+pub struct DeskFile {
+    /// The attempt that the last create belongs to.
+    pub attempt: AtomicU64,
+    /// The version that it gave the hidden name to.
+    pub made: AtomicU64,
+    /// The version that the last announcing rename gave the file's own name to.
+    pub renamed: AtomicU64,
+}
+
+// SAFETY: each is a `repr(C)` struct of atomic integers, or one.
+unsafe impl Words for BookHead {}
+// SAFETY: as above.
+unsafe impl Words for BookFile {}
+// SAFETY: as above.
+unsafe impl Words for Record {}
+// SAFETY: as above.
+unsafe impl Words for DeskHead {}
+// SAFETY: as above.
+unsafe impl Words for DeskFile {}
+// SAFETY: as above.
+unsafe impl Words for AtomicU64 {}
+
+/// Where the parts are, in bytes from the start; multiples of the page size where a part begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Layout {
+    files: usize,
+    records: usize,
+    heap: usize,
+    heap_len: usize,
+    desk: usize,
+    size: usize,
+}
+
+impl Layout {
+    /// The layout of `size` bytes for `files` files, or the least size for so many.
+    fn new(size: usize, files: usize, page: usize) -> Result<Self, usize> {
+        let per_file = (size / 8 / size_of::<Record>() / files.max(1)).clamp(VERSIONS.0, VERSIONS.1);
+        let records = per_file * files.max(1);
+        let heap = Self::records_at(files).saturating_add(records * size_of::<Record>()).next_multiple_of(page);
+        let desk_len = (Self::refs_at(files) + records * size_of::<AtomicU64>()).next_multiple_of(page);
+        let size = size / page * page;
+        match size.checked_sub(heap + desk_len) {
+            Some(heap_len) if heap_len >= page => Ok(Self { files, records, heap, heap_len, desk: heap + heap_len, size }),
+            Some(_) | None => Err(heap + desk_len + page),
+        }
+    }
+
+    /// From the start of the book.
+    fn records_at(files: usize) -> usize {
+        (RESERVED + size_of::<BookHead>() + files * size_of::<BookFile>()).next_multiple_of(64)
+    }
+
+    /// From the start of the desk.
+    fn refs_at(files: usize) -> usize {
+        size_of::<DeskHead>() + files * size_of::<DeskFile>()
+    }
+}
+
+/// The mapping, and what was known before the roles were forked.
+pub struct Arena {
+    at: NonNull<u8>,
+    layout: Layout,
+    kind: Kind,
+    files: Vec<FileSpec>,
+}
+
+// SAFETY: the mapping lives as long as the value; everything in it is reached through atomics, or through the copies of
+// `read`, `write` and `wipe`, whose callers check versions (see there).
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl fmt::Debug for Arena {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Arena").field("layout", &self.layout).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+impl Arena {
+    /// Maps and locks `size` bytes (default: the smaller of 4 MiB and `RLIMIT_MEMLOCK`, raised to its hard limit) for these
+    /// files. To be called by supervise, before any fork.
+    ///
+    /// # Errors
+    /// `NotLocked` with the flag that helps; `TooSmall` when the tables alone would fill it.
+    pub fn create(files: Vec<FileSpec>, size: Option<usize>, kind: Kind) -> Result<Self, MemoryError> {
+        let limit = super::lockable();
+        let wanted = size.unwrap_or_else(|| DEFAULT_SIZE.min(usize::try_from(limit).unwrap_or(usize::MAX)));
+        let not_locked = |wanted, cause| MemoryError::NotLocked { what: "secrets", wanted, limit, cause };
+        let layout = Layout::new(wanted, files.len(), page_size()).map_err(|least| match size {
+            Some(size) => MemoryError::TooSmall { size, files: files.len(), least },
+            None => not_locked(least, io::ErrorKind::OutOfMemory.into()),
+        })?;
+        let (at, kind) = map(layout.size, kind).map_err(|cause| not_locked(layout.size, cause))?;
+        let arena = Self { at, layout, kind, files };
+        arena.head().magic.store(MAGIC, Ordering::SeqCst);
+        Ok(arena)
+    }
+
+    /// Makes the parts that `role` does not write read-only in this process: a guard against its bugs. To be called by
+    /// each role right after its fork.
+    ///
+    /// # Errors
+    /// None is known.
+    pub fn protect_for(&self, role: Role) -> io::Result<()> {
+        let (book, heap) = ((0, self.layout.heap), (self.layout.heap, self.layout.heap_len));
+        let desk = (self.layout.desk, self.layout.size - self.layout.desk);
+        let foreign = match role {
+            Role::Fetch => vec![desk],
+            Role::Serve => vec![book, heap],
+            Role::Supervise => vec![book, heap, desk],
+        };
+        for (at, len) in foreign {
+            // SAFETY: the range is a page-aligned part of our mapping, and this process writes it no more.
+            unsafe { mprotect(self.place(at).cast(), len, ProtFlags::PROT_READ) }?;
+        }
+        Ok(())
+    }
+
+    /// Whether the mapping is one of this layout.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        self.head().magic.load(Ordering::SeqCst) == MAGIC
+    }
+
+    /// How it is kept from swap and dumps.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The served files.
+    #[must_use]
+    pub fn files(&self) -> &[FileSpec] {
+        &self.files
+    }
+
+    /// Bytes of the heap.
+    #[must_use]
+    pub fn heap_len(&self) -> usize {
+        self.layout.heap_len
+    }
+
+    /// The head of the book.
+    #[must_use]
+    pub fn head(&self) -> &BookHead {
+        &self.table(RESERVED, 1)[0]
+    }
+
+    /// What `fetch` keeps for each file.
+    #[must_use]
+    pub fn book(&self) -> &[BookFile] {
+        self.table(RESERVED + size_of::<BookHead>(), self.layout.files)
+    }
+
+    /// All records; those of one file stand together.
+    #[must_use]
+    pub fn records(&self) -> &[Record] {
+        self.table(Layout::records_at(self.layout.files), self.layout.records)
+    }
+
+    /// The indices of one file's records.
+    #[must_use]
+    pub fn slots(&self, file: FileId) -> std::ops::Range<usize> {
+        let each = self.layout.records / self.layout.files.max(1);
+        file.index() * each..(file.index() + 1) * each
+    }
+
+    /// The head of the desk.
+    #[must_use]
+    pub fn desk_head(&self) -> &DeskHead {
+        &self.table(self.layout.desk, 1)[0]
+    }
+
+    /// What `serve` keeps for each file.
+    #[must_use]
+    pub fn desk(&self) -> &[DeskFile] {
+        self.table(self.layout.desk + size_of::<DeskHead>(), self.layout.files)
+    }
+
+    /// One word for each record; `snapshot` says what is in it.
+    #[must_use]
+    pub fn refs(&self) -> &[AtomicU64] {
+        self.table(self.layout.desk + Layout::refs_at(self.layout.files), self.layout.records)
+    }
+
+    /// Copies bytes of the heap out; `None` when the range leaves it. Another process may overwrite them meanwhile: whoever
+    /// reads checks the record afterwards and discards the copy if it changed.
+    #[must_use]
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Option<()> {
+        let from = self.heap(offset, into.len())?;
+        // SAFETY: the range is inside the mapping and `into` is our own; torn bytes are discarded by the caller.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into.as_mut_ptr(), into.len()) };
+        // The check of the record that follows must not be moved before the copy.
+        fence(Ordering::SeqCst);
+        Some(())
+    }
+
+    /// Copies bytes into the heap; `None` when the range leaves it. Only `fetch`, and only into space of no live record.
+    #[must_use]
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Option<()> {
+        let to = self.heap(offset, bytes.len())?;
+        fence(Ordering::SeqCst);
+        // SAFETY: the range is inside the mapping and no reference to it exists.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) };
+        Some(())
+    }
+
+    /// Overwrites bytes of the heap with zeros; `None` when the range leaves it. Only `fetch`, after the record was marked.
+    #[must_use]
+    pub fn wipe(&self, offset: u64, len: u64) -> Option<()> {
+        let len = usize::try_from(len).ok()?;
+        let at = self.heap(offset, len)?;
+        fence(Ordering::SeqCst);
+        // SAFETY: the range is inside the mapping and no reference to it exists.
+        unsafe { super::wipe(at.as_ptr(), len) };
+        Some(())
+    }
+
+    /// The place of `len` bytes of the heap.
+    fn heap(&self, offset: u64, len: usize) -> Option<NonNull<u8>> {
+        let offset = usize::try_from(offset).ok()?;
+        (offset.checked_add(len)? <= self.layout.heap_len).then(|| self.place(self.layout.heap + offset))
+    }
+
+    /// An address inside the mapping.
+    fn place(&self, at: usize) -> NonNull<u8> {
+        assert!(at < self.layout.size.max(1) || at == self.layout.size, "places come from the layout");
+        // SAFETY: `at` is at most the size of the mapping.
+        unsafe { self.at.add(at) }
+    }
+
+    /// A table inside the mapping.
+    fn table<T: Words>(&self, at: usize, count: usize) -> &[T] {
+        assert!(at + count * size_of::<T>() <= self.layout.size && at.is_multiple_of(align_of::<T>()), "tables come from the layout");
+        let first = self.place(at).cast::<T>();
+        // SAFETY: the table is inside the mapping and aligned (checked above), it lives as long as `self`, any bytes are
+        // valid for `Words`, and writes go through atomics.
+        unsafe { std::slice::from_raw_parts(first.as_ptr(), count) }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own and no borrow of it is left.
+        let _ = unsafe { munmap(self.at.cast(), self.layout.size) };
+    }
+}
+
+fn page_size() -> usize {
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    page.and_then(|page| usize::try_from(page).ok()).unwrap_or(65536)
+}
+
+fn map(size: usize, kind: Kind) -> io::Result<(NonNull<u8>, Kind)> {
+    let length = NonZeroUsize::new(size).ok_or(io::ErrorKind::InvalidInput)?;
+    match kind {
+        Kind::Locked => map_locked(length),
+        Kind::Secret => match secret_fd() {
+            Ok(fd) => map_secret(&fd, length),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) => map_locked(length),
+            Err(error) => Err(error),
+        },
+    }
+}
+
+const READ_WRITE: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
+
+/// `memfd_secret(2)`.
+fn secret_fd() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes a number.
+    let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
+    match i32::try_from(fd) {
+        // SAFETY: a descriptor that the kernel just made for us.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        Ok(_) | Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The descriptor is closed by the caller right after: while it is open, `pidfd_getfd` gives the bytes away.
+fn map_secret(fd: &OwnedFd, length: NonZeroUsize) -> io::Result<(NonNull<u8>, Kind)> {
+    nix::unistd::ftruncate(fd, i64::try_from(length.get()).map_err(io::Error::other)?)?;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+    let at = unsafe { mmap(None, length, READ_WRITE, MapFlags::MAP_SHARED, fd.as_fd(), 0) }?;
+    Ok((at.cast(), Kind::Secret))
+}
+
+fn map_locked(length: NonZeroUsize) -> io::Result<(NonNull<u8>, Kind)> {
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+    let at = unsafe { mmap_anonymous(None, length, READ_WRITE, MapFlags::MAP_SHARED) }?;
+    // SAFETY: the range is the mapping just made; its content does not change.
+    let kept = unsafe { madvise(at, length.get(), MmapAdvise::MADV_DONTDUMP) }
+        // SAFETY: as above.
+        .and_then(|()| unsafe { mlock(at, length.get()) });
+    if let Err(errno) = kept {
+        // SAFETY: the mapping is our own and nobody has seen it.
+        let _ = unsafe { munmap(at, length.get()) };
+        return Err(errno.into());
+    }
+    Ok((at.cast(), Kind::Locked))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn specs(count: usize) -> Vec<FileSpec> {
+        let owner = Owner { uid: 1000, gid: 1000 };
+        (0..count).map(|i| FileSpec { name: FileName::new(&format!("f{i}")).expect("name"), owner, mode: 0o400 }).collect()
+    }
+
+    #[test]
+    fn layouts() {
+        for (size, files) in [(65536, 10), (4 << 20, 10), (4 << 20, 300), (65536, 1), (1 << 20, 0)] {
+            let layout = Layout::new(size, files, 4096).expect("fits");
+            assert_eq!((layout.heap % 4096, layout.desk % 4096, layout.size), (0, 0, size), "{layout:?}");
+            assert!(layout.heap_len * 2 >= size / 2 || size == 65536, "{layout:?}");
+            assert_eq!(layout.records % files.max(1), 0);
+        }
+        let least = Layout::new(4096, 10, 4096).expect_err("too small");
+        assert!(Layout::new(least, 10, 4096).is_ok());
+        assert!(Layout::new(least - 1, 10, 4096).is_err());
+    }
+
+    #[test]
+    fn both_kinds_hold_bytes_and_forget_them() {
+        for kind in [Kind::Secret, Kind::Locked] {
+            let arena = Arena::create(specs(2), Some(256 << 10), kind).expect("256 KiB can be locked");
+            assert!(arena.is_intact());
+            assert!(kind == Kind::Secret || arena.kind() == Kind::Locked);
+            arena.write(100, b"hunter2").expect("inside");
+            let mut bytes = [1; 9];
+            arena.read(99, &mut bytes).expect("inside");
+            assert_eq!(&bytes, b"\0hunter2\0");
+            arena.wipe(100, 7).expect("inside");
+            arena.read(99, &mut bytes).expect("inside");
+            assert_eq!(bytes, [0; 9]);
+            let end = arena.heap_len() as u64;
+            assert!(arena.write(end - 1, b"ab").is_none());
+            assert!(arena.read(u64::MAX, &mut bytes).is_none());
+            assert!(arena.wipe(1, end).is_none());
+        }
+    }
+
+    #[test]
+    fn too_small_names_both_figures() {
+        let error = Arena::create(specs(3), Some(4096), Kind::Locked).expect_err("too small").to_string();
+        assert!(error.contains("4096 bytes") && error.contains("3 files") && error.contains("hint:"), "{error}");
+    }
+}

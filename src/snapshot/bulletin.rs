@@ -1,0 +1,56 @@
+//! What is still to be announced, kept in the book so that a `fetch` that is born again finds it.
+
+use super::{Version, current, version};
+use crate::memory::arena::Arena;
+use crate::names::{FileId, Generation};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+/// The announcing thread's side of the arena.
+#[derive(Debug)]
+pub struct Bulletin {
+    arena: Arc<Arena>,
+}
+
+impl Bulletin {
+    /// Registers the calling thread as the announcing one.
+    #[must_use]
+    pub fn sign(arena: Arc<Arena>) -> Self {
+        let tid = nix::unistd::gettid().as_raw().cast_unsigned();
+        arena.head().announcer.store(u64::from(tid), SeqCst);
+        Self { arena }
+    }
+
+    /// Files whose current version is not announced.
+    #[must_use]
+    pub fn due(&self) -> Vec<FileId> {
+        let files = (0_u32..).take(self.arena.files().len()).map(FileId);
+        files.filter(|&file| current(&self.arena, file).is_some_and(|version| version.generation > self.announced(file))).collect()
+    }
+
+    /// The file's name.
+    #[must_use]
+    pub fn name(&self, file: FileId) -> &str {
+        self.arena.files()[file.index()].name.as_str()
+    }
+
+    /// Begins an announcement: whatever an earlier one left half done counts no more.
+    pub fn begin(&self, file: FileId) {
+        self.arena.book()[file.index()].attempt.fetch_add(1, SeqCst);
+    }
+
+    /// The version that `serve` gave the hidden name to in this announcement.
+    #[must_use]
+    pub fn made(&self, file: FileId) -> Option<Version> {
+        version(&self.arena, self.arena.desk()[file.index()].made.load(SeqCst))
+    }
+
+    /// Ends it.
+    pub fn done(&self, file: FileId, generation: Generation) {
+        self.arena.book()[file.index()].announced.fetch_max(generation.0, SeqCst);
+    }
+
+    fn announced(&self, file: FileId) -> Generation {
+        Generation(self.arena.book()[file.index()].announced.load(SeqCst))
+    }
+}

@@ -1,0 +1,214 @@
+//! Writes versions: the only side that changes book and heap. It allocates first fit over what no record describes, so
+//! there is no other account of the heap that a crash could leave wrong.
+
+use super::{Reader, State, holders, is, slot_at};
+use crate::memory::arena::{Arena, Record};
+use crate::names::{FileId, Generation};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// New bytes of one file.
+pub struct Change<'a> {
+    /// Which.
+    pub file: FileId,
+    /// All of them.
+    pub bytes: &'a [u8],
+}
+
+impl fmt::Debug for Change<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Change({:?}, ..)", self.file)
+    }
+}
+
+/// Why a change was not published; what was served before still is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublishError {
+    /// The old and the new versions do not fit beside each other.
+    TooLarge {
+        /// Bytes of the change.
+        needed: u64,
+        /// Bytes that the versions now served leave.
+        available: u64,
+    },
+}
+
+impl fmt::Display for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::TooLarge { needed, available } = self;
+        write!(
+            f,
+            "cannot publish {needed} bytes: the versions that are served now leave {available}, and old and new ones stand beside each \
+             other for a moment; hint: raise `filesystem.size`, and `--ulimit memlock=8388608` if that is what limits it"
+        )
+    }
+}
+
+impl std::error::Error for PublishError {}
+
+/// The one writer of versions.
+#[derive(Debug)]
+pub struct Publisher {
+    arena: Arc<Arena>,
+}
+
+impl Publisher {
+    /// Takes over the arena as a predecessor left it: what it had not yet flipped, or was about to wipe, is freed.
+    #[must_use]
+    pub fn new(arena: Arc<Arena>) -> Self {
+        let current = arena.head().current.load(SeqCst);
+        for record in arena.records() {
+            if is(record, State::Evicted) || (is(record, State::Live) && record.generation.load(SeqCst) > current) {
+                free(&arena, record);
+            }
+        }
+        Self { arena }
+    }
+
+    /// Publishes all changes (at most one of each file) or none; one store flips them.
+    ///
+    /// # Errors
+    /// `TooLarge` when they do not fit even after every old version was evicted.
+    pub fn publish(&mut self, changes: &[Change<'_>], mtime: SystemTime) -> Result<Generation, PublishError> {
+        self.collect();
+        let generation = self.arena.head().current.load(SeqCst) + 1;
+        for change in changes {
+            if let Err(error) = self.stage(change, generation, mtime) {
+                self.drop_staged(generation);
+                let needed = changes.iter().map(|change| change.bytes.len() as u64).sum();
+                return Err(PublishError::TooLarge { needed, available: error.available });
+            }
+        }
+        self.arena.head().current.store(generation, SeqCst);
+        Ok(Generation(generation))
+    }
+
+    /// Frees and wipes every version that is neither served, nor last announced, nor held by a lookup. To be called after
+    /// announcements and now and then, so that old values do not stay longer than somebody has them open.
+    pub fn collect(&mut self) {
+        for slot in self.old() {
+            let record = &self.arena.records()[slot];
+            if !self.is_last_announced(record) && holders(&self.arena, record.nodeid.load(SeqCst)) == 0 {
+                free(&self.arena, record);
+            }
+        }
+    }
+
+    /// A reader of the same arena.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        Reader::new(Arc::clone(&self.arena))
+    }
+
+    /// Writes one version that nobody sees before the flip.
+    fn stage(&self, change: &Change<'_>, generation: u64, mtime: SystemTime) -> Result<(), Full> {
+        let slots = self.arena.slots(change.file);
+        let slot = self.make_room(|| slots.clone().find(|&slot| is(&self.arena.records()[slot], State::Free)), Some(change.file))?;
+        let offset = self.make_room(|| first_fit(&self.arena, change.bytes.len() as u64), None)?;
+        self.arena.write(offset, change.bytes).expect("first fit stays inside the heap");
+        self.describe(slot, change, generation, offset, mtime);
+        Ok(())
+    }
+
+    fn describe(&self, slot: usize, change: &Change<'_>, generation: u64, offset: u64, mtime: SystemTime) {
+        let record = &self.arena.records()[slot];
+        let spec = &self.arena.files()[change.file.index()];
+        let since = mtime.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let uses = self.arena.records().len() as u64;
+        let nodeid = record.nodeid.load(SeqCst);
+        record.nodeid.store(if nodeid == 0 { slot as u64 } else { nodeid } + uses, SeqCst);
+        record.generation.store(generation, SeqCst);
+        record.offset.store(offset, SeqCst);
+        record.len.store(change.bytes.len() as u64, SeqCst);
+        record.mtime.store(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), SeqCst);
+        record.mtime_nanos.store(since.subsec_nanos(), SeqCst);
+        record.uid.store(spec.owner.uid, SeqCst);
+        record.gid.store(spec.owner.gid, SeqCst);
+        record.mode.store(spec.mode, SeqCst);
+        record.file.store(change.file.0, SeqCst);
+        record.state.store(State::Live as u32, SeqCst);
+    }
+
+    /// Asks `find` until it finds, evicting one old version (of `file`, if given) after the other: freshness wins.
+    fn make_room<T>(&self, find: impl Fn() -> Option<T>, file: Option<FileId>) -> Result<T, Full> {
+        loop {
+            if let Some(found) = find() {
+                return Ok(found);
+            }
+            let candidates = self.old().into_iter().filter(|slot| file.is_none_or(|file| self.arena.slots(file).contains(slot)));
+            let age = |slot: &usize| {
+                let record = &self.arena.records()[*slot];
+                (self.is_last_announced(record), record.generation.load(SeqCst))
+            };
+            let Some(oldest) = candidates.min_by_key(age) else { return Err(Full { available: self.available() }) };
+            free(&self.arena, &self.arena.records()[oldest]);
+        }
+    }
+
+    /// Live records that no path leads to any more.
+    fn old(&self) -> Vec<usize> {
+        let current = self.arena.head().current.load(SeqCst);
+        let mut old = Vec::new();
+        for file in 0..self.arena.files().len() {
+            let file = FileId(u32::try_from(file).expect("a FileId"));
+            let served = slot_at(&self.arena, file, current);
+            old.extend(self.arena.slots(file).filter(|&slot| {
+                let record = &self.arena.records()[slot];
+                is(record, State::Live) && record.generation.load(SeqCst) <= current && Some(slot) != served
+            }));
+        }
+        old
+    }
+
+    /// Whether the kernel may still know the file's name by this version: its successor is not announced.
+    fn is_last_announced(&self, record: &Record) -> bool {
+        let file = record.file.load(SeqCst) as usize;
+        self.arena.book()[file].announced.load(SeqCst) == record.generation.load(SeqCst)
+    }
+
+    /// Bytes of the heap beside the versions now served.
+    fn available(&self) -> u64 {
+        let current = self.arena.head().current.load(SeqCst);
+        let live = self.arena.records().iter().filter(|record| is(record, State::Live) && record.generation.load(SeqCst) <= current);
+        (self.arena.heap_len() as u64).saturating_sub(live.map(|record| record.len.load(SeqCst)).sum())
+    }
+
+    fn drop_staged(&self, generation: u64) {
+        for record in self.arena.records() {
+            if is(record, State::Live) && record.generation.load(SeqCst) == generation {
+                free(&self.arena, record);
+            }
+        }
+    }
+}
+
+/// Nothing is left to evict.
+struct Full {
+    available: u64,
+}
+
+/// Marks, wipes, frees: in this order a reader that copies meanwhile sees the mark and discards its copy.
+fn free(arena: &Arena, record: &Record) {
+    record.state.store(State::Evicted as u32, SeqCst);
+    let wiped = arena.wipe(record.offset.load(SeqCst), record.len.load(SeqCst));
+    // A record that points outside was never written by us; it holds no bytes.
+    debug_assert!(wiped.is_some(), "records stay inside the heap");
+    record.state.store(State::Free as u32, SeqCst);
+}
+
+/// The first gap of `len` bytes between the ranges of all records that are not free.
+fn first_fit(arena: &Arena, len: u64) -> Option<u64> {
+    let used = arena.records().iter().filter(|record| !is(record, State::Free));
+    let mut used: Vec<(u64, u64)> = used.map(|record| (record.offset.load(SeqCst), record.len.load(SeqCst))).collect();
+    used.sort_unstable();
+    let mut end = 0;
+    for (offset, used_len) in used {
+        if offset.saturating_sub(end) >= len {
+            break;
+        }
+        end = end.max(offset + used_len);
+    }
+    (end + len <= arena.heap_len() as u64).then_some(end)
+}

@@ -1,0 +1,143 @@
+//! How files reach the application: FUSE over an arena, or a tmpfs. Invariant: what was opened is closed by the process
+//! that opened it, whatever happens in between.
+
+use super::Refused;
+use crate::bao;
+use crate::clock::RealClock;
+use crate::config::plan::{Fallback, Plan};
+use crate::exit::Exit;
+use crate::fetch::{self, ArenaOutlet, Settings, TmpfsOutlet};
+use crate::fuse::mount::{FuseMount, Public};
+use crate::link::End;
+use crate::memory::arena::{Arena, FileSpec, Kind};
+use crate::observe::{Event, Role};
+use crate::serve::{self, Job};
+use crate::sys::caps::Capability;
+use crate::tmpfs::Target;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// One of the two.
+#[derive(Debug)]
+pub(super) enum World {
+    /// The arena, and the mount that `serve` answers; its device until it is aborted.
+    Fuse { arena: Arc<Arena>, device: Option<OwnedFd>, private: OwnedFd, public: Public },
+    /// A directory in memory that `fetch` writes.
+    Tmpfs(Target),
+}
+
+impl World {
+    /// Mounts; where FUSE is refused and the plan allows it, prepares the tmpfs.
+    pub(super) fn open(plan: &Plan) -> Result<Self, Refused> {
+        let filesystem = &plan.filesystem;
+        let world = match (FuseMount::create(&filesystem.path, filesystem.dir_mode), filesystem.fallback) {
+            (Ok(FuseMount { device, private, public }), _) => Self::Fuse { arena: arena(plan)?, device: Some(device), private, public },
+            (Err(refusal), Fallback::None) => {
+                let hint = "or let baofs write into a verified tmpfs: --fallback tmpfs";
+                return Err(Refused::new(Exit::Fuse, format_args!("{refusal}\nhint: {hint}")));
+            }
+            (Err(refusal), Fallback::Tmpfs) => {
+                Event::FallingBack { cause: &refusal.to_string() }.emit();
+                Self::Tmpfs(Target::prepare(filesystem, &plan.files).map_err(|refusal| Refused::new(Exit::Tmpfs, refusal))?)
+            }
+        };
+        Event::Mounted { path: &filesystem.path, how: world.name() }.emit();
+        Ok(world)
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Fuse { .. } => "fuse",
+            Self::Tmpfs(_) => "tmpfs",
+        }
+    }
+
+    /// What `fetch` must keep: to give files to another user.
+    pub(super) fn rights_of_fetch(&self) -> &'static [Capability] {
+        match self {
+            Self::Tmpfs(target) if target.needs_chown() => &[Capability::Chown],
+            Self::Fuse { .. } | Self::Tmpfs(_) => &[],
+        }
+    }
+
+    /// The descriptors that no role inherits as they are: each is given a copy of what it needs.
+    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Fuse { device, private, .. } => device.iter().chain([private]).map(AsFd::as_fd).collect(),
+            Self::Tmpfs(_) => vec![],
+        }
+    }
+
+    /// What runs as `serve`, with its copy of the device; nothing on a tmpfs.
+    pub(super) fn serve(&self, plan: &Plan) -> io::Result<Option<impl FnOnce(End) -> Exit + use<>>> {
+        let Self::Fuse { arena, device: Some(device), .. } = self else { return Ok(None) };
+        let (arena, device, dir_mode) = (Arc::clone(arena), device.try_clone()?, plan.filesystem.dir_mode);
+        Ok(Some(move |link| serve::run(Job { arena, device, dir_mode, link })))
+    }
+
+    /// What runs as `fetch`, with its copy of the private mount.
+    pub(super) fn fetch<'a>(&'a self, plan: &'a Plan) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
+        let private = match self {
+            Self::Fuse { private, .. } => Some(private.try_clone()?),
+            Self::Tmpfs(_) => None,
+        };
+        Ok(move |link: End| self.run_fetch(plan, private, &link))
+    }
+
+    fn run_fetch(&self, plan: &Plan, private: Option<OwnedFd>, link: &End) -> Exit {
+        let broken = |what: &str, exit| {
+            Event::Broken { what }.emit();
+            exit
+        };
+        let client = match bao::Client::new(&plan.server, &plan.auth) {
+            Ok(client) => client,
+            Err(error) => return broken(&error.to_string(), Exit::Config),
+        };
+        let (clock, settings) = (RealClock::start(), Settings::new(plan));
+        match (self, private) {
+            (Self::Fuse { arena, .. }, Some(private)) => {
+                if let Err(error) = arena.protect_for(Role::Fetch) {
+                    return broken(&format!("the arena cannot be protected: {error}"), Exit::Memory);
+                }
+                fetch::run(plan, client, ArenaOutlet::new(Arc::clone(arena), private, &clock), link, &clock, &settings)
+            }
+            (Self::Tmpfs(target), _) => match target.writer(&plan.files) {
+                Ok(writer) => fetch::run(plan, client, TmpfsOutlet::new(writer, &clock), link, &clock, &settings),
+                Err(error) => broken(&error.to_string(), Exit::Tmpfs),
+            },
+            (Self::Fuse { .. }, None) => broken("fetch was given no mount", Exit::Software),
+        }
+    }
+
+    /// Ends the connection to the kernel, once `serve` is dead: who waits for an answer gets an error instead of none.
+    pub(super) fn abort(&mut self) {
+        if let Self::Fuse { device, .. } = self {
+            drop(device.take());
+        }
+    }
+
+    /// Takes all of it away. On FUSE: the public mount, the private one, the device; what is open still ends with that.
+    pub(super) fn close(self) {
+        match self {
+            Self::Fuse { device, private, public, .. } => {
+                public.unmount();
+                drop(private);
+                drop(device);
+            }
+            Self::Tmpfs(target) => {
+                if let Err(error) = target.clear() {
+                    Event::Skipped { what: &format!("not all files could be removed: {error}") }.emit();
+                }
+            }
+        }
+    }
+}
+
+/// Locked memory for the files of the plan.
+fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
+    let spec = |file: &crate::config::plan::File| FileSpec { name: file.name.clone(), owner: file.owner, mode: file.mode };
+    let size = plan.filesystem.size.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
+    let arena = Arena::create(plan.files.iter().map(spec).collect(), size, Kind::Secret);
+    arena.map(Arc::new).map_err(|error| Refused::new(Exit::Memory, error))
+}

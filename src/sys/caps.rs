@@ -1,0 +1,98 @@
+//! Capabilities of the calling thread (`capabilities(7)`): which it has, and giving them up.
+
+use nix::errno::Errno;
+use std::io;
+
+/// One capability that baofs may need, with its number in `linux/capability.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capability {
+    /// Change a file's owner.
+    Chown = 0,
+    /// Signal processes of another user.
+    Kill = 5,
+    /// Change group ids.
+    SetGid = 6,
+    /// Change user ids.
+    SetUid = 7,
+    /// Mount.
+    SysAdmin = 21,
+}
+
+impl Capability {
+    /// Its name as Docker's `--cap-add` takes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Chown => "CHOWN",
+            Self::Kill => "KILL",
+            Self::SetGid => "SETGID",
+            Self::SetUid => "SETUID",
+            Self::SysAdmin => "SYS_ADMIN",
+        }
+    }
+
+    fn bit(self) -> u64 {
+        1 << self as u32
+    }
+}
+
+/// `_LINUX_CAPABILITY_VERSION_3`: two 32-bit words of each set.
+const VERSION_3: u32 = 0x2008_0522;
+/// Room for every capability there may ever be in version 3.
+const LAST: libc::c_ulong = 63;
+
+/// `struct __user_cap_header_struct`.
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: libc::c_int,
+}
+
+/// `struct __user_cap_data_struct`; the first of two holds the low words.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Data {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Whether the calling thread has `capability` in its effective set.
+///
+/// # Errors
+/// When the kernel does not know version 3 of the call (before 2.6.26).
+pub fn has(capability: Capability) -> io::Result<bool> {
+    let mut header = Header { version: VERSION_3, pid: 0 };
+    let mut data = [Data::default(); 2];
+    // SAFETY: the header names version 3, for which the call writes two `Data`; both live through the call.
+    let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) };
+    Errno::result(result)?;
+    let effective = u64::from(data[0].effective) | (u64::from(data[1].effective) << 32);
+    Ok(effective & capability.bit() != 0)
+}
+
+/// Gives up every capability but `keep`, from all sets, for ever (with `no_new_privs`, which the caller sets).
+///
+/// The bounding set needs `SETPCAP`; where that is missing it stays, and means nothing to a process that never executes
+/// another program.
+///
+/// # Errors
+/// When the kernel refuses to lower a set, which it has no reason to.
+pub fn keep_only(keep: &[Capability]) -> io::Result<()> {
+    let kept = keep.iter().fold(0, |bits, capability| bits | capability.bit());
+    for number in 0..=LAST {
+        if kept & (1 << number) == 0 {
+            // SAFETY: all arguments are numbers; an unknown one is EINVAL, a forbidden one EPERM.
+            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) };
+        }
+    }
+    // SAFETY: all arguments are numbers.
+    unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    let mut header = Header { version: VERSION_3, pid: 0 };
+    let (low, high) = ((kept & 0xffff_ffff) as u32, (kept >> 32) as u32);
+    let data = [Data { effective: low, permitted: low, inheritable: 0 }, Data { effective: high, permitted: high, inheritable: 0 }];
+    // SAFETY: the header names version 3, for which the call reads two `Data`; both live through the call.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };
+    Errno::result(result)?;
+    Ok(())
+}

@@ -1,0 +1,353 @@
+//! Text to nodes. Invariant: every byte of the text is either copied, trimmed on request, or understood; nothing is
+//! skipped, and every error points at where it stands.
+
+use super::{Expr, Node, Place, Read};
+use crate::names::SecretPath;
+use std::fmt;
+
+/// How deep `with` may stand in `with`: bounds the recursion of parser and executor.
+const MAX_DEPTH: usize = 32;
+
+/// What Go's trim markers remove.
+const SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
+
+/// Why a template is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParseError {
+    /// Where in the template.
+    pub at: Place,
+    /// How many bytes are meant, from there; at least 1.
+    pub len: usize,
+    /// What is wrong.
+    pub problem: ParseProblem,
+}
+
+/// What is wrong in a template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ParseProblem {
+    /// `{{` without `}}`.
+    UnclosedAction,
+    /// `{{/*` without `*/}}`.
+    UnclosedComment,
+    /// A quoted text without its end.
+    UnclosedText,
+    /// A backslash before something that this subset has no meaning for.
+    Escape,
+    /// `{{ with ... }}` without `{{ end }}`.
+    UnclosedWith,
+    /// `{{ end }}` with nothing to end.
+    StrayEnd,
+    /// `{{ }}`.
+    Empty,
+    /// A function, keyword or field that later versions will know.
+    Unsupported(String),
+    /// A character with no meaning here.
+    Character(char),
+    /// `with` is followed by something other than `secret "PATH"`.
+    WithWhat,
+    /// Something follows a complete action.
+    Trailing,
+    /// A field outside of every `with secret`.
+    NoDot,
+    /// `secret` outside of `with`.
+    SecretAlone,
+    /// The path of a `secret`; the reason in words.
+    Path(&'static str),
+    /// `with` is nested too deep.
+    TooDeep,
+}
+
+impl ParseProblem {
+    /// What to do about it, if there is something to say.
+    #[must_use]
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Unsupported(_) | Self::Character(_) | Self::WithWhat | Self::SecretAlone => {
+                "understood so far: `{{ with secret \"PATH\" }}{{ .Data.FIELD }}{{ end }}`, text, comments and trim markers; \
+                 a `secret` block serves one field or the whole secret as JSON with no template"
+            }
+            Self::NoDot => "put it between `{{ with secret \"PATH\" }}` and `{{ end }}`",
+            Self::UnclosedWith => "add `{{ end }}`",
+            Self::Escape => "understood: \\\" \\\\ \\n \\t \\r; between backquotes nothing is escaped",
+            Self::UnclosedAction
+            | Self::UnclosedComment
+            | Self::UnclosedText
+            | Self::StrayEnd
+            | Self::Empty
+            | Self::Trailing
+            | Self::Path(_)
+            | Self::TooDeep => "",
+        }
+    }
+}
+
+impl fmt::Display for ParseProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnclosedAction => f.write_str("`{{` is not closed by `}}`"),
+            Self::UnclosedComment => f.write_str("the comment is not closed by `*/}}`"),
+            Self::UnclosedText => f.write_str("the quoted text has no end"),
+            Self::Escape => f.write_str("this escape is not understood"),
+            Self::UnclosedWith => f.write_str("`{{ with }}` has no `{{ end }}`"),
+            Self::StrayEnd => f.write_str("`{{ end }}` ends nothing"),
+            Self::Empty => f.write_str("the action is empty"),
+            Self::Unsupported(word) => write!(f, "`{word}` is not supported yet"),
+            Self::Character(c) => write!(f, "{c:?} has no meaning here"),
+            Self::WithWhat => f.write_str("only `with secret \"PATH\"` is supported so far"),
+            Self::Trailing => f.write_str("nothing may follow here"),
+            Self::NoDot => f.write_str("a field outside of `with secret` belongs to nothing"),
+            Self::SecretAlone => f.write_str("`secret` is only supported in `with secret \"PATH\"` so far"),
+            Self::Path(why) => f.write_str(why),
+            Self::TooDeep => write!(f, "`with` is nested deeper than {MAX_DEPTH}"),
+        }
+    }
+}
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.at, self.problem)
+    }
+}
+
+/// Parses a whole template.
+pub(super) fn parse(text: &str) -> Result<Vec<Node<Read>>, ParseError> {
+    let mut parser = Parser { text, pos: 0, trim: false };
+    match parser.list(0)? {
+        (nodes, None) => Ok(nodes),
+        (_, Some(end)) => Err(parser.error(end, 2, ParseProblem::StrayEnd)),
+    }
+}
+
+/// A word of an action.
+#[derive(Debug, PartialEq)]
+enum Token {
+    /// An identifier or keyword.
+    Word(String),
+    /// `.a.b`
+    Field(Vec<String>),
+    /// A quoted text, unquoted.
+    Text(String),
+}
+
+/// A token and where it starts.
+type Placed = (Token, usize);
+
+/// Where the parser stands.
+struct Parser<'t> {
+    text: &'t str,
+    pos: usize,
+    /// The action before this ended with `-}}`.
+    trim: bool,
+}
+
+impl<'t> Parser<'t> {
+    /// Nodes up to an `{{ end }}` (whose offset is given) or the end of the text.
+    fn list(&mut self, depth: usize) -> Result<(Vec<Node<Read>>, Option<usize>), ParseError> {
+        let mut nodes = Vec::new();
+        loop {
+            let open = self.rest().find("{{").map(|at| self.pos + at);
+            self.copy(open, &mut nodes);
+            let Some(open) = open else { return Ok((nodes, None)) };
+            let Some(tokens) = self.action(open)? else { continue };
+            let mut tokens = tokens.into_iter();
+            match tokens.next() {
+                None => return Err(self.error(open, self.pos - open, ParseProblem::Empty)),
+                Some((Token::Word(word), at)) if word == "end" => {
+                    self.nothing_after(tokens.next())?;
+                    return Ok((nodes, Some(at)));
+                }
+                Some((Token::Word(word), at)) if word == "with" => nodes.push(self.with(at, &mut tokens, depth)?),
+                Some((token, at)) => {
+                    nodes.push(Node::Print(self.expr(token, at, depth)?));
+                    self.nothing_after(tokens.next())?;
+                }
+            }
+        }
+    }
+
+    /// The text up to `open` becomes a node, trimmed as the markers around it say.
+    fn copy(&mut self, open: Option<usize>, nodes: &mut Vec<Node<Read>>) {
+        let mut piece = &self.text[self.pos..open.unwrap_or(self.text.len())];
+        if std::mem::take(&mut self.trim) {
+            piece = piece.trim_start_matches(SPACE);
+        }
+        if open.is_some_and(|open| trims(&self.text[open + 2..])) {
+            piece = piece.trim_end_matches(SPACE);
+        }
+        if !piece.is_empty() {
+            nodes.push(Node::Text(piece.to_owned()));
+        }
+        self.pos = open.unwrap_or(self.text.len());
+    }
+
+    /// The tokens of the action at `open`, `None` for a comment; leaves the parser behind its `}}`.
+    fn action(&mut self, open: usize) -> Result<Option<Vec<Placed>>, ParseError> {
+        self.pos = open + 2;
+        if trims(self.rest()) {
+            self.pos += 1;
+            self.skip_space();
+        }
+        if self.rest().starts_with("/*") {
+            return self.comment(open).map(|()| None);
+        }
+        let mut tokens = Vec::new();
+        while !self.closes() {
+            if self.rest().is_empty() {
+                return Err(self.error(open, 2, ParseProblem::UnclosedAction));
+            }
+            tokens.push(self.token()?);
+        }
+        Ok(Some(tokens))
+    }
+
+    /// Consumes white space and `}}` or `-}}` if they stand here.
+    fn closes(&mut self) -> bool {
+        let spaced = self.skip_space();
+        self.trim = spaced && self.rest().starts_with("-}}");
+        let close = self.trim || self.rest().starts_with("}}");
+        self.pos += if close { 2 + usize::from(self.trim) } else { 0 };
+        close
+    }
+
+    fn comment(&mut self, open: usize) -> Result<(), ParseError> {
+        let unclosed = self.error(open, 2, ParseProblem::UnclosedComment);
+        let end = self.rest().find("*/").ok_or_else(|| unclosed.clone())?;
+        self.pos += end + 2;
+        let spaced = self.rest().starts_with(SPACE);
+        if self.closes() && spaced == self.trim { Ok(()) } else { Err(unclosed) }
+    }
+
+    fn token(&mut self) -> Result<Placed, ParseError> {
+        let start = self.pos;
+        let next = self.rest().chars().next().unwrap_or(' ');
+        let token = match next {
+            '"' => Token::Text(self.quoted()?),
+            '`' => Token::Text(self.backquoted()?),
+            '.' => Token::Field(self.fields()),
+            c if c == '_' || c.is_alphabetic() => Token::Word(self.identifier().to_owned()),
+            c => return Err(self.error(start, c.len_utf8(), ParseProblem::Character(c))),
+        };
+        Ok((token, start))
+    }
+
+    fn quoted(&mut self) -> Result<String, ParseError> {
+        let start = self.pos;
+        let mut out = String::new();
+        let mut chars = self.text[start + 1..].char_indices().map(|(at, c)| (start + 1 + at, c));
+        while let Some((at, c)) = chars.next() {
+            match c {
+                '"' => {
+                    self.pos = at + 1;
+                    return Ok(out);
+                }
+                '\n' => break,
+                '\\' => out.push(match chars.next().map(|(_, c)| c) {
+                    Some('n') => '\n',
+                    Some('t') => '\t',
+                    Some('r') => '\r',
+                    Some(c @ ('"' | '\\')) => c,
+                    _ => return Err(self.error(at, 1, ParseProblem::Escape)),
+                }),
+                _ => out.push(c),
+            }
+        }
+        Err(self.error(start, 1, ParseProblem::UnclosedText))
+    }
+
+    fn backquoted(&mut self) -> Result<String, ParseError> {
+        let start = self.pos + 1;
+        let len = self.text[start..].find('`').ok_or_else(|| self.error(self.pos, 1, ParseProblem::UnclosedText))?;
+        self.pos = start + len + 1;
+        Ok(self.text[start..start + len].to_owned())
+    }
+
+    /// `.a.b`; a lone dot gives no names.
+    fn fields(&mut self) -> Vec<String> {
+        let mut names = Vec::new();
+        while self.rest().starts_with('.') {
+            self.pos += 1;
+            names.push(self.identifier().to_owned());
+        }
+        names
+    }
+
+    /// Letters, digits and underscores from here.
+    fn identifier(&mut self) -> &'t str {
+        let rest = self.rest();
+        let len = rest.find(|c: char| c != '_' && !c.is_alphanumeric()).unwrap_or(rest.len());
+        self.pos += len;
+        &rest[..len]
+    }
+
+    fn expr(&self, token: Token, at: usize, depth: usize) -> Result<Expr, ParseError> {
+        match token {
+            Token::Text(text) => Ok(Expr::Text(text)),
+            Token::Word(word) if word == "secret" => Err(self.error(at, word.len(), ParseProblem::SecretAlone)),
+            Token::Word(word) => Err(self.error(at, word.len(), ParseProblem::Unsupported(word))),
+            Token::Field(path) => self.field(path, at, depth),
+        }
+    }
+
+    fn field(&self, path: Vec<String>, at: usize, depth: usize) -> Result<Expr, ParseError> {
+        let name = format!(".{}", path.join("."));
+        let problem = match path.first() {
+            _ if depth == 0 => ParseProblem::NoDot,
+            Some(first) if first == "Data" && path.len() > 1 && !path.iter().any(String::is_empty) => {
+                return Ok(Expr::Field { path, at: Place::of(self.text, at) });
+            }
+            _ => ParseProblem::Unsupported(name.clone()),
+        };
+        Err(self.error(at, name.len(), problem))
+    }
+
+    fn with(&mut self, at: usize, tokens: &mut impl Iterator<Item = Placed>, depth: usize) -> Result<Node<Read>, ParseError> {
+        let (Some((Token::Word(word), _)), Some((Token::Text(path), path_at))) = (tokens.next(), tokens.next()) else {
+            return Err(self.error(at, 4, ParseProblem::WithWhat));
+        };
+        if word != "secret" {
+            return Err(self.error(at, 4, ParseProblem::WithWhat));
+        }
+        self.nothing_after(tokens.next())?;
+        let read = read(&path).map_err(|why| self.error(path_at, path.len() + 2, ParseProblem::Path(why)))?;
+        if depth == MAX_DEPTH {
+            return Err(self.error(at, 4, ParseProblem::TooDeep));
+        }
+        match self.list(depth + 1)? {
+            (body, Some(_)) => Ok(Node::With { read, at: Place::of(self.text, at), body }),
+            (_, None) => Err(self.error(at, 4, ParseProblem::UnclosedWith)),
+        }
+    }
+
+    fn nothing_after(&self, token: Option<Placed>) -> Result<(), ParseError> {
+        token.map_or(Ok(()), |(_, at)| Err(self.error(at, 1, ParseProblem::Trailing)))
+    }
+
+    fn skip_space(&mut self) -> bool {
+        let rest = self.rest();
+        let len = rest.len() - rest.trim_start_matches(SPACE).len();
+        self.pos += len;
+        len > 0
+    }
+
+    fn rest(&self) -> &'t str {
+        &self.text[self.pos..]
+    }
+
+    fn error(&self, offset: usize, len: usize, problem: ParseProblem) -> ParseError {
+        ParseError { at: Place::of(self.text, offset), len: len.min(self.text.len() - offset).max(1), problem }
+    }
+}
+
+/// Whether an action that continues so begins with a trim marker.
+fn trims(action: &str) -> bool {
+    action.strip_prefix('-').is_some_and(|rest| rest.starts_with(SPACE))
+}
+
+/// `PATH` or `PATH?version=N`.
+fn read(text: &str) -> Result<Read, &'static str> {
+    let (path, version) = match text.split_once("?version=") {
+        Some((path, version)) => (path, Some(version.parse().map_err(|_| "`?version=` takes a whole number")?)),
+        None => (text, None),
+    };
+    Ok(Read { path: SecretPath::new(path)?, version })
+}

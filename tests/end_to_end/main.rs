@@ -1,0 +1,41 @@
+//! The product, end to end: the binary in a room of its own, over FUSE and over tmpfs, against the real OpenBao
+//! and the stand-in.
+
+#[path = "../rig/mod.rs"]
+mod rig;
+
+/// Makes one test of each body in each world: `fuse::BODY` and `tmpfs::BODY`.
+macro_rules! in_each_world {
+    ($($body:ident),+ $(,)?) => {
+        mod fuse {
+            $(#[test] fn $body() { super::$body(crate::rig::World::Fuse); })+
+        }
+        mod tmpfs {
+            $(#[test] fn $body() { super::$body(crate::rig::World::Tmpfs); })+
+        }
+    };
+}
+
+/// Makes one test of each body in each scene, as `tmpfs_standin::BODY`: each world with each server.
+macro_rules! in_each_scene {
+    ($($body:ident),+ $(,)?) => {
+        in_each_scene!(@ fuse_real Fuse Real $($body)+);
+        in_each_scene!(@ fuse_standin Fuse Standin $($body)+);
+        in_each_scene!(@ tmpfs_real Tmpfs Real $($body)+);
+        in_each_scene!(@ tmpfs_standin Tmpfs Standin $($body)+);
+    };
+    (@ $scene:ident $world:ident $which:ident $($body:ident)+) => {
+        mod $scene {
+            use crate::rig::{World, server::{Scene, Which}};
+            $(#[test] fn $body() { super::$body(Scene { world: World::$world, which: Which::$which }); })+
+        }
+    };
+}
+
+mod hardening;
+mod refusals;
+mod rig_works;
+mod rotation;
+mod seed;
+mod supervision;
+mod watching;

@@ -1,0 +1,5 @@
+vault {
+  address = "https://bao:8200"
+
+auto_auth {
+}

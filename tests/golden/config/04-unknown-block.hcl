@@ -1,0 +1,12 @@
+auto_auth {
+  method "approle" {
+    config = { role_id_file_path = "/r" }
+  }
+}
+secret "x" {
+  path = "p"
+  field = "f"
+}
+filesytem {
+  path = "/app/secrets"
+}

@@ -1,0 +1,4 @@
+secret "x" {
+  path = "p"
+  field = "f"
+}

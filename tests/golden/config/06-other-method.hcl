@@ -1,0 +1,9 @@
+auto_auth {
+  method "kubernetes" {
+    config = { role = "app" }
+  }
+}
+secret "x" {
+  path = "p"
+  field = "f"
+}

@@ -1,0 +1,2 @@
+user=
+{{ with secret "p" }}{{ .Data.user }}

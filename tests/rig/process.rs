@@ -1,0 +1,138 @@
+//! Starting children that cannot outlive the test process. Invariant: a child is started by one thread that lives as long as
+//! the process, because the kernel sends the death signal when the *thread* that forked ends (`prctl(2)`).
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::{self, Read};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
+
+type Order = (Command, Sender<io::Result<Child>>);
+
+/// A child that is killed when it is dropped, and by the kernel when this process dies.
+#[derive(Debug)]
+pub(crate) struct Kept(Child);
+
+impl Kept {
+    /// Starts `program` with `args` after `setpriv` has set its death signal; `who` are options of `setpriv(1)`.
+    pub(crate) fn start(who: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).args(who).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        prepare(&mut command);
+        let (answer, started) = channel();
+        keeper().send((command, answer)).expect("the keeper lives as long as the process");
+        Self(started.recv().expect("the keeper answers").expect("setpriv (util-linux) starts"))
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.0.id()).expect("a pid is small"))
+    }
+
+    /// Its end, if it has ended.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.0.try_wait().expect("the child is ours")
+    }
+
+    /// The child as the standard library has it.
+    pub(crate) fn child(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The thread that starts every child.
+fn keeper() -> Sender<Order> {
+    static KEEPER: OnceLock<Sender<Order>> = OnceLock::new();
+    let start = || {
+        let (orders, queue) = channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in queue {
+                // Who ordered it may be gone: its test failed.
+                let _ = answer.send(command.spawn());
+            }
+        });
+        orders
+    };
+    KEEPER.get_or_init(start).clone()
+}
+
+/// What a child writes, taken from its pipe as it comes.
+#[derive(Debug)]
+pub(crate) struct Captured {
+    text: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Captured {
+    /// Reads `pipe` to its end in a thread of its own.
+    pub(crate) fn of(mut pipe: impl Read + Send + 'static) -> Self {
+        let text = Arc::new(Mutex::new(Vec::new()));
+        let target = Arc::clone(&text);
+        let reader = std::thread::spawn(move || {
+            let mut part = [0; 4096];
+            while let Ok(n @ 1..) = pipe.read(&mut part) {
+                target.lock().expect("no reader panics").extend_from_slice(&part[..n]);
+            }
+        });
+        Self { text, reader: Some(reader) }
+    }
+
+    /// All of it so far.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.text.lock().expect("no reader panics")).into_owned()
+    }
+
+    /// All of it, once every writer has closed its end.
+    pub(crate) fn whole(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("no reader panics");
+        }
+        self.text()
+    }
+}
+
+/// The direct children of `pid`.
+pub(crate) fn children(pid: Pid) -> Vec<Pid> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().filter_map(|word| word.parse().ok()).map(Pid::from_raw).collect()
+}
+
+/// `pid` and all that descend from it.
+pub(crate) fn family(pid: Pid) -> Vec<Pid> {
+    let mut all = vec![pid];
+    all.extend(children(pid).into_iter().flat_map(family));
+    all
+}
+
+/// One field of `/proc/PID/status`.
+pub(crate) fn status(pid: Pid, field: &str) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':').map(|value| value.trim().to_owned()))
+}
+
+/// Sends `signal`; one that comes too late is none.
+pub(crate) fn signal(pid: Pid, signal: Signal) {
+    let _ = kill(pid, signal);
+}
+
+/// Runs `command` to its end and returns what it printed; fails with its words when it fails.
+pub(crate) fn run(command: &mut Command) -> String {
+    let output = outcome(command);
+    assert!(output.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+}
+
+/// Runs `command` to its end.
+pub(crate) fn outcome(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"))
+}

@@ -1,0 +1,97 @@
+//! A stand-in for OpenBao: `AppRole`, KV versions 1 and 2, database credentials with leases, renew, revoke, seal; and a
+//! bad day on demand. Held to the real server by `tests/contract.rs`. Included by path, used inside the process that
+//! tests; it ends with its handle.
+
+#![allow(dead_code, reason = "each test uses another part of it")]
+#![allow(unreachable_pub, reason = "a module included by path has no crate of its own to be public in")]
+
+mod answer;
+mod server;
+mod state;
+
+pub use server::Fault;
+pub use state::{DatabaseRole, Request, Role, State};
+
+use rcgen::{CertificateParams, Issuer, KeyPair};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use tokio::sync::oneshot;
+
+/// A running stand-in, listening on 127.0.0.1 at a port of its own.
+pub struct Standin {
+    address: SocketAddr,
+    state: Arc<Mutex<State>>,
+    /// The authority of its certificate (PEM), with TLS.
+    authority: Option<String>,
+    /// Dropped to stop it.
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Standin {
+    /// Starts one without TLS and without any role or secret: mounts `secret/` (KV 2), `kv/` (KV 1), `database/`.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::listen(None, None)
+    }
+
+    /// Starts one with a certificate for these names.
+    #[must_use]
+    pub fn start_tls(names: &[&str]) -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let authority = {
+            let mut params = CertificateParams::new(Vec::new()).expect("no names");
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            (params.self_signed(&key).expect("an authority"), Issuer::new(params, key))
+        };
+        let own = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).expect("names");
+        let certificate = params.signed_by(&own, &authority.1).expect("a certificate");
+        Self::listen(Some(server::tls(&certificate, &own)), Some(authority.0.pem()))
+    }
+
+    fn listen(tls: Option<tokio_rustls::TlsAcceptor>, authority: Option<String>) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
+        listener.set_nonblocking(true).expect("a non-blocking listener");
+        let address = listener.local_addr().expect("a bound address");
+        let state = Arc::new(Mutex::new(State::new()));
+        let (stop, stopped) = oneshot::channel();
+        let shared = Arc::clone(&state);
+        let thread = std::thread::spawn(move || server::run(listener, tls, shared, stopped));
+        Self { address, state, authority, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `http://127.0.0.1:PORT`, or `https`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let scheme = if self.authority.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The authority (PEM) that a client must trust, with TLS.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        self.authority.as_deref().expect("started with TLS")
+    }
+
+    /// Its state, to look at and to change; requests wait meanwhile. Twice in one statement waits for itself.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Standin {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
