@@ -150,7 +150,9 @@ fn start_roles(plan: &Plan, world: &World, signals: &SignalFd) -> Result<Vec<Rol
     let mut roles = vec![];
     let started = start_serve(plan, world, signals, &mut roles).and_then(|()| start_fetch(plan, world, signals, &mut roles));
     started.map_err(|error| {
-        roles.iter().for_each(|role| end_role(role.pid));
+        for role in &roles {
+            end_role(role.pid);
+        }
         Refused::software("a process of the agent cannot be started", error)
     })?;
     Ok(roles)
@@ -165,7 +167,7 @@ fn start_serve(plan: &Plan, world: &World, signals: &SignalFd, roles: &mut Vec<R
 
 fn start_fetch(plan: &Plan, world: &World, signals: &SignalFd, roles: &mut Vec<RoleProcess>) -> io::Result<()> {
     let body = world.fetch(plan)?;
-    roles.push(start_role(Role::Fetch, &foreign(world, signals, roles), world.rights_of_fetch(), body)?);
+    roles.push(start_role(Role::Fetch, &foreign(world, signals, roles), world.rights_of_fetch(plan), body)?);
     Ok(())
 }
 
