@@ -23,7 +23,7 @@ mod writer;
 
 pub use proof::{MemoryBacked, NoSwapProof};
 pub use refusal::{Cause, Refusal};
-pub use target::Target;
+pub use target::{Target, needs_chown};
 pub use writer::{WriteError, Writer};
 
 /// The directory of contents.

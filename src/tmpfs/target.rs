@@ -34,8 +34,6 @@ pub struct Target {
     public: File,
     /// Mode of the directories in it.
     dir_mode: u32,
-    /// Whether files belong to another user, or to a group that we are not in.
-    needs_chown: bool,
     /// That it is memory.
     _memory: MemoryBacked,
 }
@@ -73,14 +71,7 @@ impl Target {
         if let Some(cause) = memory.swap_risk() {
             Event::SwapAllowed { cause: &cause }.emit();
         }
-        let needs_chown = files.iter().any(|file| file.owner.uid != geteuid().as_raw() || !in_group(file.owner.gid));
-        Ok(Self { path, place, public, dir_mode: filesystem.dir_mode, needs_chown, _memory: memory })
-    }
-
-    /// Whether the role that writes has to keep `CAP_CHOWN`.
-    #[must_use]
-    pub fn needs_chown(&self) -> bool {
-        self.needs_chown
+        Ok(Self { path, place, public, dir_mode: filesystem.dir_mode, _memory: memory })
     }
 
     /// The writer, for the role that writes; once.
@@ -119,6 +110,12 @@ impl Place {
             let _ = mount::unmount(path);
         }
     }
+}
+
+/// Whether a file belongs to another user, or to a group that we are not in: then the writer has to keep `CAP_CHOWN`.
+#[must_use]
+pub fn needs_chown(files: &[plan::File]) -> bool {
+    files.iter().any(|file| file.owner.uid != geteuid().as_raw() || !in_group(file.owner.gid))
 }
 
 /// All that must hold before the first byte. The order matters: nothing is touched before the proof and the lock.
