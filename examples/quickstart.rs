@@ -55,7 +55,7 @@ fn demonstrate() -> Result<ExitCode> {
     // Ctrl-C reaches baofs, too: it stops in order, and this process waits for it.
     SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]).thread_block()?;
     let status = waitpid(pid, None)?;
-    let (tokens, leases) = (standin.state().live_tokens(), standin.state().live_leases());
+    let (tokens, leases) = standin.state().live();
     println!("\nOpenBao    {tokens} tokens and {leases} leases left alive");
     println!("baofs      {} is gone: {}", mount.display(), fs::read_dir(&mount)?.next().is_none());
     Ok(if matches!(status, WaitStatus::Exited(_, 0)) { ExitCode::SUCCESS } else { ExitCode::from(Exit::Software.code()) })
@@ -147,7 +147,11 @@ fn app(directory: &Path) -> Result<()> {
     while rotations < 2 {
         for event in inotify.read_events()? {
             let name = event.name.unwrap_or_default();
-            println!("app        inotify {:?} {}", event.mask, name.display());
+            // Names that begin with `..` are how the others come to be; what is shown is what a program would wait for.
+            if name == "..data" || !name.as_encoded_bytes().starts_with(b"..") {
+                let events: Vec<_> = event.mask.iter_names().map(|(event, _)| event).collect();
+                println!("app        inotify {} {}", events.join(" "), name.display());
+            }
         }
         let now = credential(directory)?;
         if now != known {

@@ -53,13 +53,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     match parse(arguments) {
         Ok(Command::Print(text)) => print(&text),
         Ok(Command::Check(overrides)) => check(&overrides),
-        Ok(Command::Run(overrides)) => serve(&overrides),
-        Ok(Command::Mount(overrides)) => serve(&overrides),
-        Err(message) => {
-            eprintln!("baofs: {message}\nhint: `baofs --help` shows the commands and flags");
-            Exit::Usage.code()
-        }
+        Ok(Command::Run(overrides)) => serve(&overrides, Job::Run),
+        Ok(Command::Mount(overrides)) => serve(&overrides, Job::Mount),
+        Err(message) => misused(&message),
     }
+}
+
+fn misused(message: &str) -> u8 {
+    eprintln!("baofs: {message}\nhint: `baofs --help` shows the commands and flags");
+    Exit::Usage.code()
 }
 
 fn print(text: &str) -> u8 {
@@ -74,17 +76,30 @@ fn refuse(problems: &Problems) -> u8 {
 }
 
 fn check(overrides: &Overrides) -> u8 {
-    match config::load(overrides, &config::process_environment) {
+    match config::load(overrides, &|name| std::env::var(name).ok()) {
         Ok(loaded) => print(&config::show(&loaded.plan, &loaded.warnings)),
         Err(problems) => refuse(&problems),
     }
 }
 
-fn serve(overrides: &Overrides) -> u8 {
-    let loaded = match config::load(overrides, &config::process_environment) {
+/// Whether an application is part of it.
+#[derive(Clone, Copy, PartialEq)]
+enum Job {
+    Run,
+    Mount,
+}
+
+fn serve(overrides: &Overrides, job: Job) -> u8 {
+    let mut loaded = match config::load(overrides, &|name| std::env::var(name).ok()) {
         Ok(loaded) => loaded,
         Err(problems) => return refuse(&problems),
     };
+    let command = &mut loaded.plan.app.command;
+    match job {
+        Job::Mount => command.clear(),
+        Job::Run if command.is_empty() => return misused("`run` needs a command: after `--`, or as `app { command }`"),
+        Job::Run => {}
+    }
     observe::init(loaded.plan.log);
     for warning in &loaded.warnings {
         Event::Skipped { what: &warning.to_string() }.emit();
@@ -130,15 +145,15 @@ fn options(parser: &mut lexopt::Parser) -> Result<Option<Overrides>, String> {
             Long("wait") => once("wait", &mut overrides.wait, parser)?,
             Short('h') | Long("help") => return Ok(None),
             Value(word) => return command_words(word, parser).map(|words| Some(Overrides { command: Some(words), ..overrides })),
-            other => return Err(text(other.unexpected())),
+            other @ (Short(_) | Long(_)) => return Err(text(other.unexpected())),
         }
     }
     Ok(Some(overrides))
 }
 
-fn once(name: &str, slot: &mut Option<String>, parser: &mut lexopt::Parser) -> Result<(), String> {
+fn once<T: From<String>>(name: &str, slot: &mut Option<T>, parser: &mut lexopt::Parser) -> Result<(), String> {
     let value = parser.value().and_then(ValueExt::string).map_err(text)?;
-    if slot.replace(value).is_some() { Err(format!("--{name} is given twice")) } else { Ok(()) }
+    if slot.replace(value.into()).is_some() { Err(format!("--{name} is given twice")) } else { Ok(()) }
 }
 
 /// The application's words: all that follows, its own flags included.

@@ -1,4 +1,53 @@
-//! baofs.
+//! baofs serves the secrets of an `OpenBao` server as files from locked memory and supervises the application that reads
+//! them. This page is the plan of the house; README is for users.
+//!
+//! # Three processes, one binary
+//!
+//! ```text
+//! argv -- cli -- main --> supervise   PID 1, one thread: signals, every fork, the mounts, exit codes; reads no secret
+//!                          | forks (no exec)
+//!                          |-> fetch   OpenBao, leases, rendering; no /dev/fuse, no capability
+//!                          |-> serve   answers the kernel from the arena; no network, never waits, no capability
+//!                          '-> app     its own user, process group, clean environment
+//! ```
+//!
+//! The process that answers the kernel must not hang or die, so it does nothing else; the one that parses the network must
+//! not be able to hurt it; and no process may touch a filesystem that it answers itself (a thread that waits for its own
+//! process cannot be killed), so `fetch` announces what `serve` answers. On a tmpfs there is no `serve`.
+//!
+//! # The way of the data
+//!
+//! ```text
+//! config: text -> raw -> check -> Plan
+//! OpenBao <- bao <- lease (when) ... replies -> render (all or nothing) -> fetch: publish
+//!      FUSE:  snapshot::Publisher: bytes into the arena, one store flips every file of the change
+//!             serve: arena -> snapshot::Reader -> fuse::tree -> fuse::adapter -> the kernel
+//!             fuse::announce: create, rename, truncate, close on the private mount = real inotify events
+//!      tmpfs: tmpfs::Writer: a new generation, one rename of `..data` flips every file of the change
+//! then supervise is told, and tells the application
+//! ```
+//!
+//! # Layers
+//!
+//! A module uses only modules of lower layers (`tests/tidy.rs` keeps that true); `unsafe` is only in `sys` and `memory`.
+//!
+//! | layer | module | its one job |
+//! |---|---|---|
+//! | 0 | [`sys`] | thin safe wrappers over libc |
+//! | 0 | [`names`], [`clock`], [`exit`] | words valid by construction; time and chance as arguments; every exit code once |
+//! | 1 | [`memory`] | the arena of locked pages, the wiping allocator, processes that cannot be dumped |
+//! | 1 | [`observe`] | one closed set of events, written without ever blocking |
+//! | 2 | [`template`] | the template language, pure |
+//! | 3 | [`config`] | text to `Plan`, every problem at once with its position |
+//! | 4 | [`snapshot`] | versions of files in the arena: one publisher, many readers |
+//! | 4 | [`lease`] | when to ask the server for what: a pure machine |
+//! | 4 | [`link`] | messages between supervise and a role |
+//! | 5 | [`bao`] | the only HTTP, the only token |
+//! | 5 | [`render`] | replies to bytes of files |
+//! | 5 | [`fuse`] | mount, tree, kernel adapter, announcements |
+//! | 5 | [`tmpfs`] | proof that it is memory, a generation written atomically, removal |
+//! | 6 | [`fetch`], [`serve`], [`supervise`] | the three processes |
+//! | 7 | [`cli`] | argv to exit code |
 
 pub mod bao;
 pub mod cli;

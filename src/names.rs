@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn secret_paths() {
         assert_eq!(SecretPath::new("/v1/secret/data/a b/").expect("good").as_str(), "secret/data/a b");
-        for bad in ["", "/", "a//b", "a/../b", "a?version=1", "a\n", "v1/"] {
+        for bad in ["", "/", "a//b", "a/../b", "a?version=1", "a\n"] {
             assert!(SecretPath::new(bad).is_err(), "{bad}");
         }
     }

@@ -4,12 +4,12 @@
 use baofs::clock::{Clock, Moment, RealClock};
 use baofs::config::plan::{Content, Empty, Fallback, File, Filesystem, Swap};
 use baofs::names::{FileId, FileName, Generation, Owner};
-use baofs::tmpfs::{Refusal, Target, WriteError, Writer};
+use baofs::tmpfs::{Cause, Refusal, Target, WriteError, Writer, needs_chown};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,13 +32,22 @@ const CASES: &[Case] = &[
     ("a reader never sees half a change", readers),
     ("content is overwritten when nobody has it open", overwritten),
     ("a living agent's directory is refused, a dead one's is taken", one_agent),
-    ("what is no limited tmpfs is refused", refused_for_root),
-    ("rights of the others", children),
+    ("what is no directory is refused", no_directory),
+    ("disk, no limit and no right are refused, and left alone", refused_for_others),
+    ("links that somebody planted are not followed", links_are_not_followed),
+    ("a given tmpfs as uid 1000, and as root with CAP_CHOWN alone", given_to_others),
 ];
 
 /// What runs in a child with fewer rights.
-const CHILD_CASES: &[Case] =
-    &[("disk", disk_is_refused), ("unwritable", unwritable), ("given", given), ("given-again", given_again), ("chown", only_chown)];
+const CHILD_CASES: &[Case] = &[
+    ("disk", disk_is_refused),
+    ("unwritable", unwritable),
+    ("given", given),
+    ("given-again", given_again),
+    ("chown", only_chown),
+    ("unlimited", unlimited),
+    ("planted", planted),
+];
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -71,6 +80,10 @@ fn two(owner: Owner) -> Vec<File> {
 
 fn filesystem(path: &Path, size: u64) -> Filesystem {
     Filesystem { path: path.to_owned(), fallback: Fallback::Tmpfs, swap: Swap::Allow, size: Some(size), dir_mode: 0o755 }
+}
+
+fn refusal(path: &Path, files: &[File]) -> Cause {
+    prepare(path, files).expect_err("a refusal").cause
 }
 
 fn prepare(path: &Path, files: &[File]) -> Result<Target, Refusal> {
@@ -129,7 +142,6 @@ fn peeked(file: &fs::File) -> Vec<u8> {
 fn own_mount(path: &Path) {
     let files = two(APP);
     let (target, mut writer) = started(path, &files);
-    assert!(target.needs_chown());
     let mounts = mounts_at(path);
     let [line] = mounts.as_slice() else { panic!("one mount, not {mounts:?}") };
     for word in ["ro,nosuid,nodev,noexec", " - tmpfs baofs ", "size=1024k", "mode=755", "noswap"] {
@@ -155,8 +167,8 @@ fn own_mount(path: &Path) {
 }
 
 fn flips(path: &Path) {
+    assert!(needs_chown(&two(APP)) && !needs_chown(&two(ME)));
     let (target, mut writer) = started(path, &two(ME));
-    assert!(!target.needs_chown());
     assert_eq!(writer.publish(&[(A, b"1")], at(0)).expect("publish"), Generation(1));
     assert!(fs::metadata(path.join("b")).is_err(), "b is not there yet");
     writer.publish(&[(B, b"1")], at(0)).expect("publish");
@@ -284,7 +296,7 @@ fn one_agent(path: &Path) {
     let files = two(ME);
     let (first, mut writer) = started(path, &files);
     writer.publish(&[(A, b"1")], at(0)).expect("publish");
-    assert!(matches!(prepare(path, &files), Err(Refusal::Held(_))));
+    assert!(matches!(refusal(path, &files), Cause::Held));
     assert_eq!(mounts_at(path).len(), 1, "the refused one left nothing");
     let left = peek(&path.join("a"));
     // What a kill does: no cleaning.
@@ -298,77 +310,110 @@ fn one_agent(path: &Path) {
     given_tmpfs(path, "tmpfs", "size=64k");
     let lock = fs::File::open(path).expect("open");
     lock.try_lock().expect("lock");
-    assert!(matches!(prepare(path, &files), Err(Refusal::Held(_))), "not even by mounting over it");
+    assert!(matches!(refusal(path, &files), Cause::Held), "not even by mounting over it");
     detach(path);
 }
 
-fn refused_for_root(path: &Path) {
+fn no_directory(path: &Path) {
     let missing = prepare(&path.join("missing"), &[]).expect_err("no such directory").to_string();
     assert!(missing.contains("/missing: No such file or directory"), "{missing}");
     fs::write(path.join("file"), "").expect("write");
-    assert!(matches!(prepare(&path.join("file"), &[]), Err(Refusal::Open(..))));
+    assert!(matches!(refusal(&path.join("file"), &[]), Cause::Open(_)));
 }
 
 // With fewer rights.
 
+const USER: &[&str] = &["--reuid", "1000", "--regid", "1000", "--clear-groups"];
+const ROOT_CHOWN: &[&str] = &["--inh-caps=-all", "--bounding-set=-all,+chown"];
+const ROOT_NOTHING: &[&str] = &["--inh-caps=-all", "--bounding-set=-all"];
+
 /// Runs `case` as `who` (arguments of `setpriv`) in directory `dir`.
-fn child(program: &Path, who: &[&str], case: &str, dir: &Path) {
+fn child(who: &[&str], case: &str, dir: &Path) {
+    let program = dir.with_file_name("program");
+    if !program.exists() {
+        fs::copy("/proc/self/exe", &program).expect("a copy that uid 1000 can start");
+    }
     let status = Command::new("setpriv").args(who).arg(program).args(["--child", case]).arg(dir).status();
     let status = status.expect("setpriv is needed: apt-get install util-linux");
     assert!(status.success(), "{case} as {who:?}: {status}");
 }
 
-fn children(path: &Path) {
-    const USER: &[&str] = &["--reuid", "1000", "--regid", "1000", "--clear-groups"];
-    const ROOT_CHOWN: &[&str] = &["--inh-caps=-all", "--bounding-set=-all,+chown"];
-    const ROOT_NOTHING: &[&str] = &["--inh-caps=-all", "--bounding-set=-all"];
-    let program = path.join("program");
-    fs::copy("/proc/self/exe", &program).expect("a copy that uid 1000 can start");
-    let dir = |name: &str, mode: u32| -> PathBuf {
-        let dir = path.join(name);
-        fs::create_dir(&dir).expect("mkdir");
-        fs::set_permissions(&dir, fs::Permissions::from_mode(mode)).expect("chmod");
-        dir
-    };
-    let disk = dir("disk", 0o1777);
-    child(&program, USER, "disk", &disk);
-    child(&program, ROOT_NOTHING, "disk", &disk);
+/// A tmpfs such as a container is given; it goes with the value.
+struct Given(PathBuf);
+
+impl Given {
+    fn new(path: &Path, name: &str, kind: &str, options: &str) -> Self {
+        let path = path.join(name);
+        fs::create_dir(&path).expect("mkdir");
+        given_tmpfs(&path, kind, options);
+        Self(path)
+    }
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        detach(&self.0);
+    }
+}
+
+fn refused_for_others(path: &Path) {
+    let disk = path.join("disk");
+    fs::create_dir(&disk).expect("mkdir");
+    fs::set_permissions(&disk, fs::Permissions::from_mode(0o1777)).expect("chmod");
+    child(USER, "disk", &disk);
+    child(ROOT_NOTHING, "disk", &disk);
     assert_eq!(names(&disk), [""; 0], "nothing was made on the disk");
+    for (name, kind, options) in [("ramfs", "ramfs", "mode=1777"), ("endless", "tmpfs", "mode=1777,size=0")] {
+        child(USER, "unlimited", &Given::new(path, name, kind, options).0);
+    }
+    child(USER, "unwritable", &Given::new(path, "shut", "tmpfs", "size=64k,mode=755").0);
+    child(ROOT_CHOWN, "unwritable", &Given::new(path, "others", "tmpfs", "size=64k,mode=755,uid=1000").0);
+}
 
-    let shut = dir("shut", 0o755);
-    given_tmpfs(&shut, "tmpfs", "size=64k,mode=755");
-    child(&program, USER, "unwritable", &shut);
-    let others = dir("others", 0o755);
-    given_tmpfs(&others, "tmpfs", "size=64k,mode=755,uid=1000");
-    child(&program, ROOT_CHOWN, "unwritable", &others);
+fn links_are_not_followed(path: &Path) {
+    let (trap, victim) = (Given::new(path, "trap", "tmpfs", "size=64k,mode=1777"), path.join("victim"));
+    let files = trap.0.join("..files");
+    fs::write(&victim, "root's").expect("write");
+    fs::create_dir(&files).expect("mkdir");
+    symlink(&victim, files.join("1.0")).expect("symlink");
+    chown(&files, Some(1000), Some(1000)).expect("chown");
+    let before = fs::metadata(&victim).expect("stat");
+    child(ROOT_CHOWN, "planted", &trap.0);
+    let after = fs::metadata(&victim).expect("stat");
+    assert_eq!((after.uid(), after.mode(), read(path, "victim")), (0, before.mode(), b"root's".to_vec()));
+}
 
+fn given_to_others(path: &Path) {
     for (name, options) in [("swarm", "size=1m,mode=1777"), ("volume", "size=1m,mode=0700,uid=1000,gid=1000")] {
-        let given = dir(name, 0o755);
-        given_tmpfs(&given, "tmpfs", options);
-        fs::write(given.join("theirs"), "x").expect("a file of somebody else");
-        child(&program, USER, "given", &given);
-        child(&program, USER, "given-again", &given);
-        assert_eq!(names(&given), ["theirs"], "{name}: only what is ours was removed");
+        let given = Given::new(path, name, "tmpfs", options);
+        fs::write(given.0.join("theirs"), "x").expect("a file of somebody else");
+        child(USER, "given", &given.0);
+        child(USER, "given-again", &given.0);
+        assert_eq!(names(&given.0), ["theirs"], "{name}: only what is ours was removed");
     }
-    let chown = dir("chown", 0o755);
-    given_tmpfs(&chown, "tmpfs", "size=1m,mode=755");
-    child(&program, ROOT_CHOWN, "chown", &chown);
-    for name in ["shut", "others", "swarm", "volume", "chown"] {
-        detach(&path.join(name));
-    }
+    child(ROOT_CHOWN, "chown", &Given::new(path, "chown", "tmpfs", "size=1m,mode=755").0);
 }
 
 fn disk_is_refused(path: &Path) {
     let refusal = prepare(path, &[]).expect_err("a disk");
-    let Refusal::NotMemory(_, kind, _) = &refusal else { panic!("{refusal}") };
-    assert!(kind.is_some(), "the filesystem is named");
+    let Cause::NotMemory { kind: Some(_), .. } = &refusal.cause else { panic!("{refusal}") };
     let words = refusal.to_string();
-    assert!(words.contains("not in memory") && words.contains("(fsopen(tmpfs): ") && words.contains("hint: "), "{words}");
+    assert!(words.contains("not in memory") && words.contains("cannot be mounted: fsopen(tmpfs): ") && words.contains("hint: "), "{words}");
 }
 
 fn unwritable(path: &Path) {
     let words = prepare(path, &[]).expect_err("not writable").to_string();
-    assert!(words.contains("may not write to") && words.contains("which is of uid "), "{words}");
+    assert!(words.contains("may not make files in") && words.contains("which is of uid "), "{words}");
+}
+
+fn unlimited(path: &Path) {
+    assert!(matches!(refusal(path, &[]), Cause::Unlimited(_)));
+    assert_eq!(names(path), [""; 0]);
+}
+
+/// As root where another user has made what looks like a dead agent's.
+fn planted(path: &Path) {
+    assert!(matches!(refusal(path, &[]), Cause::Leftovers(_)));
 }
 
 /// As uid 1000 in a tmpfs that the container was given; ends as if it was killed.
@@ -376,10 +421,10 @@ fn given(path: &Path) {
     let files = two(APP);
     let words = prepare(path, &[file("a", ME, 0o400)]).expect_err("no CAP_CHOWN").to_string();
     assert!(words.starts_with("files for uid 0, gid 0 cannot be made in") && words.contains("add CAP_CHOWN"), "{words}");
-    assert!(matches!(prepare(path, &[file("theirs", APP, 0o400)]), Err(Refusal::Taken(_))));
-    let (target, mut writer) = started(path, &files);
-    assert!(!target.needs_chown());
-    assert!(matches!(prepare(path, &files), Err(Refusal::Held(_))));
+    assert!(matches!(refusal(path, &[file("theirs", APP, 0o400)]), Cause::Taken(_)));
+    assert!(!needs_chown(&files));
+    let (_target, mut writer) = started(path, &files);
+    assert!(matches!(refusal(path, &files), Cause::Held));
     writer.publish(&[(A, b"1"), (B, b"1")], at(0)).expect("publish");
     writer.publish(&[(A, b"2")], at(9)).expect("publish");
     assert_eq!((read(path, "a"), read(path, "b")), (b"2".to_vec(), b"1".to_vec()));
@@ -400,7 +445,6 @@ fn given_again(path: &Path) {
 /// Root with nothing but `CAP_CHOWN`: another user's files, unchanged ones kept, old ones overwritten.
 fn only_chown(path: &Path) {
     let (target, mut writer) = started(path, &two(APP));
-    assert!(target.needs_chown());
     writer.publish(&[(A, b"1"), (B, b"1")], at(0)).expect("publish");
     let (look, b) = (peek(&path.join("a")), fs::metadata(path.join("b")).expect("stat").ino());
     writer.publish(&[(A, b"2")], at(0)).expect("publish");

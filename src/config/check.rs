@@ -9,6 +9,7 @@ use super::value::{self, Bad};
 use super::{Overrides, users};
 use crate::names::{FileName, Owner, QueryId, SecretPath};
 use crate::template::{Read, Template};
+use nix::sys::signal::Signal;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -142,7 +143,7 @@ impl<'a> Check<'a> {
             command: self.overrides.command.clone().or(configured).unwrap_or_default(),
             user: user.and_then(|user| self.identity(&user)),
             wait: self.understood(wait, value::positive).unwrap_or(Duration::from_secs(30)),
-            stop_signal: app.and_then(|app| app.parsed("stop_signal", value::signal)).unwrap_or(nix::libc::SIGTERM),
+            stop_signal: app.and_then(|app| app.parsed("stop_signal", value::signal)).unwrap_or(Signal::SIGTERM),
             stop_timeout: app.and_then(|app| app.parsed("stop_timeout", value::duration)).unwrap_or(Duration::from_secs(6)),
             change_signal: on_change.and_then(|on_change| on_change.parsed("signal", value::signal)),
         }

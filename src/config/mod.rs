@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 pub const DEFAULT_PATH: &str = "/etc/bao/agent-config.hcl";
 
 /// What the command line gave; each wins over the environment and the files.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// `--config`, each a file or a directory; empty: `BAOFS_CONFIG` (separated by `:`), else `DEFAULT_PATH`.
     pub config: Vec<PathBuf>,

@@ -2,6 +2,7 @@
 //! credentials (paths), never credentials.
 
 use crate::names::{FileName, Owner, QueryId, SecretPath};
+pub use crate::observe::{Level, Log, LogFormat};
 use crate::template::Template;
 use nix::sys::signal::Signal;
 use std::path::PathBuf;
@@ -254,37 +255,4 @@ pub struct Identity {
     pub home: PathBuf,
     /// `USER` and `LOGNAME`; the number where it has no name.
     pub name: String,
-}
-
-/// The log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// The least important level that is written.
-    pub level: Level,
-    /// Its form.
-    pub format: LogFormat,
-}
-
-/// How important a line is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// Only what stops something.
-    Error,
-    /// And what somebody should look at.
-    Warn,
-    /// And each decision.
-    Info,
-    /// And each step.
-    Debug,
-    /// And everything.
-    Trace,
-}
-
-/// The form of a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }

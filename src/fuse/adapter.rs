@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 /// How long the kernel may keep attributes: an inode's never change (but for its link count, which its renames refresh).
-const ATTRIBUTES: Duration = Duration::from_secs(3600);
+const ATTRIBUTES: Duration = Duration::from_hours(1);
 /// How long it may keep what a name leads to: each open asks again.
 const NAMES: Duration = Duration::ZERO;
 /// Nothing is kept for an open file: the inode says it all.

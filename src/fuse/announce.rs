@@ -49,7 +49,11 @@ impl Announcer {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(arena: Arc<Arena>, private: OwnedFd, done: impl FnMut(Result<Generation, AnnounceError>) + Send + 'static) -> io::Result<Self> {
+    pub fn start(
+        arena: Arc<Arena>,
+        private: OwnedFd,
+        done: impl FnMut(Result<Generation, AnnounceError>) + Send + 'static,
+    ) -> io::Result<Self> {
         let (wake, woken) = channel();
         thread::Builder::new().name("announce".to_owned()).spawn(move || run(arena, &private, &woken, done))?;
         Ok(Self { wake })

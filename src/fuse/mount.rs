@@ -80,13 +80,13 @@ fn clear_stale(path: &Path) -> Result<(), Refusal> {
         if stat(path) != Err(Errno::ENOTCONN) {
             return Ok(());
         }
-        mount::unmount(path).map_err(|error| unusable(path, format!("a dead mount lies there and cannot be removed: {error}")))?;
+        mount::unmount(path).map_err(|error| unusable(path, &format!("a dead mount lies there and cannot be removed: {error}")))?;
     }
-    Err(unusable(path, "too many dead mounts lie there"))
+    Err(unusable(path, &"too many dead mounts lie there"))
 }
 
 fn make_directory(path: &Path) -> Result<(), Refusal> {
-    DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(|error| unusable(path, error))
+    DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(|error| unusable(path, &error))
 }
 
 fn open_device() -> Result<OwnedFd, Refusal> {
@@ -112,19 +112,17 @@ fn configure(device: &OwnedFd, dir_mode: u32) -> io::Result<FsContext> {
 }
 
 fn refused(error: &io::Error) -> Refusal {
-    match mount::failed(error) {
-        Some((mount::Call::MoveMount, libc::ENOENT | libc::ENOTDIR)) | None => Refusal::Other(error.to_string()),
-        Some((call, errno)) => match Refusal::of(Step::Mount(call), Errno::from_raw(errno), rights()) {
-            Refusal::Other(_) => Refusal::Other(error.to_string()),
-            refusal => refusal,
-        },
-    }
+    let in_its_words = Refusal::Other(error.to_string());
+    let Some((call, errno)) = mount::failed(error) else { return in_its_words };
+    let refusal = Refusal::of(Step::Mount(call), Errno::from_raw(errno), rights());
+    // The failed call knows more than the table: what it was about.
+    if matches!(refusal, Refusal::Other(_)) { in_its_words } else { refusal }
 }
 
 fn rights() -> Rights {
     Rights::parse(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
 }
 
-fn unusable(path: &Path, cause: impl ToString) -> Refusal {
+fn unusable(path: &Path, cause: &dyn ToString) -> Refusal {
     Refusal::MountPoint { path: path.to_owned(), cause: cause.to_string() }
 }

@@ -204,12 +204,12 @@ impl Tree {
     /// Copies bytes of `ino` from `offset` on; returns how many.
     ///
     /// # Errors
-    /// `Evicted` when memory for a newer version ran out; `into` then holds nothing that may be shown.
-    pub fn read(&self, ino: u64, offset: u64, into: &mut [u8]) -> Result<usize, FsError> {
+    /// `Evicted` when memory for a newer version ran out; `buffer` then holds nothing that may be shown.
+    pub fn read(&self, ino: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, FsError> {
         if ino == ROOT {
             return Err(FsError::IsDirectory);
         }
-        self.reader.read(ino / 2, offset, into).map_err(|_gone| {
+        self.reader.read(ino / 2, offset, buffer).map_err(|_gone| {
             self.reader.arena().desk_head().evicted.fetch_add(1, Relaxed);
             FsError::Evicted(self.file_of(ino))
         })
@@ -295,7 +295,7 @@ impl Tree {
 
     fn version(&self, ino: u64) -> Result<(Version, Phase), FsError> {
         let version = self.reader.version(ino / 2).ok_or(FsError::Stale)?;
-        Ok((version, if ino % 2 == 0 { Phase::Unannounced } else { Phase::Announced }))
+        Ok((version, if ino.is_multiple_of(2) { Phase::Unannounced } else { Phase::Announced }))
     }
 
     fn attr(&self, version: &Version, phase: Phase) -> Attr {

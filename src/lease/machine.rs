@@ -212,7 +212,7 @@ impl Machine {
     pub fn wake(&self) -> Option<Moment> {
         let works = self.token.iter().flat_map(|_| self.entries.iter().filter_map(|entry| entry.work.next()));
         let ends = self.entries.iter().filter_map(|entry| entry.work.end);
-        let retired = self.retired.iter().filter_map(|old| if self.serves(old.id) { old.end } else { Some(old.revoke) });
+        let retired = self.retired.iter().filter_map(|old| if serves(&self.entries, old.id) { old.end } else { Some(old.revoke) });
         works.chain(self.session.next()).map(|(at, _)| at).chain(ends).chain(self.session.end).chain(retired).min()
     }
 
@@ -314,11 +314,6 @@ impl Machine {
         if let Some(old) = self.retired.iter_mut().find(|old| Some(old.id) == left) {
             old.revoke = self.pace.revocation(old.end, now);
         }
-    }
-
-    /// Whether a lease that is served dies with `token`.
-    fn serves(&self, token: TokenId) -> bool {
-        self.entries.iter().any(|entry| entry.lease.as_ref().is_some_and(|held| held.token == token))
     }
 }
 
@@ -428,33 +423,51 @@ impl Machine {
 
 /// What is due.
 impl Machine {
+    /// Ends come before what follows from them.
     fn turn(&mut self, now: Moment, out: &mut Vec<Output>) {
-        self.turn_session(now, out);
-        self.turn_retired(now, out);
+        self.end_tokens(now, out);
         for (query, entry) in (0_u32..).map(QueryId).zip(&mut self.entries) {
             if entry.work.end.is_some_and(|end| end <= now) {
                 entry.lose(now);
                 entry.work.end = None;
                 out.push(Output::Ended(query));
             }
-            let Some(token) = self.token else { continue };
+        }
+        self.revoke_retired(now, out);
+        self.begin_session(now, out);
+        let Some(token) = self.token else { return };
+        for (query, entry) in (0_u32..).map(QueryId).zip(&mut self.entries) {
             match (entry.work.begin(now), &entry.lease) {
-                (Some(Step::Renew), Some(held)) => out.push(Output::Ask(Request::Renew(query, token.id, held.id.clone(), held.first))),
+                (Some(Step::Renew), Some(held)) => {
+                    out.push(Output::Ask(Request::Renew(query, token.id, held.id.clone(), held.first)));
+                }
                 (Some(Step::Renew | Step::Replace), _) => out.push(Output::Ask(Request::Read(query, token.id))),
                 (None, _) => {}
             }
         }
     }
 
-    fn turn_session(&mut self, now: Moment, out: &mut Vec<Output>) {
-        if self.session.end.is_some_and(|end| end <= now) {
+    fn end_tokens(&mut self, now: Moment, out: &mut Vec<Output>) {
+        let over = |end: Option<Moment>| end.is_some_and(|end| end <= now);
+        let mut ended: Vec<TokenId> = self.retired.extract_if(.., |old| over(old.end)).map(|old| old.id).collect();
+        if over(self.session.end) {
             self.session.end = None;
             self.session.renew.at = None;
-            if let Some(token) = self.token.take() {
-                self.end_leases(token.id, now);
-                out.push(Output::Forget(token.id));
-            }
+            ended.extend(self.token.take().map(|token| token.id));
         }
+        for token in ended {
+            self.end_leases(token, now);
+            out.push(Output::Forget(token));
+        }
+    }
+
+    fn revoke_retired(&mut self, now: Moment, out: &mut Vec<Output>) {
+        let entries = &self.entries;
+        let idle = self.retired.extract_if(.., |old| old.revoke <= now && !serves(entries, old.id));
+        out.extend(idle.map(|old| Output::Ask(Request::Revoke(old.id))));
+    }
+
+    fn begin_session(&mut self, now: Moment, out: &mut Vec<Output>) {
         match (self.session.begin(now), self.token) {
             (Some(Step::Renew), Some(token)) => out.push(Output::Ask(Request::RenewToken(token.id))),
             (Some(Step::Renew | Step::Replace), _) => {
@@ -464,19 +477,11 @@ impl Machine {
             (None, _) => {}
         }
     }
+}
 
-    fn turn_retired(&mut self, now: Moment, out: &mut Vec<Output>) {
-        for old in std::mem::take(&mut self.retired) {
-            if old.end.is_some_and(|end| end <= now) {
-                self.end_leases(old.id, now);
-                out.push(Output::Forget(old.id));
-            } else if old.revoke <= now && !self.serves(old.id) {
-                out.push(Output::Ask(Request::Revoke(old.id)));
-            } else {
-                self.retired.push(old);
-            }
-        }
-    }
+/// Whether a lease that is served dies with `token`.
+fn serves(entries: &[Entry], token: TokenId) -> bool {
+    entries.iter().any(|entry| entry.lease.as_ref().is_some_and(|held| held.token == token))
 }
 
 impl Pace {

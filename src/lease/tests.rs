@@ -1,1 +1,557 @@
-//! x
+//! The machine against a scripted server, for hours of simulated time.
+
+use super::schedule::poll;
+use super::source::{Cause, Failure, Lease, TokenGrant};
+use super::*;
+use crate::clock::{Backoff, Jitter, Moment};
+use crate::config::plan::Query;
+use crate::names::{LeaseId, QueryId, SecretPath};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+const MS: fn(u64) -> Duration = Duration::from_millis;
+const LATENCY: Duration = Duration::from_millis(5);
+
+fn at(seconds: u64) -> Moment {
+    Moment::at(S(seconds))
+}
+
+fn failure(cause: Cause) -> Failure {
+    Failure { cause, message: format!("{cause:?}"), retry_after: None }
+}
+
+/// How a grant lives at the server.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    ttl: Duration,
+    max: Duration,
+    renewable: bool,
+}
+
+#[derive(Debug)]
+struct Live {
+    end: Moment,
+    max: Moment,
+    /// The token that a lease dies with; a token's own number.
+    token: u32,
+}
+
+type Fault = Box<dyn FnMut(&Request, Moment) -> Option<Cause>>;
+
+/// A server and a machine in simulated time. Queries below `leased` have leases, the others are of KV.
+struct World {
+    machine: Machine,
+    now: Moment,
+    token: Life,
+    lease: Life,
+    leased: u32,
+    fault: Fault,
+    tokens: BTreeMap<u32, Live>,
+    leases: BTreeMap<u32, Live>,
+    answers: BTreeMap<(Moment, usize), Input>,
+    log: Vec<(Moment, Request)>,
+    /// Those of them that a fault hit.
+    failed: Vec<(Moment, Request)>,
+    said: Vec<Output>,
+    /// The lease that each query serves.
+    served: BTreeMap<QueryId, u32>,
+    /// How long a served lease was dead, over all queries.
+    bad: Duration,
+}
+
+impl World {
+    fn new(leased: u32, kv: u32, lease: Life, token: Life) -> Self {
+        let queries: Vec<Query> = (0..leased + kv)
+            .map(|n| Query { path: SecretPath::new(&format!("q{n}")).expect("a good path"), version: None, refresh: None })
+            .collect();
+        let now = at(1_000);
+        Self {
+            machine: Machine::new(&queries, Pace::new(S(60)), Jitter::seeded(7), now),
+            now,
+            token,
+            lease,
+            leased,
+            fault: Box::new(|_, _| None),
+            tokens: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            log: Vec::new(),
+            failed: Vec::new(),
+            said: Vec::new(),
+            served: BTreeMap::new(),
+            bad: Duration::ZERO,
+        }
+    }
+
+    fn fault(mut self, fault: impl FnMut(&Request, Moment) -> Option<Cause> + 'static) -> Self {
+        self.fault = Box::new(fault);
+        self
+    }
+
+    /// Lets time pass until `seconds` after the start.
+    fn run(&mut self, seconds: u64) {
+        let end = at(1_000 + seconds);
+        self.step(Input::Tick);
+        loop {
+            let answer = self.answers.first_key_value().map(|(key, _)| key.0);
+            let Some(next) = answer.into_iter().chain(self.machine.wake()).min().filter(|next| *next <= end) else { break };
+            self.pass(next.max(self.now));
+            assert!(self.log.len() < 200_000, "a hot loop: {:?}", &self.log[self.log.len() - 10..]);
+            let input = match self.answers.first_entry().filter(|entry| entry.key().0 <= next) {
+                Some(entry) => entry.remove(),
+                None => Input::Tick,
+            };
+            self.step(input);
+        }
+        self.pass(end);
+    }
+
+    fn pass(&mut self, to: Moment) {
+        for lease in self.served.values() {
+            let lease = &self.leases[lease];
+            let token = &self.tokens[&lease.token];
+            self.bad += to.since(self.now.max(lease.end.min(token.end)));
+        }
+        self.now = to;
+    }
+
+    fn step(&mut self, input: Input) {
+        let before = self.said.len();
+        for output in self.machine.step(input, self.now) {
+            if let Output::Ask(request) = output {
+                self.answer(&request);
+                self.log.push((self.now, request));
+            } else {
+                self.said.push(output);
+            }
+        }
+        assert!(self.said.len() - before <= 8, "too much is said at once");
+        assert!(self.machine.wake().is_none_or(|wake| wake > self.now), "it wants to be woken in the past");
+    }
+
+    fn answer(&mut self, request: &Request) {
+        let fault = (self.fault)(request, self.now);
+        if fault.is_some() {
+            self.failed.push((self.now, request.clone()));
+        }
+        let input = match request.clone() {
+            Request::Revoke(token) => {
+                let alive = |lease: &Live| lease.token == token.0 && lease.end > self.now;
+                assert!(!self.served.values().any(|lease| alive(&self.leases[lease])), "the token of a served lease was revoked");
+                self.tokens.get_mut(&token.0).expect("a token that was given").end = self.now;
+                return;
+            }
+            Request::Login(id) => Input::LoggedIn(fault.map_or_else(|| Ok(self.log_in(id.0)), |cause| Err(failure(cause)))),
+            Request::RenewToken(id) => Input::TokenRenewed(id, self.self_request(id, fault, true)),
+            Request::LookUp(id) => Input::LookedUp(id, self.self_request(id, fault, false)),
+            Request::Read(query, id) => Input::Read(query, id, self.read(query, id, fault)),
+            Request::Renew(query, id, lease, increment) => Input::Renewed(query, id, self.renew(id, &lease, increment, fault)),
+        };
+        self.answers.insert((self.now.plus(LATENCY), self.log.len()), input);
+    }
+
+    fn log_in(&mut self, token: u32) -> TokenGrant {
+        let (end, max) = (self.now.plus(self.token.ttl), self.now.plus(self.token.max));
+        self.tokens.insert(token, Live { end, max, token });
+        TokenGrant { ttl: Some(self.token.ttl), renewable: self.token.renewable }
+    }
+
+    fn refuse(&self, token: TokenId, fault: Option<Cause>) -> Result<(), Failure> {
+        let dead = self.tokens[&token.0].end <= self.now;
+        fault.or(dead.then_some(Cause::Denied)).map_or(Ok(()), |cause| Err(failure(cause)))
+    }
+
+    fn self_request(&mut self, token: TokenId, fault: Option<Cause>, renew: bool) -> Result<TokenGrant, Failure> {
+        self.refuse(token, fault)?;
+        let live = self.tokens.get_mut(&token.0).expect("a token that was given");
+        if renew {
+            live.end = self.now.plus(self.token.ttl).min(live.max);
+        }
+        Ok(TokenGrant { ttl: Some(live.end.since(self.now)), renewable: self.token.renewable })
+    }
+
+    fn read(&mut self, query: QueryId, token: TokenId, fault: Option<Cause>) -> Result<Option<Lease>, Failure> {
+        self.refuse(token, fault)?;
+        if query.0 >= self.leased {
+            return Ok(None);
+        }
+        let id = u32::try_from(self.leases.len()).expect("few leases");
+        let (end, max) = (self.now.plus(self.lease.ttl), self.now.plus(self.lease.max));
+        self.leases.insert(id, Live { end, max, token: token.0 });
+        self.served.insert(query, id);
+        Ok(Some(Lease { id: lease_id(id), ttl: self.lease.ttl, renewable: self.lease.renewable }))
+    }
+
+    fn renew(&mut self, token: TokenId, lease: &LeaseId, increment: Duration, fault: Option<Cause>) -> Result<Lease, Failure> {
+        self.refuse(token, fault)?;
+        let id: u32 = lease.as_str().parse().expect("a lease that was given");
+        let live = self.leases.get_mut(&id).expect("a lease that was given");
+        if live.end.min(self.tokens[&live.token].end) <= self.now {
+            return Err(failure(Cause::NotFound));
+        }
+        live.end = self.now.plus(increment).min(live.max);
+        Ok(Lease { id: lease.clone(), ttl: live.end.since(self.now), renewable: true })
+    }
+
+    fn count(&self, which: impl Fn(&Request) -> bool) -> usize {
+        self.log.iter().filter(|(_, request)| which(request)).count()
+    }
+
+    fn logins(&self) -> usize {
+        self.count(|r| matches!(r, Request::Login(_)))
+    }
+
+    fn reads_of(&self, n: u32) -> usize {
+        self.count(|r| matches!(r, Request::Read(query, _) if query.0 == n))
+    }
+}
+
+fn lease_id(n: u32) -> LeaseId {
+    LeaseId::new(&n.to_string()).expect("not empty")
+}
+
+fn life(ttl: u64, max: u64) -> Life {
+    Life { ttl: S(ttl), max: S(max), renewable: true }
+}
+
+/// Seconds since the start of a world.
+fn second(now: Moment) -> u64 {
+    now.since(at(1_000)).as_secs()
+}
+
+fn is_renewal(request: &Request) -> bool {
+    matches!(request, Request::Renew(..))
+}
+
+#[test]
+fn dates_of_grants() {
+    // (life, renewable, first life, reserve) -> renew and replace, as ranges in milliseconds.
+    type Row = (u64, bool, u64, u64, Option<(u64, u64)>, (u64, u64));
+    const TABLE: &[Row] = &[
+        (60_000, true, 60_000, 300_000, Some((36_000, 42_000)), (51_000, 51_000)),
+        (7_200_000, true, 7_200_000, 300_000, Some((4_320_000, 5_040_000)), (6_900_000, 6_900_000)),
+        (2_000, true, 2_000, 300_000, Some((1_200, 1_400)), (1_700, 1_700)),
+        // A renewal that gave less has met the maximum.
+        (30_000, true, 60_000, 300_000, None, (17_500, 20_000)),
+        (3_600_000, true, 7_200_000, 300_000, None, (3_225_000, 3_300_000)),
+        // Rounding of the server is no maximum.
+        (59_000, true, 60_000, 300_000, Some((35_400, 41_300)), (50_150, 50_150)),
+        (60_000, false, 60_000, u64::MAX, None, (35_000, 40_000)),
+        (7_200_000, false, 7_200_000, 300_000, None, (6_825_000, 6_900_000)),
+        // Nothing is due at once.
+        (0, true, 60_000, 300_000, None, (20, 20)),
+        (1, false, 1, 300_000, None, (20, 20)),
+    ];
+    let from = at(10);
+    for (ttl, renewable, first, reserve, renew, replace) in TABLE {
+        for seed in 0..50 {
+            let grant = Grant { ttl: MS(*ttl), renewable: *renewable, first: MS(*first) };
+            let dates = grant.dates(MS(*reserve), from, &mut Jitter::seeded(seed));
+            let inside = |(low, high): (u64, u64), date: Moment| (MS(low)..=MS(high)).contains(&date.since(from));
+            assert!(dates.replace.is_some_and(|date| inside(*replace, date)), "{grant:?} {dates:?}");
+            assert_eq!(dates.renew.is_some(), renew.is_some(), "{grant:?} {dates:?}");
+            assert!(dates.renew.is_none_or(|date| inside(renew.unwrap_or_default(), date)), "{grant:?} {dates:?}");
+            assert_eq!(dates.end, Some(from.plus(MS(*ttl))));
+        }
+    }
+}
+
+#[test]
+fn what_has_no_lease_is_polled_with_jitter() {
+    let due: BTreeSet<Duration> =
+        (0..50).filter_map(|seed| Some(poll(S(300), at(0), &mut Jitter::seeded(seed)).replace?.since(at(0)))).collect();
+    assert!(due.len() > 40, "all at the same time");
+    assert!(due.iter().all(|due| (S(270)..=S(300)).contains(due)), "{due:?}");
+    assert_eq!(poll(Duration::ZERO, at(0), &mut Jitter::seeded(1)).replace, Some(Moment::at(MS(20))), "never a hot loop");
+}
+
+#[test]
+fn a_calm_day_costs_little_and_serves_no_dead_lease() {
+    let mut world = World::new(2, 2, life(600, 3_600), life(3_600, 4 * 3_600));
+    world.run(24 * 3_600);
+    assert_eq!(world.bad, Duration::ZERO);
+    assert!(!world.said.iter().any(|said| matches!(said, Output::Failed(..) | Output::Ended(_))), "{:?}", world.said);
+    // 24 h / 4 h successions, each before the end.
+    assert!((6..=8).contains(&world.logins()), "{}", world.logins());
+    assert_eq!(world.count(|r| matches!(r, Request::Revoke(_))), world.logins() - 1, "every replaced token is revoked");
+    assert_eq!(world.count(|r| matches!(r, Request::LookUp(_))), 0);
+    // An hour's lease is replaced before its maximum; a successor of the token brings one more.
+    assert!((24..=40).contains(&world.reads_of(0)), "{}", world.reads_of(0));
+    assert!((288..=320).contains(&world.reads_of(2)), "{}", world.reads_of(2));
+    assert!(world.log.len() < 1_300, "{}", world.log.len());
+}
+
+#[test]
+fn reads_run_side_by_side_at_the_start() {
+    let mut world = World::new(3, 3, life(600, 3_600), life(3_600, 3_600));
+    world.run(1);
+    assert!(matches!(world.log[0].1, Request::Login(_)));
+    let sent: BTreeSet<Moment> = world.log[1..].iter().map(|(at, _)| *at).collect();
+    assert_eq!((world.log.len(), sent.len()), (7, 1), "{:?}", world.log);
+}
+
+#[test]
+fn short_leases_and_tokens_live_on() {
+    for (lease, token) in [(life(2, 6), life(4, 8)), (life(4, 4), life(3, 12)), (life(60, 120), life(8, 8))] {
+        let mut world = World::new(2, 0, lease, token);
+        world.run(600);
+        assert_eq!(world.bad, Duration::ZERO, "{lease:?} {token:?}");
+        let alive = world.tokens.values().filter(|token| token.end > world.now).count();
+        assert!(alive <= 2, "{alive} tokens are left");
+    }
+}
+
+#[test]
+fn what_cannot_be_renewed_is_replaced_in_time() {
+    let once = |ttl| Life { ttl: S(ttl), max: S(ttl), renewable: false };
+    let mut world = World::new(1, 0, once(90), once(300));
+    world.run(3_600);
+    assert_eq!((world.bad, world.count(is_renewal)), (Duration::ZERO, 0));
+    assert_eq!(world.count(|r| matches!(r, Request::RenewToken(_))), 0);
+    assert!((60..=90).contains(&world.reads_of(0)), "{}", world.reads_of(0));
+}
+
+#[test]
+fn a_failed_renewal_mints_nothing_while_the_lease_lives() {
+    let mut world = World::new(1, 0, life(3_600, 36_000), life(36_000, 36_000)).fault(|request, now| {
+        let down = (1_000..3_200).contains(&second(now));
+        (down && is_renewal(request)).then_some(Cause::Unavailable)
+    });
+    world.run(3_300);
+    assert_eq!((world.reads_of(0), world.bad), (1, Duration::ZERO));
+    assert!((2..=40).contains(&world.count(is_renewal)), "{}", world.count(is_renewal));
+    let said = world.said.iter().filter(|said| matches!(said, Output::Failed(..))).count();
+    assert_eq!(said, 1, "one cause is said once");
+}
+
+#[test]
+fn a_renewal_that_never_works_leads_to_a_replacement_before_the_end() {
+    for cause in [Cause::Unavailable, Cause::Denied] {
+        let mut world =
+            World::new(1, 0, life(60, 6_000), life(36_000, 36_000)).fault(move |request, _| is_renewal(request).then_some(cause));
+        world.run(600);
+        assert_eq!((world.bad, world.logins()), (Duration::ZERO, 1), "{cause:?}");
+        assert!((10..=17).contains(&world.reads_of(0)), "{cause:?}: {}", world.reads_of(0));
+        let lookups = world.count(|r| matches!(r, Request::LookUp(_)));
+        assert!(lookups <= world.count(is_renewal), "{cause:?}: {lookups}");
+    }
+}
+
+#[test]
+fn a_server_that_is_down_for_an_hour_is_asked_little() {
+    for cause in [Cause::Unreachable, Cause::Unavailable, Cause::RateLimited] {
+        let mut world = World::new(2, 2, life(9_000, 36_000), life(18_000, 36_000))
+            .fault(move |_, now| (600..4_200).contains(&second(now)).then_some(cause));
+        world.run(600);
+        let before = world.log.len();
+        world.run(4_200);
+        assert!(world.log.len() - before < 2 * 100, "{} requests of two polled queries", world.log.len() - before);
+        world.run(7_200);
+        assert_eq!((world.bad, world.logins(), world.reads_of(0)), (Duration::ZERO, 1, 1));
+    }
+}
+
+#[test]
+fn a_server_that_is_down_at_the_start_is_asked_with_backoff() {
+    let mut world = World::new(1, 1, life(60, 600), life(600, 6_000)).fault(|_, now| (second(now) < 3_600).then_some(Cause::Unreachable));
+    world.run(3_599);
+    assert!(world.log.iter().all(|(_, request)| matches!(request, Request::Login(_))));
+    assert!((60..=130).contains(&world.logins()), "{}", world.logins());
+    world.run(3_700);
+    assert_eq!((world.served.len(), world.bad), (1, Duration::ZERO));
+}
+
+#[test]
+fn a_refused_login_is_repeated_slowly() {
+    let mut world = World::new(1, 0, life(60, 600), life(600, 6_000)).fault(|_, _| Some(Cause::Login));
+    world.run(30);
+    assert!((3..=6).contains(&world.logins()), "{}", world.logins());
+    world.run(3_600);
+    assert!(world.logins() < 40, "{}", world.logins());
+}
+
+#[test]
+fn the_servers_word_on_when_to_ask_again_is_kept() {
+    let query = Query { path: SecretPath::new("q").expect("good"), version: None, refresh: None };
+    let mut machine = Machine::new(&[query], Pace::new(S(60)), Jitter::seeded(1), at(0));
+    machine.step(Input::Tick, at(0));
+    let limited = Failure { retry_after: Some(S(90)), ..failure(Cause::RateLimited) };
+    machine.step(Input::LoggedIn(Err(limited)), at(1));
+    assert_eq!(machine.wake(), Some(at(91)));
+    assert_eq!(machine.step(Input::Tick, at(90)), []);
+}
+
+#[test]
+fn a_dead_token_costs_one_lookup_one_login_and_one_read_for_each_lease() {
+    let mut world = World::new(2, 3, life(60, 600), life(3_600, 36_000));
+    world.run(100);
+    world.tokens.get_mut(&1).expect("the first token").end = world.now;
+    let before = world.log.len();
+    world.run(140);
+    let after: Vec<_> = world.log[before..].iter().map(|(_, request)| request.clone()).collect();
+    let is = |which: fn(&Request) -> bool| after.iter().filter(|request| which(request)).count();
+    assert_eq!(is(|r| matches!(r, Request::LookUp(_))), 1, "{after:?}");
+    assert_eq!(is(|r| matches!(r, Request::Login(_))), 1, "{after:?}");
+    assert_eq!(is(|r| matches!(r, Request::Read(..))), 2, "{after:?}");
+    let second = &world.log[before..].iter().find(|(_, r)| matches!(r, Request::Login(_))).expect("a login").0;
+    assert!(world.log.last().expect("a read").0.since(*second) < S(41), "at once");
+}
+
+#[test]
+fn a_denied_path_touches_nothing_else() {
+    let mut world = World::new(1, 2, life(60, 600), life(36_000, 36_000))
+        .fault(|request, now| (second(now) > 10 && matches!(request, Request::Read(QueryId(1), _))).then_some(Cause::Denied));
+    world.run(7_200);
+    assert_eq!((world.logins(), world.bad), (1, Duration::ZERO));
+    assert!(world.reads_of(1) < 40, "{}", world.reads_of(1));
+    assert!(world.count(|r| matches!(r, Request::LookUp(_))) < 40);
+    let said: Vec<_> = world.said.iter().filter(|said| matches!(said, Output::Failed(..))).collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+}
+
+#[test]
+fn without_the_default_policy_logins_stay_few() {
+    let mut world = World::new(1, 1, life(600, 6_000), life(3_600, 3_600)).fault(|request, _| {
+        let denied = matches!(request, Request::LookUp(_) | Request::RenewToken(_) | Request::Renew(..) | Request::Read(QueryId(1), _));
+        denied.then_some(Cause::Denied)
+    });
+    world.run(36_000);
+    assert!(world.logins() < 120, "{}", world.logins());
+    assert_eq!(world.bad, Duration::ZERO);
+}
+
+#[test]
+fn a_lease_that_is_gone_is_read_again_once() {
+    let mut world = World::new(1, 0, life(60, 600), life(3_600, 36_000));
+    world.run(30);
+    world.leases.get_mut(&0).expect("the first lease").end = world.now;
+    world.run(50);
+    assert_eq!((world.reads_of(0), world.logins()), (2, 1));
+    assert_eq!(world.said, [Output::Ended(QueryId(0))]);
+}
+
+#[test]
+fn the_old_token_outlives_its_successor_by_a_grace() {
+    let mut world = World::new(1, 0, life(600, 36_000), life(3_600, 3_600));
+    world.run(3_600);
+    let time = |which: fn(&Request) -> bool| world.log.iter().filter(|(_, r)| which(r)).map(|(at, _)| second(*at)).collect::<Vec<_>>();
+    let (logins, revoked) = (time(|r| matches!(r, Request::Login(_))), time(|r| matches!(r, Request::Revoke(_))));
+    assert_eq!((logins.len(), revoked.len()), (2, 1));
+    assert!((3_600 - 376..=3_600 - 300).contains(&logins[1]), "{logins:?}");
+    assert!(revoked[0] > logins[1] + 250 && revoked[0] < 3_600, "{logins:?} {revoked:?}");
+}
+
+#[test]
+fn a_token_is_not_revoked_while_a_lease_of_it_is_served() {
+    // Under the second token nothing can be read: the first one's lease is served to its end.
+    let mut world = World::new(1, 0, life(36_000, 36_000), life(600, 600))
+        .fault(|request, _| matches!(request, Request::Read(_, TokenId(2..))).then_some(Cause::Unavailable));
+    world.run(599);
+    assert_eq!((world.logins(), world.bad), (2, Duration::ZERO));
+    assert_eq!(world.count(|r| matches!(r, Request::Revoke(_))), 0);
+    world.run(700);
+    assert!(world.said.contains(&Output::Ended(QueryId(0))), "its end is said: {:?}", world.said);
+}
+
+#[test]
+fn a_single_use_secret_id_keeps_its_token_to_the_end() {
+    let mut world = World::new(1, 1, life(60, 600), life(600, 900))
+        .fault(|request, _| matches!(request, Request::Login(TokenId(2..))).then_some(Cause::Login));
+    world.run(899);
+    assert_eq!(world.bad, Duration::ZERO);
+    assert!((2..12).contains(&world.logins()), "{}", world.logins());
+}
+
+#[test]
+fn what_cannot_be_rendered_is_read_again_slowly() {
+    let query = Query { path: SecretPath::new("q").expect("good"), version: None, refresh: None };
+    let mut machine = Machine::new(&[query], Pace::new(S(60)), Jitter::seeded(1), at(0));
+    machine.step(Input::Tick, at(0));
+    machine.step(Input::LoggedIn(Ok(TokenGrant { ttl: None, renewable: false })), at(0));
+    let mut now = at(0);
+    let mut reads = 0;
+    while now < at(3_600) {
+        machine.step(Input::Read(QueryId(0), TokenId(1), Ok(None)), now);
+        machine.step(Input::Unusable(QueryId(0)), now);
+        now = machine.wake().expect("it will be read again");
+        reads += machine.step(Input::Tick, now).len();
+    }
+    assert!((15..40).contains(&reads), "{reads}");
+}
+
+/// Whether `a` and `b` ask for the same.
+fn same(a: &Request, b: &Request) -> bool {
+    match (a, b) {
+        (Request::Read(a, _), Request::Read(b, _)) | (Request::Renew(a, ..), Request::Renew(b, ..)) => a == b,
+        _ => std::mem::discriminant(a) == std::mem::discriminant(b) && !matches!(a, Request::Read(..) | Request::Renew(..)),
+    }
+}
+
+/// A window of time in which one kind of request is spared, and all others fail.
+fn window() -> impl Strategy<Value = (u64, u64, Cause, usize)> {
+    let causes = [Cause::Unreachable, Cause::RateLimited, Cause::NotFound, Cause::Malformed, Cause::Denied];
+    (0_u64..7_200, 1_u64..3_600, proptest::sample::select(causes.to_vec()), 0_usize..5)
+}
+
+fn hits((from, length, cause, spared): &(u64, u64, Cause, usize), request: &Request, now: Moment) -> Option<Cause> {
+    let kind = match request {
+        Request::Login(_) => 1,
+        Request::Read(..) => 2,
+        Request::Renew(..) => 3,
+        Request::RenewToken(_) | Request::LookUp(_) | Request::Revoke(_) => 4,
+    };
+    // What these would say is true or another cause: the token is dead, the lease is gone, the login is refused.
+    let real = match request {
+        Request::Login(_) | Request::LookUp(_) => *cause != Cause::Denied,
+        Request::Renew(..) => *cause != Cause::NotFound,
+        Request::Read(..) | Request::RenewToken(_) | Request::Revoke(_) => true,
+    };
+    ((*from..from + length).contains(&second(now)) && kind != *spared && real).then_some(*cause)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+
+    /// Whatever fails, and however long: a failed request is repeated after a backoff only (a read also once for each login, a
+    /// lookup for each 403), and an hour after the last fault everything is served from a living lease, by at most two tokens.
+    #[test]
+    fn faults_are_never_made_worse(
+        lease in (2_u64..4_000, 1_u64..10, any::<bool>()),
+        token in (2_u64..4_000, 1_u64..10, any::<bool>()),
+        faults in proptest::collection::vec(window(), 0..6),
+    ) {
+        let make = |(ttl, times, renewable): (u64, u64, bool)| Life { ttl: S(ttl), max: S(ttl * times), renewable };
+        let last = faults.iter().map(|(from, length, ..)| from + length).max().unwrap_or(0);
+        let mut world = World::new(2, 1, make(lease), make(token)).fault(move |request, now| faults.iter().find_map(|f| hits(f, request, now)));
+        world.run(last + 3_600);
+        let mut early = 0;
+        for (n, (later, request)) in world.failed.iter().enumerate() {
+            let before = world.failed[..n].iter().rev().find(|(_, earlier)| same(earlier, request));
+            if before.is_some_and(|(earlier, _)| later.since(*earlier) < MS(125)) {
+                prop_assert!(matches!(request, Request::Read(..) | Request::LookUp(_)), "{:?} at {:?}", request, later);
+                early += usize::from(matches!(request, Request::Read(..)));
+            }
+        }
+        prop_assert!(early <= 3 * world.logins(), "{} reads without a backoff, {} logins", early, world.logins());
+        for (n, (from, _)) in world.log.iter().enumerate() {
+            let burst = world.log[n..].iter().take_while(|(at, _)| at.since(*from) < S(10)).count();
+            prop_assert!(burst <= 150, "{} requests in 10 s from {:?}", burst, from);
+        }
+        prop_assert_eq!(world.served.len(), 2);
+        for lease in world.served.values() {
+            let lease = &world.leases[lease];
+            prop_assert!(lease.end.min(world.tokens[&lease.token].end) > world.now, "a dead lease is served");
+        }
+        let alive = world.tokens.values().filter(|token| token.end > world.now).count();
+        prop_assert!(alive <= 2, "{} tokens live", alive);
+    }
+}
+
+#[test]
+fn a_backoff_of_the_pace_is_bounded() {
+    let pace = Pace::new(S(60));
+    assert_eq!(pace.retry, Backoff::new(MS(250), S(60)));
+    assert_eq!((pace.grace, pace.refresh), (S(300), S(300)));
+}

@@ -8,6 +8,9 @@ use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+/// The buffer's size as `mmap` wants it.
+const LENGTH: NonZeroUsize = NonZeroUsize::new(Bounce::SIZE).expect("above zero");
+
 /// One buffer of locked memory, made after the fork (locks are not inherited).
 pub struct Bounce {
     /// A mapping of `SIZE` bytes that only this value knows.
@@ -28,10 +31,9 @@ impl Bounce {
     pub fn new() -> Result<Self, MemoryError> {
         let limit = super::lockable();
         let refused = |errno: nix::errno::Errno| MemoryError::NotLocked { what: "replies", wanted: Self::SIZE, limit, cause: errno.into() };
-        let size = NonZeroUsize::new(Self::SIZE).expect("a constant above zero");
         // SAFETY: a new private mapping at an address of the kernel's choice touches no memory in use.
-        let at =
-            unsafe { mmap_anonymous(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE) }.map_err(refused)?;
+        let at = unsafe { mmap_anonymous(None, LENGTH, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE) }
+            .map_err(refused)?;
         let bounce = Self { at: at.cast() };
         // SAFETY: the range is the mapping just made.
         unsafe { madvise(at, Self::SIZE, MmapAdvise::MADV_DONTDUMP) }.map_err(refused)?;

@@ -2,7 +2,6 @@
 //! writes when nobody reads; `O_NONBLOCK` on fd 2 itself would be shared with the application (one file description).
 
 use super::{Event, Role};
-use crate::config::plan::{Level, Log, LogFormat};
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
@@ -13,6 +12,39 @@ use std::sync::{Mutex, OnceLock};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
+
+/// The log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The least important level that is written.
+    pub level: Level,
+    /// Its form.
+    pub format: LogFormat,
+}
+
+/// How important a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Only what stops something.
+    Error,
+    /// And what somebody should look at.
+    Warn,
+    /// And each decision.
+    Info,
+    /// And each step.
+    Debug,
+    /// And everything.
+    Trace,
+}
+
+/// The form of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
 
 /// Lines dropped since the last line that said so.
 static DROPPED: AtomicU64 = AtomicU64::new(0);

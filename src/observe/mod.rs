@@ -5,4 +5,4 @@ mod event;
 mod log;
 
 pub use event::{Event, Role};
-pub use log::{init, report_dropped, start_role};
+pub use log::{Level, Log, LogFormat, init, report_dropped, start_role};

@@ -16,8 +16,8 @@ impl Bulletin {
     /// Registers the calling thread as the announcing one.
     #[must_use]
     pub fn sign(arena: Arc<Arena>) -> Self {
-        let tid = u64::try_from(nix::unistd::gettid().as_raw()).expect("thread ids are above zero");
-        arena.head().announcer.store(tid, SeqCst);
+        let tid = nix::unistd::gettid().as_raw().cast_unsigned();
+        arena.head().announcer.store(u64::from(tid), SeqCst);
         Self { arena }
     }
 

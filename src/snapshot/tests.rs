@@ -1,1 +1,207 @@
+//! Publisher and reader against a model, over a real arena.
 
+use super::*;
+use crate::memory::arena::{FileSpec, Kind};
+use crate::names::FileName;
+use proptest::prelude::*;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+const FILES: u32 = 3;
+
+fn arena(size: usize) -> Arc<Arena> {
+    let spec = |index| FileSpec { name: FileName::new(&format!("f{index}")).expect("name"), owner: Owner { uid: 1, gid: 2 }, mode: 0o400 };
+    Arc::new(Arena::create((0..FILES).map(spec).collect(), Some(size), Kind::Locked).expect("64 KiB can be locked"))
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Publish(Vec<(u32, usize)>),
+    Hold(u32),
+    Forget(usize),
+    Read(usize, u64),
+    Announce(u32),
+    Collect,
+    /// `fetch` is born again.
+    Restart,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let changes = prop::collection::btree_map(0..FILES, 0_usize..9000, 1..4).prop_map(|map| map.into_iter().collect());
+    prop_oneof![
+        4 => changes.prop_map(Op::Publish),
+        4 => (0..FILES).prop_map(Op::Hold),
+        3 => any::<usize>().prop_map(Op::Forget),
+        4 => (any::<usize>(), 0_u64..10_000).prop_map(|(which, offset)| Op::Read(which, offset)),
+        2 => (0..FILES).prop_map(Op::Announce),
+        1 => Just(Op::Collect),
+        1 => Just(Op::Restart),
+    ]
+}
+
+/// What must be true.
+#[derive(Default)]
+struct Model {
+    /// The bytes of each file's newest version.
+    newest: HashMap<u32, Vec<u8>>,
+    /// What is held, with its bytes.
+    held: Vec<(Version, Vec<u8>)>,
+    /// Marks the bytes of each publication.
+    serial: u8,
+}
+
+struct World {
+    arena: Arc<Arena>,
+    publisher: Publisher,
+    reader: Reader,
+    model: Model,
+}
+
+impl World {
+    fn new() -> Self {
+        let arena = arena(64 << 10);
+        Self { publisher: Publisher::new(Arc::clone(&arena)), reader: Reader::new(Arc::clone(&arena)), arena, model: Model::default() }
+    }
+
+    fn run(&mut self, op: Op) {
+        match op {
+            Op::Publish(sizes) => self.publish(&sizes),
+            Op::Hold(file) => self.hold(file),
+            Op::Forget(which) if !self.model.held.is_empty() => {
+                let (version, _) = self.model.held.swap_remove(which % self.model.held.len());
+                self.reader.forget(version.nodeid, 1);
+            }
+            Op::Read(which, offset) if !self.model.held.is_empty() => self.read(which % self.model.held.len(), offset),
+            Op::Forget(_) | Op::Read(..) => {}
+            Op::Announce(file) => {
+                let bulletin = Bulletin::sign(Arc::clone(&self.arena));
+                bulletin.begin(FileId(file));
+                if let Some(made) = self.reader.make(FileId(file)) {
+                    self.reader.rename(FileId(file)).expect("just made");
+                    bulletin.done(FileId(file), made.generation);
+                    assert!(!bulletin.due().contains(&FileId(file)));
+                    self.reader.forget(made.nodeid, 1);
+                }
+            }
+            Op::Collect => self.publisher.collect(),
+            Op::Restart => self.publisher = Publisher::new(Arc::clone(&self.arena)),
+        }
+    }
+
+    fn publish(&mut self, sizes: &[(u32, usize)]) {
+        self.model.serial = self.model.serial.wrapping_add(1).max(1);
+        let bytes: Vec<(u32, Vec<u8>)> = sizes.iter().map(|(file, size)| (*file, vec![self.model.serial; *size])).collect();
+        let changes: Vec<_> = bytes.iter().map(|(file, bytes)| Change { file: FileId(*file), bytes }).collect();
+        let before = self.arena.head().current.load(SeqCst);
+        match self.publisher.publish(&changes, UNIX_EPOCH) {
+            Ok(generation) => {
+                assert_eq!(generation.0, before + 1);
+                self.model.newest.extend(bytes);
+            }
+            Err(PublishError::TooLarge { needed, available }) => {
+                assert_eq!(self.arena.head().current.load(SeqCst), before);
+                assert_eq!(needed, sizes.iter().map(|(_, size)| *size as u64).sum::<u64>());
+                let served: usize = self.model.newest.values().map(Vec::len).sum();
+                assert_eq!(available, (self.arena.heap_len() - served) as u64);
+                // First fit over what cannot move wastes less than one gap for each version that stays.
+                assert!(needed * 4 > available, "{needed} of {available} were refused");
+            }
+        }
+    }
+
+    fn hold(&mut self, file: u32) {
+        let held = self.reader.hold_current(FileId(file));
+        assert_eq!(held.is_some(), self.model.newest.contains_key(&file));
+        if let Some(version) = held {
+            let bytes = self.model.newest[&file].clone();
+            assert_eq!((version.file, version.len), (FileId(file), bytes.len() as u64));
+            assert!(version.nodeid >= self.arena.records().len() as u64);
+            self.model.held.push((version, bytes));
+        }
+    }
+
+    /// A held version reads as it was, or is gone; it is gone only when it is no more the newest.
+    fn read(&self, which: usize, offset: u64) {
+        let (version, bytes) = &self.model.held[which];
+        let mut into = [0xff; 4096];
+        let expected = bytes.get(usize::try_from(offset).expect("small")..).unwrap_or_default();
+        let expected = &expected[..expected.len().min(into.len())];
+        match self.reader.read(version.nodeid, offset, &mut into) {
+            Ok(len) => assert_eq!(&into[..len], expected),
+            Err(Gone) => assert_ne!(self.reader.current(version.file).map(|newest| newest.nodeid), Some(version.nodeid)),
+        }
+    }
+
+    /// The newest versions are there, and what no record describes is zero.
+    fn check(&self) {
+        for (file, bytes) in &self.model.newest {
+            let version = self.reader.current(FileId(*file)).expect("published");
+            let mut into = vec![0xff; bytes.len()];
+            assert_eq!(self.reader.read(version.nodeid, 0, &mut into), Ok(bytes.len()));
+            assert_eq!(&into, bytes);
+        }
+        let mut heap = vec![0xff; self.arena.heap_len()];
+        self.arena.read(0, &mut heap).expect("the whole heap");
+        for record in self.arena.records().iter().filter_map(load) {
+            let at = usize::try_from(record.offset).expect("inside");
+            heap[at..at + usize::try_from(record.len).expect("inside")].fill(0);
+        }
+        assert!(heap.iter().all(|byte| *byte == 0), "freed bytes are not wiped");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn it_behaves_like_the_model(ops in prop::collection::vec(op(), 1..120)) {
+        let mut world = World::new();
+        for op in ops {
+            world.run(op);
+            world.check();
+        }
+        // With nothing held and everything announced, only the newest versions stay.
+        for (version, _) in std::mem::take(&mut world.model.held) {
+            world.reader.forget(version.nodeid, 1);
+        }
+        (0..FILES).for_each(|file| world.run(Op::Announce(file)));
+        world.publisher.collect();
+        world.check();
+        prop_assert_eq!(world.arena.records().iter().filter_map(load).count(), world.model.newest.len());
+    }
+}
+
+#[test]
+fn a_held_version_is_kept_until_its_last_forget() {
+    let mut world = World::new();
+    world.publish(&[(0, 100)]);
+    let first = world.reader.hold_current(FileId(0)).expect("published");
+    world.reader.hold_current(FileId(0)).expect("published");
+    world.publish(&[(0, 100)]);
+    world.reader.forget(first.nodeid, 1);
+    world.publisher.collect();
+    assert_eq!(world.reader.version(first.nodeid), Some(first));
+    world.reader.forget(first.nodeid, 1);
+    world.publisher.collect();
+    assert_eq!(world.reader.version(first.nodeid), None);
+    // One forget too many, or one of a version whose record is used again, takes nothing from others.
+    world.reader.forget(first.nodeid, 5);
+    let second = world.reader.hold_current(FileId(0)).expect("published");
+    world.publish(&[(0, 100)]);
+    world.publisher.collect();
+    assert_eq!(world.reader.version(second.nodeid), Some(second));
+}
+
+#[test]
+fn what_was_not_flipped_is_dropped_at_a_restart() {
+    let mut world = World::new();
+    world.publish(&[(0, 100)]);
+    let staged = world.arena.records().iter().find(|record| is(record, State::Free)).expect("a free record");
+    world.arena.write(5000, b"hunter2").expect("inside");
+    staged.offset.store(5000, SeqCst);
+    staged.len.store(7, SeqCst);
+    staged.generation.store(2, SeqCst);
+    staged.state.store(State::Live as u32, SeqCst);
+    world.run(Op::Restart);
+    world.check();
+}

@@ -26,6 +26,7 @@ use run::{Loop, RoleProcess};
 use state::{Machine, Policy};
 use std::fmt;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use traces::Traces;
@@ -149,7 +150,9 @@ fn start_roles(plan: &Plan, world: &World, signals: &SignalFd) -> Result<Vec<Rol
     let mut roles = vec![];
     let started = start_serve(plan, world, signals, &mut roles).and_then(|()| start_fetch(plan, world, signals, &mut roles));
     started.map_err(|error| {
-        roles.iter().for_each(|role| end_role(role.pid));
+        for role in &roles {
+            end_role(role.pid);
+        }
         Refused::software("a process of the agent cannot be started", error)
     })?;
     Ok(roles)
@@ -164,7 +167,7 @@ fn start_serve(plan: &Plan, world: &World, signals: &SignalFd, roles: &mut Vec<R
 
 fn start_fetch(plan: &Plan, world: &World, signals: &SignalFd, roles: &mut Vec<RoleProcess>) -> io::Result<()> {
     let body = world.fetch(plan)?;
-    roles.push(start_role(Role::Fetch, &foreign(world, signals, roles), world.rights_of_fetch(), body)?);
+    roles.push(start_role(Role::Fetch, &foreign(world, signals, roles), world.rights_of_fetch(plan), body)?);
     Ok(())
 }
 
@@ -191,6 +194,8 @@ fn start_role(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], body:
         if exit != Exit::Ok {
             let _ = last.send(&FromRole::Failed(exit));
         }
+        // The link ends with the process and not before: its end is the role's.
+        mem::forget(last);
         exit.code()
     })?;
     Ok(RoleProcess { role, pid, link: Some(ours) })
@@ -199,6 +204,11 @@ fn start_role(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], body:
 /// Makes the forked process what a role is: no rights, no dump, dead with its parent.
 fn confine(role: Role, keep: &[Capability], parent: Pid) -> io::Result<()> {
     observe::start_role(role);
+    prctl::set_name(match role {
+        Role::Supervise => c"baofs",
+        Role::Fetch => c"baofs-fetch",
+        Role::Serve => c"baofs-serve",
+    })?;
     prctl::set_no_new_privs()?;
     caps::keep_only(keep)?;
     memory::forbid_cores().map_err(io::Error::other)?;

@@ -60,10 +60,10 @@ impl<C: Clock> Loop<'_, C> {
         let mut outputs = VecDeque::from(first);
         loop {
             while let Some(output) = outputs.pop_front() {
-                match output {
-                    Output::Finish(code) => return code,
-                    output => outputs.extend(self.obey(output).into_iter().flat_map(|input| machine.step(input))),
+                if let Output::Finish(code) = output {
+                    return code;
                 }
+                outputs.extend(self.obey(output).into_iter().flat_map(|input| machine.step(input)));
             }
             self.wait();
             for input in self.inputs() {
@@ -109,7 +109,8 @@ impl<C: Clock> Loop<'_, C> {
         match killpg(group, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => {
-                Event::Skipped { what: &format!("the application cannot be sent {signal}: {error}; hint: add the capability KILL") }.emit()
+                let what = format!("the application cannot be sent {signal}: {error}; hint: add the capability KILL");
+                Event::Skipped { what: &what }.emit();
             }
         }
     }

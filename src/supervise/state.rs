@@ -185,9 +185,8 @@ impl Machine {
         let trouble = self.reason.unwrap_or(Exit::Software).code();
         match self.phase {
             Phase::GivingUp if role == Role::Fetch => self.finish(trouble),
-            Phase::Waiting => self.revoke(trouble),
             Phase::Running if self.policy.has_app => self.stop_app(self.policy.stop_signal, Some(trouble)),
-            Phase::Running => self.revoke(trouble),
+            Phase::Waiting | Phase::Running => self.revoke(trouble),
             Phase::Revoking { code } if role == Role::Fetch => self.finish(code),
             Phase::StoppingApp { code } => {
                 self.phase = Phase::StoppingApp { code: Some(code.unwrap_or(trouble)) };

@@ -13,7 +13,7 @@ use crate::memory::arena::{Arena, FileSpec, Kind};
 use crate::observe::{Event, Role};
 use crate::serve::{self, Job};
 use crate::sys::caps::Capability;
-use crate::tmpfs::Target;
+use crate::tmpfs::{self, Target};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -54,9 +54,9 @@ impl World {
     }
 
     /// What `fetch` must keep: to give files to another user.
-    pub(super) fn rights_of_fetch(&self) -> &'static [Capability] {
+    pub(super) fn rights_of_fetch(&self, plan: &Plan) -> &'static [Capability] {
         match self {
-            Self::Tmpfs(target) if target.needs_chown() => &[Capability::Chown],
+            Self::Tmpfs(_) if tmpfs::needs_chown(&plan.files) => &[Capability::Chown],
             Self::Fuse { .. } | Self::Tmpfs(_) => &[],
         }
     }

@@ -16,12 +16,14 @@
 //! nobody has it open. A killed agent leaves its files in a directory that it was given; the next one removes them at start.
 
 mod proof;
+mod refusal;
 mod remove;
 mod target;
 mod writer;
 
-pub use proof::{Disproof, MemoryBacked};
-pub use target::{Refusal, Target};
+pub use proof::{MemoryBacked, NoSwapProof};
+pub use refusal::{Cause, Refusal};
+pub use target::{Target, needs_chown};
 pub use writer::{WriteError, Writer};
 
 /// The directory of contents.

@@ -1,6 +1,7 @@
 //! Whether a directory is memory: a pure function of the kernel's texts. Invariant: only this module makes a
 //! `MemoryBacked`, and it does so only for a tmpfs that is limited in size and whose pages reach no swap (or may).
 
+use super::refusal::Cause;
 use crate::config::plan::Swap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,17 +19,6 @@ impl MemoryBacked {
     pub fn swap_risk(&self) -> Option<String> {
         self.swap.as_ref().map(ToString::to_string)
     }
-}
-
-/// Why a directory is no place for secrets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Disproof {
-    /// Its filesystem is not a tmpfs; the name is the kernel's, if `/proc/self/mountinfo` shows it.
-    NotMemory(Option<String>),
-    /// Nothing limits its size.
-    Unlimited(&'static str),
-    /// Its pages may be written to a swap.
-    Swappable(NoSwapProof),
 }
 
 /// Why it is not proved that no swap is reachable.
@@ -55,25 +45,26 @@ impl fmt::Display for NoSwapProof {
 
 /// Decides on the filesystem with device number `device` (`major:minor`, as `stat` gives it for the directory).
 ///
-/// `read` gives the text of a file of `/proc` or `/sys`, or nothing where there is none.
+/// `denied` says why baofs could not mount a tmpfs itself. `read` gives the text of a file of `/proc` or `/sys`, or nothing where there is none.
 ///
 /// # Errors
 /// The first reason against it.
-pub(super) fn prove(device: &str, swap: Swap, read: &dyn Fn(&Path) -> Option<String>) -> Result<MemoryBacked, Disproof> {
+pub(super) fn prove(device: &str, swap: Swap, denied: &str, read: &dyn Fn(&Path) -> Option<String>) -> Result<MemoryBacked, Cause> {
+    let not_memory = |kind| Cause::NotMemory { kind, denied: denied.to_owned() };
     let mountinfo = read(Path::new("/proc/self/mountinfo")).unwrap_or_default();
-    let mount = mounts(&mountinfo).find(|mount| mount.device == device).ok_or(Disproof::NotMemory(None))?;
+    let mount = mounts(&mountinfo).find(|mount| mount.device == device).ok_or_else(|| not_memory(None))?;
     match mount.kind {
         "tmpfs" => {}
-        "ramfs" => return Err(Disproof::Unlimited("a ramfs has no limit")),
-        other => return Err(Disproof::NotMemory(Some(other.to_owned()))),
+        "ramfs" => return Err(Cause::Unlimited("a ramfs has no limit")),
+        other => return Err(not_memory(Some(other.to_owned()))),
     }
     // The kernel shows no size when it is the default, half of the machine's memory, and 0 when there is no limit.
     if mount.has_option("size=0k") {
-        return Err(Disproof::Unlimited("it is mounted with size=0"));
+        return Err(Cause::Unlimited("it is mounted with size=0"));
     }
     let reach = if mount.has_option("noswap") { None } else { swap_reach(&mountinfo, read) };
     match (reach, swap) {
-        (Some(why), Swap::Refuse) => Err(Disproof::Swappable(why)),
+        (Some(why), Swap::Refuse) => Err(Cause::Swappable(why)),
         (swap, Swap::Refuse | Swap::Allow) => Ok(MemoryBacked { swap }),
     }
 }
@@ -172,7 +163,13 @@ mod tests {
     const HYBRID: &str = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw";
     const V1_CGROUP: &str = "4:memory:/docker/1f\n1:name=systemd:/docker/1f\n0::/\n";
 
-    type Verdict = Result<Option<NoSwapProof>, Disproof>;
+    /// Why a swap cannot be excluded though that is allowed; or the refusal.
+    type Verdict = Result<Option<NoSwapProof>, Cause>;
+
+    /// An `io::Error`, which other causes hold, cannot be compared; its text can.
+    fn assert_same(found: &Verdict, expected: &Verdict, row: &str) {
+        assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{row}");
+    }
 
     /// Device 0:63 with the rest of its mountinfo line, another line, `/proc/swaps`, `/proc/self/cgroup`, further files.
     fn verdict(mount: &str, other: &str, swaps: Option<&str>, cgroup: &str, files: &[(&str, &str)], swap: Swap) -> Verdict {
@@ -184,30 +181,31 @@ mod tests {
             Some("/proc/self/cgroup") => Some(cgroup.to_owned()),
             _ => files.iter().find(|(name, _)| Path::new(name) == path).map(|(_, text)| (*text).to_owned()),
         };
-        prove("0:63", swap, &read).map(|memory| memory.swap)
+        prove("0:63", swap, "denied", &read).map(|memory| memory.swap)
     }
 
     #[test]
     fn only_a_limited_tmpfs_is_memory() {
-        let not = |kind: &str| Err(Disproof::NotMemory(Some(kind.to_owned())));
+        let not_memory = |kind: Option<&str>| Err(Cause::NotMemory { kind: kind.map(str::to_owned), denied: "denied".to_owned() });
+        let not = |kind: &str| not_memory(Some(kind));
         let table: &[(&str, Verdict)] = &[
             ("50 27 0:63 / /app/secrets rw,nosuid,nodev,noexec,relatime - tmpfs tmpfs rw,size=4096k,mode=755", Ok(None)),
             // A subdirectory of a mount, and a bind of one: the device is what counts.
             ("50 27 0:63 / /dev/shm rw,nosuid,nodev shared:4 - tmpfs tmpfs rw", Ok(None)),
             ("50 27 0:63 /a\\040b /app/sec\\040rets rw master:9 - tmpfs tmpfs rw,size=20480k,uid=1000", Ok(None)),
             ("50 27 0:63 / /x rw shared:1 master:2 propagate_from:3 - tmpfs with\\040space rw,size=4k", Ok(None)),
-            ("50 27 0:63 / /x rw - tmpfs tmpfs rw,size=0k", Err(Disproof::Unlimited("it is mounted with size=0"))),
-            ("50 27 0:63 / /x rw - ramfs none rw", Err(Disproof::Unlimited("a ramfs has no limit"))),
+            ("50 27 0:63 / /x rw - tmpfs tmpfs rw,size=0k", Err(Cause::Unlimited("it is mounted with size=0"))),
+            ("50 27 0:63 / /x rw - ramfs none rw", Err(Cause::Unlimited("a ramfs has no limit"))),
             ("50 27 0:63 / /x rw - devtmpfs devtmpfs rw,size=8k", not("devtmpfs")),
             ("50 27 0:63 / / rw - overlay overlay rw,lowerdir=/a,upperdir=/tmpfs", not("overlay")),
             ("50 27 0:63 / /x rw - fuse.sshfs tmpfs rw,size=4k", not("fuse.sshfs")),
             // Another filesystem's line, a line cut short, none at all.
-            ("50 27 0:64 / /x rw - tmpfs tmpfs rw,size=4k", Err(Disproof::NotMemory(None))),
-            ("50 27 0:63 / /x rw - tmpfs", Err(Disproof::NotMemory(None))),
-            ("", Err(Disproof::NotMemory(None))),
+            ("50 27 0:64 / /x rw - tmpfs tmpfs rw,size=4k", not_memory(None)),
+            ("50 27 0:63 / /x rw - tmpfs", not_memory(None)),
+            ("", not_memory(None)),
         ];
         for (mount, expected) in table {
-            assert_eq!(&verdict(mount, V2, Some(HEADER), "0::/\n", &[], Swap::Refuse), expected, "{mount}");
+            assert_same(&verdict(mount, V2, Some(HEADER), "0::/\n", &[], Swap::Refuse), expected, mount);
         }
     }
 
@@ -243,15 +241,15 @@ mod tests {
         let mount = "50 27 0:63 / /app/secrets rw - tmpfs tmpfs rw,size=4096k";
         for (other, swaps, cgroup, files, expected) in table {
             let refused = verdict(mount, other, *swaps, cgroup, files, Swap::Refuse);
-            assert_eq!(refused, expected.map_or(Ok(None), |why| Err(Disproof::Swappable(why))), "{other} {swaps:?} {cgroup} {files:?}");
-            assert_eq!(verdict(mount, other, *swaps, cgroup, files, Swap::Allow), Ok(*expected), "allowed, and said");
+            let row = format!("{other} {swaps:?} {cgroup} {files:?}");
+            assert_same(&refused, &expected.map_or(Ok(None), |why| Err(Cause::Swappable(why))), &row);
+            // Allowed, and said.
+            assert_same(&verdict(mount, other, *swaps, cgroup, files, Swap::Allow), &Ok(*expected), &row);
         }
         let noswap = "50 27 0:63 / /app/secrets rw - tmpfs tmpfs rw,size=4096k,mode=755,noswap";
-        assert_eq!(verdict(noswap, V2, Some(SWAP), "0::/\n", &[], Swap::Refuse), Ok(None));
-        assert_eq!(
-            verdict("50 27 0:63 / /x rw,noswap - tmpfs noswap rw", V2, None, "", &[], Swap::Refuse),
-            Err(Disproof::Swappable(Unknown))
-        );
+        assert_same(&verdict(noswap, V2, Some(SWAP), "0::/\n", &[], Swap::Refuse), &Ok(None), noswap);
+        let elsewhere = "50 27 0:63 / /x rw,noswap - tmpfs noswap rw";
+        assert_same(&verdict(elsewhere, V2, None, "", &[], Swap::Refuse), &Err(Cause::Swappable(Unknown)), elsewhere);
     }
 
     #[test]

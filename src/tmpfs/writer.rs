@@ -41,14 +41,17 @@ pub enum WriteError {
     },
 }
 
+impl WriteError {
+    fn is_full(&self) -> bool {
+        matches!(self, Self::Io { error, .. } if error.kind() == io::ErrorKind::StorageFull)
+    }
+}
+
 impl fmt::Display for WriteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Full { needed } => {
-                write!(
-                    f,
-                    "the tmpfs is full: the old and the new files need {needed} bytes; hint: raise filesystem.size, or the size of the tmpfs"
-                )
+                write!(f, "the tmpfs is full: old and new files need {needed} bytes; hint: raise filesystem.size, or the given tmpfs' size")
             }
             Self::Io { doing, error } => write!(f, "{doing}: {error}"),
         }
@@ -137,18 +140,14 @@ impl Writer {
     pub fn publish<B: AsRef<[u8]>>(&mut self, changes: &[(FileId, B)], now: Moment) -> Result<Generation, WriteError> {
         self.sweep(now);
         let next = Generation(self.generation.0 + 1);
-        let mut result = self.make(next, changes);
-        if is_full(&result) && !self.retired.is_empty() {
+        let mut result = self.try_publish(next, changes);
+        if result.as_ref().is_err_and(WriteError::is_full) && !self.retired.is_empty() {
             // Freshness wins over the grace of what is old.
-            self.discard(next);
             self.sweep(now.plus(GRACE));
-            result = self.make(next, changes);
+            result = self.try_publish(next, changes);
         }
-        let full = is_full(&result);
-        let contents = result.and_then(|contents| self.flip(next).map(|()| contents)).map_err(|error| {
-            self.discard(next);
-            if full { WriteError::Full { needed: self.needed(changes) } } else { error }
-        })?;
+        let needed = self.needed(changes);
+        let contents = result.map_err(|error| if error.is_full() { WriteError::Full { needed } } else { error })?;
         self.retire(now, contents);
         self.generation = next;
         Ok(next)
@@ -182,6 +181,12 @@ impl Writer {
         Ok(remove::everything(self.root.as_fd())?)
     }
 
+    /// Makes a generation and shows it, or leaves no trace of it.
+    fn try_publish<B: AsRef<[u8]>>(&mut self, next: Generation, changes: &[(FileId, B)]) -> Result<Vec<Option<Content>>, WriteError> {
+        let made = self.make(next, changes).and_then(|contents| self.flip(next, &contents).map(|()| contents));
+        made.inspect_err(|_| self.discard(next))
+    }
+
     /// Writes contents and the directory of `generation`; nobody sees it yet.
     fn make<B: AsRef<[u8]>>(&self, generation: Generation, changes: &[(FileId, B)]) -> Result<Vec<Option<Content>>, WriteError> {
         let mut contents = self.current.clone();
@@ -213,10 +218,12 @@ impl Writer {
     }
 
     /// Makes the links of new names, which lead nowhere until the rename that shows them all.
-    fn flip(&self, generation: Generation) -> Result<(), WriteError> {
-        for spec in &self.specs {
+    fn flip(&self, generation: Generation, contents: &[Option<Content>]) -> Result<(), WriteError> {
+        let is_new = |id: usize| contents[id].is_some() && self.current[id].is_none();
+        for (_, spec) in self.specs.iter().enumerate().filter(|(id, _)| is_new(*id)) {
             let (name, target) = (spec.name.as_str(), format!("{DATA_PREFIX}{}", spec.name));
             match symlinkat(target.as_str(), &self.root, name) {
+                // From an attempt that failed.
                 Err(Errno::EEXIST) if readlinkat(&self.root, name).is_ok_and(|to| to == target.as_str()) => {}
                 result => result.map_err(doing("linking", name))?,
             }
@@ -265,12 +272,6 @@ impl Writer {
     }
 }
 
-impl fmt::Debug for Writer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Writer").field("generation", &self.generation).finish_non_exhaustive()
-    }
-}
-
 /// Makes a directory that only we can enter.
 fn make_dir(root: &OwnedFd, name: &str) -> nix::Result<OwnedFd> {
     mkdirat(root, name, Mode::S_IRWXU)?;
@@ -282,10 +283,6 @@ fn give(file: &File, spec: &Spec) -> nix::Result<()> {
     fchown(file, None, Some(Gid::from_raw(spec.owner.gid)))?;
     fchmod(file, spec.mode)?;
     fchown(file, Some(Uid::from_raw(spec.owner.uid)), None)
-}
-
-fn is_full<T>(result: &Result<T, WriteError>) -> bool {
-    matches!(result, Err(WriteError::Io { error, .. }) if error.kind() == io::ErrorKind::StorageFull)
 }
 
 fn dir_name(generation: Generation) -> String {

@@ -1,0 +1,253 @@
+//! Keeps the shape of the code true: layers, the gates of `unsafe` and of time, docs, lengths, names. Each broken rule is
+//! named with file and line. What clippy can check stands in `Cargo.toml`.
+
+use baofs::exit::Exit;
+use std::fs;
+use std::path::Path;
+
+/// A module of layer n may use the layers below n, and itself. The crate's doc says what each is for.
+const LAYERS: &[&[&str]] = &[
+    &["sys", "names", "clock", "exit"],
+    &["memory", "observe"],
+    &["template"],
+    &["config"],
+    &["snapshot", "lease", "link"],
+    &["bao", "render", "fuse", "tmpfs", "status"],
+    &["fetch", "serve", "supervise"],
+    &["cli", "main"],
+];
+/// Where `unsafe` may stand.
+const UNSAFE: &[&str] = &["sys", "memory"];
+/// A file that is longer is asking to be two.
+const LINES: usize = 900;
+/// Words that say nothing about what a thing does.
+const EMPTY_WORDS: &[&str] = &["Manager", "Helper", "Utils", "Common", "Misc"];
+
+#[test]
+fn the_code_is_tidy() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut broken = Vec::new();
+    for dir in ["src", "tests", "benches", "examples"] {
+        for (path, text) in rust_files(root, Path::new(dir)) {
+            broken.extend(check(&path, &text));
+        }
+    }
+    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+#[test]
+fn the_readme_names_every_exit_code() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
+    let missing: Vec<u8> =
+        Exit::TABLE.iter().map(|(exit, _)| exit.code()).filter(|code| !readme.contains(&format!("| {code} |"))).collect();
+    assert!(missing.is_empty(), "README.md lacks the exit codes {missing:?}");
+}
+
+#[test]
+fn what_is_broken_is_found() {
+    let doc = |text: &str| format!("//! Doc.\n{text}\n");
+    let table: &[(&str, String, &[&str])] = &[
+        ("src/tmpfs/x.rs", doc("use crate::sys::mount;\nuse crate::tmpfs::y;\nuse super::z;"), &[]),
+        ("src/tmpfs/x.rs", doc("use crate::fuse::tree;"), &["src/tmpfs/x.rs:2: `tmpfs` (layer 5) may not use `fuse` (layer 5)"]),
+        ("src/clock.rs", doc("\nfn f() { crate::observe::f() }"), &["src/clock.rs:3: `clock` (layer 0) may not use `observe` (layer 1)"]),
+        (
+            "src/lease/mod.rs",
+            doc("use crate::{names::{FileId, LeaseId},\n    fetch, exit::Exit};"),
+            &["src/lease/mod.rs:2: `lease` (layer 4) may not use `fetch` (layer 6)"],
+        ),
+        ("src/lease/mod.rs", doc("use crate::nowhere;"), &["src/lease/mod.rs:2: `nowhere` has no layer"]),
+        ("src/nowhere/mod.rs", doc(""), &["src/nowhere/mod.rs:1: `nowhere` has no layer"]),
+        ("src/exit.rs", doc("// crate::fetch, unsafe { Instant::now() }\nconst X: &str = \"unsafe { crate::fetch }\";"), &[]),
+        ("src/exit.rs", doc("const X: char = '\"';\nfn f() { unsafe { g() } }"), &["src/exit.rs:3: `unsafe` outside of its gates"]),
+        ("src/exit.rs", doc("const X: &str = r#\"\"\n\"#; unsafe fn f() {}"), &["src/exit.rs:3: `unsafe` outside of its gates"]),
+        ("src/sys/x.rs", doc("fn f() { unsafe { g() } }"), &[]),
+        ("src/lib.rs", doc("pub mod fetch;\npub use crate::fetch::run;"), &[]),
+        ("src/fetch/mod.rs", doc("fn f() { Instant::now(); }"), &["src/fetch/mod.rs:2: `Instant::now` outside of `clock`"]),
+        ("src/clock.rs", doc("fn f() { Instant::now(); SystemTime::now(); }"), &[]),
+        ("tests/x.rs", doc("fn f() { Instant::now(); }"), &[]),
+        ("tests/x.rs", doc("#[allow(dead_code)]\nfn f() {}"), &["tests/x.rs:2: a lint is silenced without a reason"]),
+        ("tests/x.rs", doc("#[expect(\n    dead_code,\n    reason = \"x\",\n)]\nfn f() { x.expect(\"y\") }"), &[]),
+        ("src/exit.rs", "use std::io;\n".to_owned(), &["src/exit.rs:1: no `//!` doc at the top"]),
+        ("src/exit.rs", doc(&"\n".repeat(900)), &["src/exit.rs:901: more than 900 lines"]),
+        ("src/exit.rs", doc("pub struct LeaseManager;"), &["src/exit.rs:2: `LeaseManager` says nothing: name what it does"]),
+        ("src/fuse/utils.rs", doc(""), &["src/fuse/utils.rs:1: `utils` says nothing: name what it does"]),
+    ];
+    for (path, text, expected) in table {
+        assert_eq!(check(path, text), *expected, "{path}: {text}");
+    }
+}
+
+/// Everything that is broken in one file.
+fn check(path: &str, text: &str) -> Vec<String> {
+    let code = code_of(text);
+    let mut broken = Vec::new();
+    if !text.starts_with("//!") {
+        broken.push((1, "no `//!` doc at the top".to_owned()));
+    }
+    if text.lines().count() > LINES {
+        broken.push((LINES + 1, format!("more than {LINES} lines")));
+    }
+    check_names(path, &code, &mut broken);
+    check_silenced(text, &code, &mut broken);
+    if let Some(module) = path.strip_prefix("src/").and_then(|rest| rest.split(['/', '.']).next()).filter(|module| *module != "lib") {
+        check_layers(module, &code, &mut broken);
+        check_gates(module, &code, &mut broken);
+    }
+    broken.sort();
+    broken.into_iter().map(|(line, what)| format!("{path}:{line}: {what}")).collect()
+}
+
+/// Line, counted from 1, and what is wrong there.
+type Broken = Vec<(usize, String)>;
+
+fn check_layers(module: &str, code: &str, broken: &mut Broken) {
+    let Some(own) = layer(module) else { return broken.push((1, format!("`{module}` has no layer"))) };
+    for (at, _) in code.match_indices("crate::") {
+        for used in used_modules(&code[at + "crate::".len()..]) {
+            match layer(used) {
+                None => broken.push((line_of(code, at), format!("`{used}` has no layer"))),
+                Some(other) if other < own || used == module => {}
+                Some(other) => {
+                    broken.push((line_of(code, at), format!("`{module}` (layer {own}) may not use `{used}` (layer {other})")));
+                }
+            }
+        }
+    }
+}
+
+fn check_gates(module: &str, code: &str, broken: &mut Broken) {
+    if !UNSAFE.contains(&module) {
+        let found = words(code).filter(|(_, word)| *word == "unsafe");
+        broken.extend(found.map(|(at, _)| (line_of(code, at), "`unsafe` outside of its gates".to_owned())));
+    }
+    for clock in ["Instant::now", "SystemTime::now"].iter().filter(|_| module != "clock") {
+        broken.extend(code.match_indices(clock).map(|(at, _)| (line_of(code, at), format!("`{clock}` outside of `clock`"))));
+    }
+}
+
+fn check_names(path: &str, code: &str, broken: &mut Broken) {
+    let says_nothing = |name: &str| format!("`{name}` says nothing: name what it does");
+    let stem = Path::new(path).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    if EMPTY_WORDS.iter().any(|word| stem.eq_ignore_ascii_case(word)) {
+        broken.push((1, says_nothing(stem)));
+    }
+    let mut previous = "";
+    for (at, word) in words(code) {
+        if matches!(previous, "struct" | "enum" | "trait" | "type") && EMPTY_WORDS.iter().any(|empty| word.ends_with(empty)) {
+            broken.push((line_of(code, at), says_nothing(word)));
+        }
+        previous = word;
+    }
+}
+
+fn check_silenced(text: &str, code: &str, broken: &mut Broken) {
+    for opening in ["#[allow(", "#![allow(", "#[expect(", "#![expect("] {
+        for (at, _) in code.match_indices(opening) {
+            let attribute = code[at..].split(']').next().unwrap_or_default();
+            if !attribute.contains("reason =") {
+                broken.push((line_of(text, at), "a lint is silenced without a reason".to_owned()));
+            }
+        }
+    }
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|modules| modules.contains(&module))
+}
+
+/// The modules that a path begins with, after `crate::`: one, or each of a group.
+fn used_modules(path: &str) -> Vec<&str> {
+    let Some(group) = path.strip_prefix('{') else { return words(path).next().map(|(_, word)| word).into_iter().collect() };
+    let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                parts.push(&group[start..at]);
+                start = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    parts.into_iter().filter_map(|part| words(part).next()).map(|(_, word)| word).collect()
+}
+
+/// Words of `code` with their positions.
+fn words(code: &str) -> impl Iterator<Item = (usize, &str)> {
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    let start = code.as_ptr() as usize;
+    code.split(move |c| !word(c)).filter(|part| !part.is_empty()).map(move |part| (part.as_ptr() as usize - start, part))
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    text[..at].matches('\n').count() + 1
+}
+
+/// `text` with comments, strings and characters blanked; positions and lines stay as they are.
+fn code_of(text: &str) -> String {
+    let mut code = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let blank = quoted(rest);
+        let (taken, next) = rest.split_at(blank.unwrap_or(first.len_utf8()));
+        match blank {
+            None => code.push_str(taken),
+            Some(_) => code.extend(taken.bytes().map(|b| if b == b'\n' { '\n' } else { ' ' })),
+        }
+        rest = next;
+    }
+    code
+}
+
+/// The length of the comment, string or character that `text` begins with.
+fn quoted(text: &str) -> Option<usize> {
+    let until = |from: usize, end: &str| text[from..].find(end).map_or(text.len(), |at| from + at + end.len());
+    let hashes = text.strip_prefix('r').map_or(0, |raw| raw.len() - raw.trim_start_matches('#').len());
+    if text.starts_with("//") {
+        Some(text.find('\n').unwrap_or(text.len()))
+    } else if text.starts_with("/*") {
+        Some(until(2, "*/"))
+    } else if text.starts_with('r') && text[1 + hashes..].starts_with('"') {
+        Some(until(2 + hashes, &format!("\"{}", "#".repeat(hashes))))
+    } else if text.starts_with('"') {
+        Some(closing(text, '"'))
+    } else if text.starts_with("'\\") {
+        Some(closing(text, '\''))
+    } else {
+        // 'x' is a character, 'x a lifetime.
+        let mut chars = text.char_indices();
+        let third = (chars.next()?.1 == '\'').then(|| chars.nth(1)).flatten();
+        third.filter(|(_, c)| *c == '\'').map(|(at, _)| at + 1)
+    }
+}
+
+/// Where the literal that `text` begins with ends.
+fn closing(text: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        if c == quote && !escaped {
+            return at + c.len_utf8();
+        }
+        escaped = c == '\\' && !escaped;
+    }
+    text.len()
+}
+
+/// All Rust files below `dir`, as paths relative to `root`, with their text.
+fn rust_files(root: &Path, dir: &Path) -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    let Ok(entries) = fs::read_dir(root.join(dir)) else { return files };
+    for entry in entries {
+        let path = dir.join(entry.expect("an entry").file_name());
+        if root.join(&path).is_dir() {
+            files.extend(rust_files(root, &path));
+        } else if path.extension().is_some_and(|ext| ext == "rs") {
+            files.push((path.display().to_string(), fs::read_to_string(root.join(&path)).expect("a readable file")));
+        }
+    }
+    files
+}
