@@ -46,8 +46,9 @@
 //! | 5 | [`render`] | replies to bytes of files |
 //! | 5 | [`fuse`] | mount, tree, kernel adapter, announcements |
 //! | 5 | [`tmpfs`] | proof that it is memory, a generation written atomically, removal |
-//! | 6 | [`fetch`], [`serve`], [`supervise`] | the three processes |
-//! | 7 | [`cli`] | argv to exit code |
+//! | 6 | [`fetch`], [`serve`] | the roles: one talks to the server, one answers the kernel |
+//! | 7 | [`supervise`] | the parent: it forks the roles, and so knows them |
+//! | 8 | [`cli`] | argv to exit code |
 
 pub mod bao;
 pub mod cli;

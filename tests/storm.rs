@@ -10,7 +10,7 @@ mod world;
 use baofs::fuse::mount::FuseMount;
 use baofs::memory::alloc::Wiping;
 use baofs::memory::arena::{Arena, Kind};
-use baofs::observe::Role;
+use baofs::names::Role;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};

@@ -13,7 +13,8 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["snapshot", "lease", "link"],
     &["bao", "render", "fuse", "tmpfs", "status"],
-    &["fetch", "serve", "supervise"],
+    &["fetch", "serve"],
+    &["supervise"],
     &["cli", "main"],
 ];
 /// Where `unsafe` may stand.

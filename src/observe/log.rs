@@ -1,7 +1,8 @@
 //! Where lines go: a descriptor of one's own on standard error that never blocks. Docker's log pipe blocks whoever
 //! writes when nobody reads; `O_NONBLOCK` on fd 2 itself would be shared with the application (one file description).
 
-use super::{Event, Role};
+use super::Event;
+use crate::names::Role;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;

@@ -3,7 +3,7 @@
 
 use crate::exit::Exit;
 use crate::link::ToRole;
-use crate::observe::Role;
+use crate::names::Role;
 use nix::sys::signal::Signal;
 use std::time::Duration;
 

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Forks a child that closes `close`, runs `body` and ends with its result, whatever happens in it.
+/// Forks a child that closes `close`, runs `body` and ends with its result; a panic aborts it.
 ///
 /// The caller must have one thread only: another one's locks would stay taken in the child.
 ///
@@ -25,8 +25,8 @@ pub fn fork(close: &[BorrowedFd<'_>], body: impl FnOnce() -> u8) -> io::Result<P
                 // nobody closes or uses the number again.
                 unsafe { libc::close(fd.as_raw_fd()) };
             }
-            let code = catch_unwind(AssertUnwindSafe(body)).unwrap_or(crate::exit::Exit::Software.code());
-            end(code)
+            // A panic must not unwind into the parent's frames.
+            catch_unwind(AssertUnwindSafe(body)).map_or_else(|_| std::process::abort(), end)
         }
     }
 }

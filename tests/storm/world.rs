@@ -4,8 +4,8 @@ use baofs::fuse::announce::Announcer;
 use baofs::fuse::mount::{FuseMount, Public};
 use baofs::link::{self, FromRole, Received};
 use baofs::memory::arena::{Arena, FileSpec, Kind};
+use baofs::names::Role;
 use baofs::names::{FileId, FileName, Owner};
-use baofs::observe::Role;
 use baofs::serve::{self, Job};
 use baofs::snapshot::{Change, Publisher};
 use nix::mount::{MsFlags, mount};
@@ -208,7 +208,6 @@ fn publish(arena: &Arc<Arena>, private: OwnedFd, mut orders: UnixStream) {
     let mut publisher = Publisher::new(Arc::clone(arena));
     let (done, rounds) = channel();
     let announcer = Announcer::start(Arc::clone(arena), private, move |round| done.send(round).unwrap_or(())).unwrap();
-    assert_eq!(rounds.recv().unwrap(), Ok(0));
     let mut order = [0; 12];
     while orders.read_exact(&mut order).is_ok() {
         let [count, file, burst] = [0, 4, 8].map(|at| u32::from_le_bytes(order[at..at + 4].try_into().unwrap()));
