@@ -46,8 +46,9 @@
 //! | 5 | [`render`] | replies to bytes of files |
 //! | 5 | [`fuse`] | mount, tree, kernel adapter, announcements |
 //! | 5 | [`tmpfs`] | proof that it is memory, a generation written atomically, removal |
-//! | 6 | [`fetch`], [`serve`], [`supervise`] | the three processes |
-//! | 7 | [`cli`] | argv to exit code |
+//! | 6 | [`fetch`], [`serve`] | the two processes that are forked |
+//! | 7 | [`supervise`] | the first process, which forks them |
+//! | 8 | [`cli`] | argv to exit code |
 
 pub mod bao;
 pub mod cli;
