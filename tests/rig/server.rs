@@ -218,7 +218,7 @@ impl Tenant {
     pub(crate) fn tokens(&self) -> usize {
         match &self.server {
             Server::Real(real) => real.bao.tokens(&self.name),
-            Server::Standin(standin) => standin.state().live_tokens(),
+            Server::Standin(standin) => standin.state().live().0,
         }
     }
 
@@ -226,7 +226,7 @@ impl Tenant {
     pub(crate) fn leases(&self) -> usize {
         match &self.server {
             Server::Real(real) => real.bao.leases(&self.name).len(),
-            Server::Standin(standin) => standin.state().live_credentials().len(),
+            Server::Standin(standin) => standin.state().live().1,
         }
     }
 }

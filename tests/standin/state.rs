@@ -187,12 +187,6 @@ impl State {
         (self.tokens.len(), self.leases.len())
     }
 
-    /// How many tokens live.
-    pub fn live_tokens(&mut self) -> usize {
-        self.sweep();
-        self.tokens.len()
-    }
-
     /// The users whose leases live, with their passwords: whom the database would admit.
     pub fn live_credentials(&mut self) -> Vec<(String, String)> {
         self.sweep();
