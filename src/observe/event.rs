@@ -1,33 +1,10 @@
 //! The closed set of events: each is one decision, one line. A field is a name, a number, a path, or a message that its
 //! maker has promised to hold no value.
 
-use crate::names::{FileName, Generation};
+use crate::names::{FileName, Generation, Role};
 use std::path::Path;
 use std::time::Duration;
 use tracing::{error, info, warn};
-
-/// Which process speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// The parent of all.
-    Supervise,
-    /// The one that talks to the server.
-    Fetch,
-    /// The one that answers the kernel.
-    Serve,
-}
-
-impl Role {
-    /// Its name in log lines and process lists.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Supervise => "supervise",
-            Self::Fetch => "fetch",
-            Self::Serve => "serve",
-        }
-    }
-}
 
 /// One thing that happened.
 #[derive(Debug)]

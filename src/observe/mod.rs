@@ -4,5 +4,6 @@
 mod event;
 mod log;
 
-pub use event::{Event, Role};
+pub use crate::names::Role;
+pub use event::Event;
 pub use log::{Level, Log, LogFormat, init, report_dropped, start_role};

@@ -8,6 +8,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// What a child ends with when its body panicked, as Rust's own runtime has it; it is no code of `exit`.
+const PANICKED: u8 = 101;
+
 /// Forks a child that closes `close`, runs `body` and ends with its result, whatever happens in it.
 ///
 /// The caller must have one thread only: another one's locks would stay taken in the child.
@@ -25,7 +28,7 @@ pub fn fork(close: &[BorrowedFd<'_>], body: impl FnOnce() -> u8) -> io::Result<P
                 // nobody closes or uses the number again.
                 unsafe { libc::close(fd.as_raw_fd()) };
             }
-            let code = catch_unwind(AssertUnwindSafe(body)).unwrap_or(crate::exit::Exit::Software.code());
+            let code = catch_unwind(AssertUnwindSafe(body)).unwrap_or(PANICKED);
             end(code)
         }
     }

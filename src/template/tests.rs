@@ -1,3 +1,5 @@
+//! The language as tables of templates with what they render, and with what is refused where.
+
 use super::*;
 use proptest::prelude::*;
 use serde_json::json;
