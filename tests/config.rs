@@ -186,7 +186,10 @@ fn flag_environment_file_default() {
     let view = |plan: &Plan| (plan.filesystem.path.display().to_string(), plan.app.wait.as_secs(), plan.filesystem.fallback);
     let default = plan(SECRET);
     assert_eq!(view(&default), ("/app/secrets".into(), 30, Fallback::None));
-    assert_eq!((default.app.stop_signal, default.app.stop_timeout, default.app.change_signal), (15, Duration::from_secs(6), None));
+    assert_eq!(
+        (default.app.stop_signal, default.app.stop_timeout, default.app.change_signal),
+        (nix::sys::signal::Signal::SIGTERM, Duration::from_secs(6), None)
+    );
     assert_eq!((default.filesystem.swap, default.filesystem.dir_mode, default.log.level), (Swap::Refuse, 0o755, Level::Info));
     assert_eq!(view(&plan(&text)), ("/f".into(), 1, Fallback::None));
     let by_env = plan_with(&text, Overrides::default(), &env);

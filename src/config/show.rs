@@ -2,7 +2,6 @@
 
 use super::plan::{AfterReading, Content, Fallback, File, Method, Plan, Query, Scheme, Swap, Verify};
 use super::problem::Problem;
-use nix::sys::signal::Signal;
 use std::fmt;
 
 /// The whole plan, then the warnings.
@@ -116,19 +115,13 @@ fn write_app(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     write!(
         out,
         "app      {program}, waits {:?} for its secrets, stopped by {} then KILL after {:?}",
-        app.wait,
-        signal(app.stop_signal),
-        app.stop_timeout
+        app.wait, app.stop_signal, app.stop_timeout
     )?;
     if let Some(user) = &app.user {
         write!(out, ", as {} ({}:{})", user.name, user.owner.uid, user.owner.gid)?;
     }
-    if let Some(number) = app.change_signal {
-        write!(out, ", told of a change by {}", signal(number))?;
+    if let Some(signal) = app.change_signal {
+        write!(out, ", told of a change by {signal}")?;
     }
     writeln!(out)
-}
-
-fn signal(number: i32) -> &'static str {
-    Signal::try_from(number).map_or("an unknown signal", Signal::as_str)
 }
