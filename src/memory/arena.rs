@@ -3,8 +3,7 @@
 //! is born again finds them as its predecessor left them; the heap is reached only through bounds-checked copies.
 
 use super::MemoryError;
-use crate::names::Role;
-use crate::names::{FileId, FileName, Owner};
+use crate::names::{FileId, FileName, Owner, Role};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mprotect, munmap};
 use std::fmt;
 use std::io;

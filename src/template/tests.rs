@@ -1,4 +1,4 @@
-//! Tables and properties of the template language.
+//! The language as tables of templates with what they render, and with what is refused where.
 
 use super::*;
 use proptest::prelude::*;
