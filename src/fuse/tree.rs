@@ -352,3 +352,169 @@ fn in_root(parent: u64) -> Result<(), FsError> {
 fn number(version: &Version, phase: Phase) -> u64 {
     version.nodeid * 2 + phase as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::arena::{Arena, FileSpec, Kind as Memory};
+    use crate::names::Owner;
+    use crate::snapshot::{Bulletin, Change, Publisher};
+    use std::sync::Arc;
+
+    /// A thread that is not the announcing one.
+    const OTHER: u32 = 1;
+
+    struct World {
+        tree: Tree,
+        publisher: Publisher,
+        bulletin: Bulletin,
+        /// The announcing thread: this one.
+        tid: u32,
+    }
+
+    /// Two files, of which `a` has a version of 3 bytes that is not announced.
+    fn world() -> World {
+        let owner = Owner { uid: 1000, gid: 1001 };
+        let spec = |name| FileSpec { name: FileName::new(name).expect("name"), owner, mode: 0o440 };
+        let arena = Arc::new(Arena::create(vec![spec("a"), spec("b")], Some(64 << 10), Memory::Locked).expect("64 KiB can be locked"));
+        let tree = Tree::new(Reader::new(Arc::clone(&arena)), Directory { mode: 0o751, uid: 7, gid: 8 });
+        let (publisher, bulletin) = (Publisher::new(Arc::clone(&arena)), Bulletin::sign(arena));
+        let mut world = World { tree, publisher, bulletin, tid: nix::unistd::gettid().as_raw().cast_unsigned() };
+        world.publish(b"one");
+        world
+    }
+
+    impl World {
+        fn publish(&mut self, bytes: &[u8]) {
+            let mtime = UNIX_EPOCH + std::time::Duration::from_secs(bytes.len() as u64);
+            self.publisher.publish(&[Change { file: FileId(0), bytes }], mtime).expect("fits");
+        }
+
+        fn lookup(&self, tid: u32, name: &str) -> Result<Attr, FsError> {
+            self.tree.lookup(tid, ROOT, OsStr::new(name))
+        }
+
+        fn create(&self, tid: u32, name: &str) -> Result<Attr, FsError> {
+            self.tree.create(tid, ROOT, OsStr::new(name))
+        }
+
+        fn rename(&self, tid: u32, from: &str, to: &str) -> Result<(), FsError> {
+            self.tree.rename(tid, (ROOT, OsStr::new(from)), (ROOT, OsStr::new(to)))
+        }
+
+        fn names(&self, offset: u64) -> Vec<&str> {
+            self.tree.entries(ROOT, offset).expect("the root").map(|entry| entry.name).collect()
+        }
+
+        fn read(&self, ino: u64, offset: u64) -> Result<Vec<u8>, FsError> {
+            let mut buffer = [0xff; 8];
+            self.tree.read(ino, offset, &mut buffer).map(|len| buffer[..len].to_vec())
+        }
+    }
+
+    #[test]
+    fn names_lead_where_they_should() {
+        let world = world();
+        for (tid, name, found) in [
+            (OTHER, "a", Ok(3)),
+            (world.tid, "a", Ok(3)),
+            // No version yet.
+            (OTHER, "b", Err(FsError::NotFound)),
+            (OTHER, "c", Err(FsError::NotFound)),
+            // Not before its create, and then not for others.
+            (world.tid, "..new.a", Err(FsError::NotFound)),
+            (OTHER, "..new.a", Err(FsError::NotFound)),
+        ] {
+            assert_eq!(world.lookup(tid, name).map(|attr| attr.size), found, "{name} by {tid}");
+        }
+        let file = world.lookup(OTHER, "a").expect("published");
+        assert_eq!(world.tree.lookup(OTHER, file.ino, OsStr::new("a")), Err(FsError::NotDirectory));
+        assert_eq!((file.mode, file.uid, file.gid, file.links), (0o440, 1000, 1001, 1));
+        let root = world.tree.getattr(ROOT).expect("always there");
+        assert_eq!((root.mode, root.uid, root.gid, root.kind, root.mtime), (0o751, 7, 8, Kind::Directory, file.mtime));
+        assert_eq!(world.names(0), [".", "..", "a"]);
+        assert_eq!(world.names(2), ["a"]);
+        assert_eq!(world.names(3), [""; 0]);
+        assert_eq!(world.tree.usage().size - world.tree.usage().free, 3);
+    }
+
+    #[test]
+    fn only_the_announcing_thread_changes_names() {
+        let world = world();
+        let (tid, denied) = (world.tid, Err(FsError::ReadOnly));
+        world.bulletin.begin(FileId(0));
+        for (tid, name) in [(OTHER, "..new.a"), (tid, "a"), (tid, "c"), (tid, "..new.c"), (OTHER, "a")] {
+            assert_eq!(world.create(tid, name).map(drop), denied, "{name} by {tid}");
+        }
+        world.create(tid, "..new.a").expect("the announcement's own");
+        for (tid, from, to) in
+            [(OTHER, "..new.a", "a"), (tid, "..new.a", "b"), (tid, "a", "b"), (tid, "..new.a", "..new.a"), (tid, "a", "..new.a")]
+        {
+            assert_eq!(world.rename(tid, from, to), denied, "{from} to {to} by {tid}");
+        }
+        let ino = world.lookup(OTHER, "a").expect("published").ino;
+        assert_eq!(world.tree.truncate(OTHER, ino).map(drop), denied);
+        assert_eq!(world.tree.truncate(tid, ROOT).map(drop), denied);
+        assert_eq!(world.tree.open(ino, Access::Write), denied);
+        assert_eq!(world.tree.open(ROOT, Access::Read), Err(FsError::IsDirectory));
+    }
+
+    #[test]
+    fn an_announcement_gives_the_name_to_a_second_inode() {
+        let world = world();
+        let before = world.lookup(OTHER, "a").expect("published");
+        world.bulletin.begin(FileId(0));
+        assert_eq!(world.rename(world.tid, "..new.a", "a"), Err(FsError::NotFound), "nothing was created in this attempt");
+        let made = world.create(world.tid, "..new.a").expect("the announcement's own");
+        assert_eq!((made.ino, made.links), (before.ino + 1, 1));
+        assert_eq!(world.lookup(world.tid, "..new.a").expect("created").ino, made.ino);
+        assert_eq!(world.lookup(OTHER, "..new.a"), Err(FsError::NotFound));
+        assert_eq!(world.lookup(OTHER, "a").expect("published").ino, before.ino, "not renamed yet");
+        for _resent in 0..2 {
+            world.rename(world.tid, "..new.a", "a").expect("the announcement's own");
+            assert_eq!(world.lookup(OTHER, "a").expect("published").ino, made.ino);
+        }
+        assert_eq!(world.tree.truncate(world.tid, made.ino).expect("the announcement's own").size, 3);
+        assert_eq!(world.tree.getattr(before.ino).expect("held").links, 0);
+        // The next attempt begins with no hidden name.
+        world.bulletin.begin(FileId(0));
+        assert_eq!(world.lookup(world.tid, "..new.a"), Err(FsError::NotFound));
+    }
+
+    #[test]
+    fn a_flip_during_an_announcement_is_announced_after_it() {
+        let mut world = world();
+        world.bulletin.begin(FileId(0));
+        let made = world.create(world.tid, "..new.a").expect("the announcement's own");
+        world.publish(b"second");
+        assert_eq!(world.lookup(world.tid, "..new.a").expect("created").ino, made.ino);
+        world.rename(world.tid, "..new.a", "a").expect("the announcement's own");
+        let version = world.bulletin.made(FileId(0)).expect("held");
+        world.bulletin.done(FileId(0), version.generation);
+        assert_eq!(version.len, 3);
+        assert_eq!(world.bulletin.due(), [FileId(0)]);
+        let newest = world.lookup(OTHER, "a").expect("published");
+        assert_eq!(newest.size, 6, "a lookup sees the flip at once");
+        // The thread that is about to rename over the name sees whom the watchers watch.
+        assert_eq!(world.lookup(world.tid, "a").expect("last announced").ino, made.ino);
+    }
+
+    #[test]
+    fn reads_are_of_one_version_until_it_is_evicted() {
+        let mut world = world();
+        let ino = world.lookup(OTHER, "a").expect("published").ino;
+        world.publish(b"second");
+        for (offset, bytes) in [(0, "one"), (2, "e"), (3, ""), (u64::MAX, "")] {
+            assert_eq!(world.read(ino, offset), Ok(bytes.as_bytes().to_vec()), "at {offset}");
+        }
+        for _ in 0..100 {
+            let newest = world.lookup(OTHER, "a").expect("published").ino;
+            assert_eq!(world.tree.open(newest, Access::Read), Ok(()));
+            world.publish(b"another");
+        }
+        assert_eq!(world.read(ino, 0), Err(FsError::Evicted(FileId(0))));
+        assert_eq!(world.tree.open(ino, Access::Read), Err(FsError::Stale));
+        assert_eq!(world.tree.getattr(ino), Err(FsError::Stale));
+        assert_eq!(world.read(ROOT, 0), Err(FsError::IsDirectory));
+    }
+}
