@@ -139,6 +139,38 @@ fn texts_are_literal() {
 }
 
 #[test]
+fn odd_but_usual_syntax() {
+    let comments = "# \" { <<EOT\n// \" ${x\n/* \" {\n*/\n";
+    for text in [
+        format!("\u{feff}{comments}{AUTH}{SECRET}"),
+        format!("{AUTH}{SECRET}").replace('\n', "\r\n"),
+        format!("{AUTH}{SECRET}").replace("config = { ", "config {\n").replace("\"/r\" }", "\"/r\"\n}"),
+        format!("{AUTH}{SECRET}{comments}"),
+        format!("{AUTH}template {{\n destination = \"/app/secrets/x\"\n contents = <<-EOT\n  a ${{b}}\n  EOT\n}}\n").replace('\n', "\r\n"),
+        format!(
+            "\u{feff} \n{}",
+            r#"{"auto_auth": {"sink": [{"file": {"config": {"path": "/t"}}}], "method": [{"type": "approle", "config": {"role_id_file_path": "/r"}}]}}"#
+        ),
+    ] {
+        let loaded = load_with(&[("a.hcl", &text)], Overrides::default(), &[]);
+        assert_eq!(loaded.unwrap_or_else(|problems| panic!("{text}\n{problems}")).plan.files.len(), 1);
+    }
+    for (text, message) in [
+        ("a = \"\u{1}\"", "a control character cannot stand here"),
+        (r#"{"a": "\u0001"}"#, "a control character cannot stand here"),
+        (r#"{"a": "\b"}"#, "a control character cannot stand here"),
+        (r#"{"a": "\ud800"}"#, "this cannot be parsed: invalid unicode 4-digit hex code; unexpected token"),
+        (
+            r#"{"secret": {"a": {}, "a": {}}}"#,
+            "this cannot be parsed: invalid object item; expected unique object key; found redefined object key",
+        ),
+    ] {
+        let problems = load_with(&[("a.hcl", text)], Overrides::default(), &[]).expect_err("refused");
+        assert_eq!(problems.0[0].message, message, "{text}");
+    }
+}
+
+#[test]
 fn flag_environment_file_default() {
     let text = format!("{SECRET}filesystem {{\n path = \"/f\"\n fallback = \"none\"\n}}\napp {{\n wait = \"1s\"\n command = \"true\"\n}}");
     let env = [("BAOFS_MOUNT", "/e"), ("BAOFS_WAIT", "2s"), ("BAOFS_FALLBACK", "tmpfs"), ("BAOFS_USER", "7:8")];
@@ -154,7 +186,10 @@ fn flag_environment_file_default() {
     let view = |plan: &Plan| (plan.filesystem.path.display().to_string(), plan.app.wait.as_secs(), plan.filesystem.fallback);
     let default = plan(SECRET);
     assert_eq!(view(&default), ("/app/secrets".into(), 30, Fallback::None));
-    assert_eq!((default.app.stop_signal, default.app.stop_timeout, default.app.change_signal), (15, Duration::from_secs(6), None));
+    assert_eq!(
+        (default.app.stop_signal, default.app.stop_timeout, default.app.change_signal),
+        (nix::sys::signal::Signal::SIGTERM, Duration::from_secs(6), None)
+    );
     assert_eq!((default.filesystem.swap, default.filesystem.dir_mode, default.log.level), (Swap::Refuse, 0o755, Level::Info));
     assert_eq!(view(&plan(&text)), ("/f".into(), 1, Fallback::None));
     let by_env = plan_with(&text, Overrides::default(), &env);
@@ -246,6 +281,10 @@ fn several_files_are_one_configuration() {
     assert_eq!(twice.0[0].message, "two files are named `x`");
     let broken = load_with(&[("a.hcl", "vault {\n"), ("b.json", "{\"a\": }")], Overrides::default(), &[]).expect_err("both are broken");
     assert_eq!(broken.0.len(), 2, "{broken}");
+    let half =
+        load_with(&[("a.hcl", "vault {\n"), ("b.hcl", "log {\n levl = 1\n}")], Overrides::default(), &[]).expect_err("one is broken");
+    assert_eq!(half.0[1].message, "unknown key `levl` in `log`", "the other file is checked all the same");
+    assert_eq!(half.0.len(), 2, "{half}");
 }
 
 #[test]
@@ -256,8 +295,20 @@ fn missing_files_are_named() {
         (vec!["tests/golden".into()], None, "tests/golden holds no `*.hcl` or `*.json`"),
     ] {
         let overrides = Overrides { config: paths, ..Overrides::default() };
-        let problems = config::load(&overrides, &|_| env.map(str::to_owned)).expect_err("missing");
+        let problems = config::load(&overrides, &|name| env.filter(|_| name == "BAOFS_CONFIG").map(str::to_owned)).expect_err("missing");
         assert_eq!(problems.0.iter().map(|p| p.message.as_str()).collect::<Vec<_>>(), [message]);
+    }
+}
+
+#[test]
+fn what_is_dangerous_is_said() {
+    for (address, verify, messages) in [
+        ("http://127.0.0.1:8200", false, vec![]),
+        ("http://[::1]:8200", false, vec![]),
+        ("https://bao", true, vec!["the server's certificate is not verified (`tls_skip_verify`)"]),
+        ("http://bao:8200", false, vec!["the server is reached without encryption"]),
+    ] {
+        assert_eq!(said(&format!("{SECRET}vault {{\n address = \"{address}\"\n tls_skip_verify = {verify}\n}}"), &[]), messages);
     }
 }
 

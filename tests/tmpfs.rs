@@ -8,10 +8,10 @@ use baofs::tmpfs::{Cause, Refusal, Target, WriteError, Writer, needs_chown};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ type Case = (&'static str, fn(&Path));
 const CASES: &[Case] = &[
     ("own mount: options, owner, mode, nothing left", own_mount),
     ("a change flips, the unchanged keeps its inode", flips),
+    ("a watcher sees the flip through the read-only mount", watched),
     ("a full filesystem keeps the last generation", full),
     ("pressure takes what is old at once", pressure),
     ("a reader never sees half a change", readers),
@@ -190,6 +191,28 @@ fn flips(path: &Path) {
     drop(old);
     assert_eq!(writer.sweep(at(36)), None);
     assert_eq!(names(&path.join("..files")).len(), 2);
+    target.clear().expect("clear");
+}
+
+fn watched(path: &Path) {
+    let (target, mut writer) = started(path, &two(ME));
+    writer.publish(&[(A, b"1")], at(0)).expect("publish");
+    let mut watcher = Command::new("inotifywait")
+        .args(["--monitor", "--timeout", "20", "--format", "%e %f"])
+        .arg(path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("inotifywait is needed: apt-get install inotify-tools");
+    let told =
+        BufReader::new(watcher.stderr.take().expect("stderr")).lines().map_while(Result::ok).any(|line| line.contains("established"));
+    assert!(told, "the watch stands");
+    writer.publish(&[(A, b"2")], at(0)).expect("publish");
+    let events = BufReader::new(watcher.stdout.take().expect("stdout")).lines().map_while(Result::ok);
+    let seen: Vec<String> = events.take_while(|event| event != "MOVED_TO ..data").collect();
+    watcher.kill().expect("kill");
+    watcher.wait().expect("wait");
+    assert!(seen.contains(&"CREATE ..data_tmp".to_owned()) && seen.last().is_some_and(|e| e == "MOVED_FROM ..data_tmp"), "{seen:?}");
     target.clear().expect("clear");
 }
 

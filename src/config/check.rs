@@ -1,14 +1,15 @@
 //! Raw to `Plan`. Invariant: every problem is collected, none stops the search for the next; only this makes a `Plan`.
 
+use super::keys::{self, Block};
 use super::plan::{AfterReading, App, Auth, Content, Empty, Fallback, File, Filesystem, Identity, Level, Link, Log, LogFormat};
-use super::plan::{Method, Plan, Query, Server, Swap, Tls, Verify};
+use super::plan::{Method, Plan, Query, Scheme, Server, Swap, Tls, Verify};
 use super::problem::{At, Report, Source};
-use super::raw::{Node, Value};
-use super::schema::{self, Section};
+use super::raw::{Entry, Node, Value};
+use super::section::{Section, label};
 use super::value::{self, Bad};
 use super::{Overrides, users};
 use crate::names::{FileName, Owner, QueryId, SecretPath};
-use crate::template::{Read, Template};
+use crate::template::{ParseError, Read, Template};
 use nix::sys::signal::Signal;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -18,7 +19,24 @@ const ADDRESS: &str = "https://127.0.0.1:8200";
 /// Where files are served when nobody says.
 const MOUNT: &str = "/app/secrets";
 /// How often to read again when nobody says; `lease` has the same default.
-const REFRESH: Duration = Duration::from_secs(300);
+const REFRESH: Duration = Duration::from_mins(5);
+
+/// Settings that a flag or the environment may overrule: key, flag, variables. The first variable that is set counts; set
+/// but empty means not given.
+const SETTINGS: &[(&str, &str, &[&str])] = &[
+    ("address", "", &["BAO_ADDR", "VAULT_ADDR"]),
+    ("ca_cert", "", &["BAO_CACERT", "VAULT_CACERT"]),
+    ("ca_path", "", &["BAO_CAPATH", "VAULT_CAPATH"]),
+    ("client_cert", "", &["BAO_CLIENT_CERT", "VAULT_CLIENT_CERT"]),
+    ("client_key", "", &["BAO_CLIENT_KEY", "VAULT_CLIENT_KEY"]),
+    ("fallback", "--fallback", &["BAOFS_FALLBACK"]),
+    ("namespace", "", &["BAO_NAMESPACE", "VAULT_NAMESPACE"]),
+    ("path", "--mount", &["BAOFS_MOUNT"]),
+    ("tls_server_name", "", &["BAO_TLS_SERVER_NAME", "VAULT_TLS_SERVER_NAME"]),
+    ("tls_skip_verify", "", &["BAO_SKIP_VERIFY", "VAULT_SKIP_VERIFY"]),
+    ("user", "--user", &["BAOFS_USER"]),
+    ("wait", "--wait", &["BAOFS_WAIT"]),
+];
 
 /// What everything is checked against, and what was found.
 struct Check<'a> {
@@ -28,7 +46,7 @@ struct Check<'a> {
     /// One per file, in order: the last word counts.
     roots: Vec<Section<'a>>,
     mount: PathBuf,
-    /// Owner and mode of files that do not say.
+    /// Owner, mode and refresh of what does not say.
     owner: Owner,
     mode: u32,
     refresh: Option<Duration>,
@@ -37,285 +55,237 @@ struct Check<'a> {
     links: Vec<Link>,
 }
 
-/// A setting and where it came from.
-#[derive(Clone, Copy)]
-enum From<'a> {
-    Flag(&'static str),
-    Env(&'static str),
-    File(At<'a>),
-    Default,
+/// A setting, by what name it was given, and where: not in a file for a flag or a variable.
+struct Given<'a> {
+    text: String,
+    name: &'static str,
+    at: Option<At<'a>>,
 }
 
-/// Checks all files together. Meaningless when `report` holds an error afterwards.
+/// Checks all files together; `whole` is false when some could not be read or parsed, so that nothing is missed for
+/// their sake. Meaningless when `report` holds an error afterwards.
 pub(super) fn check<'a>(
     trees: &'a [Node<'a>],
+    whole: bool,
     overrides: &'a Overrides,
     env: &'a dyn Fn(&str) -> Option<String>,
     report: &'a Report,
 ) -> Plan {
-    let roots = trees.iter().filter_map(|tree| Section::open(tree, &schema::ROOT, report)).collect();
-    let owner = users::current();
-    let (mount, mode) = (PathBuf::new(), 0o400);
+    let roots = trees.iter().filter_map(|tree| Section::open(tree, &keys::ROOT, report)).collect();
+    let (mount, owner, mode, refresh) = (PathBuf::new(), users::current(), 0o400, None);
     let (queries, files, links) = (Vec::new(), Vec::new(), Vec::new());
-    Check { report, overrides, env, roots, mount, owner, mode, refresh: None, queries, files, links }.plan()
+    Check { report, overrides, env, roots, mount, owner, mode, refresh, queries, files, links }.plan(whole)
 }
 
 impl<'a> Check<'a> {
-    fn plan(mut self) -> Plan {
+    fn plan(mut self, whole: bool) -> Plan {
         let app = self.app();
         self.owner = app.user.as_ref().map_or(self.owner, |user| user.owner);
         let filesystem = self.filesystem();
-        let vault = self.section("vault", &schema::VAULT);
-        let auto_auth = self.section("auto_auth", &schema::AUTO_AUTH);
+        let auto_auth = self.section("auto_auth", &keys::AUTO_AUTH);
+        if whole && self.roots.iter().all(|root| root.get("auto_auth").is_none()) {
+            let hint = "write `auto_auth { method \"approle\" { ... } }`";
+            self.report.error_anywhere("`auto_auth` is missing: baofs does not know how to log in", hint);
+        }
         let method = auto_auth.and_then(|auto_auth| self.method(auto_auth));
-        let (auth, retry_max) = self.auth(method);
-        let server = self.server(vault, auth.namespace.clone(), retry_max);
-        let auth = Auth { namespace: auth.namespace.filter(|_| self.env_var("NAMESPACE").is_none()), ..auth };
-        let pid_file = self.last(|root| root.text("pid_file")).map(|(path, _)| PathBuf::from(path));
-        let log = self.log();
-        let config = self.section("template_config", &schema::TEMPLATE_CONFIG);
+        let (server, auth) = self.server_and_auth(method);
+        let config = self.section("template_config", &keys::TEMPLATE_CONFIG);
         self.refresh = config.and_then(|config| config.parsed("static_secret_render_interval", value::interval));
         self.secrets();
         self.templates();
         self.sinks(auto_auth);
-        if self.files.is_empty() && !self.report.has_errors() {
+        if whole && self.files.is_empty() && !self.report.has_errors() {
             self.report.error_anywhere("there is nothing to serve", "write a `secret`, a `template` or a `sink`");
         }
-        let Self { queries, files, links, .. } = self;
-        Plan { server, auth, filesystem, queries, files, links, app, log, pid_file }
+        let (log, pid_file) = (self.log(), self.last(|root| root.text("pid_file")).map(|(path, _)| path.into()));
+        Plan { server, auth, filesystem, queries: self.queries, files: self.files, links: self.links, app, log, pid_file }
     }
 
     /// The last file's word; every file's is looked at, so that every problem is found.
     fn last<T>(&self, read: impl Fn(&Section<'a>) -> Option<T>) -> Option<T> {
-        self.roots.iter().filter_map(read).last()
+        self.roots.iter().filter_map(read).fold(None, |_, later| Some(later))
     }
 
-    fn section(&self, key: &str, block: &'static schema::Block) -> Option<Section<'a>> {
+    fn section(&self, key: &str, block: &'static Block) -> Option<Section<'a>> {
         self.last(|root| root.section(key, block))
     }
 
-    /// `BAO_name` or `VAULT_name`: the first counts even when it is empty, which means unset.
-    fn env_var(&self, name: &'static str) -> Option<(String, &'static str)> {
-        let (bao, vault) = ENV.iter().find(|(known, _, _)| *known == name).map(|(_, bao, vault)| (*bao, *vault))?;
-        let found = (self.env)(bao).map(|text| (text, bao)).or_else(|| (self.env)(vault).map(|text| (text, vault)));
-        found.filter(|(text, _)| !text.is_empty())
+    /// A setting: flag, else environment, else file.
+    fn setting(&self, section: Option<Section<'a>>, key: &'static str, flag: Option<&str>) -> Option<Given<'a>> {
+        let (_, flag_name, variables) = SETTINGS.iter().find(|(known, _, _)| *known == key)?;
+        // Read even if it does not count: what is wrong in a file is said.
+        let in_file = section.and_then(|section| section.scalar(key));
+        if let Some(text) = flag {
+            return Some(Given { text: text.to_owned(), name: flag_name, at: None });
+        }
+        let variable = variables.iter().find_map(|name| Some(Given { text: (self.env)(name)?, name, at: None }));
+        let in_file = || in_file.map(|(text, node)| Given { text: text.to_owned(), name: key, at: Some(node.at) });
+        variable.filter(|given| !given.text.is_empty()).or_else(in_file)
     }
 
-    /// A setting of ours: flag, else environment, else file.
-    fn ours(
-        &self,
-        flag: (Option<&str>, &'static str),
-        env: &'static str,
-        file: Option<(&'a str, &'a Node<'a>)>,
-    ) -> Option<(String, From<'a>)> {
-        let by_flag = flag.0.map(|text| (text.to_owned(), From::Flag(flag.1)));
-        let by_env = || (self.env)(env).filter(|text| !text.is_empty()).map(|text| (text, From::Env(env)));
-        by_flag.or_else(by_env).or_else(|| file.map(|(text, node)| (text.to_owned(), From::File(node.at))))
+    fn parsed<T>(&self, given: Option<Given<'a>>, parse: impl Fn(&str) -> Result<T, Bad>) -> Option<T> {
+        let given = given?;
+        parse(&given.text).map_err(|(why, hint)| self.refuse(&given, why, hint)).ok()
     }
 
-    /// A setting that `bao` has too: environment, else file.
-    fn shared(&self, name: &'static str, file: Option<(&'a str, &'a Node<'a>)>) -> Option<(String, From<'a>)> {
-        let by_env = self.env_var(name).map(|(text, name)| (text, From::Env(name)));
-        by_env.or_else(|| file.map(|(text, node)| (text.to_owned(), From::File(node.at))))
-    }
-
-    fn understood<T>(&self, given: Option<(String, From<'a>)>, parse: impl Fn(&str) -> Result<T, Bad>) -> Option<T> {
-        let (text, from) = given?;
-        parse(&text).map_err(|(why, hint)| self.error(from, why, hint)).ok()
-    }
-
-    fn error(&self, from: From<'a>, why: &str, hint: &str) {
-        match from {
-            From::File(at) => self.report.error(at, why, hint),
-            From::Flag(name) | From::Env(name) => self.report.error_anywhere(format!("`{name}`: {why}"), hint),
-            From::Default => self.report.error_anywhere(why, hint),
+    fn refuse(&self, given: &Given<'_>, why: &str, hint: &str) {
+        let message = format!("`{}`: {why}", given.name);
+        match given.at {
+            Some(at) => self.report.error(at, message, hint),
+            None => self.report.error_anywhere(message, hint),
         }
     }
 
     fn app(&self) -> App {
-        let app = self.section("app", &schema::APP);
-        let get = |key: &str| app.and_then(|app| app.scalar(key));
-        let user = self.ours((self.overrides.user.as_deref(), "--user"), "BAOFS_USER", get("user"));
-        let wait = self.ours((self.overrides.wait.as_deref(), "--wait"), "BAOFS_WAIT", get("wait"));
-        let on_change = app.and_then(|app| app.section("on_change", &schema::ON_CHANGE_BLOCK));
-        let configured = app.and_then(|app| app.get("command")).map(|node| self.command(node));
+        let app = self.section("app", &keys::APP);
+        let on_change = app.and_then(|app| app.section("on_change", &keys::ON_CHANGE));
+        let command = app.and_then(|app| app.get("command")).map(|node| self.command(node));
+        let wait = self.setting(app, "wait", self.overrides.wait.as_deref());
         App {
-            command: self.overrides.command.clone().or(configured).unwrap_or_default(),
-            user: user.and_then(|user| self.identity(&user)),
-            wait: self.understood(wait, value::positive).unwrap_or(Duration::from_secs(30)),
+            command: self.overrides.command.clone().or(command).unwrap_or_default(),
+            user: self.setting(app, "user", self.overrides.user.as_deref()).and_then(|user| self.identity(&user)),
+            wait: self.parsed(wait, value::positive).unwrap_or(Duration::from_secs(30)),
             stop_signal: app.and_then(|app| app.parsed("stop_signal", value::signal)).unwrap_or(Signal::SIGTERM),
             stop_timeout: app.and_then(|app| app.parsed("stop_timeout", value::duration)).unwrap_or(Duration::from_secs(6)),
             change_signal: on_change.and_then(|on_change| on_change.parsed("signal", value::signal)),
         }
     }
 
-    fn identity(&self, (text, from): &(String, From<'a>)) -> Option<Identity> {
-        users::identity(text).map_err(|(why, hint)| self.error(*from, &why, hint)).ok()
+    fn identity(&self, user: &Given<'_>) -> Option<Identity> {
+        users::identity(&user.text).map_err(|(why, hint)| self.refuse(user, &why, hint)).ok()
     }
 
-    fn command(&self, node: &'a Node<'a>) -> Vec<String> {
-        let text = |node: &Node<'_>| match &node.value {
+    /// A list of texts, or one word: nobody has to guess how a line would be split.
+    fn command(&self, node: &Node<'_>) -> Vec<String> {
+        let word = |node: &Node<'_>| match &node.value {
             Value::Text(text) if !text.contains('\0') => Some(text.clone()),
             Value::Text(_) | Value::Number(_) | Value::Bool(_) | Value::List(_) | Value::Table(_) | Value::Other => None,
         };
-        let words: Option<Vec<String>> = match &node.value {
-            Value::List(items) => items.iter().map(text).collect(),
-            Value::Text(word) if !word.contains(char::is_whitespace) => Some(vec![word.clone()]),
-            Value::Text(_) | Value::Number(_) | Value::Bool(_) | Value::Table(_) | Value::Other => None,
-        };
-        if let Some(words) = words.filter(|words| words.first().is_some_and(|word| !word.is_empty())) {
-            return words;
-        }
-        self.report.error(
-            node.at,
-            "`command` is a list of texts",
-            "write `[\"PROGRAM\", \"ARG\"]`; for a shell line `[\"sh\", \"-c\", \"LINE\"]`",
-        );
-        Vec::new()
+        let alone = node.scalar().is_some_and(|text| text.contains(char::is_whitespace));
+        let words: Option<Vec<String>> = node.items().iter().map(word).collect();
+        words.filter(|words| !alone && words.first().is_some_and(|program| !program.is_empty())).unwrap_or_else(|| {
+            let hint = "write `[\"PROGRAM\", \"ARG\"]`; for a shell line `[\"sh\", \"-c\", \"LINE\"]`";
+            self.report.error(node.at, "`command` is a list of texts", hint);
+            Vec::new()
+        })
     }
 
     fn filesystem(&mut self) -> Filesystem {
-        let section = self.section("filesystem", &schema::FILESYSTEM);
-        let get = |key: &str| section.and_then(|section| section.scalar(key));
+        let section = self.section("filesystem", &keys::FILESYSTEM);
         let mount = self.overrides.mount.as_ref().map(|path| path.to_string_lossy().into_owned());
-        let path = self.ours((mount.as_deref(), "--mount"), "BAOFS_MOUNT", get("path")).unwrap_or((MOUNT.to_owned(), From::Default));
-        self.mount = self.understood(Some(path), mount_point).unwrap_or_else(|| MOUNT.into());
-        let fallback = self.ours((self.overrides.fallback.as_deref(), "--fallback"), "BAOFS_FALLBACK", get("fallback"));
+        let path = self.setting(section, "path", mount.as_deref());
+        self.mount = self.parsed(path, mount_point).unwrap_or_else(|| MOUNT.into());
+        let fallback = self.setting(section, "fallback", self.overrides.fallback.as_deref());
         if let Some(section) = section {
             self.owner = self.owner_of(section);
             self.mode = self.mode_of(section, "mode");
         }
         Filesystem {
             path: self.mount.clone(),
-            fallback: self.understood(fallback, value::fallback).unwrap_or(Fallback::None),
+            fallback: self.parsed(fallback, value::fallback).unwrap_or(Fallback::None),
             swap: if self.overrides.allow_swap { Swap::Allow } else { Swap::Refuse },
             size: section.and_then(|section| section.parsed("size", value::size)),
             dir_mode: section.and_then(|section| section.mode("dir_mode")).unwrap_or(0o755),
         }
     }
 
-    /// The owner that a block names by `user` and `group` (numbers also by `uid` and `gid`), else the default.
+    /// The owner that a block names by `user` and `group` (`bao` also by `uid` and `gid`), else the default.
     fn owner_of(&self, section: Section<'a>) -> Owner {
-        let either = |name, number| if section.get(name).is_some() { section.scalar(name) } else { section.scalar(number) };
+        let either = |name, number| section.scalar(name).or_else(|| section.scalar(number)).filter(|(text, _)| *text != "-1");
         let (user, group) = (either("user", "uid"), either("group", "gid"));
-        let text = |given: Option<(&'a str, _)>| given.map(|(text, _)| text).filter(|text| *text != "-1");
-        let failed = |(why, hint): (String, &str)| self.report.error(user.or(group).map_or(section.at, |(_, node)| node.at), why, hint);
-        users::owner(text(user), text(group), self.owner).map_err(failed).unwrap_or(self.owner)
+        users::owner(user.map(|user| user.0), group.map(|group| group.0), self.owner).unwrap_or_else(|(why, hint)| {
+            self.report.error(user.or(group).map_or(section.at, |(_, node)| node.at), why, hint);
+            self.owner
+        })
     }
 
     fn mode_of(&self, section: Section<'a>, key: &str) -> u32 {
         let Some(mode) = section.mode(key) else { return self.mode };
         if mode & 0o333 != 0 {
-            let at = section.get(key).map(|node| node.at);
-            self.report.warn(
-                at,
-                format!("`{key}` allows writing or executing"),
-                "the mount is read-only and `noexec`; 0400 or 0440 is meant",
-            );
+            let hint = "the mount is read-only and `noexec`: 0400, 0440 or 0444 is meant";
+            self.report.warn(Some(section.at(key)), format!("`{key}` allows writing or executing"), hint);
         }
         mode
     }
 
-    fn server(&self, vault: Option<Section<'a>>, login_namespace: Option<String>, retry_max: Option<Duration>) -> Server {
-        let get = |key: &str| vault.and_then(|vault| vault.text(key));
-        let given = self.shared("ADDR", get("address")).unwrap_or((ADDRESS.to_owned(), From::Default));
-        let address = self.understood(Some(given), value::address);
+    fn server_and_auth(&self, method: Option<Section<'a>>) -> (Server, Auth) {
+        let vault = self.section("vault", &keys::VAULT);
         if let Some(vault) = vault {
-            vault.section("retry", &schema::RETRY);
+            vault.section("retry", &keys::RETRY);
         }
-        Server {
+        let address = self.parsed(self.setting(vault, "address", None), value::address);
+        if address.as_ref().is_some_and(|address| address.scheme == Scheme::Http && !is_loopback(&address.host)) {
+            self.report.warn(None, "the server is reached without encryption", "everything is readable on the way; use `https://`");
+        }
+        let of_login = method.and_then(|method| method.text("namespace")).map(|(text, _)| text.to_owned());
+        let namespace = self.setting(vault, "namespace", None);
+        let by_environment = namespace.as_ref().is_some_and(|namespace| namespace.at.is_none());
+        let server = Server {
             address: address.unwrap_or_else(|| value::address(ADDRESS).expect("the default is an address")),
             tls: self.tls(vault),
-            namespace: self.shared("NAMESPACE", get("namespace")).map(|(text, _)| text).or(login_namespace),
-            retry_max: retry_max.unwrap_or(Duration::from_secs(60)),
-        }
+            namespace: namespace.map(|namespace| namespace.text).or_else(|| of_login.clone()),
+            retry_max: method.and_then(|method| method.parsed("max_backoff", value::positive)).unwrap_or(Duration::from_mins(1)),
+        };
+        let namespace = of_login.filter(|_| !by_environment);
+        (server, Auth { mount_path: self.mount_path(method), namespace, method: approle(method) })
     }
 
     fn tls(&self, vault: Option<Section<'a>>) -> Tls {
-        let get = |key: &str| vault.and_then(|vault| vault.text(key));
-        let path = |name, key| self.shared(name, get(key)).map(|(text, _)| PathBuf::from(text));
-        let skip = self.shared("SKIP_VERIFY", vault.and_then(|vault| vault.scalar("tls_skip_verify")));
-        let verify = if self.understood(skip, value::boolean) == Some(true) { Verify::Skip } else { Verify::Full };
-        if verify == Verify::Skip {
-            self.report.warn(
-                None,
-                "the server's certificate is not verified",
-                "whoever stands in between can read every secret; use `ca_cert`",
-            );
+        let text = |key| self.setting(vault, key, None).map(|given| given.text);
+        let path = |key| text(key).map(PathBuf::from);
+        let skip = self.parsed(self.setting(vault, "tls_skip_verify", None), value::boolean) == Some(true);
+        if skip {
+            let hint = "whoever stands in between can read every secret; name the authority with `ca_cert`";
+            self.report.warn(None, "the server's certificate is not verified (`tls_skip_verify`)", hint);
         }
-        let (client_cert, client_key) = (path("CLIENT_CERT", "client_cert"), path("CLIENT_KEY", "client_key"));
-        if client_cert.is_some() != client_key.is_some() {
+        let tls = Tls {
+            ca_cert: path("ca_cert"),
+            ca_path: path("ca_path"),
+            client_cert: path("client_cert"),
+            client_key: path("client_key"),
+            server_name: text("tls_server_name"),
+            verify: if skip { Verify::Skip } else { Verify::Full },
+        };
+        if tls.client_cert.is_some() != tls.client_key.is_some() {
             self.report.error_anywhere("`client_cert` and `client_key` belong together: one is missing", "");
         }
-        Tls {
-            ca_cert: path("CACERT", "ca_cert"),
-            ca_path: path("CAPATH", "ca_path"),
-            client_cert,
-            client_key,
-            server_name: self.shared("TLS_SERVER_NAME", get("tls_server_name")).map(|(text, _)| text),
-            verify,
-        }
+        tls
     }
 
-    /// The method's kind and its section.
-    fn method(&self, auto_auth: Section<'a>) -> Option<(String, Section<'a>)> {
-        let Some(node) = auto_auth.get("method") else {
-            auto_auth.lacks("method");
-            return None;
-        };
-        let (label, node) = schema::label(node, &schema::METHOD);
-        let section = Section::open(node, &schema::METHOD, self.report)?;
-        let kind = match label {
-            Some(label) => label.key.clone(),
-            None => section.required("type")?.0.to_owned(),
-        };
-        if kind != "approle" {
-            self.report.error(
-                label.map_or(section.at, |label| label.at),
-                format!("the method `{kind}` is not supported yet"),
-                "use `approle`",
-            );
+    /// The login method, if it is one that we know.
+    fn method(&self, auto_auth: Section<'a>) -> Option<Section<'a>> {
+        auto_auth.lacks("method");
+        let (label, node) = label(auto_auth.get("method")?, &keys::METHOD);
+        let kind = label.map(|label| (label.key.as_str(), label.at));
+        if let Some((kind, at)) = kind.filter(|(kind, _)| *kind != "approle") {
+            self.other_method(kind, at);
             return None;
         }
-        Some((kind, section))
-    }
-
-    fn auth(&self, method: Option<(String, Section<'a>)>) -> (Auth, Option<Duration>) {
-        if method.is_none() && self.section("auto_auth", &schema::AUTO_AUTH).is_none() {
-            self.report.error_anywhere(
-                "`auto_auth` is missing: baofs does not know how to log in",
-                "write `auto_auth { method \"approle\" { ... } }`",
-            );
-        }
-        let section = method.as_ref().map(|(_, section)| *section);
-        let text = |key: &str| section.and_then(|section| section.text(key)).map(|(text, _)| text);
-        let mount = text("mount_path").unwrap_or("auth/approle").trim_matches('/');
-        let mount = if mount.starts_with("auth/") { mount.to_owned() } else { format!("auth/{mount}") };
-        if let (Err(why), Some(section)) = (SecretPath::new(&mount), section) {
-            self.report.error(section.get("mount_path").map_or(section.at, |node| node.at), why, "");
-        }
-        let retry_max = section.and_then(|section| section.parsed("max_backoff", value::positive));
-        (Auth { mount_path: mount, namespace: text("namespace").map(str::to_owned), method: self.approle(section) }, retry_max)
-    }
-
-    fn approle(&self, method: Option<Section<'a>>) -> Method {
-        let config = method.and_then(|method| {
-            if method.get("config").is_none() {
-                method.lacks("config");
+        let section = Section::open(node, &keys::METHOD, self.report)?;
+        if kind.is_none() {
+            let (kind, node) = section.required("type")?;
+            if kind != "approle" {
+                self.other_method(kind, node.at);
+                return None;
             }
-            method.section("config", &schema::APPROLE)
-        });
-        let path = |given: Option<(&str, _)>| given.map(|(text, _)| PathBuf::from(text));
-        let remove = config.and_then(|config| config.flag("remove_secret_id_file_after_reading")).unwrap_or(true);
-        Method::AppRole {
-            role_id_file: path(config.and_then(|config| config.required("role_id_file_path"))).unwrap_or_default(),
-            secret_id_file: path(config.and_then(|config| config.text("secret_id_file_path"))),
-            after_reading: if remove { AfterReading::Remove } else { AfterReading::Keep },
         }
+        section.lacks("config");
+        Some(section)
+    }
+
+    fn other_method(&self, kind: &str, at: At<'_>) {
+        self.report.error(at, format!("the method `{kind}` is not supported yet"), "use `approle`");
+    }
+
+    /// `auth/approle`: `bao agent` writes it with `auth/`, others without.
+    fn mount_path(&self, method: Option<Section<'a>>) -> String {
+        let Some((text, node)) = method.and_then(|method| method.text("mount_path")) else { return "auth/approle".to_owned() };
+        let path = SecretPath::new(text).map_err(|why| self.report.error(node.at, why, ""));
+        path.map_or_else(|()| String::new(), |path| format!("auth/{}", path.as_str().trim_start_matches("auth/")))
     }
 
     fn log(&self) -> Log {
-        let log = self.section("log", &schema::LOG);
+        let log = self.section("log", &keys::LOG);
         let level = log.and_then(|log| log.parsed("level", value::level));
         let format = log.and_then(|log| log.parsed("format", value::log_format));
         Log {
@@ -325,39 +295,29 @@ impl<'a> Check<'a> {
     }
 
     fn secrets(&mut self) {
-        let named = |node: &'a Node<'a>| match &node.value {
-            Value::Table(entries) => entries.iter().collect(),
-            Value::Text(_) | Value::Number(_) | Value::Bool(_) | Value::List(_) | Value::Other => {
-                self.report.error_of_shape(node.at, "`secret` is a block with a name", "write `secret \"FILE\" { path = \"...\" }`");
-                Vec::new()
-            }
-        };
-        let all: Vec<_> = self.roots.iter().flat_map(|root| root.each("secret")).flat_map(named).collect();
-        for entry in all {
-            if schema::SECRET.keys.iter().any(|(key, _)| *key == entry.key) && !matches!(entry.node.value, Value::Table(_)) {
-                self.report.error_at_key(entry.at, "this `secret` has no name", "write `secret \"FILE\" { ... }`");
-                continue;
-            }
-            let Some(section) = Section::open(&entry.node, &schema::SECRET, self.report) else { continue };
-            if let (Some(content), Some(name)) = (self.secret(section), self.name(&entry.key, entry.at)) {
-                let empty = if section.flag("allow_empty") == Some(true) { Empty::Allow } else { Empty::Refuse };
-                self.files.push(File {
-                    name,
-                    content,
-                    owner: self.owner_of(section),
-                    mode: self.mode_of(section, "mode"),
-                    empty,
-                    origin: entry.at.origin(),
-                });
+        let nodes: Vec<_> = self.roots.iter().flat_map(|root| root.each("secret")).collect();
+        for node in nodes {
+            let unnamed = |entry: &Entry<'_>| entry.node.table().is_none() && keys::SECRET.all().any(|key| key == entry.key);
+            match node.table() {
+                Some(entries) if !entries.iter().any(unnamed) => entries.iter().for_each(|entry| self.secret(entry)),
+                Some(_) | None => {
+                    self.report.error_of_shape(node.at, "a `secret` is a block with a name", "write `secret \"FILE\" { ... }`");
+                }
             }
         }
     }
 
-    fn secret(&mut self, section: Section<'a>) -> Option<Content> {
+    fn secret(&mut self, entry: &'a Entry<'a>) {
+        let Some(section) = Section::open(&entry.node, &keys::SECRET, self.report) else { return };
+        let empty = if section.flag("allow_empty") == Some(true) { Empty::Allow } else { Empty::Refuse };
+        let (content, name) = (self.secret_content(section), self.name(&entry.key, entry.at));
+        self.add(name, content, section, "mode", empty);
+    }
+
+    fn secret_content(&mut self, section: Section<'a>) -> Option<Content> {
         let refresh = section.parsed("refresh", value::interval);
         let version = section.parsed("version", value::version);
-        let field = section.text("field");
-        let format = section.text("format");
+        let (field, format) = (section.text("field"), section.text("format"));
         let (path, node) = section.required("path")?;
         let path = SecretPath::new(path).map_err(|why| self.report.error(node.at, why, "")).ok()?;
         match (field, format) {
@@ -367,20 +327,20 @@ impl<'a> Check<'a> {
                 self.report.error(node.at, "this format is not supported yet", "write `format = \"json\"`, or name one `field`");
                 None
             }
-            (Some(_), Some((_, node))) => {
-                self.report.error(node.at, "`field` and `format` exclude each other", "remove one of them");
-                None
-            }
-            (None, None) if section.get("field").is_some() || section.get("format").is_some() => None,
+            (Some(_), Some((_, node))) => self.excluded(node.at, "`field` and `format`"),
             (None, None) => {
-                self.report.error(
-                    section.at,
-                    "`secret` needs `field` or `format`",
-                    "write `field = \"NAME\"`, or `format = \"json\"` for all fields",
-                );
+                if section.get("field").or(section.get("format")).is_none() {
+                    let hint = "write `field = \"NAME\"`, or `format = \"json\"` for all fields";
+                    self.report.error(section.at, "`secret` needs `field` or `format`", hint);
+                }
                 None
             }
         }
+    }
+
+    fn excluded<T>(&self, at: At<'_>, both: &str) -> Option<T> {
+        self.report.error(at, format!("{both} exclude each other"), "remove one of them");
+        None
     }
 
     /// The read of `path`: one for all who ask for the same, as often as the most eager of them wants.
@@ -400,58 +360,54 @@ impl<'a> Check<'a> {
     /// A served name, which no file may have had before.
     fn name(&self, text: &str, at: At<'a>) -> Option<FileName> {
         let name = FileName::new(text).map_err(|why| self.report.error(at, why, "")).ok()?;
-        if let Some(earlier) = self.files.iter().find(|file| file.name == name) {
-            self.report.error(at, format!("two files are named `{name}`"), format!("the other is at {}", earlier.origin));
-            return None;
+        let Some(earlier) = self.files.iter().find(|file| file.name == name) else { return Some(name) };
+        self.report.error(at, format!("two files are named `{name}`"), format!("the other is at {}", earlier.origin));
+        None
+    }
+
+    fn add(&mut self, name: Option<FileName>, content: Option<Content>, section: Section<'a>, mode: &str, empty: Empty) {
+        let (owner, mode) = (self.owner_of(section), self.mode_of(section, mode));
+        if let (Some(name), Some(content)) = (name, content) {
+            self.files.push(File { name, content, owner, mode, empty, origin: section.at.origin() });
         }
-        Some(name)
     }
 
     fn templates(&mut self) {
         let nodes: Vec<_> = self.roots.iter().flat_map(|root| root.each("template")).collect();
         for node in nodes {
-            let Some(section) = Section::open(node, &schema::TEMPLATE, self.report) else { continue };
+            let Some(section) = Section::open(node, &keys::TEMPLATE, self.report) else { continue };
             let name = section.required("destination").and_then(|(path, node)| self.destination(path, node.at));
-            if let (Some(template), Some(name)) = (self.template(section), name) {
-                let content = Content::Template(template.map_queries(|read| self.query(read.path, read.version, self.refresh)));
-                let (owner, mode) = (self.owner_of(section), self.mode_of(section, "perms"));
-                self.files.push(File { name, content, owner, mode, empty: Empty::Allow, origin: section.at.origin() });
-            }
+            let template = self.template(section);
+            let template = template.map(|template| template.map_queries(|read| self.query(read.path, read.version, self.refresh)));
+            self.add(name, template.map(Content::Template), section, "perms", Empty::Allow);
         }
     }
 
     fn destination(&self, path: &str, at: At<'a>) -> Option<FileName> {
-        match inside(&self.mount, path) {
-            Some(name) => self.name(&name, at),
-            None => {
-                let mount = self.mount.display();
-                self.report.error(
-                    at,
-                    format!("the destination lies outside the mount {mount}"),
-                    format!("write `{mount}/NAME`, or set `filesystem.path`"),
-                );
-                None
-            }
+        if let Some(name) = inside(&self.mount, path) {
+            return self.name(&name, at);
         }
+        let mount = self.mount.display();
+        let hint = format!("write `{mount}/NAME`, or set the mount by `filesystem.path` or `--mount`");
+        self.report.error(at, format!("the destination lies outside the mount {mount}"), hint);
+        None
     }
 
     fn template(&self, section: Section<'a>) -> Option<Template<Read>> {
         match (section.get("contents"), section.get("source")) {
             (Some(_), None) => {
                 let (text, node) = section.text("contents")?;
-                let failed = |at, len| (node.inside(at, len), node.at.text().starts_with("<<"));
-                self.parse_template(text, failed)
+                let heredoc = node.at.text().starts_with("<<");
+                Template::parse(text).map_err(|e| self.no_template(&e, node.inside(e.at.offset, e.len), heredoc)).ok()
             }
             (None, Some(_)) => {
                 let (path, node) = section.text("source")?;
                 let failed = |e| self.report.error(node.at, format!("the template cannot be read: {e}"), "");
                 let source = Source { name: path.to_owned(), text: std::fs::read_to_string(path).map_err(failed).ok()? };
-                self.parse_template(&source.text, |at, len| (At::new(&source, at, at + len), true))
+                let at = |e: &ParseError| At::new(&source, e.at.offset, e.at.offset + e.len);
+                Template::parse(&source.text).map_err(|e| self.no_template(&e, at(&e), true)).ok()
             }
-            (Some(_), Some(node)) => {
-                self.report.error(node.at, "`contents` and `source` exclude each other", "remove one of them");
-                None
-            }
+            (Some(_), Some(node)) => self.excluded(node.at, "`contents` and `source`"),
             (None, None) => {
                 self.report.error(section.at, "`template` needs `contents` or `source`", "");
                 None
@@ -459,35 +415,30 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn parse_template<'s>(&self, text: &str, locate: impl Fn(usize, usize) -> (At<'s>, bool)) -> Option<Template<Read>> {
-        let failed = |e: crate::template::ParseError| match locate(e.at.offset, e.len) {
-            (at, true) => self.report.error_in_text(at, e.problem.to_string(), e.problem.hint()),
-            (at, false) => self.report.error(at, e.problem.to_string(), e.problem.hint()),
-        };
-        Template::parse(text).map_err(failed).ok()
+    fn no_template(&self, error: &ParseError, at: At<'_>, own_lines: bool) {
+        let (message, hint) = (error.problem.to_string(), error.problem.hint());
+        if own_lines { self.report.error_in_text(at, message, hint) } else { self.report.error(at, message, hint) }
     }
 
     fn sinks(&mut self, auto_auth: Option<Section<'a>>) {
         let Some(auto_auth) = auto_auth else { return };
         for node in auto_auth.each("sink").chain(auto_auth.each("sinks")) {
-            let (label, node) = schema::label(node, &schema::SINK);
-            let Some(section) = Section::open(node, &schema::SINK, self.report) else { continue };
+            let (label, node) = label(node, &keys::SINK);
+            let Some(section) = Section::open(node, &keys::SINK, self.report) else { continue };
             let kind = label.map(|label| label.key.as_str()).or_else(|| section.required("type").map(|(kind, _)| kind));
             if kind.is_some_and(|kind| kind != "file") {
                 self.report.error(section.at, "only the sink `file` is known", "write `sink \"file\" { config = { path = \"...\" } }`");
                 continue;
             }
-            if section.get("config").is_none() {
-                section.lacks("config");
-            }
-            if let Some(config) = section.section("config", &schema::SINK_CONFIG) {
-                self.sink(config, label.map_or(section.at, |label| label.at));
+            section.lacks("config");
+            if let Some(config) = section.section("config", &keys::SINK_CONFIG) {
+                self.sink(config);
             }
         }
     }
 
-    fn sink(&mut self, config: Section<'a>, at: At<'a>) {
-        let (owner, mode) = (self.owner_of(config), self.mode_of(config, "mode"));
+    /// A token file: served, and linked from its path if that is elsewhere.
+    fn sink(&mut self, config: Section<'a>) {
         let Some((path, node)) = config.required("path") else { return };
         if !Path::new(path).is_absolute() || path.ends_with('/') {
             self.report.error(node.at, "a sink's path is the absolute path of a file", "");
@@ -495,25 +446,28 @@ impl<'a> Check<'a> {
         }
         let inner = inside(&self.mount, path);
         let last = Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let Some(name) = self.name(inner.as_ref().unwrap_or(&last), node.at) else { return };
-        if inner.is_none() {
-            self.links.push(Link { path: path.into(), name: name.clone() });
+        let name = self.name(inner.as_ref().unwrap_or(&last), node.at);
+        if let (None, Some(name)) = (inner, name.clone()) {
+            self.links.push(Link { path: path.into(), name });
         }
-        self.files.push(File { name, content: Content::Token, owner, mode, empty: Empty::Refuse, origin: at.origin() });
+        self.add(name, Some(Content::Token), config, "mode", Empty::Refuse);
     }
 }
 
-/// What `bao` reads from the environment, and the older names.
-const ENV: &[(&str, &str, &str)] = &[
-    ("ADDR", "BAO_ADDR", "VAULT_ADDR"),
-    ("CACERT", "BAO_CACERT", "VAULT_CACERT"),
-    ("CAPATH", "BAO_CAPATH", "VAULT_CAPATH"),
-    ("CLIENT_CERT", "BAO_CLIENT_CERT", "VAULT_CLIENT_CERT"),
-    ("CLIENT_KEY", "BAO_CLIENT_KEY", "VAULT_CLIENT_KEY"),
-    ("NAMESPACE", "BAO_NAMESPACE", "VAULT_NAMESPACE"),
-    ("SKIP_VERIFY", "BAO_SKIP_VERIFY", "VAULT_SKIP_VERIFY"),
-    ("TLS_SERVER_NAME", "BAO_TLS_SERVER_NAME", "VAULT_TLS_SERVER_NAME"),
-];
+fn approle(method: Option<Section<'_>>) -> Method {
+    let config = method.and_then(|method| method.section("config", &keys::APPROLE));
+    let path = |given: Option<(&str, _)>| given.map(|(text, _)| PathBuf::from(text));
+    let remove = config.and_then(|config| config.flag("remove_secret_id_file_after_reading")).unwrap_or(true);
+    Method::AppRole {
+        role_id_file: path(config.and_then(|config| config.required("role_id_file_path"))).unwrap_or_default(),
+        secret_id_file: path(config.and_then(|config| config.text("secret_id_file_path"))),
+        after_reading: if remove { AfterReading::Remove } else { AfterReading::Keep },
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+}
 
 /// An absolute path below the root, without `..`.
 fn mount_point(text: &str) -> Result<PathBuf, Bad> {
@@ -526,10 +480,6 @@ fn mount_point(text: &str) -> Result<PathBuf, Bad> {
 
 /// What stands below `mount` in `path`; `None` for a path elsewhere.
 fn inside(mount: &Path, path: &str) -> Option<String> {
-    let path = Path::new(path);
-    let rest: PathBuf = path.strip_prefix(mount).ok()?.components().collect();
-    if rest.components().any(|part| part == Component::ParentDir) {
-        return None;
-    }
-    Some(rest.to_string_lossy().into_owned())
+    let rest: PathBuf = Path::new(path).strip_prefix(mount).ok()?.components().collect();
+    (!rest.components().any(|part| part == Component::ParentDir)).then(|| rest.to_string_lossy().into_owned())
 }

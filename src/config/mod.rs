@@ -1,10 +1,11 @@
 //! Configuration: text -> raw -> `Plan`, all problems at once, each with its position. Invariant: only `check` makes a `Plan`.
 
 mod check;
+mod keys;
 pub mod plan;
 mod problem;
 mod raw;
-mod schema;
+mod section;
 mod show;
 mod users;
 mod value;
@@ -54,13 +55,10 @@ pub struct Loaded {
 pub fn load(overrides: &Overrides, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Problems> {
     let report = Report::default();
     let sources = sources(overrides, env, &report);
+    let readable = !report.has_errors();
     let trees: Vec<_> = sources.iter().filter_map(|source| raw::parse(source, &report)).collect();
-    // With a file missing, what only that file may say would be reported as missing too.
-    let plan = (!sources.is_empty() && trees.len() == sources.len()).then(|| check::check(&trees, overrides, env, &report));
-    drop(trees);
-    let warnings = report.finish()?;
-    let plan = plan.ok_or(Problems(Vec::new()))?;
-    Ok(Loaded { plan, warnings })
+    let plan = check::check(&trees, readable && trees.len() == sources.len(), overrides, env, &report);
+    report.finish().map(|warnings| Loaded { plan, warnings })
 }
 
 /// All files that are meant, in order, as far as they can be read.

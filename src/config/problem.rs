@@ -55,8 +55,7 @@ impl<'a> At<'a> {
         let shown = match show {
             Show::All => line.to_owned(),
             Show::Value => mask(line, &caret),
-            Show::Key if caret.end < line.len() => mask(&line[..caret.end], &caret) + " ...",
-            Show::Key => mask(line, &caret),
+            Show::Key => mask(&line[..caret.end.min(line.len())], &caret) + if caret.end < line.len() { " ..." } else { "" },
             Show::Shape => mask(line, &(0..0)),
         };
         Place {
@@ -82,7 +81,7 @@ enum Show {
     Shape,
 }
 
-/// `line` with what stands in quotes replaced by `*`, except for a text that `keep` touches.
+/// `line` with what stands in quotes replaced by `*`, except for keys, labels, and a text that `keep` touches.
 fn mask(line: &str, keep: &Range<usize>) -> String {
     let mut out = String::with_capacity(line.len());
     let mut rest = line;
@@ -90,7 +89,8 @@ fn mask(line: &str, keep: &Range<usize>) -> String {
         let start = line.len() - rest.len() + quote;
         let end = closing(line, start + 1);
         out.push_str(&rest[..quote]);
-        if start < keep.end && keep.start < end {
+        let names = line[end..].trim_start().starts_with([':', '=', '{']);
+        if names || start < keep.end && keep.start < end {
             out.push_str(&line[start..end]);
         } else {
             let inside = line[start + 1..end].trim_end_matches('"');
@@ -125,7 +125,7 @@ pub enum Severity {
 }
 
 /// One problem of the configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Whether it stops baofs.
     pub severity: Severity,
@@ -138,7 +138,7 @@ pub struct Problem {
 }
 
 /// Where a problem stands, ready to be shown.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Place {
     file: String,
     line: usize,
@@ -238,6 +238,7 @@ impl Report {
         let failed = self.has_errors();
         let mut all = self.0.into_inner();
         all.sort_by(|a, b| a.key().cmp(&b.key()));
+        all.dedup();
         if failed { Err(Problems(all)) } else { Ok(all) }
     }
 }

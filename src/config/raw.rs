@@ -56,6 +56,30 @@ pub(super) struct Entry<'a> {
 }
 
 impl<'a> Node<'a> {
+    /// The entries of a block or object; HCL 1 and its JSON also write a list around one.
+    pub(super) fn table(&self) -> Option<&[Entry<'a>]> {
+        match &self.value {
+            Value::Table(entries) => Some(entries),
+            Value::List(items) if items.len() == 1 => items[0].table(),
+            Value::List(_) | Value::Text(_) | Value::Number(_) | Value::Bool(_) | Value::Other => None,
+        }
+    }
+
+    /// The items of a list; anything else is its own only item.
+    pub(super) fn items(&self) -> &[Self] {
+        if let Value::List(items) = &self.value { items } else { std::slice::from_ref(self) }
+    }
+
+    /// What a single value says.
+    pub(super) fn scalar(&self) -> Option<&str> {
+        match &self.value {
+            Value::Text(text) => Some(text),
+            Value::Number(text) => Some(text),
+            Value::Bool(value) => Some(if *value { "true" } else { "false" }),
+            Value::List(_) | Value::Table(_) | Value::Other => None,
+        }
+    }
+
     /// The position of byte `offset` of this text: through escapes and a heredoc's indentation.
     pub(super) fn inside(&self, offset: usize, len: usize) -> At<'a> {
         let Value::Text(text) = &self.value else { return self.at };
@@ -101,10 +125,13 @@ fn in_heredoc(raw: &str, text: &str, offset: usize) -> usize {
 
 /// Parses `source`; a syntax error is reported and gives `None`.
 pub(super) fn parse<'a>(source: &'a Source, report: &Report) -> Option<Node<'a>> {
-    let tree = Tree { source };
-    let json = source.text.trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']).starts_with('{');
-    let parsed = if json { tree.json() } else { tree.hcl() };
-    parsed.map_err(|(at, message)| report.error_of_shape(tree.at(at..at + 1), message, "")).ok()
+    let text = source.text.trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']);
+    let parsed = if text.starts_with('{') {
+        Tree { source, skipped: source.text.len() - text.len() }.json(text.trim_end())
+    } else {
+        Tree { source, skipped: 0 }.hcl()
+    };
+    parsed.map_err(|(at, message)| report.error_of_shape(At::new(source, at, at + 1), message, "")).ok()
 }
 
 /// A byte offset and what is wrong there.
@@ -113,11 +140,13 @@ type Refusal = (usize, String);
 /// Makes nodes of one source.
 struct Tree<'a> {
     source: &'a Source,
+    /// Bytes before the text that was parsed.
+    skipped: usize,
 }
 
 impl<'a> Tree<'a> {
     fn at(&self, span: Range<usize>) -> At<'a> {
-        At::new(self.source, span.start, span.end)
+        At::new(self.source, self.skipped + span.start, self.skipped + span.end)
     }
 
     fn hcl(&self) -> Result<Node<'a>, Refusal> {
@@ -125,16 +154,16 @@ impl<'a> Tree<'a> {
         Ok(Node { at: self.at(0..0), value: self.body(&body) })
     }
 
-    fn json(&self) -> Result<Node<'a>, Refusal> {
-        let text = self.source.text.trim_start_matches('\u{feff}');
-        let skipped = self.source.text.len() - text.len();
+    /// Is it JSON at all? Then it is HCL's expression too, but for the escapes that `rewrite` knows.
+    fn json(&self, text: &str) -> Result<Node<'a>, Refusal> {
+        let here = |(at, message)| (self.skipped + at, message);
         serde_json::from_str::<IgnoredAny>(text).map_err(|e| {
             let begin = e.line().checked_sub(2).and_then(|line| text.match_indices('\n').nth(line)).map_or(0, |(at, _)| at + 1);
             let message = e.to_string();
             let message = message.split(" at line ").next().unwrap_or_default();
-            (skipped + begin + e.column().saturating_sub(1), format!("this is no JSON: {message}"))
+            here((begin + e.column().saturating_sub(1), format!("this is no JSON: {message}")))
         })?;
-        let expr: Expression = rewrite(&self.source.text, Form::Json)?.trim_end().parse().map_err(|e| refusal(&e))?;
+        let expr: Expression = rewrite(text, Form::Json).map_err(here)?.parse().map_err(|e| here(refusal(&e)))?;
         Ok(self.expr(&expr))
     }
 
@@ -191,7 +220,7 @@ impl<'a> Tree<'a> {
 }
 
 fn refusal(error: &hcl_edit::parser::Error) -> Refusal {
-    (error.location().offset(), format!("this is no HCL: {}", error.message()))
+    (error.location().offset(), format!("this cannot be parsed: {}", error.message()))
 }
 
 /// A text without the marks of `rewrite`.
@@ -261,7 +290,8 @@ fn string(out: &mut [u8], start: usize, form: Form) -> Result<usize, Refusal> {
 /// Rewrites a `\u` escape: a surrogate pair becomes `\U` and padding. Gives its length.
 fn unicode_escape(out: &mut [u8], at: usize, form: Form) -> Result<usize, Refusal> {
     let digits = |from: usize| std::str::from_utf8(out.get(from..from + 4)?).ok().and_then(|hex| u32::from_str_radix(hex, 16).ok());
-    match (digits(at + 2), digits(at + 8)) {
+    let second = out.get(at + 6..at + 8) == Some(b"\\u".as_slice());
+    match (digits(at + 2), digits(at + 8).filter(|_| second)) {
         (Some(0..=8), _) => Err((at, CONTROL.to_owned())),
         (Some(high @ 0xd800..=0xdbff), Some(low @ 0xdc00..=0xdfff)) if form == Form::Json => {
             let code = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);

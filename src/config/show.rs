@@ -2,36 +2,43 @@
 
 use super::plan::{AfterReading, Content, Fallback, File, Method, Plan, Query, Scheme, Swap, Verify};
 use super::problem::Problem;
-use std::fmt::{self, Write};
+use std::fmt;
 
 /// The whole plan, then the warnings.
 #[must_use]
 pub fn show(plan: &Plan, warnings: &[Problem]) -> String {
-    let mut out = String::new();
-    write_plan(&mut out, plan).expect("a string takes everything");
-    for warning in warnings {
-        writeln!(out, "{warning}").expect("a string takes everything");
-    }
-    out
+    Shown { plan, warnings }.to_string()
 }
 
-fn write_plan(out: &mut String, plan: &Plan) -> fmt::Result {
-    write_server(out, plan)?;
-    write_mount(out, plan)?;
-    for file in &plan.files {
-        write_file(out, plan, file)?;
-    }
-    for link in &plan.links {
-        writeln!(out, "link     {} -> {}/{}", link.path.display(), plan.filesystem.path.display(), link.name)?;
-    }
-    write_app(out, plan)?;
-    if let Some(path) = &plan.pid_file {
-        writeln!(out, "pid file {}", path.display())?;
-    }
-    Ok(())
+/// What is shown.
+struct Shown<'a> {
+    plan: &'a Plan,
+    warnings: &'a [Problem],
 }
 
-fn write_server(out: &mut String, plan: &Plan) -> fmt::Result {
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plan = self.plan;
+        write_server(f, plan)?;
+        write_mount(f, plan)?;
+        for file in &plan.files {
+            write_file(f, plan, file)?;
+        }
+        if plan.files.iter().any(|file| matches!(file.content, Content::Template(_)) && file.mode == 0o400) {
+            writeln!(f, "         0400 is the default of templates too: the 0644 of `bao agent` takes `perms`")?;
+        }
+        for link in &plan.links {
+            writeln!(f, "link     {} -> {}/{}", link.path.display(), plan.filesystem.path.display(), link.name)?;
+        }
+        write_app(f, plan)?;
+        if let Some(path) = &plan.pid_file {
+            writeln!(f, "pid file {}", path.display())?;
+        }
+        self.warnings.iter().try_for_each(|warning| writeln!(f, "{warning}"))
+    }
+}
+
+fn write_server(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     let address = &plan.server.address;
     let (scheme, tls) = match (address.scheme, plan.server.tls.verify) {
         (Scheme::Http, _) => ("http", ", not encrypted"),
@@ -55,7 +62,7 @@ fn write_server(out: &mut String, plan: &Plan) -> fmt::Result {
     writeln!(out)
 }
 
-fn write_mount(out: &mut String, plan: &Plan) -> fmt::Result {
+fn write_mount(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     let filesystem = &plan.filesystem;
     let fallback = match (filesystem.fallback, filesystem.swap) {
         (Fallback::None, _) => "no fallback: FUSE or nothing",
@@ -74,7 +81,7 @@ fn write_mount(out: &mut String, plan: &Plan) -> fmt::Result {
     }
 }
 
-fn write_file(out: &mut String, plan: &Plan, file: &File) -> fmt::Result {
+fn write_file(out: &mut fmt::Formatter<'_>, plan: &Plan, file: &File) -> fmt::Result {
     write!(out, "file     {} {:04o} {}:{} ", file.name, file.mode, file.owner.uid, file.owner.gid)?;
     match &file.content {
         Content::Field { query, field } => write!(out, "field {field} of {}", Reading(&plan.queries[query.index()]))?,
@@ -101,20 +108,20 @@ impl fmt::Display for Reading<'_> {
     }
 }
 
-fn write_app(out: &mut String, plan: &Plan) -> fmt::Result {
+fn write_app(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     let app = &plan.app;
     // Arguments may hold anything: the program alone is shown.
     let program = app.command.first().map_or("given on the command line", String::as_str);
     write!(
         out,
-        "app      {program}, waits {:?} for its secrets, stopped by signal {} then KILL after {:?}",
+        "app      {program}, waits {:?} for its secrets, stopped by {} then KILL after {:?}",
         app.wait, app.stop_signal, app.stop_timeout
     )?;
     if let Some(user) = &app.user {
         write!(out, ", as {} ({}:{})", user.name, user.owner.uid, user.owner.gid)?;
     }
     if let Some(signal) = app.change_signal {
-        write!(out, ", told of a change by signal {signal}")?;
+        write!(out, ", told of a change by {signal}")?;
     }
     writeln!(out)
 }

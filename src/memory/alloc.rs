@@ -3,6 +3,11 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
+/// From this size on a block is wiped by pieces.
+const LARGE: usize = 1 << 20;
+/// Such a piece; a multiple of every page size.
+const PIECE: usize = 1 << 16;
+
 /// The system's allocator, wiping on free; for `#[global_allocator]`.
 #[derive(Debug)]
 pub struct Wiping;
@@ -22,10 +27,40 @@ unsafe impl GlobalAlloc for Wiping {
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         // SAFETY: the block has `layout.size()` bytes and the caller gives it up.
-        unsafe { super::wipe(at, layout.size()) };
+        unsafe { wipe_touched(at, layout.size()) };
         // SAFETY: the caller keeps `GlobalAlloc::dealloc`'s contract.
         unsafe { System.dealloc(at, layout) }
     }
+}
+
+/// Wipes a block, leaving out the pages of a large one that were never touched: fuser's buffer has 16 MiB, of which it
+/// uses a page, and making the others only to wipe them would take longer than everything else at start.
+///
+/// # Safety
+/// As `memory::wipe`.
+unsafe fn wipe_touched(at: *mut u8, len: usize) {
+    let mut from = 0;
+    while from < len {
+        let until = if len < LARGE { len } else { len.min(from + PIECE - (at.addr() + from) % PIECE) };
+        let piece = at.wrapping_add(from);
+        if len < LARGE || is_touched(piece, until - from) {
+            // SAFETY: the piece is a part of the block that the caller gives up.
+            unsafe { super::wipe(piece, until - from) };
+        }
+        from = until;
+    }
+}
+
+/// Whether any page of this range is in memory. One that is not holds zeros, or is in a swap, where no wipe reaches it.
+fn is_touched(at: *mut u8, len: usize) -> bool {
+    let mut pages = [0_u8; PIECE / 4096];
+    if !at.addr().is_multiple_of(PIECE) || len != PIECE {
+        return true;
+    }
+    // SAFETY: the range is a mapping (a part of a live block) that begins at a page; the vector has a byte for each page
+    // even where pages are of the least size, 4 KiB.
+    let asked = unsafe { libc::mincore(at.cast(), len, pages.as_mut_ptr()) };
+    asked != 0 || pages.iter().any(|page| page & 1 == 1)
 }
 
 #[cfg(test)]
@@ -40,6 +75,24 @@ mod tests {
         unsafe { super::super::wipe(block.as_mut_ptr(), 16) };
         assert_eq!(&block[..16], &[0; 16]);
         assert_eq!(&block[16..], b"hunter2 hunter2!");
+    }
+
+    /// A large block is wiped wherever it was written, at its unaligned ends too, and nowhere else made resident.
+    #[test]
+    fn a_large_block_is_wiped_where_it_was_touched() {
+        let len = 8 * LARGE;
+        let mut block = vec![0_u8; len + 7];
+        let at = &mut block[7..];
+        for place in [0, 1, PIECE - 8, PIECE + 1, 3 * LARGE + 4095, len - 1] {
+            at[place] = 1;
+        }
+        let at = at.as_mut_ptr();
+        let untouched = at.wrapping_add(5 * LARGE + PIECE - (at.addr() % PIECE));
+        assert!(!is_touched(untouched, PIECE));
+        // SAFETY: the block is our own and not borrowed.
+        unsafe { wipe_touched(at, len) };
+        assert!(!is_touched(untouched, PIECE));
+        assert!(block.iter().all(|byte| *byte == 0));
     }
 
     #[test]

@@ -7,6 +7,11 @@ use crate::observe::Role;
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
+/// How long a killed application may take to be gone.
+const KILL_TIMEOUT: Duration = Duration::from_millis(500);
+/// The code of what was ended by KILL, as a shell says it.
+const KILLED: u8 = 128 + 9;
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -102,8 +107,8 @@ enum Phase {
     GivingUp,
     /// The application runs (or, for `mount`, the files are served).
     Running,
-    /// The application was asked to end; `code` is the agent's own, if it was its trouble.
-    StoppingApp { code: Option<u8> },
+    /// The application was asked to end, or killed; `code` is the agent's own, if it was its trouble.
+    StoppingApp { code: Option<u8>, killed: bool },
     /// `fetch` revokes; then the end with `code`.
     Revoking { code: u8 },
     /// Over.
@@ -151,7 +156,7 @@ impl Machine {
             Phase::Waiting if stops => self.revoke(128 + signal as u8),
             Phase::Running if stops && !self.policy.has_app => self.revoke(Exit::Ok.code()),
             Phase::Running if stops => self.stop_app(signal, None),
-            Phase::StoppingApp { .. } if stops => vec![Output::SignalApp(Signal::SIGKILL)],
+            Phase::StoppingApp { code, .. } if stops => self.kill_app(code),
             Phase::Running | Phase::StoppingApp { .. } if self.policy.has_app => vec![Output::SignalApp(signal)],
             Phase::Waiting | Phase::GivingUp | Phase::Running | Phase::StoppingApp { .. } | Phase::Revoking { .. } | Phase::Finished => {
                 vec![]
@@ -188,8 +193,8 @@ impl Machine {
             Phase::Running if self.policy.has_app => self.stop_app(self.policy.stop_signal, Some(trouble)),
             Phase::Waiting | Phase::Running => self.revoke(trouble),
             Phase::Revoking { code } if role == Role::Fetch => self.finish(code),
-            Phase::StoppingApp { code } => {
-                self.phase = Phase::StoppingApp { code: Some(code.unwrap_or(trouble)) };
+            Phase::StoppingApp { code, killed } => {
+                self.phase = Phase::StoppingApp { code: Some(code.unwrap_or(trouble)), killed };
                 vec![]
             }
             Phase::GivingUp | Phase::Revoking { .. } | Phase::Finished => vec![],
@@ -199,7 +204,7 @@ impl Machine {
     fn app_ended(&mut self, ending: Ending) -> Vec<Output> {
         match self.phase {
             Phase::Running => self.revoke(ending.code()),
-            Phase::StoppingApp { code } => self.revoke(code.unwrap_or(ending.code())),
+            Phase::StoppingApp { code, .. } => self.revoke(code.unwrap_or(ending.code())),
             Phase::Waiting | Phase::GivingUp | Phase::Revoking { .. } | Phase::Finished => vec![],
         }
     }
@@ -210,7 +215,9 @@ impl Machine {
                 self.phase = Phase::GivingUp;
                 vec![Output::TellFetch(ToRole::GiveUp), Output::Arm(Timer::Revocation, self.policy.revoke_timeout)]
             }
-            (Phase::StoppingApp { .. }, Timer::App) => vec![Output::SignalApp(Signal::SIGKILL)],
+            (Phase::StoppingApp { code, killed: false }, Timer::App) => self.kill_app(code),
+            // Not even KILL ends a process that hangs in the kernel: the token is not left alive for it.
+            (Phase::StoppingApp { code, killed: true }, Timer::App) => self.revoke(code.unwrap_or(KILLED)),
             // A thread of `fetch` that waits for an answer of `serve` dies only when it gets one.
             (Phase::GivingUp | Phase::Revoking { .. }, Timer::Revocation) => vec![Output::KillRoles, Output::AbortMount],
             _ => vec![],
@@ -218,8 +225,13 @@ impl Machine {
     }
 
     fn stop_app(&mut self, signal: Signal, code: Option<u8>) -> Vec<Output> {
-        self.phase = Phase::StoppingApp { code };
+        self.phase = Phase::StoppingApp { code, killed: false };
         vec![Output::SignalApp(signal), Output::Arm(Timer::App, self.policy.stop_timeout)]
+    }
+
+    fn kill_app(&mut self, code: Option<u8>) -> Vec<Output> {
+        self.phase = Phase::StoppingApp { code, killed: true };
+        vec![Output::SignalApp(Signal::SIGKILL), Output::Arm(Timer::App, KILL_TIMEOUT)]
     }
 
     fn revoke(&mut self, code: u8) -> Vec<Output> {
@@ -250,7 +262,7 @@ mod tests {
     const TERM: Input = Input::Signal(Signal::SIGTERM);
     const ASK_REVOKE: [Output; 2] = [TellFetch(Stop), Arm(Timer::Revocation, REVOKE)];
     const ASK_TERM: [Output; 2] = [SignalApp(Signal::SIGTERM), Arm(Timer::App, STOP)];
-    const KILL: [Output; 1] = [SignalApp(Signal::SIGKILL)];
+    const KILL: [Output; 2] = [SignalApp(Signal::SIGKILL), Arm(Timer::App, KILL_TIMEOUT)];
 
     fn policy(has_app: bool) -> Policy {
         let (stop_signal, change_signal) = (Signal::SIGTERM, Some(Signal::SIGUSR1));
@@ -297,6 +309,12 @@ mod tests {
     fn a_second_term_skips_the_wait_for_the_app_but_not_the_revocation() {
         let killed = AppEnded(Ending::Killed(9));
         drive(true, &[(SecretsReady, &[StartApp]), (TERM, &ASK_TERM), (TERM, &KILL), (killed, &ASK_REVOKE), (TERM, &[])]);
+    }
+
+    #[test]
+    fn an_app_that_cannot_even_be_killed_does_not_keep_the_token_alive() {
+        let elapsed = Elapsed(Timer::App);
+        drive(true, &[(SecretsReady, &[StartApp]), (TERM, &ASK_TERM), (elapsed, &KILL), (elapsed, &ASK_REVOKE)]);
     }
 
     #[test]

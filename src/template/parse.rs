@@ -120,9 +120,9 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node<Read>>, ParseError> {
 
 /// A word of an action.
 #[derive(Debug, PartialEq)]
-enum Token {
-    /// An identifier or keyword.
-    Word(String),
+enum Token<'t> {
+    /// `with`, `secret` or `end`.
+    Word(&'t str),
     /// `.a.b`
     Field(Vec<String>),
     /// A quoted text, unquoted.
@@ -130,7 +130,7 @@ enum Token {
 }
 
 /// A token and where it starts.
-type Placed = (Token, usize);
+type Placed<'t> = (Token<'t>, usize);
 
 /// Where the parser stands.
 struct Parser<'t> {
@@ -152,11 +152,11 @@ impl<'t> Parser<'t> {
             let mut tokens = tokens.into_iter();
             match tokens.next() {
                 None => return Err(self.error(open, self.pos - open, ParseProblem::Empty)),
-                Some((Token::Word(word), at)) if word == "end" => {
+                Some((Token::Word("end"), at)) => {
                     self.nothing_after(tokens.next())?;
                     return Ok((nodes, Some(at)));
                 }
-                Some((Token::Word(word), at)) if word == "with" => nodes.push(self.with(at, &mut tokens, depth)?),
+                Some((Token::Word("with"), at)) => nodes.push(self.with(at, &mut tokens, depth)?),
                 Some((token, at)) => {
                     nodes.push(Node::Print(self.expr(token, at, depth)?));
                     self.nothing_after(tokens.next())?;
@@ -181,7 +181,7 @@ impl<'t> Parser<'t> {
     }
 
     /// The tokens of the action at `open`, `None` for a comment; leaves the parser behind its `}}`.
-    fn action(&mut self, open: usize) -> Result<Option<Vec<Placed>>, ParseError> {
+    fn action(&mut self, open: usize) -> Result<Option<Vec<Placed<'t>>>, ParseError> {
         self.pos = open + 2;
         if trims(self.rest()) {
             self.pos += 1;
@@ -217,17 +217,27 @@ impl<'t> Parser<'t> {
         if self.closes() && spaced == self.trim { Ok(()) } else { Err(unclosed) }
     }
 
-    fn token(&mut self) -> Result<Placed, ParseError> {
+    fn token(&mut self) -> Result<Placed<'t>, ParseError> {
         let start = self.pos;
         let next = self.rest().chars().next().unwrap_or(' ');
         let token = match next {
             '"' => Token::Text(self.quoted()?),
             '`' => Token::Text(self.backquoted()?),
             '.' => Token::Field(self.fields()),
-            c if c == '_' || c.is_alphabetic() => Token::Word(self.identifier().to_owned()),
+            c if c == '_' || c.is_alphabetic() => self.word()?,
+            '|' | '$' | '(' | ')' | ':' | '0'..='9' => return Err(self.error(start, 1, ParseProblem::Unsupported(next.into()))),
             c => return Err(self.error(start, c.len_utf8(), ParseProblem::Character(c))),
         };
         Ok((token, start))
+    }
+
+    /// A word that is understood; another is refused here, before what follows it can confuse.
+    fn word(&mut self) -> Result<Token<'t>, ParseError> {
+        let start = self.pos;
+        match self.identifier() {
+            word @ ("with" | "secret" | "end") => Ok(Token::Word(word)),
+            word => Err(self.error(start, word.len(), ParseProblem::Unsupported(word.to_owned()))),
+        }
     }
 
     fn quoted(&mut self) -> Result<String, ParseError> {
@@ -279,11 +289,10 @@ impl<'t> Parser<'t> {
         &rest[..len]
     }
 
-    fn expr(&self, token: Token, at: usize, depth: usize) -> Result<Expr, ParseError> {
+    fn expr(&self, token: Token<'t>, at: usize, depth: usize) -> Result<Expr, ParseError> {
         match token {
             Token::Text(text) => Ok(Expr::Text(text)),
-            Token::Word(word) if word == "secret" => Err(self.error(at, word.len(), ParseProblem::SecretAlone)),
-            Token::Word(word) => Err(self.error(at, word.len(), ParseProblem::Unsupported(word))),
+            Token::Word(word) => Err(self.error(at, word.len(), ParseProblem::SecretAlone)),
             Token::Field(path) => self.field(path, at, depth),
         }
     }
@@ -300,13 +309,10 @@ impl<'t> Parser<'t> {
         Err(self.error(at, name.len(), problem))
     }
 
-    fn with(&mut self, at: usize, tokens: &mut impl Iterator<Item = Placed>, depth: usize) -> Result<Node<Read>, ParseError> {
-        let (Some((Token::Word(word), _)), Some((Token::Text(path), path_at))) = (tokens.next(), tokens.next()) else {
+    fn with(&mut self, at: usize, tokens: &mut impl Iterator<Item = Placed<'t>>, depth: usize) -> Result<Node<Read>, ParseError> {
+        let (Some((Token::Word("secret"), _)), Some((Token::Text(path), path_at))) = (tokens.next(), tokens.next()) else {
             return Err(self.error(at, 4, ParseProblem::WithWhat));
         };
-        if word != "secret" {
-            return Err(self.error(at, 4, ParseProblem::WithWhat));
-        }
         self.nothing_after(tokens.next())?;
         let read = read(&path).map_err(|why| self.error(path_at, path.len() + 2, ParseProblem::Path(why)))?;
         if depth == MAX_DEPTH {
@@ -318,7 +324,7 @@ impl<'t> Parser<'t> {
         }
     }
 
-    fn nothing_after(&self, token: Option<Placed>) -> Result<(), ParseError> {
+    fn nothing_after(&self, token: Option<Placed<'t>>) -> Result<(), ParseError> {
         token.map_or(Ok(()), |(_, at)| Err(self.error(at, 1, ParseProblem::Trailing)))
     }
 

@@ -30,7 +30,7 @@ fn renders() {
         (r#"{{ with secret "db" }}{{ .Data.user }}{{ end }}"#, "u"),
         (r#"{{with secret "db"}}{{.Data.user}}{{end}}"#, "u"),
         (
-            r#"{{ with secret `db` }}{{ .Data.n }} {{ .Data.t }} {{ .Data.l }} {{ .Data.data }}{{ end }}"#,
+            r"{{ with secret `db` }}{{ .Data.n }} {{ .Data.t }} {{ .Data.l }} {{ .Data.data }}{{ end }}",
             r#"10000000000000000000001 true [1,{"a":"b"}] d"#,
         ),
         (
@@ -52,6 +52,7 @@ fn renders() {
 fn refuses() {
     for (text, expected) in [
         ("ab\ncé {{ range .x }}", "template:2:7: `range` is not supported yet"),
+        ("{{ range $k, $v := .Data }}{{ end }}", "template:1:4: `range` is not supported yet"),
         ("{{", "template:1:1: `{{` is not closed by `}}`"),
         ("{{ end }}", "template:1:4: `{{ end }}` ends nothing"),
         ("{{ }}", "template:1:1: the action is empty"),
@@ -62,7 +63,7 @@ fn refuses() {
         ("{{ with secret \"db\" }}{{ .Data.x-y }}{{ end }}", "template:1:33: '-' has no meaning here"),
         ("{{ with secret \"db\" }}{{ .Data }}{{ end }}", "template:1:26: `.Data` is not supported yet"),
         ("{{ with secret \"db\" }}{{ .LeaseID }}{{ end }}", "template:1:26: `.LeaseID` is not supported yet"),
-        ("{{ with secret \"db\" }}{{ .Data.x | toJSON }}{{ end }}", "template:1:34: '|' has no meaning here"),
+        ("{{ with secret \"db\" }}{{ .Data.x | toJSON }}{{ end }}", "template:1:34: `|` is not supported yet"),
         ("{{ with secret \"a//b\" }}{{ end }}", "template:1:16: a secret's path cannot contain an empty, `.` or `..` segment"),
         ("{{ with secret \"db?version=x\" }}{{ end }}", "template:1:16: `?version=` takes a whole number"),
         ("{{ \"a\\q\" }}", "template:1:6: this escape is not understood"),
@@ -71,7 +72,7 @@ fn refuses() {
         ("{{/* a }}", "template:1:1: the comment is not closed by `*/}}`"),
         ("{{/* a */ b }}", "template:1:1: the comment is not closed by `*/}}`"),
         ("{{ secret \"db\" }}", "template:1:4: `secret` is only supported in `with secret \"PATH\"` so far"),
-        ("{{ (secret \"db\").Data.x }}", "template:1:4: '(' has no meaning here"),
+        ("{{ (secret \"db\").Data.x }}", "template:1:4: `(` is not supported yet"),
         ("{{ .Data.x -}", "template:1:12: '-' has no meaning here"),
     ] {
         assert_eq!(render(text), Err(expected.to_owned()), "{text}");

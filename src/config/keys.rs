@@ -1,0 +1,248 @@
+//! The known keys, one table per block. Invariant: sorted and without repetition; a key that `bao agent` knows stands
+//! here with what becomes of it, so that nobody's setting is lost in silence.
+
+/// A kind of block.
+#[derive(Debug)]
+pub(super) struct Block {
+    /// What messages call it.
+    pub(super) name: &'static str,
+    /// Read, at most once.
+    pub(super) used: &'static [&'static str],
+    /// Read, as often as given.
+    pub(super) many: &'static [&'static str],
+    /// Known to `bao agent`; whatever they say, nothing changes here.
+    pub(super) quiet: &'static [&'static str],
+    /// Known to `bao agent`, and worth a word.
+    pub(super) other: &'static [(&'static str, Fate)],
+}
+
+/// What becomes of a key that is worth a word.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fate {
+    /// A warning says why it has no effect.
+    Ignored(&'static str),
+    /// Accepted with this one value, for the reason given.
+    Only(&'static str, &'static str),
+    /// Refused: why, and the remedy.
+    Refused(&'static str, &'static str),
+}
+
+use Fate::{Ignored, Only, Refused};
+
+const EMPTY: Block = Block { name: "", used: &[], many: &[], quiet: &[], other: &[] };
+
+const LATER: &str = "remove it, or keep `bao agent` for it until a later version of baofs knows it";
+const PROXY: &str = "baofs is no proxy; an application that talks to OpenBao itself needs one beside it";
+const ENCRYPTED: &str = "encrypted sinks are not supported yet";
+const WRAPPED: &str = "wrapped tokens and secret_ids are not supported yet";
+const HOOKS: &str = "commands are not supported yet, and the application would not learn of a change";
+const SIGNAL: &str = "signal the application instead: `app { on_change = { signal = \"HUP\" } }`";
+const COMMAND: &str = "write `app { command = [\"PROGRAM\", \"ARG\"] }`, or the command behind `--`";
+const ENVIRONMENT: &str = "secrets in the environment are not supported: every child would inherit them";
+const FILES: &str = "serve a file: `secret \"NAME\" { path, field }`";
+const DELIMITERS: &str = "other delimiters are not supported yet";
+const WAITS: &str = "a start that lacks a secret ends after `app.wait`; later the last good secret stays";
+
+pub(super) const ROOT: Block = Block {
+    name: "the configuration",
+    used: &["app", "auto_auth", "filesystem", "log", "log_format", "log_level", "pid_file", "template_config", "vault"],
+    many: &["secret", "template"],
+    quiet: &[
+        "cluster_name",
+        "disable_idle_connections",
+        "disable_keep_alives",
+        "disable_mlock",
+        "log_rotate_bytes",
+        "log_rotate_duration",
+        "log_rotate_max_files",
+    ],
+    other: &[
+        ("api_proxy", Refused(PROXY, LATER)),
+        ("cache", Ignored("baofs fetches each secret once and needs no cache")),
+        ("env_template", Refused(ENVIRONMENT, FILES)),
+        ("exec", Refused("its place here is `app`", COMMAND)),
+        ("exit_after_auth", Only("false", "baofs lives as long as its application")),
+        ("listener", Refused(PROXY, LATER)),
+        ("log_file", Ignored("the log goes to standard error")),
+        ("telemetry", Ignored("there are no metrics yet")),
+    ],
+};
+
+pub(super) const VAULT: Block = Block {
+    name: "`vault`",
+    used: &["address", "ca_cert", "ca_path", "client_cert", "client_key", "namespace", "retry", "tls_server_name", "tls_skip_verify"],
+    ..EMPTY
+};
+
+/// A secret is asked for again, with a growing wait, for as long as it is wanted: the number changes nothing.
+pub(super) const RETRY: Block = Block { name: "`retry`", quiet: &["num_retries"], ..EMPTY };
+
+pub(super) const AUTO_AUTH: Block = Block {
+    name: "`auto_auth`",
+    used: &["method"],
+    many: &["sink", "sinks"],
+    other: &[("enable_reauth_on_new_credentials", Ignored("credentials are read again at each login"))],
+    ..EMPTY
+};
+
+pub(super) const METHOD: Block = Block {
+    name: "`method`",
+    used: &["config", "max_backoff", "mount_path", "namespace", "type"],
+    quiet: &["exit_on_err", "min_backoff"],
+    other: &[("wrap_ttl", Refused(WRAPPED, "remove it: the token stays in locked memory"))],
+    ..EMPTY
+};
+
+pub(super) const APPROLE: Block = Block {
+    name: "`config`",
+    used: &["remove_secret_id_file_after_reading", "role_id_file_path", "secret_id_file_path"],
+    other: &[("secret_id_response_wrapping_path", Refused(WRAPPED, LATER))],
+    ..EMPTY
+};
+
+pub(super) const SINK: Block = Block {
+    name: "`sink`",
+    used: &["config", "type"],
+    other: &[
+        ("aad", Refused(ENCRYPTED, LATER)),
+        ("aad_env_var", Refused(ENCRYPTED, LATER)),
+        ("derive_key", Only("false", ENCRYPTED)),
+        ("dh_path", Refused(ENCRYPTED, LATER)),
+        ("dh_type", Refused(ENCRYPTED, LATER)),
+        ("wrap_ttl", Refused(WRAPPED, LATER)),
+    ],
+    ..EMPTY
+};
+
+pub(super) const SINK_CONFIG: Block = Block { name: "`config`", used: &["gid", "mode", "path", "uid"], ..EMPTY };
+
+pub(super) const TEMPLATE: Block = Block {
+    name: "`template`",
+    used: &["contents", "destination", "gid", "group", "perms", "source", "uid", "user"],
+    quiet: &[
+        "command_timeout",
+        "create_dest_dirs",
+        "error_fatal",
+        "error_on_missing_key",
+        "function_blacklist",
+        "function_denylist",
+        "sandbox_path",
+    ],
+    other: &[
+        ("backup", Only("false", "baofs keeps no copy of an old secret")),
+        ("command", Refused(HOOKS, SIGNAL)),
+        ("exec", Refused(HOOKS, SIGNAL)),
+        ("left_delimiter", Only("{{", DELIMITERS)),
+        ("right_delimiter", Only("}}", DELIMITERS)),
+        ("wait", Ignored("the files of one change are published at once")),
+    ],
+    ..EMPTY
+};
+
+pub(super) const TEMPLATE_CONFIG: Block = Block {
+    name: "`template_config`",
+    used: &["static_secret_render_interval"],
+    quiet: &["max_connections_per_host"],
+    other: &[("exit_on_retry_failure", Ignored(WAITS)), ("lease_renewal_threshold", Ignored("baofs has a schedule of its own"))],
+    ..EMPTY
+};
+
+pub(super) const FILESYSTEM: Block =
+    Block { name: "`filesystem`", used: &["dir_mode", "fallback", "group", "mode", "path", "size", "user"], ..EMPTY };
+
+pub(super) const SECRET: Block =
+    Block { name: "`secret`", used: &["allow_empty", "field", "format", "group", "mode", "path", "refresh", "user", "version"], ..EMPTY };
+
+pub(super) const APP: Block =
+    Block { name: "`app`", used: &["command", "on_change", "stop_signal", "stop_timeout", "user", "wait"], ..EMPTY };
+
+pub(super) const ON_CHANGE: Block =
+    Block { name: "`on_change`", used: &["signal"], other: &[("command", Refused(HOOKS, "use `signal`"))], ..EMPTY };
+
+pub(super) const LOG: Block = Block { name: "`log`", used: &["format", "level"], ..EMPTY };
+
+impl Block {
+    /// Every key of the table.
+    pub(super) fn all(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let (used, many, quiet, other) = (self.used, self.many, self.quiet, self.other);
+        used.iter().chain(many).chain(quiet).copied().chain(other.iter().map(|(key, _)| *key))
+    }
+
+    /// The known key that was probably meant by `key`.
+    pub(super) fn nearest(&self, key: &str) -> Option<&'static str> {
+        let far = |known: &'static str| (if key.len() > 2 && known.starts_with(key) { 1 } else { distance(key, known) }, known);
+        let (distance, known) = self.all().map(far).min()?;
+        (distance <= 1 + key.len() / 4).then_some(known)
+    }
+}
+
+/// How many insertions, removals and replacements make `b` of `a`.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut corner = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = corner + usize::from(x != y);
+            corner = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(corner + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: &[&Block] = &[
+        &ROOT,
+        &VAULT,
+        &RETRY,
+        &AUTO_AUTH,
+        &METHOD,
+        &APPROLE,
+        &SINK,
+        &SINK_CONFIG,
+        &TEMPLATE,
+        &TEMPLATE_CONFIG,
+        &FILESYSTEM,
+        &SECRET,
+        &APP,
+        &ON_CHANGE,
+        &LOG,
+    ];
+
+    #[test]
+    fn tables_are_sorted_and_unique() {
+        for block in ALL {
+            let other: Vec<_> = block.other.iter().map(|(key, _)| *key).collect();
+            for list in [block.used, block.many, block.quiet, &other] {
+                assert!(list.is_sorted(), "{}: {list:?}", block.name);
+            }
+            let mut all: Vec<_> = block.all().collect();
+            all.sort_unstable();
+            assert!(all.windows(2).all(|pair| pair[0] != pair[1]), "{}: {all:?}", block.name);
+        }
+    }
+
+    #[test]
+    fn nearest_keys() {
+        for (key, block, known) in [
+            ("pth", &SECRET, Some("path")),
+            ("fields", &SECRET, Some("field")),
+            ("secret_id", &APPROLE, Some("secret_id_file_path")),
+            ("adress", &VAULT, Some("address")),
+            ("colour", &LOG, None),
+            ("x", &LOG, None),
+        ] {
+            assert_eq!(block.nearest(key), known, "{key}");
+        }
+    }
+
+    #[test]
+    fn distances() {
+        for (a, b, n) in [("", "", 0), ("a", "", 1), ("kitten", "sitting", 3), ("path", "pth", 1)] {
+            assert_eq!(distance(a, b), n, "{a} {b}");
+        }
+    }
+}
