@@ -152,6 +152,22 @@ fn the_application_gets_a_clean_environment_and_its_own_user() {
     }
 }
 
+#[test]
+fn a_dead_mount_in_the_way_is_cleared() {
+    let (_tenant, setup) = setup(FUSE, "dead-mount");
+    // The whole agent dies at once, as a kill by the kernel for want of memory leaves it.
+    let setup = setup.prepare(
+        "/entry/baofs mount >&2 & until [ -e /app/secrets/note ]; do sleep 0.02; done; kill -9 $!
+        while stat /app/secrets >/dev/null 2>&1; do sleep 0.02; done; stat /app/secrets 2>&1 | grep -o 'Transport endpoint.*'",
+    );
+    let agent = started(setup.place(Place::UnderShell));
+    assert_eq!(agent.read("note"), "old");
+    let end = agent.stop();
+    assert!(end.stdout.starts_with("Transport endpoint is not connected"), "the first agent left no dead mount: {}", end.stdout);
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    assert!(!end.stdout.contains("left "), "{}", end.stdout);
+}
+
 /// A pipe that is full and that nobody reads: its reading end, its writing end.
 fn full_pipe() -> (OwnedFd, OwnedFd) {
     let (reader, writer) = nix::unistd::pipe().expect("a pipe");
