@@ -86,7 +86,11 @@ impl<'p> Board<'p> {
         let seen = version.is_some() && std::mem::replace(&mut state.version, version) == version;
         let bad = state.files.iter().any(|file| self.files[file.index()].error.is_some());
         if seen {
-            return if bad { Accepted::Unusable(Vec::new()) } else { Accepted::Changes(Vec::new()) };
+            return match (bad, self.complete) {
+                (true, _) => Accepted::Unusable(Vec::new()),
+                (false, true) => Accepted::Changes(Vec::new()),
+                (false, false) => Accepted::Incomplete,
+            };
         }
         let files = state.files.clone();
         let look = Look { queries: &self.queries, fresh: Some((query, &reply)), token };

@@ -52,7 +52,7 @@ fn without_value(word: &str) -> &str {
 /// Holds the end against the golden file, and that nothing is left at the server.
 fn assert_refused(name: &str, tenant: &Tenant, exit: Exit, end: &End) {
     assert_eq!(end.code, i32::from(exit.code()), "{}", end.stderr);
-    assert_eq!((tenant.tokens(), tenant.leases()), (0, 0), "a failed start leaves something at the server: {}", end.stderr);
+    tenant.assert_nothing_lives();
     assert!(!end.stderr.contains(&tenant.secret_id), "the secret_id is in the log");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/refusals").join(format!("{name}.txt"));
     let now = format!("exit code {}\n{}\n", end.code, normalised(tenant, &end.stderr));
@@ -182,5 +182,5 @@ fn files_of_another_user_without_the_right_to_give_them_away() {
     let setup = Setup::new(World::Tmpfs, &tenant, &text).prepare(&prepare).rights(&UNPRIVILEGED).options(&["--user", &other]);
     let end = setup.outcome();
     assert_ne!(end.code, 0, "{}", end.stderr);
-    assert_eq!((tenant.tokens(), tenant.leases()), (0, 0), "{}", end.stderr);
+    tenant.assert_nothing_lives();
 }

@@ -51,7 +51,7 @@ fn a_credential_works_before_and_after_its_rotation(scene: Scene) {
 
     let end = agent.stop();
     assert_eq!(end.code, 0, "{}", end.stderr);
-    assert_eq!((tenant.tokens(), tenant.leases()), (0, 0));
+    tenant.assert_nothing_lives();
     assert!(!tenant.knows(&next), "the role is gone from PostgreSQL");
     for value in [&password, &next_password] {
         assert!(!end.stderr.contains(value), "a password is in the log");
@@ -67,7 +67,7 @@ fn twenty_leases_of_which_none_is_ever_mixed(scene: Scene) {
         (user, password) = next_credential(&mount, &user);
     }
     assert_eq!(agent.stop().code, 0);
-    assert_eq!((tenant.tokens(), tenant.leases()), (0, 0));
+    tenant.assert_nothing_lives();
 }
 
 /// A value that shows its number and whether it is whole.

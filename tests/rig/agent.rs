@@ -3,7 +3,7 @@
 
 use super::process::{Captured, Kept, children, family, signal, status};
 use super::server::Tenant;
-use super::{World, wait_until};
+use super::{World, wait_until_or};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::os::unix::process::ExitStatusExt;
@@ -257,10 +257,14 @@ impl Setup {
 impl Agent {
     /// The pid of the agent itself, as this process sees it; waits until it runs.
     pub(crate) fn pid(&self) -> Pid {
-        wait_until(&format!("the agent runs in its room; log: {}", self.log()), || {
-            let found = self.entry()?;
-            (status(found, "Name")? == self.program.name()).then_some(found)
-        })
+        wait_until_or(
+            "the agent runs in its room",
+            || self.log(),
+            || {
+                let found = self.entry()?;
+                (status(found, "Name")? == self.program.name()).then_some(found)
+            },
+        )
     }
 
     /// The pid that the agent has, or will have once its room is made.
@@ -280,7 +284,11 @@ impl Agent {
     /// A role of the agent by the end of its name.
     pub(crate) fn role(&self, role: &str) -> Pid {
         let is_role = |name: &str| name == role || name.ends_with(&format!("-{role}")) || name.ends_with(&format!(":{role}"));
-        wait_until(&format!("{role} runs"), || self.processes().into_iter().find(|(_, name)| is_role(name)).map(|(pid, _)| pid))
+        wait_until_or(
+            &format!("{role} runs"),
+            || format!("{:?}", self.processes()),
+            || self.processes().into_iter().find(|(_, name)| is_role(name)).map(|(pid, _)| pid),
+        )
     }
 
     /// A path of the room as this process reaches it.
@@ -296,17 +304,21 @@ impl Agent {
 
     /// A served file, once it is there.
     pub(crate) fn read(&self, name: &str) -> String {
-        wait_until(&format!("{name} can be read; log: {}", self.log()), || self.try_read(name))
+        wait_until_or(&format!("{name} can be read"), || self.log(), || self.try_read(name))
     }
 
     /// Waits until file `name` holds something else than `old` and returns it.
     pub(crate) fn read_after(&self, name: &str, old: &str) -> String {
-        wait_until(&format!("{name} changes"), || self.try_read(name).filter(|new| new != old))
+        wait_until_or(&format!("{name} changes"), || self.log(), || self.try_read(name).filter(|new| new != old))
     }
 
     /// Waits until the application has printed `line`.
     pub(crate) fn wait_for_line(&self, line: &str) {
-        wait_until(&format!("the application prints `{line}`"), || self.stdout.text().lines().any(|it| it == line).then_some(()));
+        wait_until_or(
+            &format!("the application prints `{line}`"),
+            || self.printed() + &self.log(),
+            || self.stdout.text().lines().any(|it| it == line).then_some(()),
+        );
     }
 
     /// What the application has printed.
@@ -343,7 +355,8 @@ impl Agent {
 
     /// Waits for its end.
     pub(crate) fn end(mut self) -> End {
-        let status = wait_until(&format!("baofs ends; log: {}", self.log()), || self.room.ended());
+        let Self { room, stderr, .. } = &mut self;
+        let status = wait_until_or("baofs ends", || stderr.as_ref().map(Captured::text).unwrap_or_default(), || room.ended());
         let code = status.code().unwrap_or_else(|| 128 + status.signal().expect("it ended by one or the other"));
         End { code, stdout: self.stdout.whole(), stderr: self.stderr.as_mut().map(Captured::whole).unwrap_or_default() }
     }

@@ -30,14 +30,19 @@ pub(crate) enum World {
 }
 
 /// Asks `probe` until it answers, and fails with `what` when it never does.
-pub(crate) fn wait_until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
+    wait_until_or(what, String::new, probe)
+}
+
+/// The same with `more` to say of the failure.
+pub(crate) fn wait_until_or<T>(what: &str, more: impl Fn() -> String, mut probe: impl FnMut() -> Option<T>) -> T {
     let clock = RealClock::start();
     let start = clock.now();
     loop {
         if let Some(answer) = probe() {
             return answer;
         }
-        assert!(clock.now().since(start) < DEADLINE, "waited {} s in vain until {what}", DEADLINE.as_secs());
+        assert!(clock.now().since(start) < DEADLINE, "waited {} s in vain until {what}\n{}", DEADLINE.as_secs(), more());
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -222,6 +222,12 @@ impl Tenant {
         }
     }
 
+    /// Asserts that no token lives, and that no lease does once the server has worked off the revocation.
+    pub(crate) fn assert_nothing_lives(&self) {
+        assert_eq!(self.tokens(), 0, "tokens");
+        wait_until("the leases are gone with their token", || (self.leases() == 0).then_some(()));
+    }
+
     /// How many leases of its database role live.
     pub(crate) fn leases(&self) -> usize {
         match &self.server {

@@ -14,6 +14,7 @@ const DEFAULT_POLICY: [&str; 5] =
 
 /// An `AppRole`.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_field_names, reason = "the server's own word")]
 pub struct Role {
     pub role_id: String,
     pub secret_id: String,
@@ -28,7 +29,7 @@ pub struct Role {
 impl Default for Role {
     /// `role`, `secret`, any number of logins, nothing allowed, one hour and one day.
     fn default() -> Self {
-        let hour = Duration::from_secs(3600);
+        let hour = Duration::from_hours(1);
         let (role_id, secret_id) = ("role".to_owned(), "secret".to_owned());
         Self { role_id, secret_id, secret_id_uses: 0, allow: Vec::new(), token_ttl: hour, token_max_ttl: hour * 24 }
     }
