@@ -10,6 +10,7 @@ use super::value::{self, Bad};
 use super::{Overrides, users};
 use crate::names::{FileName, Owner, QueryId, SecretPath};
 use crate::template::{ParseError, Read, Template};
+use nix::sys::signal::Signal;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -144,7 +145,7 @@ impl<'a> Check<'a> {
             command: self.overrides.command.clone().or(command).unwrap_or_default(),
             user: self.setting(app, "user", self.overrides.user.as_deref()).and_then(|user| self.identity(&user)),
             wait: self.parsed(wait, value::positive).unwrap_or(Duration::from_secs(30)),
-            stop_signal: app.and_then(|app| app.parsed("stop_signal", value::signal)).unwrap_or(libc::SIGTERM),
+            stop_signal: app.and_then(|app| app.parsed("stop_signal", value::signal)).unwrap_or(Signal::SIGTERM as i32),
             stop_timeout: app.and_then(|app| app.parsed("stop_timeout", value::duration)).unwrap_or(Duration::from_secs(6)),
             change_signal: on_change.and_then(|on_change| on_change.parsed("signal", value::signal)),
         }
