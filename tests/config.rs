@@ -195,6 +195,10 @@ fn flag_environment_file_default() {
     let by_env = plan_with(&text, Overrides::default(), &env);
     assert_eq!(view(&by_env), ("/e".into(), 2, Fallback::Tmpfs));
     assert_eq!((by_env.files[0].owner.uid, by_env.files[0].owner.gid, by_env.app.command), (7, 8, vec!["true".to_owned()]));
+    let wrong = Overrides { wait: Some("soon".into()), user: Some("no such user".into()), ..Overrides::default() };
+    let problems = load_with(&[("a.hcl", &format!("{AUTH}{text}"))], wrong, &[]).expect_err("both are wrong");
+    let messages: Vec<_> = problems.0.iter().map(|problem| problem.message.as_str()).collect();
+    assert_eq!(messages, ["`--user`: there is no user `no such user`", "`--wait`: this is no duration"]);
     let by_flag = plan_with(&text, flags(), &env);
     assert_eq!(view(&by_flag), ("/g".into(), 3, Fallback::None));
     assert_eq!(
@@ -260,6 +264,16 @@ fn owners_and_modes() {
     let of = |plan: Plan| plan.files.iter().map(|f| (f.owner.uid, f.owner.gid, f.mode)).collect::<Vec<_>>();
     assert_eq!(of(plan(&format!("{text}{SECRET}{blocks}"))), [(11, 12, 0o440), (31, 32, 0o444), (41, 42, 0o644)]);
     assert_eq!(of(plan(&format!("app {{\n user = \"21:22\"\n}}\n{SECRET}"))), [(21, 22, 0o400)]);
+    let sink = AUTH.trim_end().trim_end_matches('}').to_owned()
+        + "sink \"file\" {\n config = {\n path = \"/app/secrets/t\"\n uid = -1\n gid = 5\n mode = 0440\n }\n }\n}\n";
+    let sink = load_with(&[("a.hcl", &format!("{sink}{text}"))], Overrides::default(), &[]).expect("good").plan;
+    assert!(sink.links.is_empty(), "it is inside");
+    assert_eq!(of(sink), [(11, 5, 0o440)]);
+    let sink = "sink \"file\" {\n config = {\n path = \"/app/secrets/t\"\n uid = -1\n gid = 5\n mode = 0440\n }\n }\n}\n";
+    let sink = AUTH.trim_end().trim_end_matches('}').to_owned() + sink + text;
+    let sink = load_with(&[("a.hcl", &sink)], Overrides::default(), &[]).expect("good").plan;
+    assert!(sink.links.is_empty(), "it is inside");
+    assert_eq!(of(sink), [(11, 5, 0o440)]);
     assert_eq!(said(&format!("{text}{SECRET}{blocks}"), &[]), ["`perms` allows writing or executing"]);
 }
 

@@ -25,58 +25,39 @@ pub struct ParseError {
 /// What is wrong in a template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ParseProblem {
-    /// `{{` without `}}`.
-    UnclosedAction,
-    /// `{{/*` without `*/}}`.
-    UnclosedComment,
-    /// A quoted text without its end.
-    UnclosedText,
-    /// A backslash before something that this subset has no meaning for.
-    Escape,
-    /// `{{ with ... }}` without `{{ end }}`.
-    UnclosedWith,
-    /// `{{ end }}` with nothing to end.
-    StrayEnd,
-    /// `{{ }}`.
-    Empty,
-    /// A function, keyword or field that later versions will know.
+    /// Something begins here and lacks this end.
+    Unclosed(&'static str),
+    /// A keyword, function, field or sign that the whole language knows and this subset does not.
     Unsupported(String),
     /// A character with no meaning here.
     Character(char),
-    /// `with` is followed by something other than `secret "PATH"`.
-    WithWhat,
-    /// Something follows a complete action.
-    Trailing,
-    /// A field outside of every `with secret`.
-    NoDot,
-    /// `secret` outside of `with`.
-    SecretAlone,
-    /// The path of a `secret`; the reason in words.
-    Path(&'static str),
-    /// `with` is nested too deep.
-    TooDeep,
+    /// Anything else: what, and what to do about it.
+    Wrong(&'static str, &'static str),
 }
+
+const SUBSET: &str = "understood so far: `{{ with secret \"PATH\" }}{{ .Data.FIELD }}{{ end }}`, text, comments and trim markers; \
+                      a `secret` block serves one field or the whole secret as JSON with no template";
+const STRAY_END: ParseProblem = ParseProblem::Wrong("`{{ end }}` ends nothing", "");
+const EMPTY: ParseProblem = ParseProblem::Wrong("the action is empty", "");
+const TRAILING: ParseProblem = ParseProblem::Wrong("nothing may follow here", "");
+const TOO_DEEP: ParseProblem = ParseProblem::Wrong("`with` is nested too deep", "");
+const ESCAPE: ParseProblem =
+    ParseProblem::Wrong("this escape is not understood", "write \\\" \\\\ \\n \\t or \\r; between backquotes nothing is escaped");
+const WITH_WHAT: ParseProblem = ParseProblem::Wrong("only `with secret \"PATH\"` is supported so far", SUBSET);
+const SECRET_ALONE: ParseProblem = ParseProblem::Wrong("`secret` is only supported in `with secret \"PATH\"` so far", SUBSET);
+const NO_DOT: ParseProblem = ParseProblem::Wrong(
+    "a field outside of `with secret` belongs to nothing",
+    "put it between `{{ with secret \"PATH\" }}` and `{{ end }}`",
+);
 
 impl ParseProblem {
     /// What to do about it, if there is something to say.
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Unsupported(_) | Self::Character(_) | Self::WithWhat | Self::SecretAlone => {
-                "understood so far: `{{ with secret \"PATH\" }}{{ .Data.FIELD }}{{ end }}`, text, comments and trim markers; \
-                 a `secret` block serves one field or the whole secret as JSON with no template"
-            }
-            Self::NoDot => "put it between `{{ with secret \"PATH\" }}` and `{{ end }}`",
-            Self::UnclosedWith => "add `{{ end }}`",
-            Self::Escape => "understood: \\\" \\\\ \\n \\t \\r; between backquotes nothing is escaped",
-            Self::UnclosedAction
-            | Self::UnclosedComment
-            | Self::UnclosedText
-            | Self::StrayEnd
-            | Self::Empty
-            | Self::Trailing
-            | Self::Path(_)
-            | Self::TooDeep => "",
+            Self::Unsupported(_) | Self::Character(_) => SUBSET,
+            Self::Wrong(_, hint) => hint,
+            Self::Unclosed(_) => "",
         }
     }
 }
@@ -84,21 +65,10 @@ impl ParseProblem {
 impl fmt::Display for ParseProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnclosedAction => f.write_str("`{{` is not closed by `}}`"),
-            Self::UnclosedComment => f.write_str("the comment is not closed by `*/}}`"),
-            Self::UnclosedText => f.write_str("the quoted text has no end"),
-            Self::Escape => f.write_str("this escape is not understood"),
-            Self::UnclosedWith => f.write_str("`{{ with }}` has no `{{ end }}`"),
-            Self::StrayEnd => f.write_str("`{{ end }}` ends nothing"),
-            Self::Empty => f.write_str("the action is empty"),
+            Self::Unclosed(end) => write!(f, "what begins here lacks its {end}"),
             Self::Unsupported(word) => write!(f, "`{word}` is not supported yet"),
             Self::Character(c) => write!(f, "{c:?} has no meaning here"),
-            Self::WithWhat => f.write_str("only `with secret \"PATH\"` is supported so far"),
-            Self::Trailing => f.write_str("nothing may follow here"),
-            Self::NoDot => f.write_str("a field outside of `with secret` belongs to nothing"),
-            Self::SecretAlone => f.write_str("`secret` is only supported in `with secret \"PATH\"` so far"),
-            Self::Path(why) => f.write_str(why),
-            Self::TooDeep => write!(f, "`with` is nested deeper than {MAX_DEPTH}"),
+            Self::Wrong(what, _) => f.write_str(what),
         }
     }
 }
@@ -114,7 +84,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node<Read>>, ParseError> {
     let mut parser = Parser { text, pos: 0, trim: false };
     match parser.list(0)? {
         (nodes, None) => Ok(nodes),
-        (_, Some(end)) => Err(parser.error(end, 2, ParseProblem::StrayEnd)),
+        (_, Some(end)) => Err(parser.error(end, 2, STRAY_END)),
     }
 }
 
@@ -151,7 +121,7 @@ impl<'t> Parser<'t> {
             let Some(tokens) = self.action(open)? else { continue };
             let mut tokens = tokens.into_iter();
             match tokens.next() {
-                None => return Err(self.error(open, self.pos - open, ParseProblem::Empty)),
+                None => return Err(self.error(open, self.pos - open, EMPTY)),
                 Some((Token::Word("end"), at)) => {
                     self.nothing_after(tokens.next())?;
                     return Ok((nodes, Some(at)));
@@ -193,7 +163,7 @@ impl<'t> Parser<'t> {
         let mut tokens = Vec::new();
         while !self.closes() {
             if self.rest().is_empty() {
-                return Err(self.error(open, 2, ParseProblem::UnclosedAction));
+                return Err(self.error(open, 2, ParseProblem::Unclosed("`}}`")));
             }
             tokens.push(self.token()?);
         }
@@ -210,7 +180,7 @@ impl<'t> Parser<'t> {
     }
 
     fn comment(&mut self, open: usize) -> Result<(), ParseError> {
-        let unclosed = self.error(open, 2, ParseProblem::UnclosedComment);
+        let unclosed = self.error(open, 2, ParseProblem::Unclosed("`*/}}`"));
         let end = self.rest().find("*/").ok_or_else(|| unclosed.clone())?;
         self.pos += end + 2;
         let spaced = self.rest().starts_with(SPACE);
@@ -256,17 +226,17 @@ impl<'t> Parser<'t> {
                     Some('t') => '\t',
                     Some('r') => '\r',
                     Some(c @ ('"' | '\\')) => c,
-                    _ => return Err(self.error(at, 1, ParseProblem::Escape)),
+                    _ => return Err(self.error(at, 1, ESCAPE)),
                 }),
                 _ => out.push(c),
             }
         }
-        Err(self.error(start, 1, ParseProblem::UnclosedText))
+        Err(self.error(start, 1, ParseProblem::Unclosed("closing quote")))
     }
 
     fn backquoted(&mut self) -> Result<String, ParseError> {
         let start = self.pos + 1;
-        let len = self.text[start..].find('`').ok_or_else(|| self.error(self.pos, 1, ParseProblem::UnclosedText))?;
+        let len = self.text[start..].find('`').ok_or_else(|| self.error(self.pos, 1, ParseProblem::Unclosed("closing quote")))?;
         self.pos = start + len + 1;
         Ok(self.text[start..start + len].to_owned())
     }
@@ -292,7 +262,7 @@ impl<'t> Parser<'t> {
     fn expr(&self, token: Token<'t>, at: usize, depth: usize) -> Result<Expr, ParseError> {
         match token {
             Token::Text(text) => Ok(Expr::Text(text)),
-            Token::Word(word) => Err(self.error(at, word.len(), ParseProblem::SecretAlone)),
+            Token::Word(word) => Err(self.error(at, word.len(), SECRET_ALONE)),
             Token::Field(path) => self.field(path, at, depth),
         }
     }
@@ -300,7 +270,7 @@ impl<'t> Parser<'t> {
     fn field(&self, path: Vec<String>, at: usize, depth: usize) -> Result<Expr, ParseError> {
         let name = format!(".{}", path.join("."));
         let problem = match path.first() {
-            _ if depth == 0 => ParseProblem::NoDot,
+            _ if depth == 0 => NO_DOT,
             Some(first) if first == "Data" && path.len() > 1 && !path.iter().any(String::is_empty) => {
                 return Ok(Expr::Field { path, at: Place::of(self.text, at) });
             }
@@ -311,21 +281,21 @@ impl<'t> Parser<'t> {
 
     fn with(&mut self, at: usize, tokens: &mut impl Iterator<Item = Placed<'t>>, depth: usize) -> Result<Node<Read>, ParseError> {
         let (Some((Token::Word("secret"), _)), Some((Token::Text(path), path_at))) = (tokens.next(), tokens.next()) else {
-            return Err(self.error(at, 4, ParseProblem::WithWhat));
+            return Err(self.error(at, 4, WITH_WHAT));
         };
         self.nothing_after(tokens.next())?;
-        let read = read(&path).map_err(|why| self.error(path_at, path.len() + 2, ParseProblem::Path(why)))?;
+        let read = read(&path).map_err(|why| self.error(path_at, path.len() + 2, ParseProblem::Wrong(why, "")))?;
         if depth == MAX_DEPTH {
-            return Err(self.error(at, 4, ParseProblem::TooDeep));
+            return Err(self.error(at, 4, TOO_DEEP));
         }
         match self.list(depth + 1)? {
             (body, Some(_)) => Ok(Node::With { read, at: Place::of(self.text, at), body }),
-            (_, None) => Err(self.error(at, 4, ParseProblem::UnclosedWith)),
+            (_, None) => Err(self.error(at, 4, ParseProblem::Unclosed("`{{ end }}`"))),
         }
     }
 
     fn nothing_after(&self, token: Option<Placed<'t>>) -> Result<(), ParseError> {
-        token.map_or(Ok(()), |(_, at)| Err(self.error(at, 1, ParseProblem::Trailing)))
+        token.map_or(Ok(()), |(_, at)| Err(self.error(at, 1, TRAILING)))
     }
 
     fn skip_space(&mut self) -> bool {

@@ -55,11 +55,11 @@ fn refuses() {
     for (text, expected) in [
         ("ab\ncé {{ range .x }}", "template:2:7: `range` is not supported yet"),
         ("{{ range $k, $v := .Data }}{{ end }}", "template:1:4: `range` is not supported yet"),
-        ("{{", "template:1:1: `{{` is not closed by `}}`"),
+        ("{{", "template:1:1: what begins here lacks its `}}`"),
         ("{{ end }}", "template:1:4: `{{ end }}` ends nothing"),
         ("{{ }}", "template:1:1: the action is empty"),
         ("{{ .Data.x }}", "template:1:4: a field outside of `with secret` belongs to nothing"),
-        ("{{ with secret \"db\" }}", "template:1:4: `{{ with }}` has no `{{ end }}`"),
+        ("{{ with secret \"db\" }}", "template:1:4: what begins here lacks its `{{ end }}`"),
         ("{{ with .Data }}{{ end }}", "template:1:4: only `with secret \"PATH\"` is supported so far"),
         ("{{ with secret \"db\" \"a=b\" }}{{ end }}", "template:1:21: nothing may follow here"),
         ("{{ with secret \"db\" }}{{ .Data.x-y }}{{ end }}", "template:1:33: '-' has no meaning here"),
@@ -69,10 +69,10 @@ fn refuses() {
         ("{{ with secret \"a//b\" }}{{ end }}", "template:1:16: a secret's path cannot contain an empty, `.` or `..` segment"),
         ("{{ with secret \"db?version=x\" }}{{ end }}", "template:1:16: `?version=` takes a whole number"),
         ("{{ \"a\\q\" }}", "template:1:6: this escape is not understood"),
-        ("{{ \"a }}", "template:1:4: the quoted text has no end"),
-        ("{{ `a }}", "template:1:4: the quoted text has no end"),
-        ("{{/* a }}", "template:1:1: the comment is not closed by `*/}}`"),
-        ("{{/* a */ b }}", "template:1:1: the comment is not closed by `*/}}`"),
+        ("{{ \"a }}", "template:1:4: what begins here lacks its closing quote"),
+        ("{{ `a }}", "template:1:4: what begins here lacks its closing quote"),
+        ("{{/* a }}", "template:1:1: what begins here lacks its `*/}}`"),
+        ("{{/* a */ b }}", "template:1:1: what begins here lacks its `*/}}`"),
         ("{{ secret \"db\" }}", "template:1:4: `secret` is only supported in `with secret \"PATH\"` so far"),
         ("{{ (secret \"db\").Data.x }}", "template:1:4: `(` is not supported yet"),
         ("{{ .Data.x -}", "template:1:12: '-' has no meaning here"),
@@ -80,7 +80,7 @@ fn refuses() {
         assert_eq!(render(text), Err(expected.to_owned()), "{text}");
     }
     let deep = "{{ with secret \"db\" }}".repeat(40) + &"{{ end }}".repeat(40);
-    assert!(render(&deep).expect_err("too deep").contains("nested deeper"));
+    assert!(render(&deep).expect_err("too deep").contains("nested too deep"));
 }
 
 #[test]
