@@ -14,6 +14,7 @@ const DEFAULT_POLICY: [&str; 5] =
 
 /// An `AppRole`.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_field_names, reason = "the server's own word for it")]
 pub struct Role {
     pub role_id: String,
     pub secret_id: String,
@@ -28,7 +29,7 @@ pub struct Role {
 impl Default for Role {
     /// `role`, `secret`, any number of logins, nothing allowed, one hour and one day.
     fn default() -> Self {
-        let hour = Duration::from_secs(3600);
+        let hour = Duration::from_hours(1);
         let (role_id, secret_id) = ("role".to_owned(), "secret".to_owned());
         Self { role_id, secret_id, secret_id_uses: 0, allow: Vec::new(), token_ttl: hour, token_max_ttl: hour * 24 }
     }
@@ -180,7 +181,7 @@ impl State {
     }
 
     /// How many tokens and how many leases live.
-    pub fn live(&mut self) -> (usize, usize) {
+    pub(super) fn live(&mut self) -> (usize, usize) {
         self.sweep();
         (self.tokens.len(), self.leases.len())
     }
@@ -193,12 +194,6 @@ impl State {
     /// Ends all faults.
     pub fn clear_faults(&mut self) {
         self.faults.clear();
-    }
-
-    /// How many requests there were to paths that begin with `prefix`.
-    #[must_use]
-    pub fn count(&self, prefix: &str) -> usize {
-        self.requests.iter().filter(|request| request.path.starts_with(prefix)).count()
     }
 
     pub(super) fn fault(&self, path: &str) -> Option<Fault> {
