@@ -159,29 +159,6 @@ pub struct Owner {
     pub gid: u32,
 }
 
-/// A process of the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// The parent of all.
-    Supervise,
-    /// The one that talks to the server.
-    Fetch,
-    /// The one that answers the kernel.
-    Serve,
-}
-
-impl Role {
-    /// Its name in log lines and process lists.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Supervise => "supervise",
-            Self::Fetch => "fetch",
-            Self::Serve => "serve",
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -84,7 +84,12 @@ pub(super) struct Answer {
 impl Answer {
     /// Why it is no success, if it is none.
     pub(super) fn cause(&self, task: &Task<'_>) -> Option<Cause> {
-        task.cause(self.status, &self.words())
+        if self.wants_tls() { Some(Cause::Unreachable) } else { task.cause(self.status, &self.words()) }
+    }
+
+    /// What a server with TLS says to a request without (Go's `net/http`): it is no word on the login.
+    fn wants_tls(&self) -> bool {
+        self.status == 400 && self.body.starts_with(b"Client sent an HTTP request to an HTTPS server")
     }
 
     /// The failure that it is.
@@ -155,6 +160,7 @@ impl Answer {
                 let to = self.location.as_deref().unwrap_or("an address that cannot be read");
                 format!("the server redirects to {to} ({status}), which is not followed; hint: set `address` to the active server itself")
             }
+            (_, 400) if self.wants_tls() => "the server speaks TLS; hint: write its address with `https://`".to_owned(),
             (_, 503) if words.contains("sealed") => format!("the server is sealed ({status})"),
             _ if words.is_empty() => format!("the server answered {status}"),
             _ => format!("{words} ({status})"),
@@ -256,4 +262,88 @@ struct Data<T> {
 struct Versioned {
     data: Option<Map<String, Value>>,
     metadata: Map<String, Value>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, body: &str) -> Answer {
+        Answer { status, retry_after: None, location: None, body: Zeroizing::new(body.as_bytes().to_vec()) }
+    }
+
+    #[test]
+    fn what_a_status_means() {
+        let path = SecretPath::new("secret/app").expect("a path");
+        let (login, read, renew) = (Task::Login("approle"), Task::Read(&path), Task::RenewLease);
+        for (task, status, words, want) in [
+            (login, 200, "", None),
+            (login, 400, "invalid role or secret ID", Some(Cause::Login)),
+            (login, 403, "permission denied", Some(Cause::Login)),
+            (login, 404, "", Some(Cause::Login)),
+            (login, 429, "", Some(Cause::RateLimited)),
+            (login, 503, "Vault is sealed", Some(Cause::Unavailable)),
+            (read, 204, "", None),
+            (read, 307, "", Some(Cause::Unreachable)),
+            (read, 400, "unknown role: app", Some(Cause::NotFound)),
+            (read, 403, "permission denied", Some(Cause::Denied)),
+            (read, 404, "", Some(Cause::NotFound)),
+            (read, 405, "unsupported operation", Some(Cause::NotFound)),
+            (read, 412, "", Some(Cause::Unavailable)),
+            (read, 429, "", Some(Cause::RateLimited)),
+            (read, 472, "", Some(Cause::Unavailable)),
+            (read, 473, "", Some(Cause::Unavailable)),
+            (read, 500, "invalid lease of another kind", Some(Cause::Unavailable)),
+            (read, 502, "", Some(Cause::Unavailable)),
+            (read, 503, "", Some(Cause::Unavailable)),
+            (read, 600, "", Some(Cause::Malformed)),
+            (renew, 400, "lease not found", Some(Cause::NotFound)),
+            (renew, 500, "failed: invalid lease", Some(Cause::NotFound)),
+            (renew, 500, "failed to renew entry", Some(Cause::Unavailable)),
+            (renew, 403, "permission denied", Some(Cause::Denied)),
+            (Task::RevokeToken, 403, "permission denied", Some(Cause::Denied)),
+        ] {
+            assert_eq!(task.cause(status, words), want, "{task} {status}");
+        }
+    }
+
+    #[test]
+    fn words_are_the_servers_errors_alone() {
+        let long = format!(r#"{{"errors":["{}"]}}"#, "x".repeat(5000));
+        for (body, want) in [
+            (r#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#, "permission denied (403)"),
+            (r#"{"errors":["a\u001b[31m","b\u0000"]}"#, "a [31m; b (403)"),
+            (r#"{"errors":[]}"#, "the server answered 403"),
+            (r#"{"errors":null,"data":{"password":"hunter2"}}"#, "the server answered 403"),
+            (r#"{"errors":{"password":"hunter2"}}"#, "the server answered 403"),
+            ("<html>hunter2</html>", "the server answered 403"),
+            (&long, &format!("{} (403)", "x".repeat(300))),
+        ] {
+            let failure = answer(403, body).failure(&Task::RenewToken, Cause::Denied);
+            assert_eq!(failure.message, format!("renewing the token: {want}"));
+        }
+    }
+
+    #[test]
+    fn malformed_json_is_not_quoted() {
+        for body in [r#"{"data":"hunter2"}"#, r#"{"data":{"ttl":"hunter2"}}"#, r#"{"data":{"hunter2"#, "hunter2"] {
+            let failure = answer(200, body).data::<TokenInfo>(&Task::LookUpToken).err().expect("a failure");
+            assert_eq!(failure.cause, Cause::Malformed);
+            assert!(!format!("{failure:?}").contains("hunter2"), "{failure}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_body_panics_or_passes_a_control_character(status in 200_u16..600, body in ".{0,200}") {
+            let (path, answer) = (SecretPath::new("secret/app").expect("a path"), answer(status, &body));
+            let task = Task::Read(&path);
+            if let Some(cause) = answer.cause(&task) {
+                let failure = answer.gone(&task).unwrap_or_else(|| answer.failure(&task, cause));
+                proptest::prop_assert!(!failure.message.chars().any(char::is_control));
+            }
+            let _ = answer.reply(&task, true);
+            let _ = answer.reply(&task, false);
+        }
+    }
 }

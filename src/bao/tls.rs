@@ -123,7 +123,8 @@ pub(super) fn explain(error: &rustls::Error) -> String {
     let rustls::Error::InvalidCertificate(why) = error else {
         return format!("the TLS handshake failed: {error}");
     };
-    if matches!(why, E::UnknownIssuer) {
+    // A bad signature is an authority's that was made anew under its old name.
+    if matches!(why, E::UnknownIssuer | E::BadSignature) {
         "the server's certificate is of an unknown issuer; hint: name its authority in `ca_cert`".to_owned()
     } else if matches!(why, E::NotValidForName | E::NotValidForNameContext { .. }) {
         format!("the server's certificate is for another name ({why}); hint: set `tls_server_name`")
@@ -172,5 +173,27 @@ impl ServerCertVerifier for Anybody {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_certificate_is_named_with_its_remedy() {
+        let certificate = rustls::Error::InvalidCertificate;
+        for (error, want) in [
+            (certificate(CertificateError::UnknownIssuer), "hint: name its authority in `ca_cert`"),
+            (certificate(CertificateError::NotValidForName), "hint: set `tls_server_name`"),
+            (certificate(CertificateError::Expired), "has expired"),
+            (certificate(CertificateError::NotValidYet), "clock"),
+            (certificate(CertificateError::Revoked), "is refused"),
+            (rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType), "`http://`"),
+            (rustls::Error::DecryptError, "handshake failed"),
+        ] {
+            let words = explain(&error);
+            assert!(words.contains(want), "{words}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! bad day on demand. Held to the real server by `tests/contract.rs`. Included by path, used inside the process that
 //! tests; it ends with its handle.
 
-#![allow(dead_code, reason = "each test uses another part of it")]
+#![allow(dead_code, unused_imports, reason = "each test uses another part of it")]
 #![allow(unreachable_pub, reason = "a module included by path has no crate of its own to be public in")]
 
 mod answer;
@@ -84,6 +84,18 @@ impl Standin {
     /// Its state, to look at and to change; requests wait meanwhile. Twice in one statement waits for itself.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many requests there were to paths that begin with `prefix`, without `/v1/`.
+    #[must_use]
+    pub fn count(&self, prefix: &str) -> usize {
+        self.state().requests.iter().filter(|request| request.path.starts_with(prefix)).count()
+    }
+
+    /// How many tokens and how many leases live.
+    #[must_use]
+    pub fn live(&self) -> (usize, usize) {
+        self.state().live()
     }
 }
 

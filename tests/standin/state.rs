@@ -14,7 +14,7 @@ const DEFAULT_POLICY: [&str; 5] =
 
 /// An `AppRole`.
 #[derive(Clone, Debug)]
-#[allow(clippy::struct_field_names, reason = "the server's own word")]
+#[allow(clippy::struct_field_names, reason = "the server's own word for it")]
 pub struct Role {
     pub role_id: String,
     pub secret_id: String,
@@ -183,7 +183,7 @@ impl State {
     }
 
     /// How many tokens and how many leases live.
-    pub fn live(&mut self) -> (usize, usize) {
+    pub(super) fn live(&mut self) -> (usize, usize) {
         self.sweep();
         (self.tokens.len(), self.leases.len())
     }
@@ -202,12 +202,6 @@ impl State {
     /// Ends all faults.
     pub fn clear_faults(&mut self) {
         self.faults.clear();
-    }
-
-    /// How many requests there were to paths that begin with `prefix`.
-    #[must_use]
-    pub fn count(&self, prefix: &str) -> usize {
-        self.requests.iter().filter(|request| request.path.starts_with(prefix)).count()
     }
 
     pub(super) fn fault(&self, path: &str) -> Option<Fault> {
