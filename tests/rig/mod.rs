@@ -9,7 +9,6 @@ pub(crate) mod http;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod server;
-#[allow(unused_imports, reason = "the stand-in offers more than these tests use")]
 #[path = "../standin/mod.rs"]
 pub(crate) mod standin;
 

@@ -183,7 +183,7 @@ impl State {
     }
 
     /// How many tokens and how many leases live.
-    pub(super) fn live(&mut self) -> (usize, usize) {
+    pub fn live(&mut self) -> (usize, usize) {
         self.sweep();
         (self.tokens.len(), self.leases.len())
     }
