@@ -177,7 +177,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     fn accepted(&mut self, accepted: Accepted, query: Option<QueryId>) -> Result<(), Exit> {
         match accepted {
             Accepted::Changes(changes) => self.press.publish(changes, self.clock.now(), &mut self.jitter),
-            Accepted::Incomplete => Ok(()),
+            Accepted::Nothing => Ok(()),
             Accepted::Unusable(errors) => {
                 for error in errors {
                     let (file, why) = (&error.name, &*error.to_string());
