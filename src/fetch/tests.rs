@@ -133,12 +133,14 @@ impl Source for Server {
 /// Sends what is published; refuses as often as it was told to.
 struct Recorder {
     published: Sender<BTreeMap<u32, String>>,
+    announced: Announced,
     generation: u64,
     refusals: Arc<Mutex<u32>>,
+    tended: Sender<()>,
 }
 
 impl Outlet for Recorder {
-    fn publish(&mut self, changes: &[Change], announced: &Announced) -> Result<Generation, OutletError> {
+    fn publish(&mut self, changes: &[Change], _: &dyn Clock) -> Result<Generation, OutletError> {
         let mut refusals = self.refusals.lock().expect("no test panics with it");
         if *refusals > 0 {
             *refusals -= 1;
@@ -147,9 +149,21 @@ impl Outlet for Recorder {
         self.generation += 1;
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
         let _ = self.published.send(changes.iter().map(|(FileId(id), bytes)| (*id, text(bytes))).collect());
-        let (announced, generation) = (announced.clone(), Generation(self.generation));
+        let (announced, generation) = (self.announced.clone(), Generation(self.generation));
+        // Once it fails; being tended it announces again, more than once.
+        announced.failed("a file is busy".to_owned());
         std::thread::spawn(move || announced.done(generation)).join().expect("it does not panic");
         Ok(generation)
+    }
+
+    fn tend(&mut self, _: &dyn Clock) -> Option<Duration> {
+        self.announced.done(Generation(self.generation));
+        let _ = self.tended.send(());
+        None
+    }
+
+    fn close(self) {
+        let _ = self.published.send(BTreeMap::new());
     }
 }
 
@@ -159,6 +173,7 @@ struct Rig {
     log: Receiver<String>,
     published: Receiver<BTreeMap<u32, String>>,
     refusals: Arc<Mutex<u32>>,
+    tendings: Receiver<()>,
     link: End,
     role: JoinHandle<Exit>,
 }
@@ -178,7 +193,9 @@ impl Rig {
         let server = Server { script: Arc::new(Mutex::new(script)), barrier, log: sender };
         let (sender, published) = channel();
         let refusals = Arc::new(Mutex::new(refusals));
-        let outlet = Recorder { published: sender, generation: 0, refusals: Arc::clone(&refusals) };
+        let (tended, tendings) = channel();
+        let left = Arc::clone(&refusals);
+        let open = move |announced| Ok(Recorder { published: sender, announced, generation: 0, refusals: left, tended });
         let (link, end) = pair().expect("a socket pair");
         let files = contents.into_iter().enumerate().map(|(n, content)| file(&format!("f{n}"), content)).collect();
         let plan = plan(queries.iter().map(|path| query(path, None)).collect(), files);
@@ -186,8 +203,8 @@ impl Rig {
         let pace = Pace { retry: quick, slow: quick, grace: Duration::from_mins(5), refresh: MS(20) };
         let settings = Settings { pace, leave: MS(200) };
         let source = server.clone();
-        let role = std::thread::spawn(move || run(&plan, source, outlet, &end, &RealClock::start(), &settings));
-        Self { server, log, published, refusals, link, role }
+        let role = std::thread::spawn(move || run(&plan, source, open, &end, &RealClock::start(), &settings));
+        Self { server, log, published, refusals, tendings, link, role }
     }
 
     /// The next message of the role.
@@ -390,6 +407,28 @@ fn a_first_publication_that_is_refused_ends_the_role() {
     let rig = Rig::start_refused(&["k0"], vec![field(0, "a")], 1, |_| {});
     assert_eq!(rig.role.join().expect("the role does not panic"), Exit::Tmpfs);
     assert!(rig.log.try_iter().any(|asked| asked == "revoke token-1"));
+}
+
+#[test]
+fn an_outlet_is_tended_again_after_a_failed_announcement_and_closed_at_the_end() {
+    let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
+    rig.ready();
+    for _ in 0..2 {
+        rig.tendings.recv_timeout(PATIENCE).expect("after the publication, and after the failure");
+    }
+    rig.link.send(&ToRole::Stop).expect("the role lives");
+    assert_eq!(rig.next(), BTreeMap::new(), "it was closed");
+    rig.role.join().expect("the role does not panic");
+}
+
+#[test]
+fn an_outlet_that_cannot_be_opened_ends_the_role() {
+    let (link, end) = pair().expect("a socket pair");
+    let plan = plan(Vec::new(), Vec::new());
+    let open = |_| Err::<Recorder, _>(OutletError { what: "no thread".to_owned(), exit: Exit::Memory });
+    let server = Rig::start(&[], Vec::new(), |_| {}).server;
+    assert_eq!(run(&plan, server, open, &end, &RealClock::start(), &Settings::new(&plan)), Exit::Memory);
+    drop(link);
 }
 
 #[test]
