@@ -11,12 +11,12 @@ use std::hash::BuildHasher;
 
 /// What became of a reply.
 pub(super) enum Accepted {
-    /// These files changed; none, if the values are the same.
+    /// These files changed. The first time: all files.
     Changes(Vec<Change>),
     /// The values cannot be served; the errors that were not told before.
     Unusable(Vec<RenderError>),
-    /// Other first values are still missing.
-    Incomplete,
+    /// Nothing new, or other first values are still missing.
+    Nothing,
 }
 
 /// The state of all files and queries.
@@ -86,11 +86,7 @@ impl<'p> Board<'p> {
         let seen = version.is_some() && std::mem::replace(&mut state.version, version) == version;
         let bad = state.files.iter().any(|file| self.files[file.index()].error.is_some());
         if seen {
-            return match (bad, self.complete) {
-                (true, _) => Accepted::Unusable(Vec::new()),
-                (false, true) => Accepted::Changes(Vec::new()),
-                (false, false) => Accepted::Incomplete,
-            };
+            return if bad { Accepted::Unusable(Vec::new()) } else { Accepted::Nothing };
         }
         let files = state.files.clone();
         let look = Look { queries: &self.queries, fresh: Some((query, &reply)), token };
@@ -100,11 +96,14 @@ impl<'p> Board<'p> {
                 self.keep(query, reply);
                 if self.complete { Accepted::Changes(self.changed(changes)) } else { self.first(token) }
             }
-            Err(errors) if errors.iter().all(|error| error.problem == Problem::Unread) => {
-                self.keep(query, reply);
-                Accepted::Incomplete
+            Err(mut errors) => {
+                // Before the first publication there is no good reply to fall back on, and others may still be missing.
+                if !self.complete {
+                    self.keep(query, reply);
+                    errors.retain(|error| error.problem != Problem::Unread);
+                }
+                if errors.is_empty() { Accepted::Nothing } else { Accepted::Unusable(self.blame(errors)) }
             }
-            Err(errors) => Accepted::Unusable(self.blame(errors)),
         }
     }
 
@@ -157,7 +156,7 @@ impl<'p> Board<'p> {
                 }
                 Accepted::Changes(self.changed(changes))
             }
-            Err(_) => Accepted::Incomplete,
+            Err(_) => Accepted::Nothing,
         }
     }
 

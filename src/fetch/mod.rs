@@ -21,7 +21,7 @@ use crate::names::{Generation, QueryId};
 use crate::observe::{Event, report_dropped};
 use crate::sys::watch;
 use board::{Accepted, Board};
-use press::Press;
+use press::{Announcements, Press};
 use requests::{Answer, Requests, say_revoked};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -45,10 +45,16 @@ impl Settings {
     }
 }
 
-/// Runs until supervise says so or is gone. `Ready` and `Changed` are sent on `link`; sending `Failed` is left to the caller.
+/// Runs until supervise says so or is gone. `open` makes the outlet, whose announcements come through what it is given.
+/// `Ready` and `Changed` are sent on `link`; sending `Failed` is left to the caller.
 ///
 /// The result is `Ok` after a stop, else why the first secrets could not be served.
-pub fn run<S: Source + 'static>(plan: &Plan, source: S, outlet: impl Outlet, link: &End, clock: &impl Clock, settings: &Settings) -> Exit {
+pub fn run<S, O, F>(plan: &Plan, source: S, open: F, link: &End, clock: &impl Clock, settings: &Settings) -> Exit
+where
+    S: Source + 'static,
+    O: Outlet,
+    F: FnOnce(Announced) -> Result<O, OutletError>,
+{
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
         Event::Broken { what: "the event loop of fetch cannot be built" }.emit();
         return Exit::Software;
@@ -58,16 +64,18 @@ pub fn run<S: Source + 'static>(plan: &Plan, source: S, outlet: impl Outlet, lin
             Event::Broken { what: "the link to supervise cannot be watched" }.emit();
             return Exit::Software;
         };
-        let mut fetch = Fetch {
-            clock,
-            machine: Machine::new(&plan.queries, settings.pace, Jitter::new(), clock.now()),
-            board: Board::new(plan),
-            requests: Requests::new(source, &plan.queries),
-            press: Press::new(outlet, link, settings.pace),
-            jitter: Jitter::new(),
-            login: None,
+        let (press, announcements) = match Press::open(open, link, settings.pace) {
+            Ok(press) => press,
+            Err(error) => {
+                Event::Broken { what: &error.what }.emit();
+                return error.exit;
+            }
         };
-        let exit = fetch.run(link, &watch).await;
+        let machine = Machine::new(&plan.queries, settings.pace, Jitter::new(), clock.now());
+        let (board, requests) = (Board::new(plan), Requests::new(source, &plan.queries));
+        let mut fetch = Fetch { clock, machine, board, requests, press, login: None };
+        let exit = fetch.run(&Ears { link, watch }, announcements).await;
+        fetch.press.close();
         fetch.requests.leave(settings.leave).await;
         exit
     });
@@ -80,7 +88,7 @@ pub fn run<S: Source + 'static>(plan: &Plan, source: S, outlet: impl Outlet, lin
 enum Woken {
     Told(Received<ToRole>),
     Answered(Answer),
-    Announced(Generation),
+    Announced(Result<Generation, String>),
     Due,
 }
 
@@ -90,25 +98,28 @@ struct Fetch<'a, S: Source, O, C> {
     board: Board<'a>,
     requests: Requests<S>,
     press: Press<'a, O>,
-    jitter: Jitter,
     /// Why there is no token.
     login: Option<Failure>,
 }
 
 impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
-    async fn run(&mut self, link: &End, watch: &AsyncFd<BorrowedFd<'_>>) -> Exit {
+    async fn run(&mut self, ears: &Ears<'_>, mut announcements: Announcements) -> Exit {
         self.step(Input::Tick);
         loop {
-            let done = match self.wait(link, watch).await {
+            let done = match self.wait(ears, &mut announcements).await {
                 Woken::Told(Received::Message(ToRole::GiveUp)) => return self.give_up(),
                 Woken::Told(Received::Message(ToRole::Stop) | Received::Closed) => return Exit::Ok,
                 Woken::Told(Received::Empty) => Ok(()),
                 Woken::Answered(answer) => self.answered(answer),
-                Woken::Announced(generation) => {
-                    self.press.tell(generation);
+                Woken::Announced(announced) => {
+                    self.press.announced(announced, self.clock);
                     Ok(())
                 }
-                Woken::Due => self.due(),
+                Woken::Due => {
+                    self.step(Input::Tick);
+                    self.press.turn(self.clock);
+                    Ok(())
+                }
             };
             if let Err(exit) = done {
                 return exit;
@@ -117,7 +128,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         }
     }
 
-    async fn wait(&mut self, link: &End, watch: &AsyncFd<BorrowedFd<'_>>) -> Woken {
+    async fn wait(&mut self, ears: &Ears<'_>, announcements: &mut Announcements) -> Woken {
         let wake = self.machine.wake().into_iter().chain(self.press.wake()).min();
         let sleep = wake.map(|wake| tokio::time::sleep(wake.since(self.clock.now())));
         let due = async {
@@ -127,17 +138,11 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             }
         };
         tokio::select! {
-            told = receive(link, watch) => Woken::Told(told),
+            told = ears.receive() => Woken::Told(told),
             answer = self.requests.next() => Woken::Answered(answer),
-            generation = self.press.announced() => Woken::Announced(generation),
+            Some(announced) = announcements.recv() => Woken::Announced(announced),
             () = due => Woken::Due,
         }
-    }
-
-    fn due(&mut self) -> Result<(), Exit> {
-        self.step(Input::Tick);
-        let now = self.clock.now();
-        if self.press.wake().is_some_and(|wake| wake <= now) { self.press.publish(Vec::new(), now, &mut self.jitter) } else { Ok(()) }
     }
 
     fn answered(&mut self, answer: Answer) -> Result<(), Exit> {
@@ -178,8 +183,8 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
 
     fn accepted(&mut self, accepted: Accepted, query: Option<QueryId>) -> Result<(), Exit> {
         match accepted {
-            Accepted::Changes(changes) => self.press.publish(changes, self.clock.now(), &mut self.jitter),
-            Accepted::Incomplete => Ok(()),
+            Accepted::Changes(changes) => self.press.publish(changes, self.clock),
+            Accepted::Nothing => Ok(()),
             Accepted::Unusable(errors) => {
                 for error in errors {
                     let (file, why) = (&error.name, &*error.to_string());
@@ -220,12 +225,20 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     }
 }
 
-async fn receive(link: &End, watch: &AsyncFd<BorrowedFd<'_>>) -> Received<ToRole> {
-    loop {
-        let Ok(mut ready) = watch.readable().await else { return Received::Closed };
-        match link.receive() {
-            Received::Empty => ready.clear_ready(),
-            told @ (Received::Message(_) | Received::Closed) => return told,
+/// Supervise's end, heard inside the runtime.
+struct Ears<'a> {
+    link: &'a End,
+    watch: AsyncFd<BorrowedFd<'a>>,
+}
+
+impl Ears<'_> {
+    async fn receive(&self) -> Received<ToRole> {
+        loop {
+            let Ok(mut ready) = self.watch.readable().await else { return Received::Closed };
+            match self.link.receive() {
+                Received::Empty => ready.clear_ready(),
+                told @ (Received::Message(_) | Received::Closed) => return told,
+            }
         }
     }
 }

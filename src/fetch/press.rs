@@ -1,7 +1,7 @@
 //! Publishing, and telling supervise of it. Invariants: what the outlet does not take is offered again, newer content in
 //! place of older; `Ready` is sent once, and `Changed` once for each later generation that was announced.
 
-use crate::clock::{Jitter, Moment};
+use crate::clock::{Clock, Jitter, Moment};
 use crate::exit::Exit;
 use crate::lease::Pace;
 use crate::link::{End, FromRole};
@@ -9,22 +9,24 @@ use crate::names::{FileId, Generation};
 use crate::observe::Event;
 use crate::render::Change;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use zeroize::Zeroizing;
 
 /// Where files go: the arena with its announcing thread, or a tmpfs.
 pub trait Outlet {
-    /// Makes all `changes` visible in one step, or none of them. `announced` is told the generation once inotify
-    /// watchers have seen it: at once, or later from another thread.
+    /// Makes all `changes` visible in one step, or none of them.
     ///
     /// # Errors
     /// Why the last generation stays; the same changes are offered again later.
-    fn publish(&mut self, changes: &[Change], announced: &Announced) -> Result<Generation, OutletError>;
+    fn publish(&mut self, changes: &[Change], clock: &dyn Clock) -> Result<Generation, OutletError>;
 
-    /// Removes what old generations have left, as far as it is due. When it is worth to come again, if at all.
-    fn tidy(&mut self) -> Option<Moment> {
-        None
-    }
+    /// What is to be done besides: wiping old versions, announcing again what could not be announced. Called after every
+    /// publication, and again after what it returns.
+    fn tend(&mut self, clock: &dyn Clock) -> Option<Duration>;
+
+    /// Takes away what is left of the files, at the end.
+    fn close(self);
 }
 
 /// Why something could not be published. Holds no value.
@@ -36,66 +38,101 @@ pub struct OutletError {
     pub exit: Exit,
 }
 
-/// Tells the loop that a generation was announced; may be used in any thread.
+/// How an outlet says that inotify watchers have seen a generation, or why not; may be used in any thread.
 #[derive(Clone, Debug)]
-pub struct Announced(UnboundedSender<Generation>);
+pub struct Announced(UnboundedSender<Result<Generation, String>>);
 
 impl Announced {
-    /// `generation` was announced.
+    /// `generation` was announced, and all before it.
     pub fn done(&self, generation: Generation) {
-        // Nobody receives once the loop has ended: then nobody needs to know.
-        let _ = self.0.send(generation);
+        // Nobody receives once the loop has ended: then nobody needs to know. Here and below.
+        let _ = self.0.send(Ok(generation));
+    }
+
+    /// Something could not be announced, and this is why; the outlet is tended again after a while.
+    pub fn failed(&self, why: String) {
+        let _ = self.0.send(Err(why));
     }
 }
+
+/// What the announcing side says, in order.
+pub(super) type Announcements = UnboundedReceiver<Result<Generation, String>>;
 
 /// An outlet and what it owes.
 pub(super) struct Press<'a, O> {
     outlet: O,
     link: &'a End,
     pace: Pace,
-    announced: (Announced, UnboundedReceiver<Generation>),
-    /// The generation of the first publication.
+    jitter: Jitter,
+    /// The generation of the first publication, and the last one that supervise knows of.
     first: Option<Generation>,
-    /// What the outlet did not take; the last reason; how often in a row; when it is offered again.
+    told: Generation,
+    /// What the outlet did not take.
     refused: BTreeMap<FileId, Zeroizing<Vec<u8>>>,
-    reason: Option<OutletError>,
+    /// The last trouble that was told, how often in a row there was any, and when it is tried again.
+    trouble: Option<String>,
     failures: u32,
     again: Option<Moment>,
+    /// When the outlet is tended.
+    tend: Option<Moment>,
 }
 
 impl<'a, O: Outlet> Press<'a, O> {
-    pub(super) fn new(outlet: O, link: &'a End, pace: Pace) -> Self {
+    /// Opens the outlet.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub(super) fn open<F>(open: F, link: &'a End, pace: Pace) -> Result<(Self, Announcements), OutletError>
+    where
+        F: FnOnce(Announced) -> Result<O, OutletError>,
+    {
         let (sender, receiver) = unbounded_channel();
-        Self {
-            outlet,
+        let press = Self {
+            outlet: open(Announced(sender))?,
             link,
             pace,
-            announced: (Announced(sender), receiver),
+            jitter: Jitter::new(),
             first: None,
+            told: Generation::default(),
             refused: BTreeMap::new(),
-            reason: None,
+            trouble: None,
             failures: 0,
             again: None,
-        }
+            tend: None,
+        };
+        Ok((press, receiver))
     }
 
-    /// When refused changes are to be offered again.
+    /// When `turn` is due.
     pub(super) fn wake(&self) -> Option<Moment> {
-        self.again
+        self.again.into_iter().chain(self.tend).min()
     }
 
-    /// The next generation that was announced.
-    pub(super) async fn announced(&mut self) -> Generation {
-        match self.announced.1.recv().await {
-            Some(generation) => generation,
-            None => std::future::pending().await,
+    /// Offers again what was refused, and tends the outlet, when it is time.
+    pub(super) fn turn(&mut self, clock: &dyn Clock) {
+        let now = clock.now();
+        if self.again.is_some_and(|again| again <= now) {
+            self.again = None;
+            // Not the first publication: nothing is refused before it.
+            let _ = self.publish(Vec::new(), clock);
+        }
+        if self.tend.is_some_and(|tend| tend <= now) {
+            self.tend(clock);
         }
     }
 
-    /// Tells supervise of an announced rotation. A message lost to a full link changes nothing: as many wait there already.
-    pub(super) fn tell(&self, generation: Generation) {
-        if self.first.is_some_and(|first| generation > first) {
-            let _ = self.link.send(&FromRole::Changed);
+    /// Tells supervise of an announced rotation. A message that a full link drops changes nothing: as many wait there already.
+    pub(super) fn announced(&mut self, announced: Result<Generation, String>, clock: &dyn Clock) {
+        match announced {
+            Ok(generation) if self.first.is_some_and(|first| generation > first) && generation > self.told => {
+                self.told = generation;
+                let _ = self.link.send(&FromRole::Changed);
+            }
+            Ok(_) => {}
+            Err(why) => {
+                let wait = self.fail(why);
+                self.tend = Some(clock.now().plus(wait));
+            }
         }
     }
 
@@ -103,34 +140,52 @@ impl<'a, O: Outlet> Press<'a, O> {
     ///
     /// # Errors
     /// The exit code when the first publication is refused.
-    pub(super) fn publish(&mut self, changes: Vec<Change>, now: Moment, jitter: &mut Jitter) -> Result<(), Exit> {
-        let first = self.first.is_none();
+    pub(super) fn publish(&mut self, changes: Vec<Change>, clock: &dyn Clock) -> Result<(), Exit> {
         self.refused.extend(changes);
-        if self.refused.is_empty() && !first {
+        if self.refused.is_empty() && self.first.is_some() {
             return Ok(());
         }
         let all: Vec<Change> = std::mem::take(&mut self.refused).into_iter().collect();
-        match self.outlet.publish(&all, &self.announced.0) {
+        match self.outlet.publish(&all, clock) {
             Ok(generation) => {
-                (self.reason, self.failures, self.again) = (None, 0, None);
-                Event::Published { generation, files: all.len() }.emit();
-                if first {
-                    self.first = Some(generation);
-                    Event::Ready { files: all.len() }.emit();
-                    let _ = self.link.send(&FromRole::Ready);
-                }
+                self.published(generation, all.len());
+                self.tend(clock);
                 Ok(())
             }
             Err(error) => {
-                if self.reason.as_ref() != Some(&error) {
-                    Event::Broken { what: &error.what }.emit();
-                }
-                let exit = error.exit;
-                self.again = Some(now.plus(self.pace.slow.delay(self.failures, jitter)));
-                (self.reason, self.failures) = (Some(error), self.failures.saturating_add(1));
+                let wait = self.fail(error.what);
+                self.again = Some(clock.now().plus(wait));
                 self.refused = all.into_iter().collect();
-                if first { Err(exit) } else { Ok(()) }
+                if self.first.is_some() { Ok(()) } else { Err(error.exit) }
             }
         }
+    }
+
+    /// Takes away what is left of the files.
+    pub(super) fn close(self) {
+        self.outlet.close();
+    }
+
+    fn published(&mut self, generation: Generation, files: usize) {
+        (self.trouble, self.failures, self.again) = (None, 0, None);
+        Event::Published { generation, files }.emit();
+        if self.first.replace(self.first.unwrap_or(generation)).is_none() {
+            Event::Ready { files }.emit();
+            let _ = self.link.send(&FromRole::Ready);
+        }
+    }
+
+    fn tend(&mut self, clock: &dyn Clock) {
+        self.tend = self.outlet.tend(clock).map(|after| clock.now().plus(after.max(Duration::from_millis(20))));
+    }
+
+    /// Says a trouble, if it is not the last one; gives the wait before the next try.
+    fn fail(&mut self, why: String) -> Duration {
+        if self.trouble.as_ref() != Some(&why) {
+            Event::Broken { what: &why }.emit();
+        }
+        self.trouble = Some(why);
+        self.failures = self.failures.saturating_add(1);
+        self.pace.slow.delay(self.failures - 1, &mut self.jitter)
     }
 }

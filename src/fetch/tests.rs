@@ -1,1 +1,442 @@
-//! x
+//! The loop with a scripted server and a recording outlet, in real time of milliseconds.
+
+use super::*;
+use crate::clock::{Backoff, RealClock};
+use crate::config::plan::{Content, Query};
+use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
+use crate::link::{FromRole, pair};
+use crate::names::{FileId, LeaseId};
+use crate::render::Change;
+use crate::render::tests::{field, file, plan, query, template};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+/// Longer than anything takes here; a test that waits so long has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the server answers.
+struct Script {
+    /// By path: the version and fields of KV, or why it fails. `db` is a lease, `hang` never answers.
+    kv: BTreeMap<String, Result<(u64, Value), Cause>>,
+    login: Option<Cause>,
+    /// Lives of the token and of the lease of `db`.
+    token: Duration,
+    lease: Duration,
+    /// Requests that wait for one another: proves that so many are out at once.
+    together: usize,
+    /// Logins wait for this, if it is set.
+    gate: Option<Arc<tokio::sync::Notify>>,
+    /// Whether revocations are answered.
+    revokes: bool,
+    serial: u32,
+}
+
+#[derive(Clone)]
+struct Server {
+    script: Arc<Mutex<Script>>,
+    barrier: Arc<tokio::sync::Barrier>,
+    log: Sender<String>,
+}
+
+fn failure(cause: Cause, what: &str) -> Failure {
+    Failure { cause, message: format!("{what}: {cause:?}"), retry_after: None }
+}
+
+impl Server {
+    fn script(&self) -> MutexGuard<'_, Script> {
+        self.script.lock().expect("no test panics with it")
+    }
+
+    fn say(&self, what: &str) {
+        let _ = self.log.send(what.to_owned());
+    }
+
+    fn serial(&self) -> u32 {
+        let mut script = self.script();
+        script.serial += 1;
+        script.serial
+    }
+}
+
+impl Source for Server {
+    type Token = String;
+
+    async fn login(&self) -> Result<(String, TokenGrant), Failure> {
+        self.say("login");
+        let gate = self.script().gate.clone();
+        if let Some(gate) = gate {
+            gate.notified().await;
+        }
+        let ttl = self.script().token;
+        let refused = self.script().login;
+        match refused {
+            Some(cause) => Err(failure(cause, "logging in")),
+            None => Ok((format!("token-{}", self.serial()), TokenGrant { ttl: Some(ttl), renewable: false })),
+        }
+    }
+
+    fn expose<'a>(&self, token: &'a String) -> &'a [u8] {
+        token.as_bytes()
+    }
+
+    async fn read(&self, token: &String, query: &Query) -> Result<Reply, Failure> {
+        let path = query.path.as_str();
+        self.say(&format!("read {path}"));
+        if path == "hang" {
+            std::future::pending::<()>().await;
+        }
+        let together = std::mem::take(&mut self.script().together);
+        if together > 0 {
+            self.script().together = together - 1;
+            self.barrier.wait().await;
+        }
+        if path == "db" {
+            let n = self.serial();
+            let fields = json!({"username": format!("user-{n}-{token}"), "password": format!("pass-{n}-{token}")});
+            let lease = Lease { id: LeaseId::new("lease").expect("not empty"), ttl: self.script().lease, renewable: false };
+            return Ok(Reply { fields: fields.as_object().expect("an object").clone(), engine: Engine::Other, lease: Some(lease) });
+        }
+        let (version, fields) = self.script().kv[path].clone().map_err(|cause| failure(cause, path))?;
+        let engine = Engine::Kv2 { version, metadata: serde_json::Map::new() };
+        Ok(Reply { fields: fields.as_object().expect("an object").clone(), engine, lease: None })
+    }
+
+    async fn renew(&self, _: &String, lease: &LeaseId, _: Duration) -> Result<Lease, Failure> {
+        self.say("renew");
+        Ok(Lease { id: lease.clone(), ttl: self.script().lease, renewable: false })
+    }
+
+    async fn renew_token(&self, _: &String) -> Result<TokenGrant, Failure> {
+        self.say("renew token");
+        Ok(TokenGrant { ttl: Some(self.script().token), renewable: false })
+    }
+
+    async fn look_up_token(&self, _: &String) -> Result<TokenGrant, Failure> {
+        self.say("look up");
+        Ok(TokenGrant { ttl: Some(self.script().token), renewable: false })
+    }
+
+    async fn revoke_token(&self, token: &String) -> Result<(), Failure> {
+        self.say(&format!("revoke {token}"));
+        if !self.script().revokes {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+}
+
+/// Sends what is published; refuses as often as it was told to.
+struct Recorder {
+    published: Sender<BTreeMap<u32, String>>,
+    announced: Announced,
+    generation: u64,
+    refusals: Arc<Mutex<u32>>,
+    tended: Sender<()>,
+}
+
+impl Outlet for Recorder {
+    fn publish(&mut self, changes: &[Change], _: &dyn Clock) -> Result<Generation, OutletError> {
+        let mut refusals = self.refusals.lock().expect("no test panics with it");
+        if *refusals > 0 {
+            *refusals -= 1;
+            return Err(OutletError { what: "no room".to_owned(), exit: Exit::Tmpfs });
+        }
+        self.generation += 1;
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+        let _ = self.published.send(changes.iter().map(|(FileId(id), bytes)| (*id, text(bytes))).collect());
+        let (announced, generation) = (self.announced.clone(), Generation(self.generation));
+        // Once it fails; being tended it announces again, more than once.
+        announced.failed("a file is busy".to_owned());
+        std::thread::spawn(move || announced.done(generation)).join().expect("it does not panic");
+        Ok(generation)
+    }
+
+    fn tend(&mut self, _: &dyn Clock) -> Option<Duration> {
+        self.announced.done(Generation(self.generation));
+        let _ = self.tended.send(());
+        None
+    }
+
+    fn close(self) {
+        let _ = self.published.send(BTreeMap::new());
+    }
+}
+
+/// A role that runs in a thread, seen from supervise.
+struct Rig {
+    server: Server,
+    log: Receiver<String>,
+    published: Receiver<BTreeMap<u32, String>>,
+    refusals: Arc<Mutex<u32>>,
+    tendings: Receiver<()>,
+    link: End,
+    role: JoinHandle<Exit>,
+}
+
+impl Rig {
+    fn start(queries: &[&str], contents: Vec<Content>, change: impl FnOnce(&mut Script)) -> Self {
+        Self::start_refused(queries, contents, 0, change)
+    }
+
+    fn start_refused(queries: &[&str], contents: Vec<Content>, refusals: u32, change: impl FnOnce(&mut Script)) -> Self {
+        let kv = queries.iter().map(|path| ((*path).to_owned(), Ok((1, json!({"a": "one", "b": "two"}))))).collect();
+        let (token, lease) = (Duration::from_hours(1), Duration::from_hours(1));
+        let mut script = Script { kv, login: None, token, lease, together: 0, gate: None, revokes: true, serial: 0 };
+        change(&mut script);
+        let (sender, log) = channel();
+        let barrier = Arc::new(tokio::sync::Barrier::new(script.together.max(1)));
+        let server = Server { script: Arc::new(Mutex::new(script)), barrier, log: sender };
+        let (sender, published) = channel();
+        let refusals = Arc::new(Mutex::new(refusals));
+        let (tended, tendings) = channel();
+        let left = Arc::clone(&refusals);
+        let open = move |announced| Ok(Recorder { published: sender, announced, generation: 0, refusals: left, tended });
+        let (link, end) = pair().expect("a socket pair");
+        let files = contents.into_iter().enumerate().map(|(n, content)| file(&format!("f{n}"), content)).collect();
+        let plan = plan(queries.iter().map(|path| query(path, None)).collect(), files);
+        let quick = Backoff::new(MS(5), MS(50));
+        let pace = Pace { retry: quick, slow: quick, grace: Duration::from_mins(5), refresh: MS(20) };
+        let settings = Settings { pace, leave: MS(200) };
+        let source = server.clone();
+        let role = std::thread::spawn(move || run(&plan, source, open, &end, &RealClock::start(), &settings));
+        Self { server, log, published, refusals, tendings, link, role }
+    }
+
+    /// The next message of the role.
+    fn hear(&self) -> Received<FromRole> {
+        let mut ready = [PollFd::new(self.link.as_fd(), PollFlags::POLLIN)];
+        let patience = PollTimeout::try_from(PATIENCE).expect("it fits");
+        assert_eq!(poll(&mut ready, patience).expect("poll"), 1, "the role says nothing");
+        self.link.receive()
+    }
+
+    fn ready(&self) -> BTreeMap<u32, String> {
+        assert_eq!(self.hear(), Received::Message(FromRole::Ready));
+        self.next()
+    }
+
+    /// The next publication.
+    fn next(&self) -> BTreeMap<u32, String> {
+        self.published.recv_timeout(PATIENCE).expect("a publication")
+    }
+
+    /// Waits for `times` requests of this kind.
+    fn asked(&self, what: &str, times: usize) {
+        let mut left = times;
+        while left > 0 {
+            let request = self.log.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("`{what}` was not asked {times} times"));
+            left -= usize::from(request.starts_with(what));
+        }
+    }
+
+    /// Ends the role; gives its exit code and what it asked since the last look.
+    fn end(self, message: ToRole) -> (Exit, Vec<String>) {
+        self.link.send(&message).expect("the role lives");
+        let exit = self.role.join().expect("the role does not panic");
+        (exit, self.log.try_iter().collect())
+    }
+}
+
+fn all(values: &[&str]) -> BTreeMap<u32, String> {
+    (0_u32..).zip(values.iter().map(|value| (*value).to_owned())).collect()
+}
+
+#[test]
+fn the_first_publication_is_complete_and_its_reads_run_side_by_side() {
+    let contents = vec![field(0, "a"), field(1, "b"), Content::Json { query: QueryId(2) }, Content::Token];
+    let rig = Rig::start(&["k0", "k1", "k2"], contents, |script| script.together = 3);
+    assert_eq!(rig.ready(), all(&["one", "two", r#"{"a":"one","b":"two"}"#, "token-1"]));
+    let (exit, asked) = rig.end(ToRole::Stop);
+    assert_eq!(exit, Exit::Ok);
+    assert_eq!(asked.iter().filter(|asked| *asked == "login").count(), 1);
+    assert_eq!(asked.last().map(String::as_str), Some("revoke token-1"));
+}
+
+#[test]
+fn nothing_is_published_while_one_value_is_missing() {
+    let denied = |script: &mut Script| drop(script.kv.insert("k1".to_owned(), Err(Cause::Denied)));
+    let rig = Rig::start(&["k0", "k1"], vec![field(0, "a"), field(1, "a")], denied);
+    rig.asked("read k0", 5);
+    assert!(rig.published.try_recv().is_err());
+    rig.server.script().kv.insert("k1".to_owned(), Ok((1, json!({"a": "late"}))));
+    assert_eq!(rig.ready(), all(&["one", "late"]));
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn user_and_password_change_in_one_publication_of_one_lease() {
+    let rig = Rig::start(&["db"], vec![field(0, "username"), field(0, "password")], |script| script.lease = MS(200));
+    let mut served = rig.ready();
+    for _ in 0..3 {
+        assert_eq!(served[&0].replace("user", "pass"), served[&1]);
+        let next = rig.next();
+        assert_eq!(rig.hear(), Received::Message(FromRole::Changed));
+        assert!(next[&0] != served[&0] && next[&1] != served[&1]);
+        served = next;
+    }
+    assert_eq!(rig.end(ToRole::Stop).0, Exit::Ok);
+}
+
+#[test]
+fn a_poll_without_a_change_publishes_nothing_and_a_change_only_what_changed() {
+    let rig = Rig::start(&["k0", "k1"], vec![field(0, "a"), field(0, "b"), field(1, "a")], |_| {});
+    rig.ready();
+    rig.asked("read k0", 6);
+    assert!(rig.published.try_recv().is_err(), "nothing changed");
+    rig.server.script().kv.insert("k0".to_owned(), Ok((2, json!({"a": "new", "b": "two"}))));
+    assert_eq!(rig.next(), all(&["new"]));
+    assert_eq!(rig.hear(), Received::Message(FromRole::Changed));
+    rig.asked("read k0", 4);
+    assert_eq!(rig.link.receive::<FromRole>(), Received::Empty, "one change is told once");
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn a_template_of_two_secrets_follows_both() {
+    let text = r#"{{ with secret "k0" }}{{ .Data.data.a }}{{ end }}-{{ with secret "k1" }}{{ .Data.data.a }}{{ end }}"#;
+    let rig = Rig::start(&["k0", "k1"], vec![template(text), field(0, "b")], |_| {});
+    assert_eq!(rig.ready(), all(&["one-one", "two"]));
+    rig.server.script().kv.insert("k1".to_owned(), Ok((2, json!({"a": "new"}))));
+    assert_eq!(rig.next(), all(&["one-new"]));
+    rig.server.script().kv.insert("k0".to_owned(), Ok((2, json!({"a": "newer", "b": "too"}))));
+    assert_eq!(rig.next(), all(&["newer-new", "too"]));
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn a_later_value_that_cannot_be_served_leaves_all_files_of_its_query() {
+    let rig = Rig::start(&["k0"], vec![field(0, "a"), field(0, "b")], |_| {});
+    rig.ready();
+    for (version, broken) in [(2, json!({"a": "new"})), (3, json!({"a": "new", "b": ""})), (4, json!({"a": "new", "b": null}))] {
+        rig.server.script().kv.insert("k0".to_owned(), Ok((version, broken)));
+        rig.asked("read k0", 4);
+    }
+    rig.server.script().kv.insert("k0".to_owned(), Err(Cause::Unavailable));
+    rig.asked("read k0", 4);
+    assert!(rig.published.try_recv().is_err(), "the last good values stay");
+    rig.server.script().kv.insert("k0".to_owned(), Ok((5, json!({"a": "good", "b": "again"}))));
+    assert_eq!(rig.next(), all(&["good", "again"]));
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn a_new_token_is_served_in_its_sink_and_the_leases_follow_it() {
+    let rig = Rig::start(&["db"], vec![Content::Token, field(0, "password")], |script| script.token = MS(300));
+    assert_eq!(rig.ready()[&0], "token-1");
+    let sink = rig.next();
+    let token = sink[&0].clone();
+    assert_eq!(sink.len(), 1);
+    let credential = rig.next();
+    assert!(credential[&1].ends_with(&token), "{credential:?} is not of {token}");
+    rig.asked("revoke token-1", 1);
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn giving_up_names_the_most_telling_cause_and_revokes() {
+    type Change = fn(&mut Script);
+    let table: &[(&str, Change, &str, Exit)] = &[
+        ("k1", |s| s.login = Some(Cause::Login), "login", Exit::Login),
+        ("k1", |s| s.login = Some(Cause::Unreachable), "login", Exit::Unavailable),
+        ("k1", |s| drop(s.kv.insert("k1".to_owned(), Err(Cause::Denied))), "look up", Exit::NoSecret),
+        ("k1", |s| drop(s.kv.insert("k1".to_owned(), Err(Cause::NotFound))), "read k1", Exit::NoSecret),
+        ("k1", |s| drop(s.kv.insert("k1".to_owned(), Err(Cause::RateLimited))), "read k1", Exit::Unavailable),
+        ("k1", |s| drop(s.kv.insert("k1".to_owned(), Ok((1, json!({}))))), "read k1", Exit::Data),
+        ("hang", |_| {}, "read hang", Exit::Unavailable),
+    ];
+    for (path, change, wait_for, expected) in table {
+        let rig = Rig::start(&["k0", path], vec![field(0, "a"), field(1, "a")], change);
+        // What follows the second one, the answer to the first has been taken.
+        rig.asked(wait_for, if *path == "hang" { 1 } else { 2 });
+        assert!(rig.published.try_recv().is_err(), "nothing partial is published");
+        let logged_in = *wait_for != "login";
+        let (exit, asked) = rig.end(ToRole::GiveUp);
+        assert_eq!(exit, *expected, "{wait_for}");
+        assert_eq!(asked.iter().any(|asked| asked.starts_with("revoke")), logged_in, "{asked:?}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_named_with_its_cause() {
+    let plan = plan(vec![query("q0", None), query("q1", None)], vec![file("one", field(0, "a")), file("two", field(1, "a"))]);
+    let mut board = Board::new(&plan);
+    let names = |(missing, exit): (Vec<(&crate::names::FileName, String)>, Exit)| {
+        (missing.iter().map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>(), exit)
+    };
+    assert_eq!(
+        names(board.missing(None)),
+        (vec!["one: reading q0: no answer came yet".to_owned(), "two: reading q1: no answer came yet".to_owned()], Exit::Unavailable)
+    );
+    board.failed(QueryId(1), &failure(Cause::Denied, "reading q1"));
+    board.accept(QueryId(0), crate::render::tests::reply(&json!({"b": "value"})), None);
+    let (missing, exit) = names(board.missing(None));
+    assert_eq!(missing[1], "two: reading q1: Denied");
+    assert!(missing[0].contains("no field `a`") && !missing[0].contains("value"), "{missing:?}");
+    assert_eq!(exit, Exit::Data, "what a person must mend in the data is more telling than a denied path");
+    let (missing, exit) = names(board.missing(Some(&failure(Cause::Login, "logging in"))));
+    assert_eq!((missing[0].as_str(), exit), ("one: logging in: Login", Exit::Login));
+}
+
+#[test]
+fn a_login_that_is_out_at_the_stop_is_waited_for_and_revoked() {
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let rig = Rig::start(&["k0"], vec![field(0, "a")], |script| script.gate = Some(Arc::clone(&gate)));
+    rig.asked("login", 1);
+    rig.link.send(&ToRole::Stop).expect("the role lives");
+    gate.notify_one();
+    assert_eq!(rig.role.join().expect("the role does not panic"), Exit::Ok);
+    assert_eq!(rig.log.try_iter().filter(|asked| asked == "revoke token-1").count(), 1);
+}
+
+#[test]
+fn leaving_is_bounded_and_begins_when_supervise_is_gone() {
+    let rig = Rig::start(&["k0"], vec![field(0, "a")], |script| script.revokes = false);
+    rig.ready();
+    drop(rig.link);
+    assert_eq!(rig.role.join().expect("the role does not panic"), Exit::Ok);
+    assert!(rig.log.try_iter().any(|asked| asked == "revoke token-1"));
+}
+
+#[test]
+fn a_first_publication_that_is_refused_ends_the_role() {
+    let rig = Rig::start_refused(&["k0"], vec![field(0, "a")], 1, |_| {});
+    assert_eq!(rig.role.join().expect("the role does not panic"), Exit::Tmpfs);
+    assert!(rig.log.try_iter().any(|asked| asked == "revoke token-1"));
+}
+
+#[test]
+fn an_outlet_is_tended_again_after_a_failed_announcement_and_closed_at_the_end() {
+    let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
+    rig.ready();
+    for _ in 0..2 {
+        rig.tendings.recv_timeout(PATIENCE).expect("after the publication, and after the failure");
+    }
+    rig.link.send(&ToRole::Stop).expect("the role lives");
+    assert_eq!(rig.next(), BTreeMap::new(), "it was closed");
+    rig.role.join().expect("the role does not panic");
+}
+
+#[test]
+fn an_outlet_that_cannot_be_opened_ends_the_role() {
+    let (link, end) = pair().expect("a socket pair");
+    let plan = plan(Vec::new(), Vec::new());
+    let open = |_| Err::<Recorder, _>(OutletError { what: "no thread".to_owned(), exit: Exit::Memory });
+    let server = Rig::start(&[], Vec::new(), |_| {}).server;
+    assert_eq!(run(&plan, server, open, &end, &RealClock::start(), &Settings::new(&plan)), Exit::Memory);
+    drop(link);
+}
+
+#[test]
+fn what_the_outlet_refuses_is_offered_again() {
+    let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
+    rig.ready();
+    *rig.refusals.lock().expect("no test panics with it") = 3;
+    rig.server.script().kv.insert("k0".to_owned(), Ok((2, json!({"a": "new"}))));
+    assert_eq!(rig.next(), all(&["new"]));
+    rig.end(ToRole::Stop);
+}

@@ -114,6 +114,9 @@ fn path(plan: &Plan, content: &Content) -> Option<SecretPath> {
 }
 
 fn content(file: &File, values: &impl Values) -> Result<Zeroizing<Vec<u8>>, Problem> {
+    if queries(&file.content).into_iter().any(|query| values.reply(query).is_none()) {
+        return Err(Problem::Unread);
+    }
     let bytes = match &file.content {
         Content::Field { query, field } => bytes(field, find_field(values.reply(*query).ok_or(Problem::Unread)?, field)?)?,
         Content::Json { query } => match &values.reply(*query).ok_or(Problem::Unread)?.fields {
@@ -159,4 +162,4 @@ fn view(reply: &Reply) -> View<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -86,14 +86,15 @@ impl Publisher {
     }
 
     /// Frees and wipes every version that is neither served, nor last announced, nor held by a lookup. To be called after
-    /// announcements and now and then, so that old values do not stay longer than somebody has them open.
-    pub fn collect(&mut self) {
+    /// announcements and now and then, so that old values do not stay longer than somebody has them open. Whether any is left.
+    pub fn collect(&mut self) -> bool {
         for slot in self.old() {
             let record = &self.arena.records()[slot];
             if !self.is_last_announced(record) && holders(&self.arena, record.nodeid.load(SeqCst)) == 0 {
                 free(&self.arena, record);
             }
         }
+        !self.old().is_empty()
     }
 
     /// A reader of the same arena.

@@ -83,7 +83,9 @@ impl World {
                     self.reader.forget(made.nodeid, 1);
                 }
             }
-            Op::Collect => self.publisher.collect(),
+            Op::Collect => {
+                self.publisher.collect();
+            }
             Op::Restart => self.publisher = Publisher::new(Arc::clone(&self.arena)),
         }
     }

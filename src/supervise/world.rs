@@ -101,10 +101,10 @@ impl World {
                 if let Err(error) = arena.protect_for(Role::Fetch) {
                     return broken(&format!("the arena cannot be protected: {error}"), Exit::Memory);
                 }
-                fetch::run(plan, client, ArenaOutlet::new(Arc::clone(arena), private, &clock), link, &clock, &settings)
+                fetch::run(plan, client, |announced| ArenaOutlet::open(arena, private, announced), link, &clock, &settings)
             }
             (Self::Tmpfs(target), _) => match target.writer(&plan.files) {
-                Ok(writer) => fetch::run(plan, client, TmpfsOutlet::new(writer, &clock), link, &clock, &settings),
+                Ok(writer) => fetch::run(plan, client, |announced| Ok(TmpfsOutlet::open(writer, announced)), link, &clock, &settings),
                 Err(error) => broken(&error.to_string(), Exit::Tmpfs),
             },
             (Self::Fuse { .. }, None) => broken("fetch was given no mount", Exit::Software),
