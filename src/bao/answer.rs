@@ -162,6 +162,7 @@ impl Answer {
             }
             (_, 400) if self.wants_tls() => "the server speaks TLS; hint: write its address with `https://`".to_owned(),
             (_, 503) if words.contains("sealed") => format!("the server is sealed ({status})"),
+            (_, 404) if words.is_empty() => "nothing is there (404)".to_owned(),
             _ if words.is_empty() => format!("the server answered {status}"),
             _ => format!("{words} ({status})"),
         }

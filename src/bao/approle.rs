@@ -42,7 +42,7 @@ pub(super) enum FileError {
 impl fmt::Display for FileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Read(path, error) => write!(f, "{} cannot be read: {}", path.display(), error.kind()),
+            Self::Read(path, error) => write!(f, "{} cannot be read: {error}", path.display()),
             Self::Empty(path) => write!(f, "{} is empty", path.display()),
         }
     }

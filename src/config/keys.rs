@@ -226,6 +226,16 @@ mod tests {
     }
 
     #[test]
+    fn readme_names_every_key() {
+        let readme = include_str!("../../README.md");
+        for key in ALL.iter().flat_map(|block| block.used.iter().chain(block.many)) {
+            let named = ["`", "{ "].iter().any(|before| readme.contains(&format!("{before}{key}")));
+            let named = named || ["sinks", "type"].contains(key);
+            assert!(named, "README lacks `{key}`");
+        }
+    }
+
+    #[test]
     fn nearest_keys() {
         for (key, block, known) in [
             ("pth", &SECRET, Some("path")),

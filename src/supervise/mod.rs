@@ -199,7 +199,7 @@ fn start_role(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], body:
         mem::forget(last);
         exit.code()
     })?;
-    Ok(RoleProcess { role, pid, link: Some(ours) })
+    Ok(RoleProcess { role, pid, link: Some(ours), expected: false })
 }
 
 /// Makes the forked process what a role is: no rights, no dump, dead with its parent.

@@ -29,6 +29,8 @@ pub(super) struct RoleProcess {
     pub(super) pid: Pid,
     /// The link to it, until its end was seen.
     pub(super) link: Option<End>,
+    /// Whether its end is no surprise: it said why, or it was killed on purpose.
+    pub(super) expected: bool,
 }
 
 /// What the loop works with.
@@ -122,8 +124,10 @@ impl<C: Clock> Loop<'_, C> {
         let _ = link.map(|link| link.send(&message));
     }
 
-    fn kill_roles(&self) {
-        for process in &self.roles {
+    fn kill_roles(&mut self) {
+        Event::NotRevoked { why: "fetch did not end in time" }.emit();
+        for process in &mut self.roles {
+            process.expected = true;
             let _ = kill(process.pid, Signal::SIGKILL);
         }
     }
@@ -173,7 +177,10 @@ impl<C: Clock> Loop<'_, C> {
                 match (link.receive(), process.role) {
                     (Received::Message(FromRole::Ready), Role::Fetch) => inputs.push(Input::SecretsReady),
                     (Received::Message(FromRole::Changed), Role::Fetch) => inputs.push(Input::SecretsChanged),
-                    (Received::Message(FromRole::Failed(exit)), _) => inputs.push(Input::RoleFailed(exit)),
+                    (Received::Message(FromRole::Failed(exit)), _) => {
+                        process.expected = true;
+                        inputs.push(Input::RoleFailed(exit));
+                    }
                     (Received::Message(FromRole::Ready | FromRole::Changed), _) => {}
                     (Received::Empty, _) => break,
                     // The end of the link is the end of the role.
@@ -203,7 +210,9 @@ impl<C: Clock> Loop<'_, C> {
                 inputs.push(Input::AppEnded(ending));
             } else if let Some(at) = self.roles.iter().position(|role| role.pid == pid) {
                 let process = self.roles.remove(at);
-                report(process.role, ending);
+                if !process.expected {
+                    report(process.role, ending);
+                }
                 inputs.push(Input::RoleEnded(process.role));
             }
         }
