@@ -380,12 +380,17 @@ impl Drop for Given {
 }
 
 fn refused_for_others(path: &Path) {
-    let disk = path.join("disk");
-    fs::create_dir(&disk).expect("mkdir");
-    fs::set_permissions(&disk, fs::Permissions::from_mode(0o1777)).expect("chmod");
-    child(USER, "disk", &disk);
-    child(ROOT_NOTHING, "disk", &disk);
-    assert_eq!(names(&disk), [""; 0], "nothing was made on the disk");
+    // Temporary files may be in memory themselves; an overlay, such as a container's root, is a disk to everybody.
+    for part in ["upper", "work", "lower"] {
+        fs::create_dir(path.join(part)).expect("mkdir");
+    }
+    let layers = format!("lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work", path.display());
+    let disk = Given::new(path, "disk", "overlay", &layers);
+    fs::set_permissions(&disk.0, fs::Permissions::from_mode(0o1777)).expect("chmod");
+    child(USER, "disk", &disk.0);
+    child(ROOT_NOTHING, "disk", &disk.0);
+    assert_eq!(names(&disk.0), [""; 0], "nothing was made on the disk");
+    drop(disk);
     for (name, kind, options) in [("ramfs", "ramfs", "mode=1777"), ("endless", "tmpfs", "mode=1777,size=0")] {
         child(USER, "unlimited", &Given::new(path, name, kind, options).0);
     }

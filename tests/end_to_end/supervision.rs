@@ -153,6 +153,27 @@ fn the_application_gets_a_clean_environment_and_its_own_user() {
 }
 
 #[test]
+fn the_terminal_is_the_applications() {
+    let (tenant, setup) = setup(FUSE, "terminal");
+    // What is typed once the application is up: the terminal sends INT to its foreground group, and that is the application's alone.
+    let setup = setup.prepare(
+        r#"mkdir /dev/pts; mount -t devpts -o newinstance,ptmxmode=0666 devpts /dev/pts; ln -s pts/ptmx /dev/ptmx
+        cat >/tmp/app <<'END'
+trap 'echo got INT; exit 5' INT
+[ "$(ps -o tpgid= -p $$)" = "$(ps -o pgid= -p $$)" ] && echo in the foreground
+while :; do sleep 0.05; done
+END
+        touch /tmp/typed
+        (until grep -q foreground /tmp/typed; do sleep 0.02; done; printf '\003') |
+            script -qefc '/entry/baofs run -- sh /tmp/app' /tmp/typed >&2 && code=0 || code=$?
+        echo "typed: $code"; grep -o 'got INT' /tmp/typed"#,
+    );
+    let end = setup.script("exit 0").outcome();
+    assert!(end.stdout.starts_with("typed: 5\ngot INT\n"), "{}\n{}", end.stdout, end.stderr);
+    assert_nothing_left(&tenant, &end);
+}
+
+#[test]
 fn a_dead_mount_in_the_way_is_cleared() {
     let (_tenant, setup) = setup(FUSE, "dead-mount");
     // The whole agent dies at once, as a kill by the kernel for want of memory leaves it.
