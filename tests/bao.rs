@@ -126,7 +126,7 @@ fn kv_paths_versions_and_deletions() {
     let failure = read(&client, &token, "secret/app").expect_err("destroyed");
     assert_eq!((failure.cause, failure.message.as_str()), (Cause::NotFound, "reading secret/app: version 2 was destroyed"));
     let failure = read(&client, &token, "secret/none").expect_err("never there");
-    assert_eq!((failure.cause, failure.message.as_str()), (Cause::NotFound, "reading secret/none: the server answered 404"));
+    assert_eq!((failure.cause, failure.message.as_str()), (Cause::NotFound, "reading secret/none: nothing is there (404)"));
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn the_secret_id_file_is_removed_only_after_it_worked() {
 fn credential_files_that_cannot_be_used_are_named() {
     let world = World::new();
     let file = world.secret_id_file();
-    for (content, want) in [(Some(" \n"), "is empty"), (None, "cannot be read: entity not found")] {
+    for (content, want) in [(Some(" \n"), "is empty"), (None, "cannot be read: No such file or directory (os error 2)")] {
         match content {
             Some(content) => fs::write(&file, content).expect("write"),
             None => fs::remove_file(&file).expect("remove"),

@@ -326,13 +326,17 @@ impl State {
             return Answer::error(403, &words);
         };
         let (kind, version) = self.mounts[&mount];
-        let options = version.map_or(Value::Null, |version| json!({ "version": version }));
-        Answer::data(&json!({
+        let options = version.map_or(json!({}), |version| json!({ "version": version }));
+        let mut info = json!({
             "accessor": format!("{kind}_1"), "config": { "default_lease_ttl": 0, "force_no_cache": false, "max_lease_ttl": 0 },
-            "deprecation_status": "supported", "description": "", "external_entropy_access": false, "local": false,
+            "description": "", "external_entropy_access": false, "local": false,
             "options": options, "path": mount, "plugin_version": "", "running_plugin_version": "v0", "running_sha256": "",
             "seal_wrap": false, "type": kind, "uuid": uuid(),
-        }))
+        });
+        if kind == "kv" {
+            info["deprecation_status"] = json!("supported");
+        }
+        Answer::data(&info)
     }
 
     fn read(&mut self, token: &str, path: &str, query: &str) -> Answer {
@@ -365,7 +369,7 @@ impl State {
     fn credentials(&mut self, token: &str, rest: &str) -> Answer {
         let Some(name) = rest.strip_prefix("creds/") else { return Answer::error(404, "") };
         let Some(role) = self.database.get(name).copied() else {
-            return Answer::error(400, &format!("1 error occurred:\n\t* unknown role: {name}\n\n"));
+            return Answer::error(400, &format!("unknown role: {name}"));
         };
         let (now, id) = (self.clock.now(), format!("database/creds/{name}/{}", random(24)));
         let expires = now.plus(role.ttl.min(role.max_ttl));
