@@ -140,13 +140,8 @@ impl<'p> Board<'p> {
             let mut read = render::queries(&self.plan.files[file.index()].content).into_iter();
             let query = read.find(|query| self.queries[query.index()].reply.is_none())?;
             let path = &self.plan.queries[query.index()].path;
-            let state = &self.queries[query.index()];
-            let other = || state.files.iter().find(|other| self.files[other.index()].error.is_some());
-            let silent = || match other() {
-                Some(other) => (format!("{path} was read, but {} cannot be made of it", self.plan.files[other.index()].name), Exit::Data),
-                None => (format!("reading {path}: no answer came yet"), Exit::Unavailable),
-            };
-            Some(state.failure.as_ref().map_or_else(silent, failed))
+            let silent = || (format!("reading {path}: no answer came yet"), Exit::Unavailable);
+            Some(self.queries[query.index()].failure.as_ref().map_or_else(silent, failed))
         };
         login.map(failed).or(error).or_else(unread)
     }
