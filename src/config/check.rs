@@ -185,7 +185,7 @@ impl<'a> Check<'a> {
             fallback: self.parsed(fallback, value::fallback).unwrap_or(Fallback::None),
             swap: if self.overrides.allow_swap { Swap::Allow } else { Swap::Refuse },
             size: section.and_then(|section| section.parsed("size", value::size)),
-            dir_mode: section.and_then(|section| section.mode("dir_mode")).unwrap_or(0o755),
+            dir_mode: section.and_then(|section| section.mode("dir_mode")).unwrap_or(0o755) | 0o700,
         }
     }
 
@@ -201,9 +201,9 @@ impl<'a> Check<'a> {
 
     fn mode_of(&self, section: Section<'a>, key: &str) -> u32 {
         let Some(mode) = section.mode(key) else { return self.mode };
-        if mode & 0o333 != 0 {
-            let hint = "the mount is read-only and `noexec`: 0400, 0440 or 0444 is meant";
-            self.report.warn(Some(section.at(key)), format!("`{key}` allows writing or executing"), hint);
+        if mode & 0o133 != 0 {
+            let hint = "the mount is read-only and `noexec`: write 0400, 0440 or 0444";
+            self.report.warn(Some(section.at(key)), format!("`{key}` lets others write, or anybody execute"), hint);
         }
         mode
     }

@@ -138,7 +138,8 @@ pub struct Filesystem {
     pub swap: Swap,
     /// Bytes: limits the arena on FUSE and the mount on tmpfs. `None`: see `memory::arena`.
     pub size: Option<u64>,
-    /// Permission bits of the directory (default 0755: names are not secret).
+    /// Permission bits of the directory (default 0755: names are not secret). The owner's are always set: the agent
+    /// announces changes with them, and everybody else's mount is read-only anyway.
     pub dir_mode: u32,
 }
 

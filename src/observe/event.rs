@@ -68,7 +68,7 @@ pub enum Event<'a> {
     // fetch
     /// A login succeeded.
     LoggedIn {
-        /// How long the token lives, if it ends.
+        /// How long the token lives, if it ends; logged in seconds.
         ttl: Option<Duration>,
     },
     /// A request failed and will be tried again.
@@ -154,7 +154,7 @@ impl Event<'_> {
             Self::RoleDied { role, how } => error!(role = role.as_str(), how, "a process of the agent died"),
             Self::Stopping { why } => info!(why, "stopping"),
             Self::Skipped { what } => warn!("{what}"),
-            Self::LoggedIn { ttl } => info!(?ttl, "logged in"),
+            Self::LoggedIn { ttl } => info!(ttl = ttl.map(|ttl| ttl.as_secs()), "logged in"),
             Self::Retrying { failure, after } => warn!(?after, "{failure}; trying again"),
             Self::Ready { files } => info!(files, "all secrets are there"),
             Self::Missing { file, why } => error!(%file, why, "a secret is missing"),

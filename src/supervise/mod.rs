@@ -93,7 +93,8 @@ pub fn run(plan: &Plan) -> Result<u8, Refused> {
 
 /// Another user needs rights that are missed now rather than when the application starts.
 fn may_become_user(app: &App) -> Result<(), Refused> {
-    let Some(user) = app.user.as_ref().filter(|user| user.owner.uid != Uid::effective().as_raw()) else { return Ok(()) };
+    let other = app.user.as_ref().filter(|user| user.owner.uid != Uid::effective().as_raw());
+    let Some(user) = other.filter(|_| !app.command.is_empty()) else { return Ok(()) };
     let missing: Vec<_> = [Capability::SetUid, Capability::SetGid, Capability::Kill]
         .into_iter()
         .filter(|capability| !caps::has(*capability).unwrap_or(false))
