@@ -63,8 +63,10 @@ pub(crate) const CALM: Lives = Lives { token: 3600, lease: 1800, lease_max: 3600
 
 /// Where a tenant lives. The stand-in is its alone.
 #[derive(Clone)]
-enum Server {
+pub(crate) enum Server {
+    /// OpenBao, shared with others.
     Real(Arc<Real>),
+    /// `tests/standin/`.
     Standin(Arc<Standin>),
 }
 
@@ -72,7 +74,7 @@ enum Server {
 #[derive(Clone)]
 pub(crate) struct Tenant {
     /// Where it lives.
-    server: Server,
+    pub(crate) server: Server,
     /// Its name: of its role, policy, database role, and of its folder in the KV store.
     pub(crate) name: String,
     /// For its `role_id` file.

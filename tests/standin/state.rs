@@ -219,7 +219,11 @@ impl State {
         if path == "sys/health" {
             return Answer::new(
                 if self.sealed { 503 } else { 200 },
-                &json!({ "initialized": true, "sealed": self.sealed, "standby": self.sealed }),
+                &json!({
+                    "cluster_id": "cluster", "cluster_name": "stand-in", "initialized": true, "replication_dr_mode": "disabled",
+                    "replication_performance_mode": "disabled", "sealed": self.sealed, "server_time_utc": 1_767_323_045,
+                    "standby": self.sealed, "version": "2",
+                }),
             );
         }
         if self.sealed {
@@ -308,7 +312,7 @@ impl State {
     fn look_up(&self, id: &str) -> Answer {
         let (token, role) = (&self.tokens[id], self.role_of(id));
         Answer::data(&json!({
-            "accessor": "accessor", "creation_time": 0, "creation_ttl": role.token_ttl.as_secs(), "display_name": "approle",
+            "accessor": "accessor", "creation_time": 1_767_323_045, "creation_ttl": role.token_ttl.as_secs(), "display_name": "approle",
             "entity_id": "entity", "expire_time": "2026-01-02T03:04:05Z", "explicit_max_ttl": 0, "id": id,
             "issue_time": "2026-01-02T03:04:05Z", "meta": { "role_name": "app" }, "num_uses": 0, "orphan": true,
             "path": "auth/approle/login", "policies": ["app", "default"], "renewable": true,
@@ -327,20 +331,22 @@ impl State {
         };
         let (kind, version) = self.mounts[&mount];
         let options = version.map_or(json!({}), |version| json!({ "version": version }));
-        let mut info = json!({
+        let mut data = json!({
             "accessor": format!("{kind}_1"), "config": { "default_lease_ttl": 0, "force_no_cache": false, "max_lease_ttl": 0 },
             "description": "", "external_entropy_access": false, "local": false,
             "options": options, "path": mount, "plugin_version": "", "running_plugin_version": "v0", "running_sha256": "",
             "seal_wrap": false, "type": kind, "uuid": uuid(),
         });
         if kind == "kv" {
-            info["deprecation_status"] = json!("supported");
+            data["deprecation_status"] = json!("supported");
         }
-        Answer::data(&info)
+        Answer::data(&data)
     }
 
     fn read(&mut self, token: &str, path: &str, query: &str) -> Answer {
-        let Some((mount, rest)) = self.split(path) else { return Answer::denied() };
+        let Some((mount, rest)) = self.split(path) else {
+            return Answer::error(404, &format!("no handler for route \"{path}\". route entry not found."));
+        };
         match self.mounts[&mount] {
             ("database", _) => self.credentials(token, &rest),
             (_, Some("1")) => self.plain.get(path).map_or_else(|| Answer::error(404, ""), |data| Answer::lease("", 2_764_800, false, data)),
@@ -349,7 +355,7 @@ impl State {
     }
 
     fn version(&self, mount: &str, rest: &str, query: &str) -> Answer {
-        let Some(name) = rest.strip_prefix("data/") else { return Answer::error(404, "") };
+        let Some(name) = rest.strip_prefix("data/") else { return Answer::data_with_status(404, &Value::Null) };
         let Some(versions) = self.versioned.get(&format!("{mount}{name}")) else { return Answer::error(404, "") };
         let wanted = query.strip_prefix("version=").and_then(|number| number.parse().ok()).filter(|number| *number > 0);
         let number = wanted.unwrap_or(versions.len());
