@@ -41,6 +41,8 @@ impl Postgres {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
         let server = Kept::start(&who, |command| {
             command.arg(tool("postgres")).arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "fsync=off"]);
+            // It is killed in the end: shared memory outside of its directory would stay.
+            command.args(["-c", "dynamic_shared_memory_type=mmap"]);
             command.args(["-c", "listen_addresses=127.0.0.1", "-k"]).arg(dir.path()).current_dir("/");
         });
         let postgres = Self { port, _server: server, dir };
