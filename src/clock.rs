@@ -21,12 +21,6 @@ impl Moment {
         Self(self.0.saturating_add(by))
     }
 
-    /// This moment, earlier by `by`; saturates at the origin.
-    #[must_use]
-    pub fn minus(self, by: Duration) -> Self {
-        Self(self.0.saturating_sub(by))
-    }
-
     /// How long after `earlier` this is; zero when it is not.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

@@ -54,11 +54,6 @@ pub enum Event<'a> {
         /// How, in words: `exit code 1`, `signal 9`.
         how: &'a str,
     },
-    /// A signal came and the stop begins.
-    Stopping {
-        /// Why, in words.
-        why: &'a str,
-    },
     /// Something that is wanted but not needed could not be done: a pid file, a link.
     Skipped {
         /// What and why.
@@ -152,7 +147,6 @@ impl Event<'_> {
             Self::AppEnded { code } => info!(code, "application ended"),
             Self::AppKilled => warn!("the application is killed"),
             Self::RoleDied { role, how } => error!(role = role.as_str(), how, "a process of the agent died"),
-            Self::Stopping { why } => info!(why, "stopping"),
             Self::Skipped { what } => warn!("{what}"),
             Self::LoggedIn { ttl } => info!(ttl = ttl.map(|ttl| ttl.as_secs()), "logged in"),
             Self::Retrying { failure, after } => warn!(?after, "{failure}; trying again"),
