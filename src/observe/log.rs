@@ -2,7 +2,6 @@
 //! writes when nobody reads; `O_NONBLOCK` on fd 2 itself would be shared with the application (one file description).
 
 use super::Event;
-use crate::names::Role;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
@@ -136,7 +135,7 @@ pub fn init(log: Log) {
 }
 
 /// Gives a forked role a descriptor of its own.
-pub fn start_role(_role: Role) {
+pub fn start_role() {
     if let Some(sink) = SINK.get() {
         *sink.target.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Target::open();
     }

@@ -5,11 +5,11 @@ use crate::exit::Exit;
 use crate::fuse::adapter::Adapter;
 use crate::fuse::tree::{Directory, Tree};
 use crate::link::{End, FromRole};
+use crate::memory::MemoryError;
 use crate::memory::arena::Arena;
 use crate::memory::locked::Bounce;
-use crate::memory::{MemoryError, forbid_cores, harden};
 use crate::names::Role;
-use crate::observe::{Event, start_role};
+use crate::observe::Event;
 use crate::snapshot::Reader;
 use fuser::{Config, Session, SessionACL};
 use std::fmt;
@@ -46,11 +46,10 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Answers until the last mount of the filesystem is gone. To be called right after the fork, with every capability
-/// dropped and every descriptor closed that is not in the job.
+/// Answers until the last mount of the filesystem is gone. To be called right after the fork, in a process that supervise
+/// has confined: no capability, no dump, no descriptor that is not in the job.
 #[must_use]
 pub fn run(job: Job) -> Exit {
-    start_role(Role::Serve);
     match answer(job) {
         Ok(()) => Exit::Ok,
         Err(failure) => {
@@ -64,7 +63,6 @@ pub fn run(job: Job) -> Exit {
 }
 
 fn answer(job: Job) -> Result<(), Failure> {
-    harden().and_then(|()| forbid_cores()).map_err(Failure::Memory)?;
     job.arena.protect_for(Role::Serve).map_err(Failure::Kernel)?;
     let bounce = Bounce::new().map_err(Failure::Memory)?;
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());

@@ -205,7 +205,7 @@ fn start_role(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], body:
 
 /// Makes the forked process what a role is: no rights, no dump, dead with its parent.
 fn confine(role: Role, keep: &[Capability], parent: Pid) -> io::Result<()> {
-    observe::start_role(role);
+    observe::start_role();
     prctl::set_name(match role {
         Role::Supervise => c"baofs",
         Role::Fetch => c"baofs-fetch",
