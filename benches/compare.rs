@@ -27,7 +27,7 @@ const STARTS: usize = 9;
 const OPENS: usize = 20_000;
 
 fn main() {
-    let clock = RealClock::start();
+    let clock = RealClock;
     let real = std::sync::Arc::new(Real::start());
     let tenant = real.tenant("bench", "bench", CALM);
     for n in 0..8 {
@@ -42,16 +42,16 @@ fn main() {
     let job = |kind| Job { kind, tenant: &tenant, incumbent: dir.path().join("bao") };
     let (incumbent, fuse, tmpfs) = (job(Kind::Incumbent), job(Kind::Fuse), job(Kind::Tmpfs));
 
-    let (theirs, ours) = starts(&incumbent, &fuse, &clock);
+    let (theirs, ours) = starts(&incumbent, &fuse, clock);
     table.row("exec to the last of ten files, ms", millis(theirs), millis(ours), Some(5.0));
-    let server = median((0..STARTS).map(|_| server_alone(&tenant, &clock)).collect());
+    let server = median((0..STARTS).map(|_| server_alone(&tenant, clock)).collect());
 
     let (theirs, their_processes) = memory(&incumbent.start());
     let (ours, our_processes) = memory(&fuse.start());
     table.row("memory, PSS of all its processes, MB", megabytes(theirs), megabytes(ours), Some(13.0));
 
-    let on_tmpfs = open_read_close(&tmpfs.start(), &clock);
-    let on_fuse = open_read_close(&fuse.start(), &clock);
+    let on_tmpfs = open_read_close(&tmpfs.start(), clock);
+    let on_fuse = open_read_close(&fuse.start(), clock);
 
     println!("measured: {}\n{}", agent::binary().display(), table.text);
     println!("resident, MB: bao agent {their_processes}; baofs {our_processes}");
@@ -101,7 +101,7 @@ fn names() -> Vec<String> {
 }
 
 /// Medians of alternating starts: theirs, ours.
-fn starts(incumbent: &Job, own: &Job, clock: &RealClock) -> (Duration, Duration) {
+fn starts(incumbent: &Job, own: &Job, clock: RealClock) -> (Duration, Duration) {
     let (mut theirs, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..STARTS {
         theirs.push(one_start(incumbent, clock));
@@ -111,7 +111,7 @@ fn starts(incumbent: &Job, own: &Job, clock: &RealClock) -> (Duration, Duration)
 }
 
 /// From exec to the last file readable. The room is made before; its shell waits at a pipe and then becomes the agent.
-fn one_start(job: &Job, clock: &RealClock) -> Duration {
+fn one_start(job: &Job, clock: RealClock) -> Duration {
     let agent = job.setup().prepare("mkfifo /etc/bao/go; read -r go </etc/bao/go").start();
     let go = agent.etc("go");
     wait_until("the room is made", || go.exists().then_some(()));
@@ -130,7 +130,7 @@ fn one_start(job: &Job, clock: &RealClock) -> Duration {
 
 /// As `wait_until`, asking more often: what is measured is a few dozen milliseconds.
 fn wait_tightly(agent: &Agent, mut is_there: impl FnMut() -> bool) {
-    let clock = RealClock::start();
+    let clock = RealClock;
     let start: Moment = clock.now();
     while !is_there() {
         assert!(clock.now().since(start) < Duration::from_secs(30), "no file in 30 s: {}", agent.log());
@@ -139,7 +139,7 @@ fn wait_tightly(agent: &Agent, mut is_there: impl FnMut() -> bool) {
 }
 
 /// The requests of a start, one after the other, by nobody's agent.
-fn server_alone(tenant: &Tenant, clock: &RealClock) -> Duration {
+fn server_alone(tenant: &Tenant, clock: RealClock) -> Duration {
     let address = tenant.url().replace("http://", "");
     let ask = |method: &str, path: &str, token: &str, body| {
         let answer = http::request(&address, method, path, token, body).expect("OpenBao answers");
@@ -189,14 +189,14 @@ fn proportional(pid: Pid) -> u64 {
     kilobytes.and_then(|word| word.parse::<u64>().ok()).expect("a process has a share") * 1024
 }
 
-fn open_read_close(agent: &Agent, clock: &RealClock) -> Duration {
+fn open_read_close(agent: &Agent, clock: RealClock) -> Duration {
     let directory = File::open(agent.path(MOUNT)).expect("the mount is there");
     let mut times: Vec<_> = (0..OPENS).map(|_| one_open(&directory, clock)).collect();
     times.sort_unstable();
     times[OPENS / 2]
 }
 
-fn one_open(directory: &File, clock: &RealClock) -> Duration {
+fn one_open(directory: &File, clock: RealClock) -> Duration {
     let mut bytes = [0; 256];
     let start = clock.now();
     let file = openat(directory, "kv0", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).expect("a served file opens");

@@ -1,10 +1,12 @@
 //! Time as an argument: the only place that reads a clock or draws a random number. Invariant: everything that decides
 //! takes a `Moment`, so that a test can set it.
 
+use nix::time::{ClockId, clock_gettime};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-/// A point in monotonic time (`CLOCK_MONOTONIC`; it does not count a suspended machine's sleep).
+/// A point in monotonic time (`CLOCK_MONOTONIC`; it does not count a suspended machine's sleep). Those of `RealClock` mean
+/// the same in every process of a machine (of a time namespace).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Moment(Duration);
 
@@ -13,6 +15,12 @@ impl Moment {
     #[must_use]
     pub const fn at(since: Duration) -> Self {
         Self(since)
+    }
+
+    /// The time since the origin.
+    #[must_use]
+    pub const fn since_origin(self) -> Duration {
+        self.0
     }
 
     /// This moment, later by `by`; saturates.
@@ -38,23 +46,12 @@ pub trait Clock {
 
 /// The machine's clock.
 #[derive(Clone, Copy, Debug)]
-pub struct RealClock {
-    /// The origin of the moments that it gives.
-    origin: Instant,
-}
-
-impl RealClock {
-    /// A clock whose origin is now.
-    #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
-    pub fn start() -> Self {
-        Self { origin: Instant::now() }
-    }
-}
+pub struct RealClock;
 
 impl Clock for RealClock {
     fn now(&self) -> Moment {
-        Moment(self.origin.elapsed())
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("Linux has this clock");
+        Moment(now.into())
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the one place")]

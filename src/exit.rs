@@ -9,6 +9,8 @@
 pub enum Exit {
     /// All went as asked.
     Ok = 0,
+    /// `baofs health`: unhealthy (1 is what Docker wants). `baofs status`: there is no status to be read.
+    Unhealthy = 1,
     /// The command line cannot be understood.
     Usage = 64,
     /// A value that was read cannot be served: a field is missing, a secret is empty, a template asks for what is not there.
@@ -39,6 +41,7 @@ impl Exit {
     /// All codes, in order, each with the words of README's table.
     pub const TABLE: &'static [(Self, &'static str)] = &[
         (Self::Ok, "all went as asked"),
+        (Self::Unhealthy, "`baofs health`: unhealthy; `baofs status`: no agent found"),
         (Self::Usage, "the command line cannot be understood"),
         (Self::Data, "a value that was read cannot be served (missing field, empty secret)"),
         (Self::NoSecret, "a configured path is denied by policy or does not exist"),

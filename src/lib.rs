@@ -45,6 +45,7 @@
 //! | 5 | [`bao`] | the only HTTP, the only token |
 //! | 5 | [`render`] | replies to bytes of files |
 //! | 5 | [`fuse`] | mount, tree, kernel adapter, announcements |
+//! | 5 | [`status`] | what `fetch` says of itself and its secrets, and the verdict of a health check |
 //! | 5 | [`tmpfs`] | proof that it is memory, a generation written atomically, removal |
 //! | 6 | [`fetch`], [`serve`] | the roles: one talks to the server, one answers the kernel |
 //! | 7 | [`supervise`] | the parent: it forks the roles, and so knows them |
@@ -65,6 +66,7 @@ pub mod observe;
 pub mod render;
 pub mod serve;
 pub mod snapshot;
+pub mod status;
 pub mod supervise;
 pub mod sys;
 pub mod template;

@@ -99,6 +99,18 @@ impl QueryId {
     }
 }
 
+/// Which of the things that are done after a rotation: its index in `Plan::hooks`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HookId(pub u16);
+
+impl HookId {
+    /// As an index into a table of hooks.
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
 /// The number of a complete snapshot; only grows. 0 is "nothing published yet".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);

@@ -187,8 +187,8 @@ fn flag_environment_file_default() {
     let default = plan(SECRET);
     assert_eq!(view(&default), ("/app/secrets".into(), 30, Fallback::None));
     assert_eq!(
-        (default.app.stop_signal, default.app.stop_timeout, default.app.change_signal),
-        (nix::sys::signal::Signal::SIGTERM, Duration::from_secs(6), None)
+        (default.app.stop_signal, default.app.stop_timeout, default.hooks.len()),
+        (nix::sys::signal::Signal::SIGTERM, Duration::from_secs(6), 0)
     );
     assert_eq!((default.filesystem.swap, default.filesystem.dir_mode, default.log.level), (Swap::Refuse, 0o755, Level::Info));
     assert_eq!(view(&plan(&text)), ("/f".into(), 1, Fallback::None));

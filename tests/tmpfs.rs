@@ -2,7 +2,7 @@
 //! capabilities, and as uid 1000. A program of its own, because `unshare(2)` wants a single thread.
 
 use baofs::clock::{Clock, Moment, RealClock};
-use baofs::config::plan::{Content, Empty, Fallback, File, Filesystem, Swap};
+use baofs::config::plan::{Content, Empty, Fallback, File, Filesystem, Stale, Swap};
 use baofs::names::{FileId, FileName, Generation, Owner};
 use baofs::tmpfs::{Cause, Refusal, Target, WriteError, Writer, needs_chown};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -72,7 +72,7 @@ fn main() {
 
 fn file(name: &str, owner: Owner, mode: u32) -> File {
     let (name, origin) = (FileName::new(name).expect("a name"), String::new());
-    File { name, content: Content::Token, owner, mode, empty: Empty::Allow, origin }
+    File { name, content: Content::Token, owner, mode, empty: Empty::Allow, on_change: None, stale: Stale::Degraded, origin }
 }
 
 fn two(owner: Owner) -> Vec<File> {
@@ -254,7 +254,7 @@ fn readers(path: &Path) {
     let files = two(ME);
     let target = Target::prepare(&filesystem(path, 64 << 20), &files).expect("prepare");
     let mut writer = target.writer(&files).expect("writer");
-    let clock = RealClock::start();
+    let clock = RealClock;
     let done = AtomicBool::new(false);
     let number = |path: &Path, name: &str| -> u64 {
         let bytes = read(path, name);

@@ -1,14 +1,16 @@
 //! Raw to `Plan`. Invariant: every problem is collected, none stops the search for the next; only this makes a `Plan`.
 
 use super::keys::{self, Block};
-use super::plan::{AfterReading, App, Auth, Content, Empty, Fallback, File, Filesystem, Identity, Level, Link, Log, LogFormat};
-use super::plan::{Method, Plan, Query, Scheme, Server, Swap, Tls, Verify};
+use super::plan::{
+    Action, AfterReading, App, Auth, Content, Empty, Fallback, File, Filesystem, Hook, Identity, Level, Link, Log, LogFormat,
+};
+use super::plan::{Method, NewPrivileges, OnHup, Plan, Query, Scheme, Server, Stale, Swap, Tls, Verify};
 use super::problem::{At, Report, Source};
 use super::raw::{Entry, Node, Value};
 use super::section::{Section, label};
 use super::value::{self, Bad};
 use super::{Overrides, users};
-use crate::names::{FileName, Owner, QueryId, SecretPath};
+use crate::names::{FileName, HookId, Owner, QueryId, SecretPath};
 use crate::template::{ParseError, Read, Template};
 use nix::sys::signal::Signal;
 use std::path::{Component, Path, PathBuf};
@@ -52,6 +54,7 @@ struct Check<'a> {
     refresh: Option<Duration>,
     queries: Vec<Query>,
     files: Vec<File>,
+    hooks: Vec<Hook>,
     links: Vec<Link>,
 }
 
@@ -73,8 +76,8 @@ pub(super) fn check<'a>(
 ) -> Plan {
     let roots = trees.iter().filter_map(|tree| Section::open(tree, &keys::ROOT, report)).collect();
     let (mount, owner, mode, refresh) = (PathBuf::new(), users::current(), 0o400, None);
-    let (queries, files, links) = (Vec::new(), Vec::new(), Vec::new());
-    Check { report, overrides, env, roots, mount, owner, mode, refresh, queries, files, links }.plan(whole)
+    let (queries, files, hooks, links) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    Check { report, overrides, env, roots, mount, owner, mode, refresh, queries, files, hooks, links }.plan(whole)
 }
 
 impl<'a> Check<'a> {
@@ -98,7 +101,18 @@ impl<'a> Check<'a> {
             self.report.error_anywhere("there is nothing to serve", "write a `secret`, a `template` or a `sink`");
         }
         let (log, pid_file) = (self.log(), self.last(|root| root.text("pid_file")).map(|(path, _)| path.into()));
-        Plan { server, auth, filesystem, queries: self.queries, files: self.files, links: self.links, app, log, pid_file }
+        Plan {
+            server,
+            auth,
+            filesystem,
+            queries: self.queries,
+            files: self.files,
+            hooks: self.hooks,
+            links: self.links,
+            app,
+            log,
+            pid_file,
+        }
     }
 
     /// The last file's word; every file's is looked at, so that every problem is found.
@@ -136,9 +150,12 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn app(&self) -> App {
+    fn app(&mut self) -> App {
         let app = self.section("app", &keys::APP);
         let on_change = app.and_then(|app| app.section("on_change", &keys::ON_CHANGE));
+        if let Some(signal) = on_change.and_then(|on_change| on_change.parsed("signal", value::signal)) {
+            self.hooks.push(Hook { action: Action::Signal(signal), debounce: Duration::ZERO, splay: Duration::ZERO });
+        }
         let command = app.and_then(|app| app.get("command")).map(|node| self.command(node));
         let wait = self.setting(app, "wait", self.overrides.wait.as_deref());
         App {
@@ -147,7 +164,8 @@ impl<'a> Check<'a> {
             wait: self.parsed(wait, value::positive).unwrap_or(Duration::from_secs(30)),
             stop_signal: app.and_then(|app| app.parsed("stop_signal", value::signal)).unwrap_or(Signal::SIGTERM),
             stop_timeout: app.and_then(|app| app.parsed("stop_timeout", value::duration)).unwrap_or(Duration::from_secs(6)),
-            change_signal: on_change.and_then(|on_change| on_change.parsed("signal", value::signal)),
+            on_hup: OnHup::Both,
+            new_privileges: NewPrivileges::Never,
         }
     }
 
@@ -368,7 +386,9 @@ impl<'a> Check<'a> {
     fn add(&mut self, name: Option<FileName>, content: Option<Content>, section: Section<'a>, mode: &str, empty: Empty) {
         let (owner, mode) = (self.owner_of(section), self.mode_of(section, mode));
         if let (Some(name), Some(content)) = (name, content) {
-            self.files.push(File { name, content, owner, mode, empty, origin: section.at.origin() });
+            let on_change = (!self.hooks.is_empty()).then_some(HookId(0));
+            let stale = Stale::Degraded;
+            self.files.push(File { name, content, owner, mode, empty, on_change, stale, origin: section.at.origin() });
         }
     }
 

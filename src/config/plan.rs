@@ -1,7 +1,7 @@
 //! What baofs will do, checked and complete. Invariant: only `check` makes a `Plan`; it holds references to
 //! credentials (paths), never credentials.
 
-use crate::names::{FileName, Owner, QueryId, SecretPath};
+use crate::names::{FileName, HookId, Owner, QueryId, SecretPath};
 pub use crate::observe::{Level, Log, LogFormat};
 use crate::template::Template;
 use nix::sys::signal::Signal;
@@ -21,6 +21,8 @@ pub struct Plan {
     pub queries: Vec<Query>,
     /// Served files; the index is the `FileId`.
     pub files: Vec<File>,
+    /// What is done after a rotation; equal ones are one. Files refer to them by index (`HookId`).
+    pub hooks: Vec<Hook>,
     /// Links to be made outside the mount, to served files: a sink's path.
     pub links: Vec<Link>,
     /// The application.
@@ -185,8 +187,49 @@ pub struct File {
     pub mode: u32,
     /// Whether it may be empty.
     pub empty: Empty,
+    /// What is done when it changed: its own `on_change`, else the application's.
+    pub on_change: Option<HookId>,
+    /// What `baofs health` says when it is past its life.
+    pub stale: Stale,
     /// Where it is configured, for messages: `agent-config.hcl:12`.
     pub origin: String,
+}
+
+/// What `baofs health` says of a secret past its life: its lease has ended, or, where it has none, two refreshes in a row
+/// are missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stale {
+    /// Degraded: the last good value serves on.
+    Degraded,
+    /// Unhealthy: a value that is past its life must not serve.
+    Unhealthy,
+}
+
+/// What is done after a rotation of some files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// What.
+    pub action: Action,
+    /// How long to wait, after the first change, for more of them: all are told as one (default: not at all).
+    pub debounce: Duration,
+    /// And then a random time up to this, so that the replicas of a service do not all do it at once (default: none).
+    pub splay: Duration,
+}
+
+/// How the application is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Its process group is sent a signal.
+    Signal(Signal),
+    /// A command is run as the application's user, in its environment.
+    Command {
+        /// Program and arguments.
+        command: Vec<String>,
+        /// After what time it is killed (default 30 s).
+        timeout: Duration,
+    },
+    /// It is stopped, as at the end, and started again.
+    Restart,
 }
 
 /// What a file holds.
@@ -241,8 +284,30 @@ pub struct App {
     pub stop_signal: Signal,
     /// How long it may take before KILL (default 6 s).
     pub stop_timeout: Duration,
-    /// The signal that tells it of a rotation, if any.
-    pub change_signal: Option<Signal>,
+    /// What HUP does.
+    pub on_hup: OnHup,
+    /// Whether it may gain rights by executing a file.
+    pub new_privileges: NewPrivileges,
+}
+
+/// What HUP does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnHup {
+    /// It is relayed, and every secret without a lease is read again.
+    Both,
+    /// It is relayed.
+    App,
+    /// Every secret without a lease is read again.
+    Refresh,
+}
+
+/// Whether the application may gain rights by executing a file: set-user-id programs (sudo), file capabilities (ping).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewPrivileges {
+    /// `no_new_privs` is set (`PR_SET_NO_NEW_PRIVS`, the default).
+    Never,
+    /// As baofs was started (`no_new_privs = false`).
+    Inherited,
 }
 
 /// A user, resolved.

@@ -120,8 +120,5 @@ fn write_app(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     if let Some(user) = &app.user {
         write!(out, ", as {} ({}:{})", user.name, user.owner.uid, user.owner.gid)?;
     }
-    if let Some(signal) = app.change_signal {
-        write!(out, ", told of a change by {signal}")?;
-    }
     writeln!(out)
 }

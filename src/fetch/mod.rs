@@ -109,7 +109,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             let done = match self.wait(ears, &mut announcements).await {
                 Woken::Told(Received::Message(ToRole::GiveUp)) => return self.give_up(),
                 Woken::Told(Received::Message(ToRole::Stop) | Received::Closed) => return Exit::Ok,
-                Woken::Told(Received::Empty) => Ok(()),
+                Woken::Told(Received::Empty | Received::Message(ToRole::Refresh)) => Ok(()),
                 Woken::Answered(answer) => self.answered(answer),
                 Woken::Announced(announced) => {
                     self.press.announced(announced, self.clock);

@@ -126,7 +126,7 @@ impl<'a, O: Outlet> Press<'a, O> {
         match announced {
             Ok(generation) if self.first.is_some_and(|first| generation > first) && generation > self.told => {
                 self.told = generation;
-                let _ = self.link.send(&FromRole::Changed);
+                let _ = self.link.send(&FromRole::Changed(crate::names::HookId(0)));
             }
             Ok(_) => {}
             Err(why) => {

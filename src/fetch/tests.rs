@@ -5,7 +5,7 @@ use crate::clock::{Backoff, RealClock};
 use crate::config::plan::{Content, Query};
 use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
 use crate::link::{FromRole, pair};
-use crate::names::{FileId, LeaseId};
+use crate::names::{FileId, HookId, LeaseId};
 use crate::render::Change;
 use crate::render::tests::{field, file, plan, query, template};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -203,7 +203,7 @@ impl Rig {
         let pace = Pace { retry: quick, slow: quick, grace: Duration::from_mins(5), refresh: MS(20) };
         let settings = Settings { pace, leave: MS(200) };
         let source = server.clone();
-        let role = std::thread::spawn(move || run(&plan, source, open, &end, &RealClock::start(), &settings));
+        let role = std::thread::spawn(move || run(&plan, source, open, &end, &RealClock, &settings));
         Self { server, log, published, refusals, tendings, link, role }
     }
 
@@ -275,7 +275,7 @@ fn user_and_password_change_in_one_publication_of_one_lease() {
     for _ in 0..3 {
         assert_eq!(served[&0].replace("user", "pass"), served[&1]);
         let next = rig.next();
-        assert_eq!(rig.hear(), Received::Message(FromRole::Changed));
+        assert_eq!(rig.hear(), Received::Message(FromRole::Changed(HookId(0))));
         assert!(next[&0] != served[&0] && next[&1] != served[&1]);
         served = next;
     }
@@ -290,7 +290,7 @@ fn a_poll_without_a_change_publishes_nothing_and_a_change_only_what_changed() {
     assert!(rig.published.try_recv().is_err(), "nothing changed");
     rig.server.script().kv.insert("k0".to_owned(), Ok((2, json!({"a": "new", "b": "two"}))));
     assert_eq!(rig.next(), all(&["new"]));
-    assert_eq!(rig.hear(), Received::Message(FromRole::Changed));
+    assert_eq!(rig.hear(), Received::Message(FromRole::Changed(HookId(0))));
     rig.asked("read k0", 4);
     assert_eq!(rig.link.receive::<FromRole>(), Received::Empty, "one change is told once");
     rig.end(ToRole::Stop);
@@ -427,7 +427,7 @@ fn an_outlet_that_cannot_be_opened_ends_the_role() {
     let plan = plan(Vec::new(), Vec::new());
     let open = |_| Err::<Recorder, _>(OutletError { what: "no thread".to_owned(), exit: Exit::Memory });
     let server = Rig::start(&[], Vec::new(), |_| {}).server;
-    assert_eq!(run(&plan, server, open, &end, &RealClock::start(), &Settings::new(&plan)), Exit::Memory);
+    assert_eq!(run(&plan, server, open, &end, &RealClock, &Settings::new(&plan)), Exit::Memory);
     drop(link);
 }
 

@@ -356,7 +356,7 @@ fn number(version: &Version, phase: Phase) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::arena::{Arena, FileSpec, Kind as Memory};
+    use crate::memory::arena::{Arena, FileSpec, Kind as Memory, Place};
     use crate::names::Owner;
     use crate::snapshot::{Bulletin, Change, Publisher};
     use std::sync::Arc;
@@ -375,7 +375,7 @@ mod tests {
     /// Two files, of which `a` has a version of 3 bytes that is not announced.
     fn world() -> World {
         let owner = Owner { uid: 1000, gid: 1001 };
-        let spec = |name| FileSpec { name: FileName::new(name).expect("name"), owner, mode: 0o440 };
+        let spec = |name| FileSpec { name: FileName::new(name).expect("name"), owner, mode: 0o440, place: Place::Listed };
         let arena = Arc::new(Arena::create(vec![spec("a"), spec("b")], Some(64 << 10), Memory::Locked).expect("64 KiB can be locked"));
         let tree = Tree::new(Reader::new(Arc::clone(&arena)), Directory { mode: 0o751, uid: 7, gid: 8 });
         let (publisher, bulletin) = (Publisher::new(Arc::clone(&arena)), Bulletin::sign(arena));

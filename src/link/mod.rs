@@ -2,21 +2,22 @@
 //! a dead peer is an event (end of file); a role asks by index into the Plan, never by command, path or pid.
 
 use crate::exit::Exit;
+use crate::names::HookId;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// Size of every message in bytes: a tag and one byte of argument.
-const SIZE: usize = 2;
+/// Size of every message in bytes: a tag and two bytes of argument.
+const SIZE: usize = 3;
 
 /// What a role tells supervise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FromRole {
     /// `serve`: the session is up. `fetch`: every first secret is published.
     Ready,
-    /// A rotation was published and announced: the application may be told.
-    Changed,
+    /// `fetch`: files that have this hook changed, and their change was announced.
+    Changed(HookId),
     /// The role ends, and this is why; the container's exit code unless the application has one.
     Failed(Exit),
 }
@@ -26,6 +27,8 @@ pub enum FromRole {
 pub enum ToRole {
     /// Revoke, clean up, end.
     Stop,
+    /// `fetch`: read again now what has no lease.
+    Refresh,
     /// The wait for the first secrets is over: say what is missing, revoke, end with `Failed`.
     GiveUp,
 }
@@ -41,17 +44,20 @@ pub trait Message: Sized {
 impl Message for FromRole {
     fn encode(&self) -> [u8; SIZE] {
         match self {
-            Self::Ready => [1, 0],
-            Self::Changed => [2, 0],
-            Self::Failed(exit) => [3, exit.code()],
+            Self::Ready => [1, 0, 0],
+            Self::Changed(hook) => {
+                let [low, high] = hook.0.to_le_bytes();
+                [2, low, high]
+            }
+            Self::Failed(exit) => [3, exit.code(), 0],
         }
     }
 
     fn decode(bytes: [u8; SIZE]) -> Option<Self> {
         match bytes {
-            [1, 0] => Some(Self::Ready),
-            [2, 0] => Some(Self::Changed),
-            [3, code] => Some(Self::Failed(Exit::from_code(code))),
+            [1, 0, 0] => Some(Self::Ready),
+            [2, low, high] => Some(Self::Changed(HookId(u16::from_le_bytes([low, high])))),
+            [3, code, 0] => Some(Self::Failed(Exit::from_code(code))),
             _ => None,
         }
     }
@@ -60,15 +66,17 @@ impl Message for FromRole {
 impl Message for ToRole {
     fn encode(&self) -> [u8; SIZE] {
         match self {
-            Self::Stop => [1, 0],
-            Self::GiveUp => [2, 0],
+            Self::Stop => [1, 0, 0],
+            Self::GiveUp => [2, 0, 0],
+            Self::Refresh => [3, 0, 0],
         }
     }
 
     fn decode(bytes: [u8; SIZE]) -> Option<Self> {
         match bytes {
-            [1, 0] => Some(Self::Stop),
-            [2, 0] => Some(Self::GiveUp),
+            [1, 0, 0] => Some(Self::Stop),
+            [2, 0, 0] => Some(Self::GiveUp),
+            [3, 0, 0] => Some(Self::Refresh),
             _ => None,
         }
     }
@@ -142,11 +150,11 @@ mod tests {
     fn messages_arrive_and_the_end_is_seen() {
         let (a, b) = pair().expect("socketpair");
         assert_eq!(b.receive::<FromRole>(), Received::Empty);
-        for message in [FromRole::Ready, FromRole::Changed, FromRole::Failed(Exit::Login)] {
+        for message in [FromRole::Ready, FromRole::Changed(HookId(0x102)), FromRole::Failed(Exit::Login)] {
             a.send(&message).expect("send");
             assert_eq!(b.receive::<FromRole>(), Received::Message(message));
         }
-        for message in [ToRole::Stop, ToRole::GiveUp] {
+        for message in [ToRole::Stop, ToRole::GiveUp, ToRole::Refresh] {
             b.send(&message).expect("send");
             assert_eq!(a.receive::<ToRole>(), Received::Message(message));
         }

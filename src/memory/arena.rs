@@ -30,6 +30,17 @@ pub struct FileSpec {
     pub owner: Owner,
     /// Its permission bits.
     pub mode: u32,
+    /// Where it is found.
+    pub place: Place,
+}
+
+/// Where a file is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the directory, announced with each change.
+    Listed,
+    /// In the directory of the agent's own state, which is found by name and not listed; never announced.
+    State,
 }
 
 /// How the memory is kept from swap and dumps.
@@ -418,7 +429,9 @@ mod tests {
 
     fn specs(count: usize) -> Vec<FileSpec> {
         let owner = Owner { uid: 1000, gid: 1000 };
-        (0..count).map(|i| FileSpec { name: FileName::new(&format!("f{i}")).expect("name"), owner, mode: 0o400 }).collect()
+        (0..count)
+            .map(|i| FileSpec { name: FileName::new(&format!("f{i}")).expect("name"), owner, mode: 0o400, place: Place::Listed })
+            .collect()
     }
 
     #[test]

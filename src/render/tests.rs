@@ -1,8 +1,8 @@
 //! What files hold, as tables.
 
 use super::*;
-use crate::config::plan::{Address, AfterReading, App, Auth, Fallback, Filesystem, Level, Log, LogFormat, Method, Query};
-use crate::config::plan::{Scheme, Server, Swap, Tls};
+use crate::config::plan::{Address, AfterReading, App, Auth, Fallback, Filesystem, Level, Log, LogFormat, Method, NewPrivileges};
+use crate::config::plan::{OnHup, Query, Scheme, Server, Stale, Swap, Tls};
 use crate::names::Owner;
 use crate::template::{Read, Template};
 use proptest::prelude::*;
@@ -19,6 +19,7 @@ pub(crate) fn plan(queries: Vec<Query>, files: Vec<File>) -> Plan {
         filesystem: Filesystem { path: "/app/secrets".into(), fallback: Fallback::None, swap: Swap::Refuse, size: None, dir_mode: 0o755 },
         queries,
         files,
+        hooks: Vec::new(),
         links: Vec::new(),
         app: App {
             command: Vec::new(),
@@ -26,7 +27,8 @@ pub(crate) fn plan(queries: Vec<Query>, files: Vec<File>) -> Plan {
             wait: Duration::from_secs(30),
             stop_signal: nix::sys::signal::Signal::SIGTERM,
             stop_timeout: Duration::from_secs(6),
-            change_signal: None,
+            on_hup: OnHup::Both,
+            new_privileges: NewPrivileges::Never,
         },
         log: Log { level: Level::Info, format: LogFormat::Text },
         pid_file: None,
@@ -40,7 +42,16 @@ pub(crate) fn query(path: &str, refresh: Option<Duration>) -> Query {
 pub(crate) fn file(name: &str, content: Content) -> File {
     let owner = Owner { uid: 0, gid: 0 };
     let name = FileName::new(name).expect("a good name");
-    File { name, content, owner, mode: 0o400, empty: Empty::Refuse, origin: "test.hcl:1".to_owned() }
+    File {
+        name,
+        content,
+        owner,
+        mode: 0o400,
+        empty: Empty::Refuse,
+        on_change: None,
+        stale: Stale::Degraded,
+        origin: "test.hcl:1".to_owned(),
+    }
 }
 
 pub(crate) fn field(query: u32, field: &str) -> Content {

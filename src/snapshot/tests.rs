@@ -1,7 +1,7 @@
 //! Publisher and reader against a model, over a real arena.
 
 use super::*;
-use crate::memory::arena::{FileSpec, Kind};
+use crate::memory::arena::{FileSpec, Kind, Place};
 use crate::names::FileName;
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -10,7 +10,12 @@ use std::sync::Arc;
 const FILES: u32 = 3;
 
 fn arena(size: usize) -> Arc<Arena> {
-    let spec = |index| FileSpec { name: FileName::new(&format!("f{index}")).expect("name"), owner: Owner { uid: 1, gid: 2 }, mode: 0o400 };
+    let spec = |index| FileSpec {
+        name: FileName::new(&format!("f{index}")).expect("name"),
+        owner: Owner { uid: 1, gid: 2 },
+        mode: 0o400,
+        place: Place::Listed,
+    };
     Arc::new(Arena::create((0..FILES).map(spec).collect(), Some(size), Kind::Locked).expect("64 KiB can be locked"))
 }
 

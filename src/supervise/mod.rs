@@ -8,7 +8,7 @@ pub mod traces;
 mod world;
 
 use crate::clock::RealClock;
-use crate::config::plan::{App, Plan};
+use crate::config::plan::{Action, App, Hook, Plan};
 use crate::exit::Exit;
 use crate::link::{self, End, FromRole};
 use crate::memory;
@@ -110,11 +110,11 @@ fn may_become_user(app: &App) -> Result<(), Refused> {
 
 /// Forks the roles, obeys the machine to its end, and reaps what is left.
 fn supervise(plan: &Plan, world: &mut World, signals: SignalFd, inherited: &Inherited) -> Result<u8, Refused> {
-    let clock = RealClock::start();
+    let clock = RealClock;
     let roles = start_roles(plan, world, &signals)?;
     let terminal = Terminal::foreground();
     let app = &plan.app;
-    let (mut machine, first) = Machine::start(policy(app));
+    let (mut machine, first) = Machine::start(policy(app, &plan.hooks));
     let mut turning = Loop { clock: &clock, signals, world, roles, app, inherited, terminal, group: None, app_lives: false, timer: None };
     let code = turning.run(&mut machine, first);
     if let Some(terminal) = &turning.terminal {
@@ -130,14 +130,17 @@ fn supervise(plan: &Plan, world: &mut World, signals: SignalFd, inherited: &Inhe
     Ok(code)
 }
 
-fn policy(app: &App) -> Policy {
+fn policy(app: &App, hooks: &[Hook]) -> Policy {
     Policy {
         has_app: !app.command.is_empty(),
         wait: app.wait,
         stop_signal: app.stop_signal,
         stop_timeout: app.stop_timeout,
         revoke_timeout: REVOKE_TIMEOUT,
-        change_signal: app.change_signal,
+        change_signal: hooks.iter().find_map(|hook| match hook.action {
+            Action::Signal(signal) => Some(signal),
+            Action::Command { .. } | Action::Restart => None,
+        }),
     }
 }
 

@@ -176,12 +176,12 @@ impl<C: Clock> Loop<'_, C> {
             while let Some(link) = &process.link {
                 match (link.receive(), process.role) {
                     (Received::Message(FromRole::Ready), Role::Fetch) => inputs.push(Input::SecretsReady),
-                    (Received::Message(FromRole::Changed), Role::Fetch) => inputs.push(Input::SecretsChanged),
+                    (Received::Message(FromRole::Changed(_)), Role::Fetch) => inputs.push(Input::SecretsChanged),
                     (Received::Message(FromRole::Failed(exit)), _) => {
                         process.expected = true;
                         inputs.push(Input::RoleFailed(exit));
                     }
-                    (Received::Message(FromRole::Ready | FromRole::Changed), _) => {}
+                    (Received::Message(FromRole::Ready | FromRole::Changed(_)), _) => {}
                     (Received::Empty, _) => break,
                     // The end of the link is the end of the role.
                     (Received::Closed, _) => {

@@ -9,7 +9,7 @@ use crate::exit::Exit;
 use crate::fetch::{self, ArenaOutlet, Settings, TmpfsOutlet};
 use crate::fuse::mount::{FuseMount, Public};
 use crate::link::End;
-use crate::memory::arena::{Arena, FileSpec, Kind};
+use crate::memory::arena::{Arena, FileSpec, Kind, Place};
 use crate::names::Role;
 use crate::observe::Event;
 use crate::serve::{self, Job};
@@ -95,7 +95,7 @@ impl World {
             Ok(client) => client,
             Err(error) => return broken(&error.to_string(), Exit::Config),
         };
-        let (clock, settings) = (RealClock::start(), Settings::new(plan));
+        let (clock, settings) = (RealClock, Settings::new(plan));
         match (self, private) {
             (Self::Fuse { arena, .. }, Some(private)) => {
                 if let Err(error) = arena.protect_for(Role::Fetch) {
@@ -137,7 +137,8 @@ impl World {
 
 /// Locked memory for the files of the plan.
 fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
-    let spec = |file: &crate::config::plan::File| FileSpec { name: file.name.clone(), owner: file.owner, mode: file.mode };
+    let spec =
+        |file: &crate::config::plan::File| FileSpec { name: file.name.clone(), owner: file.owner, mode: file.mode, place: Place::Listed };
     let size = plan.filesystem.size.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
     let arena = Arena::create(plan.files.iter().map(spec).collect(), size, Kind::Secret);
     arena.map(Arc::new).map_err(|error| Refused::new(Exit::Memory, error))

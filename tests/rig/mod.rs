@@ -35,7 +35,7 @@ pub(crate) fn wait_until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
 
 /// The same with `more` to say of the failure.
 pub(crate) fn wait_until_or<T>(what: &str, more: impl Fn() -> String, mut probe: impl FnMut() -> Option<T>) -> T {
-    let clock = RealClock::start();
+    let clock = RealClock;
     let start = clock.now();
     loop {
         if let Some(answer) = probe() {

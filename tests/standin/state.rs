@@ -103,7 +103,7 @@ impl State {
     pub(super) fn new() -> Self {
         let mounts = [("secret/", ("kv", Some("2"))), ("kv/", ("kv", Some("1"))), ("database/", ("database", None))];
         Self {
-            clock: RealClock::start(),
+            clock: RealClock,
             roles: Vec::new(),
             mounts: mounts.into_iter().map(|(path, kind)| (path.to_owned(), kind)).collect(),
             versioned: BTreeMap::new(),

@@ -3,7 +3,7 @@
 use baofs::fuse::announce::Announcer;
 use baofs::fuse::mount::{FuseMount, Public};
 use baofs::link::{self, FromRole, Received};
-use baofs::memory::arena::{Arena, FileSpec, Kind};
+use baofs::memory::arena::{Arena, FileSpec, Kind, Place};
 use baofs::names::Role;
 use baofs::names::{FileId, FileName, Owner};
 use baofs::serve::{self, Job};
@@ -103,7 +103,7 @@ pub(crate) fn generation_of(bytes: &[u8]) -> Option<u64> {
 
 pub(crate) fn specs(names: &[&str]) -> Vec<FileSpec> {
     let owner = Owner { uid: APP, gid: APP };
-    names.iter().map(|name| FileSpec { name: FileName::new(name).unwrap(), owner, mode: 0o400 }).collect()
+    names.iter().map(|name| FileSpec { name: FileName::new(name).unwrap(), owner, mode: 0o400, place: Place::Listed }).collect()
 }
 
 /// One mount, its `serve`, and a `fetch` that publishes on order.
