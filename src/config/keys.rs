@@ -35,8 +35,6 @@ const LATER: &str = "remove it, or keep `bao agent` for it until a later version
 const PROXY: &str = "baofs is no proxy; an application that talks to OpenBao itself needs one beside it";
 const ENCRYPTED: &str = "encrypted sinks are not supported yet";
 const WRAPPED: &str = "wrapped tokens and secret_ids are not supported yet";
-const HOOKS: &str = "commands are not supported yet, and the application would not learn of a change";
-const SIGNAL: &str = "signal the application instead: `app { on_change = { signal = \"HUP\" } }`";
 const COMMAND: &str = "write `app { command = [\"PROGRAM\", \"ARG\"] }`, or the command behind `--`";
 const ENVIRONMENT: &str = "secrets in the environment are not supported: every child would inherit them";
 const FILES: &str = "serve a file: `secret \"NAME\" { path, field }`";
@@ -118,20 +116,24 @@ pub(super) const SINK_CONFIG: Block = Block { name: "`config`", used: &["gid", "
 
 pub(super) const TEMPLATE: Block = Block {
     name: "`template`",
-    used: &["contents", "destination", "gid", "group", "perms", "source", "uid", "user"],
-    quiet: &[
+    used: &[
+        "command",
         "command_timeout",
-        "create_dest_dirs",
-        "error_fatal",
-        "error_on_missing_key",
-        "function_blacklist",
-        "function_denylist",
-        "sandbox_path",
+        "contents",
+        "destination",
+        "exec",
+        "gid",
+        "group",
+        "on_change",
+        "perms",
+        "source",
+        "stale",
+        "uid",
+        "user",
     ],
+    quiet: &["create_dest_dirs", "error_fatal", "error_on_missing_key", "function_blacklist", "function_denylist", "sandbox_path"],
     other: &[
         ("backup", Only("false", "baofs keeps no copy of an old secret")),
-        ("command", Refused(HOOKS, SIGNAL)),
-        ("exec", Refused(HOOKS, SIGNAL)),
         ("left_delimiter", Only("{{", DELIMITERS)),
         ("right_delimiter", Only("}}", DELIMITERS)),
         ("wait", Ignored("the files of one change are published at once")),
@@ -150,14 +152,32 @@ pub(super) const TEMPLATE_CONFIG: Block = Block {
 pub(super) const FILESYSTEM: Block =
     Block { name: "`filesystem`", used: &["dir_mode", "fallback", "group", "mode", "path", "size", "user"], ..EMPTY };
 
-pub(super) const SECRET: Block =
-    Block { name: "`secret`", used: &["allow_empty", "field", "format", "group", "mode", "path", "refresh", "user", "version"], ..EMPTY };
+pub(super) const SECRET: Block = Block {
+    name: "`secret`",
+    used: &["allow_empty", "field", "format", "group", "mode", "on_change", "path", "refresh", "stale", "user", "version"],
+    ..EMPTY
+};
 
-pub(super) const APP: Block =
-    Block { name: "`app`", used: &["command", "on_change", "stop_signal", "stop_timeout", "user", "wait"], ..EMPTY };
+pub(super) const APP: Block = Block {
+    name: "`app`",
+    used: &["command", "no_new_privs", "on_change", "on_hup", "stop_signal", "stop_timeout", "user", "wait"],
+    ..EMPTY
+};
 
 pub(super) const ON_CHANGE: Block =
-    Block { name: "`on_change`", used: &["signal"], other: &[("command", Refused(HOOKS, "use `signal`"))], ..EMPTY };
+    Block { name: "`on_change`", used: &["command", "debounce", "restart", "signal", "splay", "timeout"], ..EMPTY };
+
+pub(super) const EXEC: Block = Block {
+    name: "`exec`",
+    used: &["command", "splay", "timeout"],
+    quiet: &["kill_timeout", "reload_signal"],
+    other: &[
+        ("enabled", Only("true", "remove the whole `exec` instead")),
+        ("env", Refused("a command has the application's environment", "let a shell line set what it needs")),
+        ("kill_signal", Ignored("a command that takes too long is killed")),
+    ],
+    ..EMPTY
+};
 
 pub(super) const LOG: Block = Block { name: "`log`", used: &["format", "level"], ..EMPTY };
 
@@ -209,6 +229,7 @@ mod tests {
         &SECRET,
         &APP,
         &ON_CHANGE,
+        &EXEC,
         &LOG,
     ];
 

@@ -1,6 +1,7 @@
 //! Configuration: text -> raw -> `Plan`, all problems at once, each with its position. Invariant: only `check` makes a `Plan`.
 
 mod check;
+mod hooks;
 mod keys;
 pub mod plan;
 mod problem;

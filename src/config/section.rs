@@ -48,9 +48,8 @@ impl<'a> Section<'a> {
     fn unknown(&self, entry: &Entry<'_>, block: &Block) {
         let known = || [block.used, block.many].concat().join(", ");
         let hint = block.nearest(&entry.key).map_or_else(|| format!("it knows {}", known()), |known| format!("did you mean `{known}`?"));
-        let place = if block.name == ROOT.name { "" } else { " in " };
-        let name = if block.name == ROOT.name { "" } else { block.name };
-        self.report.error_at_key(entry.at, format!("unknown key `{}`{place}{name}", entry.key), hint);
+        let place = if block.name == ROOT.name { String::new() } else { format!(" in {}", block.name) };
+        self.report.error_at_key(entry.at, format!("unknown key `{}`{place}", entry.key), hint);
     }
 
     /// The value of `key`.
@@ -104,6 +103,23 @@ impl<'a> Section<'a> {
     pub(super) fn lacks(&self, key: &str) {
         if self.get(key).is_none() {
             self.report.error(self.at, format!("{} lacks `{key}`", self.name), "");
+        }
+    }
+
+    /// Reports more than one of `keys`; gives whether there is any.
+    pub(super) fn at_most_one(&self, keys: &[&str]) -> bool {
+        let given: Vec<_> = keys.iter().filter_map(|key| Some((format!("`{key}`"), self.get(key)?))).collect();
+        if let [_, .., (_, last)] = given.as_slice() {
+            let names: Vec<_> = given.iter().map(|(name, _)| name.as_str()).collect();
+            self.report.error(last.at, format!("{} exclude each other", names.join(" and ")), "remove one of them");
+        }
+        !given.is_empty()
+    }
+
+    /// Reports none, or more than one, of `keys`.
+    pub(super) fn exactly_one(&self, keys: &[&str], hint: &str) {
+        if !self.at_most_one(keys) {
+            self.report.error(self.at, format!("{} needs `{}`", self.name, keys.join("` or `")), hint);
         }
     }
 

@@ -1,8 +1,11 @@
 //! The plan for people: what `baofs check` prints. Invariant: it is made of the plan alone, which holds no secret.
 
-use super::plan::{AfterReading, Content, Fallback, File, Method, Plan, Query, Scheme, Swap, Verify};
+use super::plan::{
+    Action, AfterReading, Content, Fallback, File, Hook, Method, NewPrivileges, OnHup, Plan, Query, Scheme, Stale, Swap, Verify,
+};
 use super::problem::Problem;
 use std::fmt;
+use std::time::Duration;
 
 /// The whole plan, then the warnings.
 #[must_use]
@@ -26,6 +29,9 @@ impl fmt::Display for Shown<'_> {
         }
         if plan.files.iter().any(|file| matches!(file.content, Content::Template(_)) && file.mode == 0o400) {
             writeln!(f, "         0400 is the default of templates too: the 0644 of `bao agent` takes `perms`")?;
+        }
+        if plan.files.iter().any(|file| matches!(file.content, Content::Template(_)) && runs_command(plan, file)) {
+            writeln!(f, "         a command runs after a change, not at the first rendering as with `bao agent`")?;
         }
         for link in &plan.links {
             writeln!(f, "link     {} -> {}/{}", link.path.display(), plan.filesystem.path.display(), link.name)?;
@@ -92,7 +98,33 @@ fn write_file(out: &mut fmt::Formatter<'_>, plan: &Plan, file: &File) -> fmt::Re
         }
         Content::Token => write!(out, "the agent's token")?,
     }
+    if let Some(id) = file.on_change {
+        write!(out, ", on change: {}", Doing(&plan.hooks[id.index()]))?;
+    }
+    if file.stale == Stale::Unhealthy {
+        write!(out, ", unhealthy when past its life")?;
+    }
     writeln!(out, " ({})", file.origin)
+}
+
+fn runs_command(plan: &Plan, file: &File) -> bool {
+    file.on_change.is_some_and(|id| matches!(plan.hooks[id.index()].action, Action::Command { .. }))
+}
+
+/// A hook in words; of a command the program alone.
+struct Doing<'a>(&'a Hook);
+
+impl fmt::Display for Doing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.action {
+            Action::Signal(signal) => write!(f, "{}", signal.as_str().trim_start_matches("SIG"))?,
+            Action::Command { command, .. } => write!(f, "command {}", command.first().map_or("", String::as_str))?,
+            Action::Restart => write!(f, "restart")?,
+        }
+        let wait = |f: &mut fmt::Formatter<'_>, name, time: Duration| if time.is_zero() { Ok(()) } else { write!(f, ", {name} {time:?}") };
+        wait(f, "debounce", self.0.debounce)?;
+        wait(f, "splay", self.0.splay)
+    }
 }
 
 /// A read in words.
@@ -115,10 +147,18 @@ fn write_app(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     write!(
         out,
         "app      {program}, waits {:?} for its secrets, stopped by {} then KILL after {:?}",
-        app.wait, app.stop_signal, app.stop_timeout
+        app.wait,
+        app.stop_signal.as_str().trim_start_matches("SIG"),
+        app.stop_timeout
     )?;
     if let Some(user) = &app.user {
         write!(out, ", as {} ({}:{})", user.name, user.owner.uid, user.owner.gid)?;
     }
-    writeln!(out)
+    let hup = match app.on_hup {
+        OnHup::Both => "",
+        OnHup::App => ", HUP for itself alone",
+        OnHup::Refresh => ", HUP for the agent alone",
+    };
+    let rights = if app.new_privileges == NewPrivileges::Inherited { ", new privileges allowed" } else { "" };
+    writeln!(out, "{hup}{rights}")
 }
