@@ -5,7 +5,7 @@ use super::plan::{AfterReading, App, Auth, Content, Empty, Fallback, File, Files
 use super::plan::{Method, NewPrivileges, OnHup, Plan, Query, Scheme, Server, Stale, Swap, Tls, Verify};
 use super::problem::{At, Report, Source};
 use super::raw::{Entry, Node};
-use super::section::{Section, label};
+use super::section::{Section, labelled};
 use super::value::{self, Bad};
 use super::{Overrides, hooks, users};
 use crate::names::{FileName, HookId, Owner, QueryId, SecretPath};
@@ -246,17 +246,11 @@ impl<'a> Check<'a> {
     /// The login method, if it is one that we know.
     fn method(&self, auto_auth: Section<'a>) -> Option<Section<'a>> {
         auto_auth.lacks("method");
-        let (label, node) = label(auto_auth.get("method")?, &keys::METHOD);
-        let section = Section::open(node, &keys::METHOD, self.report)?;
-        let (kind, at) = match label {
-            Some(label) => (label.key.as_str(), label.at),
-            None => section.required("type").map(|(kind, node)| (kind, node.at))?,
-        };
+        let (kind, at, section) = labelled(auto_auth.get("method")?, &keys::METHOD, self.report)?;
         if kind != "approle" {
             self.report.error(at, format!("the method `{kind}` is not supported yet"), "use `approle`");
             return None;
         }
-        section.lacks("config");
         Some(section)
     }
 
@@ -394,15 +388,10 @@ impl<'a> Check<'a> {
     fn sinks(&mut self, auto_auth: Option<Section<'a>>) {
         let Some(auto_auth) = auto_auth else { return };
         for node in auto_auth.each("sink").chain(auto_auth.each("sinks")) {
-            let (label, node) = label(node, &keys::SINK);
-            let Some(section) = Section::open(node, &keys::SINK, self.report) else { continue };
-            let kind = label.map(|label| label.key.as_str()).or_else(|| section.required("type").map(|(kind, _)| kind));
-            if kind.is_some_and(|kind| kind != "file") {
-                self.report.error(section.at, "only the sink `file` is known", "write `sink \"file\" { config = { path = \"...\" } }`");
-                continue;
-            }
-            section.lacks("config");
-            if let Some(config) = section.section("config", &keys::SINK_CONFIG) {
+            let Some((kind, at, section)) = labelled(node, &keys::SINK, self.report) else { continue };
+            if kind != "file" {
+                self.report.error(at, "only the sink `file` is known", "write `sink \"file\" { config = { path = \"...\" } }`");
+            } else if let Some(config) = section.section("config", &keys::SINK_CONFIG) {
                 self.sink(config);
             }
         }

@@ -6,12 +6,12 @@
 pub(super) struct Block {
     /// What messages call it.
     pub(super) name: &'static str,
-    /// Read, at most once.
-    pub(super) used: &'static [&'static str],
+    /// Read, at most once. Here and in the next two, a blank separates the keys.
+    pub(super) used: &'static str,
     /// Read, as often as given.
-    pub(super) many: &'static [&'static str],
+    pub(super) many: &'static str,
     /// Known to `bao agent`; whatever they say, nothing changes here.
-    pub(super) quiet: &'static [&'static str],
+    pub(super) quiet: &'static str,
     /// Known to `bao agent`, and worth a word.
     pub(super) other: &'static [(&'static str, Fate)],
 }
@@ -29,7 +29,7 @@ pub(super) enum Fate {
 
 use Fate::{Ignored, Only, Refused};
 
-const EMPTY: Block = Block { name: "", used: &[], many: &[], quiet: &[], other: &[] };
+const EMPTY: Block = Block { name: "", used: "", many: "", quiet: "", other: &[] };
 
 const LATER: &str = "remove it, or keep `bao agent` for it until a later version of baofs knows it";
 const PROXY: &str = "baofs is no proxy; an application that talks to OpenBao itself needs one beside it";
@@ -43,17 +43,9 @@ const WAITS: &str = "a start that lacks a secret ends after `app.wait`; later th
 
 pub(super) const ROOT: Block = Block {
     name: "the configuration",
-    used: &["app", "auto_auth", "filesystem", "log", "log_format", "log_level", "pid_file", "template_config", "vault"],
-    many: &["secret", "template"],
-    quiet: &[
-        "cluster_name",
-        "disable_idle_connections",
-        "disable_keep_alives",
-        "disable_mlock",
-        "log_rotate_bytes",
-        "log_rotate_duration",
-        "log_rotate_max_files",
-    ],
+    used: "app auto_auth filesystem log log_format log_level pid_file template_config vault",
+    many: "secret template",
+    quiet: "cluster_name disable_idle_connections disable_keep_alives disable_mlock log_rotate_bytes log_rotate_duration log_rotate_max_files",
     other: &[
         ("api_proxy", Refused(PROXY, LATER)),
         ("cache", Ignored("baofs fetches each secret once and needs no cache")),
@@ -68,39 +60,39 @@ pub(super) const ROOT: Block = Block {
 
 pub(super) const VAULT: Block = Block {
     name: "`vault`",
-    used: &["address", "ca_cert", "ca_path", "client_cert", "client_key", "namespace", "retry", "tls_server_name", "tls_skip_verify"],
+    used: "address ca_cert ca_path client_cert client_key namespace retry tls_server_name tls_skip_verify",
     ..EMPTY
 };
 
 /// A secret is asked for again, with a growing wait, for as long as it is wanted: the number changes nothing.
-pub(super) const RETRY: Block = Block { name: "`retry`", quiet: &["num_retries"], ..EMPTY };
+pub(super) const RETRY: Block = Block { name: "`retry`", quiet: "num_retries", ..EMPTY };
 
 pub(super) const AUTO_AUTH: Block = Block {
     name: "`auto_auth`",
-    used: &["method"],
-    many: &["sink", "sinks"],
+    used: "method",
+    many: "sink sinks",
     other: &[("enable_reauth_on_new_credentials", Ignored("credentials are read again at each login"))],
     ..EMPTY
 };
 
 pub(super) const METHOD: Block = Block {
     name: "`method`",
-    used: &["config", "max_backoff", "mount_path", "namespace", "type"],
-    quiet: &["exit_on_err", "min_backoff"],
+    used: "config max_backoff mount_path namespace type",
+    quiet: "exit_on_err min_backoff",
     other: &[("wrap_ttl", Refused(WRAPPED, "remove it: the token stays in locked memory"))],
     ..EMPTY
 };
 
 pub(super) const APPROLE: Block = Block {
     name: "`config`",
-    used: &["remove_secret_id_file_after_reading", "role_id_file_path", "secret_id_file_path"],
+    used: "remove_secret_id_file_after_reading role_id_file_path secret_id_file_path",
     other: &[("secret_id_response_wrapping_path", Refused(WRAPPED, LATER))],
     ..EMPTY
 };
 
 pub(super) const SINK: Block = Block {
     name: "`sink`",
-    used: &["config", "type"],
+    used: "config type",
     other: &[
         ("aad", Refused(ENCRYPTED, LATER)),
         ("aad_env_var", Refused(ENCRYPTED, LATER)),
@@ -112,26 +104,12 @@ pub(super) const SINK: Block = Block {
     ..EMPTY
 };
 
-pub(super) const SINK_CONFIG: Block = Block { name: "`config`", used: &["gid", "mode", "path", "uid"], ..EMPTY };
+pub(super) const SINK_CONFIG: Block = Block { name: "`config`", used: "gid mode path uid", ..EMPTY };
 
 pub(super) const TEMPLATE: Block = Block {
     name: "`template`",
-    used: &[
-        "command",
-        "command_timeout",
-        "contents",
-        "destination",
-        "exec",
-        "gid",
-        "group",
-        "on_change",
-        "perms",
-        "source",
-        "stale",
-        "uid",
-        "user",
-    ],
-    quiet: &["create_dest_dirs", "error_fatal", "error_on_missing_key", "function_blacklist", "function_denylist", "sandbox_path"],
+    used: "command command_timeout contents destination exec gid group on_change perms source stale uid user",
+    quiet: "create_dest_dirs error_fatal error_on_missing_key function_blacklist function_denylist sandbox_path",
     other: &[
         ("backup", Only("false", "baofs keeps no copy of an old secret")),
         ("left_delimiter", Only("{{", DELIMITERS)),
@@ -143,34 +121,26 @@ pub(super) const TEMPLATE: Block = Block {
 
 pub(super) const TEMPLATE_CONFIG: Block = Block {
     name: "`template_config`",
-    used: &["static_secret_render_interval"],
-    quiet: &["max_connections_per_host"],
+    used: "static_secret_render_interval",
+    quiet: "max_connections_per_host",
     other: &[("exit_on_retry_failure", Ignored(WAITS)), ("lease_renewal_threshold", Ignored("baofs has a schedule of its own"))],
     ..EMPTY
 };
 
-pub(super) const FILESYSTEM: Block =
-    Block { name: "`filesystem`", used: &["dir_mode", "fallback", "group", "mode", "path", "size", "user"], ..EMPTY };
+pub(super) const FILESYSTEM: Block = Block { name: "`filesystem`", used: "dir_mode fallback group mode path size user", ..EMPTY };
 
-pub(super) const SECRET: Block = Block {
-    name: "`secret`",
-    used: &["allow_empty", "field", "format", "group", "mode", "on_change", "path", "refresh", "stale", "user", "version"],
-    ..EMPTY
-};
+pub(super) const SECRET: Block =
+    Block { name: "`secret`", used: "allow_empty field format group mode on_change path refresh stale user version", ..EMPTY };
 
-pub(super) const APP: Block = Block {
-    name: "`app`",
-    used: &["command", "no_new_privs", "on_change", "on_hup", "stop_signal", "stop_timeout", "user", "wait"],
-    ..EMPTY
-};
+pub(super) const APP: Block =
+    Block { name: "`app`", used: "command no_new_privs on_change on_hup stop_signal stop_timeout user wait", ..EMPTY };
 
-pub(super) const ON_CHANGE: Block =
-    Block { name: "`on_change`", used: &["command", "debounce", "restart", "signal", "splay", "timeout"], ..EMPTY };
+pub(super) const ON_CHANGE: Block = Block { name: "`on_change`", used: "command debounce restart signal splay timeout", ..EMPTY };
 
 pub(super) const EXEC: Block = Block {
     name: "`exec`",
-    used: &["command", "splay", "timeout"],
-    quiet: &["kill_timeout", "reload_signal"],
+    used: "command splay timeout",
+    quiet: "kill_timeout reload_signal",
     other: &[
         ("enabled", Only("true", "remove the whole `exec` instead")),
         ("env", Refused("a command has the application's environment", "let a shell line set what it needs")),
@@ -179,13 +149,12 @@ pub(super) const EXEC: Block = Block {
     ..EMPTY
 };
 
-pub(super) const LOG: Block = Block { name: "`log`", used: &["format", "level"], ..EMPTY };
+pub(super) const LOG: Block = Block { name: "`log`", used: "format level", ..EMPTY };
 
 impl Block {
     /// Every key of the table.
     pub(super) fn all(&self) -> impl Iterator<Item = &'static str> + use<> {
-        let (used, many, quiet, other) = (self.used, self.many, self.quiet, self.other);
-        used.iter().chain(many).chain(quiet).copied().chain(other.iter().map(|(key, _)| *key))
+        [self.used, self.many, self.quiet].into_iter().flat_map(keys).chain(self.other.iter().map(|(key, _)| *key))
     }
 
     /// The known key that was probably meant by `key`.
@@ -194,6 +163,11 @@ impl Block {
         let (distance, known) = self.all().map(far).min()?;
         (distance <= 1 + key.len() / 4).then_some(known)
     }
+}
+
+/// The keys of a list.
+pub(super) fn keys(list: &'static str) -> impl Iterator<Item = &'static str> {
+    list.split_whitespace()
 }
 
 /// How many insertions, removals and replacements make `b` of `a`.
@@ -236,8 +210,9 @@ mod tests {
     #[test]
     fn tables_are_sorted_and_unique() {
         for block in ALL {
-            let other: Vec<_> = block.other.iter().map(|(key, _)| *key).collect();
-            for list in [block.used, block.many, block.quiet, &other] {
+            let other = block.other.iter().map(|(key, _)| *key).collect();
+            for list in [block.used, block.many, block.quiet].map(|list| keys(list).collect()).into_iter().chain([other]) {
+                let list: Vec<_> = list;
                 assert!(list.is_sorted(), "{}: {list:?}", block.name);
             }
             let mut all: Vec<_> = block.all().collect();
@@ -249,7 +224,7 @@ mod tests {
     #[test]
     fn readme_names_every_key() {
         let readme = include_str!("../../README.md");
-        for key in ALL.iter().flat_map(|block| block.used.iter().chain(block.many)) {
+        for key in ALL.iter().flat_map(|block| keys(block.used).chain(keys(block.many))) {
             let named = ["`", "{ "].iter().any(|before| readme.contains(&format!("{before}{key}")));
             let named = named || ["sinks", "type"].contains(key);
             assert!(named, "README lacks `{key}`");

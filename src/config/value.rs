@@ -8,6 +8,10 @@ use std::time::Duration;
 /// What is wrong with a text, and what to do.
 pub(super) type Bad = (&'static str, &'static str);
 
+/// Units of time in seconds.
+const UNITS: &[(&str, f64)] =
+    &[("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)];
+
 /// Go's durations (`1h30m`, `1.5s`, `300ms`), with `d` for days; a bare number is seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, Bad> {
     const BAD: Bad = ("this is no duration", "write it as `90s`, `5m`, `1h30m`, `500ms`, or as a number of seconds");
@@ -21,17 +25,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, Bad> {
         let (number, tail) = rest.split_at(digits);
         let letters = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(letters);
-        let unit = match unit {
-            "ns" => 1e-9,
-            "us" | "µs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            "d" => 86400.0,
-            _ => return Err(BAD),
-        };
-        let seconds = number.parse::<f64>().map_err(|_| BAD)? * unit;
+        let seconds = number.parse::<f64>().map_err(|_| BAD)? * one_of(UNITS, unit, BAD)?;
         total = Duration::try_from_secs_f64(seconds).ok().and_then(|part| total.checked_add(part)).ok_or(BAD)?;
         rest = tail;
         if rest.is_empty() {
