@@ -352,7 +352,7 @@ fn what_the_application_may_and_hup_does() {
         assert_eq!(of(text).new_privileges, meant, "{text}");
     }
     let template = "template {\n destination = \"/app/secrets/t\"\n contents = \"x\"\n stale = \"unhealthy\"\n}\n";
-    let plan = plan(&format!("{SECRET}{}{template}", SECRET.replace("\"x\"", "\"y\"").replace("}", " stale = \"degraded\"\n}")));
+    let plan = plan(&format!("{SECRET}{}{template}", SECRET.replace("\"x\"", "\"y\"").replace('}', " stale = \"degraded\"\n}")));
     let stale: Vec<_> = plan.files.iter().map(|file| file.stale).collect();
     assert_eq!(stale, [Stale::Degraded, Stale::Degraded, Stale::Unhealthy]);
 }

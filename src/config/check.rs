@@ -1,7 +1,7 @@
 //! Raw to `Plan`. Invariant: every problem is collected, none stops the search for the next; only this makes a `Plan`.
 
 use super::keys::{self, Block};
-use super::plan::{AfterReading, App, Auth, Content, Empty, Fallback, File, Filesystem, Hook, Identity, Level, Link, Log, LogFormat};
+use super::plan::{AfterReading, App, Auth, Content, Empty, Fallback, File, Filesystem, Hook, Level, Link, Log, LogFormat};
 use super::plan::{Method, NewPrivileges, OnHup, Plan, Query, Scheme, Server, Stale, Swap, Tls, Verify};
 use super::problem::{At, Report, Source};
 use super::raw::{Entry, Node};
@@ -11,6 +11,7 @@ use super::{Overrides, hooks, users};
 use crate::names::{FileName, HookId, Owner, QueryId, SecretPath};
 use crate::template::{ParseError, Read, Template};
 use nix::sys::signal::Signal;
+use std::fmt::Display;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -127,17 +128,13 @@ impl<'a> Check<'a> {
         variable.filter(|given| !given.text.is_empty()).or_else(in_file)
     }
 
-    fn parsed<T>(&self, given: Option<Given<'a>>, parse: impl Fn(&str) -> Result<T, Bad>) -> Option<T> {
-        let given = given?;
-        parse(&given.text).map_err(|(why, hint)| self.refuse(&given, why, hint)).ok()
-    }
-
-    fn refuse(&self, given: &Given<'_>, why: &str, hint: &str) {
-        let message = format!("`{}`: {why}", given.name);
-        match given.at {
-            Some(at) => self.report.error(at, message, hint),
-            None => self.report.error_anywhere(message, hint),
-        }
+    fn parsed<T, W: Display>(&self, given: Option<Given<'a>>, parse: impl Fn(&str) -> Result<T, (W, &'static str)>) -> Option<T> {
+        let Given { text, name, at } = given?;
+        let failed = |(why, hint)| match at {
+            Some(at) => self.report.error(at, format!("`{name}`: {why}"), hint),
+            None => self.report.error_anywhere(format!("`{name}`: {why}"), hint),
+        };
+        parse(&text).map_err(failed).ok()
     }
 
     fn app(&mut self) -> App {
@@ -148,17 +145,13 @@ impl<'a> Check<'a> {
         let wait = self.setting(app, "wait", self.overrides.wait.as_deref());
         App {
             command: self.overrides.command.clone().or(command).unwrap_or_default(),
-            user: self.setting(app, "user", self.overrides.user.as_deref()).and_then(|user| self.identity(&user)),
+            user: self.parsed(self.setting(app, "user", self.overrides.user.as_deref()), users::identity),
             wait: self.parsed(wait, value::positive).unwrap_or(Duration::from_secs(30)),
             stop_signal: app.and_then(|app| app.parsed("stop_signal", value::signal)).unwrap_or(Signal::SIGTERM),
             stop_timeout: app.and_then(|app| app.parsed("stop_timeout", value::duration)).unwrap_or(Duration::from_secs(6)),
             on_hup: app.and_then(|app| app.parsed("on_hup", value::on_hup)).unwrap_or(OnHup::Both),
             new_privileges: if gains { NewPrivileges::Inherited } else { NewPrivileges::Never },
         }
-    }
-
-    fn identity(&self, user: &Given<'_>) -> Option<Identity> {
-        users::identity(&user.text).map_err(|(why, hint)| self.refuse(user, &why, hint)).ok()
     }
 
     fn filesystem(&mut self) -> Filesystem {

@@ -210,9 +210,9 @@ mod tests {
     #[test]
     fn tables_are_sorted_and_unique() {
         for block in ALL {
-            let other = block.other.iter().map(|(key, _)| *key).collect();
-            for list in [block.used, block.many, block.quiet].map(|list| keys(list).collect()).into_iter().chain([other]) {
-                let list: Vec<_> = list;
+            let other: Vec<_> = block.other.iter().map(|(key, _)| *key).collect();
+            let [used, many, quiet] = [block.used, block.many, block.quiet].map(|list| keys(list).collect::<Vec<_>>());
+            for list in [used, many, quiet, other] {
                 assert!(list.is_sorted(), "{}: {list:?}", block.name);
             }
             let mut all: Vec<_> = block.all().collect();
@@ -226,7 +226,7 @@ mod tests {
         let readme = include_str!("../../README.md");
         for key in ALL.iter().flat_map(|block| keys(block.used).chain(keys(block.many))) {
             let named = ["`", "{ "].iter().any(|before| readme.contains(&format!("{before}{key}")));
-            let named = named || ["sinks", "type"].contains(key);
+            let named = named || ["sinks", "type"].contains(&key);
             assert!(named, "README lacks `{key}`");
         }
     }

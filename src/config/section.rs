@@ -142,22 +142,17 @@ impl<'a> Section<'a> {
     }
 }
 
-/// The kind of a block, where it stands, and the block: `sink "file" { ... }`, or `sink { type = "file" }`.
+/// The kind of a block, where it is said, and what it configures: `sink "file" { ... }` and JSON's `"sink": {"file": {...}}`
+/// are one table whose only value is a table under a key that the block does not know. Without a label, `type` says it.
 pub(super) fn labelled<'a>(node: &'a Node<'a>, block: &'static Block, report: &'a Report) -> Option<(&'a str, At<'a>, Section<'a>)> {
-    let (label, node) = label(node, block);
+    let (label, node) = match node.table() {
+        Some([only]) if only.node.scalar().is_none() && block.all().all(|key| key != only.key) => (Some(only), &only.node),
+        Some(_) | None => (None, node),
+    };
     let section = Section::open(node, block, report)?;
     section.lacks("config");
     match label {
         Some(label) => Some((&label.key, label.at, section)),
         None => section.required("type").map(|(kind, node)| (kind, node.at, section)),
-    }
-}
-
-/// A node and its label: `sink "file" { ... }` and JSON's `"sink": {"file": {...}}` are one table whose only value is a
-/// table under a key that the block does not know. Without a label, `None` and the node itself.
-fn label<'a>(node: &'a Node<'a>, block: &Block) -> (Option<&'a Entry<'a>>, &'a Node<'a>) {
-    match node.table() {
-        Some([only]) if only.node.scalar().is_none() && block.all().all(|key| key != only.key) => (Some(only), &only.node),
-        Some(_) | None => (None, node),
     }
 }

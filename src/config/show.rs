@@ -5,32 +5,30 @@ use super::plan::{
 };
 use super::problem::Problem;
 use std::fmt;
-use std::time::Duration;
 
 /// The whole plan, then the warnings.
 #[must_use]
 pub fn show(plan: &Plan, warnings: &[Problem]) -> String {
-    Shown { plan, warnings }.to_string()
+    warnings.iter().fold(Shown(plan).to_string(), |shown, warning| shown + &warning.to_string() + "\n")
 }
 
 /// What is shown.
-struct Shown<'a> {
-    plan: &'a Plan,
-    warnings: &'a [Problem],
-}
+struct Shown<'a>(&'a Plan);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plan = self.plan;
+        let plan = self.0;
         write_server(f, plan)?;
         write_mount(f, plan)?;
         for file in &plan.files {
             write_file(f, plan, file)?;
         }
-        if plan.files.iter().any(|file| matches!(file.content, Content::Template(_)) && file.mode == 0o400) {
+        let templates = || plan.files.iter().filter(|file| matches!(file.content, Content::Template(_)));
+        if templates().any(|file| file.mode == 0o400) {
             writeln!(f, "         0400 is the default of templates too: the 0644 of `bao agent` takes `perms`")?;
         }
-        if plan.files.iter().any(|file| matches!(file.content, Content::Template(_)) && runs_command(plan, file)) {
+        let mut hooks = templates().filter_map(|file| file.on_change);
+        if hooks.any(|id| matches!(plan.hooks[id.index()].action, Action::Command { .. })) {
             writeln!(f, "         a command runs after a change, not at the first rendering as with `bao agent`")?;
         }
         for link in &plan.links {
@@ -40,7 +38,7 @@ impl fmt::Display for Shown<'_> {
         if let Some(path) = &plan.pid_file {
             writeln!(f, "pid file {}", path.display())?;
         }
-        self.warnings.iter().try_for_each(|warning| writeln!(f, "{warning}"))
+        Ok(())
     }
 }
 
@@ -59,10 +57,7 @@ fn write_server(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     let Method::AppRole { role_id_file, secret_id_file, after_reading } = &plan.auth.method;
     write!(out, "\nlogin    {}: role_id from {}", plan.auth.mount_path, role_id_file.display())?;
     if let Some(path) = secret_id_file {
-        let then = match after_reading {
-            AfterReading::Keep => "kept",
-            AfterReading::Remove => "removed after the login",
-        };
+        let then = if *after_reading == AfterReading::Keep { "kept" } else { "removed after the login" };
         write!(out, ", secret_id from {} ({then})", path.display())?;
     }
     writeln!(out)
@@ -107,10 +102,6 @@ fn write_file(out: &mut fmt::Formatter<'_>, plan: &Plan, file: &File) -> fmt::Re
     writeln!(out, " ({})", file.origin)
 }
 
-fn runs_command(plan: &Plan, file: &File) -> bool {
-    file.on_change.is_some_and(|id| matches!(plan.hooks[id.index()].action, Action::Command { .. }))
-}
-
 /// A hook in words; of a command the program alone.
 struct Doing<'a>(&'a Hook);
 
@@ -121,9 +112,8 @@ impl fmt::Display for Doing<'_> {
             Action::Command { command, .. } => write!(f, "command {}", command.first().map_or("", String::as_str))?,
             Action::Restart => write!(f, "restart")?,
         }
-        let wait = |f: &mut fmt::Formatter<'_>, name, time: Duration| if time.is_zero() { Ok(()) } else { write!(f, ", {name} {time:?}") };
-        wait(f, "debounce", self.0.debounce)?;
-        wait(f, "splay", self.0.splay)
+        let mut waits = [("debounce", self.0.debounce), ("splay", self.0.splay)].into_iter().filter(|(_, time)| !time.is_zero());
+        waits.try_for_each(|(name, time)| write!(f, ", {name} {time:?}"))
     }
 }
 
