@@ -60,7 +60,7 @@ app {
   wait         = "30s"
   stop_signal  = "TERM"
   stop_timeout = "6s"
-  on_change    = { signal = "HUP", splay = "10s" } # replicas reload one after the other
+  on_change    = { signal = "HUP", splay = "10s" } # replicas do not all reload at once
 }
 
 log {
