@@ -33,7 +33,8 @@ Options (a flag wins over the environment, the environment over the file):
   --wait DURATION         how long to wait for the first secrets [default: 30s]                BAOFS_WAIT
 
 Options of health and status:
-  --mount PATH            where the files are served [default: the only mount of baofs]                BAOFS_MOUNT
+  --mount PATH            where the files are served                                           BAOFS_MOUNT
+                          [default: the only mount of baofs, else /app/secrets]
   --http URL              the application is to answer a GET of http://HOST[:PORT]/PATH with 2xx or 3xx
   --tcp HOST:PORT         the application is to accept a connection
   --strict                trouble is a failure even while everything is served
@@ -56,7 +57,14 @@ enum Command {
     /// Validate and show.
     Check(Overrides),
     /// Say whether all is well.
-    Health(Health),
+    Health {
+        /// `--mount`.
+        mount: Option<PathBuf>,
+        /// `--http` or `--tcp`.
+        probe: Option<Probe>,
+        /// `--strict`.
+        strictness: Strictness,
+    },
     /// Show what the agent reports.
     Status {
         /// `--mount`.
@@ -68,17 +76,6 @@ enum Command {
     Print(String),
 }
 
-/// What a health check looks at.
-#[derive(Debug, PartialEq)]
-struct Health {
-    /// `--mount`.
-    mount: Option<PathBuf>,
-    /// What to ask the application.
-    probe: Option<Probe>,
-    /// What trouble is worth.
-    strictness: Strictness,
-}
-
 /// Every command.
 const COMMANDS: &str = "run, mount, check, health and status";
 
@@ -88,7 +85,7 @@ const COMMANDS: &str = "run, mount, check, health and status";
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     match parse(arguments) {
         Ok(Command::Print(text)) => print(&text),
-        Ok(Command::Health(wanted)) => health(&wanted),
+        Ok(Command::Health { mount, probe, strictness }) => health(mount, probe.as_ref(), strictness),
         Ok(Command::Status { mount, json }) => status(mount, json),
         Ok(Command::Check(overrides)) => check(&overrides),
         Ok(Command::Run(overrides)) => serve(&overrides, Job::Run),
@@ -109,13 +106,13 @@ fn print(text: &str) -> u8 {
 }
 
 /// Says whether all is well, on standard output: there `docker inspect` finds it.
-fn health(wanted: &Health) -> u8 {
+fn health(mount: Option<PathBuf>, probe: Option<&Probe>, strictness: Strictness) -> u8 {
     let judge = |bytes: Vec<u8>| {
         let report = status::parse(&bytes)?;
-        let probe = wanted.probe.as_ref().map_or(Ok(()), Probe::run);
-        Ok(status::judge(&report, Now::real(), probe, wanted.strictness))
+        let answer = probe.map_or(Ok(()), Probe::run);
+        Ok(status::judge(&report, Now::real(), answer, strictness))
     };
-    match report(wanted.mount.clone()).and_then(judge).unwrap_or_else(|cause| Verdict::Unhealthy(vec![cause])) {
+    match report(mount).and_then(judge).unwrap_or_else(|cause| Verdict::Unhealthy(vec![cause])) {
         Verdict::Healthy => print("healthy\n"),
         Verdict::Degraded(causes) => print(&lines("degraded", &causes)),
         Verdict::Unhealthy(causes) => {
@@ -201,8 +198,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Strin
         "run" => Command::Run,
         "mount" => Command::Mount,
         "check" => Command::Check,
-        "health" => return Ok(health_words(&mut parser)?.map_or_else(help, Command::Health)),
-        "status" => return Ok(status_words(&mut parser)?.unwrap_or_else(help)),
+        "health" | "status" => return Ok(check_words(&name, &mut parser)?.unwrap_or_else(help)),
         _ => return Err(format!("unknown command `{name}`; known are {COMMANDS}")),
     };
     let Some(overrides) = options(&mut parser)? else { return Ok(help()) };
@@ -216,38 +212,27 @@ fn help() -> Command {
     Command::Print(HELP.into())
 }
 
-/// The flags of `health`; `None` when one of them was `--help`.
-fn health_words(parser: &mut lexopt::Parser) -> Result<Option<Health>, String> {
-    let (mut mount, mut http, mut tcp, mut strictness) = (None, None::<String>, None::<String>, Strictness::Tolerant);
+/// The flags of `health` or `status`; `None` when one of them was `--help`.
+fn check_words(name: &str, parser: &mut lexopt::Parser) -> Result<Option<Command>, String> {
+    let health = name == "health";
+    let (mut mount, mut http, mut tcp) = (None, None::<String>, None::<String>);
+    let (mut strictness, mut json) = (Strictness::Tolerant, false);
     while let Some(argument) = parser.next().map_err(text)? {
         match argument {
             Long("mount") => once("mount", &mut mount, parser)?,
-            Long("http") => once("http", &mut http, parser)?,
-            Long("tcp") => once("tcp", &mut tcp, parser)?,
-            Long("strict") => strictness = Strictness::Strict,
+            Long("http") if health => once("http", &mut http, parser)?,
+            Long("tcp") if health => once("tcp", &mut tcp, parser)?,
+            Long("strict") if health => strictness = Strictness::Strict,
+            Long("json") if !health => json = true,
             Short('h') | Long("help") => return Ok(None),
             other @ (Short(_) | Long(_) | Value(_)) => return Err(text(other.unexpected())),
         }
     }
-    let probe = match (http, tcp) {
-        (Some(_), Some(_)) => return Err("--http and --tcp are both given: one is enough".into()),
-        (http, tcp) => http.map(|url| Probe::http(&url)).or_else(|| tcp.map(|address| Probe::tcp(&address))).transpose()?,
-    };
-    Ok(Some(Health { mount, probe, strictness }))
-}
-
-/// The flags of `status`, likewise.
-fn status_words(parser: &mut lexopt::Parser) -> Result<Option<Command>, String> {
-    let (mut mount, mut json) = (None, false);
-    while let Some(argument) = parser.next().map_err(text)? {
-        match argument {
-            Long("mount") => once("mount", &mut mount, parser)?,
-            Long("json") => json = true,
-            Short('h') | Long("help") => return Ok(None),
-            other @ (Short(_) | Long(_) | Value(_)) => return Err(text(other.unexpected())),
-        }
+    if http.is_some() && tcp.is_some() {
+        return Err("--http and --tcp are both given: one is enough".into());
     }
-    Ok(Some(Command::Status { mount, json }))
+    let probe = http.map(|url| Probe::http(&url)).or_else(|| tcp.map(|address| Probe::tcp(&address))).transpose()?;
+    Ok(Some(if health { Command::Health { mount, probe, strictness } } else { Command::Status { mount, json } }))
 }
 
 /// The flags of a command; `None` when one of them was `--help`.
@@ -314,8 +299,7 @@ mod tests {
 
     #[test]
     fn checks_and_their_words() {
-        let health =
-            |mount: Option<&str>, probe, strictness| Ok(Command::Health(Health { mount: mount.map(PathBuf::from), probe, strictness }));
+        let health = |mount: Option<&str>, probe, strictness| Ok(Command::Health { mount: mount.map(PathBuf::from), probe, strictness });
         assert_eq!(parsed("health"), health(None, None, Strictness::Tolerant));
         let http = Probe::http("http://[::1]:8080/x").ok();
         assert_eq!(parsed("health --strict --mount /m --http http://[::1]:8080/x"), health(Some("/m"), http, Strictness::Strict));

@@ -1,7 +1,7 @@
 //! Asking the application itself: a connection, or one HTTP request. Invariant: it takes no longer than `PATIENCE`, follows
 //! no redirect and reads no body.
 
-use http::header::{CONNECTION, HOST};
+use http::header::HOST;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, StatusCode, Uri};
 use http_body_util::Empty;
@@ -71,7 +71,7 @@ impl Probe {
         let host = self.authority.host().trim_matches(['[', ']']);
         let stream = TcpStream::connect((host, self.port)).await.map_err(|error| format!("no connection: {error}"))?;
         let Some(path) = &self.path else { return Ok(()) };
-        let status = get(stream, &self.authority, path).await.map_err(|error| format!("no HTTP answer: {error}"))?;
+        let status = get(stream, &self.authority, path).await?;
         if status.is_success() || status.is_redirection() { Ok(()) } else { Err(format!("answered {status}")) }
     }
 }
@@ -81,23 +81,15 @@ fn is_plain(authority: &Authority) -> bool {
     !authority.host().is_empty() && !authority.as_str().contains('@')
 }
 
-async fn get(stream: TcpStream, host: &Authority, path: &PathAndQuery) -> Result<StatusCode, hyper::Error> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let mut request = Request::new(Empty::<Bytes>::new());
-    *request.uri_mut() = path.clone().into();
-    // Both are texts of a URI, which a header can hold.
-    if let Ok(host) = host.as_str().parse() {
-        request.headers_mut().insert(HOST, host);
-    }
-    request.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("close"));
-    let answer = sender.send_request(request);
-    tokio::pin!(connection, answer);
-    // The connection moves the bytes and may end first; the answer decides.
-    let answer = tokio::select! {
-        answer = &mut answer => answer,
-        _ = &mut connection => answer.await,
-    };
-    Ok(answer?.status())
+/// The status of the answer to a GET.
+async fn get(stream: TcpStream, host: &Authority, path: &PathAndQuery) -> Result<StatusCode, String> {
+    let cut = |error: hyper::Error| format!("no HTTP answer: {error}");
+    let request = Request::get(path.as_str()).header(HOST, host.as_str()).body(Empty::<Bytes>::new());
+    let request = request.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(cut)?;
+    // It moves the bytes, and ends with the runtime; what goes wrong there the request tells, too.
+    tokio::spawn(connection);
+    Ok(sender.send_request(request).await.map_err(cut)?.status())
 }
 
 #[cfg(test)]
