@@ -1,29 +1,37 @@
 //! `baofs health` and `baofs status` as programs, on directories that hold reports made by hand, and on applications that
-//! answer, refuse or say nothing. Nothing here needs a mount or a server.
+//! answer, refuse or say nothing. No server is needed, and no mount but one that never answers.
 
 use baofs::clock::{Clock, RealClock};
 use baofs::status::{Condition, DIRECTORY, FILE, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, seconds};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::mount::MsFlags;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 
 /// How long before now the troubles of these reports began.
 const SINCE: u64 = 200;
 
-/// Runs `baofs` with the words of `line` on a mount, with nothing of this process' environment: code, output, errors.
-fn baofs(mount: &Path, line: &str) -> (i32, String, String) {
+/// `baofs` with the words of `line` on a mount, with nothing of this process' environment.
+fn command(mount: &Path, line: &str) -> Command {
     let program = std::env::var_os("BAOFS_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_baofs")), PathBuf::from);
     let mut command = Command::new(program);
-    let Output { status, stdout, stderr } =
-        command.args(line.split_whitespace()).env_clear().env("BAOFS_MOUNT", mount).output().expect("baofs runs");
+    command.args(line.split_whitespace()).env_clear().env("BAOFS_MOUNT", mount);
+    command
+}
+
+/// Runs it: code, output, errors.
+fn baofs(mount: &Path, line: &str) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command(mount, line).output().expect("baofs runs");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
     (status.code().expect("no signal ended it"), text(stdout), text(stderr))
 }
@@ -134,6 +142,52 @@ fn a_read_that_never_ends_is_given_up() {
         assert!(RealClock.now().since(start) < Duration::from_mins(1), "the child lives on");
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn a_request_that_no_signal_ends_holds_nobody() {
+    // A thread may have a mount namespace of its own, which its children get.
+    let stuck = || {
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace needs root: run the tests with sudo");
+        mount_at(None, Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, "");
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut device = fs::File::options().read(true).write(true).open("/dev/fuse").expect("FUSE");
+        let options = format!("fd={},rootmode=40755,user_id=0,group_id=0", device.as_raw_fd());
+        mount_at(Some("baofs"), dir.path(), Some("fuse"), MsFlags::empty(), &options);
+        greet(&mut device);
+        let check = command(dir.path(), "health").stdout(Stdio::piped()).spawn().expect("baofs runs");
+        // The kernel does not let a process go while its request is ours.
+        assert_eq!(take(&mut device)[4], 1, "a LOOKUP");
+        let output = check.wait_with_output().expect("it ends, and nobody else holds its output");
+        drop(device);
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(said.contains("no answer within 2s") && said.contains(dir.path().to_str().expect("UTF-8")), "{said}");
+    };
+    std::thread::spawn(stuck).join().expect("the check gave up");
+}
+
+fn mount_at(source: Option<&str>, at: &Path, kind: Option<&str>, flags: MsFlags, options: &str) {
+    nix::mount::mount(source, at, kind, flags, Some(options)).expect("a mount");
+}
+
+/// The next request of the kernel: a `fuse_in_header` and what follows.
+fn take(device: &mut fs::File) -> Vec<u8> {
+    let mut request = vec![0; 1 << 20];
+    let len = device.read(&mut request).expect("a request");
+    request.truncate(len);
+    request
+}
+
+/// Answers INIT: a `fuse_out_header` and a `fuse_init_out`.
+fn greet(device: &mut fs::File) {
+    let unique = take(device)[8..16].to_vec();
+    let mut answer = [80_u32.to_ne_bytes(), 0_u32.to_ne_bytes()].concat();
+    answer.extend(unique);
+    // Version 7.31, no read-ahead, no flags, no queue, and 64 KiB in one write.
+    answer.extend([7_u32, 31, 0, 0, 0, 1 << 16].into_iter().flat_map(u32::to_ne_bytes));
+    answer.resize(80, 0);
+    device.write_all(&answer).expect("the kernel takes it");
 }
 
 /// An application that answers the first connection with `answer`, or keeps it and says nothing.

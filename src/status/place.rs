@@ -84,10 +84,13 @@ pub fn parse(bytes: &[u8]) -> Result<Report, String> {
 fn copy(path: &Path) -> io::Result<Vec<u8>> {
     let (from, to) = pipe2(OFlag::O_CLOEXEC)?;
     let to = File::from(to);
-    let child = fork(&[from.as_fd()], || send(path, &to).map_or(1, |()| 0))?;
+    // Whoever waits for the end of our output must not wait for a child that hangs.
+    let (input, output, errors) = (io::stdin(), io::stdout(), io::stderr());
+    let close = [from.as_fd(), input.as_fd(), output.as_fd(), errors.as_fd()];
+    let child = fork(&close, || send(path, &to).map_or(1, |()| 0))?;
     drop(to);
     let sent = receive(&mut File::from(from)).inspect_err(|_| {
-        // Not waited for: in a request that `serve` has taken no signal reaches it. It is init's to reap.
+        // Not waited for: no signal reaches it in a request that `serve` has taken. It is init's to reap.
         let _ = kill(child, Signal::SIGKILL);
     })?;
     // Its result came through the pipe; there is none to wait for where SIGCHLD is ignored.
