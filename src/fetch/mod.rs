@@ -116,6 +116,8 @@ struct Fetch<'a, S: Source, O, C> {
 impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     async fn run(&mut self, ears: &Ears<'_>, mut announcements: Announcements) -> Exit {
         self.step(Input::Tick);
+        // The login is on its way while the first report is written.
+        tokio::task::yield_now().await;
         self.report();
         loop {
             let woken = self.wait(ears, &mut announcements).await;

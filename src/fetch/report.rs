@@ -128,13 +128,13 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             None => Condition::Fresh,
         };
         let last = self.reporter.last.as_ref().and_then(|last| last.files.get(id.index()));
-        let (changes, changed) = self.press.history(id);
+        let (changes, latest) = self.press.history(id);
         FileReport {
             name: file.name.to_string(),
             condition,
             changes,
             version: self.board.version(&file.content),
-            changed: changed.map(seconds),
+            changed: latest.map(seconds),
             lease_ends: views.iter().filter_map(|view| view.ends).min().map(|end| times.at(end)),
             next: views.iter().filter_map(|view| view.next).min().map(|next| times.at(next)),
             strict: file.stale == Stale::Unhealthy,
@@ -188,4 +188,47 @@ fn is_same(a: &Report, b: &Report) -> bool {
         (a.condition, a.changes, a.version) == (b.condition, b.changes, b.version) && cause(&a.trouble, &b.trouble)
     };
     cause(&a.session.trouble, &b.session.trouble) && a.files.iter().zip(&b.files).all(same)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::RealClock;
+    use crate::render::tests::plan;
+
+    #[test]
+    fn it_is_looked_at_twice_a_second_at_most_and_written_every_five() {
+        let (served, roles) = (Served { how: "tmpfs".to_owned(), fallback: None }, Roles { supervise: 1, fetch: 2, serve: None });
+        let mut reporter = Reporter::new(&Settings::new(&plan(Vec::new(), Vec::new()), served, roles), &RealClock);
+        let at = |millis: u64| Moment::at(Duration::from_millis(millis));
+        reporter.written = at(0);
+        assert_eq!(reporter.wake(), None);
+        // (when, whether something happened before it, whether the first publication was made, whether it is time)
+        let table = [
+            (0, false, false, true),
+            (1, true, false, false),
+            (499, true, false, false),
+            (500, false, false, true),
+            (501, true, true, true),
+            (502, true, true, false),
+            (1_001, true, true, true),
+            (4_999, false, true, false),
+            (5_000, false, true, true),
+            (5_400, false, true, false),
+        ];
+        for (millis, touched, ready, due) in table {
+            if touched {
+                reporter.touch();
+            }
+            assert_eq!(reporter.look(at(millis), ready), due, "at {millis} ms");
+            assert!(reporter.wake() > Some(at(millis)) || !due, "a hot loop at {millis} ms");
+        }
+    }
+
+    #[test]
+    fn moments_become_seconds_by_their_distance_to_now() {
+        let at = |seconds: u64| Moment::at(Duration::from_secs(seconds));
+        let times = Times { now: at(100), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000) };
+        assert_eq!([90, 100, 110].map(|second| times.at(at(second))), [990, 1_000, 1_010]);
+    }
 }

@@ -146,15 +146,15 @@ impl Tree {
             _ if place(parent)? == Place::State => self.lookup_state(name),
             None if name == STATE_DIRECTORY => Ok(self.directory(STATE)),
             None => Err(FsError::NotFound),
-            Some(found) => self.lookup_listed(tid, found),
+            Some(&found) => self.lookup_listed(tid, found),
         }
     }
 
-    fn lookup_listed(&self, tid: u32, found: &(FileId, Name)) -> Result<Attr, FsError> {
+    fn lookup_listed(&self, tid: u32, found: (FileId, Name)) -> Result<Attr, FsError> {
         match found {
-            (file, Name::Own) if self.reader.is_announcer(tid) => self.lookup_announcing(*file),
-            (file, Name::Own) => self.lookup_current(*file),
-            (file, Name::Hidden) if self.reader.is_announcer(tid) => self.lookup_hidden(*file),
+            (file, Name::Own) if self.reader.is_announcer(tid) => self.lookup_announcing(file),
+            (file, Name::Own) => self.lookup_current(file),
+            (file, Name::Hidden) if self.reader.is_announcer(tid) => self.lookup_hidden(file),
             (_, Name::Hidden) => Err(FsError::NotFound),
         }
     }
@@ -390,11 +390,13 @@ mod tests {
         tid: u32,
     }
 
-    /// Two files, of which `a` has a version of 3 bytes that is not announced.
+    /// Two files, of which `a` has a version of 3 bytes that is not announced; and one of the agent's own state without any.
     fn world() -> World {
         let owner = Owner { uid: 1000, gid: 1001 };
         let spec = |name| FileSpec { name: FileName::new(name).expect("name"), owner, mode: 0o440, place: Place::Listed };
-        let arena = Arc::new(Arena::create(vec![spec("a"), spec("b")], Some(64 << 10), Memory::Locked).expect("64 KiB can be locked"));
+        let state = FileSpec { mode: 0o444, place: Place::State, ..spec("status.json") };
+        let arena =
+            Arc::new(Arena::create(vec![spec("a"), spec("b"), state], Some(64 << 10), Memory::Locked).expect("64 KiB can be locked"));
         let tree = Tree::new(Reader::new(Arc::clone(&arena)), Directory { mode: 0o751, uid: 7, gid: 8 });
         let (publisher, bulletin) = (Publisher::new(Arc::clone(&arena)), Bulletin::sign(arena));
         let mut world = World { tree, publisher, bulletin, tid: nix::unistd::gettid().as_raw().cast_unsigned() };
@@ -406,6 +408,15 @@ mod tests {
         fn publish(&mut self, bytes: &[u8]) {
             let mtime = UNIX_EPOCH + std::time::Duration::from_secs(bytes.len() as u64);
             self.publisher.publish(&[Change { file: FileId(0), bytes }], mtime).expect("fits");
+        }
+
+        fn publish_state(&mut self, bytes: &[u8]) {
+            let mtime = UNIX_EPOCH + std::time::Duration::from_hours(1);
+            self.publisher.publish(&[Change { file: FileId(2), bytes }], mtime).expect("fits");
+        }
+
+        fn lookup_state(&self, name: &str) -> Result<Attr, FsError> {
+            self.tree.lookup(OTHER, STATE, OsStr::new(name))
         }
 
         fn lookup(&self, tid: u32, name: &str) -> Result<Attr, FsError> {
@@ -454,6 +465,62 @@ mod tests {
         assert_eq!(world.names(2), ["a"]);
         assert_eq!(world.names(3), [""; 0]);
         assert_eq!(world.tree.usage().size - world.tree.usage().free, 3);
+    }
+
+    #[test]
+    fn state_is_found_by_name_alone() {
+        let mut world = world();
+        let directory = world.lookup(OTHER, "..baofs").expect("always there");
+        assert_eq!((directory.ino, directory.kind, directory.mode, directory.uid, directory.gid), (STATE, Kind::Directory, 0o555, 7, 8));
+        assert_eq!(world.tree.getattr(STATE), Ok(directory));
+        assert_eq!(world.lookup_state("status.json"), Err(FsError::NotFound), "not yet");
+        let (root, usage) = (world.tree.getattr(ROOT), world.tree.usage());
+        world.publish_state(b"{}");
+        let file = world.lookup_state("status.json").expect("published");
+        assert_eq!((file.size, file.mode, file.kind, file.links), (2, 0o444, Kind::File, 1));
+        assert_eq!(world.read(file.ino, 0), Ok(b"{}".to_vec()));
+        let listed = |ino| world.tree.entries(ino, 0).expect("a directory").map(|entry| (entry.ino, entry.name)).collect::<Vec<_>>();
+        assert_eq!(listed(STATE), [(STATE, "."), (ROOT, ".."), (file.ino, "status.json")]);
+        assert_eq!(world.names(0), [".", "..", "a"]);
+        assert_eq!((world.tree.getattr(ROOT), world.tree.usage()), (root, usage), "the root does not show it");
+        for (tid, name) in [(OTHER, "status.json"), (world.tid, "status.json"), (world.tid, "..new.status.json")] {
+            assert_eq!(world.lookup(tid, name), Err(FsError::NotFound), "{name}");
+        }
+        for name in ["a", "..new.a", "..baofs", "..new.status.json"] {
+            assert_eq!(world.lookup_state(name), Err(FsError::NotFound), "{name}");
+        }
+        world.publish_state(b"{ }");
+        assert_eq!(world.read(file.ino, 0), Ok(b"{}".to_vec()), "a descriptor keeps its version");
+        assert_eq!(world.tree.getattr(file.ino).expect("held").links, 0);
+        assert_eq!(world.lookup_state("status.json").expect("published").size, 3);
+        world.tree.forget(STATE, 1);
+        world.tree.forget(file.ino, 1);
+        world.publish_state(b"{}");
+        assert_eq!(world.tree.getattr(file.ino), Err(FsError::Stale), "freed");
+    }
+
+    #[test]
+    fn nobody_changes_state() {
+        let mut world = world();
+        world.publish_state(b"{}");
+        let (tid, name, denied) = (world.tid, OsStr::new("status.json"), Err(FsError::ReadOnly));
+        let ino = world.lookup_state("status.json").expect("published").ino;
+        for name in ["status.json", "..new.status.json", "..new.a", "new"] {
+            assert_eq!(world.tree.create(tid, STATE, OsStr::new(name)).map(drop), denied, "{name}");
+        }
+        for name in ["status.json", "..new.status.json", "..baofs"] {
+            assert_eq!(world.create(tid, name).map(drop), denied, "{name}");
+        }
+        world.bulletin.begin(FileId(0));
+        world.create(tid, "..new.a").expect("the announcement's own");
+        assert_eq!(world.tree.rename(tid, (ROOT, OsStr::new("..new.a")), (STATE, name)), denied);
+        assert_eq!(world.tree.rename(tid, (STATE, name), (ROOT, OsStr::new("a"))), denied);
+        for ino in [ino, STATE] {
+            assert_eq!(world.tree.truncate(tid, ino).map(drop), denied);
+        }
+        assert_eq!(world.tree.open(ino, Access::Write), denied);
+        assert_eq!(world.tree.open(STATE, Access::Read), Err(FsError::IsDirectory));
+        assert_eq!(world.read(STATE, 0), Err(FsError::IsDirectory));
     }
 
     #[test]

@@ -323,16 +323,13 @@ impl Machine {
                 entry.good = [Some(sent), entry.good[0]];
                 let again = std::mem::take(&mut entry.again).then(|| sent.plus(REFRESH));
                 let left = entry.lease.take().map(|held| held.token);
-                match lease.filter(|lease| !lease.ttl.is_zero()) {
-                    Some(lease) => {
-                        let first = lease.ttl;
-                        entry.lease = Some(Held { id: lease.id.clone(), token, first });
-                        self.grant_lease(query, &lease, first, token, sent);
-                    }
-                    None => {
-                        let dates = poll(entry.refresh, sent, &mut self.jitter);
-                        entry.work.granted(Dates { replace: dates.replace.into_iter().chain(again).min(), ..dates });
-                    }
+                if let Some(lease) = lease.filter(|lease| !lease.ttl.is_zero()) {
+                    let first = lease.ttl;
+                    entry.lease = Some(Held { id: lease.id.clone(), token, first });
+                    self.grant_lease(query, &lease, first, token, sent);
+                } else {
+                    let dates = poll(entry.refresh, sent, &mut self.jitter);
+                    entry.work.granted(Dates { replace: dates.replace.into_iter().chain(again).min(), ..dates });
                 }
                 self.spare(left, now);
             }
