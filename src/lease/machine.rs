@@ -126,7 +126,7 @@ struct Work {
 }
 
 /// One query.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Entry {
     refresh: Duration,
     work: Work,
@@ -204,15 +204,7 @@ impl Machine {
     /// A machine that will log in at `now` and then read all `queries`.
     #[must_use]
     pub fn new(queries: &[Query], pace: Pace, jitter: Jitter, now: Moment) -> Self {
-        let entry = |query: &Query| Entry {
-            refresh: query.refresh.unwrap_or(pace.refresh),
-            work: Work::due(now),
-            lease: None,
-            unusable: 0,
-            ended: false,
-            good: [None; 2],
-            again: false,
-        };
+        let entry = |query: &Query| Entry { refresh: query.refresh.unwrap_or(pace.refresh), work: Work::due(now), ..Entry::default() };
         Self {
             entries: queries.iter().map(entry).collect(),
             session: Work::due(now),
@@ -263,18 +255,16 @@ impl Machine {
     /// When there is no such query.
     #[must_use]
     pub fn view(&self, subject: Subject, now: Moment) -> View<'_> {
-        let own = |work: &'_ Work| (work.end, work.next().map(|(at, _)| at));
         let Subject::Query(query) = subject else {
-            let (ends, next) = own(&self.session);
-            return View { trouble: self.session.trouble(), ended: self.token.is_none(), missed: false, ends, next };
+            return View { ended: self.token.is_none(), ..self.session.view() };
         };
         let entry = &self.entries[query.index()];
-        let (ends, next) = own(&entry.work);
+        let own = entry.work.view();
         // Without a token nothing is asked.
-        let waits = self.token.is_none() && next.is_some_and(|next| next <= now);
-        let trouble = entry.work.trouble().or_else(|| self.session.trouble().filter(|_| waits));
+        let waits = self.token.is_none() && own.next.is_some_and(|next| next <= now);
+        let trouble = own.trouble.or_else(|| self.session.view().trouble.filter(|_| waits));
         let missed = entry.lease.is_none() && entry.good[0].is_some_and(|good| now.since(good) > entry.refresh.saturating_mul(2));
-        View { trouble, ended: entry.ended, missed, ends, next }
+        View { trouble, ended: entry.ended, missed, ..own }
     }
 
     fn logged_in(&mut self, result: Result<TokenGrant, Failure>, now: Moment, out: &mut Vec<Output>) {
@@ -640,9 +630,9 @@ impl Work {
         wait
     }
 
-    /// Why it is being tried again.
-    fn trouble(&self) -> Option<&Failure> {
-        self.failure.as_ref().filter(|_| self.renew.failures.max(self.replace.failures) > 0)
+    fn view(&self) -> View<'_> {
+        let trouble = self.failure.as_ref().filter(|_| self.renew.failures.max(self.replace.failures) > 0);
+        View { trouble, ends: self.end, next: self.next().map(|(at, _)| at), ..View::default() }
     }
 
     /// Says a failure, once as long as its cause stays the same.
