@@ -233,7 +233,7 @@ impl Machine {
             Input::Renewed(query, token, result) => self.renewed(query, token, result, now, &mut out),
             Input::Unusable(query) => self.unusable(query, now),
             // One that comes soon after another waits, and those that come while it waits are the same.
-            Input::Refresh => self.refresh = self.refreshed.map_or(Some(now), |last| Some(last.plus(REFRESH).max(now))),
+            Input::Refresh => self.refresh = Some(self.refreshed.map_or(now, |last| last.plus(REFRESH).max(now))),
         }
         self.turn(now, &mut out);
         out
