@@ -15,8 +15,7 @@ pub use verdict::{Strictness, Verdict, judge};
 
 use crate::clock::{Clock, Moment, RealClock};
 
-/// The directory of the agent's own state in the mount: found by name; on FUSE not listed.
-pub const DIRECTORY: &str = "..baofs";
+pub use crate::names::STATE_DIRECTORY as DIRECTORY;
 /// The report in it.
 pub const FILE: &str = "status.json";
 

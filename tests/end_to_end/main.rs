@@ -38,5 +38,6 @@ mod refusals;
 mod rig_works;
 mod rotation;
 mod seed;
+mod state;
 mod supervision;
 mod watching;
