@@ -33,6 +33,7 @@ macro_rules! in_each_scene {
 }
 
 mod hardening;
+mod hooks;
 mod refusals;
 mod rig_works;
 mod rotation;
