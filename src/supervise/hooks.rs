@@ -38,7 +38,7 @@ struct Run {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Took {
     /// It ended by itself.
-    Enough,
+    InTime,
     /// All of it: it was killed.
     TooLong,
 }
@@ -85,7 +85,7 @@ impl<'a> Hooks<'a> {
     /// A process ended: whose command it was, if it was one.
     pub fn ended(&mut self, pid: Pid) -> Option<(HookId, Took)> {
         let (id, run) = self.ids().find_map(|(id, state)| Some((id, state.run.take_if(|run| run.pid == pid)?)))?;
-        Some((id, if run.until.is_some() { Took::Enough } else { Took::TooLong }))
+        Some((id, if run.until.is_some() { Took::InTime } else { Took::TooLong }))
     }
 
     /// The commands that run.
@@ -157,7 +157,7 @@ mod tests {
             assert_eq!(hooks.due(at(now)), []);
         }
         assert_eq!((hooks.wake(), hooks.ended(two)), (Some(at(1000)), None));
-        assert_eq!(hooks.ended(one), Some((FIRST, Took::Enough)));
+        assert_eq!(hooks.ended(one), Some((FIRST, Took::InTime)));
         assert_eq!((hooks.due(at(40)), hooks.due(at(50))), (vec![FIRST], vec![]));
     }
 

@@ -133,10 +133,10 @@ impl<C: Clock> Loop<'_, C> {
     fn command_ended(&self, id: HookId, took: Took, ending: Ending) {
         match (took, ending) {
             (Took::TooLong, _) => self.command_failed(id, "killed after its timeout"),
-            (Took::Enough, Ending::Exited(0)) => {}
-            (Took::Enough, Ending::Exited(126)) => self.command_failed(id, "it cannot be executed (exit code 126)"),
-            (Took::Enough, Ending::Exited(127)) => self.command_failed(id, "not found (exit code 127)"),
-            (Took::Enough, ending) => self.command_failed(id, &ending.to_string()),
+            (Took::InTime, Ending::Exited(0)) => {}
+            (Took::InTime, Ending::Exited(126)) => self.command_failed(id, "it cannot be executed (exit code 126)"),
+            (Took::InTime, Ending::Exited(127)) => self.command_failed(id, "not found (exit code 127)"),
+            (Took::InTime, ending) => self.command_failed(id, &ending.to_string()),
         }
     }
 

@@ -263,12 +263,22 @@ env | sort; ls -l /proc/self/ns | sed 's/.* //'"#;
 fn what_is_inherited_is_the_same_without_baofs(world: World) {
     let (_tenant, setup) = setup(Scene { world, ..FUSE }, "inherited");
     // Odd values, so that a default does not pass for an inherited one.
-    let odd = "cd /usr; umask 027; ulimit -n 300; ulimit -S -c 4; ulimit -S -l 100; trap '' USR2 CHLD; echo 300 >/proc/self/oom_score_adj
+    let odd = "cd /usr; umask 027; ulimit -n 300; ulimit -S -c 4; ulimit -S -l 100; trap '' USR2; echo 300 >/proc/self/oom_score_adj
 exec 7</etc/group 8>&1";
     let prepare = format!("cat >/tmp/inherited <<'END'\n{INHERITED}\nEND\n{odd}\nunset OLDPWD; sh /tmp/inherited >/tmp/direct; ");
     let end =
         setup.prepare(&prepare).script("sh /tmp/inherited >/tmp/through; diff /tmp/direct /tmp/through && grep -c . /tmp/direct").outcome();
     assert_eq!(end.code, 0, "{}\n{}", end.stdout, end.stderr);
+}
+
+#[test]
+fn who_ignores_the_end_of_children_still_gets_its_code() {
+    let (_tenant, setup) = setup(FUSE, "ignored");
+    // Bit 16 is CHLD.
+    let setup =
+        setup.prepare(r#"set -- env --ignore-signal=CHLD "$@""#).app(&["grep", "-q", "^SigIgn:.*[13579bdf]....$", "/proc/self/status"]);
+    let end = setup.outcome();
+    assert_eq!(end.code, 0, "{}", end.stderr);
 }
 
 #[test]
