@@ -153,8 +153,14 @@ impl<'a> Check<'a> {
     fn app(&mut self) -> App {
         let app = self.section("app", &keys::APP);
         let on_change = app.and_then(|app| app.section("on_change", &keys::ON_CHANGE));
-        if let Some(signal) = on_change.and_then(|on_change| on_change.parsed("signal", value::signal)) {
-            self.hooks.push(Hook { action: Action::Signal(signal), debounce: Duration::ZERO, splay: Duration::ZERO });
+        if let Some(on_change) = on_change {
+            let duration = |key, default| on_change.parsed(key, value::duration).unwrap_or(default);
+            let signal = on_change.parsed("signal", value::signal).map(Action::Signal);
+            let timeout = duration("timeout", Duration::from_secs(30));
+            let command = on_change.get("command").map(|node| Action::Command { command: self.command(node), timeout });
+            let restart = (on_change.flag("restart") == Some(true)).then_some(Action::Restart);
+            let (debounce, splay) = (duration("debounce", Duration::ZERO), duration("splay", Duration::ZERO));
+            self.hooks.extend(signal.or(command).or(restart).map(|action| Hook { action, debounce, splay }));
         }
         let command = app.and_then(|app| app.get("command")).map(|node| self.command(node));
         let wait = self.setting(app, "wait", self.overrides.wait.as_deref());
@@ -164,8 +170,16 @@ impl<'a> Check<'a> {
             wait: self.parsed(wait, value::positive).unwrap_or(Duration::from_secs(30)),
             stop_signal: app.and_then(|app| app.parsed("stop_signal", value::signal)).unwrap_or(Signal::SIGTERM),
             stop_timeout: app.and_then(|app| app.parsed("stop_timeout", value::duration)).unwrap_or(Duration::from_secs(6)),
-            on_hup: OnHup::Both,
-            new_privileges: NewPrivileges::Never,
+            on_hup: match app.and_then(|app| app.text("on_hup")).map(|(text, _)| text) {
+                Some("app") => OnHup::App,
+                Some("refresh") => OnHup::Refresh,
+                _ => OnHup::Both,
+            },
+            new_privileges: if app.and_then(|app| app.flag("no_new_privs")) == Some(false) {
+                NewPrivileges::Inherited
+            } else {
+                NewPrivileges::Never
+            },
         }
     }
 

@@ -153,11 +153,14 @@ pub(super) const FILESYSTEM: Block =
 pub(super) const SECRET: Block =
     Block { name: "`secret`", used: &["allow_empty", "field", "format", "group", "mode", "path", "refresh", "user", "version"], ..EMPTY };
 
-pub(super) const APP: Block =
-    Block { name: "`app`", used: &["command", "on_change", "stop_signal", "stop_timeout", "user", "wait"], ..EMPTY };
+pub(super) const APP: Block = Block {
+    name: "`app`",
+    used: &["command", "no_new_privs", "on_change", "on_hup", "stop_signal", "stop_timeout", "user", "wait"],
+    ..EMPTY
+};
 
 pub(super) const ON_CHANGE: Block =
-    Block { name: "`on_change`", used: &["signal"], other: &[("command", Refused(HOOKS, "use `signal`"))], ..EMPTY };
+    Block { name: "`on_change`", used: &["command", "debounce", "restart", "signal", "splay", "timeout"], ..EMPTY };
 
 pub(super) const LOG: Block = Block { name: "`log`", used: &["format", "level"], ..EMPTY };
 
