@@ -11,7 +11,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +19,8 @@ use tempfile::TempDir;
 
 /// The example application's image, made of the Dockerfile.
 pub(crate) const IMAGE: &str = "baofs-example:test";
+/// The image of the binary alone.
+pub(crate) const SCRATCH: &str = "baofs:test";
 /// What the Dockerfile builds upon; where they are missing they are made of one local tar.
 const BASES: [&str; 2] = ["debian:bookworm-slim", "rust:1.95-bookworm"];
 
@@ -84,8 +86,18 @@ impl Docker {
     pub(crate) fn run(&self, args: &[&str]) -> Container<'_> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("baofs-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let run = [&["run", "--sig-proxy=false", "--name", &name], args].concat();
+        self.follow(name.clone(), &run)
+    }
+
+    /// A container that runs already; what it has said before is lost.
+    pub(crate) fn attach(&self, id: &str) -> Container<'_> {
+        self.follow(id.to_owned(), &["attach", "--no-stdin", "--sig-proxy=false", id])
+    }
+
+    fn follow(&self, name: String, args: &[&str]) -> Container<'_> {
         let mut cli = Kept::start(&[], |command| {
-            command.args(["docker", "run", "--sig-proxy=false", "--name", &name]).args(args);
+            command.arg("docker").args(args);
             command.envs(self.client("docker").get_envs().filter_map(|(key, value)| Some((key, value?))));
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
         });
@@ -118,7 +130,7 @@ impl Docker {
 impl Drop for Docker {
     fn drop(&mut self) {
         if self.daemon.is_none() {
-            let _ = self.try_ask(&["image", "rm", "--force", IMAGE]);
+            let _ = self.try_ask(&["image", "rm", "--force", IMAGE, SCRATCH]);
         }
     }
 }
@@ -195,13 +207,16 @@ fn build(asks: &(impl Fn() -> Command + Sync)) {
         fs::copy(source.join(file), target).expect("the clone is whole");
     }
     fs::copy(agent::binary(), context.path().join("baofs")).expect("the binary is built");
-    let build = ["build", "--quiet", "--network", "none", "--build-arg", "BINARY=baofs", "--tag", IMAGE];
-    run(asks().args(build).arg(context.path()).env("DOCKER_BUILDKIT", "0"));
+    for what in [&["--tag", IMAGE][..], &["--tag", SCRATCH, "--target", "baofs"]] {
+        let build = ["build", "--quiet", "--network", "none", "--build-arg", "BINARY=baofs"];
+        run(asks().args(build).args(what).arg(context.path()).env("DOCKER_BUILDKIT", "0"));
+    }
 }
 
 /// A tenant and its /etc/bao as a volume; the volume ends with this value.
 pub(crate) struct Site<'a> {
-    docker: &'a Docker,
+    /// Where its containers run.
+    pub(crate) docker: &'a Docker,
     /// At the server.
     pub(crate) tenant: Tenant,
 }
@@ -288,7 +303,7 @@ impl Container<'_> {
 
     /// Asks the web application in it: status and text; `None` while nobody listens.
     pub(crate) fn get(&self) -> Option<(u16, String)> {
-        let address = self.inspect("{{.NetworkSettings.IPAddress}}");
+        let address = self.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}");
         let mut stream = TcpStream::connect((address, 8080)).ok()?;
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
         let mut answer = String::new();

@@ -1,25 +1,56 @@
 //! The two forms as README gives them, the Compose file, and what wrong ones are told.
 
 use crate::Case;
-use crate::docker::{Container, Docker, End, IMAGE, Site};
+use crate::docker::{Container, Docker, End, IMAGE, SCRATCH, Site};
+use crate::rig::process::run;
 use crate::rig::server::{CALM, Lives};
-use crate::rig::{wait_until, wait_until_or};
+use crate::rig::wait_until_or;
 use baofs::exit::Exit;
 use serde_json::json;
 
 /// The cases.
-pub(crate) const CASES: &[Case] =
-    &[("FUSE as README gives it", fuse), ("a tmpfs as uid 1000 without any right", tmpfs), ("a tmpfs that root fills for another user", tmpfs_of_root)];
+pub(crate) const CASES: &[Case] = &[
+    ("FUSE as README gives it", fuse),
+    ("the compose file", compose),
+    ("a tmpfs as uid 1000 without any right", tmpfs),
+    ("a tmpfs that root fills for another user", tmpfs_of_root),
+    ("wrong forms are refused with the remedy, before a login", wrong_forms),
+    ("nothing stays mounted in the container", nothing_mounted),
+    ("the image of one file", scratch),
+];
 
 /// What README adds to `docker run` for FUSE.
 pub(crate) const FUSE: &[&str] = &[
-    "--device", "/dev/fuse", "--cap-drop", "ALL", "--cap-add", "SYS_ADMIN", "--cap-add", "SETUID", "--cap-add", "SETGID", "--cap-add",
-    "KILL", "--ulimit", "memlock=8388608", "--security-opt", "apparmor=unconfined",
+    "--device",
+    "/dev/fuse",
+    "--cap-drop",
+    "ALL",
+    "--cap-add",
+    "SYS_ADMIN",
+    "--cap-add",
+    "SETUID",
+    "--cap-add",
+    "SETGID",
+    "--cap-add",
+    "KILL",
+    "--ulimit",
+    "memlock=8388608",
+    "--security-opt",
+    "apparmor=unconfined",
 ];
 /// What README adds for a tmpfs.
 pub(crate) const TMPFS: &[&str] = &[
-    "--user", "1000", "--cap-drop", "ALL", "--read-only", "--tmpfs", "/app/secrets:size=4m,mode=0700,uid=1000", "--memory", "256m",
-    "--memory-swap", "256m",
+    "--user",
+    "1000",
+    "--cap-drop",
+    "ALL",
+    "--read-only",
+    "--tmpfs",
+    "/app/secrets:size=4m,mode=0700,uid=1000",
+    "--memory",
+    "256m",
+    "--memory-swap",
+    "256m",
 ];
 /// The entry point with the application's user.
 pub(crate) const AS_APP: &[&str] = &["run", "--user", "app", "--"];
@@ -29,15 +60,15 @@ const WEB: &[&str] = &["python3", "/app/app.py"];
 const SHORT: Lives = Lives { token: 3600, lease: 4, lease_max: 6 };
 
 /// Runs `docker run OPTIONS` with the site's configuration, then `baofs WORDS`.
-pub(crate) fn start<'a>(docker: &'a Docker, site: &Site<'_>, options: &[&str], words: &[&[&str]]) -> Container<'a> {
+pub(crate) fn start<'a>(site: &Site<'a>, options: &[&str], words: &[&[&str]]) -> Container<'a> {
     let volume = site.volume();
-    docker.run(&[options, &["--volume", &volume, "--entrypoint", "baofs", IMAGE], &words.concat()].concat())
+    site.docker.run(&[options, &["--volume", &volume, "--entrypoint", "baofs", IMAGE], &words.concat()].concat())
 }
 
 /// Asserts that nothing lives at the server and that the daemon has no mount of the agent.
-pub(crate) fn assert_nothing_left(docker: &Docker, site: &Site<'_>) {
+pub(crate) fn assert_nothing_left(site: &Site<'_>) {
     site.tenant.assert_nothing_lives();
-    assert!(!docker.mounts().contains("fuse.baofs"), "{}", docker.mounts());
+    assert!(!site.docker.mounts().contains("fuse.baofs"), "{}", site.docker.mounts());
 }
 
 /// The user whom the web application in there is at the database, once it says another than `old`.
@@ -50,19 +81,24 @@ fn database_user(container: &Container<'_>, old: &str) -> String {
 fn assert_served(docker: &Docker, name: &str, options: &[&str], words: &[&str]) {
     let site = docker.site(name, SHORT, "");
     let (host, port) = (format!("DB_HOST={}", docker.gateway), format!("DB_PORT={}", docker.real.postgres.port));
-    let container = start(docker, &site, &[options, &["--env", &host, "--env", &port]].concat(), &[words, WEB]);
+    let container = start(&site, &[options, &["--env", &host, "--env", &port]].concat(), &[words, WEB]);
     container.wait_for_line("serving");
-    let first = database_user(&container, "");
-    assert!(site.tenant.knows(&first));
-    database_user(&container, &first);
-    assert_eq!(container.try_exec("app", &["sh", "-c", "stat -c %u:%a /app/secrets/note"]).as_deref(), Some("1000:400"));
-    site.tenant.put("note", json!({ "text": "new" }));
-    assert_eq!(container.read_after("app", "note", "old"), "new");
-    let who = container.try_exec("app", &["sh", "-c", "stat -c %u /proc/[0-9]*/cmdline | sort | uniq -c; cat /proc/[0-9]*/comm"]);
-    assert!(who.is_some_and(|who| who.contains("python3")), "the application does not run");
+    assert_follows(&site, &container);
     let end = container.stop(&[]);
     assert_eq!(end.code, 0, "{}", end.stderr);
-    assert_nothing_left(docker, &site);
+    assert_nothing_left(&site);
+}
+
+/// The web application runs as its user, works with its credential, and with the next one.
+fn assert_follows(site: &Site<'_>, container: &Container<'_>) {
+    let first = database_user(container, "");
+    assert!(site.tenant.knows(&first));
+    let users = "for it in /proc/[0-9]*; do grep -qx python3 $it/comm && grep ^Uid: $it/status; done; true";
+    assert_eq!(container.try_exec("app", &["sh", "-c", users]).as_deref(), Some("Uid:\t1000\t1000\t1000\t1000"));
+    assert_eq!(container.try_exec("app", &["stat", "-Lc", "%u:%a", "/app/secrets/note"]).as_deref(), Some("1000:400"));
+    database_user(container, &first);
+    site.tenant.put("note", json!({ "text": "new" }));
+    assert_eq!(container.read_after("app", "note", "old"), "new");
 }
 
 fn fuse(docker: &Docker) {
@@ -77,4 +113,72 @@ fn tmpfs_of_root(docker: &Docker) {
     let options = ["--cap-drop", "ALL", "--cap-add", "SETUID", "--cap-add", "SETGID", "--cap-add", "KILL", "--cap-add", "CHOWN"];
     let given = ["--tmpfs", "/app/secrets:size=4m,mode=0755"];
     assert_served(docker, "tmpfs-root", &[&options[..], &given].concat(), &["run", "--user", "app", "--fallback", "tmpfs", "--"]);
+}
+
+fn compose(docker: &Docker) {
+    let site = docker.site("compose", SHORT, "");
+    let (dir, volume) = (tempfile::tempdir().expect("a directory for the override"), site.volume_name());
+    let more = dir.path().join("override.yml");
+    std::fs::write(&more, format!("volumes: {{{volume}: {{external: true}}}}\n")).expect("the directory is ours");
+    let compose = |words: &[&str]| {
+        let mut command = docker.client("docker-compose");
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/compose.yml");
+        command.args(["--project-name", &volume, "--file", file, "--file"]).arg(&more).args(words);
+        command.env("IMAGE", IMAGE).env("BAO_DIR", &volume);
+        command.env("DB_HOST", docker.gateway.to_string()).env("DB_PORT", docker.real.postgres.port.to_string());
+        run(&mut command)
+    };
+    compose(&["up", "-d"]);
+    let container = docker.attach(&compose(&["ps", "-q", "app"]));
+    assert_follows(&site, &container);
+    compose(&["stop"]);
+    let end = container.end();
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    assert_nothing_left(&site);
+    compose(&["down"]);
+}
+
+/// What `baofs WORDS -- true` with these options ends with and says; nobody was asked to log in.
+fn assert_refused(site: &Site<'_>, options: &[&str], words: &[&str], exit: Exit, says: &[&str]) {
+    let End { code, stderr, .. } = start(site, options, &[words, &["true"]]).end();
+    assert_eq!(code, i32::from(exit.code()), "{options:?}: {stderr}");
+    let missing: Vec<_> = says.iter().filter(|word| !stderr.contains(**word)).collect();
+    assert!(missing.is_empty(), "{options:?}: the words {missing:?} are not in: {stderr}");
+    assert_eq!(site.tenant.requests(), 0, "{options:?}");
+}
+
+fn wrong_forms(docker: &Docker) {
+    let site = docker.site("wrong", CALM, "");
+    let without = |left: &str| -> Vec<&str> {
+        let at = FUSE.iter().position(|word| *word == left).expect("it is one of them");
+        [&FUSE[..at - 1], &FUSE[at + 1..]].concat()
+    };
+    let not_root = [&["--user", "1000"], FUSE].concat();
+    assert_refused(&site, &without("/dev/fuse"), AS_APP, Exit::Fuse, &["--device /dev/fuse"]);
+    assert_refused(&site, &not_root, &["run", "--"], Exit::Fuse, &["start as root and give `--user`"]);
+    assert_refused(&site, &without("SYS_ADMIN"), AS_APP, Exit::Fuse, &["--cap-add SYS_ADMIN"]);
+    for right in ["KILL", "SETUID", "SETGID"] {
+        assert_refused(&site, &without(right), AS_APP, Exit::Config, &["capabilities missing", right]);
+    }
+    let plain = ["--user", "1000", "--cap-drop", "ALL"];
+    assert_refused(&site, &plain, &["run", "--fallback", "tmpfs", "--"], Exit::Tmpfs, &["--tmpfs /app/secrets"]);
+}
+
+fn nothing_mounted(docker: &Docker) {
+    let site = docker.site("mounted", CALM, "");
+    let script = "baofs run --user app -- sh -c 'grep -o \" /app/secrets .*\" /proc/self/mountinfo; exit 5'; echo $?
+        grep -o ' /app/secrets .*' /proc/self/mountinfo; ls -A /app/secrets";
+    let volume = site.volume();
+    let end = docker.run(&[FUSE, &["--volume", &volume, "--entrypoint", "sh", IMAGE, "-c", script]].concat()).end();
+    let lines: Vec<_> = end.stdout.lines().collect();
+    let [mounted @ .., code] = lines.as_slice() else { panic!("nothing was printed: {}", end.stderr) };
+    assert!(mounted.len() == 1 && mounted[0].contains(" ro,") && *code == "5", "{lines:?}: {}", end.stderr);
+    assert_nothing_left(&site);
+}
+
+fn scratch(docker: &Docker) {
+    let dynamic = std::fs::read(crate::rig::agent::binary()).expect("it is built").windows(8).any(|it| it == b"ld-linux");
+    let end = docker.run(&[SCRATCH, "--version"]).end();
+    // A build for development needs a loader that the image does not have.
+    assert!(dynamic || end.stdout.starts_with("baofs "), "{} {}", end.code, end.stderr);
 }
