@@ -107,9 +107,13 @@ impl Docker {
         Container { docker: self, name, cli, stdout, stderr }
     }
 
-    /// A tenant of the server with `db_user`, `db_password` and `note`, and its /etc/bao; `more` is added to its configuration.
+    /// A tenant of the real server, and its /etc/bao; `more` is added to its configuration.
     pub(crate) fn site(&self, name: &str, lives: Lives, more: &str) -> Site<'_> {
-        let tenant = self.real.tenant(name, name, lives);
+        self.site_of(self.real.tenant(name, name, lives), more)
+    }
+
+    /// The /etc/bao of a tenant with `db_user`, `db_password` and `note`.
+    pub(crate) fn site_of(&self, tenant: Tenant, more: &str) -> Site<'_> {
         tenant.put("note", serde_json::json!({ "text": "old" }));
         let login = config::login(&tenant.url().replace("127.0.0.1", &self.gateway.to_string()));
         let user = config::field("db_user", &tenant.creds(), "username");

@@ -68,7 +68,7 @@ pub(crate) fn start<'a>(site: &Site<'a>, options: &[&str], words: &[&[&str]]) ->
 /// Asserts that nothing lives at the server and that the daemon has no mount of the agent.
 pub(crate) fn assert_nothing_left(site: &Site<'_>) {
     site.tenant.assert_nothing_lives();
-    assert!(!site.docker.mounts().contains("fuse.baofs"), "{}", site.docker.mounts());
+    assert!(!site.docker.mounts().contains(" - fuse "), "{}", site.docker.mounts());
 }
 
 /// The user whom the web application in there is at the database, once it says another than `old`.

@@ -4,9 +4,11 @@
 
 mod docker;
 mod forms;
+mod parity;
 #[path = "../rig/mod.rs"]
 #[allow(dead_code, reason = "the other tests use the rest of it")]
 mod rig;
+mod stop;
 
 use docker::Docker;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 type Case = (&'static str, fn(&Docker));
 
 /// All cases.
-const CASES: &[&[Case]] = &[forms::CASES];
+const CASES: &[&[Case]] = &[stop::CASES, forms::CASES, parity::CASES];
 
 /// They wait more than they work.
 const AT_ONCE: usize = 4;

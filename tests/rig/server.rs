@@ -139,9 +139,13 @@ impl Tenant {
 
     /// The tenant of a stand-in of its own.
     pub(crate) fn standin(name: &str, lives: Lives) -> Self {
+        Self::of(Standin::start(), name, lives)
+    }
+
+    /// The tenant of this stand-in.
+    pub(crate) fn of(standin: Standin, name: &str, lives: Lives) -> Self {
         let seconds = |number: u32| Duration::from_secs(number.into());
         let (role_id, secret_id) = (format!("role-id-of-{name}"), format!("secret-id-of-{name}"));
-        let standin = Standin::start();
         let allow = vec![format!("database/creds/{name}"), format!("secret/data/{name}/*")];
         let (token_ttl, token_max_ttl) = (seconds(lives.token), seconds(lives.token) * 10);
         let role = Role { role_id: role_id.clone(), secret_id: secret_id.clone(), secret_id_uses: 0, allow, token_ttl, token_max_ttl };
