@@ -10,6 +10,7 @@ use serde_json::json;
 
 /// The cases.
 pub(crate) const CASES: &[Case] = &[
+    ("README has the options of these tests", in_readme),
     ("FUSE as README gives it", fuse),
     ("the compose file", compose),
     ("a tmpfs as uid 1000 without any right", tmpfs),
@@ -20,38 +21,14 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// What README adds to `docker run` for FUSE.
-pub(crate) const FUSE: &[&str] = &[
-    "--device",
-    "/dev/fuse",
-    "--cap-drop",
-    "ALL",
-    "--cap-add",
-    "SYS_ADMIN",
-    "--cap-add",
-    "SETUID",
-    "--cap-add",
-    "SETGID",
-    "--cap-add",
-    "KILL",
-    "--ulimit",
-    "memlock=8388608",
-    "--security-opt",
-    "apparmor=unconfined",
-];
+pub(crate) const FUSE: &str = "--device /dev/fuse --cap-drop ALL --cap-add SYS_ADMIN --cap-add SETUID --cap-add SETGID --cap-add KILL \
+    --ulimit memlock=8388608 --security-opt apparmor=unconfined";
 /// What README adds for a tmpfs.
-pub(crate) const TMPFS: &[&str] = &[
-    "--user",
-    "1000",
-    "--cap-drop",
-    "ALL",
-    "--read-only",
-    "--tmpfs",
-    "/app/secrets:size=4m,mode=0700,uid=1000",
-    "--memory",
-    "256m",
-    "--memory-swap",
-    "256m",
-];
+pub(crate) const TMPFS: &str =
+    "--user 1000 --cap-drop ALL --read-only --tmpfs /app/secrets:size=4m,mode=0700,uid=1000 --memory 256m --memory-swap 256m";
+/// What a tmpfs needs that root fills for another user.
+const TMPFS_OF_ROOT: &str =
+    "--cap-drop ALL --cap-add SETUID --cap-add SETGID --cap-add KILL --cap-add CHOWN --tmpfs /app/secrets:size=4m,mode=0755";
 /// The entry point with the application's user.
 pub(crate) const AS_APP: &[&str] = &["run", "--user", "app", "--"];
 /// The application of the image.
@@ -60,9 +37,14 @@ const WEB: &[&str] = &["python3", "/app/app.py"];
 const SHORT: Lives = Lives { token: 3600, lease: 4, lease_max: 6 };
 
 /// Runs `docker run OPTIONS` with the site's configuration, then `baofs WORDS`.
-pub(crate) fn start<'a>(site: &Site<'a>, options: &[&str], words: &[&[&str]]) -> Container<'a> {
-    let volume = site.volume();
-    site.docker.run(&[options, &["--volume", &volume, "--entrypoint", "baofs", IMAGE], &words.concat()].concat())
+pub(crate) fn start<'a>(site: &Site<'a>, options: &str, words: &[&[&str]]) -> Container<'a> {
+    start_program(site, options, "baofs", &words.concat())
+}
+
+/// Runs `docker run OPTIONS` with the site's configuration and another entry point.
+pub(crate) fn start_program<'a>(site: &Site<'a>, options: &str, program: &str, words: &[&str]) -> Container<'a> {
+    let (options, volume): (Vec<_>, _) = (options.split_whitespace().collect(), site.volume());
+    site.docker.run(&[&options, &["--volume", &volume, "--entrypoint", program, IMAGE][..], words].concat())
 }
 
 /// Asserts that nothing lives at the server and that the daemon has no mount of the agent.
@@ -78,10 +60,10 @@ fn database_user(container: &Container<'_>, old: &str) -> String {
 }
 
 /// The web application as `uid` reads its credential, sees the next one, and ends in order.
-fn assert_served(docker: &Docker, name: &str, options: &[&str], words: &[&str]) {
+fn assert_served(docker: &Docker, name: &str, options: &str, words: &[&str]) {
     let site = docker.site(name, SHORT, "");
-    let (host, port) = (format!("DB_HOST={}", docker.gateway), format!("DB_PORT={}", docker.real.postgres.port));
-    let container = start(&site, &[options, &["--env", &host, "--env", &port]].concat(), &[words, WEB]);
+    let database = format!("--env DB_HOST={} --env DB_PORT={}", docker.gateway, docker.real.postgres.port);
+    let container = start(&site, &format!("{options} {database}"), &[words, WEB]);
     container.wait_for_line("serving");
     assert_follows(&site, &container);
     let end = container.stop(&[]);
@@ -110,9 +92,15 @@ fn tmpfs(docker: &Docker) {
 }
 
 fn tmpfs_of_root(docker: &Docker) {
-    let options = ["--cap-drop", "ALL", "--cap-add", "SETUID", "--cap-add", "SETGID", "--cap-add", "KILL", "--cap-add", "CHOWN"];
-    let given = ["--tmpfs", "/app/secrets:size=4m,mode=0755"];
-    assert_served(docker, "tmpfs-root", &[&options[..], &given].concat(), &["run", "--user", "app", "--fallback", "tmpfs", "--"]);
+    assert_served(docker, "tmpfs-root", TMPFS_OF_ROOT, &["run", "--user", "app", "--fallback", "tmpfs", "--"]);
+}
+
+fn in_readme(_: &Docker) {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("README.md");
+    let text = text.replace("\\\n", " ").split_whitespace().collect::<Vec<_>>().join(" ");
+    for options in [FUSE, TMPFS, TMPFS_OF_ROOT] {
+        assert!(text.contains(&format!("docker run {options} ")), "README has other words than: {options}");
+    }
 }
 
 fn compose(docker: &Docker) {
@@ -139,7 +127,7 @@ fn compose(docker: &Docker) {
 }
 
 /// What `baofs WORDS -- true` with these options ends with and says; nobody was asked to log in.
-fn assert_refused(site: &Site<'_>, options: &[&str], words: &[&str], exit: Exit, says: &[&str]) {
+fn assert_refused(site: &Site<'_>, options: &str, words: &[&str], exit: Exit, says: &[&str]) {
     let End { code, stderr, .. } = start(site, options, &[words, &["true"]]).end();
     assert_eq!(code, i32::from(exit.code()), "{options:?}: {stderr}");
     let missing: Vec<_> = says.iter().filter(|word| !stderr.contains(**word)).collect();
@@ -149,27 +137,21 @@ fn assert_refused(site: &Site<'_>, options: &[&str], words: &[&str], exit: Exit,
 
 fn wrong_forms(docker: &Docker) {
     let site = docker.site("wrong", CALM, "");
-    let without = |left: &str| -> Vec<&str> {
-        let at = FUSE.iter().position(|word| *word == left).expect("it is one of them");
-        [&FUSE[..at - 1], &FUSE[at + 1..]].concat()
-    };
-    let not_root = [&["--user", "1000"], FUSE].concat();
-    assert_refused(&site, &without("/dev/fuse"), AS_APP, Exit::Fuse, &["--device /dev/fuse"]);
-    assert_refused(&site, &not_root, &["run", "--"], Exit::Fuse, &["start as root and give `--user`"]);
+    let without = |left: &str| FUSE.replace(&format!("--cap-add {left}"), "");
+    assert_refused(&site, &FUSE.replace("--device /dev/fuse", ""), AS_APP, Exit::Fuse, &["--device /dev/fuse"]);
+    assert_refused(&site, &format!("--user 1000 {FUSE}"), &["run", "--"], Exit::Fuse, &["start as root and give `--user`"]);
     assert_refused(&site, &without("SYS_ADMIN"), AS_APP, Exit::Fuse, &["--cap-add SYS_ADMIN"]);
     for right in ["KILL", "SETUID", "SETGID"] {
         assert_refused(&site, &without(right), AS_APP, Exit::Config, &["capabilities missing", right]);
     }
-    let plain = ["--user", "1000", "--cap-drop", "ALL"];
-    assert_refused(&site, &plain, &["run", "--fallback", "tmpfs", "--"], Exit::Tmpfs, &["--tmpfs /app/secrets"]);
+    assert_refused(&site, "--user 1000 --cap-drop ALL", &["run", "--fallback", "tmpfs", "--"], Exit::Tmpfs, &["--tmpfs /app/secrets"]);
 }
 
 fn nothing_mounted(docker: &Docker) {
     let site = docker.site("mounted", CALM, "");
     let script = "baofs run --user app -- sh -c 'grep -o \" /app/secrets .*\" /proc/self/mountinfo; exit 5'; echo $?
         grep -o ' /app/secrets .*' /proc/self/mountinfo; ls -A /app/secrets";
-    let volume = site.volume();
-    let end = docker.run(&[FUSE, &["--volume", &volume, "--entrypoint", "sh", IMAGE, "-c", script]].concat()).end();
+    let end = start_program(&site, FUSE, "sh", &["-c", script]).end();
     let lines: Vec<_> = end.stdout.lines().collect();
     let [mounted @ .., code] = lines.as_slice() else { panic!("nothing was printed: {}", end.stderr) };
     assert!(mounted.len() == 1 && mounted[0].contains(" ro,") && *code == "5", "{lines:?}: {}", end.stderr);

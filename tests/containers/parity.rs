@@ -2,8 +2,8 @@
 //! what is listed here and in README.
 
 use crate::Case;
-use crate::docker::{Docker, IMAGE};
-use crate::forms::{FUSE, TMPFS};
+use crate::docker::Docker;
+use crate::forms::{FUSE, TMPFS, start_program};
 use crate::rig::server::CALM;
 use std::collections::BTreeSet;
 
@@ -11,67 +11,54 @@ use std::collections::BTreeSet;
 pub(crate) const CASES: &[Case] =
     &[("parity: root, FUSE", root), ("parity: --user, FUSE", user), ("parity: uid 1000, a tmpfs", tmpfs), ("parity: a terminal", terminal)];
 
-/// What may differ: the beginning of the line, and why.
-const DIFFERS: &[(&str, &str)] = &[
-    ("is PID 1: ", "baofs is"),
-    ("leads its session: ", "baofs does; the application leads a process group of its own"),
-    ("NoNewPrivs:", "`no_new_privs`"),
-    ("mount: / /app/secrets ", "the mount"),
-];
-/// What may differ besides where the application runs with the rights of the container.
-const RIGHTS: &[(&str, &str)] = &[("CapEff:", "what only baofs needed is gone"), ("CapPrm:", "the same"), ("CapBnd:", "the same")];
-/// What may differ besides with `--user`.
-const USER: &[(&str, &str)] = &[("environment: USER=", "the user's"), ("environment: LOGNAME=", "the user's")];
+/// A line that may differ: its beginning, and how it goes on under baofs.
+type Differs = (&'static str, &'static str);
+
+/// What differs always. The container's first process is baofs; the application leads a process group of its session.
+const DIFFERS: &[Differs] = &[("is PID 1: ", "no"), ("leads its session: ", "no"), ("NoNewPrivs:\t", "1")];
+/// What differs with FUSE.
+const MOUNT: Differs = ("mount: / /app/secrets ", "ro,nosuid,nodev,noexec");
+/// What differs where the application runs as root: nothing is left of the rights that only baofs needed.
+const ROOT: &[Differs] = &[MOUNT, ("CapEff:\t", "0000000000000000"), ("CapPrm:\t", "0000000000000000")];
+/// What differs with `--user`.
+const USER: &[Differs] = &[MOUNT, ("environment: USER=", "app"), ("environment: LOGNAME=", "app")];
 
 /// What else an application may be given.
-const MORE: &[&str] = &[
-    "--ulimit",
-    "nofile=300:400",
-    "--ulimit",
-    "core=65536",
-    "--oom-score-adj",
-    "77",
-    "--env",
-    "KEPT=yes",
-    "--workdir",
-    "/tmp",
-    "--hostname",
-    "here",
-    "--group-add",
-    "5",
-];
+const MORE: &str = "--ulimit nofile=300:400 --ulimit core=65536 --oom-score-adj 77 --env KEPT=yes --workdir /tmp --hostname here";
 
-/// Compares `docker run PLAIN` with `docker run OPTIONS ... baofs run WORDS --`.
-fn assert_same(docker: &Docker, name: &str, plain: &[&str], options: &[&str], words: &[&str], differs: &[&[(&str, &str)]]) {
+/// Compares `docker run PLAIN ... sh` with `docker run OPTIONS ... baofs run WORDS -- sh`.
+fn assert_same(docker: &Docker, name: &str, plain: &str, options: &str, words: &[&str], differs: &[Differs]) {
     let site = docker.site(name, CALM, "");
-    let (volume, script) = (site.volume(), include_str!("parity.sh"));
-    let printed = |options: &[&str], program: &str, words: &[&str]| -> BTreeSet<String> {
-        let end =
-            docker.run(&[MORE, options, &["--volume", &volume, "--entrypoint", program, IMAGE], words, &["-c", script]].concat()).end();
+    let printed = |options: &str, program: &str, words: &[&str]| -> BTreeSet<String> {
+        let words = [words, &["-c", include_str!("parity.sh")]].concat();
+        let end = start_program(&site, &format!("{MORE} {options}"), program, &words).end();
         assert_eq!(end.code, 0, "{}{}", end.stdout, end.stderr);
         end.stdout.lines().map(|line| line.trim_end().to_owned()).collect()
     };
     let without = printed(plain, "sh", &[]);
     let with = printed(options, "baofs", &[&["run"], words, &["--", "sh"]].concat());
-    let known = |line: &str| differs.iter().copied().flatten().any(|(start, _)| line.starts_with(start));
-    let difference: Vec<_> = without.symmetric_difference(&with).filter(|line| !known(line)).collect();
-    assert!(difference.is_empty(), "without baofs:\n{without:#?}\nwith:\n{with:#?}\ndiffer:\n{difference:#?}");
+    let differs = || DIFFERS.iter().chain(differs);
+    let mut unknown: Vec<_> = without.symmetric_difference(&with).cloned().collect();
+    unknown.retain(|line| !differs().any(|(start, _)| line.starts_with(start)));
+    let as_expected = |(start, rest): &&Differs| with.iter().any(|line| line.starts_with(&format!("{start}{rest}")));
+    unknown.extend(differs().filter(|it| !as_expected(it)).map(|(start, rest)| format!("no line `{start}{rest}`")));
+    assert!(unknown.is_empty(), "without baofs:\n{without:#?}\nwith:\n{with:#?}\ndiffer:\n{unknown:#?}");
 }
 
 fn root(docker: &Docker) {
-    assert_same(docker, "parity-root", FUSE, FUSE, &[], &[DIFFERS, RIGHTS]);
+    assert_same(docker, "parity-root", FUSE, FUSE, &[], ROOT);
 }
 
 fn user(docker: &Docker) {
-    let plain = [&["--user", "app"], FUSE].concat();
-    assert_same(docker, "parity-user", &plain, FUSE, &["--user", "app"], &[DIFFERS, USER]);
+    assert_same(docker, "parity-user", &format!("--user app {FUSE}"), FUSE, &["--user", "app"], USER);
 }
 
 fn tmpfs(docker: &Docker) {
-    assert_same(docker, "parity-tmpfs", TMPFS, TMPFS, &["--fallback", "tmpfs"], &[DIFFERS]);
+    let options = format!("--group-add 5 {TMPFS}");
+    assert_same(docker, "parity-tmpfs", &options, &options, &["--fallback", "tmpfs"], &[]);
 }
 
 fn terminal(docker: &Docker) {
-    let options = [&["--tty"], FUSE].concat();
-    assert_same(docker, "parity-tty", &options, &options, &[], &[DIFFERS, RIGHTS]);
+    let options = format!("--tty {FUSE}");
+    assert_same(docker, "parity-tty", &options, &options, &[], ROOT);
 }

@@ -1,8 +1,8 @@
 //! Signals, the stop, and children, under a real daemon's `docker stop`.
 
 use crate::Case;
-use crate::docker::{Container, Docker, End, IMAGE, Site};
-use crate::forms::{AS_APP, FUSE, assert_nothing_left, start};
+use crate::docker::{Container, Docker, End, Site};
+use crate::forms::{AS_APP, FUSE, assert_nothing_left, start, start_program};
 use crate::rig::server::{CALM, Server, Tenant};
 use crate::rig::standin::{Fault, Standin};
 use crate::rig::{config, wait_until_or};
@@ -30,12 +30,12 @@ echo started; while :; do sleep 60 & wait; done";
 const DEAF: &str = "trap '' TERM; echo started; while :; do sleep 60; done";
 
 /// The FUSE form with a shell script as application.
-fn script<'a>(site: &Site<'a>, options: &[&str], script: &str) -> Container<'a> {
-    start(site, &[FUSE, options].concat(), &[AS_APP, &["sh", "-c", script]])
+fn script<'a>(site: &Site<'a>, options: &str, script: &str) -> Container<'a> {
+    start(site, &format!("{FUSE} {options}"), &[AS_APP, &["sh", "-c", script]])
 }
 
 /// The same, once it has said that it is started.
-fn started<'a>(site: &Site<'a>, options: &[&str], text: &str) -> Container<'a> {
+fn started<'a>(site: &Site<'a>, options: &str, text: &str) -> Container<'a> {
     let container = script(site, options, text);
     container.wait_for_line("started");
     container
@@ -48,7 +48,7 @@ fn assert_ended(site: &Site<'_>, end: &End, code: i32) {
 
 fn passed_on(docker: &Docker) {
     let site = docker.site("passed-on", CALM, "");
-    let container = started(&site, &[], TELLS);
+    let container = started(&site, "", TELLS);
     for name in ["HUP", "USR1", "USR2", "WINCH", "TSTP", "CONT"] {
         container.signal(name);
         container.wait_for_line(&format!("got {name}"));
@@ -59,7 +59,7 @@ fn passed_on(docker: &Docker) {
 fn that_stop(docker: &Docker) {
     let site = docker.site("that-stop", CALM, "");
     for (name, code) in [("TERM", 3), ("INT", 4), ("QUIT", 5)] {
-        let container = started(&site, &[], TELLS);
+        let container = started(&site, "", TELLS);
         container.signal(name);
         let end = container.end();
         assert!(end.stdout.ends_with(&format!("got {name}\n")), "{}", end.stdout);
@@ -69,12 +69,12 @@ fn that_stop(docker: &Docker) {
 
 fn stop_signal(docker: &Docker) {
     let site = docker.site("stop-signal", CALM, "");
-    assert_ended(&site, &started(&site, &["--stop-signal", "QUIT"], TELLS).stop(&[]), 5);
+    assert_ended(&site, &started(&site, "--stop-signal QUIT", TELLS).stop(&[]), 5);
 }
 
 fn second_term(docker: &Docker) {
     let site = docker.site("second-term", CALM, "app {\n  stop_timeout = \"1h\"\n}\n");
-    let container = started(&site, &[], "trap 'echo heard' TERM; echo started; while :; do sleep 60 & wait; done");
+    let container = started(&site, "", "trap 'echo heard' TERM; echo started; while :; do sleep 60 & wait; done");
     container.signal("TERM");
     container.wait_for_line("heard");
     container.signal("TERM");
@@ -84,7 +84,7 @@ fn second_term(docker: &Docker) {
 fn term_while_waiting(docker: &Docker) {
     let missing = config::field("missing", "secret/data/early/none", "text");
     let site = docker.site("early", CALM, &(missing + "app {\n  wait = \"1h\"\n}\n"));
-    let container = script(&site, &[], "echo started");
+    let container = script(&site, "", "echo started");
     wait_until_or("it has logged in", || container.log(), || (site.tenant.leases() == 1).then_some(()));
     let end = container.stop(&["--time", "9"]);
     assert!(!end.stdout.contains("started"));
@@ -94,17 +94,17 @@ fn term_while_waiting(docker: &Docker) {
 fn deaf(docker: &Docker) {
     let site = docker.site("deaf", CALM, "app {\n  stop_timeout = \"1s\"\n}\n");
     // An hour for Docker: the kill can only be ours.
-    assert_ended(&site, &started(&site, &[], DEAF).stop(&["--time", "3600"]), 137);
+    assert_ended(&site, &started(&site, "", DEAF).stop(&["--time", "3600"]), 137);
 }
 
 fn forks_and_dies(docker: &Docker) {
     let site = docker.site("forks", CALM, "");
-    assert_ended(&site, &script(&site, &[], "setsid sleep 1000 & sleep 1000 & exit 7").end(), 7);
+    assert_ended(&site, &script(&site, "", "setsid sleep 1000 & sleep 1000 & exit 7").end(), 7);
 }
 
 fn orphans(docker: &Docker) {
     let site = docker.site("orphans", CALM, "");
-    let container = started(&site, &[], "for it in $(seq 1000); do (sleep 0.5 &); done; echo started; exec sleep 1000");
+    let container = started(&site, "", "for it in $(seq 1000); do (sleep 0.5 &); done; echo started; exec sleep 1000");
     let left = "grep -h ^State: /proc/[0-9]*/status | grep -c Z; grep -l '^sleep.0.5' /proc/[0-9]*/cmdline | wc -l";
     let reaped = || container.try_exec("app", &["sh", "-c", left]).filter(|text| text == "0\n0");
     wait_until_or("all are reaped", || format!("{:?}", container.try_exec("app", &["sh", "-c", left])), reaped);
@@ -116,8 +116,7 @@ fn full_log(docker: &Docker) {
     let fill = "mkfifo /tmp/log; exec 3<>/tmp/log
         for size in 4096 1; do dd if=/dev/zero of=/tmp/log bs=$size oflag=nonblock 2>&-; done
         exec baofs run --user app -- sh -c 'trap \"exit 6\" TERM; echo started; while :; do sleep 60 & wait; done' 2>&3 3>&-";
-    let volume = site.volume();
-    let container = docker.run(&[FUSE, &["--volume", &volume, "--entrypoint", "sh", IMAGE, "-c", fill]].concat());
+    let container = start_program(&site, FUSE, "sh", &["-c", fill]);
     container.wait_for_line("started");
     site.tenant.put("note", json!({ "text": "new" }));
     assert_eq!(container.read_after("app", "note", "old"), "new");
@@ -127,7 +126,7 @@ fn full_log(docker: &Docker) {
 /// Application and revocation take what they may, and Docker, which kills after 9 s, has no reason to: the code is the application's.
 fn silent_server(docker: &Docker) {
     let site = docker.site_of(Tenant::of(Standin::start_for_containers(), "silent", CALM), "");
-    let container = started(&site, &[], "trap 'sleep 5.5; exit 3' TERM; echo started; while :; do sleep 60 & wait; done");
+    let container = started(&site, "", "trap 'sleep 5.5; exit 3' TERM; echo started; while :; do sleep 60 & wait; done");
     let Server::Standin(standin) = &site.tenant.server else { unreachable!("it was made so") };
     standin.state().set_fault("", Fault::Silence);
     let end = container.stop(&["--time", "9"]);
