@@ -26,6 +26,6 @@ COPY --from=baofs /usr/local/bin/baofs /usr/local/bin/baofs
 COPY examples/container/agent-config.hcl /etc/bao/agent-config.hcl
 COPY examples/container/app.py /app/app.py
 ENV BAOFS_MOUNT=/app/secrets
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["baofs", "health", "--http", "http://127.0.0.1:8080/"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=40s CMD ["baofs", "health", "--tcp", "127.0.0.1:8080"]
 ENTRYPOINT ["baofs", "run", "--"]
 CMD ["python3", "/app/app.py"]

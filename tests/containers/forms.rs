@@ -119,6 +119,8 @@ fn compose(docker: &Docker) {
     compose(&["up", "-d"]);
     let container = docker.attach(&compose(&["ps", "-q", "app"]));
     assert_follows(&site, &container);
+    let health = || (container.inspect("{{.State.Health.Status}}") == "healthy").then_some(());
+    wait_until_or("it is healthy", || container.inspect("{{json .State.Health}}"), health);
     compose(&["stop"]);
     let end = container.end();
     assert_eq!(end.code, 0, "{}", end.stderr);

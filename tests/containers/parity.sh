@@ -1,4 +1,4 @@
-# Prints, one line each and sorted, what a process can see of its own start; $$ is the application.
+# Prints, one line each, sorted, and marked, what a process can see of its own start; $$ is the application.
 me=/proc/$$
 set -- $(sed 's/.*) //' $me/stat) # state ppid pgrp session tty tpgid ... nice is the 17th
 yes_if() { if "$@"; then echo yes; else echo no; fi; }
@@ -24,4 +24,4 @@ done
 env | sed 's/^/environment: /'
 # Without the numbers of the mount and its device, and the container's own directories.
 sed -E 's/^[0-9]+ [0-9]+ [0-9:]+ /mount: /; s/(lower|upper|work)dir=[^,]*/\1dir/g; s/[0-9a-f]{64}/ID/; s/master:[0-9]+/master/' $me/mountinfo
-} | sort -u
+} | sort -u | sed 's/^/app: /'
