@@ -4,7 +4,7 @@
 
 use crate::rig::process::{Captured, Kept, children, outcome, run, signal};
 use crate::rig::server::{Lives, Real, Tenant};
-use crate::rig::{agent, cached, config, wait_until, wait_until_or};
+use crate::rig::{agent, config, program, wait_until, wait_until_or};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use std::fs;
@@ -26,7 +26,7 @@ const BASES: [&str; 2] = ["debian:bookworm-slim", "rust:1.95-bookworm"];
 
 /// `dockerd` where it can hurt nobody: what it keeps below /run and /etc is its own, too.
 const DAEMON: &str = r#"mkdir -p /etc/docker && mount -t tmpfs run /run && mount -t tmpfs etc /etc/docker &&
-exec dockerd -H "unix://$1/docker.sock" --data-root "$1/data" --exec-root /run/docker --pidfile /run/docker.pid --bip 172.17.0.1/16 \
+exec dockerd -H "unix://$1/docker.sock" --data-root "$1/data" --exec-root /run/docker --pidfile /run/docker.pid \
     --cgroup-parent "/$(basename "$1")" 2>"$1/log""#;
 
 /// A daemon with the image of the example, and an OpenBao with PostgreSQL that containers reach.
@@ -53,8 +53,8 @@ impl Docker {
         let runs = outcome(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"])).status.success();
         let daemon = (!runs).then(Daemon::start);
         let asks = cli(daemon.as_ref());
-        let gateway = ["network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"];
-        let gateway = run(asks().args(gateway)).parse().expect("the default bridge has an address");
+        let network = "{{with index .IPAM.Config 0}}{{or .Gateway .Subnet}}{{end}}";
+        let gateway = gateway(&run(asks().args(["network", "inspect", "bridge", "--format", network])));
         let image = std::thread::scope(|scope| {
             let image = scope.spawn(|| build(&asks));
             let real = Arc::new(Real::start(Ipv4Addr::UNSPECIFIED));
@@ -139,6 +139,13 @@ impl Drop for Docker {
     }
 }
 
+/// The address of the bridge, which a daemon that has just made it tells by its network alone: the first one in it.
+fn gateway(told: &str) -> Ipv4Addr {
+    let (address, first) = told.split_once('/').map_or((told, 0), |(network, _)| (network, 1));
+    let address: Ipv4Addr = address.parse().expect("the default bridge has an address");
+    Ipv4Addr::from_bits(address.to_bits() + first)
+}
+
 /// Makes commands for this daemon.
 fn cli(daemon: Option<&Daemon>) -> impl Fn() -> Command + Sync + use<> {
     let host = daemon.map(Daemon::host);
@@ -201,7 +208,7 @@ fn remove_cgroup(group: &Path) {
 fn build(asks: &(impl Fn() -> Command + Sync)) {
     for base in BASES {
         if !outcome(asks().args(["image", "inspect", base])).status.success() {
-            run(asks().arg("import").arg(cached("debian-bookworm.tar")).arg(base));
+            run(asks().arg("import").arg(program("debian-bookworm.tar", &["/~cache/baofs/debian-bookworm.tar"])).arg(base));
         }
     }
     let (context, source) = (tempfile::tempdir().expect("a directory for the context"), Path::new(env!("CARGO_MANIFEST_DIR")));
@@ -281,11 +288,6 @@ impl Container<'_> {
     pub(crate) fn wait_for_line(&self, line: &str) {
         let said = || self.printed() + &self.log();
         wait_until_or(&format!("the container prints `{line}`"), said, || self.printed().lines().any(|it| it == line).then_some(()));
-    }
-
-    /// Waits until its standard error has `words`.
-    pub(crate) fn wait_for_log(&self, words: &str) {
-        wait_until_or(&format!("the log has `{words}`"), || self.printed() + &self.log(), || self.log().contains(words).then_some(()));
     }
 
     /// What `docker inspect --format` says of it.

@@ -18,7 +18,7 @@ type Differs = (&'static str, &'static str);
 const DIFFERS: &[Differs] = &[("is PID 1: ", "no"), ("leads its session: ", "no"), ("NoNewPrivs:\t", "1")];
 /// What differs with FUSE.
 const MOUNT: Differs = ("mount: / /app/secrets ", "ro,nosuid,nodev,noexec");
-/// What differs where the application runs as root: it has SETUID, SETGID and KILL, and not SYS_ADMIN.
+/// What differs where the application runs as root: it keeps the other three, and loses `SYS_ADMIN`.
 const ROOT: &[Differs] = &[MOUNT, ("CapEff:\t", "00000000000000e0"), ("CapPrm:\t", "00000000000000e0")];
 /// What differs with `--user`.
 const USER: &[Differs] = &[MOUNT, ("environment: USER=", "app"), ("environment: LOGNAME=", "app")];

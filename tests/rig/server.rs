@@ -221,14 +221,6 @@ impl Tenant {
         }
     }
 
-    /// How many requests it has made, its logins among them; of a real server those that were answered.
-    pub(crate) fn requests(&self) -> usize {
-        match &self.server {
-            Server::Real(real) => real.bao.requests(&self.name).len(),
-            Server::Standin(standin) => standin.state().requests.len(),
-        }
-    }
-
     /// How many of its tokens live.
     pub(crate) fn tokens(&self) -> usize {
         match &self.server {
