@@ -12,7 +12,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{ChildStdin, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
@@ -84,27 +84,34 @@ impl Docker {
 
     /// `docker run ARGS` attached: options, image, words.
     pub(crate) fn run(&self, args: &[&str]) -> Container<'_> {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("baofs-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = Self::name();
         let run = [&["run", "--sig-proxy=false", "--name", &name], args].concat();
-        self.follow(name.clone(), &run)
+        self.follow(name.clone(), &["docker"], &run)
     }
 
     /// A container that runs already; what it has said before is lost.
     pub(crate) fn attach(&self, id: &str) -> Container<'_> {
-        self.follow(id.to_owned(), &["attach", "--no-stdin", "--sig-proxy=false", id])
+        self.follow(id.to_owned(), &["docker"], &["attach", "--no-stdin", "--sig-proxy=false", id])
     }
 
-    fn follow(&self, name: String, args: &[&str]) -> Container<'_> {
+    /// A new name for a container.
+    pub(crate) fn name() -> String {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        format!("baofs-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Follows container `name` by the client `program ARGS`, which ends with its code; what is written to `input` is typed.
+    pub(crate) fn follow(&self, name: String, program: &[&str], args: &[&str]) -> Container<'_> {
         let mut cli = Kept::start(&[], |command| {
-            command.arg("docker").args(args);
+            command.args(program).args(args).stdin(Stdio::piped());
             command.envs(self.client("docker").get_envs().filter_map(|(key, value)| Some((key, value?))));
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
         });
         let child = cli.child();
+        let input = child.stdin.take().expect("it was asked for");
         let stdout = Captured::of(child.stdout.take().expect("it was asked for"));
         let stderr = Captured::of(child.stderr.take().expect("it was asked for"));
-        Container { docker: self, name, cli, stdout, stderr }
+        Container { docker: self, name, cli, input, stdout, stderr }
     }
 
     /// A tenant of the real server, and its /etc/bao; `more` is added to its configuration.
@@ -269,6 +276,8 @@ pub(crate) struct Container<'a> {
     name: String,
     /// `docker run`, which ends with the container's code.
     cli: Kept,
+    /// What is typed.
+    input: ChildStdin,
     stdout: Captured,
     stderr: Captured,
 }
@@ -282,6 +291,12 @@ impl Container<'_> {
     /// What it has written to standard error.
     pub(crate) fn log(&self) -> String {
         self.stderr.text()
+    }
+
+    /// Types `text`, and waits until it has printed `words`.
+    pub(crate) fn type_in(&mut self, text: &str, words: &str) {
+        self.input.write_all(text.as_bytes()).expect("it runs");
+        wait_until_or(&format!("the container prints `{words}`"), || self.printed(), || self.printed().contains(words).then_some(()));
     }
 
     /// Waits until it has printed `line`.
@@ -329,6 +344,14 @@ impl Container<'_> {
         self.end()
     }
 
+    /// Waits for its end, and starts it once more.
+    pub(crate) fn start_again(mut self) -> Self {
+        wait_until("the container ends", || self.cli.ended());
+        // Dropped without its name, this value removes nothing.
+        let name = std::mem::take(&mut self.name);
+        self.docker.follow(name.clone(), &["docker"], &["start", "--attach", &name])
+    }
+
     /// Waits for its end.
     pub(crate) fn end(mut self) -> End {
         let Self { cli, stderr, .. } = &mut self;
@@ -340,7 +363,9 @@ impl Container<'_> {
 
 impl Drop for Container<'_> {
     fn drop(&mut self) {
-        let _ = self.docker.try_ask(&["rm", "--force", "--volumes", &self.name]);
+        if !self.name.is_empty() {
+            let _ = self.docker.try_ask(&["rm", "--force", "--volumes", &self.name]);
+        }
     }
 }
 

@@ -16,6 +16,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a tmpfs as uid 1000 without any right", tmpfs),
     ("a tmpfs that root fills for another user", tmpfs_of_root),
     ("wrong forms are refused with the remedy, before a login", wrong_forms),
+    ("a container that was killed starts again", killed),
     ("nothing stays mounted in the container", nothing_mounted),
     ("the image of one file", scratch),
 ];
@@ -144,9 +145,21 @@ fn wrong_forms(docker: &Docker) {
     assert_refused(&site, &format!("--user 1000 {FUSE}"), &["run", "--"], Exit::Fuse, &["start as root and give `--user`"]);
     assert_refused(&site, &without("SYS_ADMIN"), AS_APP, Exit::Fuse, &["--cap-add SYS_ADMIN"]);
     for right in ["KILL", "SETUID", "SETGID"] {
-        assert_refused(&site, &without(right), AS_APP, Exit::Config, &["capabilities missing", right]);
+        assert_refused(&site, &without(right), AS_APP, Exit::Config, &["cannot run as app", right, "--cap-add"]);
     }
+    assert_refused(&site, "--user 1000 --cap-drop ALL", &["run", "--user", "root", "--"], Exit::Config, &["cannot run as root"]);
     assert_refused(&site, "--user 1000 --cap-drop ALL", &["run", "--fallback", "tmpfs", "--"], Exit::Tmpfs, &["--tmpfs /app/secrets"]);
+}
+
+fn killed(docker: &Docker) {
+    let site = docker.site("killed", CALM, "");
+    let container = start(&site, FUSE, &[AS_APP, &["sh", "-c", "cat /app/secrets/note; echo; exec sleep 1000"]]);
+    container.wait_for_line("old");
+    container.signal("KILL");
+    site.tenant.put("note", json!({ "text": "new" }));
+    let container = container.start_again();
+    container.wait_for_line("new");
+    assert_eq!(container.stop(&[]).code, 143);
 }
 
 fn nothing_mounted(docker: &Docker) {

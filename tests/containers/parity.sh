@@ -17,7 +17,7 @@ echo "owner of its /proc: $(stat -c %u:%g $me)"
 for it in oom_score_adj coredump_filter personality; do echo "$it: $(cat $me/$it 2>&1)"; done
 sed 's/^/cgroup: /; s/[0-9a-f]\{64\}/ID/' $me/cgroup
 sed -n 's/^\(Max .*\)/limit: \1/p' $me/limits
-grep -E '^(Groups|Sig[A-Z]|ShdPnd|Cap|NoNewPrivs|Seccomp|Speculation|CoreDumping|THP|Cpus_allowed_list)' $me/status
+grep -E '^(Groups|Sig(Pnd|Blk|Ign|Cgt)|ShdPnd|Cap|NoNewPrivs|Seccomp|Speculation|CoreDumping|THP|Cpus_allowed_list)' $me/status
 for it in $me/fd/*; do
   echo "descriptor ${it##*/}: $(readlink "$it" | sed 's/\[[0-9]*\]//') $(grep ^flags $me/fdinfo/"${it##*/}")"
 done

@@ -1,7 +1,7 @@
 //! Signals, the stop, and children, under a real daemon's `docker stop`.
 
 use crate::Case;
-use crate::docker::{Container, Docker, End, Site};
+use crate::docker::{Container, Docker, End, IMAGE, Site};
 use crate::forms::{AS_APP, FUSE, assert_nothing_left, start, start_program};
 use crate::rig::server::{CALM, Server, Tenant};
 use crate::rig::standin::{Fault, Standin};
@@ -19,6 +19,7 @@ pub(crate) const CASES: &[Case] = &[
     ("an application that ignores TERM", deaf),
     ("an application that forks and dies", forks_and_dies),
     ("a thousand orphans", orphans),
+    ("an interactive shell", shell),
     ("a log that nobody reads", full_log),
 ];
 
@@ -109,6 +110,21 @@ fn orphans(docker: &Docker) {
     let reaped = || container.try_exec("app", &["sh", "-c", left]).filter(|text| text == "0\n0");
     wait_until_or("all are reaped", || format!("{:?}", container.try_exec("app", &["sh", "-c", left])), reaped);
     assert_ended(&site, &container.stop(&[]), 143);
+}
+
+fn shell(docker: &Docker) {
+    let (site, name) = (docker.site("shell", CALM, ""), Docker::name());
+    let run = format!("docker run -it --name {name} {FUSE} --volume {} --entrypoint baofs {IMAGE}", site.volume());
+    let words = format!("{run} run --user app -- bash --norc");
+    let mut container = docker.follow(name, &["script", "-qefc"], &[&words, "/dev/null"]);
+    // What it prints is not what is typed, which the terminal shows as well.
+    container.type_in("sh -c 'printf f%s irst; exec sleep 1000'\n", "first");
+    container.type_in("\x03", "^C");
+    container.type_in("echo code=$?\n", "code=130");
+    container.type_in("sh -c 'printf s%s econd; exec sleep 1000'\n", "second");
+    container.type_in("\x1a", "Stopped");
+    container.type_in("kill -9 %1; wait; echo thi''rd; exit 4\n", "third");
+    assert_ended(&site, &container.end(), 4);
 }
 
 fn full_log(docker: &Docker) {
