@@ -124,6 +124,19 @@ impl<'p> Board<'p> {
         self.queries[query.index()].failure = Some(failure.clone());
     }
 
+    /// Why the file cannot be rendered anew, if so.
+    pub(super) fn error(&self, file: FileId) -> Option<String> {
+        self.files[file.index()].error.as_ref().map(ToString::to_string)
+    }
+
+    /// The version that was read last, of what is made of one secret of KV v2.
+    pub(super) fn version(&self, content: &Content) -> Option<u64> {
+        match render::queries(content)[..] {
+            [query] => self.queries[query.index()].version,
+            _ => None,
+        }
+    }
+
     /// Each file that cannot be served, with the reason, and the exit code of the most telling one. `login` is why there is
     /// no token, if there is none.
     pub(super) fn missing(&self, login: Option<&Failure>) -> (Vec<(&'p FileName, String)>, Exit) {
@@ -133,7 +146,8 @@ impl<'p> Board<'p> {
         (missing, exit.unwrap_or(Exit::Unavailable))
     }
 
-    fn reason(&self, file: FileId, login: Option<&Failure>) -> Option<(String, Exit)> {
+    /// Why the file cannot be served, and the exit code of it; `login` is why there is no token, if there is none.
+    pub(super) fn reason(&self, file: FileId, login: Option<&Failure>) -> Option<(String, Exit)> {
         let failed = |failure: &Failure| (failure.message.clone(), failure.cause.exit());
         let error = self.files[file.index()].error.as_ref().map(|error| (error.to_string(), Exit::Data));
         let unread = || {

@@ -9,6 +9,8 @@ use crate::config::plan::Query;
 use crate::names::{LeaseId, QueryId};
 use std::time::Duration;
 
+/// How long after a refresh the next one takes effect.
+const REFRESH: Duration = Duration::from_secs(1);
 /// The longest wait that a server's `Retry-After` is believed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
 
@@ -33,6 +35,8 @@ pub enum Input {
     Renewed(QueryId, TokenId, Result<Lease, Failure>),
     /// What was read cannot be rendered.
     Unusable(QueryId),
+    /// Somebody wants it new: what has no lease is read, and what waits after a failure is tried.
+    Refresh,
 }
 
 /// What is to be done, or said.
@@ -74,6 +78,21 @@ pub enum Subject {
     Query(QueryId),
 }
 
+/// What is known of a subject, for those who want to read it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct View<'a> {
+    /// Why its last request failed, while that is tried again.
+    pub trouble: Option<&'a Failure>,
+    /// Whether there is no successor although it has ended: of the session a token, of a query its lease.
+    pub ended: bool,
+    /// Whether it has no lease, and two refreshes in a row gave nothing that could be used.
+    pub missed: bool,
+    /// When its token or lease ends, if it does.
+    pub ends: Option<Moment>,
+    /// When its next request is due; `None` while one is out.
+    pub next: Option<Moment>,
+}
+
 /// The two requests that keep something alive. Of the session: renew the token, log in. Of a query: renew the lease, read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -101,12 +120,13 @@ struct Work {
     doubt: Option<(Step, Failure)>,
     /// When what it has ends.
     end: Option<Moment>,
-    /// The cause of the last failure that was told.
+    /// The last failure, and the cause of the last one that was told; none since the last success.
+    failure: Option<Failure>,
     told: Option<Cause>,
 }
 
 /// One query.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Entry {
     refresh: Duration,
     work: Work,
@@ -114,6 +134,12 @@ struct Entry {
     lease: Option<Held>,
     /// How often a value could not be rendered.
     unusable: u32,
+    /// Its last lease has ended, and there is no other yet.
+    ended: bool,
+    /// When the last value that could be used was asked for, and the one before it.
+    good: [Option<Moment>; 2],
+    /// A refresh came while a read was out, which may give the value of before.
+    again: bool,
 }
 
 #[derive(Debug)]
@@ -169,14 +195,16 @@ pub struct Machine {
     sees_itself: bool,
     /// Whether a lookup is out.
     looking: bool,
+    /// When the last refresh took effect, and when the next one does.
+    refreshed: Option<Moment>,
+    refresh: Option<Moment>,
 }
 
 impl Machine {
     /// A machine that will log in at `now` and then read all `queries`.
     #[must_use]
     pub fn new(queries: &[Query], pace: Pace, jitter: Jitter, now: Moment) -> Self {
-        let entry =
-            |query: &Query| Entry { refresh: query.refresh.unwrap_or(pace.refresh), work: Work::due(now), lease: None, unusable: 0 };
+        let entry = |query: &Query| Entry { refresh: query.refresh.unwrap_or(pace.refresh), work: Work::due(now), ..Entry::default() };
         Self {
             entries: queries.iter().map(entry).collect(),
             session: Work::due(now),
@@ -188,6 +216,8 @@ impl Machine {
             deaths: 0,
             sees_itself: false,
             looking: false,
+            refreshed: None,
+            refresh: None,
         }
     }
 
@@ -202,6 +232,8 @@ impl Machine {
             Input::Read(query, token, result) => self.read(query, token, result, now, &mut out),
             Input::Renewed(query, token, result) => self.renewed(query, token, result, now, &mut out),
             Input::Unusable(query) => self.unusable(query, now),
+            // One that comes soon after another waits, and those that come while it waits are the same.
+            Input::Refresh => self.refresh = Some(self.refreshed.map_or(now, |last| last.plus(REFRESH).max(now))),
         }
         self.turn(now, &mut out);
         out
@@ -213,7 +245,26 @@ impl Machine {
         let works = self.token.iter().flat_map(|_| self.entries.iter().filter_map(|entry| entry.work.next()));
         let ends = self.entries.iter().filter_map(|entry| entry.work.end);
         let retired = self.retired.iter().filter_map(|old| if serves(&self.entries, old.id) { old.end } else { Some(old.revoke) });
-        works.chain(self.session.next()).map(|(at, _)| at).chain(ends).chain(self.session.end).chain(retired).min()
+        let works = works.chain(self.session.next()).map(|(at, _)| at);
+        works.chain(ends).chain(self.session.end).chain(retired).chain(self.refresh).min()
+    }
+
+    /// What is known at `now`.
+    ///
+    /// # Panics
+    /// When there is no such query.
+    #[must_use]
+    pub fn view(&self, subject: Subject, now: Moment) -> View<'_> {
+        let Subject::Query(query) = subject else {
+            return View { ended: self.token.is_none(), ..self.session.view() };
+        };
+        let entry = &self.entries[query.index()];
+        let own = entry.work.view();
+        // Without a token nothing is asked.
+        let waits = self.token.is_none() && own.next.is_some_and(|next| next <= now);
+        let trouble = own.trouble.or_else(|| self.session.view().trouble.filter(|_| waits));
+        let missed = entry.lease.is_none() && entry.good[0].is_some_and(|good| now.since(good) > entry.refresh.saturating_mul(2));
+        View { trouble, ended: entry.ended, missed, ..own }
     }
 
     fn logged_in(&mut self, result: Result<TokenGrant, Failure>, now: Moment, out: &mut Vec<Output>) {
@@ -258,14 +309,17 @@ impl Machine {
         let sent = entry.work.answered(now);
         match result {
             Ok(lease) => {
+                entry.ended = false;
+                entry.good = [Some(sent), entry.good[0]];
+                let again = std::mem::take(&mut entry.again).then(|| sent.plus(REFRESH));
                 let left = entry.lease.take().map(|held| held.token);
-                match lease.filter(|lease| !lease.ttl.is_zero()) {
-                    Some(lease) => {
-                        let first = lease.ttl;
-                        entry.lease = Some(Held { id: lease.id.clone(), token, first });
-                        self.grant_lease(query, &lease, first, token, sent);
-                    }
-                    None => entry.work.granted(poll(entry.refresh, sent, &mut self.jitter)),
+                if let Some(lease) = lease.filter(|lease| !lease.ttl.is_zero()) {
+                    let first = lease.ttl;
+                    entry.lease = Some(Held { id: lease.id.clone(), token, first });
+                    self.grant_lease(query, &lease, first, token, sent);
+                } else {
+                    let dates = poll(entry.refresh, sent, &mut self.jitter);
+                    entry.work.granted(Dates { replace: dates.replace.into_iter().chain(again).min(), ..dates });
                 }
                 self.spare(left, now);
             }
@@ -304,6 +358,7 @@ impl Machine {
     /// What has no lease and cannot be rendered is read again slowly; a credential is not minted again for that.
     fn unusable(&mut self, query: QueryId, now: Moment) {
         let Some(entry) = self.entries.get_mut(query.index()).filter(|entry| entry.lease.is_none()) else { return };
+        entry.good[0] = entry.good[1];
         let wait = self.pace.slow.delay(entry.unusable, &mut self.jitter);
         entry.unusable = entry.unusable.saturating_add(1);
         entry.work.replace.at = entry.work.replace.at.min(Some(now.plus(wait)));
@@ -425,11 +480,16 @@ impl Machine {
 impl Machine {
     /// Ends come before what follows from them.
     fn turn(&mut self, now: Moment, out: &mut Vec<Output>) {
+        if self.refresh.is_some_and(|at| at <= now) {
+            (self.refreshed, self.refresh) = (Some(now), None);
+            self.hasten(now);
+        }
         self.end_tokens(now, out);
         for (query, entry) in (0_u32..).map(QueryId).zip(&mut self.entries) {
             if entry.work.end.is_some_and(|end| end <= now) {
                 entry.lose(now);
                 entry.work.end = None;
+                entry.ended = true;
                 out.push(Output::Ended(query));
             }
         }
@@ -444,6 +504,20 @@ impl Machine {
                 (Some(Step::Renew | Step::Replace), _) => out.push(Output::Ask(Request::Read(query, token.id))),
                 (None, _) => {}
             }
+        }
+    }
+
+    /// What has no lease is read now, and what waits after a failure is tried now.
+    fn hasten(&mut self, now: Moment) {
+        for entry in &mut self.entries {
+            entry.again = entry.lease.is_none() && entry.work.sent.is_some();
+            if entry.lease.is_none() {
+                entry.work.replace.at = Some(now);
+            }
+        }
+        let works = self.entries.iter_mut().map(|entry| &mut entry.work).chain([&mut self.session]);
+        for errand in works.flat_map(|work| [&mut work.renew, &mut work.replace]).filter(|errand| errand.failures > 0) {
+            errand.at = Some(now);
         }
     }
 
@@ -541,7 +615,7 @@ impl Work {
         self.renew = Errand { at: dates.renew, failures: 0 };
         self.replace = Errand { at: dates.replace, failures: 0 };
         self.end = dates.end;
-        self.told = None;
+        (self.failure, self.told) = (None, None);
     }
 
     fn failed(&mut self, step: Step, failure: &Failure, backoff: Backoff, now: Moment, jitter: &mut Jitter) -> Duration {
@@ -552,7 +626,13 @@ impl Work {
         let asked = failure.retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
         let wait = backoff.delay(errand.failures, jitter).max(asked);
         *errand = Errand { at: Some(now.plus(wait)), failures: errand.failures.saturating_add(1) };
+        self.failure = Some(failure.clone());
         wait
+    }
+
+    fn view(&self) -> View<'_> {
+        let trouble = self.failure.as_ref().filter(|_| self.renew.failures.max(self.replace.failures) > 0);
+        View { trouble, ends: self.end, next: self.next().map(|(at, _)| at), ..View::default() }
     }
 
     /// Says a failure, once as long as its cause stays the same.

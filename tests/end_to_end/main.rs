@@ -33,9 +33,12 @@ macro_rules! in_each_scene {
 }
 
 mod hardening;
+mod health;
+mod hooks;
 mod refusals;
 mod rig_works;
 mod rotation;
 mod seed;
+mod state;
 mod supervision;
 mod watching;
