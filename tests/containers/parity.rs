@@ -3,7 +3,7 @@
 
 use crate::Case;
 use crate::docker::Docker;
-use crate::forms::{FUSE, TMPFS, start_program};
+use crate::forms::{AS_APP, FUSE, TMPFS, on_tmpfs, start_program};
 use crate::rig::server::CALM;
 use std::collections::BTreeSet;
 
@@ -26,7 +26,7 @@ const USER: &[Differs] = &[MOUNT, ("environment: USER=", "app"), ("environment: 
 /// What else an application may be given.
 const MORE: &str = "--ulimit nofile=300:400 --ulimit core=65536 --oom-score-adj 77 --env KEPT=yes --workdir /tmp --hostname here";
 
-/// Compares `docker run PLAIN ... sh` with `docker run OPTIONS ... baofs run WORDS -- sh`.
+/// Compares `docker run PLAIN ... sh` with `docker run OPTIONS ... baofs WORDS sh`.
 fn assert_same(docker: &Docker, name: &str, plain: &str, options: &str, words: &[&str], differs: &[Differs]) {
     let site = docker.site(name, CALM, "");
     let printed = |options: &str, program: &str, words: &[&str]| -> BTreeSet<String> {
@@ -37,7 +37,7 @@ fn assert_same(docker: &Docker, name: &str, plain: &str, options: &str, words: &
         end.stdout.lines().filter_map(|line| line.strip_prefix("app: ")).map(|line| line.trim_end().to_owned()).collect()
     };
     let without = printed(plain, "sh", &[]);
-    let with = printed(options, "baofs", &[&["run"], words, &["--", "sh"]].concat());
+    let with = printed(options, "baofs", &[words, &["sh"]].concat());
     let differs = || DIFFERS.iter().chain(differs);
     let mut unknown: Vec<_> = without.symmetric_difference(&with).cloned().collect();
     unknown.retain(|line| !differs().any(|(start, _)| line.starts_with(start)));
@@ -47,19 +47,19 @@ fn assert_same(docker: &Docker, name: &str, plain: &str, options: &str, words: &
 }
 
 fn root(docker: &Docker) {
-    assert_same(docker, "parity-root", FUSE, FUSE, &[], ROOT);
+    assert_same(docker, "parity-root", FUSE, FUSE, &["run", "--"], ROOT);
 }
 
 fn user(docker: &Docker) {
-    assert_same(docker, "parity-user", &format!("--user app {FUSE}"), FUSE, &["--user", "app"], USER);
+    assert_same(docker, "parity-user", &format!("--user app {FUSE}"), FUSE, AS_APP, USER);
 }
 
 fn tmpfs(docker: &Docker) {
     let options = format!("--group-add 5 {TMPFS}");
-    assert_same(docker, "parity-tmpfs", &options, &options, &["--fallback", "tmpfs"], &[]);
+    assert_same(docker, "parity-tmpfs", &options, &options, &on_tmpfs(&[]), &[]);
 }
 
 fn terminal(docker: &Docker) {
     let options = format!("--tty {FUSE}");
-    assert_same(docker, "parity-tty", &options, &options, &[], ROOT);
+    assert_same(docker, "parity-tty", &options, &options, &["run", "--"], ROOT);
 }
