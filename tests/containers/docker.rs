@@ -216,7 +216,9 @@ fn build(asks: &(impl Fn() -> Command + Sync)) {
     let missing: Vec<_> = BASES.iter().filter(|base| !outcome(asks().args(["image", "inspect", base])).status.success()).collect();
     if let [first, others @ ..] = missing.as_slice() {
         run(asks().arg("import").arg(program("debian-bookworm.tar", &["/~cache/baofs/debian-bookworm.tar"])).arg(first));
-        others.iter().for_each(|other| drop(run(asks().args(["tag", first, other]))));
+        for other in others {
+            run(asks().args(["tag", first, other]));
+        }
     }
     let (context, source) = (tempfile::tempdir().expect("a directory for the context"), Path::new(env!("CARGO_MANIFEST_DIR")));
     for file in ["Dockerfile", ".dockerignore", "examples/container/agent-config.hcl", "examples/container/app.py"] {
