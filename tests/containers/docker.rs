@@ -356,8 +356,8 @@ impl Container<'_> {
 
     /// Waits for its end.
     pub(crate) fn end(mut self) -> End {
-        let Self { cli, stderr, .. } = &mut self;
-        let status = wait_until_or("the container ends", || stderr.text(), || cli.ended());
+        let Self { cli, stdout, stderr, .. } = &mut self;
+        let status = wait_until_or("the container ends", || stdout.text() + &stderr.text(), || cli.ended());
         let code = status.code().unwrap_or_else(|| 128 + status.signal().expect("it ended by one or the other"));
         End { code, stdout: self.stdout.whole(), stderr: self.stderr.whole() }
     }

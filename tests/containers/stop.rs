@@ -123,7 +123,7 @@ fn shell(docker: &Docker) {
     container.type_in("echo code=$?\n", "code=130");
     container.type_in("sh -c 'printf s%s econd; exec sleep 1000'\n", "second");
     container.type_in("\x1a", "Stopped");
-    container.type_in("kill -9 %1; wait; echo thi''rd; exit 4\n", "third");
+    container.type_in("kill -9 %1; disown -a; echo thi''rd; exit 4\n", "third");
     assert_ended(&site, &container.end(), 4);
 }
 
