@@ -21,6 +21,8 @@ use tempfile::TempDir;
 pub(crate) const IMAGE: &str = "baofs-example:test";
 /// The image of the binary alone.
 pub(crate) const SCRATCH: &str = "baofs:test";
+/// Where README has the binary that is handed in.
+const BINARY: &str = "target/x86_64-unknown-linux-musl/release/baofs";
 /// What the Dockerfile builds upon; where they are missing they are made of one local tar.
 const BASES: [&str; 2] = ["debian:bookworm-slim", "rust:1.95-bookworm"];
 
@@ -221,14 +223,15 @@ fn build(asks: &(impl Fn() -> Command + Sync)) {
         }
     }
     let (context, source) = (tempfile::tempdir().expect("a directory for the context"), Path::new(env!("CARGO_MANIFEST_DIR")));
-    for file in ["Dockerfile", ".dockerignore", "examples/container/agent-config.hcl", "examples/container/app.py"] {
-        let target = context.path().join(file);
+    let files = ["Dockerfile", ".dockerignore", "examples/container/agent-config.hcl", "examples/container/app.py"];
+    for (from, to) in files.map(|file| (source.join(file), file)).into_iter().chain([(agent::binary(), BINARY)]) {
+        let target = context.path().join(to);
         fs::create_dir_all(target.parent().expect("it is below the context")).expect("the context is ours");
-        fs::copy(source.join(file), target).expect("the clone is whole");
+        fs::copy(from, target).expect("the clone is whole and built");
     }
-    fs::copy(agent::binary(), context.path().join("baofs")).expect("the binary is built");
     for what in [&["--tag", IMAGE][..], &["--tag", SCRATCH, "--target", "baofs"]] {
-        let build = ["build", "--quiet", "--network", "none", "--build-arg", "BINARY=baofs"];
+        let binary = format!("BINARY={BINARY}");
+        let build = ["build", "--quiet", "--network", "none", "--build-arg", &binary];
         run(asks().args(build).args(what).arg(context.path()).env("DOCKER_BUILDKIT", "0"));
     }
 }

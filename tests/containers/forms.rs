@@ -173,7 +173,7 @@ fn nothing_mounted(docker: &Docker) {
     let site = docker.site("mounted", CALM, "");
     let script = "baofs run --user app -- sh -c 'grep -o \" /app/secrets .*\" /proc/self/mountinfo; exit 5'; echo $?
         grep -o ' /app/secrets .*' /proc/self/mountinfo; ls -A /app/secrets";
-    let end = start_program(&site, FUSE, "sh", &["-c", script]).end();
+    let end = start_program(&site, &format!("--read-only {FUSE}"), "sh", &["-c", script]).end();
     let lines: Vec<_> = end.stdout.lines().collect();
     let [mounted @ .., code] = lines.as_slice() else { panic!("nothing was printed: {}", end.stderr) };
     assert!(mounted.len() == 1 && mounted[0].contains(" ro,") && *code == "5", "{lines:?}: {}", end.stderr);

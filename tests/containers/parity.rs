@@ -8,8 +8,13 @@ use crate::rig::server::CALM;
 use std::collections::BTreeSet;
 
 /// The cases.
-pub(crate) const CASES: &[Case] =
-    &[("parity: root, FUSE", root), ("parity: --user, FUSE", user), ("parity: uid 1000, a tmpfs", tmpfs), ("parity: a terminal", terminal)];
+pub(crate) const CASES: &[Case] = &[
+    ("parity: root, FUSE", root),
+    ("parity: root with the rights of Docker's default", more_rights),
+    ("parity: --user, FUSE", user),
+    ("parity: uid 1000, a tmpfs", tmpfs),
+    ("parity: a terminal", terminal),
+];
 
 /// A line that may differ: its beginning, and how it goes on under baofs.
 type Differs = (&'static str, &'static str);
@@ -48,6 +53,13 @@ fn assert_same(docker: &Docker, name: &str, plain: &str, options: &str, words: &
 
 fn root(docker: &Docker) {
     assert_same(docker, "parity-root", FUSE, FUSE, &["run", "--"], ROOT);
+}
+
+/// `SETPCAP` is among them: the right to mount leaves the bounding set, too.
+fn more_rights(docker: &Docker) {
+    let options = "--device /dev/fuse --cap-add SYS_ADMIN --ulimit memlock=8388608 --security-opt apparmor=unconfined";
+    let left = ["CapEff:\t", "CapPrm:\t", "CapBnd:\t"].map(|set| (set, "00000000a80425fb"));
+    assert_same(docker, "parity-more", options, options, &["run", "--"], &[&[MOUNT], &left[..]].concat());
 }
 
 fn user(docker: &Docker) {
