@@ -55,6 +55,11 @@ pub(crate) fn program(name: &str, elsewhere: &[&str]) -> PathBuf {
     })
 }
 
+/// A file that `./test --prepare` has put into the cache.
+pub(crate) fn cached(name: &str) -> PathBuf {
+    first_match(&format!("/~cache/baofs/{name}")).unwrap_or_else(|| panic!("`{name}` is missing: run `./test --prepare` once (as root)"))
+}
+
 /// The first path that matches a pattern in which a whole component may be `*`; `~cache` is the user's cache directory.
 fn first_match(pattern: &str) -> Option<PathBuf> {
     let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());

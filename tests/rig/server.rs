@@ -6,6 +6,7 @@ use super::postgres::{ADMIN, Postgres};
 use super::standin::{DatabaseRole, Role, Standin};
 use super::{World, wait_until};
 use serde_json::{Value, json};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -89,15 +90,15 @@ impl Real {
         static SHARED: Mutex<Weak<Real>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         shared.upgrade().unwrap_or_else(|| {
-            let real = Arc::new(Self::start());
+            let real = Arc::new(Self::start(Ipv4Addr::LOCALHOST));
             *shared = Arc::downgrade(&real);
             real
         })
     }
 
-    /// Both servers, knowing each other.
-    pub(crate) fn start() -> Self {
-        let (bao, postgres) = (Bao::start(), Postgres::start());
+    /// Both servers, knowing each other, listening on this address (0.0.0.0 for containers).
+    pub(crate) fn start(listen: Ipv4Addr) -> Self {
+        let (bao, postgres) = (Bao::start(listen), Postgres::start(listen));
         bao.api("POST", "sys/auth/approle", json!({ "type": "approle" }));
         bao.api("POST", "sys/mounts/database", json!({ "type": "database" }));
         let url = format!("postgresql://{{{{username}}}}:{{{{password}}}}@127.0.0.1:{}/postgres?sslmode=disable", postgres.port);
