@@ -7,6 +7,7 @@ mod forms;
 #[path = "../rig/mod.rs"]
 #[allow(dead_code, reason = "the other tests use the rest of it")]
 mod rig;
+mod swarm;
 
 use docker::Docker;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 type Case = (&'static str, fn(&Docker));
 
 /// All cases.
-const CASES: &[&[Case]] = &[forms::CASES];
+const CASES: &[&[Case]] = &[swarm::CASES, forms::CASES];
 
 /// They wait more than they work.
 const AT_ONCE: usize = 4;
