@@ -8,44 +8,18 @@ use baofs::exit::Exit;
 use serde_json::json;
 
 /// The cases.
-pub(crate) const CASES: &[Case] = &[
-    ("FUSE as README gives it", fuse),
-    ("a tmpfs as uid 1000 without any right", tmpfs),
-    ("a tmpfs that root fills for another user", tmpfs_of_root),
-];
+pub(crate) const CASES: &[Case] =
+    &[("FUSE as README gives it", fuse), ("a tmpfs as uid 1000 without any right", tmpfs), ("a tmpfs that root fills for another user", tmpfs_of_root)];
 
 /// What README adds to `docker run` for FUSE.
 pub(crate) const FUSE: &[&str] = &[
-    "--device",
-    "/dev/fuse",
-    "--cap-drop",
-    "ALL",
-    "--cap-add",
-    "SYS_ADMIN",
-    "--cap-add",
-    "SETUID",
-    "--cap-add",
-    "SETGID",
-    "--cap-add",
-    "KILL",
-    "--ulimit",
-    "memlock=8388608",
-    "--security-opt",
-    "apparmor=unconfined",
+    "--device", "/dev/fuse", "--cap-drop", "ALL", "--cap-add", "SYS_ADMIN", "--cap-add", "SETUID", "--cap-add", "SETGID", "--cap-add",
+    "KILL", "--ulimit", "memlock=8388608", "--security-opt", "apparmor=unconfined",
 ];
 /// What README adds for a tmpfs.
 pub(crate) const TMPFS: &[&str] = &[
-    "--user",
-    "1000",
-    "--cap-drop",
-    "ALL",
-    "--read-only",
-    "--tmpfs",
-    "/app/secrets:size=4m,mode=0700,uid=1000",
-    "--memory",
-    "256m",
-    "--memory-swap",
-    "256m",
+    "--user", "1000", "--cap-drop", "ALL", "--read-only", "--tmpfs", "/app/secrets:size=4m,mode=0700,uid=1000", "--memory", "256m",
+    "--memory-swap", "256m",
 ];
 /// The entry point with the application's user.
 pub(crate) const AS_APP: &[&str] = &["run", "--user", "app", "--"];
