@@ -9,6 +9,7 @@ mod parity;
 #[allow(dead_code, reason = "the other tests use the rest of it")]
 mod rig;
 mod stop;
+mod swarm;
 
 use docker::Docker;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,8 +20,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// A name and what is to be shown.
 type Case = (&'static str, fn(&Docker));
 
-/// All cases.
-const CASES: &[&[Case]] = &[stop::CASES, forms::CASES, parity::CASES];
+/// All cases, the longest first.
+const CASES: &[&[Case]] = &[swarm::CASES, stop::CASES, forms::CASES, parity::CASES];
 
 /// They wait more than they work.
 const AT_ONCE: usize = 4;

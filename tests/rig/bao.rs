@@ -1,8 +1,9 @@
 //! The official OpenBao as a development server on a port of its own, with an audit file to count requests with.
 
 use super::http::{self, Answer};
-use super::process::Kept;
+use super::process::{self, Kept};
 use super::wait_until;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ pub(crate) struct Bao {
     /// `127.0.0.1:PORT`.
     pub(crate) address: String,
     /// The server; ends with this value.
-    _server: Kept,
+    server: Kept,
     /// Its configuration and its audit file.
     dir: TempDir,
 }
@@ -41,9 +42,14 @@ impl Bao {
             command.arg(format!("-dev-root-token-id={ROOT}")).arg(format!("-dev-listen-address={listen}:{port}"));
             command.arg(format!("-config={}", config.display()));
         });
-        let bao = Self { address: format!("127.0.0.1:{port}"), _server: server, dir };
+        let bao = Self { address: format!("127.0.0.1:{port}"), server, dir };
         wait_until("OpenBao is unsealed", || bao.try_api("GET", "sys/health", None).filter(|answer| answer.status == 200));
         bao
+    }
+
+    /// Sends it a signal: STOP makes a server that answers nobody, CONT brings it back.
+    pub(crate) fn signal(&self, signal: Signal) {
+        process::signal(self.server.pid(), signal);
     }
 
     /// One request as root; an answer that is no success fails with its body.
