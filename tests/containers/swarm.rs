@@ -225,7 +225,9 @@ impl<'a> Stack<'a> {
     fn remove(self) {
         self.docker.ask(&["stack", "rm", NAME]);
         let ours = ["--quiet", "--filter", &format!("label=com.docker.stack.namespace={NAME}")];
-        self.wait_until("no container is left", || self.listed(&["ps", "--all"], &ours).is_empty().then_some(()));
+        for what in [&["ps", "--all"][..], &["network", "ls"]] {
+            self.wait_until("no container and no network is left", || self.listed(what, &ours).is_empty().then_some(()));
+        }
         self.tenant.assert_nothing_lives();
         // The daemon's own mounts: of volumes, and of what it gives to tasks as secrets and configs.
         let mounts = self.docker.mounts();
