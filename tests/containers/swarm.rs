@@ -23,8 +23,9 @@ const NAME: &str = "example";
 const REPLICAS: usize = 3;
 /// Docker's secrets and configs, by the names of `stack.yml`.
 const GIVEN: [(&str, &str); 3] = [("secret", "secret_id"), ("config", "role_id"), ("config", "agent_config")];
-/// Leases end within an outage that a test can wait for, and are replaced while it looks on; the token outlives all.
-const SHORT: Lives = Lives { token: 3600, lease: 8, lease_max: 12 };
+/// Leases end within an outage that a test can wait for, and are replaced while it looks on; the token of an agent that was
+/// killed ends before the test does.
+const SHORT: Lives = Lives { token: 20, lease: 8, lease_max: 12 };
 
 /// What only this machine needs (a kernel without IPVS), and a client beside the tasks.
 const OVERRIDE: &str = r#"version: "3.9"
@@ -45,7 +46,8 @@ fn three_replicas(docker: &Docker) {
     a_rotation_reaches_every_task(&stack, &tasks);
     an_outage_restarts_nothing(&stack, &tasks);
     assert_eq!(stack.healthy_tasks(), tasks, "a container was restarted");
-    updates_fail_no_request(&stack, &tasks);
+    trouble_is_restarted(&stack, &tasks);
+    updates_fail_no_request(&stack);
     stack.remove();
 }
 
@@ -81,15 +83,26 @@ fn an_outage_restarts_nothing(stack: &Stack<'_>, tasks: &[String]) {
     }
 }
 
+/// `on-failure` looks at the code: the application ends with 0 on TERM, an agent in trouble must not.
+fn trouble_is_restarted(stack: &Stack<'_>, tasks: &[String]) {
+    let fetch = "import json; print(json.load(open('/app/secrets/..baofs/status.json'))['roles']['fetch'])";
+    let kill = format!("kill -KILL $(python3 -c \"{fetch}\")");
+    stack.exec(&tasks[0], &["sh", "-c", &kill]).expect("it is a process of the task's user");
+    let end = || Some(stack.docker.ask(&["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", &tasks[0]]));
+    stack.wait_until("the task ends with a code of baofs' own", || end().filter(|end| end == "exited 70"));
+    let now = stack.healthy_tasks();
+    assert!(tasks[1..].iter().all(|task| now.contains(task)), "nothing happened to the others");
+}
+
 /// Two updates under load, both start-first: the same again, and the tmpfs of README's named-volume form.
 ///
 /// No request may fail of a client that does what a load balancer does: it sends to tasks that are in the service's DNS name
 /// at that moment. Swarm enters a task when it is healthy, and takes it out 2 s before it is told to stop; what is under way
 /// then, the application finishes.
-fn updates_fail_no_request(stack: &Stack<'_>, tasks: &[String]) {
-    let load = Load::start(stack);
+fn updates_fail_no_request(stack: &Stack<'_>) {
+    let (tasks, load) = (stack.healthy_tasks(), Load::start(stack));
     stack.docker.ask(&["service", "update", "--quiet", "--force", &format!("{NAME}_web")]);
-    let updated = stack.replaced(tasks);
+    let updated = stack.replaced(&tasks);
     stack.add(Some(&stack.write("named.yml", &named_volume())));
     let on_volumes = stack.replaced(&updated);
     let seen = load.end();
