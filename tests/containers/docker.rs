@@ -37,9 +37,13 @@ pub(crate) struct Docker {
     pub(crate) real: Arc<Real>,
     /// This machine as containers see it.
     pub(crate) gateway: Ipv4Addr,
+    client: Client,
     /// Ours, if the machine has none.
     daemon: Option<Daemon>,
 }
+
+/// How a daemon is asked: the address of its socket, if it is ours.
+struct Client(Option<String>);
 
 /// A daemon of our own.
 struct Daemon {
@@ -52,26 +56,21 @@ struct Daemon {
 impl Docker {
     /// Finds or starts a daemon, then makes the image and starts the servers. The process must have one thread only.
     pub(crate) fn start() -> Self {
-        let runs = outcome(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"])).status.success();
-        let daemon = (!runs).then(Daemon::start);
-        let asks = cli(daemon.as_ref());
+        let daemon = (!Client(None).answers()).then(Daemon::start);
+        let client = Client(daemon.as_ref().map(Daemon::host));
         let network = "{{with index .IPAM.Config 0}}{{or .Gateway .Subnet}}{{end}}";
-        let gateway = gateway(&run(asks().args(["network", "inspect", "bridge", "--format", network])));
-        let image = std::thread::scope(|scope| {
-            let image = scope.spawn(|| build(&asks));
-            let real = Arc::new(Real::start(Ipv4Addr::UNSPECIFIED));
-            image.join().map(|()| real)
+        let gateway = gateway(&run(client.docker().args(["network", "inspect", "bridge", "--format", network])));
+        // A scope that ends joins its threads, and fails with them.
+        let real = std::thread::scope(|scope| {
+            scope.spawn(|| build(&client));
+            Arc::new(Real::start(Ipv4Addr::UNSPECIFIED))
         });
-        let real = image.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        drop(asks);
-        Self { real, gateway, daemon }
+        Self { real, gateway, client, daemon }
     }
 
     /// `docker` (or with `program` another client, such as `docker-compose`) for this daemon.
     pub(crate) fn client(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.envs(self.daemon.as_ref().map(|daemon| ("DOCKER_HOST", daemon.host())));
-        command
+        self.client.command(program)
     }
 
     /// `docker ARGS` to its end, whatever that is.
@@ -155,13 +154,19 @@ fn gateway(told: &str) -> Ipv4Addr {
     Ipv4Addr::from_bits(address.to_bits() + first)
 }
 
-/// Makes commands for this daemon.
-fn cli(daemon: Option<&Daemon>) -> impl Fn() -> Command + Sync + use<> {
-    let host = daemon.map(Daemon::host);
-    move || {
-        let mut command = Command::new("docker");
-        command.envs(host.as_ref().map(|host| ("DOCKER_HOST", host)));
+impl Client {
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.envs(self.0.as_ref().map(|host| ("DOCKER_HOST", host)));
         command
+    }
+
+    fn docker(&self) -> Command {
+        self.command("docker")
+    }
+
+    fn answers(&self) -> bool {
+        outcome(self.docker().args(["version", "--format", "{{.Server.Version}}"])).status.success()
     }
 }
 
@@ -176,8 +181,8 @@ impl Daemon {
         });
         let daemon = Self { room, dir };
         let log = || fs::read_to_string(daemon.dir.path().join("log")).unwrap_or_default();
-        let asks = cli(Some(&daemon));
-        wait_until_or("dockerd answers", log, || outcome(asks().arg("version")).status.success().then_some(()));
+        let client = Client(Some(daemon.host()));
+        wait_until_or("dockerd answers", log, || client.answers().then_some(()));
         daemon
     }
 
@@ -200,8 +205,9 @@ impl Drop for Daemon {
             }
         }
         let name = self.dir.path().file_name().expect("it was made with one").to_owned();
-        let controllers = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
-        controllers.for_each(|controller| remove_cgroup(&controller.path().join(&name)));
+        // One tree on cgroup v2, one for each controller on v1.
+        let trees = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        trees.chain(["/sys/fs/cgroup".into()]).for_each(|tree| remove_cgroup(&tree.join(&name)));
     }
 }
 
@@ -214,12 +220,12 @@ fn remove_cgroup(group: &Path) {
 }
 
 /// Builds the image from a context that holds the binary under test, without a network.
-fn build(asks: &(impl Fn() -> Command + Sync)) {
-    let missing: Vec<_> = BASES.iter().filter(|base| !outcome(asks().args(["image", "inspect", base])).status.success()).collect();
+fn build(client: &Client) {
+    let missing: Vec<_> = BASES.iter().filter(|base| !outcome(client.docker().args(["image", "inspect", base])).status.success()).collect();
     if let [first, others @ ..] = missing.as_slice() {
-        run(asks().arg("import").arg(program("debian-bookworm.tar", &["/~cache/baofs/debian-bookworm.tar"])).arg(first));
+        run(client.docker().arg("import").arg(program("debian-bookworm.tar", &["/~cache/baofs/debian-bookworm.tar"])).arg(first));
         for other in others {
-            run(asks().args(["tag", first, other]));
+            run(client.docker().args(["tag", first, other]));
         }
     }
     let (context, source) = (tempfile::tempdir().expect("a directory for the context"), Path::new(env!("CARGO_MANIFEST_DIR")));
@@ -232,7 +238,7 @@ fn build(asks: &(impl Fn() -> Command + Sync)) {
     for what in [&["--tag", IMAGE][..], &["--tag", SCRATCH, "--target", "baofs"]] {
         let binary = format!("BINARY={BINARY}");
         let build = ["build", "--quiet", "--network", "none", "--build-arg", &binary];
-        run(asks().args(build).args(what).arg(context.path()).env("DOCKER_BUILDKIT", "0"));
+        run(client.docker().args(build).args(what).arg(context.path()).env("DOCKER_BUILDKIT", "0"));
     }
 }
 

@@ -31,18 +31,24 @@ const USER: &[Differs] = &[MOUNT, ("environment: USER=", "app"), ("environment: 
 /// What else an application may be given.
 const MORE: &str = "--ulimit nofile=300:400 --ulimit core=65536 --oom-score-adj 77 --env KEPT=yes --workdir /tmp --hostname here";
 
-/// Compares `docker run PLAIN ... sh` with `docker run OPTIONS ... baofs WORDS sh`.
+/// The applications: a shell that looks at itself, and, since shells change masks and dispositions, a program that does not.
+const OBSERVERS: [&[&str]; 2] =
+    [&["sh", "-c", include_str!("parity.sh")], &["sed", "-En", "s/^(Sig(Blk|Ign|Cgt)|ShdPnd)/app: &/p", "/proc/self/status"]];
+
+/// Compares `docker run PLAIN ... APPLICATION` with `docker run OPTIONS ... baofs WORDS APPLICATION`.
 fn assert_same(docker: &Docker, name: &str, plain: &str, options: &str, words: &[&str], differs: &[Differs]) {
     let site = docker.site(name, CALM, "");
-    let printed = |options: &str, program: &str, words: &[&str]| -> BTreeSet<String> {
-        let words = [words, &["-c", include_str!("parity.sh")]].concat();
-        let end = start_program(&site, &format!("{MORE} {options}"), program, &words).end();
+    let lines = |options: &str, entry: &[&str], observer: &[&str]| -> Vec<String> {
+        let words = [entry, observer].concat();
+        let end = start_program(&site, &format!("{MORE} {options}"), words[0], &words[1..]).end();
         assert_eq!(end.code, 0, "{}{}", end.stdout, end.stderr);
         // On a terminal the log of baofs is between the lines.
         end.stdout.lines().filter_map(|line| line.strip_prefix("app: ")).map(|line| line.trim_end().to_owned()).collect()
     };
-    let without = printed(plain, "sh", &[]);
-    let with = printed(options, "baofs", &[words, &["sh"]].concat());
+    let printed = |options: &str, entry: &[&str]| -> BTreeSet<String> {
+        OBSERVERS.into_iter().flat_map(|observer| lines(options, entry, observer)).collect()
+    };
+    let (without, with) = (printed(plain, &[]), printed(options, &[&["baofs"], words].concat()));
     let differs = || DIFFERS.iter().chain(differs);
     let mut unknown: Vec<_> = without.symmetric_difference(&with).cloned().collect();
     unknown.retain(|line| !differs().any(|(start, _)| line.starts_with(start)));
