@@ -48,7 +48,6 @@ impl Bao {
     }
 
     /// Sends it a signal: STOP makes a server that answers nobody, CONT brings it back.
-    #[allow(dead_code, reason = "other tests share their server")]
     pub(crate) fn signal(&self, signal: Signal) {
         process::signal(self.server.pid(), signal);
     }
