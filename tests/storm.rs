@@ -8,6 +8,7 @@
 mod world;
 
 use baofs::fuse::mount::FuseMount;
+use baofs::fuse::session::Recovery;
 use baofs::memory::alloc::Wiping;
 use baofs::memory::arena::{Arena, Kind};
 use baofs::names::Role;
@@ -38,6 +39,8 @@ const CHECKS: &[Check] = &[
     ("ten_thousand_rotations_are_read_whole", || storm(Kind::Secret, 10_000, 1)),
     ("so_are_they_from_memory_locked_by_supervise", || storm(Kind::Locked, 1_000, 1)),
     ("and_when_flips_overtake_announcements", || storm(Kind::Secret, 1_000, 4)),
+    ("nobody_notices_a_dead_serve", || storm_with_kills(Recovery::Resend)),
+    ("nor_on_a_kernel_before_6_9", || storm_with_kills(Recovery::Interrupt)),
     ("watchers_of_the_directory_hear_each_rotation", directory_events),
     ("a_watcher_of_the_file_hears_its_end", file_events),
     ("an_open_file_keeps_its_version", open_files),
@@ -76,8 +79,21 @@ fn ensure(truth: bool, why: impl Into<String>) -> Result<(), String> {
     if truth { Ok(()) } else { Err(why.into()) }
 }
 
-/// Three readers as another user: by read, by sendfile, and of two files in both orders.
+/// Rotations under three readers.
 fn storm(kind: Kind, rotations: u32, burst: u32) -> Outcome {
+    under_readers(kind, |world| world.rotate_in_bursts(rotations, burst))
+}
+
+/// The same, while `serve` is killed every few milliseconds.
+fn storm_with_kills(recovery: Recovery) -> Outcome {
+    let mut kills = 0;
+    let said = under_readers(Kind::Secret, |world| kills = world.rotate_and_kill(2_000, recovery))?;
+    ensure(kills > 100, format!("only {kills} kills"))?;
+    Ok(format!("({kills} kills) {said}"))
+}
+
+/// Three readers as another user: by read, by sendfile, and of two files in both orders.
+fn under_readers(kind: Kind, rotate: impl FnOnce(&mut World)) -> Outcome {
     let mut world = World::start(TWO_FILES, None, kind);
     world.rotate(1);
     let board = Board::new();
@@ -103,7 +119,7 @@ fn storm(kind: Kind, rotations: u32, burst: u32) -> Outcome {
             })
         }),
     ];
-    world.rotate_in_bursts(rotations, burst);
+    rotate(&mut world);
     board.stop();
     let ended: Vec<_> = readers.into_iter().map(exit_of).collect();
     ensure(ended == [0, 0, 0], format!("readers ended with {ended:?}"))?;

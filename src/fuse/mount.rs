@@ -2,6 +2,7 @@
 //! everybody. Invariant: only the process that mounted unmounts; forked children let go of descriptors and no more.
 
 use super::refusal::{Refusal, Rights, Step};
+use super::session::Init;
 use crate::memory::locked::Bounce;
 use crate::sys::mount::{self, FsContext, SuperOption};
 use nix::errno::Errno;
@@ -10,7 +11,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, getegid, geteuid, getpid};
 use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,8 @@ const STALE: usize = 64;
 pub struct FuseMount {
     /// `/dev/fuse`, from which `serve` answers.
     pub device: OwnedFd,
+    /// The kernel's first request on it.
+    pub init: Init,
     /// The private read-write mount, through which `fetch` announces.
     pub private: OwnedFd,
     /// The mount that applications see.
@@ -48,7 +51,9 @@ impl FuseMount {
         make_directory(path)?;
         let device = open_device()?;
         let private = mount::pair(|| configure(&device, dir_mode), path).map_err(|error| refused(&error))?;
-        Ok(Self { device, private, public: Public { path: path.to_owned(), maker: getpid() } })
+        let public = Public { path: path.to_owned(), maker: getpid() };
+        let init = Init::take(device.as_fd()).map_err(|error| Refusal::Other(format!("the kernel does not begin a session: {error}")))?;
+        Ok(Self { device, init, private, public })
     }
 }
 

@@ -277,6 +277,11 @@ impl Tree {
         &self.reader.arena().files()[file.index()].name
     }
 
+    /// Notes the kernel's number of the request in hand, in the arena.
+    pub fn note(&self, request: u64) {
+        self.reader.arena().desk_head().in_hand.store(request, Relaxed);
+    }
+
     fn root(&self) -> Attr {
         let Directory { mode, uid, gid } = self.directory;
         let mtime = self.current().map(|version| version.mtime).max().unwrap_or(UNIX_EPOCH);

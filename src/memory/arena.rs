@@ -111,7 +111,7 @@ pub struct Record {
 #[repr(C)]
 #[derive(Debug)]
 pub struct DeskHead {
-    /// The kernel's number of the request in hand, 0 for none.
+    /// The kernel's number of the last request that was taken, 0 before the first.
     pub in_hand: AtomicU64,
     /// Files opened since the start.
     pub opens: AtomicU64,

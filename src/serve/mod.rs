@@ -3,6 +3,7 @@
 
 use crate::exit::Exit;
 use crate::fuse::adapter::Adapter;
+use crate::fuse::session::{self, Init, Recovery};
 use crate::fuse::tree::{Directory, Tree};
 use crate::link::{End, FromRole};
 use crate::memory::MemoryError;
@@ -11,11 +12,11 @@ use crate::memory::locked::Bounce;
 use crate::names::Role;
 use crate::observe::Event;
 use crate::snapshot::Reader;
-use fuser::{Config, Session, SessionACL};
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// What the forked process was given.
 #[derive(Debug)]
@@ -24,6 +25,10 @@ pub struct Job {
     pub arena: Arc<Arena>,
     /// `/dev/fuse` of the mount.
     pub device: OwnedFd,
+    /// The kernel's first request, which began the session of whoever came first.
+    pub init: Init,
+    /// How a predecessor's requests may come back.
+    pub recovery: Recovery,
     /// Permission bits of the directory.
     pub dir_mode: u32,
     /// To supervise.
@@ -66,9 +71,11 @@ fn answer(job: Job) -> Result<(), Failure> {
     job.arena.protect_for(Role::Serve).map_err(Failure::Kernel)?;
     let bounce = Bounce::new().map_err(Failure::Memory)?;
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let last = job.arena.desk_head().in_hand.load(Relaxed);
     let tree = Tree::new(Reader::new(job.arena), Directory { mode: job.dir_mode, uid, gid });
     let adapter = Adapter::new(tree, bounce);
-    let session = Session::from_fd(adapter, job.device, SessionACL::All, Config::default()).map_err(Failure::Kernel)?;
+    let session = session::open(adapter, job.device, &job.init).map_err(Failure::Kernel)?;
+    session::recover(session.as_fd(), last, job.recovery).map_err(Failure::Kernel)?;
     job.link.send(&FromRole::Ready).map_err(Failure::Kernel)?;
     session.run().map_err(Failure::Kernel)
 }

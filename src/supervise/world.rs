@@ -8,6 +8,7 @@ use crate::config::plan::{Fallback, Plan};
 use crate::exit::Exit;
 use crate::fetch::{self, ArenaOutlet, Settings, TmpfsOutlet};
 use crate::fuse::mount::{FuseMount, Public};
+use crate::fuse::session::{Init, Recovery};
 use crate::link::End;
 use crate::memory::arena::{Arena, FileSpec, Kind, Place};
 use crate::names::Role;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) enum World {
     /// The arena, and the mount that `serve` answers; its device until it is aborted.
-    Fuse { arena: Arc<Arena>, device: Option<OwnedFd>, private: OwnedFd, public: Public },
+    Fuse { arena: Arc<Arena>, device: Option<OwnedFd>, init: Init, private: OwnedFd, public: Public },
     /// A directory in memory that `fetch` writes.
     Tmpfs(Target),
 }
@@ -33,7 +34,9 @@ impl World {
     pub(super) fn open(plan: &Plan) -> Result<Self, Refused> {
         let filesystem = &plan.filesystem;
         let world = match (FuseMount::create(&filesystem.path, filesystem.dir_mode), filesystem.fallback) {
-            (Ok(FuseMount { device, private, public }), _) => Self::Fuse { arena: arena(plan)?, device: Some(device), private, public },
+            (Ok(FuseMount { device, init, private, public }), _) => {
+                Self::Fuse { arena: arena(plan)?, device: Some(device), init, private, public }
+            }
             (Err(refusal), Fallback::None) => {
                 let hint = "or let baofs write into a verified tmpfs: --fallback tmpfs";
                 return Err(Refused::new(Exit::Fuse, format_args!("{refusal}\nhint: {hint}")));
@@ -72,9 +75,10 @@ impl World {
 
     /// What runs as `serve`, with its copy of the device; nothing on a tmpfs.
     pub(super) fn serve(&self, plan: &Plan) -> io::Result<Option<impl FnOnce(End) -> Exit + use<>>> {
-        let Self::Fuse { arena, device: Some(device), .. } = self else { return Ok(None) };
+        let Self::Fuse { arena, device: Some(device), init, .. } = self else { return Ok(None) };
         let (arena, device, dir_mode) = (Arc::clone(arena), device.try_clone()?, plan.filesystem.dir_mode);
-        Ok(Some(move |link| serve::run(Job { arena, device, dir_mode, link })))
+        let (init, recovery) = (init.clone(), Recovery::Resend);
+        Ok(Some(move |link| serve::run(Job { arena, device, init, recovery, dir_mode, link })))
     }
 
     /// What runs as `fetch`, with its copy of the private mount.
