@@ -1,6 +1,7 @@
 //! The words that every module speaks: newtypes that are valid by construction. Invariant: a value of such a type has
 //! passed its check; nothing re-checks it.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The name of a served file: one path component, no control character, not `.` or `..`, not beginning with `..`
@@ -116,7 +117,7 @@ impl HookId {
 pub struct Generation(pub u64);
 
 /// The server's name of a lease. It is no credential, yet it is not written to the log.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseId(String);
 
 impl LeaseId {

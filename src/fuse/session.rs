@@ -57,14 +57,14 @@ impl Init {
 ///
 /// # Errors
 /// When fuser or the kernel refuses, which they have no reason to.
-pub fn open(adapter: Adapter, device: OwnedFd, init: &Init) -> io::Result<Session<Adapter>> {
+pub fn open(adapter: Adapter, device: &OwnedFd, init: &Init) -> io::Result<Session<Adapter>> {
     let (kernel, ours) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     write(&kernel, &init.0)?;
     let session = Session::from_fd(adapter, ours, SessionACL::All, Config::default())?;
     let mut reply = [0; 256];
     let len = read(&kernel, &mut reply)?;
     // A later session's answer is to a request that the kernel knows no more.
-    unless(write(&device, &reply[..len]), Errno::ENOENT)?;
+    unless(write(device, &reply[..len]), Errno::ENOENT)?;
     file::replace(session.as_fd(), device.as_fd())?;
     Ok(session)
 }

@@ -3,6 +3,7 @@
 use crate::config::plan::Query;
 use crate::exit::Exit;
 use crate::names::LeaseId;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::time::Duration;
@@ -58,7 +59,7 @@ pub struct TokenGrant {
 }
 
 /// Why a request failed. The message names the request and the cause in lower case, never a value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// The class, on which the schedule decides.
     pub cause: Cause,
@@ -75,7 +76,7 @@ impl fmt::Display for Failure {
 }
 
 /// Classes of failures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Cause {
     /// No connection, no answer in time, an answer cut short, TLS refused, a redirect.
     Unreachable,

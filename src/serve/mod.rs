@@ -74,7 +74,7 @@ fn answer(job: Job) -> Result<(), Failure> {
     let last = job.arena.desk_head().in_hand.load(Relaxed);
     let tree = Tree::new(Reader::new(job.arena), Directory { mode: job.dir_mode, uid, gid });
     let adapter = Adapter::new(tree, bounce);
-    let session = session::open(adapter, job.device, &job.init).map_err(Failure::Kernel)?;
+    let session = session::open(adapter, &job.device, &job.init).map_err(Failure::Kernel)?;
     session::recover(session.as_fd(), last, job.recovery).map_err(Failure::Kernel)?;
     job.link.send(&FromRole::Ready).map_err(Failure::Kernel)?;
     session.run().map_err(Failure::Kernel)

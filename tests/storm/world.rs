@@ -131,7 +131,9 @@ impl World {
         let (of_fetch, its_private) = (Arc::clone(&arena), private.try_clone().unwrap());
         let others = [orders.as_raw_fd(), private.as_raw_fd(), device.as_raw_fd()];
         let fetch = fork(move || {
-            others.iter().for_each(|raw| nix::unistd::close(*raw).unwrap());
+            for raw in others {
+                nix::unistd::close(raw).unwrap();
+            }
             publish(&of_fetch, its_private, taken);
             0
         });
