@@ -65,6 +65,7 @@ impl Server {
 
 impl Source for Server {
     type Token = String;
+    type Kept = ();
 
     async fn login(&self) -> Result<(String, TokenGrant), Failure> {
         self.say("login");
@@ -83,6 +84,16 @@ impl Source for Server {
     fn expose<'a>(&self, token: &'a String) -> &'a [u8] {
         token.as_bytes()
     }
+
+    fn token(&self, bytes: &[u8]) -> Option<String> {
+        String::from_utf8(bytes.to_vec()).ok()
+    }
+
+    fn keep(&self) {}
+
+    fn restore(&self, (): ()) {}
+
+    fn settle(&self) {}
 
     async fn read(&self, token: &String, query: &Query) -> Result<Reply, Failure> {
         let path = query.path.as_str();

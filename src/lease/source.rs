@@ -3,6 +3,7 @@
 use crate::config::plan::Query;
 use crate::exit::Exit;
 use crate::names::LeaseId;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;
@@ -111,6 +112,8 @@ impl Cause {
 pub trait Source {
     /// A login's token; dropping it does not revoke it.
     type Token;
+    /// What is kept for a successor.
+    type Kept: Serialize + DeserializeOwned;
 
     /// Logs in.
     ///
@@ -118,8 +121,20 @@ pub trait Source {
     /// `Cause::Login` when refused, else as any request.
     async fn login(&self) -> Result<(Self::Token, TokenGrant), Failure>;
 
-    /// The token's bytes, for a sink.
+    /// The token's bytes, for a sink, and for a successor.
     fn expose<'a>(&self, token: &'a Self::Token) -> &'a [u8];
+
+    /// The token that has these bytes.
+    fn token(&self, bytes: &[u8]) -> Option<Self::Token>;
+
+    /// What a successor of this process must know beside the tokens, so that it need not ask again: credentials, mounts.
+    fn keep(&self) -> Self::Kept;
+
+    /// Takes what a predecessor kept.
+    fn restore(&self, kept: Self::Kept);
+
+    /// What `keep` gave after the last login is safe: what was only needed for want of it may be removed.
+    fn settle(&self);
 
     /// Reads `query` under `token`.
     ///
