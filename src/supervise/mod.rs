@@ -2,6 +2,7 @@
 //! thread; it is the only place that starts, signals and waits; whatever happens it takes down what it set up.
 
 pub mod app;
+pub mod rebirth;
 mod run;
 pub mod state;
 pub mod traces;
