@@ -20,7 +20,7 @@ filesystem {
   size     = "4MiB"
 }
 
-# Both files come from one lease, and change together.
+# Both files come from one lease, and change together: the application is told once.
 secret "db_user" {
   path  = "database/creds/my-app-role"
   field = "username"
@@ -33,9 +33,11 @@ secret "db_password" {
 
 # KV v2, with or without `data/` in its path.
 secret "api_key" {
-  path    = "secret/my-app"
-  field   = "api_key"
-  refresh = "1m"
+  path      = "secret/my-app"
+  field     = "api_key"
+  refresh   = "1m"
+  stale     = "unhealthy"                                                 # it must not serve when it cannot be read again
+  on_change = { command = ["/usr/bin/my-app", "reload"], timeout = "5s" } # instead of the application's signal
 }
 
 secret "my-app.json" {
@@ -58,7 +60,7 @@ app {
   wait         = "30s"
   stop_signal  = "TERM"
   stop_timeout = "6s"
-  on_change    = { signal = "HUP" }
+  on_change    = { signal = "HUP", splay = "10s" } # replicas do not all reload at once
 }
 
 log {

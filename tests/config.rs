@@ -1,7 +1,11 @@
 //! The configuration as a user meets it: the examples, the golden messages of broken ones, and what wins over what.
 
-use baofs::config::plan::{AfterReading, Content, Empty, Fallback, Level, Method, Plan, Scheme, Swap, Verify};
+use baofs::config::plan::{
+    Action, AfterReading, Content, Empty, Fallback, Hook, Level, Method, NewPrivileges, OnHup, Plan, Scheme, Stale, Swap, Verify,
+};
 use baofs::config::{self, Loaded, Overrides, Problems};
+use baofs::names::HookId;
+use nix::sys::signal::Signal;
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::fs;
@@ -186,10 +190,7 @@ fn flag_environment_file_default() {
     let view = |plan: &Plan| (plan.filesystem.path.display().to_string(), plan.app.wait.as_secs(), plan.filesystem.fallback);
     let default = plan(SECRET);
     assert_eq!(view(&default), ("/app/secrets".into(), 30, Fallback::None));
-    assert_eq!(
-        (default.app.stop_signal, default.app.stop_timeout, default.hooks.len()),
-        (nix::sys::signal::Signal::SIGTERM, Duration::from_secs(6), 0)
-    );
+    assert_eq!((default.app.stop_signal, default.app.stop_timeout, default.hooks.len()), (Signal::SIGTERM, Duration::from_secs(6), 0));
     assert_eq!((default.filesystem.swap, default.filesystem.dir_mode, default.log.level), (Swap::Refuse, 0o755, Level::Info));
     assert_eq!(view(&plan(&text)), ("/f".into(), 1, Fallback::None));
     let by_env = plan_with(&text, Overrides::default(), &env);
@@ -274,6 +275,88 @@ fn owners_and_modes() {
     assert_eq!(said(&format!("{text}{SECRET}{open}"), &[]), ["`perms` lets others write, or anybody execute"]);
 }
 
+fn signal(signal: Signal) -> Action {
+    Action::Signal(signal)
+}
+
+fn command(words: &[&str], seconds: u64) -> Action {
+    Action::Command { command: words.iter().map(|&word| word.into()).collect(), timeout: Duration::from_secs(seconds) }
+}
+
+#[test]
+fn a_hook_does_one_thing() {
+    let cases = [
+        ("signal = \"usr1\"", signal(Signal::SIGUSR1), 0, 0),
+        ("signal = \"HUP\"\n debounce = \"1s\"\n splay = 30", signal(Signal::SIGHUP), 1, 30),
+        ("command = \"/reload\"", command(&["/reload"], 30), 0, 0),
+        ("command = [\"reload\", \"a b\", \"\"]\n timeout = \"1m\"\n splay = \"5s\"", command(&["reload", "a b", ""], 60), 0, 5),
+        ("restart = true\n debounce = \"0s\"", Action::Restart, 0, 0),
+    ];
+    for (text, action, debounce, splay) in cases {
+        let plan = plan(&format!("{SECRET}app {{\n on_change {{\n {text}\n }}\n}}"));
+        let (debounce, splay) = (Duration::from_secs(debounce), Duration::from_secs(splay));
+        assert_eq!(
+            (plan.hooks.as_slice(), plan.files[0].on_change),
+            ([Hook { action, debounce, splay }].as_slice(), Some(HookId(0))),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn equal_hooks_are_one_and_a_files_own_comes_first() {
+    let secret = |name: &str, rest: &str| format!("secret \"{name}\" {{\n path = \"p\"\n field = \"f\"\n {rest}\n}}\n");
+    let text = secret("a", "")
+        + &secret("b", "on_change = { signal = \"HUP\" }")
+        + &secret("c", "on_change = { restart = true }")
+        + &secret("d", "on_change = { signal = \"HUP\", splay = \"1s\" }")
+        + "template {\n destination = \"/app/secrets/e\"\n contents = \"x\"\n on_change = { restart = true }\n}\n";
+    let hooks = |plan: &Plan| plan.files.iter().map(|file| file.on_change.map(HookId::index)).collect::<Vec<_>>();
+    assert_eq!(hooks(&plan(&text)), [None, Some(0), Some(1), Some(2), Some(1)]);
+    let told = plan(&format!("app {{\n on_change = {{ signal = \"SIGHUP\", splay = 0 }}\n}}\n{text}"));
+    assert_eq!((hooks(&told), told.hooks.len()), (vec![Some(0), Some(0), Some(1), Some(2), Some(1)], 3));
+    let sink = AUTH.trim_end().trim_end_matches('}').to_owned() + "sink \"file\" {\n config = { path = \"/t\" }\n}\n}\n";
+    let sink = load_with(&[("a.hcl", &(sink + "app {\n on_change = { restart = true }\n}"))], Overrides::default(), &[]).expect("good");
+    assert_eq!(hooks(&sink.plan), [Some(0)], "a new token, too");
+}
+
+#[test]
+fn commands_of_bao_agents_templates() {
+    for (text, action, splay) in [
+        ("command = \"pkill -HUP app || true\"", command(&["sh", "-c", "pkill -HUP app || true"], 30), 0),
+        ("command = \"/reload\"\n command_timeout = \"5s\"", command(&["/reload"], 5), 0),
+        ("command = [\"pkill -HUP app\"]", command(&["sh", "-c", "pkill -HUP app"], 30), 0),
+        ("command = [\"pkill\", \"-HUP\", \"my app\"]", command(&["pkill", "-HUP", "my app"], 30), 0),
+        ("exec {\n command = [\"a\", \"b\"]\n timeout = \"1m\"\n splay = \"2s\"\n}", command(&["a", "b"], 60), 2),
+        ("exec = { command = \"a b\", enabled = true, kill_timeout = \"1s\" }", command(&["sh", "-c", "a b"], 30), 0),
+    ] {
+        let text = format!("template {{\n destination = \"/app/secrets/x\"\n contents = \"x\"\n {text}\n}}\n");
+        let plan = plan(&format!("{text}app {{\n on_change = {{ signal = \"HUP\" }}\n}}"));
+        let hook = Hook { action, debounce: Duration::ZERO, splay: Duration::from_secs(splay) };
+        assert_eq!((plan.hooks.get(1), plan.files[0].on_change), (Some(&hook), Some(HookId(1))), "{text}");
+    }
+    let quiet = "template {\n destination = \"/app/secrets/x\"\n contents = \"x\"\n command_timeout = \"5s\"\n}\n";
+    assert_eq!((said(quiet, &[]), plan(quiet).hooks.len()), (vec![], 0), "a time of nothing changes nothing");
+}
+
+#[test]
+fn what_the_application_may_and_hup_does() {
+    let of = |text: &str| plan(&format!("{SECRET}app {{\n {text}\n}}")).app;
+    for (text, on_hup) in [("", OnHup::Both), ("both", OnHup::Both), ("app", OnHup::App), ("refresh", OnHup::Refresh)] {
+        let text = if text.is_empty() { String::new() } else { format!("on_hup = \"{text}\"") };
+        assert_eq!(of(&text).on_hup, on_hup, "{text}");
+    }
+    for (text, meant) in
+        [("", NewPrivileges::Never), ("no_new_privs = true", NewPrivileges::Never), ("no_new_privs = false", NewPrivileges::Inherited)]
+    {
+        assert_eq!(of(text).new_privileges, meant, "{text}");
+    }
+    let template = "template {\n destination = \"/app/secrets/t\"\n contents = \"x\"\n stale = \"unhealthy\"\n}\n";
+    let plan = plan(&format!("{SECRET}{}{template}", SECRET.replace("\"x\"", "\"y\"").replace('}', " stale = \"degraded\"\n}")));
+    let stale: Vec<_> = plan.files.iter().map(|file| file.stale).collect();
+    assert_eq!(stale, [Stale::Degraded, Stale::Degraded, Stale::Unhealthy]);
+}
+
 #[test]
 fn several_files_are_one_configuration() {
     let one = format!("{AUTH}{SECRET}vault {{\n address = \"https://one\"\n namespace = \"n\"\n}}\nlog_level = \"debug\"\n");
@@ -345,6 +428,14 @@ fn no_message_shows_a_credential() {
         let problems = load_with(&[("a.hcl", text)], Overrides::default(), &[]).expect_err("broken").to_string();
         assert!(!problems.contains("hunter2"), "{problems}");
     }
+    for json in [
+        r#"{"secret": {"x": {"path": "p", "token": "hunter2"}}, "app": {"on_change": {"token": "hunter2"}}}"#,
+        r#"{"app": {"on_change": {"command": "x --password hunter2", "signal": "HUP", "restart": true}}}"#,
+        r#"{"app": {"command": "x --password hunter2"}, "auto_auth": {"method": {"approle": {"config": {"secret_id": "hunter2"}}}}}"#,
+    ] {
+        let problems = load_with(&[("a.json", json)], Overrides::default(), &[]).expect_err("broken").to_string();
+        assert!(!problems.contains("hunter2"), "{problems}");
+    }
     let json = r#"{"vault": {"token": "hunter2", "address": 5}, "secret": {"x": {"path": "a//b", "token": "hunter2"}}}"#;
     for json in [json.to_owned(), json.replace("5}", "5"), json.replace("hunter2", "hunter2\\q")] {
         let problems = load_with(&[("a.json", &json)], Overrides::default(), &[]).expect_err("broken").to_string();
@@ -362,6 +453,18 @@ fn check_shows_the_plan() {
         fs::write("tests/golden/config/show.txt", &actual).expect("written");
     }
     assert_eq!(actual, expected, "UPDATE_GOLDEN=1 writes it anew");
+    let text = "app {\n command = [\"/s\", \"hunter2\"]\n on_hup = \"refresh\"\n no_new_privs = false\n}\n\
+        template {\n destination = \"/app/secrets/t\"\n contents = \"x\"\n stale = \"unhealthy\"\n perms = 0440\n\
+        on_change = { command = [\"/usr/bin/x\", \"hunter2\"], debounce = \"1s\", splay = \"5s\" }\n}\n";
+    let shown = config::show(&plan_with(&format!("{text}{SECRET}"), Overrides::default(), &[]), &[]);
+    for words in [
+        "template of text alone, on change: command /usr/bin/x, debounce 1s, splay 5s, unhealthy when past its life (",
+        "\n         a command runs after a change, not at the first rendering as with `bao agent`\n",
+        "KILL after 6s, HUP for the agent alone, new privileges allowed\n",
+    ] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+    assert!(!shown.contains("hunter2") && shown.matches("on change").count() == 1, "{shown}");
     for (dir_mode, words) in
         [("0755", ""), ("0751", "others cannot list"), ("0750", "others cannot reach"), ("0700", "others cannot reach")]
     {

@@ -1,18 +1,17 @@
 //! Raw to `Plan`. Invariant: every problem is collected, none stops the search for the next; only this makes a `Plan`.
 
 use super::keys::{self, Block};
-use super::plan::{
-    Action, AfterReading, App, Auth, Content, Empty, Fallback, File, Filesystem, Hook, Identity, Level, Link, Log, LogFormat,
-};
+use super::plan::{AfterReading, App, Auth, Content, Empty, Fallback, File, Filesystem, Hook, Level, Link, Log, LogFormat};
 use super::plan::{Method, NewPrivileges, OnHup, Plan, Query, Scheme, Server, Stale, Swap, Tls, Verify};
 use super::problem::{At, Report, Source};
-use super::raw::{Entry, Node, Value};
-use super::section::{Section, label};
+use super::raw::{Entry, Node};
+use super::section::{Section, labelled};
 use super::value::{self, Bad};
-use super::{Overrides, users};
+use super::{Overrides, hooks, users};
 use crate::names::{FileName, HookId, Owner, QueryId, SecretPath};
 use crate::template::{ParseError, Read, Template};
 use nix::sys::signal::Signal;
+use std::fmt::Display;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -52,6 +51,8 @@ struct Check<'a> {
     owner: Owner,
     mode: u32,
     refresh: Option<Duration>,
+    /// What is done when a file changed that does not say.
+    on_change: Option<HookId>,
     queries: Vec<Query>,
     files: Vec<File>,
     hooks: Vec<Hook>,
@@ -75,9 +76,9 @@ pub(super) fn check<'a>(
     report: &'a Report,
 ) -> Plan {
     let roots = trees.iter().filter_map(|tree| Section::open(tree, &keys::ROOT, report)).collect();
-    let (mount, owner, mode, refresh) = (PathBuf::new(), users::current(), 0o400, None);
+    let (mount, owner, mode, refresh, on_change) = (PathBuf::new(), users::current(), 0o400, None, None);
     let (queries, files, hooks, links) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    Check { report, overrides, env, roots, mount, owner, mode, refresh, queries, files, hooks, links }.plan(whole)
+    Check { report, overrides, env, roots, mount, owner, mode, refresh, on_change, queries, files, hooks, links }.plan(whole)
 }
 
 impl<'a> Check<'a> {
@@ -101,18 +102,8 @@ impl<'a> Check<'a> {
             self.report.error_anywhere("there is nothing to serve", "write a `secret`, a `template` or a `sink`");
         }
         let (log, pid_file) = (self.log(), self.last(|root| root.text("pid_file")).map(|(path, _)| path.into()));
-        Plan {
-            server,
-            auth,
-            filesystem,
-            queries: self.queries,
-            files: self.files,
-            hooks: self.hooks,
-            links: self.links,
-            app,
-            log,
-            pid_file,
-        }
+        let Self { queries, files, hooks, links, .. } = self;
+        Plan { server, auth, filesystem, queries, files, hooks, links, app, log, pid_file }
     }
 
     /// The last file's word; every file's is looked at, so that every problem is found.
@@ -137,55 +128,30 @@ impl<'a> Check<'a> {
         variable.filter(|given| !given.text.is_empty()).or_else(in_file)
     }
 
-    fn parsed<T>(&self, given: Option<Given<'a>>, parse: impl Fn(&str) -> Result<T, Bad>) -> Option<T> {
-        let given = given?;
-        parse(&given.text).map_err(|(why, hint)| self.refuse(&given, why, hint)).ok()
-    }
-
-    fn refuse(&self, given: &Given<'_>, why: &str, hint: &str) {
-        let message = format!("`{}`: {why}", given.name);
-        match given.at {
-            Some(at) => self.report.error(at, message, hint),
-            None => self.report.error_anywhere(message, hint),
-        }
+    fn parsed<T, W: Display>(&self, given: Option<Given<'a>>, parse: impl Fn(&str) -> Result<T, (W, &'static str)>) -> Option<T> {
+        let Given { text, name, at } = given?;
+        let failed = |(why, hint)| match at {
+            Some(at) => self.report.error(at, format!("`{name}`: {why}"), hint),
+            None => self.report.error_anywhere(format!("`{name}`: {why}"), hint),
+        };
+        parse(&text).map_err(failed).ok()
     }
 
     fn app(&mut self) -> App {
         let app = self.section("app", &keys::APP);
-        let on_change = app.and_then(|app| app.section("on_change", &keys::ON_CHANGE));
-        if let Some(signal) = on_change.and_then(|on_change| on_change.parsed("signal", value::signal)) {
-            self.hooks.push(Hook { action: Action::Signal(signal), debounce: Duration::ZERO, splay: Duration::ZERO });
-        }
-        let command = app.and_then(|app| app.get("command")).map(|node| self.command(node));
+        self.on_change = app.and_then(|app| self.hook(app, hooks::on_change));
+        let command = app.and_then(|app| app.get("command")).map(|node| hooks::command(node, self.report));
+        let gains = app.and_then(|app| app.flag("no_new_privs")) == Some(false);
         let wait = self.setting(app, "wait", self.overrides.wait.as_deref());
         App {
             command: self.overrides.command.clone().or(command).unwrap_or_default(),
-            user: self.setting(app, "user", self.overrides.user.as_deref()).and_then(|user| self.identity(&user)),
+            user: self.parsed(self.setting(app, "user", self.overrides.user.as_deref()), users::identity),
             wait: self.parsed(wait, value::positive).unwrap_or(Duration::from_secs(30)),
             stop_signal: app.and_then(|app| app.parsed("stop_signal", value::signal)).unwrap_or(Signal::SIGTERM),
             stop_timeout: app.and_then(|app| app.parsed("stop_timeout", value::duration)).unwrap_or(Duration::from_secs(6)),
-            on_hup: OnHup::Both,
-            new_privileges: NewPrivileges::Never,
+            on_hup: app.and_then(|app| app.parsed("on_hup", value::on_hup)).unwrap_or(OnHup::Both),
+            new_privileges: if gains { NewPrivileges::Inherited } else { NewPrivileges::Never },
         }
-    }
-
-    fn identity(&self, user: &Given<'_>) -> Option<Identity> {
-        users::identity(&user.text).map_err(|(why, hint)| self.refuse(user, &why, hint)).ok()
-    }
-
-    /// A list of texts, or one word: nobody has to guess how a line would be split.
-    fn command(&self, node: &Node<'_>) -> Vec<String> {
-        let word = |node: &Node<'_>| match &node.value {
-            Value::Text(text) if !text.contains('\0') => Some(text.clone()),
-            Value::Text(_) | Value::Number(_) | Value::Bool(_) | Value::List(_) | Value::Table(_) | Value::Other => None,
-        };
-        let alone = node.scalar().is_some_and(|text| text.contains(char::is_whitespace));
-        let words: Option<Vec<String>> = node.items().iter().map(word).collect();
-        words.filter(|words| !alone && words.first().is_some_and(|program| !program.is_empty())).unwrap_or_else(|| {
-            let hint = "write `[\"PROGRAM\", \"ARG\"]`; for a shell line `[\"sh\", \"-c\", \"LINE\"]`";
-            self.report.error(node.at, "`command` is a list of texts", hint);
-            Vec::new()
-        })
     }
 
     fn filesystem(&mut self) -> Filesystem {
@@ -273,26 +239,12 @@ impl<'a> Check<'a> {
     /// The login method, if it is one that we know.
     fn method(&self, auto_auth: Section<'a>) -> Option<Section<'a>> {
         auto_auth.lacks("method");
-        let (label, node) = label(auto_auth.get("method")?, &keys::METHOD);
-        let kind = label.map(|label| (label.key.as_str(), label.at));
-        if let Some((kind, at)) = kind.filter(|(kind, _)| *kind != "approle") {
-            self.other_method(kind, at);
+        let (kind, at, section) = labelled(auto_auth.get("method")?, &keys::METHOD, self.report)?;
+        if kind != "approle" {
+            self.report.error(at, format!("the method `{kind}` is not supported yet"), "use `approle`");
             return None;
         }
-        let section = Section::open(node, &keys::METHOD, self.report)?;
-        if kind.is_none() {
-            let (kind, node) = section.required("type")?;
-            if kind != "approle" {
-                self.other_method(kind, node.at);
-                return None;
-            }
-        }
-        section.lacks("config");
         Some(section)
-    }
-
-    fn other_method(&self, kind: &str, at: At<'_>) {
-        self.report.error(at, format!("the method `{kind}` is not supported yet"), "use `approle`");
     }
 
     /// `auth/approle`: `bao agent` writes it with `auth/`, others without.
@@ -338,6 +290,7 @@ impl<'a> Check<'a> {
         let (field, format) = (section.text("field"), section.text("format"));
         let (path, node) = section.required("path")?;
         let path = SecretPath::new(path).map_err(|why| self.report.error(node.at, why, "")).ok()?;
+        section.exactly_one(&["field", "format"], "write `field = \"NAME\"`, or `format = \"json\"` for all fields");
         match (field, format) {
             (Some((field, _)), None) => Some(Content::Field { query: self.query(path, version, refresh), field: field.to_owned() }),
             (None, Some(("json", _))) => Some(Content::Json { query: self.query(path, version, refresh) }),
@@ -345,29 +298,14 @@ impl<'a> Check<'a> {
                 self.report.error(node.at, "this format is not supported yet", "write `format = \"json\"`, or name one `field`");
                 None
             }
-            (Some(_), Some((_, node))) => self.excluded(node.at, "`field` and `format`"),
-            (None, None) => {
-                if section.get("field").or(section.get("format")).is_none() {
-                    let hint = "write `field = \"NAME\"`, or `format = \"json\"` for all fields";
-                    self.report.error(section.at, "`secret` needs `field` or `format`", hint);
-                }
-                None
-            }
+            (Some(_), Some(_)) | (None, None) => None,
         }
-    }
-
-    fn excluded<T>(&self, at: At<'_>, both: &str) -> Option<T> {
-        self.report.error(at, format!("{both} exclude each other"), "remove one of them");
-        None
     }
 
     /// The read of `path`: one for all who ask for the same, as often as the most eager of them wants.
     fn query(&mut self, path: SecretPath, version: Option<u32>, refresh: Option<Duration>) -> QueryId {
         let found = self.queries.iter().position(|query| query.path == path && query.version == version);
-        let index = found.unwrap_or_else(|| {
-            self.queries.push(Query { path, version, refresh });
-            self.queries.len() - 1
-        });
+        let index = found.unwrap_or_else(|| push(&mut self.queries, Query { path, version, refresh }));
         let query = &mut self.queries[index];
         if refresh.unwrap_or(REFRESH) < query.refresh.unwrap_or(REFRESH) {
             query.refresh = refresh;
@@ -385,11 +323,20 @@ impl<'a> Check<'a> {
 
     fn add(&mut self, name: Option<FileName>, content: Option<Content>, section: Section<'a>, mode: &str, empty: Empty) {
         let (owner, mode) = (self.owner_of(section), self.mode_of(section, mode));
+        let on_change = self.hook(section, hooks::of_file).or(self.on_change);
+        let stale = section.parsed("stale", value::stale).unwrap_or(Stale::Degraded);
         if let (Some(name), Some(content)) = (name, content) {
-            let on_change = (!self.hooks.is_empty()).then_some(HookId(0));
-            let stale = Stale::Degraded;
             self.files.push(File { name, content, owner, mode, empty, on_change, stale, origin: section.at.origin() });
         }
+    }
+
+    /// The hook that `read` finds in `section`; equal ones are one.
+    fn hook(&mut self, section: Section<'a>, read: fn(Section<'_>, &Report) -> Option<Hook>) -> Option<HookId> {
+        let hook = read(section, self.report)?;
+        let found = self.hooks.iter().position(|known| *known == hook);
+        let index = found.unwrap_or_else(|| push(&mut self.hooks, hook));
+        let many = |_| self.report.error(section.at, "there are more than 65536 different `on_change`", "let files share them");
+        u16::try_from(index).map(HookId).map_err(many).ok()
     }
 
     fn templates(&mut self) {
@@ -414,25 +361,16 @@ impl<'a> Check<'a> {
     }
 
     fn template(&self, section: Section<'a>) -> Option<Template<Read>> {
-        match (section.get("contents"), section.get("source")) {
-            (Some(_), None) => {
-                let (text, node) = section.text("contents")?;
-                let heredoc = node.at.text().starts_with("<<");
-                Template::parse(text).map_err(|e| self.no_template(&e, node.inside(e.at.offset, e.len), heredoc)).ok()
-            }
-            (None, Some(_)) => {
-                let (path, node) = section.text("source")?;
-                let failed = |e| self.report.error(node.at, format!("the template cannot be read: {e}"), "");
-                let source = Source { name: path.to_owned(), text: std::fs::read_to_string(path).map_err(failed).ok()? };
-                let at = |e: &ParseError| At::new(&source, e.at.offset, e.at.offset + e.len);
-                Template::parse(&source.text).map_err(|e| self.no_template(&e, at(&e), true)).ok()
-            }
-            (Some(_), Some(node)) => self.excluded(node.at, "`contents` and `source`"),
-            (None, None) => {
-                self.report.error(section.at, "`template` needs `contents` or `source`", "");
-                None
-            }
+        section.exactly_one(&["contents", "source"], "");
+        if let Some((text, node)) = section.text("contents") {
+            let heredoc = node.at.text().starts_with("<<");
+            return Template::parse(text).map_err(|e| self.no_template(&e, node.inside(e.at.offset, e.len), heredoc)).ok();
         }
+        let (path, node) = section.text("source")?;
+        let failed = |e| self.report.error(node.at, format!("the template cannot be read: {e}"), "");
+        let source = Source { name: path.to_owned(), text: std::fs::read_to_string(path).map_err(failed).ok()? };
+        let at = |e: &ParseError| At::new(&source, e.at.offset, e.at.offset + e.len);
+        Template::parse(&source.text).map_err(|e| self.no_template(&e, at(&e), true)).ok()
     }
 
     fn no_template(&self, error: &ParseError, at: At<'_>, own_lines: bool) {
@@ -443,15 +381,10 @@ impl<'a> Check<'a> {
     fn sinks(&mut self, auto_auth: Option<Section<'a>>) {
         let Some(auto_auth) = auto_auth else { return };
         for node in auto_auth.each("sink").chain(auto_auth.each("sinks")) {
-            let (label, node) = label(node, &keys::SINK);
-            let Some(section) = Section::open(node, &keys::SINK, self.report) else { continue };
-            let kind = label.map(|label| label.key.as_str()).or_else(|| section.required("type").map(|(kind, _)| kind));
-            if kind.is_some_and(|kind| kind != "file") {
-                self.report.error(section.at, "only the sink `file` is known", "write `sink \"file\" { config = { path = \"...\" } }`");
-                continue;
-            }
-            section.lacks("config");
-            if let Some(config) = section.section("config", &keys::SINK_CONFIG) {
+            let Some((kind, at, section)) = labelled(node, &keys::SINK, self.report) else { continue };
+            if kind != "file" {
+                self.report.error(at, "only the sink `file` is known", "write `sink \"file\" { config = { path = \"...\" } }`");
+            } else if let Some(config) = section.section("config", &keys::SINK_CONFIG) {
                 self.sink(config);
             }
         }
@@ -483,6 +416,12 @@ fn approle(method: Option<Section<'_>>) -> Method {
         secret_id_file: path(config.and_then(|config| config.text("secret_id_file_path"))),
         after_reading: if remove { AfterReading::Remove } else { AfterReading::Keep },
     }
+}
+
+/// Adds `item` and gives its index.
+fn push<T>(table: &mut Vec<T>, item: T) -> usize {
+    table.push(item);
+    table.len() - 1
 }
 
 fn is_loopback(host: &str) -> bool {

@@ -6,12 +6,12 @@
 pub(super) struct Block {
     /// What messages call it.
     pub(super) name: &'static str,
-    /// Read, at most once.
-    pub(super) used: &'static [&'static str],
+    /// Read, at most once. Here and in the next two, a blank separates the keys.
+    pub(super) used: &'static str,
     /// Read, as often as given.
-    pub(super) many: &'static [&'static str],
+    pub(super) many: &'static str,
     /// Known to `bao agent`; whatever they say, nothing changes here.
-    pub(super) quiet: &'static [&'static str],
+    pub(super) quiet: &'static str,
     /// Known to `bao agent`, and worth a word.
     pub(super) other: &'static [(&'static str, Fate)],
 }
@@ -29,14 +29,12 @@ pub(super) enum Fate {
 
 use Fate::{Ignored, Only, Refused};
 
-const EMPTY: Block = Block { name: "", used: &[], many: &[], quiet: &[], other: &[] };
+const EMPTY: Block = Block { name: "", used: "", many: "", quiet: "", other: &[] };
 
 const LATER: &str = "remove it, or keep `bao agent` for it until a later version of baofs knows it";
 const PROXY: &str = "baofs is no proxy; an application that talks to OpenBao itself needs one beside it";
 const ENCRYPTED: &str = "encrypted sinks are not supported yet";
 const WRAPPED: &str = "wrapped tokens and secret_ids are not supported yet";
-const HOOKS: &str = "commands are not supported yet, and the application would not learn of a change";
-const SIGNAL: &str = "signal the application instead: `app { on_change = { signal = \"HUP\" } }`";
 const COMMAND: &str = "write `app { command = [\"PROGRAM\", \"ARG\"] }`, or the command behind `--`";
 const ENVIRONMENT: &str = "secrets in the environment are not supported: every child would inherit them";
 const FILES: &str = "serve a file: `secret \"NAME\" { path, field }`";
@@ -45,17 +43,9 @@ const WAITS: &str = "a start that lacks a secret ends after `app.wait`; later th
 
 pub(super) const ROOT: Block = Block {
     name: "the configuration",
-    used: &["app", "auto_auth", "filesystem", "log", "log_format", "log_level", "pid_file", "template_config", "vault"],
-    many: &["secret", "template"],
-    quiet: &[
-        "cluster_name",
-        "disable_idle_connections",
-        "disable_keep_alives",
-        "disable_mlock",
-        "log_rotate_bytes",
-        "log_rotate_duration",
-        "log_rotate_max_files",
-    ],
+    used: "app auto_auth filesystem log log_format log_level pid_file template_config vault",
+    many: "secret template",
+    quiet: "cluster_name disable_idle_connections disable_keep_alives disable_mlock log_rotate_bytes log_rotate_duration log_rotate_max_files",
     other: &[
         ("api_proxy", Refused(PROXY, LATER)),
         ("cache", Ignored("baofs fetches each secret once and needs no cache")),
@@ -70,39 +60,39 @@ pub(super) const ROOT: Block = Block {
 
 pub(super) const VAULT: Block = Block {
     name: "`vault`",
-    used: &["address", "ca_cert", "ca_path", "client_cert", "client_key", "namespace", "retry", "tls_server_name", "tls_skip_verify"],
+    used: "address ca_cert ca_path client_cert client_key namespace retry tls_server_name tls_skip_verify",
     ..EMPTY
 };
 
 /// A secret is asked for again, with a growing wait, for as long as it is wanted: the number changes nothing.
-pub(super) const RETRY: Block = Block { name: "`retry`", quiet: &["num_retries"], ..EMPTY };
+pub(super) const RETRY: Block = Block { name: "`retry`", quiet: "num_retries", ..EMPTY };
 
 pub(super) const AUTO_AUTH: Block = Block {
     name: "`auto_auth`",
-    used: &["method"],
-    many: &["sink", "sinks"],
+    used: "method",
+    many: "sink sinks",
     other: &[("enable_reauth_on_new_credentials", Ignored("credentials are read again at each login"))],
     ..EMPTY
 };
 
 pub(super) const METHOD: Block = Block {
     name: "`method`",
-    used: &["config", "max_backoff", "mount_path", "namespace", "type"],
-    quiet: &["exit_on_err", "min_backoff"],
+    used: "config max_backoff mount_path namespace type",
+    quiet: "exit_on_err min_backoff",
     other: &[("wrap_ttl", Refused(WRAPPED, "remove it: the token stays in locked memory"))],
     ..EMPTY
 };
 
 pub(super) const APPROLE: Block = Block {
     name: "`config`",
-    used: &["remove_secret_id_file_after_reading", "role_id_file_path", "secret_id_file_path"],
+    used: "remove_secret_id_file_after_reading role_id_file_path secret_id_file_path",
     other: &[("secret_id_response_wrapping_path", Refused(WRAPPED, LATER))],
     ..EMPTY
 };
 
 pub(super) const SINK: Block = Block {
     name: "`sink`",
-    used: &["config", "type"],
+    used: "config type",
     other: &[
         ("aad", Refused(ENCRYPTED, LATER)),
         ("aad_env_var", Refused(ENCRYPTED, LATER)),
@@ -114,24 +104,14 @@ pub(super) const SINK: Block = Block {
     ..EMPTY
 };
 
-pub(super) const SINK_CONFIG: Block = Block { name: "`config`", used: &["gid", "mode", "path", "uid"], ..EMPTY };
+pub(super) const SINK_CONFIG: Block = Block { name: "`config`", used: "gid mode path uid", ..EMPTY };
 
 pub(super) const TEMPLATE: Block = Block {
     name: "`template`",
-    used: &["contents", "destination", "gid", "group", "perms", "source", "uid", "user"],
-    quiet: &[
-        "command_timeout",
-        "create_dest_dirs",
-        "error_fatal",
-        "error_on_missing_key",
-        "function_blacklist",
-        "function_denylist",
-        "sandbox_path",
-    ],
+    used: "command command_timeout contents destination exec gid group on_change perms source stale uid user",
+    quiet: "create_dest_dirs error_fatal error_on_missing_key function_blacklist function_denylist sandbox_path",
     other: &[
         ("backup", Only("false", "baofs keeps no copy of an old secret")),
-        ("command", Refused(HOOKS, SIGNAL)),
-        ("exec", Refused(HOOKS, SIGNAL)),
         ("left_delimiter", Only("{{", DELIMITERS)),
         ("right_delimiter", Only("}}", DELIMITERS)),
         ("wait", Ignored("the files of one change are published at once")),
@@ -141,31 +121,40 @@ pub(super) const TEMPLATE: Block = Block {
 
 pub(super) const TEMPLATE_CONFIG: Block = Block {
     name: "`template_config`",
-    used: &["static_secret_render_interval"],
-    quiet: &["max_connections_per_host"],
+    used: "static_secret_render_interval",
+    quiet: "max_connections_per_host",
     other: &[("exit_on_retry_failure", Ignored(WAITS)), ("lease_renewal_threshold", Ignored("baofs has a schedule of its own"))],
     ..EMPTY
 };
 
-pub(super) const FILESYSTEM: Block =
-    Block { name: "`filesystem`", used: &["dir_mode", "fallback", "group", "mode", "path", "size", "user"], ..EMPTY };
+pub(super) const FILESYSTEM: Block = Block { name: "`filesystem`", used: "dir_mode fallback group mode path size user", ..EMPTY };
 
 pub(super) const SECRET: Block =
-    Block { name: "`secret`", used: &["allow_empty", "field", "format", "group", "mode", "path", "refresh", "user", "version"], ..EMPTY };
+    Block { name: "`secret`", used: "allow_empty field format group mode on_change path refresh stale user version", ..EMPTY };
 
 pub(super) const APP: Block =
-    Block { name: "`app`", used: &["command", "on_change", "stop_signal", "stop_timeout", "user", "wait"], ..EMPTY };
+    Block { name: "`app`", used: "command no_new_privs on_change on_hup stop_signal stop_timeout user wait", ..EMPTY };
 
-pub(super) const ON_CHANGE: Block =
-    Block { name: "`on_change`", used: &["signal"], other: &[("command", Refused(HOOKS, "use `signal`"))], ..EMPTY };
+pub(super) const ON_CHANGE: Block = Block { name: "`on_change`", used: "command debounce restart signal splay timeout", ..EMPTY };
 
-pub(super) const LOG: Block = Block { name: "`log`", used: &["format", "level"], ..EMPTY };
+pub(super) const EXEC: Block = Block {
+    name: "`exec`",
+    used: "command splay timeout",
+    quiet: "kill_timeout reload_signal",
+    other: &[
+        ("enabled", Only("true", "remove the whole `exec` instead")),
+        ("env", Refused("a command has the application's environment", "let a shell line set what it needs")),
+        ("kill_signal", Ignored("a command that takes too long is killed")),
+    ],
+    ..EMPTY
+};
+
+pub(super) const LOG: Block = Block { name: "`log`", used: "format level", ..EMPTY };
 
 impl Block {
     /// Every key of the table.
     pub(super) fn all(&self) -> impl Iterator<Item = &'static str> + use<> {
-        let (used, many, quiet, other) = (self.used, self.many, self.quiet, self.other);
-        used.iter().chain(many).chain(quiet).copied().chain(other.iter().map(|(key, _)| *key))
+        [self.used, self.many, self.quiet].into_iter().flat_map(keys).chain(self.other.iter().map(|(key, _)| *key))
     }
 
     /// The known key that was probably meant by `key`.
@@ -174,6 +163,11 @@ impl Block {
         let (distance, known) = self.all().map(far).min()?;
         (distance <= 1 + key.len() / 4).then_some(known)
     }
+}
+
+/// The keys of a list.
+pub(super) fn keys(list: &'static str) -> impl Iterator<Item = &'static str> {
+    list.split_whitespace()
 }
 
 /// How many insertions, removals and replacements make `b` of `a`.
@@ -209,6 +203,7 @@ mod tests {
         &SECRET,
         &APP,
         &ON_CHANGE,
+        &EXEC,
         &LOG,
     ];
 
@@ -216,7 +211,8 @@ mod tests {
     fn tables_are_sorted_and_unique() {
         for block in ALL {
             let other: Vec<_> = block.other.iter().map(|(key, _)| *key).collect();
-            for list in [block.used, block.many, block.quiet, &other] {
+            let [used, many, quiet] = [block.used, block.many, block.quiet].map(|list| keys(list).collect::<Vec<_>>());
+            for list in [used, many, quiet, other] {
                 assert!(list.is_sorted(), "{}: {list:?}", block.name);
             }
             let mut all: Vec<_> = block.all().collect();
@@ -228,9 +224,9 @@ mod tests {
     #[test]
     fn readme_names_every_key() {
         let readme = include_str!("../../README.md");
-        for key in ALL.iter().flat_map(|block| block.used.iter().chain(block.many)) {
+        for key in ALL.iter().flat_map(|block| keys(block.used).chain(keys(block.many))) {
             let named = ["`", "{ "].iter().any(|before| readme.contains(&format!("{before}{key}")));
-            let named = named || ["sinks", "type"].contains(key);
+            let named = named || ["sinks", "type"].contains(&key);
             assert!(named, "README lacks `{key}`");
         }
     }

@@ -1,6 +1,7 @@
 //! Configuration: text -> raw -> `Plan`, all problems at once, each with its position. Invariant: only `check` makes a `Plan`.
 
 mod check;
+mod hooks;
 mod keys;
 pub mod plan;
 mod problem;
@@ -71,27 +72,19 @@ fn sources(overrides: &Overrides, env: &dyn Fn(&str) -> Option<String>, report: 
     };
     let hint =
         if overrides.config.is_empty() && named.is_none() { "name the configuration with `--config PATH` or `BAOFS_CONFIG`" } else { "" };
-    let failed = |path: &Path, why: std::io::Error| report.error_anywhere(format!("{} cannot be read: {why}", path.display()), hint);
-    let files = paths.into_iter().flat_map(|path| match directory(&path) {
-        Ok(files) => {
-            if files.is_empty() {
-                report.error_anywhere(format!("{} holds no `*.hcl` or `*.json`", path.display()), "");
-            }
-            files
+    let failed = |path: &Path, why: &std::io::Error| report.error_anywhere(format!("{} cannot be read: {why}", path.display()), hint);
+    let files = paths.into_iter().filter_map(|path| {
+        let files = directory(&path).map_err(|why| failed(&path, &why)).ok()?;
+        if files.is_empty() {
+            report.error_anywhere(format!("{} holds no `*.hcl` or `*.json`", path.display()), "");
         }
-        Err(why) => {
-            failed(&path, why);
-            Vec::new()
-        }
+        Some(files)
     });
-    let read = |path: PathBuf| match std::fs::read_to_string(&path) {
-        Ok(text) => Some(Source { name: path.display().to_string(), text }),
-        Err(why) => {
-            failed(&path, why);
-            None
-        }
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).map_err(|why| failed(&path, &why)).ok()?;
+        Some(Source { name: path.display().to_string(), text })
     };
-    files.filter_map(read).collect()
+    files.flatten().filter_map(read).collect()
 }
 
 /// The configuration files of a directory, sorted; a file stands for itself.

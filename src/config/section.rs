@@ -1,7 +1,7 @@
 //! Typed access to what was typed. Invariant: every key of every opened block is looked up in its table, and whatever
 //! is not as it should be is reported once, where it stands.
 
-use super::keys::{Block, Fate, ROOT};
+use super::keys::{Block, Fate, ROOT, keys};
 use super::problem::{At, Report};
 use super::raw::{Entry, Node, Value};
 use super::value::{self, Bad};
@@ -38,19 +38,18 @@ impl<'a> Section<'a> {
             Some(Fate::Only(value, _)) if entry.node.scalar() == Some(value) => {}
             Some(Fate::Only(value, why)) => self.report.error_at_key(entry.at, format!("`{key}` can only be `{value}`: {why}"), ""),
             Some(Fate::Refused(why, hint)) => self.report.error_at_key(entry.at, format!("`{key}`: {why}"), hint),
-            None if block.many.contains(&key) || block.quiet.contains(&key) => {}
-            None if block.used.contains(&key) && !repeated => {}
+            None if [block.many, block.quiet].into_iter().flat_map(keys).any(|known| known == key) => {}
+            None if keys(block.used).any(|known| known == key) && !repeated => {}
             None if repeated => self.report.error_at_key(entry.at, format!("`{key}` is given twice"), ""),
             None => self.unknown(entry, block),
         }
     }
 
     fn unknown(&self, entry: &Entry<'_>, block: &Block) {
-        let known = || [block.used, block.many].concat().join(", ");
+        let known = || keys(block.used).chain(keys(block.many)).collect::<Vec<_>>().join(", ");
         let hint = block.nearest(&entry.key).map_or_else(|| format!("it knows {}", known()), |known| format!("did you mean `{known}`?"));
-        let place = if block.name == ROOT.name { "" } else { " in " };
-        let name = if block.name == ROOT.name { "" } else { block.name };
-        self.report.error_at_key(entry.at, format!("unknown key `{}`{place}{name}", entry.key), hint);
+        let place = if block.name == ROOT.name { String::new() } else { format!(" in {}", block.name) };
+        self.report.error_at_key(entry.at, format!("unknown key `{}`{place}", entry.key), hint);
     }
 
     /// The value of `key`.
@@ -103,7 +102,24 @@ impl<'a> Section<'a> {
     /// Reports `key` if it is missing.
     pub(super) fn lacks(&self, key: &str) {
         if self.get(key).is_none() {
-            self.report.error(self.at, format!("{} lacks `{key}`", self.name), "");
+            self.report.error_of_shape(self.at, format!("{} lacks `{key}`", self.name), "");
+        }
+    }
+
+    /// Reports more than one of `keys`; gives whether there is any.
+    pub(super) fn at_most_one(&self, keys: &[&str]) -> bool {
+        let given: Vec<_> = keys.iter().filter_map(|key| Some((format!("`{key}`"), self.get(key)?))).collect();
+        if let [_, .., (_, last)] = given.as_slice() {
+            let names: Vec<_> = given.iter().map(|(name, _)| name.as_str()).collect();
+            self.report.error_of_shape(last.at, format!("{} exclude each other", names.join(" and ")), "remove one of them");
+        }
+        !given.is_empty()
+    }
+
+    /// Reports none, or more than one, of `keys`.
+    pub(super) fn exactly_one(&self, keys: &[&str], hint: &str) {
+        if !self.at_most_one(keys) {
+            self.report.error_of_shape(self.at, format!("{} needs `{}`", self.name, keys.join("` or `")), hint);
         }
     }
 
@@ -126,11 +142,17 @@ impl<'a> Section<'a> {
     }
 }
 
-/// A node and its label: `sink "file" { ... }` and JSON's `"sink": {"file": {...}}` are one table whose only value is a
-/// table under a key that the block does not know. Without a label, `None` and the node itself.
-pub(super) fn label<'a>(node: &'a Node<'a>, block: &Block) -> (Option<&'a Entry<'a>>, &'a Node<'a>) {
-    match node.table() {
+/// The kind of a block, where it is said, and what it configures: `sink "file" { ... }` and JSON's `"sink": {"file": {...}}`
+/// are one table whose only value is a table under a key that the block does not know. Without a label, `type` says it.
+pub(super) fn labelled<'a>(node: &'a Node<'a>, block: &'static Block, report: &'a Report) -> Option<(&'a str, At<'a>, Section<'a>)> {
+    let (label, node) = match node.table() {
         Some([only]) if only.node.scalar().is_none() && block.all().all(|key| key != only.key) => (Some(only), &only.node),
         Some(_) | None => (None, node),
+    };
+    let section = Section::open(node, block, report)?;
+    section.lacks("config");
+    match label {
+        Some(label) => Some((&label.key, label.at, section)),
+        None => section.required("type").map(|(kind, node)| (kind, node.at, section)),
     }
 }

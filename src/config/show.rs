@@ -1,31 +1,35 @@
 //! The plan for people: what `baofs check` prints. Invariant: it is made of the plan alone, which holds no secret.
 
-use super::plan::{AfterReading, Content, Fallback, File, Method, Plan, Query, Scheme, Swap, Verify};
+use super::plan::{
+    Action, AfterReading, Content, Fallback, File, Hook, Method, NewPrivileges, OnHup, Plan, Query, Scheme, Stale, Swap, Verify,
+};
 use super::problem::Problem;
 use std::fmt;
 
 /// The whole plan, then the warnings.
 #[must_use]
 pub fn show(plan: &Plan, warnings: &[Problem]) -> String {
-    Shown { plan, warnings }.to_string()
+    warnings.iter().fold(Shown(plan).to_string(), |shown, warning| shown + &warning.to_string() + "\n")
 }
 
 /// What is shown.
-struct Shown<'a> {
-    plan: &'a Plan,
-    warnings: &'a [Problem],
-}
+struct Shown<'a>(&'a Plan);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plan = self.plan;
+        let plan = self.0;
         write_server(f, plan)?;
         write_mount(f, plan)?;
         for file in &plan.files {
             write_file(f, plan, file)?;
         }
-        if plan.files.iter().any(|file| matches!(file.content, Content::Template(_)) && file.mode == 0o400) {
+        let templates = || plan.files.iter().filter(|file| matches!(file.content, Content::Template(_)));
+        if templates().any(|file| file.mode == 0o400) {
             writeln!(f, "         0400 is the default of templates too: the 0644 of `bao agent` takes `perms`")?;
+        }
+        let mut hooks = templates().filter_map(|file| file.on_change);
+        if hooks.any(|id| matches!(plan.hooks[id.index()].action, Action::Command { .. })) {
+            writeln!(f, "         a command runs after a change, not at the first rendering as with `bao agent`")?;
         }
         for link in &plan.links {
             writeln!(f, "link     {} -> {}/{}", link.path.display(), plan.filesystem.path.display(), link.name)?;
@@ -34,7 +38,7 @@ impl fmt::Display for Shown<'_> {
         if let Some(path) = &plan.pid_file {
             writeln!(f, "pid file {}", path.display())?;
         }
-        self.warnings.iter().try_for_each(|warning| writeln!(f, "{warning}"))
+        Ok(())
     }
 }
 
@@ -53,10 +57,7 @@ fn write_server(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     let Method::AppRole { role_id_file, secret_id_file, after_reading } = &plan.auth.method;
     write!(out, "\nlogin    {}: role_id from {}", plan.auth.mount_path, role_id_file.display())?;
     if let Some(path) = secret_id_file {
-        let then = match after_reading {
-            AfterReading::Keep => "kept",
-            AfterReading::Remove => "removed after the login",
-        };
+        let then = if *after_reading == AfterReading::Keep { "kept" } else { "removed after the login" };
         write!(out, ", secret_id from {} ({then})", path.display())?;
     }
     writeln!(out)
@@ -92,7 +93,28 @@ fn write_file(out: &mut fmt::Formatter<'_>, plan: &Plan, file: &File) -> fmt::Re
         }
         Content::Token => write!(out, "the agent's token")?,
     }
+    if let Some(id) = file.on_change {
+        write!(out, ", on change: {}", Doing(&plan.hooks[id.index()]))?;
+    }
+    if file.stale == Stale::Unhealthy {
+        write!(out, ", unhealthy when past its life")?;
+    }
     writeln!(out, " ({})", file.origin)
+}
+
+/// A hook in words; of a command the program alone.
+struct Doing<'a>(&'a Hook);
+
+impl fmt::Display for Doing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.action {
+            Action::Signal(signal) => write!(f, "{}", signal.as_str().trim_start_matches("SIG"))?,
+            Action::Command { command, .. } => write!(f, "command {}", command.first().map_or("", String::as_str))?,
+            Action::Restart => write!(f, "restart")?,
+        }
+        let mut waits = [("debounce", self.0.debounce), ("splay", self.0.splay)].into_iter().filter(|(_, time)| !time.is_zero());
+        waits.try_for_each(|(name, time)| write!(f, ", {name} {time:?}"))
+    }
 }
 
 /// A read in words.
@@ -115,10 +137,18 @@ fn write_app(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     write!(
         out,
         "app      {program}, waits {:?} for its secrets, stopped by {} then KILL after {:?}",
-        app.wait, app.stop_signal, app.stop_timeout
+        app.wait,
+        app.stop_signal.as_str().trim_start_matches("SIG"),
+        app.stop_timeout
     )?;
     if let Some(user) = &app.user {
         write!(out, ", as {} ({}:{})", user.name, user.owner.uid, user.owner.gid)?;
     }
-    writeln!(out)
+    let hup = match app.on_hup {
+        OnHup::Both => "",
+        OnHup::App => ", HUP for itself alone",
+        OnHup::Refresh => ", HUP for the agent alone",
+    };
+    let rights = if app.new_privileges == NewPrivileges::Inherited { ", new privileges allowed" } else { "" };
+    writeln!(out, "{hup}{rights}")
 }

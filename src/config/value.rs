@@ -1,12 +1,16 @@
 //! Text to values: durations, sizes, permission bits, addresses, signals. Invariant: pure; an error says what is
 //! expected and never repeats the text.
 
-use super::plan::{Address, Fallback, Level, LogFormat, Scheme};
+use super::plan::{Address, Fallback, Level, LogFormat, OnHup, Scheme, Stale};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
 /// What is wrong with a text, and what to do.
 pub(super) type Bad = (&'static str, &'static str);
+
+/// Units of time in seconds.
+const UNITS: &[(&str, f64)] =
+    &[("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)];
 
 /// Go's durations (`1h30m`, `1.5s`, `300ms`), with `d` for days; a bare number is seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, Bad> {
@@ -21,17 +25,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, Bad> {
         let (number, tail) = rest.split_at(digits);
         let letters = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(letters);
-        let unit = match unit {
-            "ns" => 1e-9,
-            "us" | "µs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            "d" => 86400.0,
-            _ => return Err(BAD),
-        };
-        let seconds = number.parse::<f64>().map_err(|_| BAD)? * unit;
+        let seconds = number.parse::<f64>().map_err(|_| BAD)? * one_of(UNITS, unit, BAD)?;
         total = Duration::try_from_secs_f64(seconds).ok().and_then(|part| total.checked_add(part)).ok_or(BAD)?;
         rest = tail;
         if rest.is_empty() {
@@ -97,6 +91,11 @@ pub(super) fn boolean(text: &str) -> Result<bool, Bad> {
     }
 }
 
+/// A boolean that can only be true.
+pub(super) fn truth(text: &str) -> Result<(), Bad> {
+    if boolean(text)? { Ok(()) } else { Err(("this can only be `true`", "leave it away")) }
+}
+
 /// A whole number from 1 on: a version of KV v2.
 pub(super) fn version(text: &str) -> Result<u32, Bad> {
     text.parse().ok().filter(|&n| n > 0).ok_or(("this is no version number", "versions are whole numbers from 1 on"))
@@ -114,13 +113,26 @@ pub(super) fn signal(text: &str) -> Result<Signal, Bad> {
     }
 }
 
+/// What `text` stands for among `words`.
+fn one_of<T: Copy>(words: &[(&str, T)], text: &str, bad: Bad) -> Result<T, Bad> {
+    words.iter().find(|(word, _)| *word == text).map(|(_, meant)| *meant).ok_or(bad)
+}
+
 /// `tmpfs` or `none`.
 pub(super) fn fallback(text: &str) -> Result<Fallback, Bad> {
-    match text {
-        "none" => Ok(Fallback::None),
-        "tmpfs" => Ok(Fallback::Tmpfs),
-        _ => Err(("this is no fallback", "it is `tmpfs` or `none`")),
-    }
+    one_of(&[("none", Fallback::None), ("tmpfs", Fallback::Tmpfs)], text, ("this is no fallback", "it is `tmpfs` or `none`"))
+}
+
+/// What a secret past its life means for the health of all.
+pub(super) fn stale(text: &str) -> Result<Stale, Bad> {
+    const BAD: Bad = ("this is no state of health", "it is `degraded` or `unhealthy`");
+    one_of(&[("degraded", Stale::Degraded), ("unhealthy", Stale::Unhealthy)], text, BAD)
+}
+
+/// What HUP does.
+pub(super) fn on_hup(text: &str) -> Result<OnHup, Bad> {
+    const BAD: Bad = ("this is nothing that HUP can do", "it is `both`, `app` or `refresh`");
+    one_of(&[("both", OnHup::Both), ("app", OnHup::App), ("refresh", OnHup::Refresh)], text, BAD)
 }
 
 /// A log level, by the names that `bao` knows too.
@@ -137,11 +149,8 @@ pub(super) fn level(text: &str) -> Result<Level, Bad> {
 
 /// A log format; `standard` is `bao`'s word for text.
 pub(super) fn log_format(text: &str) -> Result<LogFormat, Bad> {
-    match text {
-        "text" | "standard" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err(("this is no log format", "it is `text` or `json`")),
-    }
+    const BAD: Bad = ("this is no log format", "it is `text` or `json`");
+    one_of(&[("text", LogFormat::Text), ("standard", LogFormat::Text), ("json", LogFormat::Json)], text, BAD)
 }
 
 /// `scheme://host[:port][/prefix]`.

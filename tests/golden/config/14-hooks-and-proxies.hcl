@@ -7,6 +7,7 @@ template {
   destination = "/app/secrets/x"
   contents    = "static"
   command     = "pkill -HUP app"
+  on_change   = { restart = true }
 }
 listener "tcp" {
   address = "127.0.0.1:8100"
