@@ -4,6 +4,9 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+/// The directory of the agent's own state in the mount: found by name; on FUSE not listed.
+pub const STATE_DIRECTORY: &str = "..baofs";
+
 /// The name of a served file: one path component, no control character, not `.` or `..`, not beginning with `..`
 /// (those names belong to the machinery), at most 255 bytes (`NAME_MAX`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -30,6 +30,7 @@ const CASES: &[Case] = &[
     ("a watcher sees the flip through the read-only mount", watched),
     ("a full filesystem keeps the last generation", full),
     ("pressure takes what is old at once", pressure),
+    ("the agent's own state is replaced, gives way to secrets, and goes with them", state),
     ("a reader never sees half a change", readers),
     ("content is overwritten when nobody has it open", overwritten),
     ("a living agent's directory is refused, a dead one's is taken", one_agent),
@@ -245,6 +246,49 @@ fn pressure(path: &Path) {
         writer.publish(&[(A, vec![round; 20 << 10])], at(0)).expect("old generations make room");
         assert_eq!(read(path, "a"), vec![round; 20 << 10]);
     }
+    target.clear().expect("clear");
+}
+
+fn state(path: &Path) {
+    let files = two(APP);
+    let target = Target::prepare(&filesystem(path, 64 << 10), &files).expect("prepare");
+    let mut writer = target.writer(&files).expect("writer");
+    writer.publish_state("status.json", b"{}").expect("before the first secret");
+    let file = path.join("..baofs/status.json");
+    let mut old = fs::File::open(&file).expect("open");
+    writer.publish_state("status.json", b"{ }").expect("again");
+    assert_eq!(fs::read(&file).expect("read"), b"{ }");
+    let mut text = String::new();
+    old.read_to_string(&mut text).expect("an open file keeps its version");
+    assert_eq!(text, "{}");
+    for (name, mode) in [("..baofs", 0o40_755), ("..baofs/status.json", 0o100_444)] {
+        let stat = fs::metadata(path.join(name)).expect("stat");
+        assert_eq!((stat.uid(), stat.mode()), (0, mode), "{name}");
+    }
+    assert_eq!(names(&path.join("..baofs")), ["status.json"]);
+
+    // 16 pages: two versions of 8 pages fit only without the state.
+    drop(old);
+    for round in 0..5 {
+        writer.publish(&[(A, vec![round; 32 << 10])], at(0)).expect("secrets come first");
+        assert_eq!(read(path, "a"), vec![round; 32 << 10]);
+        if round == 1 {
+            let full = writer.publish_state("status.json", b"{}").expect_err("no page is left");
+            assert!(full.to_string().contains("writing ..baofs/status.json"), "{full}");
+            assert_eq!(names(&path.join("..baofs")), [""; 0]);
+        }
+        writer.sweep(at(1));
+        writer.publish_state("status.json", b"{}").expect("there is room again");
+    }
+    drop(writer);
+    target.clear().expect("clear");
+    assert_eq!(names(path), [""; 0]);
+
+    let target = Target::prepare(&filesystem(path, 64 << 10), &files).expect("prepare");
+    let writer = target.writer(&files).expect("writer");
+    writer.publish_state("status.json", b"{}").expect("publish");
+    writer.clear().expect("clear");
+    assert_eq!(names(path), [""; 0]);
     target.clear().expect("clear");
 }
 

@@ -124,16 +124,34 @@ impl<'p> Board<'p> {
         self.queries[query.index()].failure = Some(failure.clone());
     }
 
+    /// Why the file cannot be rendered anew, if so.
+    pub(super) fn error(&self, file: FileId) -> Option<String> {
+        self.files[file.index()].error.as_ref().map(ToString::to_string)
+    }
+
+    /// The version that was read last, of what is made of one secret of KV v2.
+    pub(super) fn version(&self, content: &Content) -> Option<u64> {
+        match render::queries(content)[..] {
+            [query] => self.queries[query.index()].version,
+            _ => None,
+        }
+    }
+
+    /// Why the file cannot be served; `login` is why there is no token, if there is none.
+    pub(super) fn reason(&self, file: FileId, login: Option<&Failure>) -> Option<String> {
+        self.reason_and_exit(file, login).map(|(why, _)| why)
+    }
+
     /// Each file that cannot be served, with the reason, and the exit code of the most telling one. `login` is why there is
     /// no token, if there is none.
     pub(super) fn missing(&self, login: Option<&Failure>) -> (Vec<(&'p FileName, String)>, Exit) {
-        let reasons = ids(self.plan).filter_map(|id| Some((&self.plan.files[id.index()].name, self.reason(id, login)?)));
+        let reasons = ids(self.plan).filter_map(|id| Some((&self.plan.files[id.index()].name, self.reason_and_exit(id, login)?)));
         let (missing, exits): (Vec<_>, Vec<_>) = reasons.map(|(name, (why, exit))| ((name, why), exit)).unzip();
         let exit = [Exit::Login, Exit::Data, Exit::NoSecret].into_iter().find(|exit| exits.contains(exit));
         (missing, exit.unwrap_or(Exit::Unavailable))
     }
 
-    fn reason(&self, file: FileId, login: Option<&Failure>) -> Option<(String, Exit)> {
+    fn reason_and_exit(&self, file: FileId, login: Option<&Failure>) -> Option<(String, Exit)> {
         let failed = |failure: &Failure| (failure.message.clone(), failure.cause.exit());
         let error = self.files[file.index()].error.as_ref().map(|error| (error.to_string(), Exit::Data));
         let unread = || {

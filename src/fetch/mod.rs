@@ -4,6 +4,7 @@
 mod board;
 mod outlet;
 mod press;
+mod report;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -11,7 +12,7 @@ mod tests;
 pub use outlet::{ArenaOutlet, TmpfsOutlet};
 pub use press::{Announced, Outlet, OutletError};
 
-use crate::clock::{Clock, Jitter};
+use crate::clock::{Clock, Jitter, Moment};
 use crate::config::plan::Plan;
 use crate::exit::Exit;
 use crate::lease::source::{Failure, Reply, Source};
@@ -19,29 +20,35 @@ use crate::lease::{Input, Machine, Output, Pace, Subject, TokenId};
 use crate::link::{End, Received, ToRole};
 use crate::names::{Generation, QueryId};
 use crate::observe::{Event, report_dropped};
+use crate::status::{Roles, Served};
 use crate::sys::watch;
 use board::{Accepted, Board};
 use press::{Announcements, Press};
+use report::Reporter;
 use requests::{Answer, Requests, say_revoked};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::task::LocalSet;
 
-/// How fast, and how patiently.
-#[derive(Clone, Copy, Debug)]
+/// How fast, how patiently, and what is reported of the rest of the agent.
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// The schedule's pace.
     pub pace: Pace,
     /// How long the revocations at the end may take in all.
     pub leave: Duration,
+    /// How files are served.
+    pub served: Served,
+    /// The agent's processes.
+    pub roles: Roles,
 }
 
 impl Settings {
     /// What a plan asks for, and two seconds to leave.
     #[must_use]
-    pub fn new(plan: &Plan) -> Self {
-        Self { pace: Pace::new(plan.server.retry_max), leave: Duration::from_secs(2) }
+    pub fn new(plan: &Plan, served: Served, roles: Roles) -> Self {
+        Self { pace: Pace::new(plan.server.retry_max), leave: Duration::from_secs(2), served, roles }
     }
 }
 
@@ -64,7 +71,7 @@ where
             Event::Broken { what: "the link to supervise cannot be watched" }.emit();
             return Exit::Software;
         };
-        let (press, announcements) = match Press::open(open, link, settings.pace) {
+        let (press, announcements) = match Press::open(open, link, plan, settings.pace) {
             Ok(press) => press,
             Err(error) => {
                 Event::Broken { what: &error.what }.emit();
@@ -73,7 +80,8 @@ where
         };
         let machine = Machine::new(&plan.queries, settings.pace, Jitter::new(), clock.now());
         let (board, requests) = (Board::new(plan), Requests::new(source, &plan.queries));
-        let mut fetch = Fetch { clock, machine, board, requests, press, login: None };
+        let reporter = Reporter::new(settings, clock);
+        let mut fetch = Fetch { clock, plan, machine, board, requests, press, reporter, login: None };
         let exit = fetch.run(&Ears { link, watch }, announcements).await;
         fetch.press.close();
         fetch.requests.leave(settings.leave).await;
@@ -90,14 +98,17 @@ enum Woken {
     Answered(Answer),
     Announced(Result<Generation, String>),
     Due,
+    Report,
 }
 
 struct Fetch<'a, S: Source, O, C> {
     clock: &'a C,
+    plan: &'a Plan,
     machine: Machine,
     board: Board<'a>,
     requests: Requests<S>,
     press: Press<'a, O>,
+    reporter: Reporter,
     /// Why there is no token.
     login: Option<Failure>,
 }
@@ -105,11 +116,22 @@ struct Fetch<'a, S: Source, O, C> {
 impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     async fn run(&mut self, ears: &Ears<'_>, mut announcements: Announcements) -> Exit {
         self.step(Input::Tick);
+        // The login is on its way while the first report is written.
+        tokio::task::yield_now().await;
+        self.report();
         loop {
-            let done = match self.wait(ears, &mut announcements).await {
+            let woken = self.wait(ears, &mut announcements).await;
+            if !matches!(woken, Woken::Report) {
+                self.reporter.touch();
+            }
+            let done = match woken {
                 Woken::Told(Received::Message(ToRole::GiveUp)) => return self.give_up(),
                 Woken::Told(Received::Message(ToRole::Stop) | Received::Closed) => return Exit::Ok,
-                Woken::Told(Received::Empty | Received::Message(ToRole::Refresh)) => Ok(()),
+                Woken::Told(Received::Message(ToRole::Refresh)) => {
+                    self.step(Input::Refresh);
+                    Ok(())
+                }
+                Woken::Told(Received::Empty) | Woken::Report => Ok(()),
                 Woken::Answered(answer) => self.answered(answer),
                 Woken::Announced(announced) => {
                     self.press.announced(announced, self.clock);
@@ -124,24 +146,33 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             if let Err(exit) = done {
                 return exit;
             }
+            // Before supervise is told: what it starts finds the report.
+            self.report();
+            self.press.tell(self.clock);
             report_dropped();
         }
     }
 
     async fn wait(&mut self, ears: &Ears<'_>, announcements: &mut Announcements) -> Woken {
         let wake = self.machine.wake().into_iter().chain(self.press.wake()).min();
-        let sleep = wake.map(|wake| tokio::time::sleep(wake.since(self.clock.now())));
-        let due = async {
-            match sleep {
-                Some(sleep) => sleep.await,
-                None => std::future::pending().await,
-            }
-        };
+        let (due, report) = (self.sleep(wake), self.sleep(self.reporter.wake()));
         tokio::select! {
             told = ears.receive() => Woken::Told(told),
             answer = self.requests.next() => Woken::Answered(answer),
             Some(announced) = announcements.recv() => Woken::Announced(announced),
             () = due => Woken::Due,
+            () = report => Woken::Report,
+        }
+    }
+
+    /// Until then; for ever, if it is never.
+    fn sleep(&self, until: Option<Moment>) -> impl Future<Output = ()> + use<S, O, C> {
+        let sleep = until.map(|until| tokio::time::sleep(until.since(self.clock.now())));
+        async {
+            match sleep {
+                Some(sleep) => sleep.await,
+                None => std::future::pending().await,
+            }
         }
     }
 

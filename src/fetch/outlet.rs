@@ -4,11 +4,12 @@ use super::press::{Announced, Outlet, OutletError};
 use crate::clock::Clock;
 use crate::exit::Exit;
 use crate::fuse::announce::Announcer;
-use crate::memory::arena::Arena;
-use crate::names::Generation;
+use crate::memory::arena::{Arena, Place};
+use crate::names::{FileId, Generation};
 use crate::observe::Event;
 use crate::render::Change;
 use crate::snapshot::{self, Publisher};
+use crate::status;
 use crate::tmpfs::Writer;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -22,6 +23,8 @@ const COLLECT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct ArenaOutlet {
     publisher: Publisher,
+    /// The file that the report is written to.
+    report: Option<FileId>,
     announcer: Announcer,
 }
 
@@ -37,7 +40,8 @@ impl ArenaOutlet {
             Err(error) => announced.failed(format!("{error}")),
         };
         let thread = Announcer::start(Arc::clone(arena), private, done);
-        Ok(Self { publisher, announcer: thread.map_err(|error| refused(&error, Exit::Software))? })
+        let report = arena.files_in(Place::State).next();
+        Ok(Self { publisher, report, announcer: thread.map_err(|error| refused(&error, Exit::Software))? })
     }
 }
 
@@ -45,6 +49,12 @@ impl Outlet for ArenaOutlet {
     fn publish(&mut self, changes: &[Change], clock: &dyn Clock) -> Result<Generation, OutletError> {
         let changes: Vec<_> = changes.iter().map(|(file, bytes)| snapshot::Change { file: *file, bytes }).collect();
         self.publisher.publish(&changes, clock.wall()).map_err(|error| refused(&error, Exit::Memory))
+    }
+
+    fn report(&mut self, bytes: &[u8], clock: &dyn Clock) -> Result<(), OutletError> {
+        let Some(file) = self.report else { return Ok(()) };
+        let published = self.publisher.publish(&[snapshot::Change { file, bytes }], clock.wall());
+        published.map(drop).map_err(|error| refused(&error, Exit::Memory))
     }
 
     fn tend(&mut self, _clock: &dyn Clock) -> Option<Duration> {
@@ -74,6 +84,10 @@ impl Outlet for TmpfsOutlet {
         let generation = self.writer.publish(changes, clock.now()).map_err(|error| refused(&error, Exit::Tmpfs))?;
         self.announced.done(generation);
         Ok(generation)
+    }
+
+    fn report(&mut self, bytes: &[u8], _clock: &dyn Clock) -> Result<(), OutletError> {
+        self.writer.publish_state(status::FILE, bytes).map_err(|error| refused(&error, Exit::Tmpfs))
     }
 
     fn tend(&mut self, clock: &dyn Clock) -> Option<Duration> {

@@ -1,15 +1,17 @@
 //! Publishing, and telling supervise of it. Invariants: what the outlet does not take is offered again, newer content in
-//! place of older; `Ready` is sent once, and `Changed` once for each later generation that was announced.
+//! place of older; `Ready` is sent once; later changes are told when they were announced, each hook once for all of them.
 
 use crate::clock::{Clock, Jitter, Moment};
+use crate::config::plan::Plan;
 use crate::exit::Exit;
 use crate::lease::Pace;
 use crate::link::{End, FromRole};
-use crate::names::{FileId, Generation};
+use crate::names::{FileId, Generation, HookId};
 use crate::observe::Event;
 use crate::render::Change;
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use zeroize::Zeroizing;
 
@@ -20,6 +22,12 @@ pub trait Outlet {
     /// # Errors
     /// Why the last generation stays; the same changes are offered again later.
     fn publish(&mut self, changes: &[Change], clock: &dyn Clock) -> Result<Generation, OutletError>;
+
+    /// Replaces the report on all this, which is no secret and is not announced.
+    ///
+    /// # Errors
+    /// Why the last one stays.
+    fn report(&mut self, bytes: &[u8], clock: &dyn Clock) -> Result<(), OutletError>;
 
     /// What is to be done besides: wiping old versions, announcing again what could not be announced. Called after every
     /// publication, and again after what it returns.
@@ -55,6 +63,9 @@ impl Announced {
     }
 }
 
+/// How long to wait for room in a full link.
+const FULL: Duration = Duration::from_millis(100);
+
 /// What the announcing side says, in order.
 pub(super) type Announcements = UnboundedReceiver<Result<Generation, String>>;
 
@@ -62,11 +73,17 @@ pub(super) type Announcements = UnboundedReceiver<Result<Generation, String>>;
 pub(super) struct Press<'a, O> {
     outlet: O,
     link: &'a End,
+    plan: &'a Plan,
     pace: Pace,
     jitter: Jitter,
-    /// The generation of the first publication, and the last one that supervise knows of.
-    first: Option<Generation>,
-    told: Generation,
+    /// How often each file was published, and when last.
+    history: Vec<(u64, Option<SystemTime>)>,
+    /// The hooks of what was published after the first time and not announced yet.
+    unheard: BTreeSet<(Generation, HookId)>,
+    /// What supervise is to be told.
+    owed: Vec<FromRole>,
+    /// Whether the first publication was made.
+    ready: bool,
     /// What the outlet did not take.
     refused: BTreeMap<FileId, Zeroizing<Vec<u8>>>,
     /// The last trouble that was told, how often in a row there was any, and when it is tried again.
@@ -82,7 +99,7 @@ impl<'a, O: Outlet> Press<'a, O> {
     ///
     /// # Errors
     /// As `open`.
-    pub(super) fn open<F>(open: F, link: &'a End, pace: Pace) -> Result<(Self, Announcements), OutletError>
+    pub(super) fn open<F>(open: F, link: &'a End, plan: &'a Plan, pace: Pace) -> Result<(Self, Announcements), OutletError>
     where
         F: FnOnce(Announced) -> Result<O, OutletError>,
     {
@@ -90,10 +107,13 @@ impl<'a, O: Outlet> Press<'a, O> {
         let press = Self {
             outlet: open(Announced(sender))?,
             link,
+            plan,
             pace,
             jitter: Jitter::new(),
-            first: None,
-            told: Generation::default(),
+            history: vec![(0, None); plan.files.len()],
+            unheard: BTreeSet::new(),
+            owed: Vec::new(),
+            ready: false,
             refused: BTreeMap::new(),
             trouble: None,
             failures: 0,
@@ -121,14 +141,15 @@ impl<'a, O: Outlet> Press<'a, O> {
         }
     }
 
-    /// Tells supervise of an announced rotation. A message that a full link drops changes nothing: as many wait there already.
+    /// What was announced is owed to supervise.
     pub(super) fn announced(&mut self, announced: Result<Generation, String>, clock: &dyn Clock) {
         match announced {
-            Ok(generation) if self.first.is_some_and(|first| generation > first) && generation > self.told => {
-                self.told = generation;
-                let _ = self.link.send(&FromRole::Changed(crate::names::HookId(0)));
+            Ok(Generation(generation)) => {
+                let later = self.unheard.split_off(&(Generation(generation + 1), HookId(0)));
+                let heard: BTreeSet<HookId> = std::mem::replace(&mut self.unheard, later).into_iter().map(|(_, hook)| hook).collect();
+                let new = heard.into_iter().map(FromRole::Changed).filter(|message| !self.owed.contains(message));
+                self.owed.extend(new.collect::<Vec<_>>());
             }
-            Ok(_) => {}
             Err(why) => {
                 let wait = self.fail(why);
                 self.tend = Some(clock.now().plus(wait));
@@ -142,13 +163,13 @@ impl<'a, O: Outlet> Press<'a, O> {
     /// The exit code when the first publication is refused.
     pub(super) fn publish(&mut self, changes: Vec<Change>, clock: &dyn Clock) -> Result<(), Exit> {
         self.refused.extend(changes);
-        if self.refused.is_empty() && self.first.is_some() {
+        if self.refused.is_empty() && self.is_ready() {
             return Ok(());
         }
         let all: Vec<Change> = std::mem::take(&mut self.refused).into_iter().collect();
         match self.outlet.publish(&all, clock) {
             Ok(generation) => {
-                self.published(generation, all.len());
+                self.published(generation, &all, clock);
                 self.tend(clock);
                 Ok(())
             }
@@ -156,9 +177,44 @@ impl<'a, O: Outlet> Press<'a, O> {
                 let wait = self.fail(error.what);
                 self.again = Some(clock.now().plus(wait));
                 self.refused = all.into_iter().collect();
-                if self.first.is_some() { Ok(()) } else { Err(error.exit) }
+                if self.is_ready() { Ok(()) } else { Err(error.exit) }
             }
         }
+    }
+
+    /// Tells supervise what it is owed; what a full link does not take is told later.
+    pub(super) fn tell(&mut self, clock: &dyn Clock) {
+        // When supervise is gone, the loop hears that by itself.
+        let full = |message: &FromRole| self.link.send(message).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        let sent = self.owed.iter().position(full).unwrap_or(self.owed.len());
+        self.owed.drain(..sent);
+        if !self.owed.is_empty() {
+            let later = clock.now().plus(FULL);
+            self.tend = Some(self.tend.map_or(later, |tend| tend.min(later)));
+        }
+    }
+
+    /// Whether the first publication was made.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// How often the file was published, and when last.
+    pub(super) fn history(&self, file: FileId) -> (u64, Option<SystemTime>) {
+        self.history[file.index()]
+    }
+
+    /// Why the newest content of the file is not served, if it is not.
+    pub(super) fn refusal(&self, file: FileId) -> Option<&str> {
+        self.trouble.as_deref().filter(|_| self.refused.contains_key(&file))
+    }
+
+    /// Replaces the report.
+    ///
+    /// # Errors
+    /// As `Outlet::report`.
+    pub(super) fn report(&mut self, bytes: &[u8], clock: &dyn Clock) -> Result<(), OutletError> {
+        self.outlet.report(bytes, clock)
     }
 
     /// Takes away what is left of the files.
@@ -166,12 +222,21 @@ impl<'a, O: Outlet> Press<'a, O> {
         self.outlet.close();
     }
 
-    fn published(&mut self, generation: Generation, files: usize) {
+    fn published(&mut self, generation: Generation, changes: &[Change], clock: &dyn Clock) {
         (self.trouble, self.failures, self.again) = (None, 0, None);
+        let files = changes.len();
         Event::Published { generation, files }.emit();
-        if self.first.replace(self.first.unwrap_or(generation)).is_none() {
+        if self.is_ready() {
+            let hook = |(file, _): &Change| self.plan.files[file.index()].on_change;
+            self.unheard.extend(changes.iter().filter_map(hook).map(|hook| (generation, hook)));
+        } else {
+            self.ready = true;
             Event::Ready { files }.emit();
-            let _ = self.link.send(&FromRole::Ready);
+            self.owed.push(FromRole::Ready);
+        }
+        for (file, _) in changes {
+            let (times, last) = &mut self.history[file.index()];
+            (*times, *last) = (*times + 1, Some(clock.wall()));
         }
     }
 

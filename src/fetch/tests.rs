@@ -2,12 +2,13 @@
 
 use super::*;
 use crate::clock::{Backoff, RealClock};
-use crate::config::plan::{Content, Query};
+use crate::config::plan::{Content, File, Query};
 use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
 use crate::link::{FromRole, pair};
 use crate::names::{FileId, HookId, LeaseId};
 use crate::render::Change;
 use crate::render::tests::{field, file, plan, query, template};
+use crate::status::{Condition, FileReport, Report};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -148,6 +149,7 @@ struct Recorder {
     generation: u64,
     refusals: Arc<Mutex<u32>>,
     tended: Sender<()>,
+    reports: Sender<Vec<u8>>,
 }
 
 impl Outlet for Recorder {
@@ -165,6 +167,11 @@ impl Outlet for Recorder {
         announced.failed("a file is busy".to_owned());
         std::thread::spawn(move || announced.done(generation)).join().expect("it does not panic");
         Ok(generation)
+    }
+
+    fn report(&mut self, bytes: &[u8], _: &dyn Clock) -> Result<(), OutletError> {
+        let _ = self.reports.send(bytes.to_vec());
+        Ok(())
     }
 
     fn tend(&mut self, _: &dyn Clock) -> Option<Duration> {
@@ -185,6 +192,7 @@ struct Rig {
     published: Receiver<BTreeMap<u32, String>>,
     refusals: Arc<Mutex<u32>>,
     tendings: Receiver<()>,
+    reports: Receiver<Vec<u8>>,
     link: End,
     role: JoinHandle<Exit>,
 }
@@ -195,6 +203,18 @@ impl Rig {
     }
 
     fn start_refused(queries: &[&str], contents: Vec<Content>, refusals: u32, change: impl FnOnce(&mut Script)) -> Self {
+        let hooked = |content| (content, Some(HookId(0)));
+        Self::start_with(queries, contents.into_iter().map(hooked).collect(), refusals, change, |_| {})
+    }
+
+    /// `before` gets the role's end of the link.
+    fn start_with(
+        queries: &[&str],
+        contents: Vec<(Content, Option<HookId>)>,
+        refusals: u32,
+        change: impl FnOnce(&mut Script),
+        before: impl FnOnce(&End),
+    ) -> Self {
         let kv = queries.iter().map(|path| ((*path).to_owned(), Ok((1, json!({"a": "one", "b": "two"}))))).collect();
         let (token, lease) = (Duration::from_hours(1), Duration::from_hours(1));
         let mut script = Script { kv, login: None, token, lease, together: 0, gate: None, revokes: true, serial: 0 };
@@ -204,18 +224,20 @@ impl Rig {
         let server = Server { script: Arc::new(Mutex::new(script)), barrier, log: sender };
         let (sender, published) = channel();
         let refusals = Arc::new(Mutex::new(refusals));
-        let (tended, tendings) = channel();
+        let ((tended, tendings), (reported, reports)) = (channel(), channel());
         let left = Arc::clone(&refusals);
-        let open = move |announced| Ok(Recorder { published: sender, announced, generation: 0, refusals: left, tended });
+        let open = move |announced| Ok(Recorder { published: sender, announced, generation: 0, refusals: left, tended, reports: reported });
         let (link, end) = pair().expect("a socket pair");
-        let files = contents.into_iter().enumerate().map(|(n, content)| file(&format!("f{n}"), content)).collect();
+        before(&end);
+        let file = |(n, (content, on_change))| File { on_change, ..file(&format!("f{n}"), content) };
+        let files = contents.into_iter().enumerate().map(file).collect();
         let plan = plan(queries.iter().map(|path| query(path, None)).collect(), files);
         let quick = Backoff::new(MS(5), MS(50));
         let pace = Pace { retry: quick, slow: quick, grace: Duration::from_mins(5), refresh: MS(20) };
-        let settings = Settings { pace, leave: MS(200) };
+        let settings = Settings { pace, leave: MS(200), ..settings(&plan) };
         let source = server.clone();
         let role = std::thread::spawn(move || run(&plan, source, open, &end, &RealClock, &settings));
-        Self { server, log, published, refusals, tendings, link, role }
+        Self { server, log, published, refusals, tendings, reports, link, role }
     }
 
     /// The next message of the role.
@@ -245,12 +267,30 @@ impl Rig {
         }
     }
 
+    /// Waits for a report on which `is` is true of the file; every report before it is checked to hold no value.
+    fn report(&self, file: usize, is: impl Fn(&FileReport) -> bool) -> Report {
+        loop {
+            let bytes = self.reports.recv_timeout(PATIENCE).expect("a report");
+            let text = String::from_utf8(bytes).expect("text");
+            assert!(!["one", "two", "token-", "lease\""].iter().any(|value| text.contains(value)), "{text}");
+            let report: Report = serde_json::from_str(&text).expect("a report");
+            if is(&report.files[file]) {
+                return report;
+            }
+        }
+    }
+
     /// Ends the role; gives its exit code and what it asked since the last look.
     fn end(self, message: ToRole) -> (Exit, Vec<String>) {
         self.link.send(&message).expect("the role lives");
         let exit = self.role.join().expect("the role does not panic");
         (exit, self.log.try_iter().collect())
     }
+}
+
+fn settings(plan: &Plan) -> Settings {
+    let (served, roles) = (Served { how: "fuse".to_owned(), fallback: None }, Roles { supervise: 1, fetch: 2, serve: Some(3) });
+    Settings::new(plan, served, roles)
 }
 
 fn all(values: &[&str]) -> BTreeMap<u32, String> {
@@ -438,7 +478,7 @@ fn an_outlet_that_cannot_be_opened_ends_the_role() {
     let plan = plan(Vec::new(), Vec::new());
     let open = |_| Err::<Recorder, _>(OutletError { what: "no thread".to_owned(), exit: Exit::Memory });
     let server = Rig::start(&[], Vec::new(), |_| {}).server;
-    assert_eq!(run(&plan, server, open, &end, &RealClock, &Settings::new(&plan)), Exit::Memory);
+    assert_eq!(run(&plan, server, open, &end, &RealClock, &settings(&plan)), Exit::Memory);
     drop(link);
 }
 
@@ -450,4 +490,130 @@ fn what_the_outlet_refuses_is_offered_again() {
     rig.server.script().kv.insert("k0".to_owned(), Ok((2, json!({"a": "new"}))));
     assert_eq!(rig.next(), all(&["new"]));
     rig.end(ToRole::Stop);
+}
+
+#[test]
+fn each_hook_of_the_files_that_changed_is_told_once() {
+    let contents = vec![
+        (field(0, "a"), Some(HookId(1))),
+        (field(0, "b"), Some(HookId(7))),
+        (Content::Json { query: QueryId(0) }, Some(HookId(1))),
+        (field(1, "a"), None),
+    ];
+    let rig = Rig::start_with(&["k0", "k1"], contents, 0, |_| {}, |_| {});
+    rig.ready();
+    rig.server.script().kv.insert("k1".to_owned(), Ok((2, json!({"a": "untold"}))));
+    assert_eq!(rig.next()[&3], "untold");
+    rig.server.script().kv.insert("k0".to_owned(), Ok((2, json!({"a": "new", "b": "new"}))));
+    assert_eq!(rig.next().len(), 3);
+    for hook in [1, 7] {
+        assert_eq!(rig.hear(), Received::Message(FromRole::Changed(HookId(hook))));
+    }
+    rig.asked("read k0", 3);
+    assert_eq!(rig.link.receive::<FromRole>(), Received::Empty);
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn what_a_full_link_refuses_is_told_later_and_once() {
+    let noise = FromRole::Failed(Exit::Ok);
+    let fill = |end: &End| while end.send(&noise).is_ok() {};
+    let rig = Rig::start_with(&["k0"], vec![(field(0, "a"), Some(HookId(0)))], 0, |_| {}, fill);
+    rig.next();
+    for version in 2..5 {
+        rig.server.script().kv.insert("k0".to_owned(), Ok((version, json!({"a": version}))));
+        rig.next();
+    }
+    // Until the last change was announced, too.
+    rig.log.try_iter().for_each(drop);
+    rig.asked("read k0", 3);
+    let mut heard = Vec::new();
+    while heard.len() < 2 {
+        match rig.hear() {
+            Received::Message(message) if message != noise => heard.push(message),
+            Received::Message(_) => {}
+            Received::Empty | Received::Closed => panic!("the role is gone"),
+        }
+    }
+    assert_eq!(heard, [FromRole::Ready, FromRole::Changed(HookId(0))]);
+    assert_eq!(rig.link.receive::<FromRole>(), Received::Empty);
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn the_report_follows_a_secret_through_its_life() {
+    let rig = Rig::start(&["k0", "k1"], vec![field(0, "a"), field(1, "a")], |script| {
+        script.kv.insert("k1".to_owned(), Err(Cause::Denied));
+    });
+    let waiting = rig.report(1, |file| file.trouble.as_ref().is_some_and(|trouble| trouble.cause == "k1: Denied"));
+    assert_eq!((waiting.format, waiting.served.how.as_str(), waiting.roles.serve), (1, "fuse", Some(3)));
+    assert_eq!(waiting.files.iter().map(|file| file.condition).collect::<Vec<_>>(), [Condition::Missing; 2]);
+
+    rig.server.script().kv.insert("k1".to_owned(), Ok((4, json!({"a": "one"}))));
+    let fresh = rig.report(1, |file| file.condition == Condition::Fresh);
+    let file = &fresh.files[1];
+    assert_eq!((file.name.as_str(), file.changes, file.version, &file.trouble), ("f1", 1, Some(4), &None));
+    assert!(file.changed.is_some_and(|changed| changed >= fresh.since) && file.next.is_some() && !file.strict);
+    assert!(fresh.session.ends.is_some_and(|end| end > fresh.written) && fresh.session.trouble.is_none());
+
+    rig.server.script().kv.insert("k1".to_owned(), Ok((5, json!({"a": "two"}))));
+    rig.report(1, |file| (file.changes, file.version) == (2, Some(5)));
+    rig.server.script().kv.insert("k1".to_owned(), Err(Cause::Unavailable));
+    let stale = rig.report(1, |file| file.trouble.is_some());
+    // Two refreshes of 20 ms are soon missed.
+    let ended = rig.report(1, |file| file.condition == Condition::Ended);
+    assert_eq!(stale.files[1].trouble, ended.files[1].trouble, "it lasts since its begin");
+    assert_eq!(ended.files[0].condition, Condition::Fresh);
+
+    rig.server.script().kv.insert("k1".to_owned(), Ok((6, json!({"a": null}))));
+    rig.report(1, |file| file.trouble.as_ref().is_some_and(|trouble| trouble.cause.contains("the field `a` is null")));
+    rig.server.script().kv.insert("k1".to_owned(), Ok((7, json!({"a": "two"}))));
+    rig.report(1, |file| file.condition == Condition::Fresh && file.version == Some(7) && file.trouble.is_none());
+    *rig.refusals.lock().expect("no test panics with it") = u32::MAX;
+    rig.server.script().kv.insert("k1".to_owned(), Ok((8, json!({"a": "one"}))));
+    rig.report(1, |file| file.trouble.as_ref().is_some_and(|trouble| trouble.cause == "no room"));
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn the_report_is_fresh_before_supervise_hears_of_it() {
+    let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
+    assert_eq!(rig.hear(), Received::Message(FromRole::Ready));
+    let reports: Vec<Report> = rig.reports.try_iter().map(|bytes| serde_json::from_slice(&bytes).expect("a report")).collect();
+    assert_eq!(reports.last().map(|report| report.files[0].condition), Some(Condition::Fresh));
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn a_login_that_fails_is_the_trouble_of_the_session_and_of_all_files() {
+    let rig = Rig::start(&["k0"], vec![field(0, "a")], |script| script.login = Some(Cause::Unreachable));
+    let report = rig.report(0, |file| file.trouble.as_ref().is_some_and(|trouble| trouble.cause.contains("logging in")));
+    assert_eq!(report.session.trouble.map(|trouble| trouble.cause), report.files[0].trouble.as_ref().map(|it| it.cause.clone()));
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn a_lease_that_ends_without_a_successor_is_past_its_life() {
+    let rig = Rig::start(&["db"], vec![field(0, "username"), Content::Token], |script| (script.token, script.lease) = (MS(700), MS(600)));
+    let fresh = rig.report(0, |file| file.condition == Condition::Fresh);
+    assert!(fresh.files[0].lease_ends.is_some() && fresh.files[0].version.is_none());
+    rig.server.script().login = Some(Cause::Unavailable);
+    let ended = rig.report(0, |file| file.condition == Condition::Ended);
+    assert!(ended.files[0].trouble.is_some());
+    rig.report(1, |file| file.condition == Condition::Ended);
+    rig.server.script().login = None;
+    rig.report(0, |file| file.condition == Condition::Fresh);
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn a_refresh_reads_at_once() {
+    let slow = |script: &mut Script| script.token = Duration::from_hours(1);
+    let rig = Rig::start(&["db", "k1"], vec![field(0, "username"), field(1, "a")], slow);
+    rig.ready();
+    rig.link.send(&ToRole::Refresh).expect("the role lives");
+    rig.server.script().kv.insert("k1".to_owned(), Ok((2, json!({"a": "new"}))));
+    assert_eq!(rig.next()[&1], "new");
+    let (_, asked) = rig.end(ToRole::Stop);
+    assert_eq!(asked.iter().filter(|asked| *asked == "read db").count(), 1, "a live lease is not minted again");
 }

@@ -68,9 +68,12 @@ impl Announcer {
 
 fn run(arena: Arc<Arena>, private: &OwnedFd, woken: &Receiver<()>, mut done: impl FnMut(Result<Generation, AnnounceError>)) {
     let bulletin = Bulletin::sign(arena);
+    // Of a round that stopped short, too: it is told when the next one is through.
+    let mut newest = None;
     loop {
-        if let Some(result) = announce_due(&bulletin, private).transpose() {
-            done(result);
+        match announce_due(&bulletin, private, &mut newest) {
+            Ok(()) => newest.take().into_iter().for_each(|newest| done(Ok(newest))),
+            Err(error) => done(Err(error)),
         }
         if woken.recv().is_err() {
             return;
@@ -81,15 +84,14 @@ fn run(arena: Arc<Arena>, private: &OwnedFd, woken: &Receiver<()>, mut done: imp
 }
 
 /// Announces until nothing is due; versions that are published meanwhile are due, too.
-fn announce_due(bulletin: &Bulletin, private: &OwnedFd) -> Result<Option<Generation>, AnnounceError> {
-    let mut newest = None;
+fn announce_due(bulletin: &Bulletin, private: &OwnedFd, newest: &mut Option<Generation>) -> Result<(), AnnounceError> {
     loop {
         let due = bulletin.due();
         if due.is_empty() {
-            return Ok(newest);
+            return Ok(());
         }
         for file in due {
-            newest = newest.max(Some(announce(bulletin, private, file)?));
+            *newest = (*newest).max(Some(announce(bulletin, private, file)?));
         }
     }
 }

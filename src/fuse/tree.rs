@@ -1,10 +1,11 @@
-//! The filesystem without FUSE: one directory of files whose versions are inodes. Invariants: every answer comes from
-//! memory; only the announcing thread may create, rename and truncate, and only as an announcement does.
+//! The filesystem without FUSE: one directory of files whose versions are inodes, and in it, found by name and not listed,
+//! one of the agent's own state. Invariants: every answer comes from memory; only the announcing thread may create, rename and truncate, and only as an announcement does.
 //!
 //! A version has two inode numbers: `2 * nodeid` until its announcing rename, `2 * nodeid + 1` from its create on. The
 //! rename must give the name to another inode than it had, since the kernel skips a rename onto itself, and its event.
 
-use crate::names::{FileId, FileName};
+use crate::memory::arena::Place;
+use crate::names::{FileId, FileName, STATE_DIRECTORY};
 use crate::snapshot::{Reader, Version};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -13,6 +14,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The directory's inode number.
 pub const ROOT: u64 = 1;
+/// That of the directory of the agent's own state; versions begin above it.
+pub const STATE: u64 = 2;
 /// What stands before a file's name while its new version is announced.
 pub const HIDDEN: &str = "..new.";
 
@@ -110,7 +113,7 @@ pub struct Directory {
 pub struct Tree {
     reader: Reader,
     directory: Directory,
-    /// Every name that leads somewhere: the files' own and, marked, their hidden ones.
+    /// Every name in the root that leads to a file: the files' own and, marked, their hidden ones.
     names: HashMap<OsString, (FileId, Name)>,
 }
 
@@ -126,9 +129,10 @@ impl Tree {
     #[must_use]
     pub fn new(reader: Reader, directory: Directory) -> Self {
         let mut names = HashMap::new();
-        for (index, spec) in (0_u32..).zip(reader.arena().files()) {
-            names.insert(spec.name.as_str().into(), (FileId(index), Name::Own));
-            names.insert(format!("{HIDDEN}{}", spec.name).into(), (FileId(index), Name::Hidden));
+        for file in reader.arena().files_in(Place::Listed) {
+            let name = &reader.arena().files()[file.index()].name;
+            names.insert(name.as_str().into(), (file, Name::Own));
+            names.insert(format!("{HIDDEN}{name}").into(), (file, Name::Hidden));
         }
         Self { reader, directory, names }
     }
@@ -138,13 +142,26 @@ impl Tree {
     /// # Errors
     /// `NotFound` also for a file that has no version yet, and for hidden names to all but the announcing thread.
     pub fn lookup(&self, tid: u32, parent: u64, name: &OsStr) -> Result<Attr, FsError> {
-        in_root(parent)?;
-        match self.names.get(name).ok_or(FsError::NotFound)? {
-            (file, Name::Own) if self.reader.is_announcer(tid) => self.lookup_announcing(*file),
-            (file, Name::Own) => self.lookup_current(*file),
-            (file, Name::Hidden) if self.reader.is_announcer(tid) => self.lookup_hidden(*file),
+        match self.names.get(name) {
+            _ if place(parent)? == Place::State => self.lookup_state(name),
+            None if name == STATE_DIRECTORY => Ok(self.directory(STATE)),
+            None => Err(FsError::NotFound),
+            Some(&found) => self.lookup_listed(tid, found),
+        }
+    }
+
+    fn lookup_listed(&self, tid: u32, found: (FileId, Name)) -> Result<Attr, FsError> {
+        match found {
+            (file, Name::Own) if self.reader.is_announcer(tid) => self.lookup_announcing(file),
+            (file, Name::Own) => self.lookup_current(file),
+            (file, Name::Hidden) if self.reader.is_announcer(tid) => self.lookup_hidden(file),
             (_, Name::Hidden) => Err(FsError::NotFound),
         }
+    }
+
+    fn lookup_state(&self, name: &OsStr) -> Result<Attr, FsError> {
+        let file = self.reader.arena().files_in(Place::State).find(|file| self.name(*file).as_str() == name);
+        self.lookup_current(file.ok_or(FsError::NotFound)?)
     }
 
     fn lookup_current(&self, file: FileId) -> Result<Attr, FsError> {
@@ -168,7 +185,7 @@ impl Tree {
 
     /// `count` lookups let go of `ino`.
     pub fn forget(&self, ino: u64, count: u64) {
-        if ino != ROOT {
+        if place(ino).is_err() {
             self.reader.forget(ino / 2, count);
         }
     }
@@ -178,8 +195,8 @@ impl Tree {
     /// # Errors
     /// `Stale` for a version that was evicted: the kernel then asks for the path again.
     pub fn getattr(&self, ino: u64) -> Result<Attr, FsError> {
-        if ino == ROOT {
-            return Ok(self.root());
+        if place(ino).is_ok() {
+            return Ok(self.directory(ino));
         }
         let (version, phase) = self.version(ino)?;
         Ok(self.attr(&version, phase))
@@ -191,7 +208,7 @@ impl Tree {
     /// `ReadOnly`, `Stale`, `IsDirectory`.
     pub fn open(&self, ino: u64, access: Access) -> Result<(), FsError> {
         match access {
-            _ if ino == ROOT => Err(FsError::IsDirectory),
+            _ if place(ino).is_ok() => Err(FsError::IsDirectory),
             Access::Write => Err(FsError::ReadOnly),
             Access::Read => {
                 self.version(ino)?;
@@ -206,7 +223,7 @@ impl Tree {
     /// # Errors
     /// `Evicted` when memory for a newer version ran out; `buffer` then holds nothing that may be shown.
     pub fn read(&self, ino: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, FsError> {
-        if ino == ROOT {
+        if place(ino).is_ok() {
             return Err(FsError::IsDirectory);
         }
         self.reader.read(ino / 2, offset, buffer).map_err(|_gone| {
@@ -242,24 +259,21 @@ impl Tree {
     /// # Errors
     /// `ReadOnly` for all but the announcing thread.
     pub fn truncate(&self, tid: u32, ino: u64) -> Result<Attr, FsError> {
-        if !self.reader.is_announcer(tid) || ino == ROOT {
-            return Err(FsError::ReadOnly);
-        }
-        self.getattr(ino)
+        let is_announced = place(ino).is_err() && self.reader.arena().place(self.file_of(ino)) == Place::Listed;
+        if self.reader.is_announcer(tid) && is_announced { self.getattr(ino) } else { Err(FsError::ReadOnly) }
     }
 
-    /// The directory's entries from `offset` on: `.`, `..`, then the files that have a version.
+    /// A directory's entries from `offset` on: `.`, `..`, then its files that have a version.
     ///
     /// # Errors
     /// `NotDirectory`.
     pub fn entries(&self, ino: u64, offset: u64) -> Result<impl Iterator<Item = Entry<'_>>, FsError> {
-        in_root(ino)?;
-        let dots = [".", ".."].into_iter().map(|name| Some((ROOT, Kind::Directory, name)));
-        let files = (0_u32..).zip(self.reader.arena().files()).map(|(index, spec)| {
-            let version = self.reader.current(FileId(index))?;
-            Some((number(&version, self.phase(&version)), Kind::File, spec.name.as_str()))
+        let dots = [(ino, "."), (ROOT, "..")].map(|(ino, name)| Some((ino, Kind::Directory, name)));
+        let files = self.reader.arena().files_in(place(ino)?).map(|file| {
+            let version = self.reader.current(file)?;
+            Some((number(&version, self.phase(&version)), Kind::File, self.name(file).as_str()))
         });
-        let all = (1..).zip(dots.chain(files)).skip(usize::try_from(offset).unwrap_or(usize::MAX));
+        let all = (1..).zip(dots.into_iter().chain(files)).skip(usize::try_from(offset).unwrap_or(usize::MAX));
         Ok(all.filter_map(|(next, entry)| entry.map(|(ino, kind, name)| Entry { ino, kind, name, next })))
     }
 
@@ -268,7 +282,7 @@ impl Tree {
     pub fn usage(&self) -> Usage {
         let size = self.reader.arena().heap_len() as u64;
         let used: u64 = self.current().map(|version| version.len).sum();
-        Usage { size, free: size.saturating_sub(used), files: self.reader.arena().files().len() as u64 }
+        Usage { size, free: size.saturating_sub(used), files: self.reader.arena().files_in(Place::Listed).count() as u64 }
     }
 
     /// The file's name.
@@ -282,15 +296,15 @@ impl Tree {
         self.reader.arena().desk_head().in_hand.store(request, Relaxed);
     }
 
-    fn root(&self) -> Attr {
+    fn directory(&self, ino: u64) -> Attr {
         let Directory { mode, uid, gid } = self.directory;
+        let mode = if ino == ROOT { mode } else { 0o555 };
         let mtime = self.current().map(|version| version.mtime).max().unwrap_or(UNIX_EPOCH);
-        Attr { ino: ROOT, kind: Kind::Directory, size: 0, mode, uid, gid, mtime, links: 2 }
+        Attr { ino, kind: Kind::Directory, size: 0, mode, uid, gid, mtime, links: 2 }
     }
 
     fn current(&self) -> impl Iterator<Item = Version> {
-        let files = self.reader.arena().files().len();
-        (0_u32..).take(files).filter_map(|index| self.reader.current(FileId(index)))
+        self.reader.arena().files_in(Place::Listed).filter_map(|file| self.reader.current(file))
     }
 
     /// Which of its two inodes the version's path leads to.
@@ -325,10 +339,9 @@ impl Tree {
 
     /// The file that `name` is of, if this is a step of its announcement.
     fn announcing(&self, tid: u32, parent: u64, name: &OsStr, kind: Name) -> Result<FileId, FsError> {
-        in_root(parent)?;
-        match self.names.get(name) {
-            Some((file, found)) if *found == kind && self.reader.is_announcer(tid) => Ok(*file),
-            Some(_) | None => Err(FsError::ReadOnly),
+        match (place(parent)?, self.names.get(name)) {
+            (Place::Listed, Some((file, found))) if *found == kind && self.reader.is_announcer(tid) => Ok(*file),
+            _ => Err(FsError::ReadOnly),
         }
     }
 
@@ -350,8 +363,13 @@ pub enum Access {
     Write,
 }
 
-fn in_root(parent: u64) -> Result<(), FsError> {
-    if parent == ROOT { Ok(()) } else { Err(FsError::NotDirectory) }
+/// Where the files of a directory are.
+fn place(ino: u64) -> Result<Place, FsError> {
+    match ino {
+        ROOT => Ok(Place::Listed),
+        STATE => Ok(Place::State),
+        _ => Err(FsError::NotDirectory),
+    }
 }
 
 fn number(version: &Version, phase: Phase) -> u64 {
@@ -377,11 +395,13 @@ mod tests {
         tid: u32,
     }
 
-    /// Two files, of which `a` has a version of 3 bytes that is not announced.
+    /// Two files, of which `a` has a version of 3 bytes that is not announced; and one of the agent's own state without any.
     fn world() -> World {
         let owner = Owner { uid: 1000, gid: 1001 };
         let spec = |name| FileSpec { name: FileName::new(name).expect("name"), owner, mode: 0o440, place: Place::Listed };
-        let arena = Arc::new(Arena::create(vec![spec("a"), spec("b")], Some(64 << 10), Memory::Locked).expect("64 KiB can be locked"));
+        let state = FileSpec { mode: 0o444, place: Place::State, ..spec("status.json") };
+        let arena =
+            Arc::new(Arena::create(vec![spec("a"), spec("b"), state], Some(64 << 10), Memory::Locked).expect("64 KiB can be locked"));
         let tree = Tree::new(Reader::new(Arc::clone(&arena)), Directory { mode: 0o751, uid: 7, gid: 8 });
         let (publisher, bulletin) = (Publisher::new(Arc::clone(&arena)), Bulletin::sign(arena));
         let mut world = World { tree, publisher, bulletin, tid: nix::unistd::gettid().as_raw().cast_unsigned() };
@@ -393,6 +413,15 @@ mod tests {
         fn publish(&mut self, bytes: &[u8]) {
             let mtime = UNIX_EPOCH + std::time::Duration::from_secs(bytes.len() as u64);
             self.publisher.publish(&[Change { file: FileId(0), bytes }], mtime).expect("fits");
+        }
+
+        fn publish_state(&mut self, bytes: &[u8]) {
+            let mtime = UNIX_EPOCH + std::time::Duration::from_hours(1);
+            self.publisher.publish(&[Change { file: FileId(2), bytes }], mtime).expect("fits");
+        }
+
+        fn lookup_state(&self, name: &str) -> Result<Attr, FsError> {
+            self.tree.lookup(OTHER, STATE, OsStr::new(name))
         }
 
         fn lookup(&self, tid: u32, name: &str) -> Result<Attr, FsError> {
@@ -441,6 +470,62 @@ mod tests {
         assert_eq!(world.names(2), ["a"]);
         assert_eq!(world.names(3), [""; 0]);
         assert_eq!(world.tree.usage().size - world.tree.usage().free, 3);
+    }
+
+    #[test]
+    fn state_is_found_by_name_alone() {
+        let mut world = world();
+        let directory = world.lookup(OTHER, "..baofs").expect("always there");
+        assert_eq!((directory.ino, directory.kind, directory.mode, directory.uid, directory.gid), (STATE, Kind::Directory, 0o555, 7, 8));
+        assert_eq!(world.tree.getattr(STATE), Ok(directory));
+        assert_eq!(world.lookup_state("status.json"), Err(FsError::NotFound), "not yet");
+        let (root, usage) = (world.tree.getattr(ROOT), world.tree.usage());
+        world.publish_state(b"{}");
+        let file = world.lookup_state("status.json").expect("published");
+        assert_eq!((file.size, file.mode, file.kind, file.links), (2, 0o444, Kind::File, 1));
+        assert_eq!(world.read(file.ino, 0), Ok(b"{}".to_vec()));
+        let listed = |ino| world.tree.entries(ino, 0).expect("a directory").map(|entry| (entry.ino, entry.name)).collect::<Vec<_>>();
+        assert_eq!(listed(STATE), [(STATE, "."), (ROOT, ".."), (file.ino, "status.json")]);
+        assert_eq!(world.names(0), [".", "..", "a"]);
+        assert_eq!((world.tree.getattr(ROOT), world.tree.usage()), (root, usage), "the root does not show it");
+        for (tid, name) in [(OTHER, "status.json"), (world.tid, "status.json"), (world.tid, "..new.status.json")] {
+            assert_eq!(world.lookup(tid, name), Err(FsError::NotFound), "{name}");
+        }
+        for name in ["a", "..new.a", "..baofs", "..new.status.json"] {
+            assert_eq!(world.lookup_state(name), Err(FsError::NotFound), "{name}");
+        }
+        world.publish_state(b"{ }");
+        assert_eq!(world.read(file.ino, 0), Ok(b"{}".to_vec()), "a descriptor keeps its version");
+        assert_eq!(world.tree.getattr(file.ino).expect("held").links, 0);
+        assert_eq!(world.lookup_state("status.json").expect("published").size, 3);
+        world.tree.forget(STATE, 1);
+        world.tree.forget(file.ino, 1);
+        world.publish_state(b"{}");
+        assert_eq!(world.tree.getattr(file.ino), Err(FsError::Stale), "freed");
+    }
+
+    #[test]
+    fn nobody_changes_state() {
+        let mut world = world();
+        world.publish_state(b"{}");
+        let (tid, name, denied) = (world.tid, OsStr::new("status.json"), Err(FsError::ReadOnly));
+        let ino = world.lookup_state("status.json").expect("published").ino;
+        for name in ["status.json", "..new.status.json", "..new.a", "new"] {
+            assert_eq!(world.tree.create(tid, STATE, OsStr::new(name)).map(drop), denied, "{name}");
+        }
+        for name in ["status.json", "..new.status.json", "..baofs"] {
+            assert_eq!(world.create(tid, name).map(drop), denied, "{name}");
+        }
+        world.bulletin.begin(FileId(0));
+        world.create(tid, "..new.a").expect("the announcement's own");
+        assert_eq!(world.tree.rename(tid, (ROOT, OsStr::new("..new.a")), (STATE, name)), denied);
+        assert_eq!(world.tree.rename(tid, (STATE, name), (ROOT, OsStr::new("a"))), denied);
+        for ino in [ino, STATE] {
+            assert_eq!(world.tree.truncate(tid, ino).map(drop), denied);
+        }
+        assert_eq!(world.tree.open(ino, Access::Write), denied);
+        assert_eq!(world.tree.open(STATE, Access::Read), Err(FsError::IsDirectory));
+        assert_eq!(world.read(STATE, 0), Err(FsError::IsDirectory));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use crate::names::{LeaseId, QueryId};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+/// How long after a refresh the next one takes effect.
+const REFRESH: Duration = Duration::from_secs(1);
 /// The longest wait that a server's `Retry-After` is believed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
 
@@ -34,6 +36,8 @@ pub enum Input {
     Renewed(QueryId, TokenId, Result<Lease, Failure>),
     /// What was read cannot be rendered.
     Unusable(QueryId),
+    /// Somebody wants it new: what has no lease is read, and what waits after a failure is tried.
+    Refresh,
 }
 
 /// What is to be done, or said.
@@ -75,6 +79,21 @@ pub enum Subject {
     Query(QueryId),
 }
 
+/// What is known of a subject, for those who want to read it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct View<'a> {
+    /// Why its last request failed, while that is tried again.
+    pub trouble: Option<&'a Failure>,
+    /// Whether there is no successor although it has ended: of the session a token, of a query its lease.
+    pub ended: bool,
+    /// Whether it has no lease, and two refreshes in a row gave nothing that could be used.
+    pub missed: bool,
+    /// When its token or lease ends, if it does.
+    pub ends: Option<Moment>,
+    /// When its next request is due; `None` while one is out.
+    pub next: Option<Moment>,
+}
+
 /// The two requests that keep something alive. Of the session: renew the token, log in. Of a query: renew the lease, read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Step {
@@ -102,7 +121,8 @@ struct Work {
     doubt: Option<(Step, Failure)>,
     /// When what it has ends.
     end: Option<Moment>,
-    /// The cause of the last failure that was told.
+    /// The last failure, and the cause of the last one that was told; none since the last success.
+    failure: Option<Failure>,
     told: Option<Cause>,
 }
 
@@ -117,6 +137,12 @@ struct Entry {
     unusable: u32,
     /// Whether reading it mints something, as far as is known.
     mints: bool,
+    /// Its last lease has ended, and there is no other yet.
+    ended: bool,
+    /// When the last value that could be used was asked for, and the one before it.
+    good: [Option<Moment>; 2],
+    /// A refresh came while a read was out, which may give the value of before.
+    again: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -178,6 +204,9 @@ pub struct Machine {
     unheard: bool,
     /// How many logins were sent whose answers nobody heard: each may have left a token that nobody can name.
     lost_logins: u32,
+    /// When the last refresh took effect, and when the next one does.
+    refreshed: Option<Moment>,
+    refresh: Option<Moment>,
 }
 
 impl Machine {
@@ -190,6 +219,9 @@ impl Machine {
             lease: None,
             unusable: 0,
             mints: true,
+            ended: false,
+            good: [None; 2],
+            again: false,
         };
         Self {
             entries: queries.iter().map(entry).collect(),
@@ -204,6 +236,8 @@ impl Machine {
             looking: false,
             unheard: false,
             lost_logins: 0,
+            refreshed: None,
+            refresh: None,
         }
     }
 
@@ -247,6 +281,8 @@ impl Machine {
             Input::Read(query, token, result) => self.read(query, token, result, now, &mut out),
             Input::Renewed(query, token, result) => self.renewed(query, token, result, now, &mut out),
             Input::Unusable(query) => self.unusable(query, now),
+            // One that comes soon after another waits, and those that come while it waits are the same.
+            Input::Refresh => self.refresh = self.refreshed.map_or(Some(now), |last| Some(last.plus(REFRESH).max(now))),
         }
         self.turn(now, &mut out);
         out
@@ -260,7 +296,28 @@ impl Machine {
         let works = self.token.iter().flat_map(|_| self.entries.iter().filter(ready).filter_map(|entry| entry.work.next()));
         let ends = self.entries.iter().filter_map(|entry| entry.work.end);
         let retired = self.retired.iter().filter_map(|old| if serves(&self.entries, old.id) { old.end } else { Some(old.revoke) });
-        works.chain(self.session.next()).map(|(at, _)| at).chain(ends).chain(self.session.end).chain(retired).min()
+        let works = works.chain(self.session.next()).map(|(at, _)| at);
+        works.chain(ends).chain(self.session.end).chain(retired).chain(self.refresh).min()
+    }
+
+    /// What is known at `now`.
+    ///
+    /// # Panics
+    /// When there is no such query.
+    #[must_use]
+    pub fn view(&self, subject: Subject, now: Moment) -> View<'_> {
+        let own = |work: &'_ Work| (work.end, work.next().map(|(at, _)| at));
+        let Subject::Query(query) = subject else {
+            let (ends, next) = own(&self.session);
+            return View { trouble: self.session.trouble(), ended: self.token.is_none(), missed: false, ends, next };
+        };
+        let entry = &self.entries[query.index()];
+        let (ends, next) = own(&entry.work);
+        // Without a token nothing is asked.
+        let waits = self.token.is_none() && next.is_some_and(|next| next <= now);
+        let trouble = entry.work.trouble().or_else(|| self.session.trouble().filter(|_| waits));
+        let missed = entry.lease.is_none() && entry.good[0].is_some_and(|good| now.since(good) > entry.refresh.saturating_mul(2));
+        View { trouble, ended: entry.ended, missed, ends, next }
     }
 
     fn logged_in(&mut self, result: Result<TokenGrant, Failure>, now: Moment, out: &mut Vec<Output>) {
@@ -306,6 +363,9 @@ impl Machine {
         let sent = entry.work.answered(now);
         match result {
             Ok(lease) => {
+                entry.ended = false;
+                entry.good = [Some(sent), entry.good[0]];
+                let again = std::mem::take(&mut entry.again).then(|| sent.plus(REFRESH));
                 let left = entry.lease.take().map(|held| held.token);
                 entry.mints = lease.is_some();
                 match lease.filter(|lease| !lease.ttl.is_zero()) {
@@ -315,6 +375,13 @@ impl Machine {
                         self.grant_lease(query, &lease, first, token, sent);
                     }
                     None => entry.work.granted(poll(entry.refresh, sent, &mut self.jitter)),
+                if let Some(lease) = lease.filter(|lease| !lease.ttl.is_zero()) {
+                    let first = lease.ttl;
+                    entry.lease = Some(Held { id: lease.id.clone(), token, first });
+                    self.grant_lease(query, &lease, first, token, sent);
+                } else {
+                    let dates = poll(entry.refresh, sent, &mut self.jitter);
+                    entry.work.granted(Dates { replace: dates.replace.into_iter().chain(again).min(), ..dates });
                 }
                 self.spare(left, now);
             }
@@ -353,6 +420,7 @@ impl Machine {
     /// What has no lease and cannot be rendered is read again slowly; a credential is not minted again for that.
     fn unusable(&mut self, query: QueryId, now: Moment) {
         let Some(entry) = self.entries.get_mut(query.index()).filter(|entry| entry.lease.is_none()) else { return };
+        entry.good[0] = entry.good[1];
         let wait = self.pace.slow.delay(entry.unusable, &mut self.jitter);
         entry.unusable = entry.unusable.saturating_add(1);
         entry.work.replace.at = entry.work.replace.at.min(Some(now.plus(wait)));
@@ -474,11 +542,16 @@ impl Machine {
 impl Machine {
     /// Ends come before what follows from them.
     fn turn(&mut self, now: Moment, out: &mut Vec<Output>) {
+        if self.refresh.is_some_and(|at| at <= now) {
+            (self.refreshed, self.refresh) = (Some(now), None);
+            self.hasten(now);
+        }
         self.end_tokens(now, out);
         for (query, entry) in (0_u32..).map(QueryId).zip(&mut self.entries) {
             if entry.work.end.is_some_and(|end| end <= now) {
                 entry.lose(now);
                 entry.work.end = None;
+                entry.ended = true;
                 out.push(Output::Ended(query));
             }
         }
@@ -500,6 +573,18 @@ impl Machine {
     /// Whether the next mint is to be under another token, which a login may bring soon.
     fn waits_for_login(&self) -> bool {
         self.unheard && self.session.replace.failures == 0
+    /// What has no lease is read now, and what waits after a failure is tried now.
+    fn hasten(&mut self, now: Moment) {
+        for entry in &mut self.entries {
+            entry.again = entry.lease.is_none() && entry.work.sent.is_some();
+            if entry.lease.is_none() {
+                entry.work.replace.at = Some(now);
+            }
+        }
+        let works = self.entries.iter_mut().map(|entry| &mut entry.work).chain([&mut self.session]);
+        for errand in works.flat_map(|work| [&mut work.renew, &mut work.replace]).filter(|errand| errand.failures > 0) {
+            errand.at = Some(now);
+        }
     }
 
     fn end_tokens(&mut self, now: Moment, out: &mut Vec<Output>) {
@@ -607,7 +692,7 @@ impl Work {
         self.renew = Errand { at: dates.renew, failures: 0 };
         self.replace = Errand { at: dates.replace, failures: 0 };
         self.end = dates.end;
-        self.told = None;
+        (self.failure, self.told) = (None, None);
     }
 
     fn failed(&mut self, step: Step, failure: &Failure, backoff: Backoff, now: Moment, jitter: &mut Jitter) -> Duration {
@@ -618,7 +703,13 @@ impl Work {
         let asked = failure.retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
         let wait = backoff.delay(errand.failures, jitter).max(asked);
         *errand = Errand { at: Some(now.plus(wait)), failures: errand.failures.saturating_add(1) };
+        self.failure = Some(failure.clone());
         wait
+    }
+
+    /// Why it is being tried again.
+    fn trouble(&self) -> Option<&Failure> {
+        self.failure.as_ref().filter(|_| self.renew.failures.max(self.replace.failures) > 0)
     }
 
     /// Says a failure, once as long as its cause stays the same.

@@ -7,5 +7,5 @@ pub mod source;
 #[cfg(test)]
 mod tests;
 
-pub use machine::{Input, Machine, Output, Request, Subject, TokenId};
+pub use machine::{Input, Machine, Output, Request, Subject, TokenId, View};
 pub use schedule::{Dates, Grant, Pace};

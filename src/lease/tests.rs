@@ -7,6 +7,7 @@ use crate::clock::{Backoff, Jitter, Moment};
 use crate::config::plan::Query;
 use crate::names::{LeaseId, QueryId, SecretPath};
 use proptest::prelude::*;
+use std::collections::btree_map::OccupiedEntry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -552,6 +553,100 @@ fn what_cannot_be_rendered_is_read_again_slowly() {
     assert!((15..40).contains(&reads), "{reads}");
 }
 
+#[test]
+fn a_refresh_reads_what_has_no_lease_and_mints_nothing() {
+    let mut world = World::new(1, 2, life(3_600, 36_000), life(36_000, 36_000));
+    world.run(10);
+    world.step(Input::Refresh);
+    world.run(11);
+    assert_eq!([0, 1, 2].map(|n| world.reads_of(n)), [1, 2, 2]);
+    assert_eq!((world.logins(), world.count(is_renewal)), (1, 0));
+    // The first of several takes effect at once, and the others are one, when a second is over.
+    for _ in 0..5 {
+        world.step(Input::Refresh);
+    }
+    world.run(12);
+    assert_eq!([0, 1, 2].map(|n| world.reads_of(n)), [1, 4, 4]);
+    world.run(100);
+    assert_eq!([0, 1, 2].map(|n| world.reads_of(n)), [1, 4, 4], "each took effect once");
+}
+
+#[test]
+fn a_refresh_while_a_read_is_out_reads_once_more() {
+    let mut world = World::new(0, 1, life(1, 1), life(36_000, 36_000));
+    world.run(0);
+    let (_, login) = world.answers.pop_first().expect("the login's answer");
+    world.step(login);
+    world.step(Input::Refresh);
+    world.run(60);
+    let reads: Vec<u64> = world.log.iter().filter(|(_, r)| matches!(r, Request::Read(..))).map(|(at, _)| second(*at)).collect();
+    assert_eq!(reads, [0, 1]);
+}
+
+#[test]
+fn a_refresh_ends_every_wait_after_a_failure() {
+    // What fails until the 1,000th second, and what is asked at once when a refresh comes there.
+    type Row = (fn(&Request) -> bool, fn(&Request) -> bool);
+    let table: &[Row] = &[
+        (|_| true, |r| matches!(r, Request::Login(_))),
+        (is_renewal, is_renewal),
+        (|r| matches!(r, Request::RenewToken(_)), |r| matches!(r, Request::RenewToken(_))),
+        (|r| matches!(r, Request::Read(..)), |r| matches!(r, Request::Read(..))),
+    ];
+    for (n, (fails, tried)) in table.iter().enumerate() {
+        let mut world = World::new(1, 1, life(1_200, 36_000), life(1_300, 36_000))
+            .fault(move |request, now| (fails(request) && second(now) < 1_000).then_some(Cause::Unavailable));
+        world.run(999);
+        world.step(Input::Tick);
+        world.now = at(2_000);
+        let before = world.log.len();
+        world.step(Input::Refresh);
+        assert!(world.log[before..].iter().any(|(_, request)| tried(request)), "row {n}: {:?}", &world.log[before..]);
+        assert_eq!(world.bad, Duration::ZERO, "row {n}");
+    }
+}
+
+#[test]
+fn what_is_known_of_a_query_follows_its_life() {
+    let down = |request: &Request, now: Moment| {
+        let hit = (1_000..5_000).contains(&second(now)) && !matches!(request, Request::Revoke(_));
+        hit.then_some(Cause::Unreachable)
+    };
+    let mut world = World::new(1, 1, life(600, 36_000), life(3_600, 36_000)).fault(down);
+    let (leased, polled) = (Subject::Query(QueryId(0)), Subject::Query(QueryId(1)));
+    // (second, of which, trouble, ended, missed): the lease ends in the outage, and the token does; two refreshes are 600 s.
+    let table = [
+        (900, leased, false, false, false),
+        (900, polled, false, false, false),
+        (900, Subject::Session, false, false, false),
+        (1_350, polled, true, false, false),
+        (1_900, leased, true, true, true),
+        (1_950, polled, true, false, true),
+        (4_990, Subject::Session, true, true, false),
+        (4_990, polled, true, false, true),
+        (5_300, leased, false, false, false),
+        (5_300, polled, false, false, false),
+        (5_300, Subject::Session, false, false, false),
+    ];
+    for (until, subject, trouble, ended, missed) in table {
+        world.run(until);
+        let view = world.machine.view(subject, world.now);
+        assert_eq!((view.trouble.is_some(), view.ended, view.missed), (trouble, ended, missed), "{subject:?} at {until} s: {view:?}");
+    }
+    let view = world.machine.view(leased, world.now);
+    assert!(view.ends.is_some_and(|end| end > world.now) && view.next.is_some_and(|next| next > world.now), "{view:?}");
+    assert_eq!(world.machine.view(polled, world.now).ends, None);
+}
+
+#[test]
+fn what_the_policy_denies_and_is_done_without_is_no_trouble() {
+    let mut world =
+        World::new(1, 0, life(600, 36_000), life(3_600, 36_000)).fault(|request, _| is_renewal(request).then_some(Cause::Denied));
+    world.run(500);
+    assert_eq!(world.said.len(), 1, "it is said: {:?}", world.said);
+    assert!(world.machine.view(Subject::Query(QueryId(0)), world.now).trouble.is_none());
+}
+
 /// Whether `a` and `b` ask for the same.
 fn same(a: &Request, b: &Request) -> bool {
     match (a, b) {
@@ -617,6 +712,40 @@ proptest! {
         }
         let alive = world.tokens.values().filter(|token| token.end > world.now).count();
         prop_assert!(alive <= 2, "{} tokens live", alive);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+
+    /// However many refreshes come, and whenever, and whatever fails: a query is read once a second for them, and what has a
+    /// lease not at all.
+    #[test]
+    fn refreshes_are_bounded(waits in proptest::collection::vec(0_u64..700, 1..200), faulty in any::<bool>()) {
+        let mut world = World::new(1, 1, life(36_000, 36_000), life(36_000, 36_000))
+            .fault(move |request, now| (faulty && second(now) > 5 && matches!(request, Request::Read(..))).then_some(Cause::Unavailable));
+        world.run(1);
+        for wait in waits {
+            world.step(Input::Refresh);
+            let end = world.now.plus(MS(wait));
+            while let Some(next) = world.answers.first_key_value().map(|(key, _)| key.0).into_iter().chain(world.machine.wake()).min() {
+                if next > end {
+                    break;
+                }
+                world.now = next;
+                let input = world.answers.first_entry().filter(|it| it.key().0 <= next).map_or(Input::Tick, OccupiedEntry::remove);
+                world.step(input);
+            }
+            world.now = end;
+        }
+        prop_assert_eq!((world.reads_of(0), world.logins()), (1, 1));
+        let reads: Vec<Moment> = world.log.iter().filter(|(_, r)| matches!(r, Request::Read(QueryId(1), _))).map(|(at, _)| *at).collect();
+        let passed = usize::try_from(world.now.since(at(1_000)).as_secs()).expect("a few minutes");
+        // Its own retries come besides: at most 9 until their wait is the longest.
+        prop_assert!(reads.len() <= passed + 3 + if faulty { 9 } else { 0 }, "{} reads in {} s", reads.len(), passed);
+        if !faulty {
+            prop_assert!(reads.windows(2).all(|pair| pair[1].since(pair[0]) >= MS(990)), "{:?}", reads);
+        }
     }
 }
 

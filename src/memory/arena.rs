@@ -211,7 +211,7 @@ impl Arena {
         let wanted = size.unwrap_or_else(|| DEFAULT_SIZE.min(usize::try_from(limit).unwrap_or(usize::MAX)));
         let not_locked = |wanted, cause| MemoryError::NotLocked { what: "secrets", wanted, limit, cause };
         let layout = Layout::new(wanted, files.len(), page_size()).map_err(|least| match size {
-            Some(size) => MemoryError::TooSmall { size, files: files.len(), least },
+            Some(size) => MemoryError::TooSmall { size, files: files.iter().filter(|file| file.place == Place::Listed).count(), least },
             None => not_locked(least, io::ErrorKind::OutOfMemory.into()),
         })?;
         let (at, kind) = map(layout.size, kind).map_err(|cause| not_locked(layout.size, cause))?;
@@ -235,7 +235,7 @@ impl Arena {
         };
         for (at, len) in foreign {
             // SAFETY: the range is a page-aligned part of our mapping, and this process writes it no more.
-            unsafe { mprotect(self.place(at).cast(), len, ProtFlags::PROT_READ) }?;
+            unsafe { mprotect(self.address(at).cast(), len, ProtFlags::PROT_READ) }?;
         }
         Ok(())
     }
@@ -256,6 +256,17 @@ impl Arena {
     #[must_use]
     pub fn files(&self) -> &[FileSpec] {
         &self.files
+    }
+
+    /// Those of one place.
+    pub fn files_in(&self, place: Place) -> impl Iterator<Item = FileId> {
+        (0_u32..).map(FileId).zip(&self.files).filter(move |(_, spec)| spec.place == place).map(|(file, _)| file)
+    }
+
+    /// Where a file is found.
+    #[must_use]
+    pub fn place(&self, file: FileId) -> Place {
+        self.files[file.index()].place
     }
 
     /// Bytes of the heap.
@@ -343,11 +354,11 @@ impl Arena {
     /// The place of `len` bytes of the heap.
     fn heap(&self, offset: u64, len: usize) -> Option<NonNull<u8>> {
         let offset = usize::try_from(offset).ok()?;
-        (offset.checked_add(len)? <= self.layout.heap_len).then(|| self.place(self.layout.heap + offset))
+        (offset.checked_add(len)? <= self.layout.heap_len).then(|| self.address(self.layout.heap + offset))
     }
 
     /// An address inside the mapping.
-    fn place(&self, at: usize) -> NonNull<u8> {
+    fn address(&self, at: usize) -> NonNull<u8> {
         assert!(at < self.layout.size.max(1) || at == self.layout.size, "places come from the layout");
         // SAFETY: `at` is at most the size of the mapping.
         unsafe { self.at.add(at) }
@@ -356,7 +367,7 @@ impl Arena {
     /// A table inside the mapping.
     fn table<T: Words>(&self, at: usize, count: usize) -> &[T] {
         assert!(at + count * size_of::<T>() <= self.layout.size && at.is_multiple_of(align_of::<T>()), "tables come from the layout");
-        let first = self.place(at).cast::<T>();
+        let first = self.address(at).cast::<T>();
         // SAFETY: the table is inside the mapping and aligned (checked above), it lives as long as `self`, any bytes are
         // valid for `Words`, and writes go through atomics.
         unsafe { std::slice::from_raw_parts(first.as_ptr(), count) }

@@ -1,7 +1,7 @@
 //! What is still to be announced, kept in the book so that a `fetch` that is born again finds it.
 
 use super::{Version, current, version};
-use crate::memory::arena::Arena;
+use crate::memory::arena::{Arena, Place};
 use crate::names::{FileId, Generation};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -21,10 +21,10 @@ impl Bulletin {
         Self { arena }
     }
 
-    /// Files whose current version is not announced.
+    /// Listed files whose current version is not announced.
     #[must_use]
     pub fn due(&self) -> Vec<FileId> {
-        let files = (0_u32..).take(self.arena.files().len()).map(FileId);
+        let files = self.arena.files_in(Place::Listed);
         files.filter(|&file| current(&self.arena, file).is_some_and(|version| version.generation > self.announced(file))).collect()
     }
 

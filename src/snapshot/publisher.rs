@@ -1,8 +1,8 @@
-//! Writes versions: the only side that changes book and heap. It allocates first fit over what no record describes, so
+//! Writes versions: the only side that changes book and heap. It allocates over what no record describes, so
 //! there is no other account of the heap that a crash could leave wrong.
 
 use super::{Reader, State, holders, is, slot_at};
-use crate::memory::arena::{Arena, Record};
+use crate::memory::arena::{Arena, Place, Record};
 use crate::names::{FileId, Generation};
 use std::fmt;
 use std::sync::Arc;
@@ -86,7 +86,8 @@ impl Publisher {
     }
 
     /// Frees and wipes every version that is neither served, nor last announced, nor held by a lookup. To be called after
-    /// announcements and now and then, so that old values do not stay longer than somebody has them open. Whether any is left.
+    /// announcements and now and then, so that old values do not stay longer than somebody has them open. Whether any is left
+    /// of a listed file.
     pub fn collect(&mut self) -> bool {
         for slot in self.old() {
             let record = &self.arena.records()[slot];
@@ -94,7 +95,7 @@ impl Publisher {
                 free(&self.arena, record);
             }
         }
-        !self.old().is_empty()
+        self.old().into_iter().any(|slot| self.arena.place(FileId(self.arena.records()[slot].file.load(SeqCst))) == Place::Listed)
     }
 
     /// A reader of the same arena.
@@ -105,10 +106,12 @@ impl Publisher {
 
     /// Writes one version that nobody sees before the flip.
     fn stage(&self, change: &Change<'_>, generation: u64, mtime: SystemTime) -> Result<(), Full> {
-        let slots = self.arena.slots(change.file);
+        let (slots, place) = (self.arena.slots(change.file), self.arena.place(change.file));
         let slot = self.make_room(|| slots.clone().find(|&slot| is(&self.arena.records()[slot], State::Free)), Some(change.file))?;
-        let offset = self.make_room(|| first_fit(&self.arena, change.bytes.len() as u64), None)?;
-        self.arena.write(offset, change.bytes).expect("first fit stays inside the heap");
+        // The agent's own state takes nothing from a reader of a secret.
+        let own = (place == Place::State).then_some(change.file);
+        let offset = self.make_room(|| find_gap(&self.arena, change.bytes.len() as u64, place), own)?;
+        self.arena.write(offset, change.bytes).expect("a gap is inside the heap");
         self.describe(slot, change, generation, offset, mtime);
         Ok(())
     }
@@ -199,17 +202,21 @@ fn free(arena: &Arena, record: &Record) {
     record.state.store(State::Free as u32, SeqCst);
 }
 
-/// The first gap of `len` bytes between the ranges of all records that are not free.
-fn first_fit(arena: &Arena, len: u64) -> Option<u64> {
+/// A gap of `len` bytes between the ranges of all records that are not free: the first, or for the agent's own state the
+/// last, so that it never stands amidst the room of a large file.
+fn find_gap(arena: &Arena, len: u64, place: Place) -> Option<u64> {
     let used = arena.records().iter().filter(|record| !is(record, State::Free));
     let mut used: Vec<(u64, u64)> = used.map(|record| (record.offset.load(SeqCst), record.len.load(SeqCst))).collect();
+    used.push((arena.heap_len() as u64, 0));
     used.sort_unstable();
     let mut end = 0;
-    for (offset, used_len) in used {
-        if offset.saturating_sub(end) >= len {
-            break;
-        }
-        end = end.max(offset + used_len);
+    let mut gaps = used.into_iter().filter_map(|(offset, used_len)| {
+        let begin = end;
+        end = begin.max(offset + used_len);
+        (offset.saturating_sub(begin) >= len).then_some((begin, offset))
+    });
+    match place {
+        Place::Listed => gaps.next().map(|(begin, _)| begin),
+        Place::State => gaps.last().map(|(_, end)| end - len),
     }
-    (end + len <= arena.heap_len() as u64).then_some(end)
 }

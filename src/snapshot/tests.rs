@@ -9,14 +9,17 @@ use std::sync::Arc;
 
 const FILES: u32 = 3;
 
+/// The agent's own state, after all files.
+const STATE: FileId = FileId(FILES);
+
 fn arena(size: usize) -> Arc<Arena> {
     let spec = |index| FileSpec {
         name: FileName::new(&format!("f{index}")).expect("name"),
         owner: Owner { uid: 1, gid: 2 },
         mode: 0o400,
-        place: Place::Listed,
+        place: if index == STATE.0 { Place::State } else { Place::Listed },
     };
-    Arc::new(Arena::create((0..FILES).map(spec).collect(), Some(size), Kind::Locked).expect("64 KiB can be locked"))
+    Arc::new(Arena::create((0..=FILES).map(spec).collect(), Some(size), Kind::Locked).expect("64 KiB can be locked"))
 }
 
 #[derive(Clone, Debug)]
@@ -210,5 +213,63 @@ fn what_was_not_flipped_is_dropped_at_a_restart() {
     staged.generation.store(2, SeqCst);
     staged.state.store(State::Live as u32, SeqCst);
     world.run(Op::Restart);
+    world.check();
+}
+
+#[test]
+fn state_is_never_announced_and_leaves_no_old_version() {
+    let mut world = World::new();
+    world.publish(&[(0, 100)]);
+    let bulletin = Bulletin::sign(Arc::clone(&world.arena));
+    for _ in 0..1_000 {
+        world.publish(&[(STATE.0, 300)]);
+        assert_eq!(bulletin.due(), [FileId(0)]);
+        assert!(!world.publisher.collect(), "there is nothing to come back for");
+        world.check();
+    }
+    let states = || world.arena.slots(STATE).filter_map(|slot| load(&world.arena.records()[slot])).count();
+    assert_eq!(states(), 1);
+}
+
+#[test]
+fn a_reader_of_old_state_keeps_it_and_delays_no_other() {
+    let mut world = World::new();
+    world.publish(&[(STATE.0, 300)]);
+    let held = world.reader.hold_current(STATE).expect("published");
+    for _ in 0..1_000 {
+        world.publish(&[(STATE.0, 300)]);
+        world.check();
+    }
+    assert_eq!(world.reader.read(held.nodeid, 0, &mut [0; 300]), Ok(300));
+    assert!(!world.publisher.collect(), "the next report collects it");
+    world.reader.forget(held.nodeid, 1);
+    world.publisher.collect();
+    assert_eq!(world.reader.version(held.nodeid), None);
+}
+
+#[test]
+fn state_stands_in_the_way_of_no_large_file() {
+    let mut world = World::new();
+    let third = world.arena.heap_len() / 3;
+    for _ in 0..10 {
+        // Two versions beside each other are two thirds: room amidst the third one would be lost.
+        world.publish(&[(0, third)]);
+        world.publish(&[(STATE.0, third / 8)]);
+    }
+    let generation = world.arena.head().current.load(SeqCst);
+    assert_eq!(generation, 20, "nothing was refused");
+}
+
+#[test]
+fn state_evicts_no_open_secret() {
+    let mut world = World::new();
+    let half = world.arena.heap_len() / 2 - 100;
+    world.publish(&[(0, half)]);
+    let held = world.reader.hold_current(FileId(0)).expect("published");
+    world.publish(&[(0, half)]);
+    let state = vec![1; 1_000];
+    let refused = world.publisher.publish(&[Change { file: STATE, bytes: &state }], UNIX_EPOCH);
+    assert!(matches!(refused, Err(PublishError::TooLarge { .. })));
+    assert_eq!(world.reader.version(held.nodeid), Some(held));
     world.check();
 }

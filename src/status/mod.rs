@@ -5,7 +5,6 @@ mod report;
 
 pub use report::{Condition, FORMAT, FileReport, OVERDUE, Report, Roles, Served, Session, Trouble, seconds};
 
-/// The directory of the agent's own state in the mount: found by name; on FUSE not listed.
-pub const DIRECTORY: &str = "..baofs";
+pub use crate::names::STATE_DIRECTORY as DIRECTORY;
 /// The report in it.
 pub const FILE: &str = "status.json";

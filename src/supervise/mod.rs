@@ -172,7 +172,8 @@ fn start_serve(plan: &Plan, world: &World, signals: &SignalFd, roles: &mut Vec<R
 }
 
 fn start_fetch(plan: &Plan, world: &World, signals: &SignalFd, roles: &mut Vec<RoleProcess>) -> io::Result<()> {
-    let body = world.fetch(plan)?;
+    let serve = roles.iter().find(|role| role.role == Role::Serve).map(|role| role.pid);
+    let body = world.fetch(plan, serve)?;
     roles.push(start_role(Role::Fetch, &foreign(world, signals, roles), world.rights_of_fetch(plan), body)?);
     Ok(())
 }

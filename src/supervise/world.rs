@@ -11,11 +11,13 @@ use crate::fuse::mount::{FuseMount, Public};
 use crate::fuse::session::{Init, Recovery};
 use crate::link::End;
 use crate::memory::arena::{Arena, FileSpec, Kind, Place};
-use crate::names::Role;
+use crate::names::{FileName, Owner, Role};
 use crate::observe::Event;
 use crate::serve::{self, Job};
+use crate::status::{self, Roles, Served};
 use crate::sys::caps::Capability;
 use crate::tmpfs::{self, Target};
+use nix::unistd::{Pid, getegid, geteuid, getpid, getppid};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -25,8 +27,8 @@ use std::sync::Arc;
 pub(super) enum World {
     /// The arena, and the mount that `serve` answers; its device until it is aborted.
     Fuse { arena: Arc<Arena>, device: Option<OwnedFd>, init: Init, private: OwnedFd, public: Public },
-    /// A directory in memory that `fetch` writes.
-    Tmpfs(Target),
+    /// A directory in memory that `fetch` writes, and why FUSE was refused.
+    Tmpfs(Target, String),
 }
 
 impl World {
@@ -42,8 +44,10 @@ impl World {
                 return Err(Refused::new(Exit::Fuse, format_args!("{refusal}\nhint: {hint}")));
             }
             (Err(refusal), Fallback::Tmpfs) => {
-                Event::FallingBack { cause: &refusal.to_string() }.emit();
-                Self::Tmpfs(Target::prepare(filesystem, &plan.files).map_err(|refusal| Refused::new(Exit::Tmpfs, refusal))?)
+                let cause = refusal.to_string();
+                Event::FallingBack { cause: &cause }.emit();
+                let target = Target::prepare(filesystem, &plan.files).map_err(|refusal| Refused::new(Exit::Tmpfs, refusal))?;
+                Self::Tmpfs(target, cause)
             }
         };
         Event::Mounted { path: &filesystem.path, how: world.name() }.emit();
@@ -53,15 +57,15 @@ impl World {
     fn name(&self) -> &'static str {
         match self {
             Self::Fuse { .. } => "fuse",
-            Self::Tmpfs(_) => "tmpfs",
+            Self::Tmpfs(..) => "tmpfs",
         }
     }
 
     /// What `fetch` must keep: to give files to another user.
     pub(super) fn rights_of_fetch(&self, plan: &Plan) -> &'static [Capability] {
         match self {
-            Self::Tmpfs(_) if tmpfs::needs_chown(&plan.files) => &[Capability::Chown],
-            Self::Fuse { .. } | Self::Tmpfs(_) => &[],
+            Self::Tmpfs(..) if tmpfs::needs_chown(&plan.files) => &[Capability::Chown],
+            Self::Fuse { .. } | Self::Tmpfs(..) => &[],
         }
     }
 
@@ -69,7 +73,7 @@ impl World {
     pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
             Self::Fuse { device, private, .. } => device.iter().chain([private]).map(AsFd::as_fd).collect(),
-            Self::Tmpfs(_) => vec![],
+            Self::Tmpfs(..) => vec![],
         }
     }
 
@@ -81,16 +85,25 @@ impl World {
         Ok(Some(move |link| serve::run(Job { arena, device, init, recovery, dir_mode, link })))
     }
 
-    /// What runs as `fetch`, with its copy of the private mount.
-    pub(super) fn fetch<'a>(&'a self, plan: &'a Plan) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
+    /// What runs as `fetch`, with its copy of the private mount; `serve` is for its report.
+    pub(super) fn fetch<'a>(&'a self, plan: &'a Plan, serve: Option<Pid>) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
         let private = match self {
             Self::Fuse { private, .. } => Some(private.try_clone()?),
-            Self::Tmpfs(_) => None,
+            Self::Tmpfs(..) => None,
         };
-        Ok(move |link: End| self.run_fetch(plan, private, &link))
+        Ok(move |link: End| self.run_fetch(plan, private, serve, &link))
     }
 
-    fn run_fetch(&self, plan: &Plan, private: Option<OwnedFd>, link: &End) -> Exit {
+    /// How files are served, for the report.
+    fn served(&self) -> Served {
+        let fallback = match self {
+            Self::Fuse { .. } => None,
+            Self::Tmpfs(_, refusal) => Some(refusal.clone()),
+        };
+        Served { how: self.name().to_owned(), fallback }
+    }
+
+    fn run_fetch(&self, plan: &Plan, private: Option<OwnedFd>, serve: Option<Pid>, link: &End) -> Exit {
         let broken = |what: &str, exit| {
             Event::Broken { what }.emit();
             exit
@@ -99,7 +112,8 @@ impl World {
             Ok(client) => client,
             Err(error) => return broken(&error.to_string(), Exit::Config),
         };
-        let (clock, settings) = (RealClock, Settings::new(plan));
+        let roles = Roles { supervise: getppid().as_raw(), fetch: getpid().as_raw(), serve: serve.map(Pid::as_raw) };
+        let (clock, settings) = (RealClock, Settings::new(plan, self.served(), roles));
         match (self, private) {
             (Self::Fuse { arena, .. }, Some(private)) => {
                 if let Err(error) = arena.protect_for(Role::Fetch) {
@@ -107,7 +121,7 @@ impl World {
                 }
                 fetch::run(plan, client, |announced| ArenaOutlet::open(arena, private, announced), link, &clock, &settings)
             }
-            (Self::Tmpfs(target), _) => match target.writer(&plan.files) {
+            (Self::Tmpfs(target, _), _) => match target.writer(&plan.files) {
                 Ok(writer) => fetch::run(plan, client, |announced| Ok(TmpfsOutlet::open(writer, announced)), link, &clock, &settings),
                 Err(error) => broken(&error.to_string(), Exit::Tmpfs),
             },
@@ -130,7 +144,7 @@ impl World {
                 drop(private);
                 drop(device);
             }
-            Self::Tmpfs(target) => {
+            Self::Tmpfs(target, _) => {
                 if let Err(error) = target.clear() {
                     Event::Skipped { what: &format!("not all files could be removed: {error}") }.emit();
                 }
@@ -139,11 +153,17 @@ impl World {
     }
 }
 
-/// Locked memory for the files of the plan.
+/// Locked memory for the files of the plan, and for the report.
 fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
     let spec =
         |file: &crate::config::plan::File| FileSpec { name: file.name.clone(), owner: file.owner, mode: file.mode, place: Place::Listed };
     let size = plan.filesystem.size.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
-    let arena = Arena::create(plan.files.iter().map(spec).collect(), size, Kind::Secret);
+    let report = FileSpec {
+        name: FileName::new(status::FILE).expect("a good name"),
+        owner: Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() },
+        mode: 0o444,
+        place: Place::State,
+    };
+    let arena = Arena::create(plan.files.iter().map(spec).chain([report]).collect(), size, Kind::Secret);
     arena.map(Arc::new).map_err(|error| Refused::new(Exit::Memory, error))
 }

@@ -8,6 +8,7 @@
 //! ..data   -> ..7                     replaced by rename: the flip
 //! ..7/NAME -> ../..files/5.0          one directory a generation
 //! ..files/5.0                         content: generation and number of the file; never written again
+//! ..baofs/status.json                 the agent's own state: replaced by rename, dropped where secrets need its room
 //! ```
 //! An unchanged file keeps its inode: a new generation links it by name. (A hard link would need `CAP_FOWNER` for a file of
 //! another user wherever `fs.protected_hardlinks` is on, which is nearly everywhere.)

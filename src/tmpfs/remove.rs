@@ -2,6 +2,7 @@
 //! outside of the machinery's own names is touched; no link is followed.
 
 use super::{DATA, DATA_NEXT, DATA_PREFIX, FILES};
+use crate::names::STATE_DIRECTORY;
 use crate::sys::file::lease_alone;
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
@@ -89,7 +90,7 @@ fn is_private(dir: BorrowedFd<'_>) -> nix::Result<bool> {
 
 fn is_directory_of_ours(name: &str) -> bool {
     let generation = name.strip_prefix("..").is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()));
-    name == FILES || generation
+    name == FILES || name == STATE_DIRECTORY || generation
 }
 
 fn is_link_of_ours(root: BorrowedFd<'_>, name: &str) -> bool {

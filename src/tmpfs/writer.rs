@@ -4,7 +4,7 @@
 use super::{DATA, DATA_NEXT, DATA_PREFIX, FILES, remove};
 use crate::clock::Moment;
 use crate::config::plan;
-use crate::names::{FileId, FileName, Generation, Owner};
+use crate::names::{FileId, FileName, Generation, Owner, STATE_DIRECTORY};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
@@ -141,9 +141,10 @@ impl Writer {
         self.sweep(now);
         let next = Generation(self.generation.0 + 1);
         let mut result = self.try_publish(next, changes);
-        if result.as_ref().is_err_and(WriteError::is_full) && !self.retired.is_empty() {
-            // Freshness wins over the grace of what is old.
+        if result.as_ref().is_err_and(WriteError::is_full) {
+            // Freshness wins over the grace of what is old, and secrets over the agent's own state.
             self.sweep(now.plus(GRACE));
+            let _ = remove::tree(self.root.as_fd(), STATE_DIRECTORY);
             result = self.try_publish(next, changes);
         }
         let needed = self.needed(changes);
@@ -151,6 +152,24 @@ impl Writer {
         self.retire(now, contents);
         self.generation = next;
         Ok(next)
+    }
+
+    /// Replaces file `name` of the agent's own state: for all to read, for nobody to write.
+    ///
+    /// # Errors
+    /// As `WriteError` says; then the last one stays.
+    pub fn publish_state(&self, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
+        let dir = match mkdirat(&self.root, STATE_DIRECTORY, Mode::S_IRWXU) {
+            Ok(()) | Err(Errno::EEXIST) => remove::open_dir(self.root.as_fd(), STATE_DIRECTORY),
+            Err(error) => Err(error),
+        };
+        let dir = dir.map_err(doing("making", STATE_DIRECTORY))?;
+        let next = format!("{name}.next");
+        let written = write_state(&dir, &next, bytes).and_then(|()| Ok(renameat(&dir, next.as_str(), &dir, name)?));
+        written.map_err(|error| {
+            let _ = unlinkat(&dir, next.as_str(), UnlinkatFlags::NoRemoveDir);
+            WriteError::Io { doing: format!("writing {STATE_DIRECTORY}/{name}"), error }
+        })
     }
 
     /// Removes what is old enough. When it is worth to come again, if at all: a second after a rotation, then seldom while
@@ -270,6 +289,15 @@ impl Writer {
         let current: u64 = self.current.iter().flatten().map(|content| pages(content.len)).sum();
         current + changes.iter().map(|(_, bytes)| pages(bytes.as_ref().len() as u64)).sum::<u64>()
     }
+}
+
+/// Makes file `name` of `dir`, which everybody may enter and only we may change.
+fn write_state(dir: &OwnedFd, name: &str, bytes: &[u8]) -> io::Result<()> {
+    fchmod(dir, Mode::from_bits_truncate(0o755))?;
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut file = File::from(openat(dir, name, flags, Mode::empty())?);
+    file.write_all(bytes)?;
+    Ok(fchmod(&file, Mode::from_bits_truncate(0o444))?)
 }
 
 /// Makes a directory that only we can enter.

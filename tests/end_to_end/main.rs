@@ -37,5 +37,6 @@ mod refusals;
 mod rig_works;
 mod rotation;
 mod seed;
+mod state;
 mod supervision;
 mod watching;

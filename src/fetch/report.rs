@@ -1,0 +1,234 @@
+//! The report on all this (`..baofs/status.json`), put together from what the parts of `fetch` know. It is written at the
+//! start, when its substance changed, and as a sign of life. Invariant: no value, token or lease's name is in it.
+
+use super::press::{Outlet, OutletError};
+use super::{Fetch, Settings};
+use crate::clock::{Clock, Moment};
+use crate::config::plan::{Content, File, Stale};
+use crate::exit::Exit;
+use crate::lease::source::Source;
+use crate::lease::{Subject, View};
+use crate::names::FileId;
+use crate::observe::Event;
+use crate::render;
+use crate::status::{Condition, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, seconds};
+use std::time::{Duration, SystemTime};
+
+/// The longest time between two reports.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// The shortest time between two looks at whether there is news; what is served first is news at once.
+const CALM: Duration = Duration::from_millis(500);
+
+/// When the report is due, and what was in the last one.
+pub(super) struct Reporter {
+    served: Served,
+    roles: Roles,
+    /// When `fetch` began, in seconds since 1970.
+    since: u64,
+    last: Option<Report>,
+    /// When the last one was written, and when it was last looked whether there is news.
+    written: Moment,
+    looked: Option<Moment>,
+    /// Whether something happened since then.
+    touched: bool,
+    /// Whether the first publication was seen.
+    ready: bool,
+    /// Whether it was said that the report cannot be written.
+    failed: bool,
+}
+
+impl Reporter {
+    pub(super) fn new(settings: &Settings, clock: &impl Clock) -> Self {
+        let (served, roles, since) = (settings.served.clone(), settings.roles, seconds(clock.wall()));
+        let written = clock.now();
+        Self { served, roles, since, last: None, written, looked: None, touched: false, ready: false, failed: false }
+    }
+
+    /// Something happened that may be news.
+    pub(super) fn touch(&mut self) {
+        self.touched = true;
+    }
+
+    /// When to look next; `None` before the first time.
+    pub(super) fn wake(&self) -> Option<Moment> {
+        let calm = self.looked?.plus(CALM);
+        Some(if self.touched { calm } else { calm.max(self.written.plus(HEARTBEAT)) })
+    }
+
+    /// Whether it is time to look.
+    fn look(&mut self, now: Moment, ready: bool) -> bool {
+        let first = ready && !std::mem::replace(&mut self.ready, ready);
+        let due = first || self.wake().is_none_or(|wake| wake <= now);
+        if due {
+            (self.looked, self.touched) = (Some(now), false);
+        }
+        due
+    }
+
+    fn is_due(&self, report: &Report, now: Moment) -> bool {
+        let news = self.last.as_ref().is_none_or(|last| !is_same(last, report));
+        news || now.since(self.written) >= HEARTBEAT
+    }
+
+    fn written(&mut self, report: Report, result: Result<(), OutletError>, now: Moment) {
+        match result {
+            Ok(()) => (self.last, self.written, self.failed) = (Some(report), now, false),
+            Err(error) => {
+                self.touched = true;
+                if !std::mem::replace(&mut self.failed, true) {
+                    Event::Broken { what: &format!("the report cannot be written: {}", error.what) }.emit();
+                }
+            }
+        }
+    }
+}
+
+impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
+    /// Writes the report when it is time.
+    pub(super) fn report(&mut self) {
+        let now = self.clock.now();
+        if !self.reporter.look(now, self.press.is_ready()) {
+            return;
+        }
+        let report = self.describe(Times { now, wall: self.clock.wall() });
+        if self.reporter.is_due(&report, now) {
+            let bytes = serde_json::to_vec(&report).map_err(|error| OutletError { what: error.to_string(), exit: Exit::Software });
+            let result = bytes.and_then(|bytes| self.press.report(&bytes, self.clock));
+            self.reporter.written(report, result, now);
+        }
+    }
+
+    fn describe(&self, times: Times) -> Report {
+        let session = self.machine.view(Subject::Session, times.now);
+        let last = self.reporter.last.as_ref();
+        let cause = session.trouble.map(|failure| failure.message.clone());
+        let trouble = lasting(cause, last.and_then(|last| last.session.trouble.as_ref()), times);
+        let files = (0_u32..).map(FileId).zip(&self.plan.files);
+        Report {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since: self.reporter.since,
+            written: seconds(times.wall),
+            due_monotonic_ms: u64::try_from(times.now.plus(HEARTBEAT).since_origin().as_millis()).unwrap_or(u64::MAX),
+            served: self.reporter.served.clone(),
+            roles: self.reporter.roles,
+            session: Session { ends: session.ends.map(|end| times.at(end)), trouble },
+            files: files.map(|(id, file)| self.describe_file(id, file, times)).collect(),
+        }
+    }
+
+    fn describe_file(&self, id: FileId, file: &File, times: Times) -> FileReport {
+        let views = self.views(&file.content, times.now);
+        let cause = if self.press.is_ready() { self.cause(id, &views) } else { self.board.reason(id, self.login.as_ref()) };
+        let past = |view: &View| view.ended || (view.missed && cause.is_some());
+        let condition = match &cause {
+            _ if !self.press.is_ready() => Condition::Missing,
+            _ if views.iter().any(past) => Condition::Ended,
+            Some(_) => Condition::Stale,
+            None => Condition::Fresh,
+        };
+        let last = self.reporter.last.as_ref().and_then(|last| last.files.get(id.index()));
+        let (changes, latest) = self.press.history(id);
+        FileReport {
+            name: file.name.to_string(),
+            condition,
+            changes,
+            version: self.board.version(&file.content),
+            changed: latest.map(seconds),
+            lease_ends: views.iter().filter_map(|view| view.ends).min().map(|end| times.at(end)),
+            next: views.iter().filter_map(|view| view.next).min().map(|next| times.at(next)),
+            strict: file.stale == Stale::Unhealthy,
+            trouble: lasting(cause, last.and_then(|last| last.trouble.as_ref()), times),
+        }
+    }
+
+    /// What is known of all that a file is made of.
+    fn views(&self, content: &Content, now: Moment) -> Vec<View<'_>> {
+        match content {
+            Content::Token => vec![self.machine.view(Subject::Session, now)],
+            Content::Field { .. } | Content::Json { .. } | Content::Template(_) => {
+                render::queries(content).into_iter().map(|query| self.machine.view(Subject::Query(query), now)).collect()
+            }
+        }
+    }
+
+    /// What goes wrong with a file that is served.
+    fn cause(&self, file: FileId, views: &[View<'_>]) -> Option<String> {
+        let failure = || views.iter().find_map(|view| view.trouble).map(|failure| failure.message.clone());
+        let ended = || views.iter().any(|view| view.ended).then(|| "it has ended, and no successor came yet".to_owned());
+        let refused = self.press.refusal(file).map(str::to_owned);
+        refused.or_else(|| self.board.error(file)).or_else(failure).or_else(ended)
+    }
+}
+
+/// One moment by both clocks.
+#[derive(Clone, Copy)]
+struct Times {
+    now: Moment,
+    wall: SystemTime,
+}
+
+impl Times {
+    /// A moment in seconds since 1970, as far as the clocks agree.
+    fn at(self, moment: Moment) -> u64 {
+        let wall = self.wall.checked_add(moment.since(self.now)).and_then(|wall| wall.checked_sub(self.now.since(moment)));
+        wall.map_or(u64::MAX, seconds)
+    }
+}
+
+/// A trouble lasts since it was first reported.
+fn lasting(cause: Option<String>, last: Option<&Trouble>, times: Times) -> Option<Trouble> {
+    cause.map(|cause| Trouble { cause, since: last.map_or(seconds(times.wall), |last| last.since) })
+}
+
+/// Whether two reports differ only in what time alone changes.
+fn is_same(a: &Report, b: &Report) -> bool {
+    let cause = |a: &Option<Trouble>, b: &Option<Trouble>| a.as_ref().map(|it| &it.cause) == b.as_ref().map(|it| &it.cause);
+    let same = |(a, b): (&FileReport, &FileReport)| {
+        (a.condition, a.changes, a.version) == (b.condition, b.changes, b.version) && cause(&a.trouble, &b.trouble)
+    };
+    cause(&a.session.trouble, &b.session.trouble) && a.files.iter().zip(&b.files).all(same)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::RealClock;
+    use crate::render::tests::plan;
+
+    #[test]
+    fn it_is_looked_at_twice_a_second_at_most_and_written_every_five() {
+        let (served, roles) = (Served { how: "tmpfs".to_owned(), fallback: None }, Roles { supervise: 1, fetch: 2, serve: None });
+        let mut reporter = Reporter::new(&Settings::new(&plan(Vec::new(), Vec::new()), served, roles), &RealClock);
+        let at = |millis: u64| Moment::at(Duration::from_millis(millis));
+        reporter.written = at(0);
+        assert_eq!(reporter.wake(), None);
+        // (when, whether something happened before it, whether the first publication was made, whether it is time)
+        let table = [
+            (0, false, false, true),
+            (1, true, false, false),
+            (499, true, false, false),
+            (500, false, false, true),
+            (501, true, true, true),
+            (502, true, true, false),
+            (1_001, true, true, true),
+            (4_999, false, true, false),
+            (5_000, false, true, true),
+            (5_400, false, true, false),
+        ];
+        for (millis, touched, ready, due) in table {
+            if touched {
+                reporter.touch();
+            }
+            assert_eq!(reporter.look(at(millis), ready), due, "at {millis} ms");
+            assert!(reporter.wake() > Some(at(millis)) || !due, "a hot loop at {millis} ms");
+        }
+    }
+
+    #[test]
+    fn moments_become_seconds_by_their_distance_to_now() {
+        let at = |seconds: u64| Moment::at(Duration::from_secs(seconds));
+        let times = Times { now: at(100), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000) };
+        assert_eq!([90, 100, 110].map(|second| times.at(at(second))), [990, 1_000, 1_010]);
+    }
+}
