@@ -368,13 +368,6 @@ impl Machine {
                 let again = std::mem::take(&mut entry.again).then(|| sent.plus(REFRESH));
                 let left = entry.lease.take().map(|held| held.token);
                 entry.mints = lease.is_some();
-                match lease.filter(|lease| !lease.ttl.is_zero()) {
-                    Some(lease) => {
-                        let first = lease.ttl;
-                        entry.lease = Some(Held { id: lease.id.clone(), token, first });
-                        self.grant_lease(query, &lease, first, token, sent);
-                    }
-                    None => entry.work.granted(poll(entry.refresh, sent, &mut self.jitter)),
                 if let Some(lease) = lease.filter(|lease| !lease.ttl.is_zero()) {
                     let first = lease.ttl;
                     entry.lease = Some(Held { id: lease.id.clone(), token, first });
@@ -573,6 +566,8 @@ impl Machine {
     /// Whether the next mint is to be under another token, which a login may bring soon.
     fn waits_for_login(&self) -> bool {
         self.unheard && self.session.replace.failures == 0
+    }
+
     /// What has no lease is read now, and what waits after a failure is tried now.
     fn hasten(&mut self, now: Moment) {
         for entry in &mut self.entries {
