@@ -80,7 +80,7 @@ impl fmt::Display for SecretPath {
 }
 
 /// Which served file: its index in `Plan::files` and in the arena, fixed for the life of the process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FileId(pub u32);
 
 impl FileId {
@@ -104,7 +104,7 @@ impl QueryId {
 }
 
 /// Which of the things that are done after a rotation: its index in `Plan::hooks`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct HookId(pub u16);
 
 impl HookId {
@@ -116,7 +116,7 @@ impl HookId {
 }
 
 /// The number of a complete snapshot; only grows. 0 is "nothing published yet".
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Generation(pub u64);
 
 /// The server's name of a lease. It is no credential, yet it is not written to the log.

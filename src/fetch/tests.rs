@@ -5,7 +5,8 @@ use crate::clock::{Backoff, RealClock};
 use crate::config::plan::{Content, File, Query};
 use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
 use crate::link::{FromRole, pair};
-use crate::names::{FileId, HookId, LeaseId};
+use crate::memory::arena::{FileSpec, Kind, Place};
+use crate::names::{FileId, FileName, HookId, LeaseId, Owner};
 use crate::render::Change;
 use crate::render::tests::{field, file, plan, query, template};
 use crate::status::{Condition, FileReport, Report};
@@ -185,6 +186,13 @@ impl Outlet for Recorder {
     }
 }
 
+/// An arena that holds a journal and nothing else.
+fn journal() -> Arc<Arena> {
+    let (name, owner) = (FileName::new("journal").expect("a good name"), Owner { uid: 0, gid: 0 });
+    let spec = FileSpec { name, owner, mode: 0, place: Place::Journal };
+    Arc::new(Arena::create(vec![spec], Some(256 << 10), Kind::Locked).expect("memory can be locked"))
+}
+
 /// A role that runs in a thread, seen from supervise.
 struct Rig {
     server: Server,
@@ -236,7 +244,7 @@ impl Rig {
         let pace = Pace { retry: quick, slow: quick, grace: Duration::from_mins(5), refresh: MS(20) };
         let settings = Settings { pace, leave: MS(200), ..settings(&plan) };
         let source = server.clone();
-        let role = std::thread::spawn(move || run(&plan, source, open, &end, &RealClock, &settings));
+        let role = std::thread::spawn(move || run(&plan, source, &journal(), open, &end, &RealClock, &settings));
         Self { server, log, published, refusals, tendings, reports, link, role }
     }
 
@@ -478,7 +486,7 @@ fn an_outlet_that_cannot_be_opened_ends_the_role() {
     let plan = plan(Vec::new(), Vec::new());
     let open = |_| Err::<Recorder, _>(OutletError { what: "no thread".to_owned(), exit: Exit::Memory });
     let server = Rig::start(&[], Vec::new(), |_| {}).server;
-    assert_eq!(run(&plan, server, open, &end, &RealClock, &settings(&plan)), Exit::Memory);
+    assert_eq!(run(&plan, server, &journal(), open, &end, &RealClock, &settings(&plan)), Exit::Memory);
     drop(link);
 }
 

@@ -244,8 +244,8 @@ impl Machine {
     /// Goes on where a predecessor died, which this is a copy of from before it sent its last requests. Those whose answers
     /// it cannot have heard are sent again; what they may have minted is not left behind.
     #[must_use]
-    pub fn revived(mut self, now: Moment) -> Self {
-        self.looking = false;
+    pub fn revived(mut self, pace: Pace, now: Moment) -> Self {
+        (self.pace, self.looking) = (pace, false);
         if self.session.lost() == Some(Step::Replace) {
             self.lost_logins += 1;
         }

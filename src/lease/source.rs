@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 use std::fmt;
 use std::time::Duration;
 
-/// What one read gave. Its heap is wiped by the allocator when it is dropped.
+/// What one read gave. Its heap is wiped by the allocator when it is dropped; written down for a successor alone.
+#[derive(Serialize, Deserialize)]
 pub struct Reply {
     /// The secret: of KV v2 the inner `data`, else the whole `data`. Numbers keep their digits (`arbitrary_precision`).
     pub fields: Map<String, Value>,
@@ -26,7 +27,7 @@ impl fmt::Debug for Reply {
 }
 
 /// Which engine a path belongs to.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Engine {
     /// KV v2 with the version that was read; `metadata` is what a template sees as `.Data.metadata`.
     Kv2 {
@@ -40,7 +41,7 @@ pub enum Engine {
 }
 
 /// A lease as the server granted it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// Its name.
     pub id: LeaseId,

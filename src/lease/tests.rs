@@ -128,7 +128,7 @@ impl World {
             self.lost.1 += usize::from(matches!(answer, Input::Read(_, _, Ok(Some(_)))));
         }
         let written = serde_json::to_vec(&self.machine).expect("it can be written");
-        self.machine = serde_json::from_slice::<Machine>(&written).expect("and read").revived(self.now);
+        self.machine = serde_json::from_slice::<Machine>(&written).expect("and read").revived(Pace::new(S(60)), self.now);
         self.deaths += 1;
     }
 

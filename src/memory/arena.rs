@@ -41,6 +41,8 @@ pub enum Place {
     Listed,
     /// In the directory of the agent's own state, which is found by name and not listed; never announced.
     State,
+    /// Nowhere: what `fetch` writes down for its successor.
+    Journal,
 }
 
 /// How the memory is kept from swap and dumps.

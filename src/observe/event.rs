@@ -61,6 +61,11 @@ pub enum Event<'a> {
     },
 
     // fetch
+    /// A new `fetch` goes on where another died.
+    WentOn {
+        /// How many logins since the start may have left a token that nobody can name.
+        lost_logins: u32,
+    },
     /// A login succeeded.
     LoggedIn {
         /// How long the token lives, if it ends; logged in seconds.
@@ -148,6 +153,7 @@ impl Event<'_> {
             Self::AppKilled => warn!("the application is killed"),
             Self::RoleDied { role, how } => error!(role = role.as_str(), how, "a process of the agent died"),
             Self::Skipped { what } => warn!("{what}"),
+            Self::WentOn { lost_logins } => info!(lost_logins, "fetch goes on where its predecessor died"),
             Self::LoggedIn { ttl } => info!(ttl = ttl.map(|ttl| ttl.as_secs()), "logged in"),
             Self::Retrying { failure, after } => warn!(?after, "{failure}; trying again"),
             Self::Ready { files } => info!(files, "all secrets are there"),

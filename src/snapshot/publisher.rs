@@ -217,6 +217,6 @@ fn find_gap(arena: &Arena, len: u64, place: Place) -> Option<u64> {
     });
     match place {
         Place::Listed => gaps.next().map(|(begin, _)| begin),
-        Place::State => gaps.last().map(|(_, end)| end - len),
+        Place::State | Place::Journal => gaps.last().map(|(_, end)| end - len),
     }
 }

@@ -3,8 +3,8 @@
 
 use super::Refused;
 use crate::bao;
-use crate::clock::RealClock;
-use crate::config::plan::{Fallback, Plan};
+use crate::clock::{Clock, RealClock};
+use crate::config::plan::{self, Fallback, Plan};
 use crate::exit::Exit;
 use crate::fetch::{self, ArenaOutlet, Settings, TmpfsOutlet};
 use crate::fuse::mount::{FuseMount, Public};
@@ -27,8 +27,8 @@ use std::sync::Arc;
 pub(super) enum World {
     /// The arena, and the mount that `serve` answers; its device until it is aborted.
     Fuse { arena: Arc<Arena>, device: Option<OwnedFd>, init: Init, private: OwnedFd, public: Public },
-    /// A directory in memory that `fetch` writes, and why FUSE was refused.
-    Tmpfs(Target, String),
+    /// A directory in memory that `fetch` writes, why FUSE was refused, and an arena for the journal alone.
+    Tmpfs { target: Target, refusal: String, arena: Arc<Arena> },
 }
 
 impl World {
@@ -47,7 +47,8 @@ impl World {
                 let cause = refusal.to_string();
                 Event::FallingBack { cause: &cause }.emit();
                 let target = Target::prepare(filesystem, &plan.files).map_err(|refusal| Refused::new(Exit::Tmpfs, refusal))?;
-                Self::Tmpfs(target, cause)
+                let arena = create(vec![journal()], None)?;
+                Self::Tmpfs { target, refusal: cause, arena }
             }
         };
         Event::Mounted { path: &filesystem.path, how: world.name() }.emit();
@@ -57,15 +58,15 @@ impl World {
     fn name(&self) -> &'static str {
         match self {
             Self::Fuse { .. } => "fuse",
-            Self::Tmpfs(..) => "tmpfs",
+            Self::Tmpfs { .. } => "tmpfs",
         }
     }
 
     /// What `fetch` must keep: to give files to another user.
     pub(super) fn rights_of_fetch(&self, plan: &Plan) -> &'static [Capability] {
         match self {
-            Self::Tmpfs(..) if tmpfs::needs_chown(&plan.files) => &[Capability::Chown],
-            Self::Fuse { .. } | Self::Tmpfs(..) => &[],
+            Self::Tmpfs { .. } if tmpfs::needs_chown(&plan.files) => &[Capability::Chown],
+            Self::Fuse { .. } | Self::Tmpfs { .. } => &[],
         }
     }
 
@@ -73,7 +74,7 @@ impl World {
     pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
             Self::Fuse { device, private, .. } => device.iter().chain([private]).map(AsFd::as_fd).collect(),
-            Self::Tmpfs(..) => vec![],
+            Self::Tmpfs { .. } => vec![],
         }
     }
 
@@ -89,7 +90,7 @@ impl World {
     pub(super) fn fetch<'a>(&'a self, plan: &'a Plan, serve: Option<Pid>) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
         let private = match self {
             Self::Fuse { private, .. } => Some(private.try_clone()?),
-            Self::Tmpfs(..) => None,
+            Self::Tmpfs { .. } => None,
         };
         Ok(move |link: End| self.run_fetch(plan, private, serve, &link))
     }
@@ -98,7 +99,7 @@ impl World {
     fn served(&self) -> Served {
         let fallback = match self {
             Self::Fuse { .. } => None,
-            Self::Tmpfs(_, refusal) => Some(refusal.clone()),
+            Self::Tmpfs { refusal, .. } => Some(refusal.clone()),
         };
         Served { how: self.name().to_owned(), fallback }
     }
@@ -114,15 +115,18 @@ impl World {
         };
         let roles = Roles { supervise: getppid().as_raw(), fetch: getpid().as_raw(), serve: serve.map(Pid::as_raw) };
         let (clock, settings) = (RealClock, Settings::new(plan, self.served(), roles));
+        let (Self::Fuse { arena, .. } | Self::Tmpfs { arena, .. }) = self;
+        if let Err(error) = arena.protect_for(Role::Fetch) {
+            return broken(&format!("the arena cannot be protected: {error}"), Exit::Memory);
+        }
         match (self, private) {
-            (Self::Fuse { arena, .. }, Some(private)) => {
-                if let Err(error) = arena.protect_for(Role::Fetch) {
-                    return broken(&format!("the arena cannot be protected: {error}"), Exit::Memory);
-                }
-                fetch::run(plan, client, |announced| ArenaOutlet::open(arena, private, announced), link, &clock, &settings)
+            (Self::Fuse { .. }, Some(private)) => {
+                fetch::run(plan, client, arena, |announced| ArenaOutlet::open(arena, private, announced), link, &clock, &settings)
             }
-            (Self::Tmpfs(target, _), _) => match target.writer(&plan.files) {
-                Ok(writer) => fetch::run(plan, client, |announced| Ok(TmpfsOutlet::open(writer, announced)), link, &clock, &settings),
+            (Self::Tmpfs { target, .. }, _) => match target.writer(&plan.files, clock.now()) {
+                Ok(writer) => {
+                    fetch::run(plan, client, arena, |announced| Ok(TmpfsOutlet::open(writer, announced)), link, &clock, &settings)
+                }
                 Err(error) => broken(&error.to_string(), Exit::Tmpfs),
             },
             (Self::Fuse { .. }, None) => broken("fetch was given no mount", Exit::Software),
@@ -144,7 +148,7 @@ impl World {
                 drop(private);
                 drop(device);
             }
-            Self::Tmpfs(target, _) => {
+            Self::Tmpfs { target, .. } => {
                 if let Err(error) = target.clear() {
                     Event::Skipped { what: &format!("not all files could be removed: {error}") }.emit();
                 }
@@ -153,17 +157,25 @@ impl World {
     }
 }
 
-/// Locked memory for the files of the plan, and for the report.
+/// Locked memory for the files of the plan, for the report and the journal.
 fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
-    let spec =
-        |file: &crate::config::plan::File| FileSpec { name: file.name.clone(), owner: file.owner, mode: file.mode, place: Place::Listed };
+    let spec = |file: &plan::File| FileSpec { name: file.name.clone(), owner: file.owner, mode: file.mode, place: Place::Listed };
+    let report = own(status::FILE, 0o444, Place::State);
     let size = plan.filesystem.size.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
-    let report = FileSpec {
-        name: FileName::new(status::FILE).expect("a good name"),
-        owner: Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() },
-        mode: 0o444,
-        place: Place::State,
-    };
-    let arena = Arena::create(plan.files.iter().map(spec).chain([report]).collect(), size, Kind::Secret);
-    arena.map(Arc::new).map_err(|error| Refused::new(Exit::Memory, error))
+    create(plan.files.iter().map(spec).chain([report, journal()]).collect(), size)
+}
+
+/// What `fetch` writes down for its successor.
+fn journal() -> FileSpec {
+    own("journal", 0, Place::Journal)
+}
+
+/// A file of the agent's own.
+fn own(name: &str, mode: u32, place: Place) -> FileSpec {
+    let owner = Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() };
+    FileSpec { name: FileName::new(name).expect("a good name"), owner, mode, place }
+}
+
+fn create(files: Vec<FileSpec>, size: Option<usize>) -> Result<Arc<Arena>, Refused> {
+    Arena::create(files, size, Kind::Secret).map(Arc::new).map_err(|error| Refused::new(Exit::Memory, error))
 }

@@ -5,6 +5,7 @@ use super::proof::{MemoryBacked, Standing, prove, standing};
 use super::refusal::{Cause, Refusal};
 use super::remove;
 use super::writer::{WriteError, Writer};
+use crate::clock::Moment;
 use crate::config::plan::{self, Filesystem};
 use crate::names::Owner;
 use crate::observe::Event;
@@ -74,13 +75,13 @@ impl Target {
         Ok(Self { path, place, public, dir_mode: filesystem.dir_mode, _memory: memory })
     }
 
-    /// The writer, for the role that writes; once.
+    /// The writer, for the role that writes; again for its successor.
     ///
     /// # Errors
     /// When the directory of contents cannot be made.
-    pub fn writer(&self, files: &[plan::File]) -> Result<Writer, WriteError> {
+    pub fn writer(&self, files: &[plan::File], now: Moment) -> Result<Writer, WriteError> {
         let failed = |error: nix::Error| WriteError::Io { doing: format!("opening {}", self.path.display()), error: error.into() };
-        Writer::new(self.place.root(&self.public).map_err(failed)?, self.dir_mode, files)
+        Writer::new(self.place.root(&self.public).map_err(failed)?, self.dir_mode, files, now)
     }
 
     /// Removes everything that this agent made: its files, and its mount. For the end, when no writer lives any more,
