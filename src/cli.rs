@@ -3,10 +3,12 @@
 use crate::config::{self, Overrides, Problems};
 use crate::exit::Exit;
 use crate::observe::{self, Event};
+use crate::status::{self, Now, Probe, Strictness, Verdict};
 use crate::supervise;
 use lexopt::prelude::*;
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::PathBuf;
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -16,6 +18,9 @@ Usage:
   baofs run [OPTIONS] -- COMMAND [ARGS...]   serve, start COMMAND when its secrets are there, stop in order
   baofs mount [OPTIONS]                      serve only, in the foreground
   baofs check [OPTIONS] [-- COMMAND...]      validate the configuration and show the plan; needs no server
+  baofs health [--mount PATH] [--http URL | --tcp HOST:PORT] [--strict]
+                                             whether agent, secrets and application are well; for HEALTHCHECK
+  baofs status [--mount PATH] [--json]       agent, login and secrets as a table, or as JSON
 
 Options (a flag wins over the environment, the environment over the file):
   --config PATH           configuration, HCL or JSON, a file or a directory; may be repeated   BAOFS_CONFIG
@@ -26,6 +31,15 @@ Options (a flag wins over the environment, the environment over the file):
   --allow-swap            accept a tmpfs whose pages may reach a swap
   --user USER[:GROUP]     whom the application runs as                                         BAOFS_USER
   --wait DURATION         how long to wait for the first secrets [default: 30s]                BAOFS_WAIT
+
+Options of health and status:
+  --mount PATH            where the files are served                                           BAOFS_MOUNT
+                          [default: the only mount of baofs, else /app/secrets]
+  --http URL              the application is to answer a GET of http://HOST[:PORT]/PATH with 2xx or 3xx
+  --tcp HOST:PORT         the application is to accept a connection
+  --strict                trouble is a failure even while everything is served
+  --json                  the agent's report as it is
+
   -h, --help              this text
   -V, --version           the version
 
@@ -42,9 +56,28 @@ enum Command {
     Mount(Overrides),
     /// Validate and show.
     Check(Overrides),
+    /// Say whether all is well.
+    Health {
+        /// `--mount`.
+        mount: Option<PathBuf>,
+        /// `--http` or `--tcp`.
+        probe: Option<Probe>,
+        /// `--strict`.
+        strictness: Strictness,
+    },
+    /// Show what the agent reports.
+    Status {
+        /// `--mount`.
+        mount: Option<PathBuf>,
+        /// `--json`.
+        json: bool,
+    },
     /// Print this and end.
     Print(String),
 }
+
+/// Every command.
+const COMMANDS: &str = "run, mount, check, health and status";
 
 /// Runs the program with `arguments` (the program's name first) and gives the code that the process is to end with.
 ///
@@ -52,6 +85,8 @@ enum Command {
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     match parse(arguments) {
         Ok(Command::Print(text)) => print(&text),
+        Ok(Command::Health { mount, probe, strictness }) => health(mount, probe.as_ref(), strictness),
+        Ok(Command::Status { mount, json }) => status(mount, json),
         Ok(Command::Check(overrides)) => check(&overrides),
         Ok(Command::Run(overrides)) => serve(&overrides, Job::Run),
         Ok(Command::Mount(overrides)) => serve(&overrides, Job::Mount),
@@ -68,6 +103,46 @@ fn print(text: &str) -> u8 {
     // Nobody reads a closed pipe; that is no failure.
     let _ = std::io::stdout().write_all(text.as_bytes());
     Exit::Ok.code()
+}
+
+/// Says whether all is well, on standard output: there `docker inspect` finds it.
+fn health(mount: Option<PathBuf>, probe: Option<&Probe>, strictness: Strictness) -> u8 {
+    let judge = |bytes: Vec<u8>| {
+        let report = status::parse(&bytes)?;
+        let answer = probe.map_or(Ok(()), Probe::run);
+        Ok(status::judge(&report, Now::real(), answer, strictness))
+    };
+    match report(mount).and_then(judge).unwrap_or_else(|cause| Verdict::Unhealthy(vec![cause])) {
+        Verdict::Healthy => print("healthy\n"),
+        Verdict::Degraded(causes) => print(&lines("degraded", &causes)),
+        Verdict::Unhealthy(causes) => {
+            print(&lines("unhealthy", &causes));
+            Exit::Unhealthy.code()
+        }
+    }
+}
+
+fn lines(word: &str, causes: &[String]) -> String {
+    format!("{word}: {}\n", causes.join(&format!("\n{word}: ")))
+}
+
+fn status(mount: Option<PathBuf>, json: bool) -> u8 {
+    let text = |bytes: Vec<u8>| {
+        if json { Ok(String::from_utf8_lossy(&bytes).into_owned()) } else { Ok(status::table(&status::parse(&bytes)?, Now::real())) }
+    };
+    match report(mount).and_then(text) {
+        Ok(text) => print(&text),
+        Err(cause) => {
+            eprintln!("baofs: {cause}");
+            Exit::Unhealthy.code()
+        }
+    }
+}
+
+/// The report in the mount that is given, named by the environment, or found.
+fn report(mount: Option<PathBuf>) -> Result<Vec<u8>, String> {
+    let named = || std::env::var_os("BAOFS_MOUNT").filter(|path| !path.is_empty()).map(PathBuf::from);
+    status::read(&status::mount(mount.or_else(named))?)
 }
 
 fn refuse(problems: &Problems) -> u8 {
@@ -113,23 +188,51 @@ fn serve(overrides: &Overrides, job: Job) -> u8 {
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     let mut parser = lexopt::Parser::from_iter(arguments);
     let name = match parser.next().map_err(text)? {
-        Some(Short('h') | Long("help")) => return Ok(Command::Print(HELP.into())),
+        Some(Short('h') | Long("help")) => return Ok(help()),
         Some(Short('V') | Long("version")) => return Ok(Command::Print(concat!("baofs ", env!("CARGO_PKG_VERSION"), "\n").into())),
         Some(Value(name)) => name.string().map_err(text)?,
-        Some(other) => return Err(format!("{} comes after a command: run, mount or check", text(other.unexpected()))),
-        None => return Err("a command is missing: run, mount or check".into()),
+        Some(other) => return Err(format!("{} comes after a command: {COMMANDS}", text(other.unexpected()))),
+        None => return Err(format!("a command is missing: {COMMANDS}")),
     };
     let command = match name.as_str() {
         "run" => Command::Run,
         "mount" => Command::Mount,
         "check" => Command::Check,
-        _ => return Err(format!("unknown command `{name}`; known are run, mount and check")),
+        "health" | "status" => return Ok(check_words(&name, &mut parser)?.unwrap_or_else(help)),
+        _ => return Err(format!("unknown command `{name}`; known are {COMMANDS}")),
     };
-    let Some(overrides) = options(&mut parser)? else { return Ok(Command::Print(HELP.into())) };
+    let Some(overrides) = options(&mut parser)? else { return Ok(help()) };
     match (command(overrides), name.as_str()) {
         (Command::Mount(Overrides { command: Some(_), .. }), _) => Err("`mount` takes no command; `run` does".into()),
         (command, _) => Ok(command),
     }
+}
+
+fn help() -> Command {
+    Command::Print(HELP.into())
+}
+
+/// The flags of `health` or `status`; `None` when one of them was `--help`.
+fn check_words(name: &str, parser: &mut lexopt::Parser) -> Result<Option<Command>, String> {
+    let health = name == "health";
+    let (mut mount, mut http, mut tcp) = (None, None::<String>, None::<String>);
+    let (mut strictness, mut json) = (Strictness::Tolerant, false);
+    while let Some(argument) = parser.next().map_err(text)? {
+        match argument {
+            Long("mount") => once("mount", &mut mount, parser)?,
+            Long("http") if health => once("http", &mut http, parser)?,
+            Long("tcp") if health => once("tcp", &mut tcp, parser)?,
+            Long("strict") if health => strictness = Strictness::Strict,
+            Long("json") if !health => json = true,
+            Short('h') | Long("help") => return Ok(None),
+            other @ (Short(_) | Long(_) | Value(_)) => return Err(text(other.unexpected())),
+        }
+    }
+    if http.is_some() && tcp.is_some() {
+        return Err("--http and --tcp are both given: one is enough".into());
+    }
+    let probe = http.map(|url| Probe::http(&url)).or_else(|| tcp.map(|address| Probe::tcp(&address))).transpose()?;
+    Ok(Some(if health { Command::Health { mount, probe, strictness } } else { Command::Status { mount, json } }))
 }
 
 /// The flags of a command; `None` when one of them was `--help`.
@@ -189,7 +292,20 @@ mod tests {
         let mount = Overrides { mount: Some("/m".into()), fallback: Some("tmpfs".into()), allow_swap: true, ..Overrides::default() };
         assert_eq!(parsed("mount --mount /m --fallback tmpfs --allow-swap"), Ok(Command::Mount(mount)));
         assert_eq!(parsed("check"), Ok(Command::Check(Overrides::default())));
-        assert_eq!(parsed("run --help"), Ok(Command::Print(HELP.into())));
+        for line in ["run --help", "health -h", "status --json --help"] {
+            assert_eq!(parsed(line), Ok(Command::Print(HELP.into())), "{line}");
+        }
+    }
+
+    #[test]
+    fn checks_and_their_words() {
+        let health = |mount: Option<&str>, probe, strictness| Ok(Command::Health { mount: mount.map(PathBuf::from), probe, strictness });
+        assert_eq!(parsed("health"), health(None, None, Strictness::Tolerant));
+        let http = Probe::http("http://[::1]:8080/x").ok();
+        assert_eq!(parsed("health --strict --mount /m --http http://[::1]:8080/x"), health(Some("/m"), http, Strictness::Strict));
+        assert_eq!(parsed("health --tcp localhost:80"), health(None, Probe::tcp("localhost:80").ok(), Strictness::Tolerant));
+        assert_eq!(parsed("status"), Ok(Command::Status { mount: None, json: false }));
+        assert_eq!(parsed("status --json --mount=/m"), Ok(Command::Status { mount: Some("/m".into()), json: true }));
     }
 
     #[test]
@@ -202,6 +318,12 @@ mod tests {
             ("run --config", "missing argument"),
             ("run --what", "'--what'"),
             ("mount -- app", "takes no command"),
+            ("health --tcp a:1 --http http://a/", "--http and --tcp"),
+            ("health --tcp 1", "HOST:PORT"),
+            ("health --http https://a/", "--tcp HOST:PORT"),
+            ("health now", "\"now\""),
+            ("health --json", "'--json'"),
+            ("status --strict", "'--strict'"),
         ] {
             let error = parsed(line).expect_err(line);
             assert!(error.contains(part), "{line}: {error}");

@@ -17,8 +17,9 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -41,6 +42,7 @@ const CHECKS: &[Check] = &[
     ("and_when_flips_overtake_announcements", || storm(Kind::Secret, 1_000, 4)),
     ("nobody_notices_a_dead_serve", || storm_with_kills(Recovery::Resend)),
     ("nor_on_a_kernel_before_6_9", || storm_with_kills(Recovery::Interrupt)),
+    ("the_state_is_read_whole_while_it_is_rewritten", state),
     ("watchers_of_the_directory_hear_each_rotation", directory_events),
     ("a_watcher_of_the_file_hears_its_end", file_events),
     ("an_open_file_keeps_its_version", open_files),
@@ -128,12 +130,42 @@ fn under_readers(kind: Kind, rotate: impl FnOnce(&mut World)) -> Outcome {
     Ok(said)
 }
 
+/// Three readers of what is not announced, and one who keeps the first version open.
+fn state() -> Outcome {
+    let mut world = World::start(ONE_FILE, None, Kind::Secret);
+    world.rotate(1);
+    world.rewrite_state(1);
+    let path = world.path("..baofs/state");
+    let mut first = File::open(&path).unwrap();
+    let board = Board::new();
+    let published = || world.arena.head().current.load(SeqCst);
+    let readers = [0, 1, 2].map(|reader| {
+        let read: fn(&Path) -> io::Result<Vec<u8>> = if reader == 1 { world::by_sendfile } else { |path| fs::read(path) };
+        fork(|| {
+            board.hammer(reader, |tally| {
+                tally.check(published, || read(&path));
+            })
+        })
+    });
+    world.rewrite_state(40_000);
+    board.stop();
+    let ended = readers.map(exit_of);
+    ensure(ended == [0, 0, 0], format!("readers ended with {ended:?}"))?;
+    let mut kept = Vec::new();
+    first.read_to_end(&mut kept).map_err(|error| format!("the open one: {error}"))?;
+    ensure(kept == content(2), "the open one changed")?;
+    let said = board.to_string();
+    ensure(board.is_clean(), said.clone())?;
+    Ok(said)
+}
+
 fn directory_events() -> Outcome {
     let mut world = World::start(TWO_FILES, None, Kind::Secret);
     world.rotate(1);
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
     let all = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVE | AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CLOSE_WRITE;
     inotify.add_watch(&world.path(""), all | AddWatchFlags::IN_DELETE).unwrap();
+    world.rewrite_state(20);
     world.rotate(20);
     let mut seen = BTreeMap::new();
     while let Ok(events) = inotify.read_events() {

@@ -500,10 +500,11 @@ fn given(path: &Path) {
     writer.publish(&[(A, b"1"), (B, b"1")], at(0)).expect("publish");
     writer.publish(&[(A, b"2")], at(9)).expect("publish");
     assert_eq!((read(path, "a"), read(path, "b")), (b"2".to_vec(), b"1".to_vec()));
+    writer.publish_state("status.json", b"{}").expect("as anybody");
 }
 
 fn given_again(path: &Path) {
-    assert_eq!(names(path), ["..1", "..2", "..data", "..files", "a", "b", "theirs"], "left by the killed one");
+    assert_eq!(names(path), ["..1", "..2", "..baofs", "..data", "..files", "a", "b", "theirs"], "left by the killed one");
     let left = fs::canonicalize(path.join("a")).expect("the content");
     let left = peek(&left);
     let (target, mut writer) = started(path, &two(APP));
@@ -520,6 +521,8 @@ fn only_chown(path: &Path) {
     writer.publish(&[(A, b"1"), (B, b"1")], at(0)).expect("publish");
     let (look, b) = (peek(&path.join("a")), fs::metadata(path.join("b")).expect("stat").ino());
     writer.publish(&[(A, b"2")], at(0)).expect("publish");
+    writer.publish_state("status.json", b"{}").expect("without a right to override modes");
+    writer.publish_state("status.json", b"{ }").expect("again");
     writer.sweep(at(1));
     let (stat, store) = (fs::metadata(path.join("a")).expect("stat"), names(&path.join("..files")));
     assert_eq!((stat.uid(), stat.gid(), stat.mode()), (1000, 1000, 0o100_400));

@@ -18,7 +18,7 @@ use std::time::Duration;
 /// Where the server is when nobody says.
 const ADDRESS: &str = "https://127.0.0.1:8200";
 /// Where files are served when nobody says.
-const MOUNT: &str = "/app/secrets";
+pub const MOUNT: &str = "/app/secrets";
 /// How often to read again when nobody says; `lease` has the same default.
 const REFRESH: Duration = Duration::from_mins(5);
 

@@ -11,6 +11,7 @@ mod show;
 mod users;
 mod value;
 
+pub use check::MOUNT as DEFAULT_MOUNT;
 pub use problem::{Problem, Problems, Severity};
 pub use show::show;
 

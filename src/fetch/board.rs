@@ -162,21 +162,17 @@ impl<'p> Board<'p> {
         }
     }
 
-    /// Why the file cannot be served; `login` is why there is no token, if there is none.
-    pub(super) fn reason(&self, file: FileId, login: Option<&Failure>) -> Option<String> {
-        self.reason_and_exit(file, login).map(|(why, _)| why)
-    }
-
     /// Each file that cannot be served, with the reason, and the exit code of the most telling one. `login` is why there is
     /// no token, if there is none.
     pub(super) fn missing(&self, login: Option<&Failure>) -> (Vec<(&'p FileName, String)>, Exit) {
-        let reasons = ids(self.plan).filter_map(|id| Some((&self.plan.files[id.index()].name, self.reason_and_exit(id, login)?)));
+        let reasons = ids(self.plan).filter_map(|id| Some((&self.plan.files[id.index()].name, self.reason(id, login)?)));
         let (missing, exits): (Vec<_>, Vec<_>) = reasons.map(|(name, (why, exit))| ((name, why), exit)).unzip();
         let exit = [Exit::Login, Exit::Data, Exit::NoSecret].into_iter().find(|exit| exits.contains(exit));
         (missing, exit.unwrap_or(Exit::Unavailable))
     }
 
-    fn reason_and_exit(&self, file: FileId, login: Option<&Failure>) -> Option<(String, Exit)> {
+    /// Why the file cannot be served, and the exit code of it; `login` is why there is no token, if there is none.
+    pub(super) fn reason(&self, file: FileId, login: Option<&Failure>) -> Option<(String, Exit)> {
         let failed = |failure: &Failure| (failure.message.clone(), failure.cause.exit());
         let error = self.files[file.index()].error.as_ref().map(|error| (error.to_string(), Exit::Data));
         let unread = || {

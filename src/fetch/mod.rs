@@ -86,7 +86,7 @@ where
         let (board, requests) = (Board::new(plan), Requests::new(source, &plan.queries));
         let reporter = Reporter::new(settings, clock);
         let journal = Journal::open(arena);
-        let mut fetch = Fetch { clock, plan, machine, board, requests, press, reporter, journal, settle: false, login: None };
+        let mut fetch = Fetch { clock, plan, machine, board, requests, press, reporter, journal, settle: false };
         fetch.go_on(settings);
         let exit = fetch.run(&Ears { link, watch }, announcements).await;
         fetch.press.close();
@@ -118,8 +118,6 @@ struct Fetch<'a, S: Source, O, C> {
     journal: Journal,
     /// Whether a login succeeded since the journal was written.
     settle: bool,
-    /// Why there is no token.
-    login: Option<Failure>,
 }
 
 impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
@@ -195,15 +193,11 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             Answer::Read(query, token, result) => return self.read(query, token, result),
             Answer::Input(Input::LoggedIn(Ok(grant))) => {
                 Event::LoggedIn { ttl: grant.ttl }.emit();
-                (self.login, self.settle) = (None, true);
+                self.settle = true;
                 self.step(Input::LoggedIn(Ok(grant)));
                 let token = self.requests.exposed().unwrap_or_default();
                 let accepted = self.board.renew_token(token);
                 return self.accepted(accepted, None);
-            }
-            Answer::Input(Input::LoggedIn(Err(failure))) => {
-                self.login = Some(failure.clone());
-                self.step(Input::LoggedIn(Err(failure)));
             }
             Answer::Input(input) => self.step(input),
             Answer::Revoked(result) => say_revoked(&result),
@@ -261,8 +255,14 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         }
     }
 
+    /// Why there is no token.
+    fn no_login(&self) -> Option<&Failure> {
+        let session = self.machine.view(Subject::Session, self.clock.now());
+        session.trouble.filter(|_| session.ended)
+    }
+
     fn give_up(&self) -> Exit {
-        let (missing, exit) = self.board.missing(self.login.as_ref());
+        let (missing, exit) = self.board.missing(self.no_login());
         for (file, why) in missing {
             Event::Missing { file, why: &why }.emit();
         }

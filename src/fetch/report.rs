@@ -119,7 +119,8 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
 
     fn describe_file(&self, id: FileId, file: &File, times: Times) -> FileReport {
         let views = self.views(&file.content, times.now);
-        let cause = if self.press.is_ready() { self.cause(id, &views) } else { self.board.reason(id, self.login.as_ref()) };
+        let unread = || self.board.reason(id, self.no_login()).map(|(why, _)| why);
+        let cause = if self.press.is_ready() { self.cause(id, &views) } else { unread() };
         let past = |view: &View| view.ended || (view.missed && cause.is_some());
         let condition = match &cause {
             _ if !self.press.is_ready() => Condition::Missing,
@@ -144,12 +145,9 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
 
     /// What is known of all that a file is made of.
     fn views(&self, content: &Content, now: Moment) -> Vec<View<'_>> {
-        match content {
-            Content::Token => vec![self.machine.view(Subject::Session, now)],
-            Content::Field { .. } | Content::Json { .. } | Content::Template(_) => {
-                render::queries(content).into_iter().map(|query| self.machine.view(Subject::Query(query), now)).collect()
-            }
-        }
+        let session = matches!(content, Content::Token).then_some(Subject::Session);
+        let subjects = render::queries(content).into_iter().map(Subject::Query).chain(session);
+        subjects.map(|subject| self.machine.view(subject, now)).collect()
     }
 
     /// What goes wrong with a file that is served.

@@ -5,6 +5,7 @@ use super::refusal::{Refusal, Rights, Step};
 use super::session::Init;
 use crate::memory::locked::Bounce;
 use crate::sys::mount::{self, FsContext, SuperOption};
+use crate::sys::mounts::SOURCE;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -15,8 +16,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// What a mount table shows as its source, by which a health check finds it (its type is `fuse`).
-pub const SOURCE: &str = "baofs";
 /// How many dead mounts may lie on each other at the path.
 const STALE: usize = 64;
 

@@ -127,7 +127,7 @@ struct Work {
 }
 
 /// One query.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Entry {
     refresh: Duration,
     work: Work,
@@ -135,8 +135,8 @@ struct Entry {
     lease: Option<Held>,
     /// How often a value could not be rendered.
     unusable: u32,
-    /// Whether reading it mints something, as far as is known.
-    mints: bool,
+    /// Whether it was read and had no lease: reading it mints nothing.
+    plain: bool,
     /// Its last lease has ended, and there is no other yet.
     ended: bool,
     /// When the last value that could be used was asked for, and the one before it.
@@ -213,16 +213,7 @@ impl Machine {
     /// A machine that will log in at `now` and then read all `queries`.
     #[must_use]
     pub fn new(queries: &[Query], pace: Pace, jitter: Jitter, now: Moment) -> Self {
-        let entry = |query: &Query| Entry {
-            refresh: query.refresh.unwrap_or(pace.refresh),
-            work: Work::due(now),
-            lease: None,
-            unusable: 0,
-            mints: true,
-            ended: false,
-            good: [None; 2],
-            again: false,
-        };
+        let entry = |query: &Query| Entry { refresh: query.refresh.unwrap_or(pace.refresh), work: Work::due(now), ..Entry::default() };
         Self {
             entries: queries.iter().map(entry).collect(),
             session: Work::due(now),
@@ -250,7 +241,7 @@ impl Machine {
             self.lost_logins += 1;
         }
         for entry in &mut self.entries {
-            self.unheard |= entry.work.lost() == Some(Step::Replace) && entry.mints;
+            self.unheard |= entry.work.lost() == Some(Step::Replace) && !entry.plain;
         }
         if self.unheard && self.token.is_some() {
             self.session.replace = Errand { at: Some(now), failures: 0 };
@@ -282,7 +273,7 @@ impl Machine {
             Input::Renewed(query, token, result) => self.renewed(query, token, result, now, &mut out),
             Input::Unusable(query) => self.unusable(query, now),
             // One that comes soon after another waits, and those that come while it waits are the same.
-            Input::Refresh => self.refresh = self.refreshed.map_or(Some(now), |last| Some(last.plus(REFRESH).max(now))),
+            Input::Refresh => self.refresh = Some(self.refreshed.map_or(now, |last| last.plus(REFRESH).max(now))),
         }
         self.turn(now, &mut out);
         out
@@ -306,18 +297,16 @@ impl Machine {
     /// When there is no such query.
     #[must_use]
     pub fn view(&self, subject: Subject, now: Moment) -> View<'_> {
-        let own = |work: &'_ Work| (work.end, work.next().map(|(at, _)| at));
         let Subject::Query(query) = subject else {
-            let (ends, next) = own(&self.session);
-            return View { trouble: self.session.trouble(), ended: self.token.is_none(), missed: false, ends, next };
+            return View { ended: self.token.is_none(), ..self.session.view() };
         };
         let entry = &self.entries[query.index()];
-        let (ends, next) = own(&entry.work);
+        let own = entry.work.view();
         // Without a token nothing is asked.
-        let waits = self.token.is_none() && next.is_some_and(|next| next <= now);
-        let trouble = entry.work.trouble().or_else(|| self.session.trouble().filter(|_| waits));
+        let waits = self.token.is_none() && own.next.is_some_and(|next| next <= now);
+        let trouble = own.trouble.or_else(|| self.session.view().trouble.filter(|_| waits));
         let missed = entry.lease.is_none() && entry.good[0].is_some_and(|good| now.since(good) > entry.refresh.saturating_mul(2));
-        View { trouble, ended: entry.ended, missed, ends, next }
+        View { trouble, ended: entry.ended, missed, ..own }
     }
 
     fn logged_in(&mut self, result: Result<TokenGrant, Failure>, now: Moment, out: &mut Vec<Output>) {
@@ -367,7 +356,7 @@ impl Machine {
                 entry.good = [Some(sent), entry.good[0]];
                 let again = std::mem::take(&mut entry.again).then(|| sent.plus(REFRESH));
                 let left = entry.lease.take().map(|held| held.token);
-                entry.mints = lease.is_some();
+                entry.plain = lease.is_none();
                 if let Some(lease) = lease.filter(|lease| !lease.ttl.is_zero()) {
                     let first = lease.ttl;
                     entry.lease = Some(Held { id: lease.id.clone(), token, first });
@@ -630,7 +619,7 @@ impl Pace {
 impl Entry {
     /// Whether its next request mints something.
     fn is_minting(&self) -> bool {
-        self.mints && self.work.next().is_some_and(|(_, step)| step == Step::Replace)
+        !self.plain && self.work.next().is_some_and(|(_, step)| step == Step::Replace)
     }
 
     /// The lease is gone; its value is served until there is another.
@@ -702,9 +691,9 @@ impl Work {
         wait
     }
 
-    /// Why it is being tried again.
-    fn trouble(&self) -> Option<&Failure> {
-        self.failure.as_ref().filter(|_| self.renew.failures.max(self.replace.failures) > 0)
+    fn view(&self) -> View<'_> {
+        let trouble = self.failure.as_ref().filter(|_| self.renew.failures.max(self.replace.failures) > 0);
+        View { trouble, ends: self.end, next: self.next().map(|(at, _)| at), ..View::default() }
     }
 
     /// Says a failure, once as long as its cause stays the same.

@@ -47,6 +47,18 @@ pub enum Event<'a> {
     },
     /// The application did not stop in time, or is not to be waited for.
     AppKilled,
+    /// A rotation is told to the application, unless it ends or starts just now.
+    Telling {
+        /// A signal, a program, or `restart`.
+        how: &'a str,
+    },
+    /// A command after a rotation failed; that undoes and delays nothing.
+    CommandFailed {
+        /// What was executed.
+        program: &'a str,
+        /// How it ended.
+        how: &'a str,
+    },
     /// A role ended although nobody asked it to.
     RoleDied {
         /// Which.
@@ -151,6 +163,8 @@ impl Event<'_> {
             Self::AppNotStarted { program, why } => error!(program, why, "the application cannot be started"),
             Self::AppEnded { code } => info!(code, "application ended"),
             Self::AppKilled => warn!("the application is killed"),
+            Self::Telling { how } => info!(how, "telling of a rotation"),
+            Self::CommandFailed { program, how } => warn!(program, how, "the command after a rotation failed"),
             Self::RoleDied { role, how } => error!(role = role.as_str(), how, "a process of the agent died"),
             Self::Skipped { what } => warn!("{what}"),
             Self::WentOn { lost_logins } => info!(lost_logins, "fetch goes on where its predecessor died"),

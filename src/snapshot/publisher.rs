@@ -108,9 +108,7 @@ impl Publisher {
     fn stage(&self, change: &Change<'_>, generation: u64, mtime: SystemTime) -> Result<(), Full> {
         let (slots, place) = (self.arena.slots(change.file), self.arena.place(change.file));
         let slot = self.make_room(|| slots.clone().find(|&slot| is(&self.arena.records()[slot], State::Free)), Some(change.file))?;
-        // The agent's own state takes nothing from a reader of a secret.
-        let own = (place == Place::State).then_some(change.file);
-        let offset = self.make_room(|| find_gap(&self.arena, change.bytes.len() as u64, place), own)?;
+        let offset = self.make_room(|| find_gap(&self.arena, change.bytes.len() as u64, place), None)?;
         self.arena.write(offset, change.bytes).expect("a gap is inside the heap");
         self.describe(slot, change, generation, offset, mtime);
         Ok(())

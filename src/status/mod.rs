@@ -1,10 +1,74 @@
 //! What `fetch` says of itself and its secrets (`..baofs/status.json`), and what others conclude from it. Invariant: no
 //! value of a secret, and no name of a lease, is in it.
 
+mod place;
+mod probe;
 mod report;
+mod table;
+mod verdict;
 
+pub use place::{mount, parse, read};
+pub use probe::Probe;
 pub use report::{Condition, FORMAT, FileReport, OVERDUE, Report, Roles, Served, Session, Trouble, seconds};
+pub use table::table;
+pub use verdict::{Strictness, Verdict, judge};
+
+use crate::clock::{Clock, Moment, RealClock};
 
 pub use crate::names::STATE_DIRECTORY as DIRECTORY;
 /// The report in it.
 pub const FILE: &str = "status.json";
+
+/// The present, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// By `CLOCK_MONOTONIC`.
+    pub moment: Moment,
+    /// By the wall, in seconds since 1970.
+    pub wall: u64,
+}
+
+impl Now {
+    /// Of the machine.
+    #[must_use]
+    pub fn real() -> Self {
+        Self { moment: RealClock.now(), wall: seconds(RealClock.wall()) }
+    }
+
+    /// How long ago `then` was; nothing, when it is to come.
+    fn since(self, then: u64) -> String {
+        span(self.wall.saturating_sub(then))
+    }
+}
+
+/// Seconds for people, in the two greatest units: `3m20s`.
+fn span(seconds: u64) -> String {
+    const UNITS: [(u64, char); 4] = [(86_400, 'd'), (3_600, 'h'), (60, 'm'), (1, 's')];
+    let greatest = UNITS.iter().position(|(unit, _)| seconds >= *unit).unwrap_or(UNITS.len() - 1);
+    let (unit, name) = UNITS[greatest];
+    let second = UNITS.get(greatest + 1).map(|(smaller, name)| (seconds % unit / smaller, name));
+    let rest = second.filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count}{name}"));
+    format!("{}{name}{}", seconds / unit, rest.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::span;
+
+    #[test]
+    fn spans_for_people() {
+        for (seconds, text) in [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m"),
+            (200, "3m20s"),
+            (3_600, "1h"),
+            (3_659, "1h"),
+            (86_399, "23h59m"),
+            (86_460, "1d"),
+            (1_000_000, "11d13h"),
+        ] {
+            assert_eq!(span(seconds), text, "{seconds}");
+        }
+    }
+}

@@ -1,21 +1,33 @@
-//! The application's start: what it inherits, what it must not. Invariant: it gets what baofs was started with (mask,
-//! limits, streams, terminal, environment), less the credentials of the agent.
+//! The start of the application, and of the commands that are run beside it: what they inherit, what they must not.
+//! Invariant: they get what baofs was started with (mask, dispositions, limits, descriptors, environment), less the
+//! credentials of the agent and the rights that only it needs.
 
-use crate::config::plan::{App, Identity};
+use crate::config::plan::{App, Identity, NewPrivileges};
 use crate::exit::Exit;
+use crate::names::Owner;
 use crate::observe::Event;
-use crate::sys::process;
+use crate::sys::caps::{self, Capability};
+use crate::sys::process::{self, Disposition};
+use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::{Gid, Pid, Uid, getpid, setgid, setgroups, setpgid, setuid, tcgetpgrp, tcsetpgrp};
+use nix::unistd::{
+    Gid, Pid, Uid, dup2_stdin, dup2_stdout, getegid, geteuid, getpid, getppid, setgid, setgroups, setpgid, setuid, tcgetpgrp, tcsetpgrp,
+};
 use std::convert::Infallible;
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::unix::ffi::OsStrExt;
 
 /// `BAO_` and `VAULT_` variables that hold no credential and that an application may need for itself.
 const HARMLESS: &[&str] = &["ADDR", "CACERT", "CAPATH", "TLS_SERVER_NAME", "SKIP_VERIFY", "NAMESPACE", "FORMAT", "LOG_LEVEL"];
+
+/// What baofs needs for itself, where the application runs as another user.
+const OWN: &[Capability] = &[Capability::SysAdmin, Capability::SetUid, Capability::SetGid, Capability::Kill];
+/// And where it runs as the same one. A root application that gives up its rights by itself needs the others for that.
+const OWN_MOUNT: &[Capability] = &[Capability::SysAdmin];
 
 /// What baofs was started with, taken before it changes anything.
 #[derive(Debug)]
@@ -24,6 +36,8 @@ pub struct Inherited {
     mask: SigSet,
     /// `RLIMIT_MEMLOCK`, soft and hard: the arena raises the soft one.
     memlock: (rlim_t, rlim_t),
+    /// What CHLD does: who ignores it hears of no child's end.
+    child: Disposition,
 }
 
 impl Inherited {
@@ -35,13 +49,15 @@ impl Inherited {
         let memlock = getrlimit(Resource::RLIMIT_MEMLOCK)?;
         let mut mask = SigSet::empty();
         nix::sys::signal::sigprocmask(nix::sys::signal::SigmaskHow::SIG_BLOCK, Some(signals), Some(&mut mask))?;
-        Ok(Self { mask, memlock })
+        let child = process::set_disposition(Signal::SIGCHLD, Disposition::Default)?;
+        Ok(Self { mask, memlock, child })
     }
 
     fn restore(&self) -> io::Result<()> {
         setrlimit(Resource::RLIMIT_MEMLOCK, self.memlock.0, self.memlock.1)?;
         // Rust's start-up ignores PIPE; an application expects to be ended by it.
-        process::default_disposition(Signal::SIGPIPE)?;
+        process::set_disposition(Signal::SIGPIPE, Disposition::Default)?;
+        process::set_disposition(Signal::SIGCHLD, self.child)?;
         self.mask.thread_set_mask()?;
         Ok(())
     }
@@ -68,59 +84,101 @@ impl Terminal {
     }
 }
 
-/// Starts `app` in a process group of its own; the child says why when it cannot, and ends with 126 or 127.
+/// What a process is started as.
+#[derive(Clone, Copy, Debug)]
+pub enum Part<'a> {
+    /// The application: standard streams as baofs has them, and the terminal, if there is one.
+    App(Option<&'a Terminal>),
+    /// A command after a rotation: it reads nothing, and all that it writes goes where the log goes.
+    Hook,
+}
+
+/// The user that the application is to become; `None` when it is who baofs is already, in which case nothing changes.
+#[must_use]
+pub fn other_user(app: &App) -> Option<&Identity> {
+    let own = Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() };
+    app.user.as_ref().filter(|user| user.owner != own)
+}
+
+/// Starts `command` as `app`'s user in a process group of its own. The child ends with 126 or 127 when it cannot be executed,
+/// and the application's says why.
 ///
 /// # Errors
 /// Only when no process can be forked.
-pub fn start(app: &App, inherited: &Inherited, terminal: Option<&Terminal>) -> io::Result<Pid> {
-    let pid = process::fork(&[], || become_app(app, inherited, terminal))?;
+pub fn start(command: &[String], part: Part<'_>, app: &App, inherited: &Inherited) -> io::Result<Pid> {
+    let pid = process::fork(&[], || {
+        let error = match execute(command, part, app, inherited) {
+            Ok(never) => match never {},
+            Err(error) => error,
+        };
+        if matches!(part, Part::App(_)) {
+            let program = command.first().map_or("", String::as_str);
+            Event::AppNotStarted { program, why: &error.to_string() }.emit();
+        }
+        if error.kind() == io::ErrorKind::NotFound { Exit::NotFound.code() } else { Exit::CannotExecute.code() }
+    })?;
     // Both sides do it, so that neither has to wait for the other.
     let _ = setpgid(pid, pid);
     Ok(pid)
 }
 
 /// Runs in the child; returns only on failure.
-fn become_app(app: &App, inherited: &Inherited, terminal: Option<&Terminal>) -> u8 {
-    let program = app.command.first().map_or("", String::as_str);
-    let error = match execute(app, inherited, terminal) {
-        Ok(never) => match never {},
-        Err(error) => error,
-    };
-    Event::AppNotStarted { program, why: &error.to_string() }.emit();
-    if error.kind() == io::ErrorKind::NotFound { Exit::NotFound.code() } else { Exit::CannotExecute.code() }
-}
-
-fn execute(app: &App, inherited: &Inherited, terminal: Option<&Terminal>) -> io::Result<Infallible> {
-    prepare(app, inherited, terminal)?;
-    let arguments = app.command.iter().map(|argument| c_string(OsStr::new(argument))).collect::<io::Result<Vec<_>>>()?;
-    let environment = environment(env::vars_os(), app.user.as_ref()).collect::<io::Result<Vec<_>>>()?;
+fn execute(command: &[String], part: Part<'_>, app: &App, inherited: &Inherited) -> io::Result<Infallible> {
+    setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+    match part {
+        // TTOU is blocked still, so the call is allowed from the background.
+        Part::App(Some(_)) => tcsetpgrp(io::stdin(), getpid())?,
+        Part::App(None) => {}
+        Part::Hook => {
+            dup2_stdin(File::open("/dev/null")?)?;
+            dup2_stdout(io::stderr())?;
+        }
+    }
+    let arguments = command.iter().map(|argument| c_string(OsStr::new(argument))).collect::<io::Result<Vec<_>>>()?;
+    let environment = environment(env::vars_os(), other_user(app), (getppid(), getpid())).collect::<io::Result<Vec<_>>>()?;
     let program = arguments.first().ok_or(io::ErrorKind::NotFound)?;
+    become_user(app)?;
+    inherited.restore()?;
     Err(process::exec(program, &arguments, &environment).into())
 }
 
-fn prepare(app: &App, inherited: &Inherited, terminal: Option<&Terminal>) -> io::Result<()> {
-    setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-    if terminal.is_some() {
-        // TTOU is blocked still, so the call is allowed from the background.
-        tcsetpgrp(io::stdin(), getpid())?;
-    }
-    if let Some(identity) = app.user.as_ref().filter(|identity| identity.owner.uid != Uid::effective().as_raw()) {
-        let groups: Vec<_> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+/// Becomes the application's user, and gives up what only baofs needs.
+fn become_user(app: &App) -> io::Result<()> {
+    let other = other_user(app);
+    let own = if other.is_some_and(|user| user.owner.uid != geteuid().as_raw()) { OWN } else { OWN_MOUNT };
+    // Whoever lets programs gain rights needs SETUID and SETGID for them, as where baofs is not.
+    caps::forbid(if app.new_privileges == NewPrivileges::Never { own } else { OWN_MOUNT });
+    if let Some(user) = other {
+        let groups: Vec<_> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
         setgroups(&groups)?;
-        setgid(Gid::from_raw(identity.owner.gid))?;
-        setuid(Uid::from_raw(identity.owner.uid))?;
+        setgid(Gid::from_raw(user.owner.gid))?;
+        setuid(Uid::from_raw(user.owner.uid))?;
     }
-    inherited.restore()
+    caps::drop(own)?;
+    if app.new_privileges == NewPrivileges::Never {
+        prctl::set_no_new_privs()?;
+    }
+    Ok(())
 }
 
-/// The application's environment: baofs' own, less the agent's credentials, with `HOME`, `USER` and `LOGNAME` of its user.
-fn environment(own: impl Iterator<Item = (OsString, OsString)>, user: Option<&Identity>) -> impl Iterator<Item = io::Result<CString>> {
+/// The application's environment: baofs' own, less the agent's credentials, with `HOME`, `USER` and `LOGNAME` of its `user`.
+/// The sockets that systemd passes (`sd_listen_fds(3)`) are for the process that `LISTEN_PID` names: where that is baofs, it
+/// becomes the application; `pids` are theirs.
+fn environment(
+    own: impl Iterator<Item = (OsString, OsString)>,
+    user: Option<&Identity>,
+    (baofs, app): (Pid, Pid),
+) -> impl Iterator<Item = io::Result<CString>> {
     let set = user.map_or_else(Vec::new, |user| {
         let name = OsString::from(&user.name);
         vec![("HOME".into(), user.home.clone().into_os_string()), ("USER".into(), name.clone()), ("LOGNAME".into(), name)]
     });
     let replaced: Vec<OsString> = set.iter().map(|(key, _): &(OsString, OsString)| key.clone()).collect();
-    own.filter(move |(key, _)| !is_credential(key) && !replaced.contains(key)).chain(set).map(|(mut key, value)| {
+    let kept = own.filter(move |(key, _)| !is_credential(key) && !replaced.contains(key)).map(move |(key, value)| {
+        let ours = key == "LISTEN_PID" && value == *baofs.to_string();
+        (key, if ours { app.to_string().into() } else { value })
+    });
+    kept.chain(set).map(|(mut key, value)| {
         key.push("=");
         key.push(value);
         c_string(&key)
@@ -145,7 +203,8 @@ mod tests {
 
     fn built(own: &[(&str, &str)], user: Option<&Identity>) -> Vec<String> {
         let own = own.iter().map(|(k, v)| (OsString::from(k), OsString::from(v)));
-        environment(own, user).map(|v| v.expect("no zero byte").into_string().expect("text")).collect()
+        let pids = (Pid::from_raw(1), Pid::from_raw(9));
+        environment(own, user, pids).map(|v| v.expect("no zero byte").into_string().expect("text")).collect()
     }
 
     #[test]
@@ -153,6 +212,12 @@ mod tests {
         let own =
             [("BAO_TOKEN", "s"), ("VAULT_TOKEN", "s"), ("BAO_SECRET_ID", "s"), ("BAO_ADDR", "a"), ("BAOFS_MOUNT", "m"), ("PATH", "p")];
         assert_eq!(built(&own, None), ["BAO_ADDR=a", "BAOFS_MOUNT=m", "PATH=p"]);
+    }
+
+    #[test]
+    fn sockets_for_baofs_are_for_the_application() {
+        assert_eq!(built(&[("LISTEN_PID", "1"), ("LISTEN_FDS", "2")], None), ["LISTEN_PID=9", "LISTEN_FDS=2"]);
+        assert_eq!(built(&[("LISTEN_PID", "12")], None), ["LISTEN_PID=12"]);
     }
 
     #[test]

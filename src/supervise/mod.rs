@@ -2,14 +2,15 @@
 //! thread; it is the only place that starts, signals and waits; whatever happens it takes down what it set up.
 
 pub mod app;
+pub mod hooks;
 pub mod rebirth;
 mod run;
 pub mod state;
 pub mod traces;
 mod world;
 
-use crate::clock::RealClock;
-use crate::config::plan::{Action, App, Hook, Plan};
+use crate::clock::{Jitter, RealClock};
+use crate::config::plan::{App, NewPrivileges, Plan};
 use crate::exit::Exit;
 use crate::link::{self, End, FromRole};
 use crate::memory;
@@ -18,14 +19,15 @@ use crate::observe::{self, Event};
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
 use app::{Inherited, Terminal};
+use hooks::Hooks;
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, Uid, getpid, getppid};
+use nix::unistd::{Pid, geteuid, getpid, getppid, setpgid};
 use run::{Loop, RoleProcess};
-use state::{Machine, Policy};
+use state::{Machine, Policy, SIGNALS};
 use std::fmt;
 use std::io;
 use std::mem;
@@ -37,10 +39,6 @@ use world::World;
 /// How long `fetch` may take to revoke and end, its own bound for the requests included. With the application's
 /// `stop_timeout` (6 s) this stays under the 10 s that Docker gives.
 const REVOKE_TIMEOUT: Duration = Duration::from_millis(2500);
-
-/// The signals that are read from a descriptor.
-const READ: [Signal; 8] =
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCHLD];
 
 /// Why the agent did not start: the code to end with, and cause and remedy in words.
 #[derive(Debug)]
@@ -72,14 +70,16 @@ impl Refused {
 /// # Errors
 /// When it cannot start: nothing is mounted or running then.
 pub fn run(plan: &Plan) -> Result<u8, Refused> {
-    let signals = SigSet::from_iter(READ);
+    let heard = SIGNALS.iter().flat_map(|(signals, ..)| *signals).copied();
+    let signals: SigSet = heard.chain([Signal::SIGCHLD]).collect();
     let mut blocked = signals;
     // Giving the terminal away from the background would stop us otherwise.
-    blocked.extend([Signal::SIGTTOU, Signal::SIGTTIN, Signal::SIGTSTP]);
+    blocked.extend([Signal::SIGTTOU, Signal::SIGTTIN]);
     let inherited = Inherited::take(&blocked).map_err(|error| Refused::software("the signal mask cannot be set", error))?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(|error| Refused::software("no descriptor for signals", error))?;
     may_become_user(&plan.app)?;
+    warn_of_rights(&plan.app);
     memory::harden().map_err(|error| Refused::new(Exit::Memory, error))?;
     if getpid() != Pid::from_raw(1) {
         prctl::set_child_subreaper(true).map_err(|error| Refused::software("orphans cannot be adopted", error))?;
@@ -92,21 +92,30 @@ pub fn run(plan: &Plan) -> Result<u8, Refused> {
     code
 }
 
-/// Another user needs rights that are missed now rather than when the application starts.
+/// Another user takes root and its rights: that is said now rather than when the application (or a command) starts.
 fn may_become_user(app: &App) -> Result<(), Refused> {
-    let other = app.user.as_ref().filter(|user| user.owner.uid != Uid::effective().as_raw());
-    let Some(user) = other.filter(|_| !app.command.is_empty()) else { return Ok(()) };
-    let missing: Vec<_> = [Capability::SetUid, Capability::SetGid, Capability::Kill]
-        .into_iter()
-        .filter(|capability| !caps::has(*capability).unwrap_or(false))
-        .map(Capability::name)
-        .collect();
+    let Some(user) = app::other_user(app) else { return Ok(()) };
+    let uid = geteuid();
+    let all = [Capability::SetGid, Capability::SetUid, Capability::Kill];
+    let needed = if user.owner.uid == uid.as_raw() { &all[..1] } else { &all };
+    let missing = needed.iter().filter(|capability| !(uid.is_root() && caps::has(**capability).unwrap_or(false)));
+    let missing: Vec<_> = missing.map(|capability| capability.name()).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let (name, missing) = (&user.name, missing.join(", "));
-    let hint = "start as root and add them (--cap-add), or start as that user and leave --user away";
-    Err(Refused::new(Exit::Config, format_args!("the application cannot run as {name}: capabilities missing: {missing}\nhint: {hint}")))
+    let message = format!("the application cannot run as {}: baofs runs as uid {uid} and lacks {}", user.name, missing.join(", "));
+    let hint = format!("start the container as root with `--cap-add {}`, or as that user", missing.join(" --cap-add "));
+    Err(Refused::new(Exit::Config, format_args!("{message}\nhint: {hint}")))
+}
+
+/// Says when the application can get back what it is started without.
+fn warn_of_rights(app: &App) {
+    let has = |capability| caps::has(capability).unwrap_or(false);
+    if app.new_privileges == NewPrivileges::Inherited && has(Capability::SysAdmin) && !has(Capability::SetPcap) {
+        let what = "with `no_new_privs = false`, what the application executes as root has SYS_ADMIN, because baofs needs it; \
+                    hint: with `--cap-add SETPCAP` baofs can take it away for good";
+        Event::Skipped { what }.emit();
+    }
 }
 
 /// Forks the roles, obeys the machine to its end, and reaps what is left.
@@ -114,9 +123,10 @@ fn supervise(plan: &Plan, world: &mut World, signals: SignalFd, inherited: &Inhe
     let clock = RealClock;
     let roles = start_roles(plan, world, &signals)?;
     let terminal = Terminal::foreground();
-    let app = &plan.app;
-    let (mut machine, first) = Machine::start(policy(app, &plan.hooks));
-    let mut turning = Loop { clock: &clock, signals, world, roles, app, inherited, terminal, group: None, app_lives: false, timer: None };
+    let (app, hooks) = (&plan.app, Hooks::new(&plan.hooks, Jitter::new()));
+    let (mut machine, first) = Machine::start(policy(app));
+    let mut turning =
+        Loop { clock: &clock, signals, world, roles, app, inherited, terminal, hooks, group: None, app_lives: false, timer: None };
     let code = turning.run(&mut machine, first);
     if let Some(terminal) = &turning.terminal {
         terminal.take_back();
@@ -125,28 +135,29 @@ fn supervise(plan: &Plan, world: &mut World, signals: SignalFd, inherited: &Inhe
         // Whom the application left behind in its group.
         let _ = killpg(group, Signal::SIGKILL);
     }
+    for command in turning.hooks.running() {
+        let _ = killpg(command, Signal::SIGKILL);
+        end(command);
+    }
     for role in &turning.roles {
-        end_role(role.pid);
+        end(role.pid);
     }
     Ok(code)
 }
 
-fn policy(app: &App, hooks: &[Hook]) -> Policy {
+fn policy(app: &App) -> Policy {
     Policy {
         has_app: !app.command.is_empty(),
         wait: app.wait,
         stop_signal: app.stop_signal,
         stop_timeout: app.stop_timeout,
         revoke_timeout: REVOKE_TIMEOUT,
-        change_signal: hooks.iter().find_map(|hook| match hook.action {
-            Action::Signal(signal) => Some(signal),
-            Action::Command { .. } | Action::Restart => None,
-        }),
+        on_hup: app.on_hup,
     }
 }
 
-/// Kills and reaps a role that has nothing left to do.
-fn end_role(pid: Pid) {
+/// Kills and reaps a child that has nothing left to do.
+fn end(pid: Pid) {
     let _ = kill(pid, Signal::SIGKILL);
     while waitpid(pid, None) == Err(Errno::EINTR) {}
 }
@@ -157,7 +168,7 @@ fn start_roles(plan: &Plan, world: &World, signals: &SignalFd) -> Result<Vec<Rol
     let started = start_serve(plan, world, signals, &mut roles).and_then(|()| start_fetch(plan, world, signals, &mut roles));
     started.map_err(|error| {
         for role in &roles {
-            end_role(role.pid);
+            end(role.pid);
         }
         Refused::software("a process of the agent cannot be started", error)
     })?;
@@ -210,6 +221,10 @@ fn start_role(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], body:
 
 /// Makes the forked process what a role is: no rights, no dump, dead with its parent.
 fn confine(role: Role, keep: &[Capability], parent: Pid) -> io::Result<()> {
+    // What a terminal sends is the application's alone.
+    setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+    // Somebody may wait for the end of a pipe that only the application was to hold.
+    process::close_inherited()?;
     observe::start_role();
     prctl::set_name(match role {
         Role::Supervise => c"baofs",

@@ -1,14 +1,15 @@
-//! The loop that obeys the machine: one `poll` over signals and links, one timer. Invariant: it decides nothing; a
-//! role's last message is read before its death is.
+//! The loop that obeys the machine and the hooks: one `poll` over signals and links, until the next moment of theirs.
+//! Invariant: it decides nothing; a role's last message is read before its death is.
 
-use super::app::{self, Inherited, Terminal};
-use super::state::{Ending, Input, Machine, Output, Timer};
+use super::app::{self, Inherited, Part, Terminal};
+use super::hooks::{Hooks, Took};
+use super::state::{Due, Ending, Input, Machine, Output, Timer};
 use super::world::World;
 use crate::clock::{Clock, Moment};
-use crate::config::plan::App;
+use crate::config::plan::{Action, App};
 use crate::exit::Exit;
 use crate::link::{End, FromRole, Received, ToRole};
-use crate::names::Role;
+use crate::names::{HookId, Role};
 use crate::observe::{self, Event};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -49,11 +50,13 @@ pub(super) struct Loop<'a, C> {
     pub(super) inherited: &'a Inherited,
     /// The terminal that it is given, if any.
     pub(super) terminal: Option<Terminal>,
-    /// Its process group, once it was started.
+    /// What a rotation asks for, and the commands that run.
+    pub(super) hooks: Hooks<'a>,
+    /// The application's process group, while there is anybody in it.
     pub(super) group: Option<Pid>,
     /// Whether it still lives.
     pub(super) app_lives: bool,
-    /// The one timer.
+    /// The machine's one timer.
     pub(super) timer: Option<(Timer, Moment)>,
 }
 
@@ -81,6 +84,7 @@ impl<C: Clock> Loop<'_, C> {
         match output {
             Output::StartApp => return self.start_app(),
             Output::SignalApp(signal) => self.signal_app(signal),
+            Output::RunCommand(hook) => self.run_command(hook),
             Output::TellFetch(message) => self.tell_fetch(message),
             Output::KillRoles => self.kill_roles(),
             Output::AbortMount => self.world.abort(),
@@ -91,7 +95,7 @@ impl<C: Clock> Loop<'_, C> {
     }
 
     fn start_app(&mut self) -> Option<Input> {
-        match app::start(self.app, self.inherited, self.terminal.as_ref()) {
+        match app::start(&self.app.command, Part::App(self.terminal.as_ref()), self.app, self.inherited) {
             Ok(pid) => {
                 Event::AppStarted { pid: pid.as_raw() }.emit();
                 (self.group, self.app_lives) = (Some(pid), true);
@@ -105,16 +109,41 @@ impl<C: Clock> Loop<'_, C> {
     }
 
     fn signal_app(&mut self, signal: Signal) {
-        let Some(group) = self.group.filter(|_| self.app_lives) else { return };
-        if signal == Signal::SIGKILL {
+        let Some(group) = self.group else { return };
+        if signal == Signal::SIGKILL && self.app_lives {
             Event::AppKilled.emit();
         }
         match killpg(group, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => {
-                let what = format!("the application cannot be sent {signal}: {error}; hint: add the capability KILL");
+                let what = format!("the application cannot be sent {signal}: {error}; hint: start the container with `--cap-add KILL`");
                 Event::Skipped { what: &what }.emit();
             }
+        }
+    }
+
+    fn run_command(&mut self, id: HookId) {
+        let Some(Action::Command { command, timeout }) = self.hooks.hook(id).map(|hook| &hook.action) else { return };
+        match app::start(command, Part::Hook, self.app, self.inherited) {
+            Ok(pid) => self.hooks.started(id, pid, self.clock.now().plus(*timeout)),
+            Err(error) => self.command_failed(id, &format!("no process can be forked: {error}")),
+        }
+    }
+
+    fn command_ended(&self, id: HookId, took: Took, ending: Ending) {
+        match (took, ending) {
+            (Took::TooLong, _) => self.command_failed(id, "killed after its timeout"),
+            (Took::InTime, Ending::Exited(0)) => {}
+            (Took::InTime, Ending::Exited(126)) => self.command_failed(id, "it cannot be executed (exit code 126)"),
+            (Took::InTime, Ending::Exited(127)) => self.command_failed(id, "not found (exit code 127)"),
+            (Took::InTime, ending) => self.command_failed(id, &ending.to_string()),
+        }
+    }
+
+    /// One warning with the program's name: its arguments are the user's affair.
+    fn command_failed(&self, id: HookId, how: &str) {
+        if let Some(Action::Command { command, .. }) = self.hooks.hook(id).map(|hook| &hook.action) {
+            Event::CommandFailed { program: command.first().map_or("", String::as_str), how }.emit();
         }
     }
 
@@ -132,13 +161,14 @@ impl<C: Clock> Loop<'_, C> {
         }
     }
 
-    /// Waits for a signal, a message, or the timer.
+    /// Waits for a signal, a message, or the next moment of the machine or the hooks.
     fn wait(&self) {
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         let links = self.roles.iter().filter_map(|role| role.link.as_ref());
         fds.extend(links.map(|link| PollFd::new(link.as_fd(), PollFlags::POLLIN)));
         // Rounded up: a timer that is not quite due must not spin.
-        let timeout = self.timer.map_or(PollTimeout::NONE, |(_, due)| {
+        let wake = self.timer.map(|(_, due)| due).into_iter().chain(self.hooks.wake()).min();
+        let timeout = wake.map_or(PollTimeout::NONE, |due| {
             let left = due.since(self.clock.now()) + Duration::from_millis(1);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
@@ -161,13 +191,31 @@ impl<C: Clock> Loop<'_, C> {
             inputs.extend(self.messages());
         }
         inputs.extend(dead);
-        if let Some((timer, due)) = self.timer
-            && due <= self.clock.now()
-        {
-            self.timer = None;
-            inputs.push(Input::Elapsed(timer));
+        if self.group.is_some_and(|group| !self.app_lives && killpg(group, None) == Err(Errno::ESRCH)) {
+            self.group = None;
+            inputs.push(Input::GroupGone);
         }
+        inputs.extend(self.elapsed(self.clock.now()));
         inputs
+    }
+
+    /// What it is time for.
+    fn elapsed(&mut self, now: Moment) -> Vec<Input> {
+        let timer = self.timer.take_if(|(_, due)| *due <= now).map(|(timer, _)| Input::Elapsed(timer));
+        for group in self.hooks.overdue(now) {
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+        let due: Vec<_> = self.hooks.due(now).into_iter().filter_map(|id| Some((id, &self.hooks.hook(id)?.action))).collect();
+        let told = due.into_iter().map(|(id, action)| {
+            let (how, due) = match action {
+                Action::Signal(signal) => (signal.as_str(), Due::Signal(*signal)),
+                Action::Command { command, .. } => (command.first().map_or("", String::as_str), Due::Command(id)),
+                Action::Restart => ("restart", Due::Restart),
+            };
+            Event::Telling { how }.emit();
+            Input::Due(due)
+        });
+        timer.into_iter().chain(told).collect()
     }
 
     fn messages(&mut self) -> Vec<Input> {
@@ -176,7 +224,7 @@ impl<C: Clock> Loop<'_, C> {
             while let Some(link) = &process.link {
                 match (link.receive(), process.role) {
                     (Received::Message(FromRole::Ready), Role::Fetch) => inputs.push(Input::SecretsReady),
-                    (Received::Message(FromRole::Changed(_)), Role::Fetch) => inputs.push(Input::SecretsChanged),
+                    (Received::Message(FromRole::Changed(hook)), Role::Fetch) => self.hooks.asked(hook, self.clock.now()),
                     (Received::Message(FromRole::Failed(exit)), _) => {
                         process.expected = true;
                         inputs.push(Input::RoleFailed(exit));
@@ -194,7 +242,7 @@ impl<C: Clock> Loop<'_, C> {
         inputs
     }
 
-    /// Takes every child that has ended: roles, the application, and orphans, which nobody else reaps.
+    /// Takes every child that has ended: roles, the application, commands, and orphans, which nobody else reaps.
     fn reap(&mut self) -> Vec<Input> {
         let mut inputs = vec![];
         loop {
@@ -214,15 +262,15 @@ impl<C: Clock> Loop<'_, C> {
                     report(process.role, ending);
                 }
                 inputs.push(Input::RoleEnded(process.role));
+            } else if let Some((hook, took)) = self.hooks.ended(pid) {
+                self.command_ended(hook, took, ending);
             }
         }
     }
 }
 
 fn report(role: Role, ending: Ending) {
-    match ending {
-        Ending::Exited(0) => {}
-        Ending::Exited(code) => Event::RoleDied { role, how: &format!("exit code {code}") }.emit(),
-        Ending::Killed(signal) => Event::RoleDied { role, how: &format!("signal {signal}") }.emit(),
+    if ending != Ending::Exited(0) {
+        Event::RoleDied { role, how: &ending.to_string() }.emit();
     }
 }

@@ -1,16 +1,49 @@
-//! All of PID 1's policy, without machinery: `step(input) -> outputs`. Invariants: the application is started once, after
-//! the first secrets; the token is revoked after the application is gone; exactly one `Finish` ends the machine.
+//! All of PID 1's policy, without machinery: `step(input) -> outputs`. Invariants: the application is started after the
+//! first secrets, and again only when a restart has ended the one before; nothing is started once a stop began; the token is
+//! revoked after the application is gone; exactly one `Finish` ends the machine.
 
+use crate::config::plan::OnHup;
 use crate::exit::Exit;
 use crate::link::ToRole;
-use crate::names::Role;
+use crate::names::{HookId, Role};
 use nix::sys::signal::Signal;
+use std::fmt;
 use std::time::Duration;
 
 /// How long a killed application may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_millis(500);
 /// The code of what was ended by KILL, as a shell says it.
 const KILLED: u8 = 128 + 9;
+
+/// What a signal to baofs means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// It begins the ordered stop; a second one hurries it.
+    Stop,
+    /// The application may read its configuration again, and `fetch` what has no lease; see `OnHup`.
+    Reload,
+    /// It is the application's.
+    Relay,
+}
+
+/// A row of README's table: signals, what they mean, and that in words while the first secrets are awaited, while the
+/// application runs, and while it stops.
+type Row = (&'static [Signal], Meaning, [&'static str; 3]);
+
+/// Every signal that baofs hears; the others do what the kernel lets them do.
+pub const SIGNALS: [Row; 3] = [
+    (
+        &[Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT],
+        Meaning::Stop,
+        ["the token is revoked, exit 128+n", "relayed, and the stop begins", "the application is killed"],
+    ),
+    (&[Signal::SIGHUP], Meaning::Reload, ["secrets are read again", "relayed, and secrets are read again", "relayed"]),
+    (
+        &[Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCONT, Signal::SIGTSTP],
+        Meaning::Relay,
+        ["nothing", "relayed", "relayed"],
+    ),
+];
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +65,15 @@ impl Ending {
     }
 }
 
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exit code {code}"),
+            Self::Killed(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
@@ -39,16 +81,29 @@ pub enum Input {
     Signal(Signal),
     /// Every first secret is published.
     SecretsReady,
-    /// A rotation was announced.
-    SecretsChanged,
+    /// A rotation is to be told now.
+    Due(Due),
     /// A role says why it is about to end.
     RoleFailed(Exit),
     /// A role ended.
     RoleEnded(Role),
     /// The application ended.
     AppEnded(Ending),
+    /// Nobody is left in its process group.
+    GroupGone,
     /// A timer ran out.
     Elapsed(Timer),
+}
+
+/// How a rotation is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// By a signal to the application.
+    Signal(Signal),
+    /// By this hook's command.
+    Command(HookId),
+    /// By stopping the application and starting it again.
+    Restart,
 }
 
 /// What is being waited for.
@@ -67,8 +122,10 @@ pub enum Timer {
 pub enum Output {
     /// Start the application.
     StartApp,
-    /// Signal the application's process group.
+    /// Signal the application's process group, or what is left of it.
     SignalApp(Signal),
+    /// Run this hook's command.
+    RunCommand(HookId),
     /// Say this to `fetch`.
     TellFetch(ToRole),
     /// Kill the roles: `fetch` did not end by itself.
@@ -94,8 +151,8 @@ pub struct Policy {
     pub stop_timeout: Duration,
     /// How long the revocation may take, `fetch`'s own bound included.
     pub revoke_timeout: Duration,
-    /// What tells the application of a rotation.
-    pub change_signal: Option<Signal>,
+    /// What HUP does.
+    pub on_hup: OnHup,
 }
 
 /// Where the machine is.
@@ -107,6 +164,10 @@ enum Phase {
     GivingUp,
     /// The application runs (or, for `mount`, the files are served).
     Running,
+    /// The application was asked to end, or killed, to be started again.
+    Restarting { killed: bool },
+    /// It ended with `code`; what it left in its group is killed, and gone before the next one needs its port.
+    Clearing { code: u8 },
     /// The application was asked to end, or killed; `code` is the agent's own, if it was its trouble.
     StoppingApp { code: Option<u8>, killed: bool },
     /// `fetch` revokes; then the end with `code`.
@@ -139,29 +200,55 @@ impl Machine {
         match input {
             Input::Signal(signal) => self.signal(signal),
             Input::SecretsReady => self.ready(),
-            Input::SecretsChanged => self.changed(),
+            Input::Due(due) => self.due(due),
             Input::RoleFailed(exit) => {
                 self.reason = Some(exit);
                 vec![]
             }
             Input::RoleEnded(role) => self.role_ended(role),
             Input::AppEnded(ending) => self.app_ended(ending),
+            Input::GroupGone => self.cleared(),
             Input::Elapsed(timer) => self.elapsed(timer),
         }
     }
 
     fn signal(&mut self, signal: Signal) -> Vec<Output> {
-        let stops = matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT);
-        match self.phase {
-            Phase::Waiting if stops => self.revoke(128 + signal as u8),
-            Phase::Running if stops && !self.policy.has_app => self.revoke(Exit::Ok.code()),
-            Phase::Running if stops => self.stop_app(signal, None),
-            Phase::StoppingApp { code, .. } if stops => self.kill_app(code),
-            Phase::Running | Phase::StoppingApp { .. } if self.policy.has_app => vec![Output::SignalApp(signal)],
-            Phase::Waiting | Phase::GivingUp | Phase::Running | Phase::StoppingApp { .. } | Phase::Revoking { .. } | Phase::Finished => {
-                vec![]
-            }
+        match SIGNALS.iter().find(|(signals, ..)| signals.contains(&signal)).map(|(_, meaning, _)| meaning) {
+            Some(Meaning::Stop) => self.stop(signal),
+            Some(Meaning::Reload) => self.reload(signal),
+            Some(Meaning::Relay) => self.relay(signal),
+            None => vec![],
         }
+    }
+
+    fn stop(&mut self, signal: Signal) -> Vec<Output> {
+        match self.phase {
+            Phase::Waiting => self.revoke(128 + signal as u8),
+            Phase::Running if !self.policy.has_app => self.revoke(Exit::Ok.code()),
+            Phase::Running => self.stop_app(signal, None),
+            Phase::Restarting { killed } => self.stop_restart(killed, None),
+            Phase::Clearing { code } => self.revoke(code),
+            Phase::StoppingApp { code, .. } => self.kill_app(code),
+            Phase::GivingUp | Phase::Revoking { .. } | Phase::Finished => vec![],
+        }
+    }
+
+    fn reload(&self, signal: Signal) -> Vec<Output> {
+        let mut outputs = if self.policy.on_hup == OnHup::Refresh { vec![] } else { self.relay(signal) };
+        if self.policy.on_hup != OnHup::App && (self.phase == Phase::Waiting || self.serves()) {
+            outputs.push(Output::TellFetch(ToRole::Refresh));
+        }
+        outputs
+    }
+
+    fn relay(&self, signal: Signal) -> Vec<Output> {
+        let stopping = matches!(self.phase, Phase::StoppingApp { .. });
+        if self.policy.has_app && (stopping || self.serves()) { vec![Output::SignalApp(signal)] } else { vec![] }
+    }
+
+    /// Whether the first secrets came and no stop began.
+    fn serves(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Restarting { .. } | Phase::Clearing { .. })
     }
 
     fn ready(&mut self) -> Vec<Output> {
@@ -172,10 +259,17 @@ impl Machine {
         if self.policy.has_app { vec![Output::StartApp] } else { vec![] }
     }
 
-    fn changed(&self) -> Vec<Output> {
-        match self.policy.change_signal {
-            Some(signal) if self.phase == Phase::Running && self.policy.has_app => vec![Output::SignalApp(signal)],
-            Some(_) | None => vec![],
+    /// An application that is being started again reads the new files anyway.
+    fn due(&mut self, due: Due) -> Vec<Output> {
+        let app_runs = self.phase == Phase::Running && self.policy.has_app;
+        match due {
+            Due::Signal(signal) if app_runs => vec![Output::SignalApp(signal)],
+            Due::Restart if app_runs => {
+                self.phase = Phase::Restarting { killed: false };
+                self.ask_app(self.policy.stop_signal)
+            }
+            Due::Command(hook) if self.serves() => vec![Output::RunCommand(hook)],
+            Due::Signal(_) | Due::Restart | Due::Command(_) => vec![],
         }
     }
 
@@ -187,11 +281,12 @@ impl Machine {
 
     fn lost(&mut self, role: Role) -> Vec<Output> {
         self.fetch_lives &= role != Role::Fetch;
-        let trouble = self.reason.unwrap_or(Exit::Software).code();
+        let trouble = self.reason.filter(|reason| *reason != Exit::Ok).unwrap_or(Exit::Software).code();
         match self.phase {
             Phase::GivingUp if role == Role::Fetch => self.finish(trouble),
             Phase::Running if self.policy.has_app => self.stop_app(self.policy.stop_signal, Some(trouble)),
-            Phase::Waiting | Phase::Running => self.revoke(trouble),
+            Phase::Waiting | Phase::Running | Phase::Clearing { .. } => self.revoke(trouble),
+            Phase::Restarting { killed } => self.stop_restart(killed, Some(trouble)),
             Phase::Revoking { code } if role == Role::Fetch => self.finish(code),
             Phase::StoppingApp { code, killed } => {
                 self.phase = Phase::StoppingApp { code: Some(code.unwrap_or(trouble)), killed };
@@ -204,9 +299,21 @@ impl Machine {
     fn app_ended(&mut self, ending: Ending) -> Vec<Output> {
         match self.phase {
             Phase::Running => self.revoke(ending.code()),
+            Phase::Restarting { .. } => {
+                self.phase = Phase::Clearing { code: ending.code() };
+                vec![Output::SignalApp(Signal::SIGKILL), Output::Arm(Timer::App, KILL_TIMEOUT)]
+            }
             Phase::StoppingApp { code, .. } => self.revoke(code.unwrap_or(ending.code())),
-            Phase::Waiting | Phase::GivingUp | Phase::Revoking { .. } | Phase::Finished => vec![],
+            Phase::Waiting | Phase::GivingUp | Phase::Clearing { .. } | Phase::Revoking { .. } | Phase::Finished => vec![],
         }
+    }
+
+    fn cleared(&mut self) -> Vec<Output> {
+        if !matches!(self.phase, Phase::Clearing { .. }) {
+            return vec![];
+        }
+        self.phase = Phase::Running;
+        vec![Output::StartApp]
     }
 
     fn elapsed(&mut self, timer: Timer) -> Vec<Output> {
@@ -216,6 +323,13 @@ impl Machine {
                 vec![Output::TellFetch(ToRole::GiveUp), Output::Arm(Timer::Revocation, self.policy.revoke_timeout)]
             }
             (Phase::StoppingApp { code, killed: false }, Timer::App) => self.kill_app(code),
+            // Once it is killed there is nothing to do but to wait for its end: there is never a second one beside it.
+            (Phase::Restarting { killed: false }, Timer::App) => {
+                self.phase = Phase::Restarting { killed: true };
+                vec![Output::SignalApp(Signal::SIGKILL)]
+            }
+            // What does not go is somebody else's child: it is not waited for.
+            (Phase::Clearing { .. }, Timer::App) => self.cleared(),
             // Not even KILL ends a process that hangs in the kernel: the token is not left alive for it.
             (Phase::StoppingApp { code, killed: true }, Timer::App) => self.revoke(code.unwrap_or(KILLED)),
             // A thread of `fetch` that waits for an answer of `serve` dies only when it gets one.
@@ -226,7 +340,21 @@ impl Machine {
 
     fn stop_app(&mut self, signal: Signal, code: Option<u8>) -> Vec<Output> {
         self.phase = Phase::StoppingApp { code, killed: false };
-        vec![Output::SignalApp(signal), Output::Arm(Timer::App, self.policy.stop_timeout)]
+        self.ask_app(signal)
+    }
+
+    /// CONT, because a stopped process cannot end in order.
+    fn ask_app(&self, signal: Signal) -> Vec<Output> {
+        vec![Output::SignalApp(signal), Output::SignalApp(Signal::SIGCONT), Output::Arm(Timer::App, self.policy.stop_timeout)]
+    }
+
+    /// A stop during a restart: the application was asked already, and the time that it has goes on.
+    fn stop_restart(&mut self, killed: bool, code: Option<u8>) -> Vec<Output> {
+        if killed {
+            return self.kill_app(code);
+        }
+        self.phase = Phase::StoppingApp { code, killed };
+        vec![]
     }
 
     fn kill_app(&mut self, code: Option<u8>) -> Vec<Output> {
@@ -251,9 +379,9 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Input::{AppEnded, Elapsed, RoleEnded, RoleFailed, SecretsChanged, SecretsReady};
-    use Output::{AbortMount, Arm, Finish, KillRoles, SignalApp, StartApp, TellFetch};
-    use ToRole::{GiveUp, Stop};
+    use Input::{AppEnded, Elapsed, GroupGone, RoleEnded, RoleFailed, SecretsReady};
+    use Output::{AbortMount, Arm, Finish, KillRoles, RunCommand, SignalApp, StartApp, TellFetch};
+    use ToRole::{GiveUp, Refresh, Stop};
     use proptest::prelude::*;
 
     const WAIT: Duration = Duration::from_secs(30);
@@ -261,12 +389,16 @@ mod tests {
     const REVOKE: Duration = Duration::from_secs(2);
     const TERM: Input = Input::Signal(Signal::SIGTERM);
     const ASK_REVOKE: [Output; 2] = [TellFetch(Stop), Arm(Timer::Revocation, REVOKE)];
-    const ASK_TERM: [Output; 2] = [SignalApp(Signal::SIGTERM), Arm(Timer::App, STOP)];
+    const ASK_TERM: [Output; 3] = [SignalApp(Signal::SIGTERM), SignalApp(Signal::SIGCONT), Arm(Timer::App, STOP)];
     const KILL: [Output; 2] = [SignalApp(Signal::SIGKILL), Arm(Timer::App, KILL_TIMEOUT)];
+    const RESTART: Input = Input::Due(Due::Restart);
+    const COMMAND: Input = Input::Due(Due::Command(HookId(3)));
+    const TELL: Input = Input::Due(Due::Signal(Signal::SIGUSR1));
+    const TROUBLE: u8 = Exit::Software as u8;
 
     fn policy(has_app: bool) -> Policy {
-        let (stop_signal, change_signal) = (Signal::SIGTERM, Some(Signal::SIGUSR1));
-        Policy { has_app, wait: WAIT, stop_signal, stop_timeout: STOP, revoke_timeout: REVOKE, change_signal }
+        let (stop_signal, on_hup) = (Signal::SIGTERM, OnHup::Both);
+        Policy { has_app, wait: WAIT, stop_signal, stop_timeout: STOP, revoke_timeout: REVOKE, on_hup }
     }
 
     /// Drives a fresh machine through `script` and compares what it wants done at each step.
@@ -318,9 +450,50 @@ mod tests {
     }
 
     #[test]
-    fn hup_is_only_relayed() {
-        let hup = Input::Signal(Signal::SIGHUP);
-        drive(true, &[(hup, &[]), (SecretsReady, &[StartApp]), (hup, &[SignalApp(Signal::SIGHUP)])]);
+    fn hup_does_what_the_plan_says() {
+        let (hup, relayed, refresh) = (Input::Signal(Signal::SIGHUP), SignalApp(Signal::SIGHUP), TellFetch(Refresh));
+        let table: [(OnHup, bool, [&[Output]; 3]); 4] = [
+            (OnHup::Both, true, [&[refresh], &[relayed, refresh], &[relayed]]),
+            (OnHup::App, true, [&[], &[relayed], &[relayed]]),
+            (OnHup::Refresh, true, [&[refresh], &[refresh], &[]]),
+            (OnHup::Both, false, [&[refresh], &[refresh], &[]]),
+        ];
+        for (on_hup, has_app, [waiting, running, stopping]) in table {
+            let (mut machine, _) = Machine::start(Policy { on_hup, ..policy(has_app) });
+            assert_eq!(machine.step(hup), waiting, "{on_hup:?}, waiting");
+            machine.step(SecretsReady);
+            assert_eq!(machine.step(hup), running, "{on_hup:?}, running");
+            machine.step(TERM);
+            assert_eq!(machine.step(hup), stopping, "{on_hup:?}, stopping");
+        }
+    }
+
+    #[test]
+    fn the_signals_of_the_application_are_relayed_while_it_lives() {
+        for signal in SIGNALS.iter().filter(|(_, meaning, _)| *meaning == Meaning::Relay).flat_map(|(signals, ..)| *signals) {
+            let (input, relayed) = (Input::Signal(*signal), [SignalApp(*signal)]);
+            let ended = AppEnded(Ending::Exited(0));
+            let script: &[(Input, &[Output])] = &[
+                (input, &[]),
+                (SecretsReady, &[StartApp]),
+                (input, &relayed),
+                (TERM, &ASK_TERM),
+                (input, &relayed),
+                (ended, &ASK_REVOKE),
+                (input, &[]),
+            ];
+            drive(true, script);
+        }
+    }
+
+    #[test]
+    fn readme_has_the_table_of_signals() {
+        let readme = include_str!("../../README.md");
+        for (signals, _, words) in SIGNALS {
+            let names: Vec<_> = signals.iter().map(|signal| signal.as_str().trim_start_matches("SIG")).collect();
+            let row = format!("| {} | {} |", names.join(", "), words.join(" | "));
+            assert!(readme.contains(&row), "README lacks {row}");
+        }
     }
 
     #[test]
@@ -358,7 +531,7 @@ mod tests {
             true,
             &[
                 (SecretsReady, &[StartApp]),
-                (RoleEnded(Role::Serve), &[AbortMount, ASK_TERM[0], ASK_TERM[1]]),
+                (RoleEnded(Role::Serve), &[AbortMount, ASK_TERM[0], ASK_TERM[1], ASK_TERM[2]]),
                 (ended, &ASK_REVOKE),
                 (RoleEnded(Role::Fetch), &[Finish(70)]),
             ],
@@ -368,49 +541,134 @@ mod tests {
 
     #[test]
     fn mount_has_no_app_and_ends_well_when_asked() {
-        drive(false, &[(SecretsReady, &[]), (SecretsChanged, &[]), (TERM, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(0)])]);
+        let run = [RunCommand(HookId(3))];
+        drive(false, &[(SecretsReady, &[]), (TELL, &[]), (RESTART, &[]), (COMMAND, &run), (TERM, &ASK_REVOKE), (COMMAND, &[])]);
+        drive(false, &[(SecretsReady, &[]), (TERM, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(0)])]);
     }
 
     #[test]
     fn a_rotation_is_told_only_while_the_app_runs() {
-        let told = [SignalApp(Signal::SIGUSR1)];
+        let (told, run) = ([SignalApp(Signal::SIGUSR1)], [RunCommand(HookId(3))]);
         drive(
             true,
-            &[(SecretsChanged, &[]), (SecretsReady, &[StartApp]), (SecretsChanged, &told), (TERM, &ASK_TERM), (SecretsChanged, &[])],
+            &[
+                (TELL, &[]),
+                (COMMAND, &[]),
+                (RESTART, &[]),
+                (SecretsReady, &[StartApp]),
+                (TELL, &told),
+                (COMMAND, &run),
+                (TERM, &ASK_TERM),
+                (TELL, &[]),
+                (COMMAND, &[]),
+                (RESTART, &[]),
+            ],
         );
+    }
+
+    const ENDED: Input = AppEnded(Ending::Exited(7));
+
+    #[test]
+    fn a_restart_is_a_stop_and_a_start() {
+        drive(
+            true,
+            &[
+                (SecretsReady, &[StartApp]),
+                (RESTART, &ASK_TERM),
+                // The next one reads the new files anyway.
+                (RESTART, &[]),
+                (TELL, &[]),
+                (COMMAND, &[RunCommand(HookId(3))]),
+                (ENDED, &KILL),
+                (RESTART, &[]),
+                (GroupGone, &[StartApp]),
+                (GroupGone, &[]),
+                (Elapsed(Timer::App), &[]),
+                (RESTART, &ASK_TERM),
+                (Elapsed(Timer::App), &KILL[..1]),
+                (Elapsed(Timer::App), &[]),
+                (ENDED, &KILL),
+                (Elapsed(Timer::App), &[StartApp]),
+                (AppEnded(Ending::Exited(127)), &ASK_REVOKE),
+                (RoleEnded(Role::Fetch), &[Finish(127)]),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_stop_during_a_restart_keeps_its_timer() {
+        let began: [(Input, &[Output]); 2] = [(SecretsReady, &[StartApp]), (RESTART, &ASK_TERM)];
+        let killed = [(Elapsed(Timer::App), &KILL[..1])];
+        let serve = RoleEnded(Role::Serve);
+        let lost = [AbortMount, ASK_REVOKE[0], ASK_REVOKE[1]];
+        let table: &[&[(Input, &[Output])]] = &[
+            &[(TERM, &[]), (TERM, &KILL), (ENDED, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(7)])],
+            &[(TERM, &[]), (Elapsed(Timer::App), &KILL), (Elapsed(Timer::App), &ASK_REVOKE)],
+            &[killed[0], (TERM, &KILL), (Elapsed(Timer::App), &ASK_REVOKE)],
+            &[(ENDED, &KILL), (TERM, &ASK_REVOKE), (GroupGone, &[]), (RoleEnded(Role::Fetch), &[Finish(7)])],
+            &[(serve, &[AbortMount]), (ENDED, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(TROUBLE)])],
+            &[(ENDED, &KILL), (serve, &lost), (RoleEnded(Role::Fetch), &[Finish(TROUBLE)])],
+        ];
+        for rest in table {
+            drive(true, &[&began, *rest].concat());
+        }
     }
 
     fn any_input() -> impl Strategy<Value = Input> {
         prop_oneof![
             prop_oneof![Just(Signal::SIGTERM), Just(Signal::SIGHUP), Just(Signal::SIGINT)].prop_map(Input::Signal),
             Just(SecretsReady),
-            Just(SecretsChanged),
+            prop_oneof![Just(RESTART), Just(TELL), Just(COMMAND)],
             Just(RoleFailed(Exit::Login)),
             prop_oneof![Just(Role::Fetch), Just(Role::Serve)].prop_map(RoleEnded),
             any::<u8>().prop_map(|code| AppEnded(Ending::Exited(code))),
+            Just(GroupGone),
             prop_oneof![Just(Timer::Secrets), Just(Timer::App), Just(Timer::Revocation)].prop_map(Elapsed),
         ]
     }
 
+    /// All that a machine wants done for `inputs`, an end of the application only while it lives; whether it lives is
+    /// followed, and that there is never a second one.
+    fn live(machine: &mut Machine, inputs: Vec<Input>, lives: &mut bool) -> Vec<Output> {
+        let mut all = vec![];
+        for input in inputs {
+            let ends = matches!(input, AppEnded(_));
+            if ends && !*lives {
+                continue;
+            }
+            *lives &= !ends;
+            let outputs = machine.step(input);
+            for _ in outputs.iter().filter(|output| **output == StartApp) {
+                assert!(!*lives, "a second application is started");
+                *lives = true;
+            }
+            all.extend(outputs);
+        }
+        all
+    }
+
     proptest! {
         #[test]
-        fn one_start_and_one_end_whatever_comes(inputs in proptest::collection::vec(any_input(), 0..60)) {
+        fn one_app_at_a_time_and_one_end_whatever_comes(inputs in proptest::collection::vec(any_input(), 0..80)) {
             let (mut machine, _) = Machine::start(policy(true));
-            let outputs: Vec<_> = inputs.into_iter().flat_map(|input| machine.step(input)).collect();
-            prop_assert!(outputs.iter().filter(|o| matches!(o, StartApp)).count() <= 1);
+            let outputs = live(&mut machine, inputs, &mut false);
             prop_assert!(outputs.iter().filter(|o| matches!(o, Finish(_))).count() <= 1);
+            let stop = outputs.iter().position(|o| matches!(o, TellFetch(Stop | GiveUp) | Finish(_)));
+            let started = outputs.iter().rposition(|o| matches!(o, StartApp | RunCommand(_)));
+            prop_assert!(stop.is_none_or(|stop| started.is_none_or(|started| started < stop)));
             if let Some(end) = outputs.iter().position(|o| matches!(o, Finish(_))) {
                 prop_assert!(outputs[end + 1..].iter().all(|o| *o == AbortMount));
             }
         }
 
         #[test]
-        fn a_stop_always_comes_to_an_end(inputs in proptest::collection::vec(any_input(), 0..20)) {
+        fn a_stop_always_comes_to_an_end(inputs in proptest::collection::vec(any_input(), 0..30)) {
             let (mut machine, _) = Machine::start(policy(true));
-            let mut finished = inputs.into_iter().flat_map(|input| machine.step(input)).any(|o| matches!(o, Finish(_)));
-            let end = [TERM, TERM, AppEnded(Ending::Killed(9)), Elapsed(Timer::Revocation), RoleEnded(Role::Fetch)];
-            finished |= end.into_iter().flat_map(|input| machine.step(input)).any(|o| matches!(o, Finish(_)));
-            prop_assert!(finished);
+            let mut lives = false;
+            let mut outputs = live(&mut machine, inputs, &mut lives);
+            let end = vec![TERM, TERM, AppEnded(Ending::Killed(9)), Elapsed(Timer::Revocation), RoleEnded(Role::Fetch)];
+            outputs.extend(live(&mut machine, end, &mut lives));
+            prop_assert!(outputs.iter().any(|o| matches!(o, Finish(_))));
         }
     }
 }

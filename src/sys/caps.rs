@@ -14,6 +14,8 @@ pub enum Capability {
     SetGid = 6,
     /// Change user ids.
     SetUid = 7,
+    /// Lower the bounding set.
+    SetPcap = 8,
     /// Mount.
     SysAdmin = 21,
 }
@@ -27,6 +29,7 @@ impl Capability {
             Self::Kill => "KILL",
             Self::SetGid => "SETGID",
             Self::SetUid => "SETUID",
+            Self::SetPcap => "SETPCAP",
             Self::SysAdmin => "SYS_ADMIN",
         }
     }
@@ -62,12 +65,8 @@ struct Data {
 /// # Errors
 /// When the kernel does not know version 3 of the call (before 2.6.26).
 pub fn has(capability: Capability) -> io::Result<bool> {
-    let mut header = Header { version: VERSION_3, pid: 0 };
-    let mut data = [Data::default(); 2];
-    // SAFETY: the header names version 3, for which the call writes two `Data`; both live through the call.
-    let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) };
-    Errno::result(result)?;
-    let effective = u64::from(data[0].effective) | (u64::from(data[1].effective) << 32);
+    let [low, high] = get()?;
+    let effective = u64::from(low.effective) | (u64::from(high.effective) << 32);
     Ok(effective & capability.bit() != 0)
 }
 
@@ -79,18 +78,59 @@ pub fn has(capability: Capability) -> io::Result<bool> {
 /// # Errors
 /// When the kernel refuses to lower a set, which it has no reason to.
 pub fn keep_only(keep: &[Capability]) -> io::Result<()> {
-    let kept = keep.iter().fold(0, |bits, capability| bits | capability.bit());
-    for number in 0..=LAST {
-        if kept & (1 << number) == 0 {
-            // SAFETY: all arguments are numbers; an unknown one is EINVAL, a forbidden one EPERM.
-            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) };
-        }
-    }
+    let kept = bits(keep);
+    lower_bounding(!kept);
     // SAFETY: all arguments are numbers.
     unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    set(words(kept).map(|kept| Data { effective: kept, permitted: kept, inheritable: 0 }))
+}
+
+/// Takes `lost` from the bounding set: no program that is executed later can bring it back. Needs `SETPCAP`; where that is
+/// missing the set stays as it is.
+pub fn forbid(lost: &[Capability]) {
+    lower_bounding(bits(lost));
+}
+
+/// Gives up `lost`, from all sets but the bounding one (see `forbid`); the kernel takes it from the ambient set by itself.
+///
+/// # Errors
+/// As `has`.
+pub fn drop(lost: &[Capability]) -> io::Result<()> {
+    let (mut data, lost) = (get()?, words(bits(lost)));
+    for (data, lost) in data.iter_mut().zip(lost) {
+        data.effective &= !lost;
+        data.permitted &= !lost;
+        data.inheritable &= !lost;
+    }
+    set(data)
+}
+
+fn bits(capabilities: &[Capability]) -> u64 {
+    capabilities.iter().fold(0, |bits, capability| bits | capability.bit())
+}
+
+fn words(bits: u64) -> [u32; 2] {
+    [(bits & 0xffff_ffff) as u32, (bits >> 32) as u32]
+}
+
+fn lower_bounding(lost: u64) {
+    for number in (0..=LAST).filter(|number| lost & (1 << number) != 0) {
+        // SAFETY: all arguments are numbers; an unknown one is EINVAL, a forbidden one EPERM.
+        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) };
+    }
+}
+
+fn get() -> io::Result<[Data; 2]> {
     let mut header = Header { version: VERSION_3, pid: 0 };
-    let (low, high) = ((kept & 0xffff_ffff) as u32, (kept >> 32) as u32);
-    let data = [Data { effective: low, permitted: low, inheritable: 0 }, Data { effective: high, permitted: high, inheritable: 0 }];
+    let mut data = [Data::default(); 2];
+    // SAFETY: the header names version 3, for which the call writes two `Data`; both live through the call.
+    let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) };
+    Errno::result(result)?;
+    Ok(data)
+}
+
+fn set(data: [Data; 2]) -> io::Result<()> {
+    let mut header = Header { version: VERSION_3, pid: 0 };
     // SAFETY: the header names version 3, for which the call reads two `Data`; both live through the call.
     let result = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };
     Errno::result(result)?;

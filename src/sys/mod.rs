@@ -5,5 +5,6 @@
 pub mod caps;
 pub mod file;
 pub mod mount;
+pub mod mounts;
 pub mod process;
 pub mod watch;

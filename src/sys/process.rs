@@ -49,13 +49,45 @@ pub fn exec(program: &CStr, arguments: &[CString], environment: &[CString]) -> E
     }
 }
 
-/// Gives `signal` its default disposition back.
+/// What a signal does to a process that has no handler for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// What the kernel does by default.
+    Default,
+    /// Nothing.
+    Ignored,
+}
+
+/// Sets what `signal` does; gives what it did before (a handler, which no program inherits, counts as the default).
 ///
 /// # Errors
 /// `EINVAL` for KILL and STOP.
-pub fn default_disposition(signal: Signal) -> io::Result<()> {
-    let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the default action runs no code of ours.
-    unsafe { sigaction(signal, &action) }?;
+pub fn set_disposition(signal: Signal, disposition: Disposition) -> io::Result<Disposition> {
+    let handler = match disposition {
+        Disposition::Default => SigHandler::SigDfl,
+        Disposition::Ignored => SigHandler::SigIgn,
+    };
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: neither of the two actions runs code of ours.
+    let before = unsafe { sigaction(signal, &action) }?;
+    Ok(if matches!(before.handler(), SigHandler::SigIgn) { Disposition::Ignored } else { Disposition::Default })
+}
+
+/// Closes the descriptors above 2 that this program was started with: those without the close-on-exec flag, which
+/// everything that is opened here carries.
+///
+/// # Errors
+/// When `/proc/self/fd` cannot be read.
+pub fn close_inherited() -> io::Result<()> {
+    let names = std::fs::read_dir("/proc/self/fd")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let all: Vec<libc::c_int> = names.filter(|fd| *fd > 2).collect();
+    for fd in all {
+        // SAFETY: the arguments are numbers; the listing's own descriptor is closed by now, which is EBADF.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        if flags != -1 && flags & libc::FD_CLOEXEC == 0 {
+            // SAFETY: what lacks the flag was not opened by this program, so nothing in it owns the number.
+            unsafe { libc::close(fd) };
+        }
+    }
     Ok(())
 }

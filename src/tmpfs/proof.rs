@@ -3,6 +3,7 @@
 
 use super::refusal::Cause;
 use crate::config::plan::Swap;
+use crate::sys::mounts::{mounts, unescape};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -115,39 +116,6 @@ fn swap_limits(mountinfo: &str, cgroup: &str) -> Vec<PathBuf> {
     });
     let up = |(point, below): (PathBuf, PathBuf)| below.ancestors().map(|dir| point.join(dir).join("memory.swap.max")).collect::<Vec<_>>();
     places.flat_map(up).collect()
-}
-
-/// What is used of a line of `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`).
-struct Mount<'a> {
-    device: &'a str,
-    root: &'a str,
-    point: &'a str,
-    kind: &'a str,
-    source: &'a str,
-    options: &'a str,
-}
-
-impl Mount<'_> {
-    fn has_option(&self, option: &str) -> bool {
-        self.options.split(',').any(|o| o == option)
-    }
-}
-
-fn mounts(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
-    mountinfo.lines().filter_map(|line| {
-        let (mount, superblock) = line.split_once(" - ")?;
-        let mut mount = mount.split(' ').skip(2);
-        let (device, root, point) = (mount.next()?, mount.next()?, mount.next()?);
-        let mut superblock = superblock.split(' ');
-        let (kind, source, options) = (superblock.next()?, superblock.next()?, superblock.next()?);
-        Some(Mount { device, root, point, kind, source, options })
-    })
-}
-
-/// Undoes the kernel's `\040` for a space, and its like for tab, newline and backslash.
-fn unescape(text: &str) -> PathBuf {
-    let plain = text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n");
-    PathBuf::from(plain.replace("\\134", "\\"))
 }
 
 #[cfg(test)]

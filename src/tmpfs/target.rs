@@ -10,6 +10,7 @@ use crate::config::plan::{self, Filesystem};
 use crate::names::Owner;
 use crate::observe::Event;
 use crate::sys::mount::{self, FsContext, SuperOption};
+use crate::sys::mounts::SOURCE;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, major, minor};
 use nix::unistd::{Gid, Uid, fchown, getegid, geteuid, getgroups};
@@ -21,8 +22,6 @@ use std::path::{Path, PathBuf};
 
 /// Size of a mount of ours where the plan has none: 4 MiB.
 const DEFAULT_SIZE: u64 = 4 << 20;
-/// The source that a mount of ours shows.
-const SOURCE: &str = "baofs";
 
 /// A directory that is proved to be memory, and held for this agent as long as it or a child of it lives.
 #[derive(Debug)]

@@ -33,6 +33,8 @@ macro_rules! in_each_scene {
 }
 
 mod hardening;
+mod health;
+mod hooks;
 mod refusals;
 mod rig_works;
 mod rotation;

@@ -5,16 +5,18 @@ use crate::rig::process::{signal, status};
 use crate::rig::server::{CALM, Scene, Tenant, Which};
 use crate::rig::{World, config, wait_until};
 use baofs::exit::Exit;
+use baofs::supervise::state::{Meaning, SIGNALS};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use std::os::fd::OwnedFd;
 
 in_each_scene!(an_end_leaves_nothing, a_full_log_pipe_blocks_nothing, mount_serves_until_it_is_told_to_stop);
-in_each_world!(exit_codes_pass_through, a_dead_fetch_stops_the_application);
+in_each_world!(exit_codes_pass_through, a_dead_fetch_stops_the_application, what_is_inherited_is_the_same_without_baofs);
 
 /// An application that says what reaches it, and when it is told to stop.
-const TELLS: &str = "trap 'echo told to stop; exit 3' TERM; trap 'echo got INT; exit 4' INT; trap 'echo got HUP' HUP
+const TELLS: &str = "trap 'echo told to stop; exit 3' TERM; trap 'echo got INT; exit 4' INT; trap 'echo got QUIT; exit 5' QUIT
+for it in HUP USR1 USR2 WINCH CONT TSTP; do trap \"echo got $it\" $it; done
 echo started; while :; do sleep 60 & wait; kill $! 2>&-; done";
 
 /// Where the server does not matter.
@@ -56,17 +58,72 @@ fn exit_codes_pass_through(world: World) {
 
 #[test]
 fn signals_reach_the_application() {
-    for (number, line, expected) in [(Signal::SIGTERM, "told to stop", 3), (Signal::SIGINT, "got INT", 4)] {
+    for (number, line, expected) in [(Signal::SIGTERM, "told to stop", 3), (Signal::SIGINT, "got INT", 4), (Signal::SIGQUIT, "got QUIT", 5)]
+    {
         let (tenant, setup) = setup(FUSE, "signals");
         let agent = started(setup.script(TELLS));
-        agent.signal(Signal::SIGHUP);
-        agent.wait_for_line("got HUP");
+        for (signals, ..) in SIGNALS.iter().filter(|(_, meaning, _)| *meaning != Meaning::Stop) {
+            for signal in *signals {
+                agent.signal(*signal);
+                agent.wait_for_line(&format!("got {}", signal.as_str().trim_start_matches("SIG")));
+            }
+        }
         agent.signal(number);
         let end = agent.end();
         assert!(end.stdout.lines().any(|it| it == line), "{}", end.stdout);
         assert_eq!(end.code, expected, "{}", end.stderr);
         assert_nothing_left(&tenant, &end);
     }
+}
+
+#[test]
+fn hup_reaches_whom_the_configuration_says() {
+    let (tenant, setup) = setup(FUSE, "on-hup");
+    let text = config::usual(&tenant) + "app {\n  on_hup = \"refresh\"\n}\n";
+    let agent = started(setup.file("agent-config.hcl", &text).script(TELLS));
+    agent.signal(Signal::SIGHUP);
+    wait_until("it is taken", || (status(agent.pid(), "ShdPnd")? == "0".repeat(16)).then_some(()));
+    agent.signal(Signal::SIGUSR1);
+    agent.wait_for_line("got USR1");
+    let end = agent.stop();
+    assert!(!end.stdout.contains("got HUP"), "{}", end.stdout);
+}
+
+#[test]
+fn a_second_term_kills_and_still_revokes() {
+    let (tenant, setup) = setup(FUSE, "twice");
+    let agent = started(setup.script("trap 'echo told to stop' TERM; echo started; while :; do sleep 60 & wait; done"));
+    agent.signal(Signal::SIGTERM);
+    agent.wait_for_line("told to stop");
+    let end = agent.stop();
+    assert_eq!(end.code, 137, "{}", end.stderr);
+    assert_nothing_left(&tenant, &end);
+}
+
+#[test]
+fn a_term_during_the_wait_revokes() {
+    let (tenant, setup) = setup(FUSE, "wait");
+    let text = config::usual(&tenant) + &config::field("other", &tenant.kv("none"), "text");
+    let agent = setup.file("agent-config.hcl", &text).place(Place::UnderShell).start();
+    wait_until("the secret is missed", || agent.log().contains("trying again").then_some(()));
+    let end = agent.stop();
+    assert_eq!(end.code, 143, "{}", end.stderr);
+    assert_nothing_left(&tenant, &end);
+}
+
+#[test]
+fn a_stopped_application_ends_in_order() {
+    let (tenant, setup) = setup(FUSE, "stopped");
+    let agent = started(setup.script("trap 'echo told to stop; exit 3' TERM; echo started $$; echo started; while :; do sleep 0.05; done"));
+    agent.signal(Signal::SIGTSTP);
+    let stopped =
+        |name: &str| agent.processes().iter().any(|(pid, it)| it == name && status(*pid, "State").is_some_and(|s| s.starts_with('T')));
+    wait_until("the application is stopped", || stopped("sh").then_some(()));
+    assert!(!stopped("baofs"), "the agent itself is not");
+    let end = agent.stop();
+    assert!(end.stdout.contains("told to stop"), "{}", end.stdout);
+    assert_eq!(end.code, 3, "{}", end.stderr);
+    assert_nothing_left(&tenant, &end);
 }
 
 #[test]
@@ -173,13 +230,179 @@ END
     assert_nothing_left(&tenant, &end);
 }
 
+/// Types at an interactive shell: Ctrl-C ends its child and not the shell, Ctrl-Z stops it, `fg` lets it go on.
+const TYPES: &str = r#"mkdir /dev/pts; mount -t devpts -o newinstance,ptmxmode=0666 devpts /dev/pts; ln -s pts/ptmx /dev/ptmx
+    cp "$(command -v sleep)" /tmp/doze; touch /tmp/typed
+    seen() { until grep -q "$1" /tmp/typed; do sleep 0.02; done; }
+    dozes() { until ps -C doze -o stat= | grep -q "$1"; do sleep 0.02; done; }
+    type() {
+        seen 'ready>'; echo '/tmp/doze 600'; dozes '^S'; printf ''
+        echo 'echo code $?'; seen '^code 130'
+        echo '/tmp/doze 601'; dozes '^S'; printf ''; dozes '^T'
+        echo fg; dozes '^S'; printf ''
+        echo 'echo again $?'; seen '^again 130'
+        echo 'exit 9'
+    }
+    type | PS1='ready> ' script -qefc '/entry/baofs run -- bash --norc -i' /tmp/typed >&2 && code=0 || code=$?
+    echo "typed: $code""#;
+
+#[test]
+fn an_interactive_shell_has_job_control() {
+    let (_tenant, setup) = setup(FUSE, "shell");
+    let end = setup.prepare(TYPES).script("exit 0").outcome();
+    assert!(end.stdout.starts_with("typed: 9\n"), "{}\n{}", end.stdout, end.stderr);
+    assert!(!end.stderr.contains("no job control"), "{}", end.stderr);
+}
+
+/// All that a process inherits and can see of it; what baofs changes is left out and tested below.
+const INHERITED: &str = r#"grep -E '^(Uid|Gid|Groups|Umask|Sig(Blk|Ign)|Seccomp|Speculation|Cpus_allowed_list|Mems_allowed_list)' /proc/self/status
+ulimit -a; ulimit -Ha; cat /proc/self/oom_score_adj /proc/self/cgroup /proc/self/coredump_filter; pwd; nice
+for it in /proc/self/fd/*; do case $(readlink "$it") in pipe:*|/proc/*|'') ;; *) echo "$it is $(readlink "$it")" ;; esac; done
+env | sort; ls -l /proc/self/ns | sed 's/.* //'"#;
+
+fn what_is_inherited_is_the_same_without_baofs(world: World) {
+    let (_tenant, setup) = setup(Scene { world, ..FUSE }, "inherited");
+    // Odd values, so that a default does not pass for an inherited one.
+    let odd = "cd /usr; umask 027; ulimit -n 300; ulimit -S -c 4; ulimit -S -l 100; trap '' USR2; echo 300 >/proc/self/oom_score_adj
+exec 7</etc/group 8>&1";
+    let prepare = format!("cat >/tmp/inherited <<'END'\n{INHERITED}\nEND\n{odd}\nunset OLDPWD; sh /tmp/inherited >/tmp/direct; ");
+    let end =
+        setup.prepare(&prepare).script("sh /tmp/inherited >/tmp/through; diff /tmp/direct /tmp/through && grep -c . /tmp/direct").outcome();
+    assert_eq!(end.code, 0, "{}\n{}", end.stdout, end.stderr);
+}
+
+#[test]
+fn who_ignores_the_end_of_children_still_gets_its_code() {
+    let (_tenant, setup) = setup(FUSE, "ignored");
+    // Bit 16 is CHLD.
+    let setup =
+        setup.prepare(r#"set -- env --ignore-signal=CHLD "$@""#).app(&["grep", "-q", "^SigIgn:.*[13579bdf]....$", "/proc/self/status"]);
+    let end = setup.outcome();
+    assert_eq!(end.code, 0, "{}", end.stderr);
+}
+
+#[test]
+fn the_roles_hold_nothing_of_the_applications() {
+    let (_tenant, setup) = setup(FUSE, "descriptors");
+    let agent = started(setup.prepare("exec 7</etc/group").script("readlink /proc/self/fd/7; echo started; exec sleep 60"));
+    assert_eq!(agent.printed().lines().next(), Some("/etc/group"));
+    for role in ["fetch", "serve"] {
+        let pid = agent.role(role);
+        let held = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").flatten();
+        let held: Vec<_> = held.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect();
+        assert!(!held.iter().any(|path| path.ends_with("etc/group")), "{role}: {held:?}");
+        assert_eq!(status(pid, "NSpgid"), status(pid, "NSpid"), "{role} leads a process group of its own");
+    }
+    assert_eq!(agent.stop().code, 143);
+}
+
+#[test]
+fn sockets_that_systemd_passes_are_the_applications() {
+    let (_tenant, setup) = setup(FUSE, "listen");
+    let end = setup.variable("LISTEN_PID", "1").script("[ $LISTEN_PID = $$ ] && [ $$ != 1 ]").outcome();
+    assert_eq!(end.code, 0, "{}", end.stderr);
+}
+
+/// The application's capabilities: effective, permitted, inheritable, bounding.
+const RIGHTS: &str = "for it in CapEff CapPrm CapInh CapBnd NoNewPrivs; do sed -n \"s/^$it:.//p\" /proc/self/status; done";
+const OF_BAOFS: [(&str, u64); 4] = [("SYS_ADMIN", 1 << 21), ("SETUID", 1 << 7), ("SETGID", 1 << 6), ("KILL", 1 << 5)];
+
+fn rights(setup: Setup) -> (Vec<u64>, End) {
+    let end = setup.script(RIGHTS).outcome();
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    (end.stdout.lines().map(|line| u64::from_str_radix(line, 16).expect("hexadecimal")).collect(), end)
+}
+
+#[test]
+fn a_root_application_loses_only_sys_admin() {
+    for setpriv in [&["--inh-caps=-all"][..], &["--inh-caps=-all", "--bounding-set=-setpcap"]] {
+        let (_tenant, setup) = setup(FUSE, "root-rights");
+        let (sets, end) = rights(setup.rights(setpriv));
+        let [eff, prm, inh, bnd, no_new] = sets[..] else { panic!("{sets:?}") };
+        assert_eq!((eff & OF_BAOFS[0].1, prm, inh, no_new), (0, eff, 0, 1), "{sets:x?}");
+        assert!(OF_BAOFS[1..].iter().all(|(_, bit)| eff & bit != 0), "{sets:x?}");
+        assert_eq!(bnd & OF_BAOFS[0].1 == 0, setpriv.len() == 1, "the bounding set takes SETPCAP: {sets:x?}");
+        assert!(!end.stderr.contains("WARN"), "{}", end.stderr);
+    }
+}
+
+#[test]
+fn an_application_with_a_user_of_its_own_loses_all() {
+    let (_tenant, setup) = setup(FUSE, "user-rights");
+    let (sets, _) = rights(setup.options(&["--user", &format!("{USER}")]));
+    let [eff, prm, inh, bnd, no_new] = sets[..] else { panic!("{sets:?}") };
+    assert_eq!((eff, prm, inh, no_new), (0, 0, 0, 1), "{sets:x?}");
+    assert!(OF_BAOFS.iter().all(|(_, bit)| bnd & bit == 0), "{sets:x?}");
+}
+
+#[test]
+fn rights_may_be_gained_only_where_that_is_asked_for() {
+    let (setpcap, none) = (&["--inh-caps=-all"][..], &["--inh-caps=-all", "--bounding-set=-setpcap"][..]);
+    for (no_new_privs, right, gained, warned) in
+        [("true", none, false, false), ("false", setpcap, false, false), ("false", none, true, true)]
+    {
+        let (tenant, setup) = setup(FUSE, "gain");
+        let text = config::usual(&tenant) + &format!("app {{\n  no_new_privs = {no_new_privs}\n}}\n");
+        let (sets, end) = rights(setup.file("agent-config.hcl", &text).rights(right));
+        assert_eq!(sets[0] & OF_BAOFS[0].1 != 0, gained, "{no_new_privs} {right:?}: {sets:x?}");
+        assert_eq!(sets[4], u64::from(no_new_privs == "true"));
+        assert_eq!(end.stderr.contains("--cap-add SETPCAP"), warned, "{}", end.stderr);
+        // A set-user-id program as the application's user.
+        let (tenant, setup) = self::setup(FUSE, "gain-user");
+        let text = config::usual(&tenant) + &format!("app {{\n  no_new_privs = {no_new_privs}\n}}\n");
+        let prepare = "cp /usr/bin/id /tmp/id; chmod 4755 /tmp/id";
+        let setup = setup.file("agent-config.hcl", &text).prepare(prepare).options(&["--user", &format!("{USER}")]);
+        let end = setup.rights(right).script("/tmp/id -u").outcome();
+        assert_eq!(end.stdout.trim() == "0", no_new_privs == "false", "{}", end.stdout);
+    }
+}
+
+/// In a container that runs as uid 1000 without any right, on a tmpfs that it was given.
+fn as_a_user(name: &str, user: &str) -> End {
+    let (tenant, setup) = setup(Scene { world: World::Tmpfs, ..FUSE }, name);
+    let setup = setup.prepare(&format!("mount -t tmpfs -o size=1m,mode=1777,noswap given {MOUNT}")).options(&["--user", user]);
+    let rights = ["--reuid=1000", "--regid=1000", "--groups=1000,7", "--inh-caps=-all", "--bounding-set=-all"];
+    let end = setup.rights(&rights).script("id -u; id -G; echo $HOME; cat /app/secrets/note").outcome();
+    tenant.assert_nothing_lives();
+    end
+}
+
+#[test]
+fn the_user_that_baofs_is_already_changes_nothing() {
+    let end = as_a_user("same-user", &format!("{USER}:{USER}"));
+    assert_eq!((end.code, end.stdout.as_str()), (0, "1000\n1000 7\n/root\nold"), "{}", end.stderr);
+}
+
+#[test]
+fn another_user_takes_root() {
+    for other in ["0:0".to_owned(), format!("{USER}:7"), "1001:1001".to_owned()] {
+        let end = as_a_user("other-user", &other);
+        assert_eq!(end.code, code(Exit::Config), "{}", end.stderr);
+        for part in ["baofs runs as uid 1000", "--cap-add SETGID", "start the container as root", "or as that user"] {
+            assert!(end.stderr.contains(part), "{part}: {}", end.stderr);
+        }
+        assert!(!end.stderr.contains("logged in"), "{}", end.stderr);
+    }
+}
+
+#[test]
+fn a_missing_right_is_named_with_its_flag() {
+    let (tenant, setup) = setup(FUSE, "no-kill");
+    let setup = setup.options(&["--user", &format!("{USER}")]).rights(&["--inh-caps=-all", "--bounding-set=-kill"]);
+    let end = setup.outcome();
+    assert_eq!(end.code, code(Exit::Config), "{}", end.stderr);
+    assert!(end.stderr.contains("lacks KILL") && end.stderr.contains("`--cap-add KILL`"), "{}", end.stderr);
+    tenant.assert_nothing_lives();
+}
+
 #[test]
 fn a_dead_mount_in_the_way_is_cleared() {
     let (_tenant, setup) = setup(FUSE, "dead-mount");
-    // The whole agent dies at once, as a kill by the kernel for want of memory leaves it.
+    // The whole agent dies at once, as a kill by the kernel for want of memory leaves it. (`stat` alone may be answered from
+    // the kernel's memory of the directory.)
     let setup = setup.prepare(
         "/entry/baofs mount >&2 & until [ -e /app/secrets/note ]; do sleep 0.02; done; kill -9 $!
-        while stat /app/secrets >/dev/null 2>&1; do sleep 0.02; done; stat /app/secrets 2>&1 | grep -o 'Transport endpoint.*'",
+        while ls /app/secrets >/dev/null 2>&1; do sleep 0.02; done; ls /app/secrets 2>&1 | grep -o 'Transport endpoint.*'",
     );
     let agent = started(setup.place(Place::UnderShell));
     assert_eq!(agent.read("note"), "old");

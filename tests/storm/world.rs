@@ -102,9 +102,11 @@ pub(crate) fn generation_of(bytes: &[u8]) -> Option<u64> {
     (bytes == content(generation)).then_some(generation)
 }
 
+/// The files of these names, and one of the agent's own state.
 pub(crate) fn specs(names: &[&str]) -> Vec<FileSpec> {
     let owner = Owner { uid: APP, gid: APP };
-    names.iter().map(|name| FileSpec { name: FileName::new(name).unwrap(), owner, mode: 0o400, place: Place::Listed }).collect()
+    let spec = |name: &str, place| FileSpec { name: FileName::new(name).unwrap(), owner, mode: 0o400, place };
+    names.iter().map(|name| spec(name, Place::Listed)).chain([spec("state", Place::State)]).collect()
 }
 
 /// One mount, its `serve`, and a `fetch` that publishes on order.
@@ -157,6 +159,12 @@ impl World {
     /// The same, `burst` generations at a time: all but the first are published while that one is announced.
     pub(crate) fn rotate_in_bursts(&mut self, count: u32, burst: u32) {
         self.order(count, ALL, burst);
+    }
+
+    /// Publishes so many new versions of the agent's own state.
+    pub(crate) fn rewrite_state(&mut self, count: u32) {
+        let state = self.arena.files_in(Place::State).next().unwrap();
+        self.order(count, state.0, 1);
     }
 
     /// Publishes and announces one new generation of one file.
@@ -253,7 +261,8 @@ fn publish(arena: &Arc<Arena>, private: OwnedFd, mut orders: UnixStream) {
     let mut order = [0; 12];
     while orders.read_exact(&mut order).is_ok() {
         let [count, file, burst] = [0, 4, 8].map(|at| u32::from_le_bytes(order[at..at + 4].try_into().unwrap()));
-        let files: Vec<u32> = (0..).take(arena.files().len()).filter(|id| file == ALL || *id == file).collect();
+        let listed: Vec<u32> = arena.files_in(Place::Listed).map(|id| id.0).filter(|id| file == ALL || *id == file).collect();
+        let files = if file == ALL { listed.clone() } else { vec![file] };
         for turn in 1..=count {
             let generation = arena.head().current.load(SeqCst) + 1;
             let bytes = content(generation);
@@ -262,7 +271,7 @@ fn publish(arena: &Arc<Arena>, private: OwnedFd, mut orders: UnixStream) {
             assert_eq!(flipped.0, generation);
             announcer.wake();
             let due = |id: &u32| arena.book()[*id as usize].announced.load(SeqCst) < generation;
-            while turn % burst == 0 && files.iter().any(due) {
+            while turn % burst == 0 && listed.iter().any(due) {
                 rounds.recv().unwrap().unwrap();
             }
             publisher.collect();

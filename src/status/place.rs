@@ -1,0 +1,171 @@
+//! Finding and reading the report from outside the agent. Invariant: no read lasts longer than `PATIENCE`, whatever the
+//! mount does, because only a child touches it.
+
+use super::report::{FORMAT, Report};
+use super::{DIRECTORY, FILE};
+use crate::clock::{Clock, RealClock};
+use crate::config::DEFAULT_MOUNT;
+use crate::sys::mounts::{SOURCE, mounts, unescape};
+use crate::sys::process::fork;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::pipe2;
+use serde::Deserialize;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long the mount may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A report is never as long, in bytes; whatever goes on for longer is none.
+const LIMIT: u64 = 16 << 20;
+
+/// The mount to ask about: `given`, else the only one of baofs, else the default (a tmpfs that was given to the agent has
+/// another source).
+///
+/// # Errors
+/// When there are several.
+pub fn mount(given: Option<PathBuf>) -> Result<PathBuf, String> {
+    let list = || std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    given.map_or_else(|| only(&String::from_utf8_lossy(&list())), Ok)
+}
+
+/// The one mount point of baofs in a list of mounts, or the default.
+fn only(mountinfo: &str) -> Result<PathBuf, String> {
+    // The bind of a single file has another root.
+    let ours = mounts(mountinfo).filter(|mount| mount.source == SOURCE && matches!(mount.kind, "fuse" | "tmpfs") && mount.root == "/");
+    let mut points: Vec<_> = ours.map(|mount| unescape(mount.point)).collect();
+    points.sort();
+    points.dedup();
+    match points.as_slice() {
+        [] => Ok(DEFAULT_MOUNT.into()),
+        [only] => Ok(only.clone()),
+        many => Err(format!("{} mounts of baofs: {many:?}; hint: say which with --mount or BAOFS_MOUNT", many.len())),
+    }
+}
+
+/// The bytes of the report in `mount`. The process must have one thread only: it forks.
+///
+/// # Errors
+/// When there is none, or it cannot be read in time.
+pub fn read(mount: &Path) -> Result<Vec<u8>, String> {
+    let path = mount.join(DIRECTORY).join(FILE);
+    let shown = path.display();
+    copy(&path).map_err(|error| {
+        if error.kind() == ErrorKind::NotFound {
+            format!("there is no {shown}: no agent serves there; hint: --mount or BAOFS_MOUNT names the mount")
+        } else {
+            format!("{shown} cannot be read: {error}")
+        }
+    })
+}
+
+/// The report that these bytes are.
+///
+/// # Errors
+/// When they are none, or one of another version of baofs. No part of them is in the message.
+pub fn parse(bytes: &[u8]) -> Result<Report, String> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        format: u32,
+    }
+    let none = |error: serde_json::Error| format!("the status is no report of baofs (line {}, column {})", error.line(), error.column());
+    match serde_json::from_slice::<Versioned>(bytes).map_err(none)?.format {
+        FORMAT => serde_json::from_slice(bytes).map_err(none),
+        other => Err(format!("the agent's report has format {other}, and this baofs reads {FORMAT}; hint: use the agent's own binary")),
+    }
+}
+
+/// Reads `path` in a child, which may never come back from it.
+fn copy(path: &Path) -> io::Result<Vec<u8>> {
+    let (from, to) = pipe2(OFlag::O_CLOEXEC)?;
+    let to = File::from(to);
+    // Whoever waits for the end of our output must not wait for a child that hangs.
+    let (input, output, errors) = (io::stdin(), io::stdout(), io::stderr());
+    let close = [from.as_fd(), input.as_fd(), output.as_fd(), errors.as_fd()];
+    let child = fork(&close, || send(path, &to).map_or(1, |()| 0))?;
+    drop(to);
+    let sent = receive(&mut File::from(from)).inspect_err(|_| {
+        // Not waited for: no signal reaches it in a request that `serve` has taken. It is init's to reap.
+        let _ = kill(child, Signal::SIGKILL);
+    })?;
+    // Its result came through the pipe; there is none to wait for where SIGCHLD is ignored.
+    let _ = waitpid(child, None);
+    match sent.split_first() {
+        Some((0, bytes)) => Ok(bytes.to_vec()),
+        Some((errno, _)) => Err(io::Error::from_raw_os_error((*errno).into())),
+        None => Err(io::Error::other("the process that reads it was killed")),
+    }
+}
+
+/// The child's work: sends an error number, 0 for none, and the content. It closes the file, which may hang too, before the
+/// pipe: whoever sees the pipe's end can wait for it.
+fn send(path: &Path, mut to: &File) -> io::Result<()> {
+    let mut sent = vec![0];
+    let read = File::open(path).and_then(|file| file.take(LIMIT).read_to_end(&mut sent));
+    if let Err(error) = read {
+        sent = vec![error.raw_os_error().and_then(|errno| errno.try_into().ok()).unwrap_or(u8::MAX)];
+    }
+    to.write_all(&sent)
+}
+
+/// All of a pipe, until its end.
+fn receive(from: &mut File) -> io::Result<Vec<u8>> {
+    let (clock, mut bytes, mut part) = (RealClock, Vec::new(), [0; 4096]);
+    let late = clock.now().plus(PATIENCE);
+    loop {
+        let left = PollTimeout::try_from(late.since(clock.now())).unwrap_or(PollTimeout::ZERO);
+        if poll(&mut [PollFd::new(from.as_fd(), PollFlags::POLLIN)], left)? == 0 {
+            return Err(io::Error::other(format!("no answer within {PATIENCE:?}: the agent hangs or is stopped")));
+        }
+        match from.read(&mut part)? {
+            0 => return Ok(bytes),
+            n => bytes.extend_from_slice(&part[..n]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_only_mount_is_found() {
+        const FUSE: &str = "50 27 0:63 / /app/secrets ro,nosuid,nodev,noexec,relatime - fuse baofs rw,user_id=0,group_id=0";
+        const AGAIN: &str = "51 50 0:64 / /app/secrets ro - fuse baofs rw";
+        const TMPFS: &str = "52 27 0:65 / /mnt/a\\040b\\134 ro shared:1 - tmpfs baofs rw,size=4096k";
+        const ONE_FILE: &str = "53 27 0:63 /db /etc/db ro - fuse baofs rw";
+        const OTHERS: &str =
+            "27 1 254:0 / / rw - ext4 baofs rw\n54 27 0:66 / /app/secrets rw - tmpfs tmpfs rw\n55 27 0:67 / /x rw - fuse sshfs rw";
+        let found = |path: &str| Ok(PathBuf::from(path));
+        for (lines, expected) in [
+            (vec![], found("/app/secrets")),
+            (vec![OTHERS, "", "no mount - at all"], found("/app/secrets")),
+            (vec![OTHERS, FUSE, ONE_FILE], found("/app/secrets")),
+            (vec![FUSE, AGAIN], found("/app/secrets")),
+            (vec![TMPFS, OTHERS], found("/mnt/a b\\")),
+        ] {
+            assert_eq!(only(&lines.join("\n")), expected, "{lines:?}");
+        }
+        let several = only(&[FUSE, TMPFS].join("\n")).expect_err("two mounts");
+        assert!(several.contains("--mount") && several.contains("/app/secrets"), "{several}");
+    }
+
+    #[test]
+    fn what_is_no_report_is_not_repeated() {
+        for (bytes, part) in [
+            (&b""[..], "line 1, column 0"),
+            (b"geheim", "no report of baofs"),
+            (b"{\"format\": \"geheim\"}", "no report of baofs"),
+            (b"{\"format\": 1, \"version\": 7}", "no report of baofs"),
+            (b"{\"format\": 2, \"geheim\": 7}", "has format 2"),
+        ] {
+            let error = parse(bytes).expect_err(part);
+            assert!(error.contains(part) && !error.contains("geheim"), "{error}");
+        }
+    }
+}

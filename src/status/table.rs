@@ -1,0 +1,66 @@
+//! A report for people: what `baofs status` prints. Invariant: columns are aligned, and each file has one line.
+
+use super::report::{Condition, FileReport, Report};
+use super::verdict::{overdue, said};
+use super::{Now, span};
+
+/// The titles of the columns.
+const TITLES: [&str; 8] = ["FILE", "CONDITION", "CHANGES", "VERSION", "AGE", "LEASE ENDS", "NEXT", "TROUBLE"];
+
+/// The agent, then a row for each file.
+#[must_use]
+pub fn table(report: &Report, now: Now) -> String {
+    let rows: Vec<_> = std::iter::once(TITLES.map(str::to_owned)).chain(report.files.iter().map(|file| row(file, now))).collect();
+    let widths: Vec<_> = (0..TITLES.len()).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+    let mut text = head(report, now);
+    for row in &rows {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn head(report: &Report, now: Now) -> String {
+    let roles = report.roles;
+    let serve = roles.serve.map(|pid| format!(", serve {pid}")).unwrap_or_default();
+    let fallback = report.served.fallback.as_ref().map(|why| format!(", because FUSE is refused: {why}")).unwrap_or_default();
+    let token =
+        report.session.ends.map_or_else(|| "no end of the token is known".to_owned(), |ends| format!("token ends {}", until(ends, now)));
+    let trouble = report.session.trouble.as_ref().map(|trouble| format!("; {}", said(trouble, now))).unwrap_or_default();
+    let mut text = format!(
+        "agent   {}, up {}, supervise {}, fetch {}{serve}\nserved  {}{fallback}\nlogin   {token}{trouble}\n",
+        report.version,
+        now.since(report.since),
+        roles.supervise,
+        roles.fetch,
+        report.served.how
+    );
+    text.extend(overdue(report, now).map(|line| line + "\n"));
+    text + "\n"
+}
+
+fn row(file: &FileReport, now: Now) -> [String; 8] {
+    let condition = match file.condition {
+        Condition::Fresh => "fresh",
+        Condition::Stale => "stale",
+        Condition::Ended => "ended",
+        Condition::Missing => "missing",
+    };
+    let or_none = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
+    [
+        file.name.clone(),
+        condition.to_owned(),
+        file.changes.to_string(),
+        or_none(file.version.map(|version| version.to_string())),
+        or_none(file.changed.map(|changed| now.since(changed))),
+        or_none(file.lease_ends.map(|ends| until(ends, now))),
+        or_none(file.next.map(|next| until(next, now))),
+        or_none(file.trouble.as_ref().map(|trouble| said(trouble, now))),
+    ]
+}
+
+/// When `then` is, or was.
+fn until(then: u64, now: Now) -> String {
+    if then >= now.wall { format!("in {}", span(then - now.wall)) } else { format!("{} ago", now.since(then)) }
+}

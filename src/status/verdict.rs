@@ -1,0 +1,153 @@
+//! What a health check concludes from a report. Invariant: a pure function of the report, the time and the probe.
+
+use super::report::{Condition, FileReport, Report, Trouble};
+use super::{Now, span};
+use crate::clock::Moment;
+use std::time::Duration;
+
+/// The conclusion, with a line for each cause.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All is as it should be.
+    Healthy,
+    /// Everything is served, but not everything is well; a restart would make nothing better.
+    Degraded(Vec<String>),
+    /// It does not work.
+    Unhealthy(Vec<String>),
+}
+
+/// What a check is to do with trouble that leaves everything served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strictness {
+    /// Say it.
+    Tolerant,
+    /// Fail (`--strict`).
+    Strict,
+}
+
+/// The verdict on `report`, and on what became of the application's probe, if there was one. What makes unhealthy stands first.
+#[must_use]
+pub fn judge(report: &Report, now: Now, probe: Result<(), String>, strictness: Strictness) -> Verdict {
+    let mut bad: Vec<String> = overdue(report, now).into_iter().chain(probe.err()).collect();
+    let mut weak: Vec<String> = report.session.trouble.iter().map(|trouble| format!("login: {}", said(trouble, now))).collect();
+    for file in &report.files {
+        let lines = match file.condition {
+            Condition::Missing => &mut bad,
+            Condition::Ended if file.strict => &mut bad,
+            Condition::Fresh | Condition::Stale | Condition::Ended => &mut weak,
+        };
+        lines.extend(line(file, now));
+    }
+    let fails = strictness == Strictness::Strict || !bad.is_empty();
+    bad.append(&mut weak);
+    match bad {
+        none if none.is_empty() => Verdict::Healthy,
+        lines if fails => Verdict::Unhealthy(lines),
+        lines => Verdict::Degraded(lines),
+    }
+}
+
+/// That the agent has not reported when it should have, and for how long.
+pub(super) fn overdue(report: &Report, now: Now) -> Option<String> {
+    let late = now.moment.since(Moment::at(Duration::from_millis(report.due_monotonic_ms))).as_secs();
+    let fetch = report.roles.fetch;
+    report.is_overdue(now.moment).then(|| format!("agent: its report is overdue by {}: fetch (pid {fetch}) hangs or is dead", span(late)))
+}
+
+/// What is to be said of a file, if anything is.
+fn line(file: &FileReport, now: Now) -> Option<String> {
+    let state = match file.condition {
+        Condition::Fresh => None,
+        Condition::Stale => Some("stale"),
+        Condition::Ended => Some("past its life"),
+        Condition::Missing => Some("has no value yet"),
+    };
+    let trouble = file.trouble.as_ref().map(|trouble| said(trouble, now));
+    let words: Vec<_> = state.map(str::to_owned).into_iter().chain(trouble).collect();
+    (!words.is_empty()).then(|| format!("{}: {}", file.name, words.join(": ")))
+}
+
+/// Cause, and since when.
+pub(super) fn said(trouble: &Trouble, now: Now) -> String {
+    // It may repeat what a server sent.
+    format!("{} (for {})", trouble.cause.replace(char::is_control, " "), now.since(trouble.since))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::{Roles, Served, Session};
+    use super::*;
+    use crate::status::FORMAT;
+
+    /// The present: 10,000 s after the machine's start, at 1,000,000 s.
+    const NOW: Now = Now { moment: Moment::at(Duration::from_secs(10_000)), wall: 1_000_000 };
+
+    fn report(files: Vec<FileReport>) -> Report {
+        Report {
+            format: FORMAT,
+            version: "0.1.0".into(),
+            since: 990_000,
+            written: 999_990,
+            due_monotonic_ms: 10_005_000,
+            served: Served { how: "fuse".into(), fallback: None },
+            roles: Roles { supervise: 1, fetch: 7, serve: Some(8) },
+            session: Session::default(),
+            files,
+        }
+    }
+
+    fn file(condition: Condition, cause: Option<&str>) -> FileReport {
+        let trouble = cause.map(|cause| Trouble { cause: cause.into(), since: 999_800 });
+        let name = "db".into();
+        FileReport { name, condition, changes: 1, version: None, changed: None, lease_ends: None, next: None, strict: false, trouble }
+    }
+
+    fn strict(condition: Condition) -> FileReport {
+        FileReport { strict: true, ..file(condition, Some("sealed")) }
+    }
+
+    /// What `judge` says of a report, with `--strict` and without.
+    fn judged(report: &Report, probe: Result<(), &str>) -> [Verdict; 2] {
+        [Strictness::Tolerant, Strictness::Strict].map(|strictness| judge(report, NOW, probe.map_err(str::to_owned), strictness))
+    }
+
+    #[test]
+    fn conditions_of_files() {
+        use Condition::{Ended, Fresh, Missing, Stale};
+        let healthy = [Verdict::Healthy, Verdict::Healthy];
+        let lines = |text: &[&str]| text.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let degraded = |text: &[&str]| [Verdict::Degraded(lines(text)), Verdict::Unhealthy(lines(text))];
+        let unhealthy = |text: &[&str]| [Verdict::Unhealthy(lines(text)), Verdict::Unhealthy(lines(text))];
+        for (files, expected) in [
+            (vec![], healthy.clone()),
+            (vec![file(Fresh, None)], healthy),
+            (vec![file(Fresh, Some("sealed"))], degraded(&["db: sealed (for 3m20s)"])),
+            (vec![file(Fresh, Some("two\nlines\x1b"))], degraded(&["db: two lines  (for 3m20s)"])),
+            (vec![file(Stale, Some("sealed")), file(Fresh, None)], degraded(&["db: stale: sealed (for 3m20s)"])),
+            (vec![file(Stale, None)], degraded(&["db: stale"])),
+            (vec![strict(Stale)], degraded(&["db: stale: sealed (for 3m20s)"])),
+            (vec![file(Ended, Some("sealed"))], degraded(&["db: past its life: sealed (for 3m20s)"])),
+            (vec![strict(Ended)], unhealthy(&["db: past its life: sealed (for 3m20s)"])),
+            (vec![file(Missing, None)], unhealthy(&["db: has no value yet"])),
+            (vec![file(Stale, None), file(Missing, Some("denied"))], unhealthy(&["db: has no value yet: denied (for 3m20s)", "db: stale"])),
+        ] {
+            assert_eq!(judged(&report(files.clone()), Ok(())), expected, "{files:?}");
+        }
+    }
+
+    #[test]
+    fn the_agent_the_login_and_the_application() {
+        let mut late = report(vec![file(Condition::Fresh, None)]);
+        let [verdict, _] = judged(&late, Err("refused"));
+        assert_eq!(verdict, Verdict::Unhealthy(vec!["refused".into()]));
+        late.session.trouble = Some(Trouble { cause: "no answer".into(), since: 999_999 });
+        let [verdict, strict] = judged(&late, Ok(()));
+        assert_eq!(verdict, Verdict::Degraded(vec!["login: no answer (for 1s)".into()]));
+        assert!(matches!(strict, Verdict::Unhealthy(_)));
+        late.due_monotonic_ms = 9_990_000;
+        assert_eq!(judged(&late, Ok(())), [verdict, strict], "10 s late is not too late");
+        late.due_monotonic_ms = 9_989_000;
+        let [Verdict::Unhealthy(lines), _] = judged(&late, Ok(())) else { panic!("it is overdue") };
+        assert!(lines[0].contains("overdue by 11s") && lines[0].contains("pid 7"), "{lines:?}");
+    }
+}
