@@ -166,6 +166,16 @@ impl Role {
     }
 }
 
+/// How the requests that a dead `serve` had taken come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recovery {
+    /// The kernel sends them again (`FUSE_NOTIFY_RESEND`, Linux 6.9).
+    Resend,
+    /// They end with EINTR, which every reader must expect.
+    Interrupt,
+}
+
 /// Owner of a file, as the kernel sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {

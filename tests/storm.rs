@@ -8,9 +8,9 @@
 mod world;
 
 use baofs::fuse::mount::FuseMount;
-use baofs::fuse::session::Recovery;
 use baofs::memory::alloc::Wiping;
 use baofs::memory::arena::{Arena, Kind};
+use baofs::names::Recovery;
 use baofs::names::Role;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;

@@ -22,7 +22,7 @@ use crate::link::{End, Received, ToRole};
 use crate::memory::arena::Arena;
 use crate::names::{Generation, QueryId};
 use crate::observe::{Event, report_dropped};
-use crate::status::{Roles, Served};
+use crate::status::Served;
 use crate::sys::watch;
 use board::{Accepted, Board};
 use journal::Journal;
@@ -31,6 +31,7 @@ use report::Reporter;
 use requests::{Answer, Requests, say_revoked};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::task::LocalSet;
@@ -44,15 +45,13 @@ pub struct Settings {
     pub leave: Duration,
     /// How files are served.
     pub served: Served,
-    /// The agent's processes.
-    pub roles: Roles,
 }
 
 impl Settings {
     /// What a plan asks for, and two seconds to leave.
     #[must_use]
-    pub fn new(plan: &Plan, served: Served, roles: Roles) -> Self {
-        Self { pace: Pace::new(plan.server.retry_max), leave: Duration::from_secs(2), served, roles }
+    pub fn new(plan: &Plan, served: Served) -> Self {
+        Self { pace: Pace::new(plan.server.retry_max), leave: Duration::from_secs(2), served }
     }
 }
 
@@ -85,8 +84,9 @@ where
         let machine = Machine::new(&plan.queries, settings.pace, Jitter::new(), clock.now());
         let (board, requests) = (Board::new(plan), Requests::new(source, &plan.queries));
         let reporter = Reporter::new(settings, clock);
+        arena.head().births.fetch_add(1, Relaxed);
         let journal = Journal::open(arena);
-        let mut fetch = Fetch { clock, plan, machine, board, requests, press, reporter, journal, settle: false };
+        let mut fetch = Fetch { clock, plan, arena, machine, board, requests, press, reporter, journal, settle: false };
         fetch.go_on(settings);
         let exit = fetch.run(&Ears { link, watch }, announcements).await;
         fetch.press.close();
@@ -110,6 +110,7 @@ enum Woken {
 struct Fetch<'a, S: Source, O, C> {
     clock: &'a C,
     plan: &'a Plan,
+    arena: &'a Arena,
     machine: Machine,
     board: Board<'a>,
     requests: Requests<S>,

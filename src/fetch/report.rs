@@ -12,6 +12,8 @@ use crate::names::FileId;
 use crate::observe::Event;
 use crate::render;
 use crate::status::{Condition, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, seconds};
+use nix::unistd::{getpid, getppid};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
 /// The longest time between two reports.
@@ -22,7 +24,6 @@ const CALM: Duration = Duration::from_millis(500);
 /// When the report is due, and what was in the last one.
 pub(super) struct Reporter {
     served: Served,
-    roles: Roles,
     /// When `fetch` began, in seconds since 1970.
     since: u64,
     last: Option<Report>,
@@ -39,9 +40,9 @@ pub(super) struct Reporter {
 
 impl Reporter {
     pub(super) fn new(settings: &Settings, clock: &impl Clock) -> Self {
-        let (served, roles, since) = (settings.served.clone(), settings.roles, seconds(clock.wall()));
+        let (served, since) = (settings.served.clone(), seconds(clock.wall()));
         let written = clock.now();
-        Self { served, roles, since, last: None, written, looked: None, touched: false, ready: false, failed: false }
+        Self { served, since, last: None, written, looked: None, touched: false, ready: false, failed: false }
     }
 
     /// Something happened that may be news.
@@ -111,9 +112,21 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             written: seconds(times.wall),
             due_monotonic_ms: u64::try_from(times.now.plus(HEARTBEAT).since_origin().as_millis()).unwrap_or(u64::MAX),
             served: self.reporter.served.clone(),
-            roles: self.reporter.roles,
-            session: Session { ends: session.ends.map(|end| times.at(end)), trouble },
+            roles: self.roles(),
+            session: Session { ends: session.ends.map(|end| times.at(end)), lost_logins: self.machine.lost_logins(), trouble },
             files: files.map(|(id, file)| self.describe_file(id, file, times)).collect(),
+        }
+    }
+
+    fn roles(&self) -> Roles {
+        let serve = self.arena.last_serve();
+        Roles {
+            supervise: getppid().as_raw(),
+            fetch: getpid().as_raw(),
+            serve: serve.map(|(_, pid, _)| pid.cast_signed()),
+            fetch_deaths: self.arena.head().births.load(Relaxed).saturating_sub(1),
+            serve_deaths: serve.map_or(0, |(births, ..)| births.saturating_sub(1)),
+            recovery: serve.map(|(.., recovery)| recovery),
         }
     }
 
@@ -185,7 +198,7 @@ fn is_same(a: &Report, b: &Report) -> bool {
     let same = |(a, b): (&FileReport, &FileReport)| {
         (a.condition, a.changes, a.version) == (b.condition, b.changes, b.version) && cause(&a.trouble, &b.trouble)
     };
-    cause(&a.session.trouble, &b.session.trouble) && a.files.iter().zip(&b.files).all(same)
+    a.roles == b.roles && cause(&a.session.trouble, &b.session.trouble) && a.files.iter().zip(&b.files).all(same)
 }
 
 #[cfg(test)]
@@ -196,8 +209,8 @@ mod tests {
 
     #[test]
     fn it_is_looked_at_twice_a_second_at_most_and_written_every_five() {
-        let (served, roles) = (Served { how: "tmpfs".to_owned(), fallback: None }, Roles { supervise: 1, fetch: 2, serve: None });
-        let mut reporter = Reporter::new(&Settings::new(&plan(Vec::new(), Vec::new()), served, roles), &RealClock);
+        let served = Served { how: "tmpfs".to_owned(), fallback: None };
+        let mut reporter = Reporter::new(&Settings::new(&plan(Vec::new(), Vec::new()), served), &RealClock);
         let at = |millis: u64| Moment::at(Duration::from_millis(millis));
         reporter.written = at(0);
         assert_eq!(reporter.wake(), None);

@@ -297,8 +297,8 @@ impl Rig {
 }
 
 fn settings(plan: &Plan) -> Settings {
-    let (served, roles) = (Served { how: "fuse".to_owned(), fallback: None }, Roles { supervise: 1, fetch: 2, serve: Some(3) });
-    Settings::new(plan, served, roles)
+    let served = Served { how: "fuse".to_owned(), fallback: None };
+    Settings::new(plan, served)
 }
 
 fn all(values: &[&str]) -> BTreeMap<u32, String> {
@@ -554,7 +554,7 @@ fn the_report_follows_a_secret_through_its_life() {
         script.kv.insert("k1".to_owned(), Err(Cause::Denied));
     });
     let waiting = rig.report(1, |file| file.trouble.as_ref().is_some_and(|trouble| trouble.cause == "k1: Denied"));
-    assert_eq!((waiting.format, waiting.served.how.as_str(), waiting.roles.serve), (1, "fuse", Some(3)));
+    assert_eq!((waiting.format, waiting.served.how.as_str(), waiting.roles.serve), (1, "fuse", None));
     assert_eq!(waiting.files.iter().map(|file| file.condition).collect::<Vec<_>>(), [Condition::Missing; 2]);
 
     rig.server.script().kv.insert("k1".to_owned(), Ok((4, json!({"a": "one"}))));

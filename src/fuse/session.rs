@@ -5,6 +5,7 @@
 //! and each `serve` shakes hands with a socket that repeats it; then the device takes the socket's place.
 
 use super::adapter::Adapter;
+use crate::names::Recovery;
 use crate::sys::file;
 use fuser::{Config, Session, SessionACL};
 use nix::errno::Errno;
@@ -25,15 +26,6 @@ const STEP: usize = 2;
 /// The kernel's first request, as it came.
 #[derive(Clone, Debug)]
 pub struct Init(Vec<u8>);
-
-/// How the requests that a dead `serve` had taken come back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recovery {
-    /// The kernel sends them again.
-    Resend,
-    /// They end with EINTR, which every reader must expect: kernels before 6.9.
-    Interrupt,
-}
 
 impl Init {
     /// Takes it from a device that was just mounted; the kernel has it ready.

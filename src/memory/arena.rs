@@ -3,7 +3,7 @@
 //! is born again finds them as its predecessor left them; the heap is reached only through bounds-checked copies.
 
 use super::MemoryError;
-use crate::names::{FileId, FileName, Owner, Role};
+use crate::names::{FileId, FileName, Owner, Recovery, Role};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mprotect, munmap};
 use std::fmt;
 use std::io;
@@ -69,6 +69,8 @@ pub struct BookHead {
     pub current: AtomicU64,
     /// Thread id of the announcing thread, the only one that may create, rename and truncate.
     pub announcer: AtomicU64,
+    /// How many `fetch` there have been.
+    pub births: AtomicU64,
 }
 
 /// What `fetch` keeps for each file.
@@ -115,6 +117,12 @@ pub struct Record {
 pub struct DeskHead {
     /// The kernel's number of the last request that was taken, 0 before the first.
     pub in_hand: AtomicU64,
+    /// How many `serve` there have been.
+    births: AtomicU64,
+    /// The process id of the present one.
+    pid: AtomicU64,
+    /// How it gets back what its predecessor had taken, as a number.
+    recovery: AtomicU64,
     /// Files opened since the start.
     pub opens: AtomicU64,
     /// Reads that failed because their version was evicted.
@@ -220,6 +228,25 @@ impl Arena {
         let arena = Self { at, layout, kind, files };
         arena.head().magic.store(MAGIC, Ordering::SeqCst);
         Ok(arena)
+    }
+
+    /// Notes the present `serve`: the calling process, which answers from now on.
+    pub fn serve_was_born(&self, recovery: Recovery) {
+        let desk = self.desk_head();
+        desk.births.fetch_add(1, Ordering::Relaxed);
+        desk.pid.store(u64::from(std::process::id()), Ordering::Relaxed);
+        desk.recovery.store(recovery as u64 + 1, Ordering::Relaxed);
+    }
+
+    /// How many `serve` there have been, the pid of the last and how it gets back what was taken; nothing before the first.
+    #[must_use]
+    pub fn last_serve(&self) -> Option<(u64, u32, Recovery)> {
+        let [births, pid, recovery] = {
+            let desk = self.desk_head();
+            [&desk.births, &desk.pid, &desk.recovery].map(|word| word.load(Ordering::Relaxed))
+        };
+        let recovery = [Recovery::Resend, Recovery::Interrupt].into_iter().find(|known| *known as u64 + 1 == recovery)?;
+        Some((births, u32::try_from(pid).ok()?, recovery))
     }
 
     /// Makes the parts that `role` does not write read-only in this process: a guard against its bugs. To be called by

@@ -66,6 +66,11 @@ pub enum Event<'a> {
         /// How, in words: `exit code 1`, `signal 9`.
         how: &'a str,
     },
+    /// A role died again and again, for too long.
+    GivenUp {
+        /// Which.
+        role: Role,
+    },
     /// Something that is wanted but not needed could not be done: a pid file, a link.
     Skipped {
         /// What and why.
@@ -166,6 +171,7 @@ impl Event<'_> {
             Self::Telling { how } => info!(how, "telling of a rotation"),
             Self::CommandFailed { program, how } => warn!(program, how, "the command after a rotation failed"),
             Self::RoleDied { role, how } => error!(role = role.as_str(), how, "a process of the agent died"),
+            Self::GivenUp { role } => error!(role = role.as_str(), "a process of the agent died again and again: baofs ends"),
             Self::Skipped { what } => warn!("{what}"),
             Self::WentOn { lost_logins } => info!(lost_logins, "fetch goes on where its predecessor died"),
             Self::LoggedIn { ttl } => info!(ttl = ttl.map(|ttl| ttl.as_secs()), "logged in"),

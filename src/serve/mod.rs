@@ -3,13 +3,13 @@
 
 use crate::exit::Exit;
 use crate::fuse::adapter::Adapter;
-use crate::fuse::session::{self, Init, Recovery};
+use crate::fuse::session::{self, Init};
 use crate::fuse::tree::{Directory, Tree};
 use crate::link::{End, FromRole};
 use crate::memory::MemoryError;
 use crate::memory::arena::Arena;
 use crate::memory::locked::Bounce;
-use crate::names::Role;
+use crate::names::{Recovery, Role};
 use crate::observe::Event;
 use crate::snapshot::Reader;
 use std::fmt;
@@ -54,7 +54,7 @@ impl fmt::Display for Failure {
 /// Answers until the last mount of the filesystem is gone. To be called right after the fork, in a process that supervise
 /// has confined: no capability, no dump, no descriptor that is not in the job.
 #[must_use]
-pub fn run(job: Job) -> Exit {
+pub fn run(job: &Job) -> Exit {
     match answer(job) {
         Ok(()) => Exit::Ok,
         Err(failure) => {
@@ -67,15 +67,16 @@ pub fn run(job: Job) -> Exit {
     }
 }
 
-fn answer(job: Job) -> Result<(), Failure> {
+fn answer(job: &Job) -> Result<(), Failure> {
     job.arena.protect_for(Role::Serve).map_err(Failure::Kernel)?;
     let bounce = Bounce::new().map_err(Failure::Memory)?;
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     let last = job.arena.desk_head().in_hand.load(Relaxed);
-    let tree = Tree::new(Reader::new(job.arena), Directory { mode: job.dir_mode, uid, gid });
+    let tree = Tree::new(Reader::new(Arc::clone(&job.arena)), Directory { mode: job.dir_mode, uid, gid });
     let adapter = Adapter::new(tree, bounce);
     let session = session::open(adapter, &job.device, &job.init).map_err(Failure::Kernel)?;
-    session::recover(session.as_fd(), last, job.recovery).map_err(Failure::Kernel)?;
+    let recovery = session::recover(session.as_fd(), last, job.recovery).map_err(Failure::Kernel)?;
+    job.arena.serve_was_born(recovery);
     job.link.send(&FromRole::Ready).map_err(Failure::Kernel)?;
     session.run().map_err(Failure::Kernel)
 }

@@ -90,7 +90,7 @@ mod tests {
             written: 999_990,
             due_monotonic_ms: 10_005_000,
             served: Served { how: "fuse".into(), fallback: None },
-            roles: Roles { supervise: 1, fetch: 7, serve: Some(8) },
+            roles: Roles { supervise: 1, fetch: 7, serve: Some(8), ..Roles::default() },
             session: Session::default(),
             files,
         }

@@ -82,10 +82,11 @@ impl Rebirth {
         begins
     }
 
-    /// Whether it was not well for so long.
+    /// When there is no more hope for one that is dead: `patience` after the first death of the row. A life that is under way
+    /// may turn out well.
     #[must_use]
-    pub fn is_hopeless(&self, now: Moment, patience: Duration) -> bool {
-        self.ill.is_some_and(|ill| now.since(ill) >= patience && (self.due.is_some() || now.since(self.born) < WELL))
+    pub fn end_of_hope(&self, patience: Duration) -> Option<Moment> {
+        self.due.and(self.ill).map(|ill| ill.plus(patience))
     }
 }
 
@@ -132,12 +133,16 @@ mod tests {
     fn hope_ends_when_it_was_not_well_for_long() {
         let (start, patience) = (Moment::at(MS(1_000)), Duration::from_mins(5));
         let mut rebirth = Rebirth::new(start);
-        assert!(!rebirth.is_hopeless(start.plus(patience), patience), "it never died");
+        assert_eq!(rebirth.end_of_hope(patience), None, "it never died");
         rebirth.died(Death::Crashed, start, &mut Jitter::seeded(1));
-        assert!(!rebirth.is_hopeless(start.plus(MS(299_999)), patience));
-        assert!(rebirth.is_hopeless(start.plus(patience), patience), "it is held back");
+        assert_eq!(rebirth.end_of_hope(patience), Some(start.plus(patience)));
         assert!(rebirth.begin(start));
-        assert!(!rebirth.is_hopeless(start.plus(patience), patience), "it has been well since");
+        assert_eq!(rebirth.end_of_hope(patience), None, "it lives");
+        rebirth.died(Death::Crashed, start.plus(MS(9_999)), &mut Jitter::seeded(1));
+        assert_eq!(rebirth.end_of_hope(patience), Some(start.plus(patience)), "it is the same row");
+        assert!(rebirth.begin(start.plus(WELL)));
+        rebirth.died(Death::Crashed, start.plus(WELL * 2), &mut Jitter::seeded(1));
+        assert_eq!(rebirth.end_of_hope(patience), Some(start.plus(WELL * 2).plus(patience)), "it was well");
     }
 
     proptest! {

@@ -8,19 +8,23 @@ use crate::config::plan::{self, Fallback, Plan};
 use crate::exit::Exit;
 use crate::fetch::{self, ArenaOutlet, Settings, TmpfsOutlet};
 use crate::fuse::mount::{FuseMount, Public};
-use crate::fuse::session::{Init, Recovery};
+use crate::fuse::session::Init;
 use crate::link::End;
 use crate::memory::arena::{Arena, FileSpec, Kind, Place};
-use crate::names::{FileName, Owner, Role};
+use crate::names::{FileName, Owner, Recovery, Role};
 use crate::observe::Event;
 use crate::serve::{self, Job};
-use crate::status::{self, Roles, Served};
+use crate::status::{self, Served};
 use crate::sys::caps::Capability;
 use crate::tmpfs::{self, Target};
-use nix::unistd::{Pid, getegid, geteuid, getpid, getppid};
+use nix::unistd::{getegid, geteuid};
+use std::env;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+
+/// Set, it makes a `serve` that comes after another do without RESEND, as on kernels before 6.9.
+const NO_RESEND: &str = "BAOFS_NO_RESEND";
 
 /// One of the two.
 #[derive(Debug)]
@@ -78,21 +82,30 @@ impl World {
         }
     }
 
-    /// What runs as `serve`, with its copy of the device; nothing on a tmpfs.
-    pub(super) fn serve(&self, plan: &Plan) -> io::Result<Option<impl FnOnce(End) -> Exit + use<>>> {
-        let Self::Fuse { arena, device: Some(device), init, .. } = self else { return Ok(None) };
-        let (arena, device, dir_mode) = (Arc::clone(arena), device.try_clone()?, plan.filesystem.dir_mode);
-        let (init, recovery) = (init.clone(), Recovery::Resend);
-        Ok(Some(move |link| serve::run(Job { arena, device, init, recovery, dir_mode, link })))
+    /// Who runs, in this order.
+    pub(super) fn roles(&self) -> &'static [Role] {
+        match self {
+            Self::Fuse { .. } => &[Role::Serve, Role::Fetch],
+            Self::Tmpfs { .. } => &[Role::Fetch],
+        }
     }
 
-    /// What runs as `fetch`, with its copy of the private mount; `serve` is for its report.
-    pub(super) fn fetch<'a>(&'a self, plan: &'a Plan, serve: Option<Pid>) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
+    /// What runs as `serve`, with its copy of the device.
+    pub(super) fn serve(&self, plan: &Plan) -> io::Result<impl FnOnce(End) -> Exit + use<>> {
+        let Self::Fuse { arena, device: Some(device), init, .. } = self else { return Err(io::ErrorKind::NotConnected.into()) };
+        let (arena, device, dir_mode) = (Arc::clone(arena), device.try_clone()?, plan.filesystem.dir_mode);
+        let recovery = if env::var_os(NO_RESEND).is_some() { Recovery::Interrupt } else { Recovery::Resend };
+        let init = init.clone();
+        Ok(move |link| serve::run(&Job { arena, device, init, recovery, dir_mode, link }))
+    }
+
+    /// What runs as `fetch`, with its copy of the private mount.
+    pub(super) fn fetch<'a>(&'a self, plan: &'a Plan) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
         let private = match self {
             Self::Fuse { private, .. } => Some(private.try_clone()?),
             Self::Tmpfs { .. } => None,
         };
-        Ok(move |link: End| self.run_fetch(plan, private, serve, &link))
+        Ok(move |link: End| self.run_fetch(plan, private, &link))
     }
 
     /// How files are served, for the report.
@@ -104,7 +117,7 @@ impl World {
         Served { how: self.name().to_owned(), fallback }
     }
 
-    fn run_fetch(&self, plan: &Plan, private: Option<OwnedFd>, serve: Option<Pid>, link: &End) -> Exit {
+    fn run_fetch(&self, plan: &Plan, private: Option<OwnedFd>, link: &End) -> Exit {
         let broken = |what: &str, exit| {
             Event::Broken { what }.emit();
             exit
@@ -113,8 +126,7 @@ impl World {
             Ok(client) => client,
             Err(error) => return broken(&error.to_string(), Exit::Config),
         };
-        let roles = Roles { supervise: getppid().as_raw(), fetch: getpid().as_raw(), serve: serve.map(Pid::as_raw) };
-        let (clock, settings) = (RealClock, Settings::new(plan, self.served(), roles));
+        let (clock, settings) = (RealClock, Settings::new(plan, self.served()));
         let (Self::Fuse { arena, .. } | Self::Tmpfs { arena, .. }) = self;
         if let Err(error) = arena.protect_for(Role::Fetch) {
             return broken(&format!("the arena cannot be protected: {error}"), Exit::Memory);

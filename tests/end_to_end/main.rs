@@ -32,6 +32,7 @@ macro_rules! in_each_scene {
     };
 }
 
+mod deaths;
 mod hardening;
 mod health;
 mod hooks;

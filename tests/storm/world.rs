@@ -2,9 +2,10 @@
 
 use baofs::fuse::announce::Announcer;
 use baofs::fuse::mount::{FuseMount, Public};
-use baofs::fuse::session::{Init, Recovery};
+use baofs::fuse::session::Init;
 use baofs::link::{self, FromRole, Received};
 use baofs::memory::arena::{Arena, FileSpec, Kind, Place};
+use baofs::names::Recovery;
 use baofs::names::Role;
 use baofs::names::{FileId, FileName, Owner};
 use baofs::serve::{self, Job};
@@ -244,7 +245,7 @@ fn start_serve(arena: &Arc<Arena>, device: &OwnedFd, init: &Init, recovery: Reco
     let its_device = device.try_clone().unwrap();
     let serve = fork(move || {
         nix::unistd::close(raw).unwrap();
-        serve::run(Job { arena, device: its_device, init, recovery, dir_mode: 0o755, link }).code()
+        serve::run(&Job { arena, device: its_device, init, recovery, dir_mode: 0o755, link }).code()
     });
     let mut ready = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
     poll(&mut ready, PollTimeout::from(10_000_u16)).unwrap();
