@@ -45,13 +45,15 @@ pub struct Settings {
     pub leave: Duration,
     /// How files are served.
     pub served: Served,
+    /// How many predecessors have died.
+    pub deaths: u64,
 }
 
 impl Settings {
     /// What a plan asks for, and two seconds to leave.
     #[must_use]
-    pub fn new(plan: &Plan, served: Served) -> Self {
-        Self { pace: Pace::new(plan.server.retry_max), leave: Duration::from_secs(2), served }
+    pub fn new(plan: &Plan, served: Served, deaths: u64) -> Self {
+        Self { pace: Pace::new(plan.server.retry_max), leave: Duration::from_secs(2), served, deaths }
     }
 }
 
@@ -84,7 +86,7 @@ where
         let machine = Machine::new(&plan.queries, settings.pace, Jitter::new(), clock.now());
         let (board, requests) = (Board::new(plan), Requests::new(source, &plan.queries));
         let reporter = Reporter::new(settings, clock);
-        arena.head().births.fetch_add(1, Relaxed);
+        arena.head().deaths.store(settings.deaths, Relaxed);
         let journal = Journal::open(arena);
         let mut fetch = Fetch { clock, plan, arena, machine, board, requests, press, reporter, journal, settle: false };
         fetch.go_on(settings);

@@ -124,8 +124,8 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             supervise: getppid().as_raw(),
             fetch: getpid().as_raw(),
             serve: serve.map(|(_, pid, _)| pid.cast_signed()),
-            fetch_deaths: self.arena.head().births.load(Relaxed).saturating_sub(1),
-            serve_deaths: serve.map_or(0, |(births, ..)| births.saturating_sub(1)),
+            fetch_deaths: self.arena.head().deaths.load(Relaxed),
+            serve_deaths: serve.map_or(0, |(deaths, ..)| deaths),
             recovery: serve.map(|(.., recovery)| recovery),
         }
     }
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn it_is_looked_at_twice_a_second_at_most_and_written_every_five() {
         let served = Served { how: "tmpfs".to_owned(), fallback: None };
-        let mut reporter = Reporter::new(&Settings::new(&plan(Vec::new(), Vec::new()), served), &RealClock);
+        let mut reporter = Reporter::new(&Settings::new(&plan(Vec::new(), Vec::new()), served, 0), &RealClock);
         let at = |millis: u64| Moment::at(Duration::from_millis(millis));
         reporter.written = at(0);
         assert_eq!(reporter.wake(), None);

@@ -69,8 +69,8 @@ pub struct BookHead {
     pub current: AtomicU64,
     /// Thread id of the announcing thread, the only one that may create, rename and truncate.
     pub announcer: AtomicU64,
-    /// How many `fetch` there have been.
-    pub births: AtomicU64,
+    /// How many `fetch` have died.
+    pub deaths: AtomicU64,
 }
 
 /// What `fetch` keeps for each file.
@@ -117,8 +117,8 @@ pub struct Record {
 pub struct DeskHead {
     /// The kernel's number of the last request that was taken, 0 before the first.
     pub in_hand: AtomicU64,
-    /// How many `serve` there have been.
-    births: AtomicU64,
+    /// How many `serve` have died.
+    deaths: AtomicU64,
     /// The process id of the present one.
     pid: AtomicU64,
     /// How it gets back what its predecessor had taken, as a number.
@@ -230,23 +230,23 @@ impl Arena {
         Ok(arena)
     }
 
-    /// Notes the present `serve`: the calling process, which answers from now on.
-    pub fn serve_was_born(&self, recovery: Recovery) {
+    /// Notes the present `serve`: the calling process, which answers from now on, after so many that died.
+    pub fn serve_was_born(&self, deaths: u64, recovery: Recovery) {
         let desk = self.desk_head();
-        desk.births.fetch_add(1, Ordering::Relaxed);
+        desk.deaths.store(deaths, Ordering::Relaxed);
         desk.pid.store(u64::from(std::process::id()), Ordering::Relaxed);
         desk.recovery.store(recovery as u64 + 1, Ordering::Relaxed);
     }
 
-    /// How many `serve` there have been, the pid of the last and how it gets back what was taken; nothing before the first.
+    /// How many `serve` have died, the pid of the last and how it gets back what was taken; nothing before the first.
     #[must_use]
     pub fn last_serve(&self) -> Option<(u64, u32, Recovery)> {
-        let [births, pid, recovery] = {
+        let [deaths, pid, recovery] = {
             let desk = self.desk_head();
-            [&desk.births, &desk.pid, &desk.recovery].map(|word| word.load(Ordering::Relaxed))
+            [&desk.deaths, &desk.pid, &desk.recovery].map(|word| word.load(Ordering::Relaxed))
         };
         let recovery = [Recovery::Resend, Recovery::Interrupt].into_iter().find(|known| *known as u64 + 1 == recovery)?;
-        Some((births, u32::try_from(pid).ok()?, recovery))
+        Some((deaths, u32::try_from(pid).ok()?, recovery))
     }
 
     /// Makes the parts that `role` does not write read-only in this process: a guard against its bugs. To be called by

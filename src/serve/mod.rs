@@ -27,6 +27,8 @@ pub struct Job {
     pub device: OwnedFd,
     /// The kernel's first request, which began the session of whoever came first.
     pub init: Init,
+    /// How many predecessors have died.
+    pub deaths: u64,
     /// How a predecessor's requests may come back.
     pub recovery: Recovery,
     /// Permission bits of the directory.
@@ -76,7 +78,7 @@ fn answer(job: &Job) -> Result<(), Failure> {
     let adapter = Adapter::new(tree, bounce);
     let session = session::open(adapter, &job.device, &job.init).map_err(Failure::Kernel)?;
     let recovery = session::recover(session.as_fd(), last, job.recovery).map_err(Failure::Kernel)?;
-    job.arena.serve_was_born(recovery);
+    job.arena.serve_was_born(job.deaths, recovery);
     job.link.send(&FromRole::Ready).map_err(Failure::Kernel)?;
     session.run().map_err(Failure::Kernel)
 }

@@ -140,9 +140,10 @@ mod tests {
         assert_eq!(rebirth.end_of_hope(patience), None, "it lives");
         rebirth.died(Death::Crashed, start.plus(MS(9_999)), &mut Jitter::seeded(1));
         assert_eq!(rebirth.end_of_hope(patience), Some(start.plus(patience)), "it is the same row");
-        assert!(rebirth.begin(start.plus(WELL)));
-        rebirth.died(Death::Crashed, start.plus(WELL * 2), &mut Jitter::seeded(1));
-        assert_eq!(rebirth.end_of_hope(patience), Some(start.plus(WELL * 2).plus(patience)), "it was well");
+        let again = start.plus(WELL * 2);
+        assert!(rebirth.begin(again));
+        rebirth.died(Death::Crashed, again.plus(WELL), &mut Jitter::seeded(1));
+        assert_eq!(rebirth.end_of_hope(patience), Some(again.plus(WELL).plus(patience)), "it was well");
     }
 
     proptest! {

@@ -29,6 +29,8 @@ struct Member {
     role: Role,
     process: Option<Process>,
     lives: Rebirth,
+    /// How many lives ended.
+    deaths: u64,
     /// Whether it ever said that it works: until then a failure that it gives a reason for is a refusal.
     proven: bool,
     /// Whether its end is wanted: it was killed on purpose.
@@ -59,8 +61,15 @@ impl<'a> Roles<'a> {
     pub(super) fn start(plan: &'a Plan, world: &World, signals: &SignalFd, now: Moment) -> io::Result<Self> {
         let mut roles = Self { plan, members: vec![], jitter: Jitter::new() };
         for role in world.roles() {
-            let started = roles.fork(*role, world, signals).inspect_err(|_| roles.end())?;
-            roles.members.push(Member { role: *role, process: Some(started), lives: Rebirth::new(now), proven: false, dismissed: false });
+            let started = roles.fork(*role, 0, world, signals).inspect_err(|_| roles.end())?;
+            roles.members.push(Member {
+                role: *role,
+                process: Some(started),
+                lives: Rebirth::new(now),
+                deaths: 0,
+                proven: false,
+                dismissed: false,
+            });
         }
         Ok(roles)
     }
@@ -119,6 +128,7 @@ impl<'a> Roles<'a> {
             return Some(Input::RoleEnded(role));
         }
         let death = if ending == Ending::Killed(Signal::SIGKILL as i32) { Death::Killed } else { Death::Crashed };
+        member.deaths += 1;
         member.lives.died(death, now, &mut self.jitter);
         None
     }
@@ -141,7 +151,7 @@ impl<'a> Roles<'a> {
         }
         for index in 0..self.members.len() {
             if self.members[index].lives.begin(now) {
-                match self.fork(self.members[index].role, world, signals) {
+                match self.fork(self.members[index].role, self.members[index].deaths, world, signals) {
                     Ok(process) => {
                         self.members[index].process = Some(process);
                         inputs.push(Input::RoleBorn(self.members[index].role));
@@ -174,11 +184,11 @@ impl<'a> Roles<'a> {
         }
     }
 
-    fn fork(&self, role: Role, world: &World, signals: &SignalFd) -> io::Result<Process> {
+    fn fork(&self, role: Role, deaths: u64, world: &World, signals: &SignalFd) -> io::Result<Process> {
         let foreign: Vec<_> = world.descriptors().into_iter().chain([signals.as_fd()]).chain(self.links().map(AsFd::as_fd)).collect();
         match role {
-            Role::Serve => start(role, &foreign, &[], world.serve(self.plan)?),
-            Role::Fetch | Role::Supervise => start(role, &foreign, world.rights_of_fetch(self.plan), world.fetch(self.plan)?),
+            Role::Serve => start(role, &foreign, &[], world.serve(self.plan, deaths)?),
+            Role::Fetch | Role::Supervise => start(role, &foreign, world.rights_of_fetch(self.plan), world.fetch(self.plan, deaths)?),
         }
     }
 }

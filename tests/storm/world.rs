@@ -245,7 +245,7 @@ fn start_serve(arena: &Arc<Arena>, device: &OwnedFd, init: &Init, recovery: Reco
     let its_device = device.try_clone().unwrap();
     let serve = fork(move || {
         nix::unistd::close(raw).unwrap();
-        serve::run(&Job { arena, device: its_device, init, recovery, dir_mode: 0o755, link }).code()
+        serve::run(&Job { arena, device: its_device, init, deaths: 0, recovery, dir_mode: 0o755, link }).code()
     });
     let mut ready = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
     poll(&mut ready, PollTimeout::from(10_000_u16)).unwrap();
