@@ -27,7 +27,7 @@ pub struct Rebirth {
     born: Moment,
     /// Whether it has said that it works.
     ready: bool,
-    /// Crashes in a row.
+    /// Lives in a row that ended by themselves, or before they worked.
     crashes: u32,
     /// When the first death of this row was.
     ill: Option<Moment>,
@@ -59,7 +59,11 @@ impl Rebirth {
         self.ill = self.ill.or(Some(now));
         self.due = Some(match death {
             _ if first => now,
-            Death::Killed if self.ready => now.max(self.born.plus(KILLED)),
+            Death::Killed if self.ready => {
+                // It worked: what was before is over.
+                self.crashes = 0;
+                now.max(self.born.plus(KILLED))
+            }
             Death::Killed | Death::Crashed => {
                 self.crashes = self.crashes.saturating_add(1);
                 now.plus(self.backoff.delay(self.crashes - 1, jitter))

@@ -1,18 +1,27 @@
 //! Any process of the agent may die, and nobody notices: not the application, not a reader, not the server.
 
 use crate::rig::agent::{Agent, End, MOUNT, Place, Setup};
-use crate::rig::process::{family, signal, status};
+use crate::rig::process::{children, family, signal, status};
 use crate::rig::server::{CALM, Scene, Tenant, Which};
 use crate::rig::{World, config, wait_until, wait_until_or};
+use baofs::clock::Jitter;
 use baofs::exit::Exit;
 use baofs::status::{DIRECTORY, FILE, Report};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
 
-in_each_scene!(a_dead_fetch_costs_no_request);
+in_each_scene!(a_dead_fetch_costs_no_request, nobody_notices_a_storm_of_deaths);
 in_each_world!(a_role_that_dies_again_and_again_ends_the_container);
 
 /// Where the server does not matter.
@@ -93,6 +102,168 @@ fn a_dead_serve_is_not_an_event_for_readers() {
     assert!(report.roles.recovery.is_some());
     drop(open);
     assert_nothing_left(&tenant, &agent.stop());
+}
+
+/// Readers, a watcher and rotations go on while roles are killed at random moments; how much everybody did.
+fn storm(scene: Scene, kills: u32, setup: impl FnOnce(Setup) -> Setup) -> String {
+    let tenant = scene.tenant("storm", CALM);
+    tenant.put("note", json!({ "text": text(0) }));
+    let config = config::usual(&tenant).replace("100ms", "20ms");
+    let agent = started(setup(Setup::new(scene.world, &tenant, &config)));
+    let mount = agent.path(MOUNT);
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK).expect("inotify");
+    inotify.add_watch(&mount, AddWatchFlags::IN_MOVED_TO).expect("a watch");
+    let name = if scene.world == World::Fuse { "note" } else { "..data" };
+    let (entry, before) = (agent.pid(), Weight::of(agent.pid()));
+    let (calm, over, rotations) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
+    let counts: Vec<AtomicU64> = READERS.iter().map(|_| AtomicU64::new(0)).collect();
+    let (events, heard) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|threads| {
+        for (read, count) in READERS.iter().zip(&counts) {
+            threads.spawn(|| {
+                let mut last = 0;
+                while !over.load(SeqCst) {
+                    last = read(&mount, last);
+                    count.fetch_add(1, SeqCst);
+                }
+            });
+        }
+        // Reads what an event tells of.
+        threads.spawn(|| {
+            while !over.load(SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+                let Ok(some) = inotify.read_events() else { continue };
+                let of_note = some.iter().filter(|event| event.name.as_deref().is_some_and(|it| it == name)).count() as u64;
+                if of_note > 0 {
+                    heard.store(by_read(&mount, heard.load(SeqCst)), SeqCst);
+                    events.fetch_add(of_note, SeqCst);
+                }
+            }
+        });
+        // Each version is told by an event of its own, or the next one never comes.
+        threads.spawn(|| {
+            let _over = OnDrop(|| over.store(true, SeqCst));
+            while !calm.load(SeqCst) {
+                std::thread::sleep(Duration::from_millis(20));
+                let number = rotations.load(SeqCst) + 1;
+                tenant.put("note", json!({ "text": text(number) }));
+                wait_until_or("the version is heard of", || agent.log(), || (heard.load(SeqCst) == number).then_some(()));
+                rotations.store(number, SeqCst);
+            }
+        });
+        // Whatever fails: the other threads end.
+        let _calm = OnDrop(|| calm.store(true, SeqCst));
+        let mut dice = Jitter::seeded(u64::from(kills));
+        for _ in 0..kills {
+            let role = if dice.unit() < 0.5 { "baofs-fetch" } else { "baofs-serve" };
+            let is_it = |pid: &Pid| status(*pid, "Name").is_some_and(|name| name == role);
+            let _ = children(entry).into_iter().find(is_it).map(|pid| kill(pid, Signal::SIGKILL));
+            std::thread::sleep(dice.between(Duration::ZERO, Duration::from_millis(16)));
+            assert!(!over.load(SeqCst), "somebody failed");
+        }
+    });
+    let last = text(rotations.load(SeqCst));
+    wait_until_or("the last value is there", || agent.log(), || agent.try_read("note").filter(|note| *note == last));
+    let report = report(&agent);
+    let said = format!(
+        "{kills} kills ({} of fetch, {} of serve), {rotations:?} versions, {events:?} events, reads {counts:?}, \
+         {before:?} -> {:?}",
+        report.roles.fetch_deaths,
+        report.roles.serve_deaths,
+        Weight::of(entry)
+    );
+    assert_eq!(Weight::of(entry).descriptors, before.descriptors, "{said}");
+    assert!(Weight::of(entry).kib < before.kib + 512, "{said}");
+    assert!(agent.processes().iter().all(|(pid, _)| status(*pid, "State").is_none_or(|state| !state.starts_with('Z'))), "a zombie is left");
+    assert_eq!((tenant.reads(&tenant.creds()), tenant.tokens(), report.session.lost_logins), (1, 1, 0), "{said}");
+    assert_nothing_left(&tenant, &agent.stop());
+    said
+}
+
+/// The bytes of version `n`: its number again and again.
+fn text(n: u64) -> String {
+    format!("{n:07} ").repeat(500)
+}
+
+/// The version that these bytes are all of; never an older one than `last`.
+fn version(bytes: &[u8], last: u64) -> u64 {
+    let number = std::str::from_utf8(&bytes[..7]).expect("digits").parse().expect("a number");
+    assert_eq!(bytes, text(number).as_bytes(), "a torn read");
+    assert!(number >= last, "{number} after {last}");
+    number
+}
+
+/// Reads once; what `last` is to `version`.
+type Reader = fn(&Path, u64) -> u64;
+
+const READERS: [Reader; 4] = [by_read, by_sendfile, by_mmap, by_list];
+
+fn by_read(mount: &Path, last: u64) -> u64 {
+    version(&std::fs::read(mount.join("note")).expect("a read"), last)
+}
+
+/// As `std::io::copy` does from file to file, in the kernel.
+fn by_sendfile(mount: &Path, last: u64) -> u64 {
+    let mut from = File::open(mount.join("note")).expect("an open");
+    let mut to = tempfile::tempfile().expect("a file");
+    std::io::copy(&mut from, &mut to).expect("a copy");
+    let mut bytes = Vec::new();
+    to.rewind().and_then(|()| to.read_to_end(&mut bytes)).expect("what was copied");
+    version(&bytes, last)
+}
+
+#[allow(unsafe_code, reason = "mmap has no safe form")]
+fn by_mmap(mount: &Path, last: u64) -> u64 {
+    let file = File::open(mount.join("note")).expect("an open");
+    let len = NonZeroUsize::new(usize::try_from(file.metadata().expect("attributes").len()).expect("small")).expect("not empty");
+    // SAFETY: a new private mapping of a file that never changes, at an address of the kernel's choice.
+    let at = unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, &file, 0) }.expect("a mapping");
+    // SAFETY: the mapping is `len` bytes long and stays until the call below.
+    let number = version(unsafe { std::slice::from_raw_parts(at.cast::<u8>().as_ptr(), len.get()) }, last);
+    // SAFETY: nothing refers to it any more.
+    unsafe { munmap(at, len.get()) }.expect("it was mapped");
+    number
+}
+
+fn by_list(mount: &Path, last: u64) -> u64 {
+    let names = std::fs::read_dir(mount).expect("the directory").map(|entry| entry.expect("an entry").file_name());
+    let mut names: Vec<_> = names.filter(|name| !name.to_string_lossy().starts_with("..")).collect();
+    names.sort();
+    assert_eq!(names, ["note", "password", "user"]);
+    last
+}
+
+/// What the supervisor costs.
+#[derive(Debug, PartialEq)]
+struct Weight {
+    descriptors: usize,
+    kib: u64,
+}
+
+impl Weight {
+    fn of(pid: Pid) -> Self {
+        let kib = status(pid, "RssAnon").and_then(|text| text.split(' ').next()?.parse().ok()).expect("a size");
+        Self { descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").count(), kib }
+    }
+}
+
+/// Runs at the end of a scope.
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        self.0();
+    }
+}
+
+fn nobody_notices_a_storm_of_deaths(scene: Scene) {
+    let kills = if scene.which == Which::Real { 300 } else { 2_000 };
+    println!("{}", storm(scene, kills, |setup| setup));
+}
+
+#[test]
+fn nor_on_a_kernel_before_6_9() {
+    println!("{}", storm(FUSE, 2_000, |setup| setup.variable("BAOFS_NO_RESEND", "1")));
 }
 
 /// A stranger's SEGV looks like its own.
