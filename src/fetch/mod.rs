@@ -130,6 +130,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         // The login is on its way while the first report is written.
         tokio::task::yield_now().await;
         self.report();
+        self.press.tell(self.clock);
         loop {
             let woken = self.wait(ears, &mut announcements).await;
             let news = !matches!(woken, Woken::Report);

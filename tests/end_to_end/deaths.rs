@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::{self, Read, Seek};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -198,6 +198,16 @@ type Reader = fn(&Path, u64) -> u64;
 
 const READERS: [Reader; 4] = [by_read, by_sendfile, by_mmap, by_list];
 
+/// The same after a signal, as POSIX asks of every caller; std does it for most calls, but not for all.
+fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> T {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result.expect("it works"),
+        }
+    }
+}
+
 fn by_read(mount: &Path, last: u64) -> u64 {
     version(&std::fs::read(mount.join("note")).expect("a read"), last)
 }
@@ -215,7 +225,7 @@ fn by_sendfile(mount: &Path, last: u64) -> u64 {
 #[allow(unsafe_code, reason = "mmap has no safe form")]
 fn by_mmap(mount: &Path, last: u64) -> u64 {
     let file = File::open(mount.join("note")).expect("an open");
-    let len = NonZeroUsize::new(usize::try_from(file.metadata().expect("attributes").len()).expect("small")).expect("not empty");
+    let len = NonZeroUsize::new(usize::try_from(again(|| file.metadata()).len()).expect("small")).expect("not empty");
     // SAFETY: a new private mapping of a file that never changes, at an address of the kernel's choice.
     let at = unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, &file, 0) }.expect("a mapping");
     // SAFETY: the mapping is `len` bytes long and stays until the call below.
@@ -226,8 +236,8 @@ fn by_mmap(mount: &Path, last: u64) -> u64 {
 }
 
 fn by_list(mount: &Path, last: u64) -> u64 {
-    let names = std::fs::read_dir(mount).expect("the directory").map(|entry| entry.expect("an entry").file_name());
-    let mut names: Vec<_> = names.filter(|name| !name.to_string_lossy().starts_with("..")).collect();
+    let names = || std::fs::read_dir(mount)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>();
+    let mut names: Vec<_> = again(names).into_iter().filter(|name| !name.to_string_lossy().starts_with("..")).collect();
     names.sort();
     assert_eq!(names, ["note", "password", "user"]);
     last
