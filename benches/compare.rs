@@ -28,7 +28,7 @@ const OPENS: usize = 20_000;
 
 fn main() {
     let clock = RealClock;
-    let real = std::sync::Arc::new(Real::start());
+    let real = std::sync::Arc::new(Real::start(std::net::Ipv4Addr::LOCALHOST));
     let tenant = real.tenant("bench", "bench", CALM);
     for n in 0..8 {
         tenant.put(&format!("kv{n}"), json!({ "value": format!("the value of secret number {n}") }));

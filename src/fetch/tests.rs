@@ -275,7 +275,7 @@ impl Rig {
         }
     }
 
-    /// Waits for a report on which `is` is true of the file; every report before it is checked to hold no value.
+    /// Waits for a report on a file of which `is` is true; every report is checked to hold no value.
     fn report(&self, file: usize, is: impl Fn(&FileReport) -> bool) -> Report {
         loop {
             let bytes = self.reports.recv_timeout(PATIENCE).expect("a report");
@@ -567,14 +567,14 @@ fn the_report_follows_a_secret_through_its_life() {
     rig.server.script().kv.insert("k1".to_owned(), Ok((5, json!({"a": "two"}))));
     rig.report(1, |file| (file.changes, file.version) == (2, Some(5)));
     rig.server.script().kv.insert("k1".to_owned(), Err(Cause::Unavailable));
-    let stale = rig.report(1, |file| file.trouble.is_some());
     // Two refreshes of 20 ms are soon missed.
     let ended = rig.report(1, |file| file.condition == Condition::Ended);
-    assert_eq!(stale.files[1].trouble, ended.files[1].trouble, "it lasts since its begin");
-    assert_eq!(ended.files[0].condition, Condition::Fresh);
+    assert_eq!((ended.files[0].condition, &ended.files[0].trouble), (Condition::Fresh, &None));
+    let since = |report: &Report| report.files[1].trouble.as_ref().map(|trouble| trouble.since);
 
     rig.server.script().kv.insert("k1".to_owned(), Ok((6, json!({"a": null}))));
-    rig.report(1, |file| file.trouble.as_ref().is_some_and(|trouble| trouble.cause.contains("the field `a` is null")));
+    let null = rig.report(1, |file| file.trouble.as_ref().is_some_and(|trouble| trouble.cause.contains("the field `a` is null")));
+    assert_eq!(since(&null), since(&ended), "it lasts since its begin");
     rig.server.script().kv.insert("k1".to_owned(), Ok((7, json!({"a": "two"}))));
     rig.report(1, |file| file.condition == Condition::Fresh && file.version == Some(7) && file.trouble.is_none());
     *rig.refusals.lock().expect("no test panics with it") = u32::MAX;
@@ -608,7 +608,7 @@ fn a_lease_that_ends_without_a_successor_is_past_its_life() {
     rig.server.script().login = Some(Cause::Unavailable);
     let ended = rig.report(0, |file| file.condition == Condition::Ended);
     assert!(ended.files[0].trouble.is_some());
-    rig.report(1, |file| file.condition == Condition::Ended);
+    assert_eq!(ended.files[1].condition, Condition::Ended, "there is no token");
     rig.server.script().login = None;
     rig.report(0, |file| file.condition == Condition::Fresh);
     rig.end(ToRole::Stop);

@@ -1,5 +1,6 @@
 //! The filesystem without FUSE: one directory of files whose versions are inodes, and in it, found by name and not listed,
-//! one of the agent's own state. Invariants: every answer comes from memory; only the announcing thread may create, rename and truncate, and only as an announcement does.
+//! one of the agent's own state. Invariants: every answer comes from memory; only the announcing thread may create, rename
+//! and truncate, and only as an announcement does.
 //!
 //! A version has two inode numbers: `2 * nodeid` until its announcing rename, `2 * nodeid + 1` from its create on. The
 //! rename must give the name to another inode than it had, since the kernel skips a rename onto itself, and its event.

@@ -345,10 +345,18 @@ impl Machine {
             (Phase::Clearing { .. }, Timer::App) => self.cleared(),
             // Not even KILL ends a process that hangs in the kernel: the token is not left alive for it.
             (Phase::StoppingApp { code, killed: true }, Timer::App) => self.revoke(code.unwrap_or(KILLED)),
-            // A thread of `fetch` that waits for an answer of `serve` dies only when it gets one.
-            (Phase::GivingUp | Phase::Revoking { .. }, Timer::Revocation) => vec![Output::KillRoles, Output::AbortMount],
+            (Phase::GivingUp | Phase::Revoking { .. }, Timer::Revocation) => self.give_up_fetch(),
             _ => vec![],
         }
+    }
+
+    /// It bounds its own requests: it hangs, and that is no end with 0, which Swarm would take for a job that is done.
+    fn give_up_fetch(&mut self) -> Vec<Output> {
+        if self.phase == (Phase::Revoking { code: 0 }) {
+            self.phase = Phase::Revoking { code: Exit::Software.code() };
+        }
+        // A thread of it that waits for an answer of `serve` dies only when it gets one.
+        vec![Output::KillRoles, Output::AbortMount]
     }
 
     fn stop_app(&mut self, signal: Signal, code: Option<u8>) -> Vec<Output> {
@@ -448,6 +456,15 @@ mod tests {
                 (RoleEnded(Role::Fetch), &[Finish(137)]),
             ],
         );
+    }
+
+    #[test]
+    fn a_fetch_that_hangs_is_no_end_with_0() {
+        let (hung, killed) = (Elapsed(Timer::Revocation), [KillRoles, AbortMount]);
+        let stop = |ended| [(SecretsReady, &[StartApp][..]), (AppEnded(Ending::Exited(ended)), &ASK_REVOKE), (hung, &killed)];
+        for (ended, code) in [(0, Exit::Software.code()), (7, 7)] {
+            drive(true, &[&stop(ended)[..], &[(RoleEnded(Role::Fetch), &[Finish(code)])]].concat());
+        }
     }
 
     #[test]

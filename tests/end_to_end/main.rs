@@ -2,6 +2,7 @@
 //! and the stand-in.
 
 #[path = "../rig/mod.rs"]
+#[allow(dead_code, reason = "the container tests use the rest of it")]
 mod rig;
 
 /// Makes one test of each body in each world: `fuse::BODY` and `tmpfs::BODY`.

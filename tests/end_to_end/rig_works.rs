@@ -37,7 +37,7 @@ fn a_tenant_sees_its_own_secrets_and_nothing_else() {
 
 #[test]
 fn servers_end_with_the_last_test() {
-    let real = Real::start();
+    let real = Real::start(std::net::Ipv4Addr::LOCALHOST);
     let (bao, port) = (real.bao.address.clone(), real.postgres.port);
     drop(real);
     assert!(std::net::TcpStream::connect(bao).is_err());

@@ -1,10 +1,11 @@
 //! The official OpenBao as a development server on a port of its own, with an audit file to count requests with.
 
 use super::http::{self, Answer};
-use super::process::Kept;
+use super::process::{self, Kept};
 use super::wait_until;
+use nix::sys::signal::Signal;
 use serde_json::Value;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -17,7 +18,7 @@ pub(crate) struct Bao {
     /// `127.0.0.1:PORT`.
     pub(crate) address: String,
     /// The server; ends with this value.
-    _server: Kept,
+    server: Kept,
     /// Its configuration and its audit file.
     dir: TempDir,
 }
@@ -28,22 +29,27 @@ pub(crate) fn binary() -> PathBuf {
 }
 
 impl Bao {
-    /// Starts a server and waits until it is unsealed.
-    pub(crate) fn start() -> Self {
+    /// Starts a server that listens on this address, and on 127.0.0.1 in any case; waits until it is unsealed.
+    pub(crate) fn start(listen: Ipv4Addr) -> Self {
         let dir = tempfile::tempdir().expect("a directory for the server");
         let config = dir.path().join("server.hcl");
         // The API refuses audit devices; the configuration may declare them, in development too.
         let audit = format!("audit \"file\" \"requests\" {{\n  options {{ file_path = \"{}\" }}\n}}\n", audit_file(dir.path()).display());
         std::fs::write(&config, audit).expect("the server's configuration is written");
-        let address = format!("127.0.0.1:{}", free_port());
+        let port = free_port();
         let server = Kept::start(&[], |command| {
             command.arg(binary()).args(["server", "-dev", "-dev-no-store-token"]);
-            command.arg(format!("-dev-root-token-id={ROOT}")).arg(format!("-dev-listen-address={address}"));
+            command.arg(format!("-dev-root-token-id={ROOT}")).arg(format!("-dev-listen-address={listen}:{port}"));
             command.arg(format!("-config={}", config.display()));
         });
-        let bao = Self { address, _server: server, dir };
+        let bao = Self { address: format!("127.0.0.1:{port}"), server, dir };
         wait_until("OpenBao is unsealed", || bao.try_api("GET", "sys/health", None).filter(|answer| answer.status == 200));
         bao
+    }
+
+    /// Sends it a signal: STOP makes a server that answers nobody, CONT brings it back.
+    pub(crate) fn signal(&self, signal: Signal) {
+        process::signal(self.server.pid(), signal);
     }
 
     /// One request as root; an answer that is no success fails with its body.

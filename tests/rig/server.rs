@@ -6,6 +6,7 @@ use super::postgres::{ADMIN, Postgres};
 use super::standin::{DatabaseRole, Role, Standin};
 use super::{World, wait_until};
 use serde_json::{Value, json};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -89,15 +90,15 @@ impl Real {
         static SHARED: Mutex<Weak<Real>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         shared.upgrade().unwrap_or_else(|| {
-            let real = Arc::new(Self::start());
+            let real = Arc::new(Self::start(Ipv4Addr::LOCALHOST));
             *shared = Arc::downgrade(&real);
             real
         })
     }
 
-    /// Both servers, knowing each other.
-    pub(crate) fn start() -> Self {
-        let (bao, postgres) = (Bao::start(), Postgres::start());
+    /// Both servers, knowing each other, listening on this address (0.0.0.0 for containers).
+    pub(crate) fn start(listen: Ipv4Addr) -> Self {
+        let (bao, postgres) = (Bao::start(listen), Postgres::start(listen));
         bao.api("POST", "sys/auth/approle", json!({ "type": "approle" }));
         bao.api("POST", "sys/mounts/database", json!({ "type": "database" }));
         let url = format!("postgresql://{{{{username}}}}:{{{{password}}}}@127.0.0.1:{}/postgres?sslmode=disable", postgres.port);
@@ -138,9 +139,13 @@ impl Tenant {
 
     /// The tenant of a stand-in of its own.
     pub(crate) fn standin(name: &str, lives: Lives) -> Self {
+        Self::of(Standin::start(), name, lives)
+    }
+
+    /// The tenant of this stand-in.
+    pub(crate) fn of(standin: Standin, name: &str, lives: Lives) -> Self {
         let seconds = |number: u32| Duration::from_secs(number.into());
         let (role_id, secret_id) = (format!("role-id-of-{name}"), format!("secret-id-of-{name}"));
-        let standin = Standin::start();
         let allow = vec![format!("database/creds/{name}"), format!("secret/data/{name}/*")];
         let (token_ttl, token_max_ttl) = (seconds(lives.token), seconds(lives.token) * 10);
         let role = Role { role_id: role_id.clone(), secret_id: secret_id.clone(), secret_id_uses: 0, allow, token_ttl, token_max_ttl };

@@ -13,12 +13,12 @@ pub use server::Fault;
 pub use state::{DatabaseRole, Request, Role, State};
 
 use rcgen::{CertificateParams, Issuer, KeyPair};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 
-/// A running stand-in, listening on 127.0.0.1 at a port of its own.
+/// A running stand-in, listening at a port of its own.
 pub struct Standin {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -33,7 +33,13 @@ impl Standin {
     /// Starts one without TLS and without any role or secret: mounts `secret/` (KV 2), `kv/` (KV 1), `database/`.
     #[must_use]
     pub fn start() -> Self {
-        Self::listen(None, None)
+        Self::listen(Ipv4Addr::LOCALHOST, None, None)
+    }
+
+    /// The same, listening on every address: containers reach it.
+    #[must_use]
+    pub fn start_for_containers() -> Self {
+        Self::listen(Ipv4Addr::UNSPECIFIED, None, None)
     }
 
     /// Starts one with a certificate for these names.
@@ -48,13 +54,13 @@ impl Standin {
         let own = KeyPair::generate().expect("a key");
         let params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).expect("names");
         let certificate = params.signed_by(&own, &authority.1).expect("a certificate");
-        Self::listen(Some(server::tls(&certificate, &own)), Some(authority.0.pem()))
+        Self::listen(Ipv4Addr::LOCALHOST, Some(server::tls(&certificate, &own)), Some(authority.0.pem()))
     }
 
-    fn listen(tls: Option<tokio_rustls::TlsAcceptor>, authority: Option<String>) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
+    fn listen(on: Ipv4Addr, tls: Option<tokio_rustls::TlsAcceptor>, authority: Option<String>) -> Self {
+        let listener = TcpListener::bind((on, 0)).expect("a free port");
         listener.set_nonblocking(true).expect("a non-blocking listener");
-        let address = listener.local_addr().expect("a bound address");
+        let address = (Ipv4Addr::LOCALHOST, listener.local_addr().expect("a bound address").port()).into();
         let state = Arc::new(Mutex::new(State::new()));
         let (stop, stopped) = oneshot::channel();
         let shared = Arc::clone(&state);
