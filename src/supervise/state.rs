@@ -226,8 +226,8 @@ impl Machine {
 
     fn stop(&mut self, signal: Signal) -> Vec<Output> {
         match self.phase {
+            Phase::Waiting | Phase::Running if !self.policy.has_app => self.revoke(Exit::Ok.code()),
             Phase::Waiting => self.revoke(128 + signal as u8),
-            Phase::Running if !self.policy.has_app => self.revoke(Exit::Ok.code()),
             Phase::Running => self.stop_app(signal, None),
             Phase::Restarting { killed } => self.stop_restart(killed, None),
             Phase::Clearing { code } => self.revoke(code),
@@ -571,6 +571,7 @@ mod tests {
 
     #[test]
     fn mount_has_no_app_and_ends_well_when_asked() {
+        drive(false, &[(TERM, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(0)])]);
         let run = [RunCommand(HookId(3))];
         drive(false, &[(SecretsReady, &[]), (TELL, &[]), (RESTART, &[]), (COMMAND, &run), (TERM, &ASK_REVOKE), (COMMAND, &[])]);
         drive(false, &[(SecretsReady, &[]), (TERM, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(0)])]);
