@@ -228,6 +228,8 @@ impl Setup {
         let given = std::mem::replace(&mut self.stderr, Stderr::Captured);
         let captured = matches!(given, Stderr::Captured);
         let mut room = Kept::start(&[], |command| {
+            // Who runs the tests in the background of a shell ignores these, and so would everybody in there.
+            command.args(["env", "--default-signal=INT,QUIT"]);
             command.args(["unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child", "--propagation", "private"]);
             command.args(["sh", "-c", include_str!("room.sh"), "room"]);
             command.args([self.dir.path().join("root"), self.dir.path().join("bao"), self.binary.clone()]);
