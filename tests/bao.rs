@@ -274,6 +274,7 @@ fn the_secret_id_file_is_removed_only_after_it_worked() {
     let (client, file) = (world.client(), world.secret_id_file());
     world.server.state().sealed = true;
     run(client.login()).expect_err("sealed");
+    client.settle();
     assert!(file.exists(), "a login that failed must leave the file for the next start");
     world.server.state().sealed = false;
     run(client.login()).expect("a login");

@@ -214,7 +214,9 @@ impl Source for Client {
     }
 
     fn settle(&self) {
-        self.login.remove_file();
+        if self.login.known().is_some() {
+            self.login.remove_file();
+        }
     }
 
     async fn read(&self, token: &Token, query: &Query) -> Result<Reply, Failure> {

@@ -32,6 +32,8 @@ pub(super) struct Note<M, K, Q, F> {
     tokens: TokenNote,
     board: BoardNote<Q, F>,
     press: PressNote,
+    /// When the first `fetch` began, in seconds since 1970.
+    since: u64,
 }
 
 /// What a predecessor wrote.
@@ -75,7 +77,8 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     /// Writes down what a successor must know.
     pub(super) fn write_down(&mut self) {
         let (source, tokens) = (self.requests.source().keep(), self.requests.note());
-        let note = Note { machine: &self.machine, source, tokens, board: self.board.note(), press: self.press.note() };
+        let note =
+            Note { machine: &self.machine, source, tokens, board: self.board.note(), press: self.press.note(), since: self.reporter.since };
         self.journal.write(&note, self.clock);
         if std::mem::take(&mut self.settle) {
             self.requests.source().settle();
@@ -85,13 +88,13 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     /// Goes on where a predecessor died, if there was one.
     pub(super) fn go_on(&mut self, settings: &Settings) {
         let Some(found) = self.journal.read::<Found<S::Kept>>() else { return };
-        let Note { machine, source, tokens, board, press } = found;
+        let Note { machine, source, tokens, board, press, since } = found;
         self.machine = machine.revived(settings.pace, self.clock.now());
         self.requests.source().restore(source);
         self.requests.go_on(tokens);
         self.board = Board::with(self.plan, board);
         self.press.go_on(press, self.clock);
-        self.settle = true;
+        (self.settle, self.reporter.since) = (true, since);
         Event::WentOn { lost_logins: self.machine.lost_logins() }.emit();
     }
 }

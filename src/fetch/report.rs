@@ -24,8 +24,8 @@ const CALM: Duration = Duration::from_millis(500);
 /// When the report is due, and what was in the last one.
 pub(super) struct Reporter {
     served: Served,
-    /// When `fetch` began, in seconds since 1970.
-    since: u64,
+    /// When the first `fetch` began, in seconds since 1970.
+    pub(super) since: u64,
     last: Option<Report>,
     /// When the last one was written, and when it was last looked whether there is news.
     written: Moment,

@@ -134,7 +134,7 @@ pub trait Source {
     /// Takes what a predecessor kept.
     fn restore(&self, kept: Self::Kept);
 
-    /// What `keep` gave after the last login is safe: what was only needed for want of it may be removed.
+    /// What `keep` gave is safe: what was only needed for want of it may be removed.
     fn settle(&self);
 
     /// Reads `query` under `token`.
