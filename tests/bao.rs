@@ -285,6 +285,7 @@ fn the_secret_id_file_is_removed_only_after_it_worked() {
     fs::write(&file, "secret-2").expect("write");
     "secret-2".clone_into(&mut world.server.state().role().secret_id);
     run(client.login()).expect("a login with the new file");
+    client.settle();
     fs::create_dir(&file).expect("a directory that no unlink removes");
     run(client.login()).expect("a login from memory again");
     client.settle();
