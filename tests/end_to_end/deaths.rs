@@ -35,19 +35,19 @@ fn setup(scene: Scene, name: &str) -> (Tenant, Setup) {
     (tenant, setup)
 }
 
-fn started(setup: Setup) -> Agent {
+pub(super) fn started(setup: Setup) -> Agent {
     let agent = setup.place(Place::UnderShell).start();
     agent.wait_for_line("started");
     agent
 }
 
-fn report(agent: &Agent) -> Report {
+pub(super) fn report(agent: &Agent) -> Report {
     let text = agent.read(&format!("{DIRECTORY}/{FILE}"));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 /// Kills a role and waits for its successor.
-fn replace(agent: &Agent, role: &str, number: Signal) {
+pub(super) fn replace(agent: &Agent, role: &str, number: Signal) {
     let old = agent.role(role);
     let another = || {
         // More than once: Rust's own handler takes the first SEGV for a stack that overflowed, and waits for the fault to come again.
@@ -57,7 +57,7 @@ fn replace(agent: &Agent, role: &str, number: Signal) {
     wait_until_or(&format!("another {role} runs"), || agent.log(), another);
 }
 
-fn assert_nothing_left(tenant: &Tenant, end: &End) {
+pub(super) fn assert_nothing_left(tenant: &Tenant, end: &End) {
     assert_eq!(end.code, 0, "{}", end.stderr);
     assert!(!end.stdout.contains("left "), "{}\n{}", end.stdout, end.stderr);
     tenant.assert_nothing_lives();

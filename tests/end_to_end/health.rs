@@ -44,6 +44,7 @@ fn a_stopped_fetch_is_said(world: World) {
     assert_becomes(&agent, 0, "healthy\n");
     let fetch = agent.role("fetch");
     signal(fetch, Signal::SIGSTOP);
+    assert_becomes(&agent, 0, "has not reported for");
     assert_becomes(&agent, 1, "overdue");
     signal(fetch, Signal::SIGCONT);
     assert_becomes(&agent, 0, "healthy\n");
