@@ -169,11 +169,14 @@ mod tests {
         ];
         for (millis, letters, line) in table {
             late.due_monotonic_ms = 10_000_000_u64.saturating_add_signed(-millis);
-            let (found, lines): (String, Vec<_>) = judged(&late, Ok(())).into_iter().map(|verdict| match verdict {
-                Verdict::Healthy => ('H', vec![]),
-                Verdict::Degraded(lines) => ('D', lines),
-                Verdict::Unhealthy(lines) => ('U', lines),
-            }).unzip();
+            let (found, lines): (String, Vec<_>) = judged(&late, Ok(()))
+                .into_iter()
+                .map(|verdict| match verdict {
+                    Verdict::Healthy => ('H', vec![]),
+                    Verdict::Degraded(lines) => ('D', lines),
+                    Verdict::Unhealthy(lines) => ('U', lines),
+                })
+                .unzip();
             assert_eq!(found, letters, "{millis} ms");
             assert!(lines.iter().flatten().all(|it| it.starts_with(line)), "{millis} ms: {lines:?}");
             assert_eq!(lines.concat().is_empty(), line.is_empty(), "{millis} ms");

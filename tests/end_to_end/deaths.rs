@@ -1,10 +1,11 @@
 //! Any process of the agent may die, and nobody notices: not the application, not a reader, not the server.
 
+use super::health::health;
 use crate::rig::agent::{Agent, End, MOUNT, Place, Setup};
 use crate::rig::process::{children, family, signal, status};
 use crate::rig::server::{CALM, Scene, Tenant, Which};
 use crate::rig::{World, config, wait_until, wait_until_or};
-use baofs::clock::Jitter;
+use baofs::clock::{Clock, Jitter, RealClock};
 use baofs::exit::Exit;
 use baofs::status::{DIRECTORY, FILE, Report};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -49,12 +50,21 @@ pub(super) fn report(agent: &Agent) -> Report {
 /// Kills a role and waits for its successor.
 pub(super) fn replace(agent: &Agent, role: &str, number: Signal) {
     let old = agent.role(role);
-    let another = || {
-        // More than once: Rust's own handler takes the first SEGV for a stack that overflowed, and waits for the fault to come again.
-        signal(old, number);
-        (agent.role(role) != old).then_some(())
-    };
-    wait_until_or(&format!("another {role} runs"), || agent.log(), another);
+    fell(old, number);
+    wait_until_or(&format!("another {role} runs"), || agent.log(), || (agent.role(role) != old).then_some(()));
+}
+
+/// Sends a deadly signal, more than once: Rust's own handler takes the first SEGV for a stack that overflowed, and waits for the
+/// fault to come again.
+fn fell(pid: Pid, number: Signal) {
+    signal(pid, number);
+    wait_until("it falls", || {
+        let falls = status(pid, "State").is_none_or(|state| state.starts_with(['Z', 'X']));
+        if !falls {
+            signal(pid, number);
+        }
+        falls.then_some(())
+    });
 }
 
 pub(super) fn assert_nothing_left(tenant: &Tenant, end: &End) {
@@ -104,8 +114,9 @@ fn a_dead_serve_is_not_an_event_for_readers() {
     assert_nothing_left(&tenant, &agent.stop());
 }
 
-/// Readers, a watcher and rotations go on while roles are killed at random moments; how much everybody did.
-fn storm(scene: Scene, kills: u32, setup: impl FnOnce(Setup) -> Setup) -> String {
+/// Readers, a watcher and rotations go on while roles are killed at random moments, by these signals in turn; how much
+/// everybody did.
+fn storm(scene: Scene, kills: u32, signals: &[Signal], setup: impl FnOnce(Setup) -> Setup) -> String {
     let tenant = scene.tenant("storm", CALM);
     tenant.put("note", json!({ "text": text(0) }));
     let config = config::usual(&tenant).replace("100ms", "20ms");
@@ -154,10 +165,12 @@ fn storm(scene: Scene, kills: u32, setup: impl FnOnce(Setup) -> Setup) -> String
         // Whatever fails: the other threads end.
         let _calm = OnDrop(|| calm.store(true, SeqCst));
         let mut dice = Jitter::seeded(u64::from(kills));
-        for _ in 0..kills {
+        for number in signals.iter().cycle().take(kills as usize) {
             let role = if dice.unit() < 0.5 { "baofs-fetch" } else { "baofs-serve" };
             let is_it = |pid: &Pid| status(*pid, "Name").is_some_and(|name| name == role);
-            let _ = children(entry).into_iter().find(is_it).map(|pid| kill(pid, Signal::SIGKILL));
+            if let Some(pid) = children(entry).into_iter().find(is_it) {
+                fell(pid, *number);
+            }
             std::thread::sleep(dice.between(Duration::ZERO, Duration::from_millis(16)));
             assert!(!over.load(SeqCst), "somebody failed");
         }
@@ -268,12 +281,53 @@ impl<F: Fn()> Drop for OnDrop<F> {
 
 fn nobody_notices_a_storm_of_deaths(scene: Scene) {
     let kills = if scene.which == Which::Real { 300 } else { 2_000 };
-    println!("{}", storm(scene, kills, |setup| setup));
+    println!("{}", storm(scene, kills, &[Signal::SIGKILL], |setup| setup));
+}
+
+/// 100 of each in turn: a role that crashes again and again is held back, one that is killed is not.
+#[test]
+fn nor_of_crashes_inside_of_operations() {
+    println!("{}", storm(FUSE, 200, &[Signal::SIGSEGV, Signal::SIGKILL], |setup| setup));
+}
+
+/// A role that is stopped for five seconds is no dead one: readers wait, or go on.
+#[test]
+fn nor_of_a_role_that_hangs_for_a_while() {
+    let (tenant, setup) = setup(FUSE, "hangs");
+    let agent = started(setup);
+    let roles = report(&agent).roles;
+    for (role, first, second) in [("serve", "unhealthy: ", "no answer within 2s"), ("fetch", "degraded: ", "has not reported for")] {
+        let pid = agent.role(role);
+        let (clock, over, reads) = (RealClock, AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                while !over.load(SeqCst) {
+                    assert_eq!(std::fs::read(agent.path(MOUNT).join("note")).expect("a read"), b"old");
+                    reads.fetch_add(1, SeqCst);
+                }
+            });
+            let _over = OnDrop(|| over.store(true, SeqCst));
+            let _on = OnDrop(|| signal(pid, Signal::SIGCONT));
+            let begin = clock.now();
+            signal(pid, Signal::SIGSTOP);
+            let before = reads.load(SeqCst);
+            wait_until_or(
+                "health says so",
+                || format!("{:?}", health(&agent)),
+                || Some(health(&agent).1).filter(|said| said.starts_with(first) && said.contains(second)),
+            );
+            wait_until("it hung for five seconds", || (clock.now().since(begin) >= Duration::from_secs(5)).then_some(()));
+            assert!(role == "serve" || reads.load(SeqCst) > before + 100, "readers go on without fetch");
+        });
+        wait_until_or("all is well", || agent.log(), || (health(&agent) == (0, "healthy\n".to_owned())).then_some(()));
+    }
+    assert_eq!(report(&agent).roles, roles, "nobody died");
+    assert_nothing_left(&tenant, &agent.stop());
 }
 
 #[test]
 fn nor_on_a_kernel_before_6_9() {
-    println!("{}", storm(FUSE, 2_000, |setup| setup.variable("BAOFS_NO_RESEND", "1")));
+    println!("{}", storm(FUSE, 2_000, &[Signal::SIGKILL], |setup| setup.variable("BAOFS_NO_RESEND", "1")));
 }
 
 /// A stranger's SEGV looks like its own.

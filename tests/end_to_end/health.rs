@@ -19,7 +19,7 @@ fn started(world: World, name: &str) -> (Tenant, Agent) {
 }
 
 /// `baofs health`, which has to find the mount by itself: code and output.
-fn health(agent: &Agent) -> (i32, String) {
+pub(super) fn health(agent: &Agent) -> (i32, String) {
     let said = outcome(&mut agent.enter(USER, &["/entry/baofs", "health"]));
     (said.status.code().expect("no signal ended it"), String::from_utf8_lossy(&said.stdout).into_owned())
 }
