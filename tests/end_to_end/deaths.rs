@@ -284,10 +284,10 @@ fn nobody_notices_a_storm_of_deaths(scene: Scene) {
     println!("{}", storm(scene, kills, &[Signal::SIGKILL], |setup| setup));
 }
 
-/// 100 of each in turn: a role that crashes again and again is held back, one that is killed is not.
+/// Each in turn: a role that crashes again and again is held back, one that is killed is not.
 #[test]
 fn nor_of_crashes_inside_of_operations() {
-    println!("{}", storm(FUSE, 200, &[Signal::SIGSEGV, Signal::SIGKILL], |setup| setup));
+    println!("{}", storm(FUSE, 500, &[Signal::SIGSEGV, Signal::SIGKILL], |setup| setup));
 }
 
 /// A role that is stopped for five seconds is no dead one: readers wait, or go on.

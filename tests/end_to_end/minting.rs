@@ -1,18 +1,24 @@
 //! What deaths of `fetch` cost at the server while it logs in and mints: what is served lives, what was heard of is revoked.
 
 use super::deaths::{assert_nothing_left, replace, report, started};
-use crate::rig::agent::{Agent, Setup};
+use crate::rig::agent::{Agent, Place, Setup};
 use crate::rig::line::Line;
-use crate::rig::process::{children, status};
+use crate::rig::process::{children, signal, status};
 use crate::rig::server::{CALM, Lives, Scene, Tenant, Which};
-use crate::rig::{World, config, wait_until, wait_until_or};
+use crate::rig::{config, wait_until, wait_until_or};
 use baofs::clock::{Clock, Jitter, RealClock};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use std::time::Duration;
 
-in_each_scene!(a_storm_over_short_leases, a_mint_that_nobody_heard, a_login_that_nobody_heard);
+in_each_scene!(
+    a_storm_over_short_leases,
+    a_mint_that_nobody_heard,
+    a_login_that_nobody_heard,
+    a_revocation_that_nobody_heard,
+    a_death_at_any_moment_of_the_start,
+);
 
 /// At this interval, at least, a lease of 2 s that nobody disturbs has a successor.
 const SUCCESSION: Duration = Duration::from_millis(1600);
@@ -34,6 +40,10 @@ fn credential(agent: &Agent) -> (String, String) {
     })
 }
 
+fn is_fetch(pid: &Pid) -> bool {
+    status(*pid, "Name").is_some_and(|name| name == "baofs-fetch")
+}
+
 fn a_storm_over_short_leases(scene: Scene) {
     const KILLS: u32 = 150;
     let lives = Lives { token: 6, lease: 2, lease_max: 2 };
@@ -41,7 +51,6 @@ fn a_storm_over_short_leases(scene: Scene) {
     let begin = RealClock.now();
     let agent = started(setup);
     let entry = agent.pid();
-    let is_fetch = |pid: &Pid| status(*pid, "Name").is_some_and(|name| name == "baofs-fetch");
     let (mut dice, mut looks, mut dead) = (Jitter::seeded(7), 0, 0);
     for kills in 0..KILLS {
         let _ = children(entry).into_iter().find(is_fetch).map(|pid| kill(pid, Signal::SIGKILL));
@@ -88,7 +97,6 @@ fn lose_answer(agent: &Agent, line: &Line, done: impl Fn() -> bool) {
     line.hold(false);
 }
 
-/// The first mint is under way while nothing is served yet.
 fn a_mint_that_nobody_heard(scene: Scene) {
     let lives = Lives { token: 3600, lease: 3, lease_max: 3 };
     let (tenant, line, setup) = setup(scene, "lost-mint", lives, Duration::ZERO);
@@ -106,12 +114,12 @@ fn a_mint_that_nobody_heard(scene: Scene) {
     assert_nothing_left(&tenant, &agent.stop());
 }
 
-/// The first login: nothing runs yet.
+/// Nothing runs yet, and nothing is served.
 fn a_login_that_nobody_heard(scene: Scene) {
     let lives = if scene.which == Which::Real { CALM } else { Lives { token: 8, ..CALM } };
     let (tenant, line, setup) = setup(scene, "lost-login", lives, Duration::ZERO);
     line.hold(true);
-    let agent = setup.place(crate::rig::agent::Place::UnderShell).start();
+    let agent = setup.place(Place::UnderShell).start();
     lose_answer(&agent, &line, || tenant.logins() == 1);
     agent.wait_for_line("started");
     let reported = || Some(report(&agent)).filter(|report| report.session.lost_logins == 1);
@@ -121,4 +129,37 @@ fn a_login_that_nobody_heard(scene: Scene) {
     assert_eq!(end.code, 0, "{}", end.stderr);
     assert_eq!(tenant.tokens(), 1, "the token that nobody can name");
     wait_until("the leases are gone with their token", || (tenant.leases() == 0).then_some(()));
+}
+
+fn a_revocation_that_nobody_heard(scene: Scene) {
+    let (tenant, line, setup) = setup(scene, "lost-revocation", CALM, Duration::ZERO);
+    let agent = started(setup);
+    line.hold(true);
+    agent.signal(Signal::SIGTERM);
+    lose_answer(&agent, &line, || tenant.tokens() == 0);
+    assert_nothing_left(&tenant, &agent.end());
+}
+
+/// The application starts once, and with all of its secrets.
+fn a_death_at_any_moment_of_the_start(scene: Scene) {
+    let name = |moment: u64| format!("start-dies-{moment}");
+    let lost: u32 = (0..20)
+        .map(|moment| {
+            let (tenant, _line, setup) = setup(scene, &name(moment), CALM, Duration::from_millis(10));
+            let agent = setup.script("cd /app/secrets; echo started $(cat user password note | wc -c); exec sleep 1000").start();
+            let entry = agent.pid();
+            std::thread::sleep(Duration::from_millis(moment * 6));
+            let fetch = wait_until("fetch runs", || children(entry).into_iter().find(is_fetch));
+            signal(fetch, Signal::SIGKILL);
+            wait_until_or("the application has started", || agent.log(), || agent.printed().contains("started").then_some(()));
+            let bytes = agent.read("user").len() + agent.read("password").len() + "note".len();
+            assert_eq!(agent.printed().trim(), format!("started {bytes}"), "killed after {moment} moments\n{}", agent.log());
+            let lost = wait_until("a report", || Some(report(&agent).session.lost_logins));
+            let end = agent.stop();
+            assert!(tenant.tokens() <= lost as usize, "{}", end.stderr);
+            wait_until("the leases are gone with their tokens", || (tenant.leases() == 0).then_some(()));
+            lost
+        })
+        .sum();
+    println!("{scene:?}: {lost} of 20 logins were lost");
 }
