@@ -17,7 +17,7 @@ pub struct Report {
     pub format: u32,
     /// The agent's version.
     pub version: String,
-    /// When `fetch` began.
+    /// When the first `fetch` began.
     pub since: u64,
     /// When this was written.
     pub written: u64,

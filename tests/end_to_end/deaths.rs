@@ -2,7 +2,7 @@
 
 use super::health::health;
 use crate::rig::agent::{Agent, End, MOUNT, Place, Setup};
-use crate::rig::process::{children, family, signal, status};
+use crate::rig::process::{children, signal, status};
 use crate::rig::server::{CALM, Scene, Tenant, Which};
 use crate::rig::{World, config, wait_until, wait_until_or};
 use baofs::clock::{Clock, Jitter, RealClock};
@@ -52,6 +52,11 @@ pub(super) fn replace(agent: &Agent, role: &str, number: Signal) {
     let old = agent.role(role);
     fell(old, number);
     wait_until_or(&format!("another {role} runs"), || agent.log(), || (agent.role(role) != old).then_some(()));
+}
+
+/// A role of the agent `entry`, if it runs just now.
+pub(super) fn living(entry: Pid, role: &str) -> Option<Pid> {
+    children(entry).into_iter().find(|pid| status(*pid, "Name").is_some_and(|name| name == format!("baofs-{role}")))
 }
 
 /// Sends a deadly signal, more than once: Rust's own handler takes the first SEGV for a stack that overflowed, and waits for the
@@ -125,7 +130,7 @@ fn storm(scene: Scene, kills: u32, signals: &[Signal], setup: impl FnOnce(Setup)
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK).expect("inotify");
     inotify.add_watch(&mount, AddWatchFlags::IN_MOVED_TO).expect("a watch");
     let name = if scene.world == World::Fuse { "note" } else { "..data" };
-    let (entry, before) = (agent.pid(), Weight::of(agent.pid()));
+    let (entry, before, since) = (agent.pid(), Weight::of(agent.pid()), report(&agent).since);
     let (calm, over, rotations) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     let counts: Vec<AtomicU64> = READERS.iter().map(|_| AtomicU64::new(0)).collect();
     let (events, heard) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -166,9 +171,7 @@ fn storm(scene: Scene, kills: u32, signals: &[Signal], setup: impl FnOnce(Setup)
         let _calm = OnDrop(|| calm.store(true, SeqCst));
         let mut dice = Jitter::seeded(u64::from(kills));
         for number in signals.iter().cycle().take(kills as usize) {
-            let role = if dice.unit() < 0.5 { "baofs-fetch" } else { "baofs-serve" };
-            let is_it = |pid: &Pid| status(*pid, "Name").is_some_and(|name| name == role);
-            if let Some(pid) = children(entry).into_iter().find(is_it) {
+            if let Some(pid) = living(entry, if dice.unit() < 0.5 { "fetch" } else { "serve" }) {
                 fell(pid, *number);
             }
             std::thread::sleep(dice.between(Duration::ZERO, Duration::from_millis(16)));
@@ -178,15 +181,15 @@ fn storm(scene: Scene, kills: u32, signals: &[Signal], setup: impl FnOnce(Setup)
     let last = text(rotations.load(SeqCst));
     wait_until_or("the last value is there", || agent.log(), || agent.try_read("note").filter(|note| *note == last));
     let report = report(&agent);
+    let after = Weight::of(entry);
     let said = format!(
         "{kills} kills ({} of fetch, {} of serve), {rotations:?} versions, {events:?} events, reads {counts:?}, \
-         {before:?} -> {:?}",
-        report.roles.fetch_deaths,
-        report.roles.serve_deaths,
-        Weight::of(entry)
+         {before:?} -> {after:?}",
+        report.roles.fetch_deaths, report.roles.serve_deaths
     );
-    assert_eq!(Weight::of(entry).descriptors, before.descriptors, "{said}");
-    assert!(Weight::of(entry).kib < before.kib + 512, "{said}");
+    assert_eq!(report.since, since, "the agent has been up since before");
+    assert_eq!(after.descriptors, before.descriptors, "{said}");
+    assert!(after.kib < before.kib + 512, "{said}");
     assert!(agent.processes().iter().all(|(pid, _)| status(*pid, "State").is_none_or(|state| !state.starts_with('Z'))), "a zombie is left");
     assert_eq!((tenant.reads(&tenant.creds()), tenant.tokens(), report.session.lost_logins), (1, 1, 0), "{said}");
     assert_nothing_left(&tenant, &agent.stop());
@@ -337,8 +340,7 @@ fn a_role_that_dies_again_and_again_ends_the_container(world: World) {
     let agent = started(setup.file("agent-config.hcl", &text));
     let entry = agent.pid();
     wait_until("the agent gives up", || {
-        let fetch = family(entry).into_iter().find(|pid| status(*pid, "Name").is_some_and(|name| name == "baofs-fetch"));
-        let _ = fetch.map(|pid| kill(pid, Signal::SIGSEGV));
+        let _ = living(entry, "fetch").map(|pid| kill(pid, Signal::SIGSEGV));
         kill(entry, None).is_err().then_some(())
     });
     let end = agent.end();

@@ -1,14 +1,13 @@
 //! What deaths of `fetch` cost at the server while it logs in and mints: what is served lives, what was heard of is revoked.
 
-use super::deaths::{assert_nothing_left, replace, report, started};
+use super::deaths::{assert_nothing_left, living, replace, report, started};
 use crate::rig::agent::{Agent, Place, Setup};
 use crate::rig::line::Line;
-use crate::rig::process::{children, signal, status};
+use crate::rig::process::signal;
 use crate::rig::server::{CALM, Lives, Scene, Tenant, Which};
 use crate::rig::{config, wait_until, wait_until_or};
 use baofs::clock::{Clock, Jitter, RealClock};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::json;
 use std::time::Duration;
 
@@ -40,20 +39,16 @@ fn credential(agent: &Agent) -> (String, String) {
     })
 }
 
-fn is_fetch(pid: &Pid) -> bool {
-    status(*pid, "Name").is_some_and(|name| name == "baofs-fetch")
-}
-
 fn a_storm_over_short_leases(scene: Scene) {
     const KILLS: u32 = 150;
     let lives = Lives { token: 6, lease: 2, lease_max: 2 };
-    let (tenant, line, setup) = setup(scene, "mint-storm", lives, Duration::from_millis(30));
+    let (tenant, line, setup) = setup(scene, "mint-storm", lives, Duration::from_millis(50));
     let begin = RealClock.now();
     let agent = started(setup);
     let entry = agent.pid();
     let (mut dice, mut looks, mut dead) = (Jitter::seeded(7), 0, 0);
     for kills in 0..KILLS {
-        let _ = children(entry).into_iter().find(is_fetch).map(|pid| kill(pid, Signal::SIGKILL));
+        let _ = living(entry, "fetch").map(|pid| kill(pid, Signal::SIGKILL));
         // Again soon, while a login and a mint follow from the last kill; or at any time.
         let longest = Duration::from_millis(if dice.unit() < 0.4 { 40 } else { 300 });
         std::thread::sleep(dice.between(Duration::ZERO, longest));

@@ -102,7 +102,7 @@ fn questions(mut client: &TcpStream, mut server: &TcpStream, state: &Mutex<State
         let text = String::from_utf8_lossy(&bytes[..len]);
         let head = text.lines().next().filter(|line| line.ends_with("HTTP/1.1"));
         if let Some(head) = head {
-            let precious = head.contains("/login") || head.contains("/database/creds/");
+            let precious = head.contains("/login") || head.contains("/v1/database/creds/");
             *lock(state) = if precious { State::Asked } else { State::Other };
         }
         server.write_all(&bytes[..len])?;
