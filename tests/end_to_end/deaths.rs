@@ -181,9 +181,9 @@ fn storm(scene: Scene, kills: u32, signals: &[Signal], setup: impl FnOnce(Setup)
     let last = text(rotations.load(SeqCst));
     wait_until_or("the last value is there", || agent.log(), || agent.try_read("note").filter(|note| *note == last));
     let report = report(&agent);
-    let after = Weight::of(entry);
+    let (after, crashes) = (Weight::of(entry), agent.log().matches("signal 11").count());
     let said = format!(
-        "{kills} kills ({} of fetch, {} of serve), {rotations:?} versions, {events:?} events, reads {counts:?}, \
+        "{kills} kills ({} of fetch, {} of serve, {crashes} of all crashed), {rotations:?} versions, {events:?} events, reads {counts:?}, \
          {before:?} -> {after:?}",
         report.roles.fetch_deaths, report.roles.serve_deaths
     );

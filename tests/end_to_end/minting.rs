@@ -144,7 +144,7 @@ fn a_death_at_any_moment_of_the_start(scene: Scene) {
             let agent = setup.script("cd /app/secrets; echo started $(cat user password note | wc -c); exec sleep 1000").start();
             let entry = agent.pid();
             std::thread::sleep(Duration::from_millis(moment * 6));
-            let fetch = wait_until("fetch runs", || children(entry).into_iter().find(is_fetch));
+            let fetch = wait_until("fetch runs", || living(entry, "fetch"));
             signal(fetch, Signal::SIGKILL);
             wait_until_or("the application has started", || agent.log(), || agent.printed().contains("started").then_some(()));
             let bytes = agent.read("user").len() + agent.read("password").len() + "note".len();
