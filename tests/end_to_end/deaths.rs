@@ -119,9 +119,23 @@ fn a_dead_serve_is_not_an_event_for_readers() {
     assert_nothing_left(&tenant, &agent.stop());
 }
 
-/// Readers, a watcher and rotations go on while roles are killed at random moments, by these signals in turn; how much
-/// everybody did.
-fn storm(scene: Scene, kills: u32, signals: &[Signal], setup: impl FnOnce(Setup) -> Setup) -> String {
+/// How a role of the agent is to die.
+type Blow = fn(Pid, &str);
+
+fn by_kill(entry: Pid, role: &str) {
+    let _ = living(entry, role).map(|pid| kill(pid, Signal::SIGKILL));
+}
+
+/// Crashes would add up, and each successor wait longer: one that is killed once it works is well again.
+fn by_crash(entry: Pid, role: &str) {
+    fell(wait_until("it runs", || living(entry, role)), Signal::SIGSEGV);
+    let successor = wait_until("its successor runs", || living(entry, role));
+    std::thread::sleep(Duration::from_millis(10));
+    fell(successor, Signal::SIGKILL);
+}
+
+/// Readers, a watcher and rotations go on while roles are killed at random moments; how much everybody did.
+fn storm(scene: Scene, blows: u32, blow: Blow, setup: impl FnOnce(Setup) -> Setup) -> String {
     let tenant = scene.tenant("storm", CALM);
     tenant.put("note", json!({ "text": text(0) }));
     let config = config::usual(&tenant).replace("100ms", "20ms");
@@ -169,11 +183,9 @@ fn storm(scene: Scene, kills: u32, signals: &[Signal], setup: impl FnOnce(Setup)
         });
         // Whatever fails: the other threads end.
         let _calm = OnDrop(|| calm.store(true, SeqCst));
-        let mut dice = Jitter::seeded(u64::from(kills));
-        for number in signals.iter().cycle().take(kills as usize) {
-            if let Some(pid) = living(entry, if dice.unit() < 0.5 { "fetch" } else { "serve" }) {
-                fell(pid, *number);
-            }
+        let mut dice = Jitter::seeded(u64::from(blows));
+        for _ in 0..blows {
+            blow(entry, if dice.unit() < 0.5 { "fetch" } else { "serve" });
             std::thread::sleep(dice.between(Duration::ZERO, Duration::from_millis(16)));
             assert!(!over.load(SeqCst), "somebody failed");
         }
@@ -183,7 +195,7 @@ fn storm(scene: Scene, kills: u32, signals: &[Signal], setup: impl FnOnce(Setup)
     let report = report(&agent);
     let (after, crashes) = (Weight::of(entry), agent.log().matches("signal 11").count());
     let said = format!(
-        "{kills} kills ({} of fetch, {} of serve, {crashes} of all crashed), {rotations:?} versions, {events:?} events, reads {counts:?}, \
+        "{blows} blows ({} of fetch, {} of serve, {crashes} of all crashed), {rotations:?} versions, {events:?} events, reads {counts:?}, \
          {before:?} -> {after:?}",
         report.roles.fetch_deaths, report.roles.serve_deaths
     );
@@ -284,13 +296,12 @@ impl<F: Fn()> Drop for OnDrop<F> {
 
 fn nobody_notices_a_storm_of_deaths(scene: Scene) {
     let kills = if scene.which == Which::Real { 300 } else { 2_000 };
-    println!("{}", storm(scene, kills, &[Signal::SIGKILL], |setup| setup));
+    println!("{}", storm(scene, kills, by_kill, |setup| setup));
 }
 
-/// Each in turn: a role that crashes again and again is held back, one that is killed is not.
 #[test]
 fn nor_of_crashes_inside_of_operations() {
-    println!("{}", storm(FUSE, 500, &[Signal::SIGSEGV, Signal::SIGKILL], |setup| setup));
+    println!("{}", storm(FUSE, 100, by_crash, |setup| setup));
 }
 
 /// A role that is stopped for five seconds is no dead one: readers wait, or go on.
@@ -330,7 +341,7 @@ fn nor_of_a_role_that_hangs_for_a_while() {
 
 #[test]
 fn nor_on_a_kernel_before_6_9() {
-    println!("{}", storm(FUSE, 2_000, &[Signal::SIGKILL], |setup| setup.variable("BAOFS_NO_RESEND", "1")));
+    println!("{}", storm(FUSE, 2_000, by_kill, |setup| setup.variable("BAOFS_NO_RESEND", "1")));
 }
 
 /// A stranger's SEGV looks like its own.
