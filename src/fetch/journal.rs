@@ -13,6 +13,7 @@ use crate::memory::arena::{Arena, Place};
 use crate::names::FileId;
 use crate::observe::Event;
 use crate::snapshot::{Change, Publisher};
+use crate::status::Report;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -26,18 +27,17 @@ pub(super) struct Journal {
 
 /// All of it: borrowed to be written, owned once it was read.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Note<M, K, Q, F> {
+pub(super) struct Note<M, K, Q, F, R> {
     machine: M,
     source: K,
     tokens: TokenNote,
     board: BoardNote<Q, F>,
     press: PressNote,
-    /// When the first `fetch` began, in seconds since 1970.
-    since: u64,
+    report: R,
 }
 
 /// What a predecessor wrote.
-pub(super) type Found<K> = Note<Machine, K, Vec<QueryState>, Vec<FileState>>;
+pub(super) type Found<K> = Note<Machine, K, Vec<QueryState>, Vec<FileState>, Option<Report>>;
 
 impl Journal {
     /// Opens it in the arena, as a predecessor left it.
@@ -77,8 +77,8 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     /// Writes down what a successor must know.
     pub(super) fn write_down(&mut self) {
         let (source, tokens) = (self.requests.source().keep(), self.requests.note());
-        let note =
-            Note { machine: &self.machine, source, tokens, board: self.board.note(), press: self.press.note(), since: self.reporter.since };
+        let (board, press, report) = (self.board.note(), self.press.note(), self.reporter.last());
+        let note = Note { machine: &self.machine, source, tokens, board, press, report };
         self.journal.write(&note, self.clock);
         if std::mem::take(&mut self.settle) {
             self.requests.source().settle();
@@ -88,13 +88,14 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     /// Goes on where a predecessor died, if there was one.
     pub(super) fn go_on(&mut self, settings: &Settings) {
         let Some(found) = self.journal.read::<Found<S::Kept>>() else { return };
-        let Note { machine, source, tokens, board, press, since } = found;
+        let Note { machine, source, tokens, board, press, report } = found;
         self.machine = machine.revived(settings.pace, self.clock.now());
         self.requests.source().restore(source);
         self.requests.go_on(tokens);
         self.board = Board::with(self.plan, board);
         self.press.go_on(press, self.clock);
-        (self.settle, self.reporter.since) = (true, since);
+        self.reporter.go_on(report);
+        self.settle = true;
         Event::WentOn { lost_logins: self.machine.lost_logins() }.emit();
     }
 }

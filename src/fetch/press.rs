@@ -155,7 +155,8 @@ impl<'a, O: Outlet> Press<'a, O> {
         if self.ready {
             self.owed.insert(0, FromRole::Ready);
         }
-        (self.again, self.tend) = (Some(clock.now()), Some(clock.now()));
+        // Nothing is offered again before the first publication: it is complete, or it is none.
+        (self.again, self.tend) = (self.ready.then(|| clock.now()), Some(clock.now()));
     }
 
     /// When `turn` is due.

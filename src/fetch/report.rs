@@ -25,7 +25,7 @@ const CALM: Duration = Duration::from_millis(500);
 pub(super) struct Reporter {
     served: Served,
     /// When the first `fetch` began, in seconds since 1970.
-    pub(super) since: u64,
+    since: u64,
     last: Option<Report>,
     /// When the last one was written, and when it was last looked whether there is news.
     written: Moment,
@@ -43,6 +43,17 @@ impl Reporter {
         let (served, since) = (settings.served.clone(), seconds(clock.wall()));
         let written = clock.now();
         Self { served, since, last: None, written, looked: None, touched: false, ready: false, failed: false }
+    }
+
+    /// The last report, which a successor goes on from.
+    pub(super) fn last(&self) -> Option<&Report> {
+        self.last.as_ref()
+    }
+
+    /// Goes on from a predecessor's last report, if it wrote one: what began before its death began then.
+    pub(super) fn go_on(&mut self, last: Option<Report>) {
+        self.since = last.as_ref().map_or(self.since, |last| last.since);
+        self.last = last;
     }
 
     /// Something happened that may be news.

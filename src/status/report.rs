@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The present `Report::format`.
 pub const FORMAT: u32 = 1;
-/// How long after `Report::due` the next one may come before the agent counts as hung.
+/// How long after `Report::due_monotonic_ms` the next one may come before the agent counts as hung.
 pub const OVERDUE: Duration = Duration::from_secs(10);
 
 /// The whole report. Times are whole seconds since 1970 unless they say otherwise.

@@ -28,8 +28,10 @@ pub enum Strictness {
 /// The verdict on `report`, and on what became of the application's probe, if there was one. What makes unhealthy stands first.
 #[must_use]
 pub fn judge(report: &Report, now: Now, probe: Result<(), String>, strictness: Strictness) -> Verdict {
-    let mut bad: Vec<String> = overdue(report, now).into_iter().chain(probe.err()).collect();
-    let mut weak: Vec<String> = report.session.trouble.iter().map(|trouble| format!("login: {}", said(trouble, now))).collect();
+    let (hangs, late) = if report.is_overdue(now.moment) { (overdue(report, now), None) } else { (None, overdue(report, now)) };
+    let mut bad: Vec<String> = hangs.into_iter().chain(probe.err()).collect();
+    let login = report.session.trouble.iter().map(|trouble| format!("login: {}", said(trouble, now)));
+    let mut weak: Vec<String> = late.into_iter().chain(login).collect();
     for file in &report.files {
         let lines = match file.condition {
             Condition::Missing => &mut bad,
@@ -47,11 +49,18 @@ pub fn judge(report: &Report, now: Now, probe: Result<(), String>, strictness: S
     }
 }
 
-/// That the agent has not reported when it should have, and for how long.
+/// That the agent has not reported when it should have, and for how long. It begins to write when the report is due, so that
+/// less than a second is nothing.
 pub(super) fn overdue(report: &Report, now: Now) -> Option<String> {
     let late = now.moment.since(Moment::at(Duration::from_millis(report.due_monotonic_ms))).as_secs();
     let fetch = report.roles.fetch;
-    report.is_overdue(now.moment).then(|| format!("agent: its report is overdue by {}: fetch (pid {fetch}) hangs or is dead", span(late)))
+    match late {
+        0 => None,
+        _ if report.is_overdue(now.moment) => {
+            Some(format!("agent: its report is overdue by {}: fetch (pid {fetch}) hangs or is dead", span(late)))
+        }
+        _ => Some(format!("agent: fetch (pid {fetch}) has not reported for {}", now.since(report.written))),
+    }
 }
 
 /// What is to be said of a file, if anything is.
@@ -144,10 +153,33 @@ mod tests {
         let [verdict, strict] = judged(&late, Ok(()));
         assert_eq!(verdict, Verdict::Degraded(vec!["login: no answer (for 1s)".into()]));
         assert!(matches!(strict, Verdict::Unhealthy(_)));
-        late.due_monotonic_ms = 9_990_000;
-        assert_eq!(judged(&late, Ok(())), [verdict, strict], "10 s late is not too late");
-        late.due_monotonic_ms = 9_989_000;
-        let [Verdict::Unhealthy(lines), _] = judged(&late, Ok(())) else { panic!("it is overdue") };
-        assert!(lines[0].contains("overdue by 11s") && lines[0].contains("pid 7"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_report_that_is_late() {
+        let mut late = report(vec![file(Condition::Fresh, None)]);
+        // (how late in milliseconds, the verdict with and without `--strict`, what its line begins with)
+        let table = [
+            (-5_000, "HH", ""),
+            (999, "HH", ""),
+            (1_000, "DU", "agent: fetch (pid 7) has not reported for 10s"),
+            (10_000, "DU", "agent: fetch (pid 7) has not reported for 10s"),
+            (10_001, "UU", "agent: its report is overdue by 10s: fetch (pid 7)"),
+            (3_600_000, "UU", "agent: its report is overdue by 1h: fetch (pid 7)"),
+        ];
+        for (millis, letters, line) in table {
+            late.due_monotonic_ms = 10_000_000_u64.saturating_add_signed(-millis);
+            let (found, lines): (String, Vec<_>) = judged(&late, Ok(()))
+                .into_iter()
+                .map(|verdict| match verdict {
+                    Verdict::Healthy => ('H', vec![]),
+                    Verdict::Degraded(lines) => ('D', lines),
+                    Verdict::Unhealthy(lines) => ('U', lines),
+                })
+                .unzip();
+            assert_eq!(found, letters, "{millis} ms");
+            assert!(lines.iter().flatten().all(|it| it.starts_with(line)), "{millis} ms: {lines:?}");
+            assert_eq!(lines.concat().is_empty(), line.is_empty(), "{millis} ms");
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! Any process of the agent may die, and nobody notices: not the application, not a reader, not the server.
 
+use super::health::health;
 use crate::rig::agent::{Agent, End, MOUNT, Place, Setup};
-use crate::rig::process::{children, family, signal, status};
+use crate::rig::process::{children, signal, status};
 use crate::rig::server::{CALM, Scene, Tenant, Which};
 use crate::rig::{World, config, wait_until, wait_until_or};
-use baofs::clock::Jitter;
+use baofs::clock::{Clock, Jitter, RealClock};
 use baofs::exit::Exit;
 use baofs::status::{DIRECTORY, FILE, Report};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -35,29 +36,43 @@ fn setup(scene: Scene, name: &str) -> (Tenant, Setup) {
     (tenant, setup)
 }
 
-fn started(setup: Setup) -> Agent {
+pub(super) fn started(setup: Setup) -> Agent {
     let agent = setup.place(Place::UnderShell).start();
     agent.wait_for_line("started");
     agent
 }
 
-fn report(agent: &Agent) -> Report {
+pub(super) fn report(agent: &Agent) -> Report {
     let text = agent.read(&format!("{DIRECTORY}/{FILE}"));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 /// Kills a role and waits for its successor.
-fn replace(agent: &Agent, role: &str, number: Signal) {
+pub(super) fn replace(agent: &Agent, role: &str, number: Signal) {
     let old = agent.role(role);
-    let another = || {
-        // More than once: Rust's own handler takes the first SEGV for a stack that overflowed, and waits for the fault to come again.
-        signal(old, number);
-        (agent.role(role) != old).then_some(())
-    };
-    wait_until_or(&format!("another {role} runs"), || agent.log(), another);
+    fell(old, number);
+    wait_until_or(&format!("another {role} runs"), || agent.log(), || (agent.role(role) != old).then_some(()));
 }
 
-fn assert_nothing_left(tenant: &Tenant, end: &End) {
+/// A role of the agent `entry`, if it runs just now.
+pub(super) fn living(entry: Pid, role: &str) -> Option<Pid> {
+    children(entry).into_iter().find(|pid| status(*pid, "Name").is_some_and(|name| name == format!("baofs-{role}")))
+}
+
+/// Sends a deadly signal, more than once: Rust's own handler takes the first SEGV for a stack that overflowed, and waits for the
+/// fault to come again.
+fn fell(pid: Pid, number: Signal) {
+    signal(pid, number);
+    wait_until("it falls", || {
+        let falls = status(pid, "State").is_none_or(|state| state.starts_with(['Z', 'X']));
+        if !falls {
+            signal(pid, number);
+        }
+        falls.then_some(())
+    });
+}
+
+pub(super) fn assert_nothing_left(tenant: &Tenant, end: &End) {
     assert_eq!(end.code, 0, "{}", end.stderr);
     assert!(!end.stdout.contains("left "), "{}\n{}", end.stdout, end.stderr);
     tenant.assert_nothing_lives();
@@ -104,8 +119,23 @@ fn a_dead_serve_is_not_an_event_for_readers() {
     assert_nothing_left(&tenant, &agent.stop());
 }
 
+/// How a role of the agent is to die.
+type Blow = fn(Pid, &str);
+
+fn by_kill(entry: Pid, role: &str) {
+    let _ = living(entry, role).map(|pid| kill(pid, Signal::SIGKILL));
+}
+
+/// Crashes would add up, and each successor wait longer: one that is killed once it works is well again.
+fn by_crash(entry: Pid, role: &str) {
+    fell(wait_until("it runs", || living(entry, role)), Signal::SIGSEGV);
+    let successor = wait_until("its successor runs", || living(entry, role));
+    std::thread::sleep(Duration::from_millis(10));
+    fell(successor, Signal::SIGKILL);
+}
+
 /// Readers, a watcher and rotations go on while roles are killed at random moments; how much everybody did.
-fn storm(scene: Scene, kills: u32, setup: impl FnOnce(Setup) -> Setup) -> String {
+fn storm(scene: Scene, blows: u32, blow: Blow, setup: impl FnOnce(Setup) -> Setup) -> String {
     let tenant = scene.tenant("storm", CALM);
     tenant.put("note", json!({ "text": text(0) }));
     let config = config::usual(&tenant).replace("100ms", "20ms");
@@ -114,7 +144,7 @@ fn storm(scene: Scene, kills: u32, setup: impl FnOnce(Setup) -> Setup) -> String
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK).expect("inotify");
     inotify.add_watch(&mount, AddWatchFlags::IN_MOVED_TO).expect("a watch");
     let name = if scene.world == World::Fuse { "note" } else { "..data" };
-    let (entry, before) = (agent.pid(), Weight::of(agent.pid()));
+    let (entry, before, since) = (agent.pid(), Weight::of(agent.pid()), report(&agent).since);
     let (calm, over, rotations) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     let counts: Vec<AtomicU64> = READERS.iter().map(|_| AtomicU64::new(0)).collect();
     let (events, heard) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -153,11 +183,9 @@ fn storm(scene: Scene, kills: u32, setup: impl FnOnce(Setup) -> Setup) -> String
         });
         // Whatever fails: the other threads end.
         let _calm = OnDrop(|| calm.store(true, SeqCst));
-        let mut dice = Jitter::seeded(u64::from(kills));
-        for _ in 0..kills {
-            let role = if dice.unit() < 0.5 { "baofs-fetch" } else { "baofs-serve" };
-            let is_it = |pid: &Pid| status(*pid, "Name").is_some_and(|name| name == role);
-            let _ = children(entry).into_iter().find(is_it).map(|pid| kill(pid, Signal::SIGKILL));
+        let mut dice = Jitter::seeded(u64::from(blows));
+        for _ in 0..blows {
+            blow(entry, if dice.unit() < 0.5 { "fetch" } else { "serve" });
             std::thread::sleep(dice.between(Duration::ZERO, Duration::from_millis(16)));
             assert!(!over.load(SeqCst), "somebody failed");
         }
@@ -165,15 +193,15 @@ fn storm(scene: Scene, kills: u32, setup: impl FnOnce(Setup) -> Setup) -> String
     let last = text(rotations.load(SeqCst));
     wait_until_or("the last value is there", || agent.log(), || agent.try_read("note").filter(|note| *note == last));
     let report = report(&agent);
+    let (after, crashes) = (Weight::of(entry), agent.log().matches("signal 11").count());
     let said = format!(
-        "{kills} kills ({} of fetch, {} of serve), {rotations:?} versions, {events:?} events, reads {counts:?}, \
-         {before:?} -> {:?}",
-        report.roles.fetch_deaths,
-        report.roles.serve_deaths,
-        Weight::of(entry)
+        "{blows} blows ({} of fetch, {} of serve, {crashes} of all crashed), {rotations:?} versions, {events:?} events, reads {counts:?}, \
+         {before:?} -> {after:?}",
+        report.roles.fetch_deaths, report.roles.serve_deaths
     );
-    assert_eq!(Weight::of(entry).descriptors, before.descriptors, "{said}");
-    assert!(Weight::of(entry).kib < before.kib + 512, "{said}");
+    assert_eq!(report.since, since, "the agent has been up since before");
+    assert_eq!(after.descriptors, before.descriptors, "{said}");
+    assert!(after.kib < before.kib + 512, "{said}");
     assert!(agent.processes().iter().all(|(pid, _)| status(*pid, "State").is_none_or(|state| !state.starts_with('Z'))), "a zombie is left");
     assert_eq!((tenant.reads(&tenant.creds()), tenant.tokens(), report.session.lost_logins), (1, 1, 0), "{said}");
     assert_nothing_left(&tenant, &agent.stop());
@@ -268,12 +296,52 @@ impl<F: Fn()> Drop for OnDrop<F> {
 
 fn nobody_notices_a_storm_of_deaths(scene: Scene) {
     let kills = if scene.which == Which::Real { 300 } else { 2_000 };
-    println!("{}", storm(scene, kills, |setup| setup));
+    println!("{}", storm(scene, kills, by_kill, |setup| setup));
+}
+
+#[test]
+fn nor_of_crashes_inside_of_operations() {
+    println!("{}", storm(FUSE, 100, by_crash, |setup| setup));
+}
+
+/// A role that is stopped for five seconds is no dead one: readers wait, or go on.
+#[test]
+fn nor_of_a_role_that_hangs_for_a_while() {
+    let (tenant, setup) = setup(FUSE, "hangs");
+    let agent = started(setup);
+    let roles = report(&agent).roles;
+    for (role, first, second) in [("serve", "unhealthy: ", "no answer within 2s"), ("fetch", "degraded: ", "has not reported for")] {
+        let pid = agent.role(role);
+        let (clock, over, reads) = (RealClock, AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                while !over.load(SeqCst) {
+                    assert_eq!(std::fs::read(agent.path(MOUNT).join("note")).expect("a read"), b"old");
+                    reads.fetch_add(1, SeqCst);
+                }
+            });
+            let _over = OnDrop(|| over.store(true, SeqCst));
+            let _on = OnDrop(|| signal(pid, Signal::SIGCONT));
+            let begin = clock.now();
+            signal(pid, Signal::SIGSTOP);
+            let before = reads.load(SeqCst);
+            wait_until_or(
+                "health says so",
+                || format!("{:?}", health(&agent)),
+                || Some(health(&agent).1).filter(|said| said.starts_with(first) && said.contains(second)),
+            );
+            wait_until("it hung for five seconds", || (clock.now().since(begin) >= Duration::from_secs(5)).then_some(()));
+            assert!(role == "serve" || reads.load(SeqCst) > before + 100, "readers go on without fetch");
+        });
+        wait_until_or("all is well", || agent.log(), || (health(&agent) == (0, "healthy\n".to_owned())).then_some(()));
+    }
+    assert_eq!(report(&agent).roles, roles, "nobody died");
+    assert_nothing_left(&tenant, &agent.stop());
 }
 
 #[test]
 fn nor_on_a_kernel_before_6_9() {
-    println!("{}", storm(FUSE, 2_000, |setup| setup.variable("BAOFS_NO_RESEND", "1")));
+    println!("{}", storm(FUSE, 2_000, by_kill, |setup| setup.variable("BAOFS_NO_RESEND", "1")));
 }
 
 /// A stranger's SEGV looks like its own.
@@ -283,8 +351,7 @@ fn a_role_that_dies_again_and_again_ends_the_container(world: World) {
     let agent = started(setup.file("agent-config.hcl", &text));
     let entry = agent.pid();
     wait_until("the agent gives up", || {
-        let fetch = family(entry).into_iter().find(|pid| status(*pid, "Name").is_some_and(|name| name == "baofs-fetch"));
-        let _ = fetch.map(|pid| kill(pid, Signal::SIGSEGV));
+        let _ = living(entry, "fetch").map(|pid| kill(pid, Signal::SIGSEGV));
         kill(entry, None).is_err().then_some(())
     });
     let end = agent.end();

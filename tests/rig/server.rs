@@ -221,6 +221,15 @@ impl Tenant {
         }
     }
 
+    /// How often it has logged in.
+    pub(crate) fn logins(&self) -> usize {
+        let login = "auth/approle/login";
+        match &self.server {
+            Server::Real(real) => real.bao.requests(&self.name).iter().filter(|request| request.ends_with(login)).count(),
+            Server::Standin(standin) => standin.state().requests.iter().filter(|it| it.path == login).count(),
+        }
+    }
+
     /// How many of its tokens live.
     pub(crate) fn tokens(&self) -> usize {
         match &self.server {
