@@ -20,7 +20,7 @@ pub(crate) enum Which {
 }
 
 /// What one test body runs over: how files are served, and from where.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scene {
     /// How files are served.
     pub(crate) world: World,
