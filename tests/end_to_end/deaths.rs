@@ -119,19 +119,20 @@ fn a_dead_serve_is_not_an_event_for_readers() {
     assert_nothing_left(&tenant, &agent.stop());
 }
 
-/// How a role of the agent is to die.
-type Blow = fn(Pid, &str);
+/// How a role of the agent is to die; whether there was one.
+type Blow = fn(Pid, &str) -> bool;
 
-fn by_kill(entry: Pid, role: &str) {
-    let _ = living(entry, role).map(|pid| kill(pid, Signal::SIGKILL));
+fn by_kill(entry: Pid, role: &str) -> bool {
+    living(entry, role).is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok())
 }
 
 /// Crashes would add up, and each successor wait longer: one that is killed once it works is well again.
-fn by_crash(entry: Pid, role: &str) {
+fn by_crash(entry: Pid, role: &str) -> bool {
     fell(wait_until("it runs", || living(entry, role)), Signal::SIGSEGV);
     let successor = wait_until("its successor runs", || living(entry, role));
     std::thread::sleep(Duration::from_millis(10));
     fell(successor, Signal::SIGKILL);
+    true
 }
 
 /// Readers, a watcher and rotations go on while roles are killed at random moments; how much everybody did.
@@ -184,8 +185,9 @@ fn storm(scene: Scene, blows: u32, blow: Blow, setup: impl FnOnce(Setup) -> Setu
         // Whatever fails: the other threads end.
         let _calm = OnDrop(|| calm.store(true, SeqCst));
         let mut dice = Jitter::seeded(u64::from(blows));
-        for _ in 0..blows {
-            blow(entry, if dice.unit() < 0.5 { "fetch" } else { "serve" });
+        let mut hits = 0;
+        while hits < blows {
+            hits += u32::from(blow(entry, if dice.unit() < 0.5 { "fetch" } else { "serve" }));
             std::thread::sleep(dice.between(Duration::ZERO, Duration::from_millis(16)));
             assert!(!over.load(SeqCst), "somebody failed");
         }
