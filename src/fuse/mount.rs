@@ -63,6 +63,14 @@ impl Public {
         &self.path
     }
 
+    /// A hold on it by which another process can take away this mount and no other.
+    ///
+    /// # Errors
+    /// As `open(2)`; nothing is asked of `serve`.
+    pub fn root(&self) -> io::Result<OwnedFd> {
+        Ok(open(&self.path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
+    }
+
     /// Takes it away; files that are open stay readable while `serve` runs.
     pub fn unmount(self) {
         drop(self);

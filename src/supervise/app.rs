@@ -2,6 +2,7 @@
 //! Invariant: they get what baofs was started with (mask, dispositions, limits, descriptors, environment), less the
 //! credentials of the agent and the rights that only it needs.
 
+use super::guard::Guard;
 use crate::config::plan::{App, Identity, NewPrivileges};
 use crate::exit::Exit;
 use crate::names::Owner;
@@ -87,8 +88,8 @@ impl Terminal {
 /// What a process is started as.
 #[derive(Clone, Copy, Debug)]
 pub enum Part<'a> {
-    /// The application: standard streams as baofs has them, and the terminal, if there is one.
-    App(Option<&'a Terminal>),
+    /// The application: standard streams as baofs has them, and the terminal, if there is one; the guard is told.
+    App(Option<&'a Terminal>, Option<&'a Guard>),
     /// A command after a rotation: it reads nothing, and all that it writes goes where the log goes.
     Hook,
 }
@@ -111,7 +112,7 @@ pub fn start(command: &[String], part: Part<'_>, app: &App, inherited: &Inherite
             Ok(never) => match never {},
             Err(error) => error,
         };
-        if matches!(part, Part::App(_)) {
+        if matches!(part, Part::App(..)) {
             let program = command.first().map_or("", String::as_str);
             Event::AppNotStarted { program, why: &error.to_string() }.emit();
         }
@@ -126,9 +127,11 @@ pub fn start(command: &[String], part: Part<'_>, app: &App, inherited: &Inherite
 fn execute(command: &[String], part: Part<'_>, app: &App, inherited: &Inherited) -> io::Result<Infallible> {
     setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
     match part {
-        // TTOU is blocked still, so the call is allowed from the background.
-        Part::App(Some(_)) => tcsetpgrp(io::stdin(), getpid())?,
-        Part::App(None) => {}
+        Part::App(terminal, guard) => {
+            guard.inspect(|guard| guard.tell());
+            // TTOU is blocked still, so the call is allowed from the background.
+            terminal.map_or(Ok(()), |_| tcsetpgrp(io::stdin(), getpid()))?;
+        }
         Part::Hook => {
             dup2_stdin(File::open("/dev/null")?)?;
             dup2_stdout(io::stderr())?;
@@ -138,6 +141,10 @@ fn execute(command: &[String], part: Part<'_>, app: &App, inherited: &Inherited)
     let environment = environment(env::vars_os(), other_user(app), (getppid(), getpid())).collect::<io::Result<Vec<_>>>()?;
     let program = arguments.first().ok_or(io::ErrorKind::NotFound)?;
     become_user(app)?;
+    if matches!(part, Part::Hook) {
+        // Nobody would look at the clock any more. (After the change of user, which takes this back.)
+        prctl::set_pdeathsig(Signal::SIGKILL)?;
+    }
     inherited.restore()?;
     Err(process::exec(program, &arguments, &environment).into())
 }

@@ -2,6 +2,7 @@
 //! Invariant: it decides nothing; a role's last message is read before its death is.
 
 use super::app::{self, Inherited, Part, Terminal};
+use super::guard::Guard;
 use super::hooks::{Hooks, Took};
 use super::roles::Roles;
 use super::state::{Due, Ending, Input, Machine, Output, Timer};
@@ -32,6 +33,8 @@ pub(super) struct Loop<'a, C> {
     pub(super) world: &'a mut World,
     /// `fetch`, and on FUSE `serve`.
     pub(super) roles: Roles<'a>,
+    /// Who is told of the application, if there is one.
+    pub(super) guard: Option<&'a Guard>,
     /// What the application is.
     pub(super) app: &'a App,
     /// What it is given.
@@ -83,7 +86,7 @@ impl<C: Clock> Loop<'_, C> {
     }
 
     fn start_app(&mut self) -> Option<Input> {
-        match app::start(&self.app.command, Part::App(self.terminal.as_ref()), self.app, self.inherited) {
+        match app::start(&self.app.command, Part::App(self.terminal.as_ref(), self.guard), self.app, self.inherited) {
             Ok(pid) => {
                 Event::AppStarted { pid: pid.as_raw() }.emit();
                 (self.group, self.app_lives) = (Some(pid), true);

@@ -16,6 +16,7 @@ use crate::observe::Event;
 use crate::serve::{self, Job};
 use crate::status::{self, Served};
 use crate::sys::caps::Capability;
+use crate::sys::mount;
 use crate::tmpfs::{self, Target};
 use nix::unistd::{getegid, geteuid};
 use std::env;
@@ -150,6 +151,19 @@ impl World {
         if let Self::Fuse { device, .. } = self {
             drop(device.take());
         }
+    }
+
+    /// What takes away the mount or the files when supervise cannot, with the guard's own hold on the mount.
+    pub(super) fn remains(&self) -> io::Result<impl FnOnce()> {
+        let root = match self {
+            Self::Fuse { public, .. } => Some(public.root()?),
+            Self::Tmpfs { .. } => None,
+        };
+        Ok(move || match (self, root) {
+            (Self::Tmpfs { target, .. }, _) => drop(target.empty()),
+            (Self::Fuse { .. }, Some(root)) => drop(mount::unmount_root(root.as_fd())),
+            (Self::Fuse { .. }, None) => {}
+        })
     }
 
     /// Takes all of it away. On FUSE: the public mount, the private one, the device; what is open still ends with that.

@@ -1,6 +1,7 @@
 //! The mount API of Linux 5.2 and later (`fsopen(2)`, `fsmount(2)`, `open_tree(2)`, `mount_setattr(2)`, 5.12): one
 //! superblock, a private read-write mount that has no path, and a public read-only one.
 
+use nix::mount::{MntFlags, umount2};
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -245,4 +246,12 @@ pub fn unmount(path: &Path) -> io::Result<()> {
     // SAFETY: the path is a valid C string for the time of the call.
     let result = unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) };
     check(libc::c_long::from(result), Call::Umount, &path.display().to_string()).map(|_| ())
+}
+
+/// The same for the mount that `root` is the root of, whatever lies over it.
+///
+/// # Errors
+/// `EINVAL` when it is not mounted any more.
+pub fn unmount_root(root: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(umount2(format!("/proc/self/fd/{}", root.as_raw_fd()).as_str(), MntFlags::MNT_DETACH)?)
 }

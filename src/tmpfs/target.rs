@@ -89,6 +89,14 @@ impl Target {
     /// # Errors
     /// What could not be removed.
     pub fn clear(self) -> io::Result<()> {
+        self.empty()
+    }
+
+    /// The same while it is still held.
+    ///
+    /// # Errors
+    /// As `clear`.
+    pub fn empty(&self) -> io::Result<()> {
         let removed = self.place.root(&self.public).and_then(|root| remove::everything(root.as_fd()));
         self.place.unmount(&self.path);
         Ok(removed?)
