@@ -88,8 +88,8 @@ impl Terminal {
 /// What a process is started as.
 #[derive(Clone, Copy, Debug)]
 pub enum Part<'a> {
-    /// The application: standard streams as baofs has them, and the terminal, if there is one; the guard is told.
-    App(Option<&'a Terminal>, Option<&'a Guard>),
+    /// The application: standard streams as baofs has them, and the terminal, if there is one.
+    App(Option<&'a Terminal>),
     /// A command after a rotation: it reads nothing, and all that it writes goes where the log goes.
     Hook,
 }
@@ -101,18 +101,19 @@ pub fn other_user(app: &App) -> Option<&Identity> {
     app.user.as_ref().filter(|user| user.owner != own)
 }
 
-/// Starts `command` as `app`'s user in a process group of its own. The child ends with 126 or 127 when it cannot be executed,
+/// Starts `command` as `app`'s user in a process group of its own, which `guard` knows before it runs. The child ends with 126 or 127 when it cannot be executed,
 /// and the application's says why.
 ///
 /// # Errors
 /// Only when no process can be forked.
-pub fn start(command: &[String], part: Part<'_>, app: &App, inherited: &Inherited) -> io::Result<Pid> {
+pub fn start(command: &[String], part: Part<'_>, app: &App, inherited: &Inherited, guard: Option<&Guard>) -> io::Result<Pid> {
     let pid = process::fork(&[], || {
+        guard.inspect(|guard| guard.began(getpid()));
         let error = match execute(command, part, app, inherited) {
             Ok(never) => match never {},
             Err(error) => error,
         };
-        if matches!(part, Part::App(..)) {
+        if matches!(part, Part::App(_)) {
             let program = command.first().map_or("", String::as_str);
             Event::AppNotStarted { program, why: &error.to_string() }.emit();
         }
@@ -127,11 +128,9 @@ pub fn start(command: &[String], part: Part<'_>, app: &App, inherited: &Inherite
 fn execute(command: &[String], part: Part<'_>, app: &App, inherited: &Inherited) -> io::Result<Infallible> {
     setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
     match part {
-        Part::App(terminal, guard) => {
-            guard.inspect(|guard| guard.tell());
-            // TTOU is blocked still, so the call is allowed from the background.
-            terminal.map_or(Ok(()), |_| tcsetpgrp(io::stdin(), getpid()))?;
-        }
+        // TTOU is blocked still, so the call is allowed from the background.
+        Part::App(Some(_)) => tcsetpgrp(io::stdin(), getpid())?,
+        Part::App(None) => {}
         Part::Hook => {
             dup2_stdin(File::open("/dev/null")?)?;
             dup2_stdout(io::stderr())?;
@@ -141,10 +140,6 @@ fn execute(command: &[String], part: Part<'_>, app: &App, inherited: &Inherited)
     let environment = environment(env::vars_os(), other_user(app), (getppid(), getpid())).collect::<io::Result<Vec<_>>>()?;
     let program = arguments.first().ok_or(io::ErrorKind::NotFound)?;
     become_user(app)?;
-    if matches!(part, Part::Hook) {
-        // Nobody would look at the clock any more. (After the change of user, which takes this back.)
-        prctl::set_pdeathsig(Signal::SIGKILL)?;
-    }
     inherited.restore()?;
     Err(process::exec(program, &arguments, &environment).into())
 }

@@ -7,21 +7,23 @@ use super::world::World;
 use crate::observe::Event;
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::{Pid, getpid, pipe2, read, write};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::unistd::{Pid, getpid, pipe2, setpgid};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// The guard: a child whose process group the roles share.
 #[derive(Debug)]
 pub struct Guard {
     pid: Pid,
-    /// The end of a pipe that supervise holds: it closes with its death. Applications write their process id into it.
+    /// Supervise's end of a socket: it closes with its death. Process groups to be killed then are told through it.
     life: OwnedFd,
-    /// The end of another one, which `fetch` holds, too.
+    /// The end of a pipe, which `fetch` holds, too: it closes when that has left.
     leave: OwnedFd,
 }
 
@@ -31,7 +33,8 @@ impl Guard {
         if getpid() == Pid::from_raw(1) {
             return Ok(None);
         }
-        let ((lives, life), (leaves, leave)) = (pipe2(OFlag::O_CLOEXEC)?, pipe2(OFlag::O_CLOEXEC)?);
+        let (lives, life) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let (leaves, leave) = pipe2(OFlag::O_CLOEXEC)?;
         let remains = world.remains()?;
         let foreign: Vec<_> = world.descriptors().into_iter().chain([signals.as_fd(), life.as_fd(), leave.as_fd()]).collect();
         let pid = process::fork(&foreign, move || {
@@ -40,19 +43,23 @@ impl Guard {
                 Event::Skipped { what: &format!("nobody will clean up if baofs is killed: {error}") }.emit();
                 return 0;
             }
-            let group = last(&lives);
+            let groups = groups(&lives);
             Event::Broken { what: "supervise was killed: all is stopped and taken away" }.emit();
-            let _ = group.map(|group| killpg(group, Signal::SIGKILL));
+            for group in groups {
+                let _ = killpg(group, Signal::SIGKILL);
+            }
             // Until `fetch` has revoked.
             let timeout = PollTimeout::try_from(REVOKE_TIMEOUT).unwrap_or(PollTimeout::MAX);
             let _ = poll(&mut [PollFd::new(leaves.as_fd(), PollFlags::empty())], timeout);
-            remains();
+            if let Err(error) = remains() {
+                Event::Skipped { what: &format!("not all could be taken away: {error}") }.emit();
+            }
             // A role that hangs, and the guard itself.
             let _ = killpg(Pid::from_raw(0), Signal::SIGKILL);
             0
         })?;
         // Both sides do it, as the first role may be quicker.
-        let _ = nix::unistd::setpgid(pid, pid);
+        let _ = setpgid(pid, pid);
         Ok(Some(Self { pid, life, leave }))
     }
 
@@ -71,9 +78,19 @@ impl Guard {
         self.leave.try_clone()
     }
 
-    /// To be called by the application itself, whose group the caller leads, so that it cannot run without being known.
-    pub(super) fn tell(&self) {
-        let _ = write(&self.life, &getpid().as_raw().to_ne_bytes());
+    /// Process group `group` is to be killed with supervise. Its leader says so itself: it never runs without being known.
+    pub(super) fn began(&self, group: Pid) {
+        self.tell(group.as_raw());
+    }
+
+    /// It is not any more.
+    pub(super) fn ended(&self, group: Pid) {
+        self.tell(-group.as_raw());
+    }
+
+    fn tell(&self, number: i32) {
+        // Who does not listen is dead or stopped: nobody waits for it.
+        let _ = send(self.life.as_raw_fd(), &number.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
     }
 
     /// Ends it when supervise has taken everything away itself.
@@ -82,14 +99,17 @@ impl Guard {
     }
 }
 
-/// The application that was told last, when the other end is closed.
-fn last(lives: &OwnedFd) -> Option<Pid> {
-    let (mut last, mut bytes) = (None, [0; 4]);
+/// The groups that there are when supervise dies; waits for that.
+fn groups(lives: &OwnedFd) -> Vec<Pid> {
+    let (mut groups, mut bytes) = (vec![], [0; 4]);
     loop {
-        match read(lives, &mut bytes) {
-            Ok(4) => last = Some(Pid::from_raw(i32::from_ne_bytes(bytes))),
-            Err(nix::errno::Errno::EINTR) => {}
-            Ok(_) | Err(_) => return last,
+        match recv(lives.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
+            Ok(4) => match Pid::from_raw(i32::from_ne_bytes(bytes)) {
+                began if began.as_raw() > 0 => groups.push(began),
+                ended => groups.retain(|group| group.as_raw() != -ended.as_raw()),
+            },
+            Err(Errno::EINTR) => {}
+            Ok(_) | Err(_) => return groups,
         }
     }
 }

@@ -61,13 +61,7 @@ pub(super) struct Roles<'a> {
 
 impl<'a> Roles<'a> {
     /// Starts them; when one cannot be started, none stays.
-    pub(super) fn start(
-        plan: &'a Plan,
-        world: &World,
-        signals: &SignalFd,
-        guard: Option<&'a Guard>,
-        now: Moment,
-    ) -> io::Result<Self> {
+    pub(super) fn start(plan: &'a Plan, world: &World, signals: &SignalFd, guard: Option<&'a Guard>, now: Moment) -> io::Result<Self> {
         let mut roles = Self { plan, guard, members: vec![], jitter: Jitter::new() };
         for role in world.roles() {
             let started = roles.fork(*role, 0, world, signals).inspect_err(|_| roles.end())?;
@@ -264,12 +258,12 @@ pub(super) fn confine(name: &CStr, keep: &[Capability], group: Pid) -> io::Resul
     memory::forbid_cores().map_err(io::Error::other)
 }
 
-/// `serve` dies with its parent. `fetch` has to revoke before it does: it hears the end of its link, and the guard does not
-/// wait for ever.
+/// `serve` dies with its parent. `fetch` hears the end of its link, and revokes before it ends; if it hangs, the guard kills it.
 fn end_with(parent: Pid, role: Role) -> io::Result<()> {
-    if role == Role::Serve {
-        prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if role == Role::Fetch {
+        return Ok(());
     }
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The parent may have died before the line above.
     if getppid() == parent { Ok(()) } else { Err(io::Error::other("the supervisor is gone")) }
 }

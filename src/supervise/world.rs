@@ -154,15 +154,15 @@ impl World {
     }
 
     /// What takes away the mount or the files when supervise cannot, with the guard's own hold on the mount.
-    pub(super) fn remains(&self) -> io::Result<impl FnOnce()> {
+    pub(super) fn remains(&self) -> io::Result<impl FnOnce() -> io::Result<()>> {
         let root = match self {
             Self::Fuse { public, .. } => Some(public.root()?),
             Self::Tmpfs { .. } => None,
         };
         Ok(move || match (self, root) {
-            (Self::Tmpfs { target, .. }, _) => drop(target.empty()),
-            (Self::Fuse { .. }, Some(root)) => drop(mount::unmount_root(root.as_fd())),
-            (Self::Fuse { .. }, None) => {}
+            (Self::Tmpfs { target, .. }, _) => target.empty(),
+            (Self::Fuse { .. }, Some(root)) => mount::unmount_root(root.as_fd()),
+            (Self::Fuse { .. }, None) => Ok(()),
         })
     }
 

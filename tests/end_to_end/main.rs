@@ -37,6 +37,7 @@ mod deaths;
 mod hardening;
 mod health;
 mod hooks;
+mod parent;
 mod refusals;
 mod rig_works;
 mod rotation;
