@@ -88,7 +88,9 @@ pub fn run(plan: &Plan) -> Result<u8, Refused> {
     };
     traces.remove();
     world.close();
-    guard.map(Guard::end);
+    if let Some(guard) = guard {
+        guard.end();
+    }
     code
 }
 
