@@ -108,7 +108,7 @@ pub fn other_user(app: &App) -> Option<&Identity> {
 /// Only when no process can be forked.
 pub fn start(command: &[String], part: Part<'_>, app: &App, inherited: &Inherited, guard: Option<&Guard>) -> io::Result<Pid> {
     let pid = process::fork(&[], || {
-        guard.inspect(|guard| guard.began(getpid()));
+        guard.inspect(|guard| guard.tell(getpid().as_raw()));
         let error = match execute(command, part, app, inherited) {
             Ok(never) => match never {},
             Err(error) => error,

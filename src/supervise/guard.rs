@@ -4,6 +4,7 @@
 use super::REVOKE_TIMEOUT;
 use super::roles::{confine, end};
 use super::world::World;
+use crate::names::Role;
 use crate::observe::Event;
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
@@ -35,7 +36,6 @@ impl Guard {
         }
         let (lives, life) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let (leaves, leave) = pipe2(OFlag::O_CLOEXEC)?;
-        let remains = world.remains()?;
         let foreign: Vec<_> = world.descriptors().into_iter().chain([signals.as_fd(), life.as_fd(), leave.as_fd()]).collect();
         let pid = process::fork(&foreign, move || {
             let rights = [Capability::SysAdmin, Capability::Kill].into_iter().filter(|right| caps::has(*right).unwrap_or(false));
@@ -46,14 +46,12 @@ impl Guard {
             let groups = groups(&lives);
             Event::Broken { what: "supervise was killed: all is stopped and taken away" }.emit();
             for group in groups {
-                let _ = killpg(group, Signal::SIGKILL);
+                let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
             }
             // Until `fetch` has revoked.
             let timeout = PollTimeout::try_from(REVOKE_TIMEOUT).unwrap_or(PollTimeout::MAX);
             let _ = poll(&mut [PollFd::new(leaves.as_fd(), PollFlags::empty())], timeout);
-            if let Err(error) = remains() {
-                Event::Skipped { what: &format!("not all could be taken away: {error}") }.emit();
-            }
+            world.close();
             // A role that hangs, and the guard itself.
             let _ = killpg(Pid::from_raw(0), Signal::SIGKILL);
             0
@@ -68,29 +66,16 @@ impl Guard {
         self.pid
     }
 
-    /// What no role holds.
-    pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        [self.life.as_fd(), self.leave.as_fd()]
+    /// What this role must close. `fetch` keeps one until it dies.
+    pub(super) fn foreign_to(&self, role: Role) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [Some(self.life.as_fd()), (role != Role::Fetch).then(|| self.leave.as_fd())].into_iter().flatten()
     }
 
-    /// What `fetch` holds as long as it lives.
-    pub(super) fn held_by_fetch(&self) -> io::Result<OwnedFd> {
-        self.leave.try_clone()
-    }
-
-    /// Process group `group` is to be killed with supervise. Its leader says so itself: it never runs without being known.
-    pub(super) fn began(&self, group: Pid) {
-        self.tell(group.as_raw());
-    }
-
-    /// It is not any more.
-    pub(super) fn ended(&self, group: Pid) {
-        self.tell(-group.as_raw());
-    }
-
-    fn tell(&self, number: i32) {
+    /// The process group of this number is to be killed with supervise (its leader says so itself: it never runs without
+    /// being known); of a negative one: not any more.
+    pub(super) fn tell(&self, group: i32) {
         // Who does not listen is dead or stopped: nobody waits for it.
-        let _ = send(self.life.as_raw_fd(), &number.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
+        let _ = send(self.life.as_raw_fd(), &group.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
     }
 
     /// Ends it when supervise has taken everything away itself.
@@ -100,13 +85,13 @@ impl Guard {
 }
 
 /// The groups that there are when supervise dies; waits for that.
-fn groups(lives: &OwnedFd) -> Vec<Pid> {
+fn groups(lives: &OwnedFd) -> Vec<i32> {
     let (mut groups, mut bytes) = (vec![], [0; 4]);
     loop {
         match recv(lives.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
-            Ok(4) => match Pid::from_raw(i32::from_ne_bytes(bytes)) {
-                began if began.as_raw() > 0 => groups.push(began),
-                ended => groups.retain(|group| group.as_raw() != -ended.as_raw()),
+            Ok(4) => match i32::from_ne_bytes(bytes) {
+                began @ 1.. => groups.push(began),
+                ended => groups.retain(|group| *group != -ended),
             },
             Err(Errno::EINTR) => {}
             Ok(_) | Err(_) => return groups,

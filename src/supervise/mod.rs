@@ -88,6 +88,7 @@ pub fn run(plan: &Plan) -> Result<u8, Refused> {
     };
     traces.remove();
     world.close();
+    drop(world);
     if let Some(guard) = guard {
         guard.end();
     }

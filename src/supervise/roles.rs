@@ -188,18 +188,13 @@ impl<'a> Roles<'a> {
     }
 
     fn fork(&self, role: Role, deaths: u64, world: &World, signals: &SignalFd) -> io::Result<Process> {
-        let of_guard = self.guard.into_iter().flat_map(Guard::descriptors);
+        let of_guard = self.guard.into_iter().flat_map(|guard| guard.foreign_to(role));
         let foreign = world.descriptors().into_iter().chain([signals.as_fd()]).chain(of_guard).chain(self.links().map(AsFd::as_fd));
         let (foreign, group) = (foreign.collect::<Vec<_>>(), self.guard.map_or(Pid::from_raw(0), Guard::group));
         match role {
             Role::Serve => start(role, &foreign, &[], group, world.serve(self.plan, deaths)?),
             Role::Fetch | Role::Supervise => {
-                let (held, body) = (self.guard.map(Guard::held_by_fetch).transpose()?, world.fetch(self.plan, deaths)?);
-                let body = move |link| {
-                    mem::forget(held);
-                    body(link)
-                };
-                start(role, &foreign, world.rights_of_fetch(self.plan), group, body)
+                start(role, &foreign, world.rights_of_fetch(self.plan), group, world.fetch(self.plan, deaths)?)
             }
         }
     }

@@ -179,7 +179,7 @@ impl<C: Clock> Loop<'_, C> {
         inputs.extend(dead);
         let app_lives = self.app_lives;
         if let Some(group) = self.group.take_if(|group| !app_lives && killpg(*group, None) == Err(Errno::ESRCH)) {
-            self.guard.inspect(|guard| guard.ended(group));
+            self.guard.inspect(|guard| guard.tell(-group.as_raw()));
             inputs.push(Input::GroupGone);
         }
         inputs.extend(self.elapsed(self.clock.now()));
@@ -229,7 +229,7 @@ impl<C: Clock> Loop<'_, C> {
                 Event::AppEnded { code: ending.code() }.emit();
                 inputs.push(Input::AppEnded(ending));
             } else if let Some((hook, took)) = self.hooks.ended(pid) {
-                self.guard.inspect(|guard| guard.ended(pid));
+                self.guard.inspect(|guard| guard.tell(-pid.as_raw()));
                 self.command_ended(hook, took, ending);
             } else {
                 inputs.extend(self.roles.ended(pid, ending, self.clock.now()));

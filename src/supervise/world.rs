@@ -16,7 +16,6 @@ use crate::observe::Event;
 use crate::serve::{self, Job};
 use crate::status::{self, Served};
 use crate::sys::caps::Capability;
-use crate::sys::mount;
 use crate::tmpfs::{self, Target};
 use nix::unistd::{getegid, geteuid};
 use std::env;
@@ -153,27 +152,10 @@ impl World {
         }
     }
 
-    /// What takes away the mount or the files when supervise cannot, with the guard's own hold on the mount.
-    pub(super) fn remains(&self) -> io::Result<impl FnOnce() -> io::Result<()>> {
-        let root = match self {
-            Self::Fuse { public, .. } => Some(public.root()?),
-            Self::Tmpfs { .. } => None,
-        };
-        Ok(move || match (self, root) {
-            (Self::Tmpfs { target, .. }, _) => target.empty(),
-            (Self::Fuse { .. }, Some(root)) => mount::unmount_root(root.as_fd()),
-            (Self::Fuse { .. }, None) => Ok(()),
-        })
-    }
-
-    /// Takes all of it away. On FUSE: the public mount, the private one, the device; what is open still ends with that.
-    pub(super) fn close(self) {
+    /// Takes away what others see, whoever calls: the mount, or the files. What is open still ends with the device.
+    pub(super) fn close(&self) {
         match self {
-            Self::Fuse { device, private, public, .. } => {
-                public.unmount();
-                drop(private);
-                drop(device);
-            }
+            Self::Fuse { public, .. } => public.unmount(),
             Self::Tmpfs { target, .. } => {
                 if let Err(error) = target.clear() {
                     Event::Skipped { what: &format!("not all files could be removed: {error}") }.emit();
