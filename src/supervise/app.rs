@@ -101,8 +101,8 @@ pub fn other_user(app: &App) -> Option<&Identity> {
     app.user.as_ref().filter(|user| user.owner != own)
 }
 
-/// Starts `command` as `app`'s user in a process group of its own, which `guard` knows before it runs. The child ends with 126 or 127 when it cannot be executed,
-/// and the application's says why.
+/// Starts `command` as `app`'s user in a process group of its own, which `guard` knows before it runs. The child ends with 126
+/// or 127 when it cannot be executed, and the application's says why.
 ///
 /// # Errors
 /// Only when no process can be forked.

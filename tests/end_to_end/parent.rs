@@ -7,11 +7,11 @@ use crate::rig::{World, config, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-in_each_scene!(a_killed_supervisor_leaves_nothing);
+in_each_scene!(a_killed_supervisor_leaves_nothing, so_it_is_before_the_first_secrets);
 in_each_world!(
     another_users_application_is_killed_too,
     a_command_is_killed_too,
-    a_hung_fetch_is_killed_in_the_end,
+    hung_roles_are_killed_in_the_end,
     only_who_is_no_init_has_a_guard
 );
 
@@ -50,6 +50,14 @@ fn a_killed_supervisor_leaves_nothing(scene: Scene) {
     tenant.assert_nothing_lives();
 }
 
+fn so_it_is_before_the_first_secrets(scene: Scene) {
+    let (tenant, setup) = setup(scene.world, scene.which, "parent-early");
+    let agent = setup.start();
+    wait_until("it is logged in", || agent.log().contains("logged in").then_some(()));
+    killed(agent);
+    tenant.assert_nothing_lives();
+}
+
 fn another_users_application_is_killed_too(world: World) {
     let (tenant, setup) = setup(world, Which::Standin, "parent-user");
     killed(started(setup.options(&["--user", &format!("{USER}")])));
@@ -68,12 +76,14 @@ fn a_command_is_killed_too(world: World) {
     tenant.assert_nothing_lives();
 }
 
-fn a_hung_fetch_is_killed_in_the_end(world: World) {
+fn hung_roles_are_killed_in_the_end(world: World) {
     let (_tenant, setup) = setup(world, Which::Standin, "parent-hung");
     let agent = started(setup);
-    let fetch = agent.role("fetch");
-    signal(fetch, Signal::SIGSTOP);
-    wait_until("fetch is stopped", || status(fetch, "State")?.starts_with('T').then_some(()));
+    for role in if world == World::Fuse { &["fetch", "serve"][..] } else { &["fetch"] } {
+        let pid = agent.role(role);
+        signal(pid, Signal::SIGSTOP);
+        wait_until("it is stopped", || status(pid, "State")?.starts_with('T').then_some(()));
+    }
     killed(agent);
 }
 
