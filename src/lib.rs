@@ -8,7 +8,8 @@
 //!                          | forks (no exec)
 //!                          |-> fetch   OpenBao, leases, rendering; no /dev/fuse, no capability
 //!                          |-> serve   answers the kernel from the arena; no network, never waits, no capability
-//!                          '-> app     its own user, process group, clean environment
+//!                          |-> app     its own user, process group, clean environment
+//!                          '-> guard   only outside a container: cleans up if supervise is killed; no secret, no input
 //! ```
 //!
 //! The process that answers the kernel must not hang or die, so it does nothing else; the one that parses the network must

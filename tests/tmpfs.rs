@@ -282,6 +282,7 @@ fn state(path: &Path) {
     }
     drop(writer);
     target.clear().expect("clear");
+    drop(target);
     assert_eq!(names(path), [""; 0]);
 
     let target = Target::prepare(&filesystem(path, 64 << 10), &files).expect("prepare");

@@ -2,6 +2,7 @@
 //! thread; it is the only place that starts, signals and waits; whatever happens it takes down what it set up.
 
 pub mod app;
+mod guard;
 pub mod hooks;
 pub mod rebirth;
 mod roles;
@@ -17,6 +18,7 @@ use crate::memory;
 use crate::observe::Event;
 use crate::sys::caps::{self, Capability};
 use app::{Inherited, Terminal};
+use guard::Guard;
 use hooks::Hooks;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, killpg};
@@ -80,9 +82,16 @@ pub fn run(plan: &Plan) -> Result<u8, Refused> {
     }
     let mut world = World::open(plan)?;
     let traces = Traces::make(plan);
-    let code = supervise(plan, &mut world, signals, &inherited);
+    let (code, guard) = match Guard::start(&world, &signals) {
+        Ok(guard) => (supervise(plan, &mut world, signals, &inherited, guard.as_ref()), guard),
+        Err(error) => (Err(Refused::software("a process of the agent cannot be started", error)), None),
+    };
     traces.remove();
     world.close();
+    drop(world);
+    if let Some(guard) = guard {
+        guard.end();
+    }
     code
 }
 
@@ -113,15 +122,15 @@ fn warn_of_rights(app: &App) {
 }
 
 /// Forks the roles, obeys the machine to its end, and reaps what is left.
-fn supervise(plan: &Plan, world: &mut World, signals: SignalFd, inherited: &Inherited) -> Result<u8, Refused> {
+fn supervise(plan: &Plan, world: &mut World, signals: SignalFd, inherited: &Inherited, guard: Option<&Guard>) -> Result<u8, Refused> {
     let clock = RealClock;
-    let roles = Roles::start(plan, world, &signals, clock.now());
+    let roles = Roles::start(plan, world, &signals, guard, clock.now());
     let roles = roles.map_err(|error| Refused::software("a process of the agent cannot be started", error))?;
     let terminal = Terminal::foreground();
     let (app, hooks) = (&plan.app, Hooks::new(&plan.hooks, Jitter::new()));
     let (mut machine, first) = Machine::start(policy(app));
     let mut turning =
-        Loop { clock: &clock, signals, world, roles, app, inherited, terminal, hooks, group: None, app_lives: false, timer: None };
+        Loop { clock: &clock, signals, world, roles, guard, app, inherited, terminal, hooks, group: None, app_lives: false, timer: None };
     let code = turning.run(&mut machine, first);
     if let Some(terminal) = &turning.terminal {
         terminal.take_back();

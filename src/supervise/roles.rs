@@ -1,6 +1,7 @@
 //! The roles as processes: forked, confined, and born again when they die. Invariants: of each role at most one lives; a
 //! successor is forked by supervise alone, from the state in which the first one was.
 
+use super::guard::Guard;
 use super::rebirth::{Death, Rebirth};
 use super::state::{Ending, Input};
 use super::world::World;
@@ -19,6 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpid, getppid, setpgid};
+use std::ffi::CStr;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -51,6 +53,7 @@ struct Process {
 #[derive(Debug)]
 pub(super) struct Roles<'a> {
     plan: &'a Plan,
+    guard: Option<&'a Guard>,
     /// `serve` first: `fetch` announces what it answers.
     members: Vec<Member>,
     jitter: Jitter,
@@ -58,8 +61,8 @@ pub(super) struct Roles<'a> {
 
 impl<'a> Roles<'a> {
     /// Starts them; when one cannot be started, none stays.
-    pub(super) fn start(plan: &'a Plan, world: &World, signals: &SignalFd, now: Moment) -> io::Result<Self> {
-        let mut roles = Self { plan, members: vec![], jitter: Jitter::new() };
+    pub(super) fn start(plan: &'a Plan, world: &World, signals: &SignalFd, guard: Option<&'a Guard>, now: Moment) -> io::Result<Self> {
+        let mut roles = Self { plan, guard, members: vec![], jitter: Jitter::new() };
         for role in world.roles() {
             let started = roles.fork(*role, 0, world, signals).inspect_err(|_| roles.end())?;
             roles.members.push(Member {
@@ -185,10 +188,14 @@ impl<'a> Roles<'a> {
     }
 
     fn fork(&self, role: Role, deaths: u64, world: &World, signals: &SignalFd) -> io::Result<Process> {
-        let foreign: Vec<_> = world.descriptors().into_iter().chain([signals.as_fd()]).chain(self.links().map(AsFd::as_fd)).collect();
+        let of_guard = self.guard.into_iter().flat_map(|guard| guard.foreign_to(role));
+        let foreign = world.descriptors().into_iter().chain([signals.as_fd()]).chain(of_guard).chain(self.links().map(AsFd::as_fd));
+        let (foreign, group) = (foreign.collect::<Vec<_>>(), self.guard.map_or(Pid::from_raw(0), Guard::group));
         match role {
-            Role::Serve => start(role, &foreign, &[], world.serve(self.plan, deaths)?),
-            Role::Fetch | Role::Supervise => start(role, &foreign, world.rights_of_fetch(self.plan), world.fetch(self.plan, deaths)?),
+            Role::Serve => start(role, &foreign, &[], group, world.serve(self.plan, deaths)?),
+            Role::Fetch | Role::Supervise => {
+                start(role, &foreign, world.rights_of_fetch(self.plan), group, world.fetch(self.plan, deaths)?)
+            }
         }
     }
 }
@@ -199,14 +206,15 @@ pub(super) fn end(pid: Pid) {
     while waitpid(pid, None) == Err(Errno::EINTR) {}
 }
 
-/// Forks a role that closes what is `foreign`, drops every right but `keep`, and says why when it does not end well.
-fn start(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], body: impl FnOnce(End) -> Exit) -> io::Result<Process> {
+/// Forks a role that closes what is `foreign`, drops every right but `keep`, joins `group` (0: leads its own), and says why
+/// when it does not end well.
+fn start(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], group: Pid, body: impl FnOnce(End) -> Exit) -> io::Result<Process> {
     let (ours, theirs) = link::pair()?;
     let last = theirs.try_clone()?;
     let parent = getpid();
     let close: Vec<_> = foreign.iter().copied().chain([ours.as_fd()]).collect();
     let pid = process::fork(&close, move || {
-        let exit = match confine(role, keep, parent) {
+        let exit = match confine(name(role), keep, group).and_then(|()| end_with(parent, role)) {
             Ok(()) => body(theirs),
             Err(error) => {
                 Event::Broken { what: &format!("{} cannot be confined: {error}", role.as_str()) }.emit();
@@ -223,21 +231,33 @@ fn start(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], body: impl
     Ok(Process { pid, link: Some(ours), explained: false })
 }
 
-/// Makes the forked process what a role is: no rights, no dump, dead with its parent.
-fn confine(role: Role, keep: &[Capability], parent: Pid) -> io::Result<()> {
-    // What a terminal sends is the application's alone.
-    setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-    // Somebody may wait for the end of a pipe that only the application was to hold.
-    process::close_inherited()?;
-    observe::start_role();
-    prctl::set_name(match role {
+fn name(role: Role) -> &'static CStr {
+    match role {
         Role::Supervise => c"baofs",
         Role::Fetch => c"baofs-fetch",
         Role::Serve => c"baofs-serve",
-    })?;
+    }
+}
+
+/// Makes a forked process what all of the agent's are: in `group`, no right but `keep`, no dump.
+pub(super) fn confine(name: &CStr, keep: &[Capability], group: Pid) -> io::Result<()> {
+    let own = Pid::from_raw(0);
+    // What a terminal sends is the application's alone. A dead guard leaves no group to join.
+    setpgid(own, group).or_else(|_| setpgid(own, own))?;
+    // Somebody may wait for the end of a pipe that only the application was to hold.
+    process::close_inherited()?;
+    observe::start_role();
+    prctl::set_name(name)?;
     prctl::set_no_new_privs()?;
     caps::keep_only(keep)?;
-    memory::forbid_cores().map_err(io::Error::other)?;
+    memory::forbid_cores().map_err(io::Error::other)
+}
+
+/// `serve` dies with its parent. `fetch` hears the end of its link, and revokes before it ends; if it hangs, the guard kills it.
+fn end_with(parent: Pid, role: Role) -> io::Result<()> {
+    if role == Role::Fetch {
+        return Ok(());
+    }
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The parent may have died before the line above.
     if getppid() == parent { Ok(()) } else { Err(io::Error::other("the supervisor is gone")) }

@@ -2,6 +2,7 @@
 //! Invariant: it decides nothing; a role's last message is read before its death is.
 
 use super::app::{self, Inherited, Part, Terminal};
+use super::guard::Guard;
 use super::hooks::{Hooks, Took};
 use super::roles::Roles;
 use super::state::{Due, Ending, Input, Machine, Output, Timer};
@@ -32,6 +33,8 @@ pub(super) struct Loop<'a, C> {
     pub(super) world: &'a mut World,
     /// `fetch`, and on FUSE `serve`.
     pub(super) roles: Roles<'a>,
+    /// Who knows of the application and the commands, if there is one.
+    pub(super) guard: Option<&'a Guard>,
     /// What the application is.
     pub(super) app: &'a App,
     /// What it is given.
@@ -83,7 +86,7 @@ impl<C: Clock> Loop<'_, C> {
     }
 
     fn start_app(&mut self) -> Option<Input> {
-        match app::start(&self.app.command, Part::App(self.terminal.as_ref()), self.app, self.inherited) {
+        match app::start(&self.app.command, Part::App(self.terminal.as_ref()), self.app, self.inherited, self.guard) {
             Ok(pid) => {
                 Event::AppStarted { pid: pid.as_raw() }.emit();
                 (self.group, self.app_lives) = (Some(pid), true);
@@ -112,7 +115,7 @@ impl<C: Clock> Loop<'_, C> {
 
     fn run_command(&mut self, id: HookId) {
         let Some(Action::Command { command, timeout }) = self.hooks.hook(id).map(|hook| &hook.action) else { return };
-        match app::start(command, Part::Hook, self.app, self.inherited) {
+        match app::start(command, Part::Hook, self.app, self.inherited, self.guard) {
             Ok(pid) => self.hooks.started(id, pid, self.clock.now().plus(*timeout)),
             Err(error) => self.command_failed(id, &format!("no process can be forked: {error}")),
         }
@@ -174,8 +177,9 @@ impl<C: Clock> Loop<'_, C> {
             inputs.extend(self.messages());
         }
         inputs.extend(dead);
-        if self.group.is_some_and(|group| !self.app_lives && killpg(group, None) == Err(Errno::ESRCH)) {
-            self.group = None;
+        let app_lives = self.app_lives;
+        if let Some(group) = self.group.take_if(|group| !app_lives && killpg(*group, None) == Err(Errno::ESRCH)) {
+            self.guard.inspect(|guard| guard.tell(-group.as_raw()));
             inputs.push(Input::GroupGone);
         }
         inputs.extend(self.elapsed(self.clock.now()));
@@ -225,6 +229,7 @@ impl<C: Clock> Loop<'_, C> {
                 Event::AppEnded { code: ending.code() }.emit();
                 inputs.push(Input::AppEnded(ending));
             } else if let Some((hook, took)) = self.hooks.ended(pid) {
+                self.guard.inspect(|guard| guard.tell(-pid.as_raw()));
                 self.command_ended(hook, took, ending);
             } else {
                 inputs.extend(self.roles.ended(pid, ending, self.clock.now()));

@@ -152,14 +152,10 @@ impl World {
         }
     }
 
-    /// Takes all of it away. On FUSE: the public mount, the private one, the device; what is open still ends with that.
-    pub(super) fn close(self) {
+    /// Takes away what others see, whoever calls: the mount, or the files. What is open still ends with the device.
+    pub(super) fn close(&self) {
         match self {
-            Self::Fuse { device, private, public, .. } => {
-                public.unmount();
-                drop(private);
-                drop(device);
-            }
+            Self::Fuse { public, .. } => public.unmount(),
             Self::Tmpfs { target, .. } => {
                 if let Err(error) = target.clear() {
                     Event::Skipped { what: &format!("not all files could be removed: {error}") }.emit();

@@ -88,7 +88,7 @@ impl Target {
     ///
     /// # Errors
     /// What could not be removed.
-    pub fn clear(self) -> io::Result<()> {
+    pub fn clear(&self) -> io::Result<()> {
         let removed = self.place.root(&self.public).and_then(|root| remove::everything(root.as_fd()));
         self.place.unmount(&self.path);
         Ok(removed?)
@@ -218,10 +218,11 @@ fn mount_own(filesystem: &Filesystem) -> io::Result<OwnedFd> {
         }
         Ok(context)
     };
-    match mount::pair(|| context(true), &filesystem.path) {
+    let private = match mount::pair(|| context(true), &filesystem.path) {
         Err(error) if mount::errno(&error) == Some(libc::EINVAL) => mount::pair(|| context(false), &filesystem.path),
         result => result,
-    }
+    };
+    private.map(|(private, _)| private)
 }
 
 /// Whether an error of the mount API says that we may not mount here at all: no capability, a security module, a seccomp

@@ -380,7 +380,7 @@ fn a_dead_mount_in_the_way_is_cleared() {
     // The whole agent dies at once, as a kill by the kernel for want of memory leaves it. (`stat` alone may be answered from
     // the kernel's memory of the directory.)
     let setup = setup.prepare(
-        "/entry/baofs mount >&2 & until [ -e /app/secrets/note ]; do sleep 0.02; done; kill -9 $!
+        "/entry/baofs mount >&2 & until [ -e /app/secrets/note ]; do sleep 0.02; done; kill -9 -1
         while ls /app/secrets >/dev/null 2>&1; do sleep 0.02; done; ls /app/secrets 2>&1 | grep -o 'Transport endpoint.*'",
     );
     let agent = started(setup.place(Place::UnderShell));
