@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::time::Duration;
 
 /// The directory of the agent's own state in the mount: found by name; on FUSE not listed.
 pub const STATE_DIRECTORY: &str = "..baofs";
@@ -174,6 +175,26 @@ pub enum Recovery {
     Resend,
     /// They end with EINTR, which every reader must expect.
     Interrupt,
+}
+
+/// What became of a role's predecessors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Past {
+    /// How many of them have died.
+    pub deaths: u64,
+    /// How many of the last ones in a row ended by themselves, or before they worked.
+    pub crashes: u32,
+}
+
+impl Past {
+    /// After so long a role is well, whatever was before.
+    pub const WELL: Duration = Duration::from_secs(10);
+
+    /// How many crashes in a row still count for a life that is so old.
+    #[must_use]
+    pub fn crashes_after(self, age: Duration) -> u32 {
+        if age < Self::WELL { self.crashes } else { 0 }
+    }
 }
 
 /// Owner of a file, as the kernel sees it.

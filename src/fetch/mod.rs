@@ -20,7 +20,7 @@ use crate::lease::source::{Failure, Reply, Source};
 use crate::lease::{Input, Machine, Output, Pace, Subject, TokenId};
 use crate::link::{End, Received, ToRole};
 use crate::memory::arena::Arena;
-use crate::names::{Generation, QueryId};
+use crate::names::{Generation, Past, QueryId};
 use crate::observe::{Event, report_dropped};
 use crate::status::Served;
 use crate::sys::watch;
@@ -31,7 +31,6 @@ use report::Reporter;
 use requests::{Answer, Requests, say_revoked};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::task::LocalSet;
@@ -45,15 +44,15 @@ pub struct Settings {
     pub leave: Duration,
     /// How files are served.
     pub served: Served,
-    /// How many predecessors have died.
-    pub deaths: u64,
+    /// What became of predecessors.
+    pub past: Past,
 }
 
 impl Settings {
     /// What a plan asks for, and two seconds to leave.
     #[must_use]
-    pub fn new(plan: &Plan, served: Served, deaths: u64) -> Self {
-        Self { pace: Pace::new(plan.server.retry_max), leave: Duration::from_secs(2), served, deaths }
+    pub fn new(plan: &Plan, served: Served, past: Past) -> Self {
+        Self { pace: Pace::new(plan.server.retry_max), leave: Duration::from_secs(2), served, past }
     }
 }
 
@@ -86,7 +85,6 @@ where
         let machine = Machine::new(&plan.queries, settings.pace, Jitter::new(), clock.now());
         let (board, requests) = (Board::new(plan), Requests::new(source, &plan.queries));
         let reporter = Reporter::new(settings, clock);
-        arena.head().deaths.store(settings.deaths, Relaxed);
         let journal = Journal::open(arena);
         let mut fetch = Fetch { clock, plan, arena, machine, board, requests, press, reporter, journal, settle: false };
         fetch.go_on(settings);

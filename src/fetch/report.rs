@@ -8,12 +8,11 @@ use crate::config::plan::{Content, File, Stale};
 use crate::exit::Exit;
 use crate::lease::source::Source;
 use crate::lease::{Subject, View};
-use crate::names::FileId;
+use crate::names::{FileId, Past};
 use crate::observe::Event;
 use crate::render;
 use crate::status::{Condition, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, seconds};
 use nix::unistd::{getpid, getppid};
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
 /// The longest time between two reports.
@@ -24,6 +23,9 @@ const CALM: Duration = Duration::from_millis(500);
 /// When the report is due, and what was in the last one.
 pub(super) struct Reporter {
     served: Served,
+    past: Past,
+    /// When this `fetch` began.
+    born: Moment,
     /// When the first `fetch` began, in seconds since 1970.
     since: u64,
     last: Option<Report>,
@@ -40,9 +42,9 @@ pub(super) struct Reporter {
 
 impl Reporter {
     pub(super) fn new(settings: &Settings, clock: &impl Clock) -> Self {
-        let (served, since) = (settings.served.clone(), seconds(clock.wall()));
-        let written = clock.now();
-        Self { served, since, last: None, written, looked: None, touched: false, ready: false, failed: false }
+        let (served, past, since) = (settings.served.clone(), settings.past, seconds(clock.wall()));
+        let born = clock.now();
+        Self { served, past, born, since, last: None, written: born, looked: None, touched: false, ready: false, failed: false }
     }
 
     /// The last report, which a successor goes on from.
@@ -123,21 +125,23 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             written: seconds(times.wall),
             due_monotonic_ms: u64::try_from(times.now.plus(HEARTBEAT).since_origin().as_millis()).unwrap_or(u64::MAX),
             served: self.reporter.served.clone(),
-            roles: self.roles(),
+            roles: self.roles(times.now),
             session: Session { ends: session.ends.map(|end| times.at(end)), lost_logins: self.machine.lost_logins(), trouble },
             files: files.map(|(id, file)| self.describe_file(id, file, times)).collect(),
         }
     }
 
-    fn roles(&self) -> Roles {
-        let serve = self.arena.last_serve();
+    fn roles(&self, now: Moment) -> Roles {
+        let (serve, past) = (self.arena.last_serve(), self.reporter.past);
         Roles {
             supervise: getppid().as_raw(),
             fetch: getpid().as_raw(),
-            serve: serve.map(|(_, pid, _)| pid.cast_signed()),
-            fetch_deaths: self.arena.head().deaths.load(Relaxed),
-            serve_deaths: serve.map_or(0, |(deaths, ..)| deaths),
-            recovery: serve.map(|(.., recovery)| recovery),
+            serve: serve.map(|serve| serve.pid),
+            fetch_deaths: past.deaths,
+            fetch_crashes: past.crashes_after(now.since(self.reporter.born)),
+            serve_deaths: serve.map_or(0, |serve| serve.past.deaths),
+            serve_crashes: serve.map_or(0, |serve| serve.past.crashes_after(now.since(serve.born))),
+            recovery: serve.map(|serve| serve.recovery),
         }
     }
 
@@ -221,7 +225,7 @@ mod tests {
     #[test]
     fn it_is_looked_at_twice_a_second_at_most_and_written_every_five() {
         let served = Served { how: "tmpfs".to_owned(), fallback: None };
-        let mut reporter = Reporter::new(&Settings::new(&plan(Vec::new(), Vec::new()), served, 0), &RealClock);
+        let mut reporter = Reporter::new(&Settings::new(&plan(Vec::new(), Vec::new()), served, Past::default()), &RealClock);
         let at = |millis: u64| Moment::at(Duration::from_millis(millis));
         reporter.written = at(0);
         assert_eq!(reporter.wake(), None);

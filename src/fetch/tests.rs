@@ -298,7 +298,7 @@ impl Rig {
 
 fn settings(plan: &Plan) -> Settings {
     let served = Served { how: "fuse".to_owned(), fallback: None };
-    Settings::new(plan, served, 0)
+    Settings::new(plan, served, Past::default())
 }
 
 fn all(values: &[&str]) -> BTreeMap<u32, String> {

@@ -1,6 +1,7 @@
 //! The role that answers the kernel: arena, tree, adapter, one loop. Invariants: it opens nothing, talks to nobody but the
 //! kernel and never waits; it can read every version and write none.
 
+use crate::clock::{Clock, RealClock};
 use crate::exit::Exit;
 use crate::fuse::adapter::Adapter;
 use crate::fuse::session::{self, Init};
@@ -9,7 +10,7 @@ use crate::link::{End, FromRole};
 use crate::memory::MemoryError;
 use crate::memory::arena::Arena;
 use crate::memory::locked::Bounce;
-use crate::names::{Recovery, Role};
+use crate::names::{Past, Recovery, Role};
 use crate::observe::Event;
 use crate::snapshot::Reader;
 use std::fmt;
@@ -27,8 +28,8 @@ pub struct Job {
     pub device: OwnedFd,
     /// The kernel's first request, which began the session of whoever came first.
     pub init: Init,
-    /// How many predecessors have died.
-    pub deaths: u64,
+    /// What became of predecessors.
+    pub past: Past,
     /// How a predecessor's requests may come back.
     pub recovery: Recovery,
     /// Permission bits of the directory.
@@ -78,7 +79,7 @@ fn answer(job: &Job) -> Result<(), Failure> {
     let adapter = Adapter::new(tree, bounce);
     let session = session::open(adapter, &job.device, &job.init).map_err(Failure::Kernel)?;
     let recovery = session::recover(session.as_fd(), last, job.recovery).map_err(Failure::Kernel)?;
-    job.arena.serve_was_born(job.deaths, recovery);
+    job.arena.serve_was_born(job.past, recovery, RealClock.now());
     job.link.send(&FromRole::Ready).map_err(Failure::Kernel)?;
     session.run().map_err(Failure::Kernel)
 }

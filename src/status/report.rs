@@ -59,6 +59,12 @@ pub struct Roles {
     /// And of those that were like `serve`.
     #[serde(default)]
     pub serve_deaths: u64,
+    /// How many of the last `fetch` in a row ended by themselves, or before they worked; 0 once the present one is well.
+    #[serde(default)]
+    pub fetch_crashes: u32,
+    /// The same of `serve`.
+    #[serde(default)]
+    pub serve_crashes: u32,
     /// How what a dead `serve` had taken comes back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,

@@ -31,7 +31,7 @@ pub fn judge(report: &Report, now: Now, probe: Result<(), String>, strictness: S
     let (hangs, late) = if report.is_overdue(now.moment) { (overdue(report, now), None) } else { (None, overdue(report, now)) };
     let mut bad: Vec<String> = hangs.into_iter().chain(probe.err()).collect();
     let login = report.session.trouble.iter().map(|trouble| format!("login: {}", said(trouble, now)));
-    let mut weak: Vec<String> = late.into_iter().chain(login).collect();
+    let mut weak: Vec<String> = late.into_iter().chain(crashes(report)).chain(login).collect();
     for file in &report.files {
         let lines = match file.condition {
             Condition::Missing => &mut bad,
@@ -61,6 +61,13 @@ pub(super) fn overdue(report: &Report, now: Now) -> Option<String> {
         }
         _ => Some(format!("agent: fetch (pid {fetch}) has not reported for {}", now.since(report.written))),
     }
+}
+
+/// The roles that are held back because they crash again and again.
+fn crashes(report: &Report) -> impl Iterator<Item = String> {
+    let roles = report.roles;
+    let row = |(role, count)| (count > 1).then(|| format!("agent: {role} has crashed {count} times in a row"));
+    [("fetch", roles.fetch_crashes), ("serve", roles.serve_crashes)].into_iter().filter_map(row)
 }
 
 /// What is to be said of a file, if anything is.
@@ -153,6 +160,19 @@ mod tests {
         let [verdict, strict] = judged(&late, Ok(()));
         assert_eq!(verdict, Verdict::Degraded(vec!["login: no answer (for 1s)".into()]));
         assert!(matches!(strict, Verdict::Unhealthy(_)));
+    }
+
+    #[test]
+    fn roles_that_crash_again_and_again() {
+        let mut report = report(vec![file(Condition::Fresh, None)]);
+        for (fetch, serve, expected) in
+            [(0, 0, None), (1, 1, None), (2, 0, Some("fetch has crashed 2")), (1, 7, Some("serve has crashed 7"))]
+        {
+            (report.roles.fetch_crashes, report.roles.serve_crashes) = (fetch, serve);
+            let line = expected.map(|row| format!("agent: {row} times in a row"));
+            let expected = line.map_or(Verdict::Healthy, |line| Verdict::Degraded(vec![line]));
+            assert_eq!(judged(&report, Ok(()))[0], expected, "{fetch} {serve}");
+        }
     }
 
     #[test]

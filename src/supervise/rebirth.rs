@@ -2,10 +2,11 @@
 //! and again waits longer and longer, and one that is killed again and again waits a little: no loop is hot.
 
 use crate::clock::{Backoff, Jitter, Moment};
+use crate::names::Past;
 use std::time::Duration;
 
 /// A role that lived so long is well, whatever was before.
-const WELL: Duration = Duration::from_secs(10);
+const WELL: Duration = Past::WELL;
 /// The least time between two starts of a role that somebody else kills once it works.
 const KILLED: Duration = Duration::from_millis(5);
 /// The longest wait.
@@ -58,7 +59,11 @@ impl Rebirth {
         let first = self.ill.is_none();
         self.ill = self.ill.or(Some(now));
         self.due = Some(match death {
-            _ if first => now,
+            Death::Killed if first => now,
+            Death::Crashed if first => {
+                self.crashes = 1;
+                now
+            }
             Death::Killed if self.ready => {
                 // It worked: what was before is over.
                 self.crashes = 0;
@@ -66,7 +71,7 @@ impl Rebirth {
             }
             Death::Killed | Death::Crashed => {
                 self.crashes = self.crashes.saturating_add(1);
-                now.plus(self.backoff.delay(self.crashes - 1, jitter))
+                now.plus(self.backoff.delay(self.crashes.saturating_sub(2), jitter))
             }
         });
     }
@@ -75,6 +80,12 @@ impl Rebirth {
     #[must_use]
     pub fn wake(&self) -> Option<Moment> {
         self.due
+    }
+
+    /// How many lives in a row ended by themselves, or before they worked.
+    #[must_use]
+    pub fn crashes(&self) -> u32 {
+        self.crashes
     }
 
     /// Whether it is to be started now; then a life begins.

@@ -10,7 +10,7 @@ use crate::config::plan::Plan;
 use crate::exit::Exit;
 use crate::link::{self, End, FromRole, Received};
 use crate::memory;
-use crate::names::{HookId, Role};
+use crate::names::{HookId, Past, Role};
 use crate::observe::{self, Event};
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
@@ -64,7 +64,7 @@ impl<'a> Roles<'a> {
     pub(super) fn start(plan: &'a Plan, world: &World, signals: &SignalFd, guard: Option<&'a Guard>, now: Moment) -> io::Result<Self> {
         let mut roles = Self { plan, guard, members: vec![], jitter: Jitter::new() };
         for role in world.roles() {
-            let started = roles.fork(*role, 0, world, signals).inspect_err(|_| roles.end())?;
+            let started = roles.fork(*role, Past::default(), world, signals).inspect_err(|_| roles.end())?;
             roles.members.push(Member {
                 role: *role,
                 process: Some(started),
@@ -154,7 +154,9 @@ impl<'a> Roles<'a> {
         }
         for index in 0..self.members.len() {
             if self.members[index].lives.begin(now) {
-                match self.fork(self.members[index].role, self.members[index].deaths, world, signals) {
+                let Member { role, deaths, lives, .. } = &self.members[index];
+                let past = Past { deaths: *deaths, crashes: lives.crashes() };
+                match self.fork(*role, past, world, signals) {
                     Ok(process) => {
                         self.members[index].process = Some(process);
                         inputs.push(Input::RoleBorn(self.members[index].role));
@@ -187,15 +189,13 @@ impl<'a> Roles<'a> {
         }
     }
 
-    fn fork(&self, role: Role, deaths: u64, world: &World, signals: &SignalFd) -> io::Result<Process> {
+    fn fork(&self, role: Role, past: Past, world: &World, signals: &SignalFd) -> io::Result<Process> {
         let of_guard = self.guard.into_iter().flat_map(|guard| guard.foreign_to(role));
         let foreign = world.descriptors().into_iter().chain([signals.as_fd()]).chain(of_guard).chain(self.links().map(AsFd::as_fd));
         let (foreign, group) = (foreign.collect::<Vec<_>>(), self.guard.map_or(Pid::from_raw(0), Guard::group));
         match role {
-            Role::Serve => start(role, &foreign, &[], group, world.serve(self.plan, deaths)?),
-            Role::Fetch | Role::Supervise => {
-                start(role, &foreign, world.rights_of_fetch(self.plan), group, world.fetch(self.plan, deaths)?)
-            }
+            Role::Serve => start(role, &foreign, &[], group, world.serve(self.plan, past)?),
+            Role::Fetch | Role::Supervise => start(role, &foreign, world.rights_of_fetch(self.plan), group, world.fetch(self.plan, past)?),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::fuse::mount::{FuseMount, Public};
 use crate::fuse::session::Init;
 use crate::link::End;
 use crate::memory::arena::{Arena, FileSpec, Kind, Place};
-use crate::names::{FileName, Owner, Recovery, Role};
+use crate::names::{FileName, Owner, Past, Recovery, Role};
 use crate::observe::Event;
 use crate::serve::{self, Job};
 use crate::status::{self, Served};
@@ -91,21 +91,21 @@ impl World {
     }
 
     /// What runs as `serve`, with its copy of the device.
-    pub(super) fn serve(&self, plan: &Plan, deaths: u64) -> io::Result<impl FnOnce(End) -> Exit + use<>> {
+    pub(super) fn serve(&self, plan: &Plan, past: Past) -> io::Result<impl FnOnce(End) -> Exit + use<>> {
         let Self::Fuse { arena, device: Some(device), init, .. } = self else { return Err(io::ErrorKind::NotConnected.into()) };
         let (arena, device, dir_mode) = (Arc::clone(arena), device.try_clone()?, plan.filesystem.dir_mode);
         let recovery = if env::var_os(NO_RESEND).is_some() { Recovery::Interrupt } else { Recovery::Resend };
         let init = init.clone();
-        Ok(move |link| serve::run(&Job { arena, device, init, deaths, recovery, dir_mode, link }))
+        Ok(move |link| serve::run(&Job { arena, device, init, past, recovery, dir_mode, link }))
     }
 
     /// What runs as `fetch`, with its copy of the private mount.
-    pub(super) fn fetch<'a>(&'a self, plan: &'a Plan, deaths: u64) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
+    pub(super) fn fetch<'a>(&'a self, plan: &'a Plan, past: Past) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
         let private = match self {
             Self::Fuse { private, .. } => Some(private.try_clone()?),
             Self::Tmpfs { .. } => None,
         };
-        Ok(move |link: End| self.run_fetch(plan, private, deaths, &link))
+        Ok(move |link: End| self.run_fetch(plan, private, past, &link))
     }
 
     /// How files are served, for the report.
@@ -117,7 +117,7 @@ impl World {
         Served { how: self.name().to_owned(), fallback }
     }
 
-    fn run_fetch(&self, plan: &Plan, private: Option<OwnedFd>, deaths: u64, link: &End) -> Exit {
+    fn run_fetch(&self, plan: &Plan, private: Option<OwnedFd>, past: Past, link: &End) -> Exit {
         let broken = |what: &str, exit| {
             Event::Broken { what }.emit();
             exit
@@ -126,7 +126,7 @@ impl World {
             Ok(client) => client,
             Err(error) => return broken(&error.to_string(), Exit::Config),
         };
-        let (clock, settings) = (RealClock, Settings::new(plan, self.served(), deaths));
+        let (clock, settings) = (RealClock, Settings::new(plan, self.served(), past));
         let (Self::Fuse { arena, .. } | Self::Tmpfs { arena, .. }) = self;
         if let Err(error) = arena.protect_for(Role::Fetch) {
             return broken(&format!("the arena cannot be protected: {error}"), Exit::Memory);

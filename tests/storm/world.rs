@@ -5,9 +5,9 @@ use baofs::fuse::mount::{FuseMount, Public};
 use baofs::fuse::session::Init;
 use baofs::link::{self, FromRole, Received};
 use baofs::memory::arena::{Arena, FileSpec, Kind, Place};
-use baofs::names::Recovery;
 use baofs::names::Role;
 use baofs::names::{FileId, FileName, Owner};
+use baofs::names::{Past, Recovery};
 use baofs::serve::{self, Job};
 use baofs::snapshot::{Change, Publisher};
 use nix::mount::{MsFlags, mount};
@@ -245,7 +245,7 @@ fn start_serve(arena: &Arc<Arena>, device: &OwnedFd, init: &Init, recovery: Reco
     let its_device = device.try_clone().unwrap();
     let serve = fork(move || {
         nix::unistd::close(raw).unwrap();
-        serve::run(&Job { arena, device: its_device, init, deaths: 0, recovery, dir_mode: 0o755, link }).code()
+        serve::run(&Job { arena, device: its_device, init, past: Past::default(), recovery, dir_mode: 0o755, link }).code()
     });
     let mut ready = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
     poll(&mut ready, PollTimeout::from(10_000_u16)).unwrap();
