@@ -5,7 +5,6 @@
 #![allow(unsafe_code, reason = "forks, and a signal handler")]
 #![allow(clippy::unwrap_used, reason = "a test ends where it is wrong")]
 
-use baofs::clock::Jitter;
 use baofs::memory::arena::{Arena, FileSpec, Kind, Place};
 use baofs::names::{FileId, FileName, Owner};
 use baofs::snapshot::{Bulletin, Change, Publisher, Reader};
@@ -53,19 +52,20 @@ const SCENES: [Scene; 4] = [
 fn main() {
     let (mut crashes, mut longest) = (0, 0);
     for scene in &SCENES {
-        let (mut points, mut flipped) = (0, 0);
+        let (mut points, mut flipped, mut again) = (0, 0, 0);
         loop {
             let world = World::new(scene);
             let died = world.crash(scene.second, points);
-            flipped += u32::from(world.check(scene));
+            again += world.crash_successors(scene.before);
+            let after = world.check(scene);
             if !died {
+                assert_eq!(after, scene.second == LEN, "the whole of it");
                 break;
             }
-            points += 1;
+            (points, flipped) = (points + 1, flipped + u64::from(after));
         }
-        assert_eq!(flipped > 0, scene.second == LEN, "{}", scene.name);
-        println!("{} ... ok ({points} crashes, {flipped} after the flip)", scene.name);
-        (crashes, longest) = (crashes + points, points.max(longest));
+        println!("{} ... ok ({points} crashes, {flipped} after the flip, {again} of successors)", scene.name);
+        (crashes, longest) = (crashes + points + again, points.max(longest));
     }
     println!("under a reader ... ok ({})", under_a_reader(500, longest));
     println!("{crashes} crash points");
@@ -73,15 +73,14 @@ fn main() {
 
 /// Another process reads and holds while one publisher after the other dies; it sees whole versions that only grow newer.
 /// A publication has `stores` stores at most.
-fn under_a_reader(crashes: u32, stores: u64) -> String {
+fn under_a_reader(crashes: u64, stores: u64) -> String {
     let scene = Scene { name: "under a reader", before: 1, held: false, second: LEN };
     let world = World::new(&scene);
     let reader = child(|| read_for_ever(&world));
-    let (mut dice, mut flipped) = (Jitter::seeded(1), 0);
-    for _ in 0..crashes {
+    let mut flipped = 0;
+    for at in 0..crashes {
         let before = world.generation();
-        let stores = dice.between(Duration::ZERO, Duration::from_nanos(stores)).as_nanos();
-        world.crash(LEN, u64::try_from(stores).unwrap());
+        world.crash(LEN, at % stores);
         flipped += u32::from(world.look(before) > before);
         world.next();
     }
@@ -156,11 +155,25 @@ impl World {
 
     /// Runs a publisher that dies instead of its store number `at`; false when it has not so many.
     fn crash(&self, second: usize, at: u64) -> bool {
+        self.dies(at, |mut publisher| publish(&mut publisher, self.generation() + 1, second))
+    }
+
+    /// One successor after the other dies while it takes over, each a store later, until one has done it; how many died.
+    fn crash_successors(&self, before: u64) -> u64 {
+        let mut count = 0;
+        let seen = self.look(before);
+        while self.dies(count, drop) {
+            assert_eq!(self.look(before), seen, "a successor changes what is seen");
+            count += 1;
+        }
+        count
+    }
+
+    /// Runs `body` with a publisher that takes over, and dies instead of store number `at`; false when there are not so many.
+    fn dies(&self, at: u64, body: impl FnOnce(Publisher)) -> bool {
         let publisher = child(|| {
-            let mut publisher = Publisher::new(Arc::clone(&self.arena));
-            let generation = self.generation() + 1;
             arm(place_of(&self.arena), at);
-            publish(&mut publisher, generation, second);
+            body(Publisher::new(Arc::clone(&self.arena)));
         });
         match waitpid(publisher, None).unwrap() {
             WaitStatus::Signaled(_, Signal::SIGKILL, _) => true,

@@ -5,7 +5,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 
 /// From this size on a block is wiped by pieces.
 const LARGE: usize = 1 << 20;
-/// Such a piece; a multiple of every page size.
+/// What the kernel is asked about at once.
+const SPAN: usize = 1 << 21;
+/// A piece of it, when any of it was touched; a multiple of every page size.
 const PIECE: usize = 1 << 16;
 
 /// The system's allocator, wiping on free; for `#[global_allocator]`.
@@ -41,8 +43,9 @@ unsafe impl GlobalAlloc for Wiping {
 unsafe fn wipe_touched(at: *mut u8, len: usize) {
     let mut from = 0;
     while from < len {
-        let until = if len < LARGE { len } else { len.min(from + PIECE - (at.addr() + from) % PIECE) };
+        let next = |size| len.min(from + size - (at.addr() + from) % size);
         let piece = at.wrapping_add(from);
+        let until = if len < LARGE { len } else { next(if is_touched(piece, next(SPAN) - from) { PIECE } else { SPAN }) };
         if len < LARGE || is_touched(piece, until - from) {
             // SAFETY: the piece is a part of the block that the caller gives up.
             unsafe { super::wipe(piece, until - from) };
@@ -53,8 +56,8 @@ unsafe fn wipe_touched(at: *mut u8, len: usize) {
 
 /// Whether any page of this range is in memory. One that is not holds zeros, or is in a swap, where no wipe reaches it.
 fn is_touched(at: *mut u8, len: usize) -> bool {
-    let mut pages = [0_u8; PIECE / 4096];
-    if !at.addr().is_multiple_of(PIECE) || len != PIECE {
+    let mut pages = [0_u8; SPAN / 4096];
+    if !at.addr().is_multiple_of(PIECE) || !len.is_multiple_of(PIECE) || len > SPAN {
         return true;
     }
     // SAFETY: the range is a mapping (a part of a live block) that begins at a page; the vector has a byte for each page
