@@ -175,13 +175,10 @@ impl World {
             arm(place_of(&self.arena), at);
             body(Publisher::new(Arc::clone(&self.arena)));
         });
-        match waitpid(publisher, None).unwrap() {
-            WaitStatus::Signaled(_, Signal::SIGKILL, _) => true,
-            ended => {
-                assert_eq!(ended, WaitStatus::Exited(publisher, 0));
-                false
-            }
-        }
+        let ended = waitpid(publisher, None).unwrap();
+        let died = matches!(ended, WaitStatus::Signaled(_, Signal::SIGKILL, _));
+        assert!(died || ended == WaitStatus::Exited(publisher, 0), "{ended:?}");
+        died
     }
 
     /// After a crash: what is seen before there is a successor, what the successor makes of it, and that it can go on.
@@ -248,8 +245,8 @@ impl World {
 fn publish(publisher: &mut Publisher, generation: u64, second: usize) {
     let bytes = [content(0, generation, LEN), content(1, generation, second)];
     let changes: Vec<_> = FILES.into_iter().zip(&bytes).map(|(file, bytes)| Change { file, bytes }).collect();
-    let published = publisher.publish(&changes, UNIX_EPOCH + Duration::from_secs(generation));
-    assert_eq!(published.is_ok(), second == LEN);
+    let outcome = publisher.publish(&changes, UNIX_EPOCH + Duration::from_secs(generation));
+    assert_eq!(outcome.is_ok(), second == LEN);
     publisher.collect();
 }
 
@@ -302,8 +299,10 @@ fn arm(place: Range<usize>, stores: u64) {
 }
 
 extern "C" fn before_store(_: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel gives a handler with SA_SIGINFO a valid one, and for SIGSEGV it has an address.
-    let at = unsafe { (*info).si_addr() }.addr();
+    // SAFETY: the kernel gives a handler with SA_SIGINFO a valid one.
+    let info = unsafe { &*info };
+    // SAFETY: for SIGSEGV it has an address.
+    let at = unsafe { info.si_addr() }.addr();
     let left = LEFT.fetch_sub(1, SeqCst);
     let is_arena = (PLACE[0].load(SeqCst)..PLACE[1].load(SeqCst)).contains(&at);
     if left == 0 || !is_arena {

@@ -41,25 +41,38 @@ unsafe impl GlobalAlloc for Wiping {
 /// # Safety
 /// As `memory::wipe`.
 unsafe fn wipe_touched(at: *mut u8, len: usize) {
-    let mut from = 0;
-    while from < len {
-        let next = |size| len.min(from + size - (at.addr() + from) % size);
-        let piece = at.wrapping_add(from);
-        let until = if len < LARGE { len } else { next(if is_touched(piece, next(SPAN) - from) { PIECE } else { SPAN }) };
-        if len < LARGE || is_touched(piece, until - from) {
-            // SAFETY: the piece is a part of the block that the caller gives up.
-            unsafe { super::wipe(piece, until - from) };
+    let head = if len < LARGE { len } else { at.align_offset(PIECE) };
+    let middle = (len - head) / PIECE * PIECE;
+    let pieces = at.wrapping_add(head);
+    // SAFETY: each is a part of the block that the caller gives up.
+    unsafe { super::wipe(at, head) };
+    // SAFETY: as above.
+    unsafe { wipe_pieces(pieces, middle, SPAN) };
+    // SAFETY: as above.
+    unsafe { super::wipe(pieces.wrapping_add(middle), len - head - middle) };
+}
+
+/// Wipes what was touched of whole pieces, asking about `span` bytes at once.
+///
+/// # Safety
+/// As `memory::wipe`.
+unsafe fn wipe_pieces(at: *mut u8, len: usize, span: usize) {
+    for from in (0..len).step_by(span) {
+        let (piece, len) = (at.wrapping_add(from), span.min(len - from));
+        match span {
+            _ if !is_touched(piece, len) => {}
+            // SAFETY: it is a part of what the caller gives up.
+            PIECE => unsafe { super::wipe(piece, len) },
+            // SAFETY: as above.
+            _ => unsafe { wipe_pieces(piece, len, PIECE) },
         }
-        from = until;
     }
 }
 
-/// Whether any page of this range is in memory. One that is not holds zeros, or is in a swap, where no wipe reaches it.
+/// Whether any page of this range of at most `SPAN` bytes, which begins at a page, is in memory. One that is not holds zeros,
+/// or is in a swap, where no wipe reaches it.
 fn is_touched(at: *mut u8, len: usize) -> bool {
     let mut pages = [0_u8; SPAN / 4096];
-    if !at.addr().is_multiple_of(PIECE) || !len.is_multiple_of(PIECE) || len > SPAN {
-        return true;
-    }
     // SAFETY: the range is a mapping (a part of a live block) that begins at a page; the vector has a byte for each page
     // even where pages are of the least size, 4 KiB.
     let asked = unsafe { libc::mincore(at.cast(), len, pages.as_mut_ptr()) };

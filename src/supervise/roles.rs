@@ -21,7 +21,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpid, getppid, setpgid};
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 /// One role: its process, while it has one, and its lives.
 #[derive(Debug)]
@@ -53,13 +53,15 @@ pub(super) struct Roles<'a> {
     plan: &'a Plan,
     /// `serve` first: `fetch` announces what it answers.
     members: Vec<Member>,
+    /// Descriptors that only the application is to have.
+    inherited: Vec<RawFd>,
     jitter: Jitter,
 }
 
 impl<'a> Roles<'a> {
     /// Starts them; when one cannot be started, none stays.
     pub(super) fn start(plan: &'a Plan, world: &World, signals: &SignalFd, now: Moment) -> io::Result<Self> {
-        let mut roles = Self { plan, members: vec![], jitter: Jitter::new() };
+        let mut roles = Self { plan, members: vec![], inherited: process::inherited()?, jitter: Jitter::new() };
         for role in world.roles() {
             let started = roles.fork(*role, 0, world, signals).inspect_err(|_| roles.end())?;
             roles.members.push(Member {
@@ -185,10 +187,13 @@ impl<'a> Roles<'a> {
     }
 
     fn fork(&self, role: Role, deaths: u64, world: &World, signals: &SignalFd) -> io::Result<Process> {
+        let inherited = &self.inherited;
         let foreign: Vec<_> = world.descriptors().into_iter().chain([signals.as_fd()]).chain(self.links().map(AsFd::as_fd)).collect();
         match role {
-            Role::Serve => start(role, &foreign, &[], world.serve(self.plan, deaths)?),
-            Role::Fetch | Role::Supervise => start(role, &foreign, world.rights_of_fetch(self.plan), world.fetch(self.plan, deaths)?),
+            Role::Serve => start(role, inherited, &foreign, &[], world.serve(self.plan, deaths)?),
+            Role::Fetch | Role::Supervise => {
+                start(role, inherited, &foreign, world.rights_of_fetch(self.plan), world.fetch(self.plan, deaths)?)
+            }
         }
     }
 }
@@ -199,14 +204,21 @@ pub(super) fn end(pid: Pid) {
     while waitpid(pid, None) == Err(Errno::EINTR) {}
 }
 
-/// Forks a role that closes what is `foreign`, drops every right but `keep`, and says why when it does not end well.
-fn start(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], body: impl FnOnce(End) -> Exit) -> io::Result<Process> {
+/// Forks a role that closes what is `inherited` or `foreign`, drops every right but `keep`, and says why when it does not end
+/// well.
+fn start(
+    role: Role,
+    inherited: &[RawFd],
+    foreign: &[BorrowedFd<'_>],
+    keep: &[Capability],
+    body: impl FnOnce(End) -> Exit,
+) -> io::Result<Process> {
     let (ours, theirs) = link::pair()?;
     let last = theirs.try_clone()?;
     let parent = getpid();
     let close: Vec<_> = foreign.iter().copied().chain([ours.as_fd()]).collect();
     let pid = process::fork(&close, move || {
-        let exit = match confine(role, keep, parent) {
+        let exit = match confine(role, inherited, keep, parent) {
             Ok(()) => body(theirs),
             Err(error) => {
                 Event::Broken { what: &format!("{} cannot be confined: {error}", role.as_str()) }.emit();
@@ -224,11 +236,11 @@ fn start(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], body: impl
 }
 
 /// Makes the forked process what a role is: no rights, no dump, dead with its parent.
-fn confine(role: Role, keep: &[Capability], parent: Pid) -> io::Result<()> {
+fn confine(role: Role, inherited: &[RawFd], keep: &[Capability], parent: Pid) -> io::Result<()> {
     // What a terminal sends is the application's alone.
     setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
     // Somebody may wait for the end of a pipe that only the application was to hold.
-    process::close_inherited()?;
+    process::close_inherited(inherited);
     observe::start_role();
     prctl::set_name(match role {
         Role::Supervise => c"baofs",
