@@ -37,9 +37,10 @@ impl Guard {
         let (lives, life) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let (leaves, leave) = pipe2(OFlag::O_CLOEXEC)?;
         let foreign: Vec<_> = world.descriptors().into_iter().chain([signals.as_fd(), life.as_fd(), leave.as_fd()]).collect();
+        let inherited = process::inherited()?;
         let pid = process::fork(&foreign, move || {
             let rights = [Capability::SysAdmin, Capability::Kill].into_iter().filter(|right| caps::has(*right).unwrap_or(false));
-            if let Err(error) = confine(c"baofs-guard", &rights.collect::<Vec<_>>(), getpid()) {
+            if let Err(error) = confine(c"baofs-guard", &inherited, &rights.collect::<Vec<_>>(), getpid()) {
                 Event::Skipped { what: &format!("nobody will clean up if baofs is killed: {error}") }.emit();
                 return 0;
             }

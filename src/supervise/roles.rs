@@ -23,7 +23,7 @@ use nix::unistd::{Pid, getpid, getppid, setpgid};
 use std::ffi::CStr;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 /// One role: its process, while it has one, and its lives.
 #[derive(Debug)]
@@ -56,13 +56,15 @@ pub(super) struct Roles<'a> {
     guard: Option<&'a Guard>,
     /// `serve` first: `fetch` announces what it answers.
     members: Vec<Member>,
+    /// Descriptors that only the application is to have.
+    inherited: Vec<RawFd>,
     jitter: Jitter,
 }
 
 impl<'a> Roles<'a> {
     /// Starts them; when one cannot be started, none stays.
     pub(super) fn start(plan: &'a Plan, world: &World, signals: &SignalFd, guard: Option<&'a Guard>, now: Moment) -> io::Result<Self> {
-        let mut roles = Self { plan, guard, members: vec![], jitter: Jitter::new() };
+        let mut roles = Self { plan, guard, members: vec![], inherited: process::inherited()?, jitter: Jitter::new() };
         for role in world.roles() {
             let started = roles.fork(*role, Past::default(), world, signals).inspect_err(|_| roles.end())?;
             roles.members.push(Member {
@@ -192,11 +194,45 @@ impl<'a> Roles<'a> {
     fn fork(&self, role: Role, past: Past, world: &World, signals: &SignalFd) -> io::Result<Process> {
         let of_guard = self.guard.into_iter().flat_map(|guard| guard.foreign_to(role));
         let foreign = world.descriptors().into_iter().chain([signals.as_fd()]).chain(of_guard).chain(self.links().map(AsFd::as_fd));
-        let (foreign, group) = (foreign.collect::<Vec<_>>(), self.guard.map_or(Pid::from_raw(0), Guard::group));
+        let foreign: Vec<_> = foreign.collect();
         match role {
-            Role::Serve => start(role, &foreign, &[], group, world.serve(self.plan, past)?),
-            Role::Fetch | Role::Supervise => start(role, &foreign, world.rights_of_fetch(self.plan), group, world.fetch(self.plan, past)?),
+            Role::Serve => self.start_role(role, &foreign, &[], world.serve(self.plan, past)?),
+            Role::Fetch | Role::Supervise => {
+                self.start_role(role, &foreign, world.rights_of_fetch(self.plan), world.fetch(self.plan, past)?)
+            }
         }
+    }
+
+    /// Forks a role that closes what is `foreign` or inherited, drops every right but `keep`, and says why when it does not end
+    /// well.
+    fn start_role(
+        &self,
+        role: Role,
+        foreign: &[BorrowedFd<'_>],
+        keep: &[Capability],
+        body: impl FnOnce(End) -> Exit,
+    ) -> io::Result<Process> {
+        let (inherited, group) = (&self.inherited, self.guard.map_or(Pid::from_raw(0), Guard::group));
+        let (ours, theirs) = link::pair()?;
+        let last = theirs.try_clone()?;
+        let parent = getpid();
+        let close: Vec<_> = foreign.iter().copied().chain([ours.as_fd()]).collect();
+        let pid = process::fork(&close, move || {
+            let exit = match confine(name(role), inherited, keep, group).and_then(|()| end_with(parent, role)) {
+                Ok(()) => body(theirs),
+                Err(error) => {
+                    Event::Broken { what: &format!("{} cannot be confined: {error}", role.as_str()) }.emit();
+                    Exit::Memory
+                }
+            };
+            if exit != Exit::Ok {
+                let _ = last.send(&FromRole::Failed(exit));
+            }
+            // The link ends with the process and not before: its end is the role's.
+            mem::forget(last);
+            exit.code()
+        })?;
+        Ok(Process { pid, link: Some(ours), explained: false })
     }
 }
 
@@ -204,31 +240,6 @@ impl<'a> Roles<'a> {
 pub(super) fn end(pid: Pid) {
     let _ = kill(pid, Signal::SIGKILL);
     while waitpid(pid, None) == Err(Errno::EINTR) {}
-}
-
-/// Forks a role that closes what is `foreign`, drops every right but `keep`, joins `group` (0: leads its own), and says why
-/// when it does not end well.
-fn start(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], group: Pid, body: impl FnOnce(End) -> Exit) -> io::Result<Process> {
-    let (ours, theirs) = link::pair()?;
-    let last = theirs.try_clone()?;
-    let parent = getpid();
-    let close: Vec<_> = foreign.iter().copied().chain([ours.as_fd()]).collect();
-    let pid = process::fork(&close, move || {
-        let exit = match confine(name(role), keep, group).and_then(|()| end_with(parent, role)) {
-            Ok(()) => body(theirs),
-            Err(error) => {
-                Event::Broken { what: &format!("{} cannot be confined: {error}", role.as_str()) }.emit();
-                Exit::Memory
-            }
-        };
-        if exit != Exit::Ok {
-            let _ = last.send(&FromRole::Failed(exit));
-        }
-        // The link ends with the process and not before: its end is the role's.
-        mem::forget(last);
-        exit.code()
-    })?;
-    Ok(Process { pid, link: Some(ours), explained: false })
 }
 
 fn name(role: Role) -> &'static CStr {
@@ -239,13 +250,13 @@ fn name(role: Role) -> &'static CStr {
     }
 }
 
-/// Makes a forked process what all of the agent's are: in `group`, no right but `keep`, no dump.
-pub(super) fn confine(name: &CStr, keep: &[Capability], group: Pid) -> io::Result<()> {
+/// Makes a forked process what all of the agent's are: in `group`, without what was `inherited`, no right but `keep`, no dump.
+pub(super) fn confine(name: &CStr, inherited: &[RawFd], keep: &[Capability], group: Pid) -> io::Result<()> {
     let own = Pid::from_raw(0);
     // What a terminal sends is the application's alone. A dead guard leaves no group to join.
     setpgid(own, group).or_else(|_| setpgid(own, own))?;
     // Somebody may wait for the end of a pipe that only the application was to hold.
-    process::close_inherited()?;
+    process::close_inherited(inherited);
     observe::start_role();
     prctl::set_name(name)?;
     prctl::set_no_new_privs()?;
