@@ -6,11 +6,13 @@
 mod rig;
 
 use baofs::clock::{Clock, Moment, RealClock};
+use baofs::status::{DIRECTORY, FILE, Report};
 use nix::fcntl::{OFlag, openat};
+use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use rig::agent::{self, Agent, MOUNT, Setup};
-use rig::process::{run, status};
+use rig::process::{run, signal, status};
 use rig::server::{CALM, Real, Tenant};
 use rig::{World, bao, config, http, wait_until};
 use serde_json::json;
@@ -25,6 +27,8 @@ use std::time::Duration;
 const STARTS: usize = 9;
 /// Opens of one file through each filesystem.
 const OPENS: usize = 20_000;
+/// Deaths of each role.
+const DEATHS: usize = 50;
 
 fn main() {
     let clock = RealClock;
@@ -52,12 +56,14 @@ fn main() {
 
     let on_tmpfs = open_read_close(&tmpfs.start(), clock);
     let on_fuse = open_read_close(&fuse.start(), clock);
+    let restarts = restarts(&fuse.start(), clock);
 
     println!("measured: {}\n{}", agent::binary().display(), table.text);
     println!("resident, MB: bao agent {their_processes}; baofs {our_processes}");
     println!("the server alone, the same ten requests in sequence: {:.1} ms", millis(server));
     let (fuse, tmpfs) = (micros(on_fuse), micros(on_tmpfs));
     println!("open+read+close, median: {fuse:.1} us through FUSE, {tmpfs:.1} us on tmpfs ({:.1} times)", fuse / tmpfs);
+    println!("restart to ready, of {DEATHS} deaths each:{restarts}");
 }
 
 /// Who serves.
@@ -134,7 +140,7 @@ fn wait_tightly(agent: &Agent, mut is_there: impl FnMut() -> bool) {
     let start: Moment = clock.now();
     while !is_there() {
         assert!(clock.now().since(start) < Duration::from_secs(30), "no file in 30 s: {}", agent.log());
-        std::thread::sleep(Duration::from_micros(300));
+        std::thread::sleep(Duration::from_micros(100));
     }
 }
 
@@ -205,6 +211,41 @@ fn one_open(directory: &File, clock: RealClock) -> Duration {
     let took = clock.now().since(start);
     assert!(read > 0, "an empty read");
     took
+}
+
+/// From a death of `serve` to the first read, and from one of `fetch` to its successor's first report, both seen from outside.
+fn restarts(agent: &Agent, clock: RealClock) -> String {
+    let mount = agent.path(MOUNT);
+    let (path, report) = (mount.join("kv0"), mount.join(DIRECTORY).join(FILE));
+    let writer = || {
+        let report = std::fs::read(&report).ok()?;
+        serde_json::from_slice::<Report>(&report).ok().map(|report| report.roles.fetch)
+    };
+    let serve = deaths(agent, "serve", clock, || (), |()| std::fs::read(&path).is_ok());
+    let fetch = deaths(agent, "fetch", clock, writer, |old| writer().is_some_and(|new| Some(new) != *old));
+    let mut text = String::new();
+    for (role, times, aim) in [("serve", serve, 1.0), ("fetch", fetch, 5.0)] {
+        let (p50, max) = (millis(times[DEATHS / 2]), millis(times[DEATHS - 1]));
+        let verdict = if p50 < aim { "reached" } else { "missed" };
+        let _ = write!(text, " {role} p50 {p50:.2} ms (aim below {aim:.0} ms: {verdict}), max {max:.2} ms;");
+    }
+    text
+}
+
+/// Sorted times from a KILL until `is_back`, which gets what `before` found.
+fn deaths<T>(agent: &Agent, role: &str, clock: RealClock, before: impl Fn() -> T, is_back: impl Fn(&T) -> bool) -> Vec<Duration> {
+    let one = |_| {
+        // It is not held back when it has lived for a while.
+        std::thread::sleep(Duration::from_millis(50));
+        let (pid, before) = (agent.role(role), before());
+        let start = clock.now();
+        signal(pid, Signal::SIGKILL);
+        wait_tightly(agent, || is_back(&before));
+        clock.now().since(start)
+    };
+    let mut times: Vec<_> = (0..DEATHS).map(one).collect();
+    times.sort_unstable();
+    times
 }
 
 /// Makes a stripped copy and tells its size.

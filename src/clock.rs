@@ -2,12 +2,13 @@
 //! takes a `Moment`, so that a test can set it.
 
 use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, SystemTime};
 
 /// A point in monotonic time (`CLOCK_MONOTONIC`; it does not count a suspended machine's sleep). Those of `RealClock` mean
 /// the same in every process of a machine (of a time namespace).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Moment(Duration);
 
 impl Moment {
@@ -99,7 +100,7 @@ impl Default for Jitter {
 }
 
 /// Exponential backoff with jitter: attempt n (from 0) waits between half and all of `min * 2^n`, never more than `max`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backoff {
     /// The longest first wait.
     min: Duration,

@@ -27,6 +27,8 @@ pub enum Exit {
     Tmpfs = 73,
     /// FUSE is refused here, and no fallback was allowed.
     Fuse = 74,
+    /// A process of the agent died again and again, for longer than `crash_loop_timeout`.
+    CrashLoop = 75,
     /// The login was refused: role, secret or policy.
     Login = 77,
     /// The configuration cannot be used.
@@ -50,6 +52,7 @@ impl Exit {
         (Self::Memory, "memory for secrets cannot be locked"),
         (Self::Tmpfs, "the tmpfs target is refused"),
         (Self::Fuse, "FUSE is refused and no fallback was allowed"),
+        (Self::CrashLoop, "a process of the agent died again and again"),
         (Self::Login, "the login was refused"),
         (Self::Config, "the configuration cannot be used"),
         (Self::CannotExecute, "the application cannot be executed"),

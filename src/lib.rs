@@ -8,12 +8,20 @@
 //!                          | forks (no exec)
 //!                          |-> fetch   OpenBao, leases, rendering; no /dev/fuse, no capability
 //!                          |-> serve   answers the kernel from the arena; no network, never waits, no capability
-//!                          '-> app     its own user, process group, clean environment
+//!                          |-> app     its own user, process group, clean environment
+//!                          '-> guard   only outside a container: cleans up if supervise is killed; no secret, no input
 //! ```
 //!
 //! The process that answers the kernel must not hang or die, so it does nothing else; the one that parses the network must
 //! not be able to hurt it; and no process may touch a filesystem that it answers itself (a thread that waits for its own
 //! process cannot be killed), so `fetch` announces what `serve` answers. On a tmpfs there is no `serve`.
+//!
+//! # Any role may die
+//!
+//! Supervise forks a successor at once ([`supervise::rebirth`] says when, if it happens again and again). What a role needs to
+//! go on is not in the role: `serve` has no state but the arena, and adopts the session with the kernel under the same mount
+//! ([`fuse::session`]); `fetch` finds its schedule, its tokens and what it owes in a journal in the arena, written before each
+//! request is sent. What an unheard answer may have minted dies with the token that it was minted under, which is replaced.
 //!
 //! # The way of the data
 //!
@@ -24,7 +32,7 @@
 //!             serve: arena -> snapshot::Reader -> fuse::tree -> fuse::adapter -> the kernel
 //!             fuse::announce: create, rename, truncate, close on the private mount = real inotify events
 //!      tmpfs: tmpfs::Writer: a new generation, one rename of `..data` flips every file of the change
-//! then supervise is told, and tells the application
+//! then supervise is told, and tells the application: signal, command or restart
 //! ```
 //!
 //! # Layers
@@ -48,7 +56,7 @@
 //! | 5 | [`status`] | what `fetch` says of itself and its secrets, and the verdict of a health check |
 //! | 5 | [`tmpfs`] | proof that it is memory, a generation written atomically, removal |
 //! | 6 | [`fetch`], [`serve`] | the roles: one talks to the server, one answers the kernel |
-//! | 7 | [`supervise`] | the parent: it forks the roles, and so knows them |
+//! | 7 | [`supervise`] | the parent: it forks the roles, again when they die, and so knows them |
 //! | 8 | [`cli`] | argv to exit code |
 
 pub mod bao;

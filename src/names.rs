@@ -1,7 +1,9 @@
 //! The words that every module speaks: newtypes that are valid by construction. Invariant: a value of such a type has
 //! passed its check; nothing re-checks it.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::time::Duration;
 
 /// The directory of the agent's own state in the mount: found by name; on FUSE not listed.
 pub const STATE_DIRECTORY: &str = "..baofs";
@@ -79,7 +81,7 @@ impl fmt::Display for SecretPath {
 }
 
 /// Which served file: its index in `Plan::files` and in the arena, fixed for the life of the process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FileId(pub u32);
 
 impl FileId {
@@ -103,7 +105,7 @@ impl QueryId {
 }
 
 /// Which of the things that are done after a rotation: its index in `Plan::hooks`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct HookId(pub u16);
 
 impl HookId {
@@ -115,11 +117,11 @@ impl HookId {
 }
 
 /// The number of a complete snapshot; only grows. 0 is "nothing published yet".
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Generation(pub u64);
 
 /// The server's name of a lease. It is no credential, yet it is not written to the log.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseId(String);
 
 impl LeaseId {
@@ -162,6 +164,36 @@ impl Role {
             Self::Fetch => "fetch",
             Self::Serve => "serve",
         }
+    }
+}
+
+/// How the requests that a dead `serve` had taken come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recovery {
+    /// The kernel sends them again (`FUSE_NOTIFY_RESEND`, Linux 6.9).
+    Resend,
+    /// They end with EINTR, which every reader must expect.
+    Interrupt,
+}
+
+/// What became of a role's predecessors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Past {
+    /// How many of them have died.
+    pub deaths: u64,
+    /// How many of the last ones in a row ended by themselves, or before they worked.
+    pub crashes: u32,
+}
+
+impl Past {
+    /// After so long a role is well, whatever was before.
+    pub const WELL: Duration = Duration::from_secs(10);
+
+    /// How many crashes in a row still count for a life that is so old.
+    #[must_use]
+    pub fn crashes_after(self, age: Duration) -> u32 {
+        if age < Self::WELL { self.crashes } else { 0 }
     }
 }
 

@@ -274,16 +274,22 @@ fn the_secret_id_file_is_removed_only_after_it_worked() {
     let (client, file) = (world.client(), world.secret_id_file());
     world.server.state().sealed = true;
     run(client.login()).expect_err("sealed");
+    client.settle();
     assert!(file.exists(), "a login that failed must leave the file for the next start");
     world.server.state().sealed = false;
     run(client.login()).expect("a login");
+    assert!(file.exists(), "nor does it go before a successor would know it");
+    client.settle();
     assert!(!file.exists());
     run(client.login()).expect("a login from memory");
     fs::write(&file, "secret-2").expect("write");
     "secret-2".clone_into(&mut world.server.state().role().secret_id);
     run(client.login()).expect("a login with the new file");
+    client.settle();
     fs::create_dir(&file).expect("a directory that no unlink removes");
-    run(client.login()).expect("a file that cannot be removed is a warning");
+    run(client.login()).expect("a login from memory again");
+    client.settle();
+    assert!(file.exists(), "what cannot be removed is a warning");
 }
 
 #[test]

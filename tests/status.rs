@@ -59,8 +59,8 @@ fn report(files: Vec<FileReport>, late: Duration) -> Report {
         written: now,
         due_monotonic_ms: u64::try_from(due.as_millis()).expect("small"),
         served: Served { how: "tmpfs".into(), fallback: Some("no /dev/fuse".into()) },
-        roles: Roles { supervise: 1, fetch: 7, serve: None },
-        session: Session { ends: Some(now + 4_000), trouble: None },
+        roles: Roles { supervise: 1, fetch: 7, serve: None, ..Roles::default() },
+        session: Session { ends: Some(now + 4_000), ..Session::default() },
         files,
     }
 }

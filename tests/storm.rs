@@ -10,6 +10,7 @@ mod world;
 use baofs::fuse::mount::FuseMount;
 use baofs::memory::alloc::Wiping;
 use baofs::memory::arena::{Arena, Kind};
+use baofs::names::Recovery;
 use baofs::names::Role;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
@@ -39,6 +40,8 @@ const CHECKS: &[Check] = &[
     ("ten_thousand_rotations_are_read_whole", || storm(Kind::Secret, 10_000, 1)),
     ("so_are_they_from_memory_locked_by_supervise", || storm(Kind::Locked, 1_000, 1)),
     ("and_when_flips_overtake_announcements", || storm(Kind::Secret, 1_000, 4)),
+    ("nobody_notices_a_dead_serve", || storm_with_kills(Recovery::Resend)),
+    ("nor_on_a_kernel_before_6_9", || storm_with_kills(Recovery::Interrupt)),
     ("the_state_is_read_whole_while_it_is_rewritten", state),
     ("watchers_of_the_directory_hear_each_rotation", directory_events),
     ("a_watcher_of_the_file_hears_its_end", file_events),
@@ -78,8 +81,21 @@ fn ensure(truth: bool, why: impl Into<String>) -> Result<(), String> {
     if truth { Ok(()) } else { Err(why.into()) }
 }
 
-/// Three readers as another user: by read, by sendfile, and of two files in both orders.
+/// Rotations under three readers.
 fn storm(kind: Kind, rotations: u32, burst: u32) -> Outcome {
+    under_readers(kind, |world| world.rotate_in_bursts(rotations, burst))
+}
+
+/// The same, while `serve` is killed every few milliseconds.
+fn storm_with_kills(recovery: Recovery) -> Outcome {
+    let mut kills = 0;
+    let said = under_readers(Kind::Secret, |world| kills = world.rotate_and_kill(2_000, recovery))?;
+    ensure(kills > 100, format!("only {kills} kills"))?;
+    Ok(format!("({kills} kills) {said}"))
+}
+
+/// Three readers as another user: by read, by sendfile, and of two files in both orders.
+fn under_readers(kind: Kind, rotate: impl FnOnce(&mut World)) -> Outcome {
     let mut world = World::start(TWO_FILES, None, kind);
     world.rotate(1);
     let board = Board::new();
@@ -105,7 +121,7 @@ fn storm(kind: Kind, rotations: u32, burst: u32) -> Outcome {
             })
         }),
     ];
-    world.rotate_in_bursts(rotations, burst);
+    rotate(&mut world);
     board.stop();
     let ended: Vec<_> = readers.into_iter().map(exit_of).collect();
     ensure(ended == [0, 0, 0], format!("readers ended with {ended:?}"))?;

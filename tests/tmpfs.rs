@@ -94,7 +94,7 @@ fn prepare(path: &Path, files: &[File]) -> Result<Target, Refusal> {
 
 fn started(path: &Path, files: &[File]) -> (Target, Writer) {
     let target = prepare(path, files).expect("prepare");
-    let writer = target.writer(files).expect("writer");
+    let writer = target.writer(files, RealClock.now()).expect("writer");
     (target, writer)
 }
 
@@ -220,7 +220,7 @@ fn watched(path: &Path) {
 fn full(path: &Path) {
     let files = two(ME);
     let target = Target::prepare(&filesystem(path, 64 << 10), &files).expect("prepare");
-    let mut writer = target.writer(&files).expect("writer");
+    let mut writer = target.writer(&files, RealClock.now()).expect("writer");
     let small = vec![1_u8; 20 << 10];
     writer.publish(&[(A, small.clone()), (B, b"b".to_vec())], at(0)).expect("publish");
     let before = (names(path), names(&path.join("..files")));
@@ -241,7 +241,7 @@ fn full(path: &Path) {
 fn pressure(path: &Path) {
     let files = two(ME);
     let target = Target::prepare(&filesystem(path, 64 << 10), &files).expect("prepare");
-    let mut writer = target.writer(&files).expect("writer");
+    let mut writer = target.writer(&files, RealClock.now()).expect("writer");
     for round in 1..=20_u8 {
         writer.publish(&[(A, vec![round; 20 << 10])], at(0)).expect("old generations make room");
         assert_eq!(read(path, "a"), vec![round; 20 << 10]);
@@ -252,7 +252,7 @@ fn pressure(path: &Path) {
 fn state(path: &Path) {
     let files = two(APP);
     let target = Target::prepare(&filesystem(path, 64 << 10), &files).expect("prepare");
-    let mut writer = target.writer(&files).expect("writer");
+    let mut writer = target.writer(&files, RealClock.now()).expect("writer");
     writer.publish_state("status.json", b"{}").expect("before the first secret");
     let file = path.join("..baofs/status.json");
     let mut old = fs::File::open(&file).expect("open");
@@ -282,10 +282,11 @@ fn state(path: &Path) {
     }
     drop(writer);
     target.clear().expect("clear");
+    drop(target);
     assert_eq!(names(path), [""; 0]);
 
     let target = Target::prepare(&filesystem(path, 64 << 10), &files).expect("prepare");
-    let writer = target.writer(&files).expect("writer");
+    let writer = target.writer(&files, RealClock.now()).expect("writer");
     writer.publish_state("status.json", b"{}").expect("publish");
     writer.clear().expect("clear");
     assert_eq!(names(path), [""; 0]);
@@ -297,7 +298,7 @@ fn readers(path: &Path) {
     const ROTATIONS: u64 = 2_000;
     let files = two(ME);
     let target = Target::prepare(&filesystem(path, 64 << 20), &files).expect("prepare");
-    let mut writer = target.writer(&files).expect("writer");
+    let mut writer = target.writer(&files, RealClock.now()).expect("writer");
     let clock = RealClock;
     let done = AtomicBool::new(false);
     let number = |path: &Path, name: &str| -> u64 {

@@ -1,6 +1,6 @@
 //! `AppRole` credentials: read from files, kept in memory for the next login. Invariant: the file of the `secret_id` is
-//! removed only after a login with it succeeded: a server that was away at the first try leaves a container that can
-//! be started again.
+//! removed only after a login with it succeeded and a successor of this process would know it: a server that was away at the
+//! first try leaves a container that can be started again.
 
 use crate::config::plan::AfterReading;
 use crate::observe::Event;
@@ -57,14 +57,21 @@ impl AppRole {
 
     /// What the files hold now, else what worked before.
     pub(super) fn credentials(&self) -> Result<Credentials, FileError> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        self.read().or_else(|error| known.clone().ok_or(error))
+        self.read().or_else(|error| self.known().ok_or(error))
     }
 
-    /// A login succeeded: keeps what it used and removes the file, if that is configured.
-    pub(super) fn succeeded(&self, credentials: Credentials) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        *known = Some(credentials);
+    /// What worked: of a login here, or of a predecessor's.
+    pub(super) fn set_known(&self, credentials: Option<Credentials>) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = credentials;
+    }
+
+    /// What worked.
+    pub(super) fn known(&self) -> Option<Credentials> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Removes the file of the `secret_id`, if that is configured.
+    pub(super) fn remove_file(&self) {
         let Some(path) = self.secret_id_file.as_ref().filter(|_| self.after_reading == AfterReading::Remove) else { return };
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

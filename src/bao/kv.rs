@@ -2,8 +2,10 @@
 
 use super::answer::MountInfo;
 use crate::names::SecretPath;
+use serde::{Deserialize, Serialize};
 
 /// A mount as the server named it.
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Mount {
     /// Its path, with a slash at the end; a namespace in a configured path is part of it.
     prefix: String,

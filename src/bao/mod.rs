@@ -16,14 +16,16 @@ use crate::lease::source::{Cause, Failure, Lease, Reply, Source, TokenGrant};
 use crate::names::{LeaseId, SecretPath};
 use crate::observe::Event;
 use answer::{Answer, AuthInfo, Envelope, MountInfo, Task};
-use approle::AppRole;
+use approle::{AppRole, Credentials};
 use http::header::{HeaderName, HeaderValue};
 use kv::{Mount, Route};
 use rustify::endpoint::Endpoint;
 use rustify::enums::{RequestMethod, RequestType, ResponseType};
 use rustify::errors::ClientError;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use transport::Transport;
 use vaultrs::api::auth::approle::requests::LoginWithApproleRequest;
@@ -42,8 +44,18 @@ pub struct Client {
     namespace: Option<HeaderValue>,
     /// Namespace of the login.
     login_namespace: Option<HeaderValue>,
-    /// The mounts seen under the present token. Locked during a look-up, so that reads side by side share one.
-    mounts: tokio::sync::Mutex<Vec<Mount>>,
+    /// The mounts seen under the present token.
+    mounts: Mutex<Vec<Mount>>,
+    /// Held during a look-up, so that reads side by side share one.
+    looking: tokio::sync::Mutex<()>,
+}
+
+/// What a successor must know: the credentials of the last login, and the mounts.
+#[derive(Serialize, Deserialize)]
+pub struct Kept {
+    /// `role_id` and `secret_id`.
+    credentials: Option<(String, Option<String>)>,
+    mounts: Vec<Mount>,
 }
 
 /// A token as a header: what no header can carry is no token. One buffer, shared by the requests that show it.
@@ -80,7 +92,8 @@ impl Client {
             login: AppRole::new(&auth.mount_path, role_id_file.clone(), secret_id_file.clone(), *after_reading),
             namespace: header(server.namespace.as_deref())?,
             login_namespace: header(auth.namespace.as_deref().or(server.namespace.as_deref()))?,
-            mounts: tokio::sync::Mutex::default(),
+            mounts: Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
         })
     }
 
@@ -119,8 +132,8 @@ impl Client {
 
     /// Where `path` really is: decided once for each mount by the server's own word.
     async fn route(&self, token: &Token, path: &SecretPath) -> Result<Route, Failure> {
-        let mut mounts = self.mounts.lock().await;
-        if let Some(route) = mounts.iter().find_map(|mount| mount.route(path)) {
+        let _looking = self.looking.lock().await;
+        if let Some(route) = self.mounts().iter().find_map(|mount| mount.route(path)) {
             return Ok(route);
         }
         let task = Task::FindMount(path);
@@ -128,8 +141,12 @@ impl Client {
         let info: MountInfo = self.call(&endpoint, &task, Some(token)).await?.data(&task)?;
         let mount = Mount::new(path, &info).ok_or_else(|| task.failure(Cause::Malformed, "the server named another mount"))?;
         let route = mount.route(path).ok_or_else(|| task.failure(Cause::Malformed, "the path is the mount itself"))?;
-        mounts.push(mount);
+        self.mounts().push(mount);
         Ok(route)
+    }
+
+    fn mounts(&self) -> MutexGuard<'_, Vec<Mount>> {
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Renews or looks up: what the server says of the token afterwards.
@@ -156,6 +173,7 @@ impl Client {
 
 impl Source for Client {
     type Token = Token;
+    type Kept = Kept;
 
     async fn login(&self) -> Result<(Token, TokenGrant), Failure> {
         let task = Task::Login(&self.login.mount);
@@ -169,13 +187,36 @@ impl Source for Client {
         let auth = envelope.auth.ok_or_else(|| task.failure(Cause::Malformed, "the answer has no token"))?;
         let token = Token::new(&auth.client_token)
             .ok_or_else(|| task.failure(Cause::Malformed, "the answer's token cannot be sent in a header"))?;
-        self.mounts.lock().await.clear();
-        self.login.succeeded(credentials);
+        self.mounts().clear();
+        self.login.set_known(Some(credentials));
         Ok((token, auth.grant()))
     }
 
     fn expose<'a>(&self, token: &'a Token) -> &'a [u8] {
         token.0.as_bytes()
+    }
+
+    fn token(&self, bytes: &[u8]) -> Option<Token> {
+        Token::new(std::str::from_utf8(bytes).ok()?)
+    }
+
+    fn keep(&self) -> Kept {
+        let shown = |secret: &SecretString| secret.expose_secret().to_owned();
+        let credentials = self.login.known().map(|known| (shown(&known.role_id), known.secret_id.as_ref().map(shown)));
+        Kept { credentials, mounts: self.mounts().clone() }
+    }
+
+    fn restore(&self, kept: Kept) {
+        let known =
+            |(role_id, secret_id): (String, Option<String>)| Credentials { role_id: role_id.into(), secret_id: secret_id.map(Into::into) };
+        self.login.set_known(kept.credentials.map(known));
+        *self.mounts() = kept.mounts;
+    }
+
+    fn settle(&self) {
+        if self.login.known().is_some() {
+            self.login.remove_file();
+        }
     }
 
     async fn read(&self, token: &Token, query: &Query) -> Result<Reply, Failure> {

@@ -149,6 +149,7 @@ impl<'a> Check<'a> {
             wait: self.parsed(wait, value::positive).unwrap_or(Duration::from_secs(30)),
             stop_signal: app.and_then(|app| app.parsed("stop_signal", value::signal)).unwrap_or(Signal::SIGTERM),
             stop_timeout: app.and_then(|app| app.parsed("stop_timeout", value::duration)).unwrap_or(Duration::from_secs(6)),
+            crash_loop_timeout: app.and_then(|app| app.parsed("crash_loop_timeout", value::positive)).unwrap_or(Duration::from_mins(5)),
             on_hup: app.and_then(|app| app.parsed("on_hup", value::on_hup)).unwrap_or(OnHup::Both),
             new_privileges: if gains { NewPrivileges::Inherited } else { NewPrivileges::Never },
         }

@@ -284,6 +284,8 @@ pub struct App {
     pub stop_signal: Signal,
     /// How long it may take before KILL (default 6 s).
     pub stop_timeout: Duration,
+    /// For how long a process of the agent may die again and again before the container ends (default 5 min).
+    pub crash_loop_timeout: Duration,
     /// What HUP does.
     pub on_hup: OnHup,
     /// Whether it may gain rights by executing a file.

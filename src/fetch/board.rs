@@ -6,8 +6,9 @@ use crate::exit::Exit;
 use crate::lease::source::{Engine, Failure, Reply};
 use crate::names::{FileId, FileName, QueryId};
 use crate::render::{self, Change, Problem, RenderError, Values};
+use serde::{Deserialize, Serialize};
 use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
 
 /// What became of a reply.
 pub(super) enum Accepted {
@@ -25,13 +26,22 @@ pub(super) struct Board<'p> {
     queries: Vec<QueryState>,
     files: Vec<FileState>,
     /// Keys the hashes of contents.
-    hasher: RandomState,
+    key: u64,
     /// Whether the first publication was made.
     complete: bool,
 }
 
-#[derive(Default)]
-struct QueryState {
+/// What a successor must know of it.
+#[derive(Serialize, Deserialize)]
+pub(super) struct BoardNote<Q, F> {
+    queries: Q,
+    files: F,
+    key: u64,
+    complete: bool,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct QueryState {
     /// The last good reply; after the first publication only where a file is made of several.
     reply: Option<Reply>,
     /// The version that was read last (KV v2).
@@ -39,23 +49,34 @@ struct QueryState {
     /// Why the last read failed.
     failure: Option<Failure>,
     /// The files that are made of it.
+    #[serde(skip)]
     files: Vec<FileId>,
     /// Whether such a file is made of other queries, too.
+    #[serde(skip)]
     shared: bool,
 }
 
-#[derive(Default)]
-struct FileState {
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct FileState {
     /// Keyed hash of the content that was rendered last: contents are compared without being kept. (64 bits under a
     /// random key: two contents are taken for one in 2^-64 of all changes.)
     hash: Option<u64>,
     /// Why it cannot be rendered.
+    #[serde(skip)]
     error: Option<RenderError>,
 }
 
 impl<'p> Board<'p> {
     pub(super) fn new(plan: &'p Plan) -> Self {
-        let mut queries: Vec<QueryState> = plan.queries.iter().map(|_| QueryState::default()).collect();
+        let queries = plan.queries.iter().map(|_| QueryState::default()).collect();
+        let files = plan.files.iter().map(|_| FileState::default()).collect();
+        let key = RandomState::new().hash_one(());
+        Self::with(plan, BoardNote { queries, files, key, complete: false })
+    }
+
+    /// Goes on from what a predecessor wrote down.
+    pub(super) fn with(plan: &'p Plan, note: BoardNote<Vec<QueryState>, Vec<FileState>>) -> Self {
+        let BoardNote { mut queries, files, key, complete } = note;
         for (id, file) in ids(plan).zip(&plan.files) {
             let read = render::queries(&file.content);
             for query in &read {
@@ -63,8 +84,12 @@ impl<'p> Board<'p> {
                 queries[query.index()].shared |= read.len() > 1;
             }
         }
-        let files = plan.files.iter().map(|_| FileState::default()).collect();
-        Self { plan, queries, files, hasher: RandomState::new(), complete: false }
+        Self { plan, queries, files, key, complete }
+    }
+
+    /// What a successor must know.
+    pub(super) fn note(&self) -> BoardNote<&[QueryState], &[FileState]> {
+        BoardNote { queries: &self.queries, files: &self.files, key: self.key, complete: self.complete }
     }
 
     /// Whether the first publication was made.
@@ -193,7 +218,9 @@ impl<'p> Board<'p> {
 
     fn changed(&mut self, mut changes: Vec<Change>) -> Vec<Change> {
         changes.retain(|(file, bytes)| {
-            let hash = self.hasher.hash_one(&**bytes);
+            let mut hasher = DefaultHasher::new();
+            (self.key, &**bytes).hash(&mut hasher);
+            let hash = hasher.finish();
             self.files[file.index()].hash.replace(hash) != Some(hash)
         });
         changes

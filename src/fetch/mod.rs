@@ -2,6 +2,7 @@
 //! outlet. Invariants: nothing partial is published; values stay here and in the outlet; it leaves no token behind.
 
 mod board;
+mod journal;
 mod outlet;
 mod press;
 mod report;
@@ -18,15 +19,18 @@ use crate::exit::Exit;
 use crate::lease::source::{Failure, Reply, Source};
 use crate::lease::{Input, Machine, Output, Pace, Subject, TokenId};
 use crate::link::{End, Received, ToRole};
-use crate::names::{Generation, QueryId};
+use crate::memory::arena::Arena;
+use crate::names::{Generation, Past, QueryId};
 use crate::observe::{Event, report_dropped};
-use crate::status::{Roles, Served};
+use crate::status::Served;
 use crate::sys::watch;
 use board::{Accepted, Board};
+use journal::Journal;
 use press::{Announcements, Press};
 use report::Reporter;
 use requests::{Answer, Requests, say_revoked};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::task::LocalSet;
@@ -40,15 +44,15 @@ pub struct Settings {
     pub leave: Duration,
     /// How files are served.
     pub served: Served,
-    /// The agent's processes.
-    pub roles: Roles,
+    /// What became of predecessors.
+    pub past: Past,
 }
 
 impl Settings {
     /// What a plan asks for, and two seconds to leave.
     #[must_use]
-    pub fn new(plan: &Plan, served: Served, roles: Roles) -> Self {
-        Self { pace: Pace::new(plan.server.retry_max), leave: Duration::from_secs(2), served, roles }
+    pub fn new(plan: &Plan, served: Served, past: Past) -> Self {
+        Self { pace: Pace::new(plan.server.retry_max), leave: Duration::from_secs(2), served, past }
     }
 }
 
@@ -56,7 +60,7 @@ impl Settings {
 /// `Ready` and `Changed` are sent on `link`; sending `Failed` is left to the caller.
 ///
 /// The result is `Ok` after a stop, else why the first secrets could not be served.
-pub fn run<S, O, F>(plan: &Plan, source: S, open: F, link: &End, clock: &impl Clock, settings: &Settings) -> Exit
+pub fn run<S, O, F>(plan: &Plan, source: S, arena: &Arc<Arena>, open: F, link: &End, clock: &impl Clock, settings: &Settings) -> Exit
 where
     S: Source + 'static,
     O: Outlet,
@@ -81,7 +85,9 @@ where
         let machine = Machine::new(&plan.queries, settings.pace, Jitter::new(), clock.now());
         let (board, requests) = (Board::new(plan), Requests::new(source, &plan.queries));
         let reporter = Reporter::new(settings, clock);
-        let mut fetch = Fetch { clock, plan, machine, board, requests, press, reporter };
+        let journal = Journal::open(arena);
+        let mut fetch = Fetch { clock, plan, arena, machine, board, requests, press, reporter, journal, settle: false };
+        fetch.go_on(settings);
         let exit = fetch.run(&Ears { link, watch }, announcements).await;
         fetch.press.close();
         fetch.requests.leave(settings.leave).await;
@@ -104,22 +110,29 @@ enum Woken {
 struct Fetch<'a, S: Source, O, C> {
     clock: &'a C,
     plan: &'a Plan,
+    arena: &'a Arena,
     machine: Machine,
     board: Board<'a>,
     requests: Requests<S>,
     press: Press<'a, O>,
     reporter: Reporter,
+    journal: Journal,
+    /// Whether a login succeeded since the journal was written.
+    settle: bool,
 }
 
 impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     async fn run(&mut self, ears: &Ears<'_>, mut announcements: Announcements) -> Exit {
         self.step(Input::Tick);
+        self.write_down();
         // The login is on its way while the first report is written.
         tokio::task::yield_now().await;
         self.report();
+        self.press.tell(self.clock);
         loop {
             let woken = self.wait(ears, &mut announcements).await;
-            if !matches!(woken, Woken::Report) {
+            let news = !matches!(woken, Woken::Report);
+            if news {
                 self.reporter.touch();
             }
             let done = match woken {
@@ -143,6 +156,9 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             };
             if let Err(exit) = done {
                 return exit;
+            }
+            if news {
+                self.write_down();
             }
             // Before supervise is told: what it starts finds the report.
             self.report();
@@ -179,6 +195,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             Answer::Read(query, token, result) => return self.read(query, token, result),
             Answer::Input(Input::LoggedIn(Ok(grant))) => {
                 Event::LoggedIn { ttl: grant.ttl }.emit();
+                self.settle = true;
                 self.step(Input::LoggedIn(Ok(grant)));
                 let token = self.requests.exposed().unwrap_or_default();
                 let accepted = self.board.renew_token(token);

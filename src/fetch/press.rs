@@ -9,6 +9,7 @@ use crate::link::{End, FromRole};
 use crate::names::{FileId, Generation, HookId};
 use crate::observe::Event;
 use crate::render::Change;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{Duration, SystemTime};
@@ -69,6 +70,15 @@ const FULL: Duration = Duration::from_millis(100);
 /// What the announcing side says, in order.
 pub(super) type Announcements = UnboundedReceiver<Result<Generation, String>>;
 
+/// What a successor must know of it.
+#[derive(Serialize, Deserialize)]
+pub(super) struct PressNote {
+    history: Vec<(u64, Option<SystemTime>)>,
+    hooks: BTreeSet<HookId>,
+    ready: bool,
+    refused: Vec<(FileId, Vec<u8>)>,
+}
+
 /// An outlet and what it owes.
 pub(super) struct Press<'a, O> {
     outlet: O,
@@ -121,6 +131,32 @@ impl<'a, O: Outlet> Press<'a, O> {
             tend: None,
         };
         Ok((press, receiver))
+    }
+
+    /// What a successor must know.
+    pub(super) fn note(&self) -> PressNote {
+        let owed = self.owed.iter().filter_map(|message| match message {
+            FromRole::Changed(hook) => Some(*hook),
+            FromRole::Ready | FromRole::Failed(_) => None,
+        });
+        PressNote {
+            history: self.history.clone(),
+            hooks: self.unheard.iter().map(|(_, hook)| *hook).chain(owed).collect(),
+            ready: self.ready,
+            refused: self.refused.iter().map(|(file, bytes)| (*file, bytes.to_vec())).collect(),
+        }
+    }
+
+    /// Goes on from what a predecessor wrote down: supervise is told again what it may not have heard.
+    pub(super) fn go_on(&mut self, note: PressNote, clock: &dyn Clock) {
+        (self.history, self.ready) = (note.history, note.ready);
+        self.refused = note.refused.into_iter().map(|(file, bytes)| (file, Zeroizing::new(bytes))).collect();
+        self.owed = note.hooks.into_iter().map(FromRole::Changed).collect();
+        if self.ready {
+            self.owed.insert(0, FromRole::Ready);
+        }
+        // Nothing is offered again before the first publication: it is complete, or it is none.
+        (self.again, self.tend) = (self.ready.then(|| clock.now()), Some(clock.now()));
     }
 
     /// When `turn` is due.

@@ -8,10 +8,11 @@ use crate::config::plan::{Content, File, Stale};
 use crate::exit::Exit;
 use crate::lease::source::Source;
 use crate::lease::{Subject, View};
-use crate::names::FileId;
+use crate::names::{FileId, Past};
 use crate::observe::Event;
 use crate::render;
 use crate::status::{Condition, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, seconds};
+use nix::unistd::{getpid, getppid};
 use std::time::{Duration, SystemTime};
 
 /// The longest time between two reports.
@@ -22,8 +23,10 @@ const CALM: Duration = Duration::from_millis(500);
 /// When the report is due, and what was in the last one.
 pub(super) struct Reporter {
     served: Served,
-    roles: Roles,
-    /// When `fetch` began, in seconds since 1970.
+    past: Past,
+    /// When this `fetch` began.
+    born: Moment,
+    /// When the first `fetch` began, in seconds since 1970.
     since: u64,
     last: Option<Report>,
     /// When the last one was written, and when it was last looked whether there is news.
@@ -39,9 +42,20 @@ pub(super) struct Reporter {
 
 impl Reporter {
     pub(super) fn new(settings: &Settings, clock: &impl Clock) -> Self {
-        let (served, roles, since) = (settings.served.clone(), settings.roles, seconds(clock.wall()));
-        let written = clock.now();
-        Self { served, roles, since, last: None, written, looked: None, touched: false, ready: false, failed: false }
+        let (served, past, since) = (settings.served.clone(), settings.past, seconds(clock.wall()));
+        let born = clock.now();
+        Self { served, past, born, since, last: None, written: born, looked: None, touched: false, ready: false, failed: false }
+    }
+
+    /// The last report, which a successor goes on from.
+    pub(super) fn last(&self) -> Option<&Report> {
+        self.last.as_ref()
+    }
+
+    /// Goes on from a predecessor's last report, if it wrote one: what began before its death began then.
+    pub(super) fn go_on(&mut self, last: Option<Report>) {
+        self.since = last.as_ref().map_or(self.since, |last| last.since);
+        self.last = last;
     }
 
     /// Something happened that may be news.
@@ -111,9 +125,23 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             written: seconds(times.wall),
             due_monotonic_ms: u64::try_from(times.now.plus(HEARTBEAT).since_origin().as_millis()).unwrap_or(u64::MAX),
             served: self.reporter.served.clone(),
-            roles: self.reporter.roles,
-            session: Session { ends: session.ends.map(|end| times.at(end)), trouble },
+            roles: self.roles(times.now),
+            session: Session { ends: session.ends.map(|end| times.at(end)), lost_logins: self.machine.lost_logins(), trouble },
             files: files.map(|(id, file)| self.describe_file(id, file, times)).collect(),
+        }
+    }
+
+    fn roles(&self, now: Moment) -> Roles {
+        let (serve, past) = (self.arena.last_serve(), self.reporter.past);
+        Roles {
+            supervise: getppid().as_raw(),
+            fetch: getpid().as_raw(),
+            serve: serve.map(|serve| serve.pid),
+            fetch_deaths: past.deaths,
+            fetch_crashes: past.crashes_after(now.since(self.reporter.born)),
+            serve_deaths: serve.map_or(0, |serve| serve.past.deaths),
+            serve_crashes: serve.map_or(0, |serve| serve.past.crashes_after(now.since(serve.born))),
+            recovery: serve.map(|serve| serve.recovery),
         }
     }
 
@@ -185,7 +213,7 @@ fn is_same(a: &Report, b: &Report) -> bool {
     let same = |(a, b): (&FileReport, &FileReport)| {
         (a.condition, a.changes, a.version) == (b.condition, b.changes, b.version) && cause(&a.trouble, &b.trouble)
     };
-    cause(&a.session.trouble, &b.session.trouble) && a.files.iter().zip(&b.files).all(same)
+    a.roles == b.roles && cause(&a.session.trouble, &b.session.trouble) && a.files.iter().zip(&b.files).all(same)
 }
 
 #[cfg(test)]
@@ -196,8 +224,8 @@ mod tests {
 
     #[test]
     fn it_is_looked_at_twice_a_second_at_most_and_written_every_five() {
-        let (served, roles) = (Served { how: "tmpfs".to_owned(), fallback: None }, Roles { supervise: 1, fetch: 2, serve: None });
-        let mut reporter = Reporter::new(&Settings::new(&plan(Vec::new(), Vec::new()), served, roles), &RealClock);
+        let served = Served { how: "tmpfs".to_owned(), fallback: None };
+        let mut reporter = Reporter::new(&Settings::new(&plan(Vec::new(), Vec::new()), served, Past::default()), &RealClock);
         let at = |millis: u64| Moment::at(Duration::from_millis(millis));
         reporter.written = at(0);
         assert_eq!(reporter.wake(), None);

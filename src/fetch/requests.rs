@@ -5,6 +5,7 @@ use crate::lease::source::{Failure, Lease, Reply, Source, TokenGrant};
 use crate::lease::{Input, Request, TokenId};
 use crate::names::QueryId;
 use crate::observe::Event;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -27,7 +28,15 @@ enum Done<T> {
     LookedUp(TokenId, Result<TokenGrant, Failure>),
     Read(QueryId, TokenId, Result<Reply, Failure>),
     Renewed(QueryId, TokenId, Result<Lease, Failure>),
-    Revoked(Result<(), Failure>),
+    Revoked(TokenId, Result<(), Failure>),
+}
+
+/// What a successor must know of the tokens.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct TokenNote {
+    tokens: Vec<(TokenId, String)>,
+    doomed: Vec<(TokenId, String)>,
+    current: Option<TokenId>,
 }
 
 /// All requests; must live in a `LocalSet`.
@@ -36,6 +45,8 @@ pub(super) struct Requests<S: Source> {
     queries: Vec<Query>,
     /// Every token that lives.
     tokens: BTreeMap<TokenId, Rc<S::Token>>,
+    /// Those whose revocation is out.
+    doomed: BTreeMap<TokenId, Rc<S::Token>>,
     /// The one that requests are made with.
     current: Option<TokenId>,
     /// Logins and revocations: these are waited for at the end.
@@ -50,10 +61,36 @@ impl<S: Source + 'static> Requests<S> {
             source: Rc::new(source),
             queries: queries.to_vec(),
             tokens: BTreeMap::new(),
+            doomed: BTreeMap::new(),
             current: None,
             session: JoinSet::new(),
             others: JoinSet::new(),
         }
+    }
+
+    /// What a successor must know.
+    pub(super) fn note(&self) -> TokenNote {
+        let text = |(id, token): (&TokenId, &Rc<S::Token>)| Some((*id, String::from_utf8(self.source.expose(token).to_vec()).ok()?));
+        TokenNote {
+            tokens: self.tokens.iter().filter_map(text).collect(),
+            doomed: self.doomed.iter().filter_map(text).collect(),
+            current: self.current,
+        }
+    }
+
+    /// Goes on from what a predecessor wrote down; a revocation whose answer it did not hear is sent again.
+    pub(super) fn go_on(&mut self, note: TokenNote) {
+        let token = |(id, text): (TokenId, String)| Some((id, Rc::new(self.source.token(text.as_bytes())?)));
+        self.tokens = note.tokens.into_iter().filter_map(token).collect();
+        self.current = note.current;
+        for (id, token) in note.doomed.into_iter().filter_map(token).collect::<Vec<_>>() {
+            self.revoke(id, token);
+        }
+    }
+
+    /// The server as requests see it.
+    pub(super) fn source(&self) -> &S {
+        &self.source
     }
 
     /// Starts `request`.
@@ -66,7 +103,7 @@ impl<S: Source + 'static> Requests<S> {
             Request::Revoke(id) => {
                 let token = self.token(id);
                 self.forget(id);
-                self.revoke(token);
+                self.revoke(id, token);
             }
             Request::RenewToken(id) => {
                 let token = self.token(id);
@@ -114,8 +151,8 @@ impl<S: Source + 'static> Requests<S> {
         self.others.abort_all();
         let all = async {
             loop {
-                for token in std::mem::take(&mut self.tokens).into_values() {
-                    self.revoke(token);
+                for (id, token) in std::mem::take(&mut self.tokens) {
+                    self.revoke(id, token);
                 }
                 let Some(done) = self.session.join_next().await else { return };
                 if let Answer::Revoked(result) = self.take(done) {
@@ -140,7 +177,10 @@ impl<S: Source + 'static> Requests<S> {
             Done::LookedUp(id, result) => Answer::Input(Input::LookedUp(id, result)),
             Done::Renewed(query, id, result) => Answer::Input(Input::Renewed(query, id, result)),
             Done::Read(query, id, result) => Answer::Read(query, id, result),
-            Done::Revoked(result) => Answer::Revoked(result),
+            Done::Revoked(id, result) => {
+                self.doomed.remove(&id);
+                Answer::Revoked(result)
+            }
         }
     }
 
@@ -148,9 +188,10 @@ impl<S: Source + 'static> Requests<S> {
         Rc::clone(self.tokens.get(&id).expect("the machine names tokens that came and were not dropped"))
     }
 
-    fn revoke(&mut self, token: Rc<S::Token>) {
+    fn revoke(&mut self, id: TokenId, token: Rc<S::Token>) {
+        self.doomed.insert(id, Rc::clone(&token));
         let source = Rc::clone(&self.source);
-        self.session.spawn_local(async move { Done::Revoked(source.revoke_token(&token).await) });
+        self.session.spawn_local(async move { Done::Revoked(id, source.revoke_token(&token).await) });
     }
 }
 

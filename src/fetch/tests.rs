@@ -5,7 +5,8 @@ use crate::clock::{Backoff, RealClock};
 use crate::config::plan::{Content, File, Query};
 use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
 use crate::link::{FromRole, pair};
-use crate::names::{FileId, HookId, LeaseId};
+use crate::memory::arena::{FileSpec, Kind, Place};
+use crate::names::{FileId, FileName, HookId, LeaseId, Owner};
 use crate::render::Change;
 use crate::render::tests::{field, file, plan, query, template};
 use crate::status::{Condition, FileReport, Report};
@@ -66,6 +67,7 @@ impl Server {
 
 impl Source for Server {
     type Token = String;
+    type Kept = ();
 
     async fn login(&self) -> Result<(String, TokenGrant), Failure> {
         self.say("login");
@@ -84,6 +86,16 @@ impl Source for Server {
     fn expose<'a>(&self, token: &'a String) -> &'a [u8] {
         token.as_bytes()
     }
+
+    fn token(&self, bytes: &[u8]) -> Option<String> {
+        String::from_utf8(bytes.to_vec()).ok()
+    }
+
+    fn keep(&self) {}
+
+    fn restore(&self, (): ()) {}
+
+    fn settle(&self) {}
 
     async fn read(&self, token: &String, query: &Query) -> Result<Reply, Failure> {
         let path = query.path.as_str();
@@ -174,6 +186,13 @@ impl Outlet for Recorder {
     }
 }
 
+/// An arena that holds a journal and nothing else.
+fn journal() -> Arc<Arena> {
+    let (name, owner) = (FileName::new("journal").expect("a good name"), Owner { uid: 0, gid: 0 });
+    let spec = FileSpec { name, owner, mode: 0, place: Place::Journal };
+    Arc::new(Arena::create(vec![spec], Some(256 << 10), Kind::Locked).expect("memory can be locked"))
+}
+
 /// A role that runs in a thread, seen from supervise.
 struct Rig {
     server: Server,
@@ -225,7 +244,7 @@ impl Rig {
         let pace = Pace { retry: quick, slow: quick, grace: Duration::from_mins(5), refresh: MS(20) };
         let settings = Settings { pace, leave: MS(200), ..settings(&plan) };
         let source = server.clone();
-        let role = std::thread::spawn(move || run(&plan, source, open, &end, &RealClock, &settings));
+        let role = std::thread::spawn(move || run(&plan, source, &journal(), open, &end, &RealClock, &settings));
         Self { server, log, published, refusals, tendings, reports, link, role }
     }
 
@@ -278,8 +297,8 @@ impl Rig {
 }
 
 fn settings(plan: &Plan) -> Settings {
-    let (served, roles) = (Served { how: "fuse".to_owned(), fallback: None }, Roles { supervise: 1, fetch: 2, serve: Some(3) });
-    Settings::new(plan, served, roles)
+    let served = Served { how: "fuse".to_owned(), fallback: None };
+    Settings::new(plan, served, Past::default())
 }
 
 fn all(values: &[&str]) -> BTreeMap<u32, String> {
@@ -467,7 +486,7 @@ fn an_outlet_that_cannot_be_opened_ends_the_role() {
     let plan = plan(Vec::new(), Vec::new());
     let open = |_| Err::<Recorder, _>(OutletError { what: "no thread".to_owned(), exit: Exit::Memory });
     let server = Rig::start(&[], Vec::new(), |_| {}).server;
-    assert_eq!(run(&plan, server, open, &end, &RealClock, &settings(&plan)), Exit::Memory);
+    assert_eq!(run(&plan, server, &journal(), open, &end, &RealClock, &settings(&plan)), Exit::Memory);
     drop(link);
 }
 
@@ -535,7 +554,7 @@ fn the_report_follows_a_secret_through_its_life() {
         script.kv.insert("k1".to_owned(), Err(Cause::Denied));
     });
     let waiting = rig.report(1, |file| file.trouble.as_ref().is_some_and(|trouble| trouble.cause == "k1: Denied"));
-    assert_eq!((waiting.format, waiting.served.how.as_str(), waiting.roles.serve), (1, "fuse", Some(3)));
+    assert_eq!((waiting.format, waiting.served.how.as_str(), waiting.roles.serve), (1, "fuse", None));
     assert_eq!(waiting.files.iter().map(|file| file.condition).collect::<Vec<_>>(), [Condition::Missing; 2]);
 
     rig.server.script().kv.insert("k1".to_owned(), Ok((4, json!({"a": "one"}))));

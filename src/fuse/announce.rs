@@ -100,9 +100,13 @@ fn announce(bulletin: &Bulletin, private: &OwnedFd, file: FileId) -> Result<Gene
     let name = bulletin.name(file);
     let hidden = format!("{HIDDEN}{name}");
     let failed = |step| move |cause| AnnounceError { name: name.to_owned(), step, cause };
-    bulletin.begin(file);
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-    let fd = retry(|| openat(private, hidden.as_str(), flags, Mode::S_IRUSR)).map_err(failed("create"))?;
+    let create = || {
+        // Anew each time: an interrupted create may have been made, and the name would be in the way.
+        bulletin.begin(file);
+        openat(private, hidden.as_str(), flags, Mode::S_IRUSR)
+    };
+    let fd = retry(create).map_err(failed("create"))?;
     // What `serve` made: a flip may have come since this file was found to be due.
     let made = bulletin.made(file).ok_or(Errno::ESTALE).map_err(failed("create"))?;
     retry(|| renameat(private, hidden.as_str(), private, name)).map_err(failed("rename"))?;

@@ -6,4 +6,5 @@ pub mod adapter;
 pub mod announce;
 pub mod mount;
 pub mod refusal;
+pub mod session;
 pub mod tree;

@@ -2,6 +2,7 @@
 //! everybody. Invariant: only the process that mounted unmounts; forked children let go of descriptors and no more.
 
 use super::refusal::{Refusal, Rights, Step};
+use super::session::Init;
 use crate::memory::locked::Bounce;
 use crate::sys::mount::{self, FsContext, SuperOption};
 use crate::sys::mounts::SOURCE;
@@ -11,9 +12,9 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, getegid, geteuid, getpid};
 use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// How many dead mounts may lie on each other at the path.
 const STALE: usize = 64;
@@ -23,16 +24,18 @@ const STALE: usize = 64;
 pub struct FuseMount {
     /// `/dev/fuse`, from which `serve` answers.
     pub device: OwnedFd,
+    /// The kernel's first request on it.
+    pub init: Init,
     /// The private read-write mount, through which `fetch` announces.
     pub private: OwnedFd,
     /// The mount that applications see.
     pub public: Public,
 }
 
-/// The public mount; unmounted on drop by the process that made it.
+/// The public mount, by its root; unmounted on drop by the process that made it.
 #[derive(Debug)]
 pub struct Public {
-    path: PathBuf,
+    root: OwnedFd,
     maker: Pid,
 }
 
@@ -46,29 +49,25 @@ impl FuseMount {
         clear_stale(path)?;
         make_directory(path)?;
         let device = open_device()?;
-        let private = mount::pair(|| configure(&device, dir_mode), path).map_err(|error| refused(&error))?;
-        Ok(Self { device, private, public: Public { path: path.to_owned(), maker: getpid() } })
+        let (private, root) = mount::pair(|| configure(&device, dir_mode), path).map_err(|error| refused(&error))?;
+        let public = Public { root, maker: getpid() };
+        let init = Init::take(device.as_fd()).map_err(|error| Refusal::Other(format!("the kernel does not begin a session: {error}")))?;
+        Ok(Self { device, init, private, public })
     }
 }
 
 impl Public {
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Takes it away; files that are open stay readable while `serve` runs.
-    pub fn unmount(self) {
-        drop(self);
+    /// Takes it away, whoever calls; files that are open stay readable while `serve` runs.
+    pub fn unmount(&self) {
+        // Already gone when somebody else unmounted it: nothing is left to do then.
+        let _ = mount::unmount_root(self.root.as_fd());
     }
 }
 
 impl Drop for Public {
     fn drop(&mut self) {
         if getpid() == self.maker {
-            // Already gone when somebody else unmounted it: nothing is left to do then.
-            let _ = mount::unmount(&self.path);
+            self.unmount();
         }
     }
 }

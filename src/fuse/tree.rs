@@ -292,6 +292,11 @@ impl Tree {
         &self.reader.arena().files()[file.index()].name
     }
 
+    /// Notes the kernel's number of the request in hand, in the arena.
+    pub fn note(&self, request: u64) {
+        self.reader.arena().desk_head().in_hand.store(request, Relaxed);
+    }
+
     fn directory(&self, ino: u64) -> Attr {
         let Directory { mode, uid, gid } = self.directory;
         let mode = if ino == ROOT { mode } else { 0o555 };

@@ -7,6 +7,7 @@ use super::source::{Cause, Failure, Lease, TokenGrant};
 use crate::clock::{Backoff, Jitter, Moment};
 use crate::config::plan::Query;
 use crate::names::{LeaseId, QueryId};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// How long after a refresh the next one takes effect.
@@ -15,7 +16,7 @@ const REFRESH: Duration = Duration::from_secs(1);
 const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// The number of a login; its token is known by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TokenId(pub u32);
 
 /// What happened.
@@ -94,14 +95,14 @@ pub struct View<'a> {
 }
 
 /// The two requests that keep something alive. Of the session: renew the token, log in. Of a query: renew the lease, read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Step {
     Renew,
     Replace,
 }
 
 /// One request to be made some time.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Errand {
     /// When, if at all.
     at: Option<Moment>,
@@ -110,12 +111,12 @@ struct Errand {
 }
 
 /// What keeps one thing alive: its two errands, of which one is out at a time.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Work {
     renew: Errand,
     replace: Errand,
-    /// The request that is out was sent then: a life counts from there.
-    sent: Option<Moment>,
+    /// The request that is out, and when it was sent: a life counts from there.
+    sent: Option<(Moment, Step)>,
     /// A request was denied; it waits for the token's lookup.
     doubt: Option<(Step, Failure)>,
     /// When what it has ends.
@@ -126,7 +127,7 @@ struct Work {
 }
 
 /// One query.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Entry {
     refresh: Duration,
     work: Work,
@@ -134,6 +135,8 @@ struct Entry {
     lease: Option<Held>,
     /// How often a value could not be rendered.
     unusable: u32,
+    /// Whether it was read and had no lease: reading it mints nothing.
+    plain: bool,
     /// Its last lease has ended, and there is no other yet.
     ended: bool,
     /// When the last value that could be used was asked for, and the one before it.
@@ -142,7 +145,7 @@ struct Entry {
     again: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Held {
     id: LeaseId,
     /// The token it dies with.
@@ -151,7 +154,7 @@ struct Held {
     first: Duration,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Token {
     id: TokenId,
     since: Moment,
@@ -160,7 +163,7 @@ struct Token {
 }
 
 /// A token that has a successor.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Retired {
     id: TokenId,
     revoke: Moment,
@@ -179,9 +182,10 @@ enum Verdict {
 }
 
 /// The whole state.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Machine {
     pace: Pace,
+    #[serde(skip)]
     jitter: Jitter,
     session: Work,
     token: Option<Token>,
@@ -195,6 +199,11 @@ pub struct Machine {
     sees_itself: bool,
     /// Whether a lookup is out.
     looking: bool,
+    /// Whether something may live under the token that nobody heard of: an answer that a predecessor did not hear may have
+    /// minted it. Then there is to be another token, and nothing is minted under this one unless no login succeeds.
+    unheard: bool,
+    /// How many logins were sent whose answers nobody heard: each may have left a token that nobody can name.
+    lost_logins: u32,
     /// When the last refresh took effect, and when the next one does.
     refreshed: Option<Moment>,
     refresh: Option<Moment>,
@@ -216,9 +225,40 @@ impl Machine {
             deaths: 0,
             sees_itself: false,
             looking: false,
+            unheard: false,
+            lost_logins: 0,
             refreshed: None,
             refresh: None,
         }
+    }
+
+    /// Goes on where a predecessor died, which this is a copy of from before it sent its last requests. Those whose answers
+    /// it cannot have heard are sent again; what they may have minted is not left behind.
+    #[must_use]
+    pub fn revived(mut self, pace: Pace, now: Moment) -> Self {
+        (self.pace, self.looking) = (pace, false);
+        if self.session.lost() == Some(Step::Replace) {
+            self.lost_logins += 1;
+        }
+        for entry in &mut self.entries {
+            self.unheard |= entry.work.lost() == Some(Step::Replace) && !entry.plain;
+        }
+        if self.unheard && self.token.is_some() {
+            self.session.replace = Errand { at: Some(now), failures: 0 };
+        }
+        self
+    }
+
+    /// The token that requests are made with.
+    #[must_use]
+    pub fn present(&self) -> Option<TokenId> {
+        self.token.map(|token| token.id)
+    }
+
+    /// How many logins were sent whose answers nobody heard: each may have left a token that lives to its end.
+    #[must_use]
+    pub fn lost_logins(&self) -> u32 {
+        self.lost_logins
     }
 
     /// Takes `input` at `now`; the outputs are to be obeyed in order.
@@ -242,7 +282,9 @@ impl Machine {
     /// When `Tick` is due next; `None`: only an answer can change something.
     #[must_use]
     pub fn wake(&self) -> Option<Moment> {
-        let works = self.token.iter().flat_map(|_| self.entries.iter().filter_map(|entry| entry.work.next()));
+        let waits = self.waits_for_login();
+        let ready = |entry: &&Entry| !(waits && entry.is_minting());
+        let works = self.token.iter().flat_map(|_| self.entries.iter().filter(ready).filter_map(|entry| entry.work.next()));
         let ends = self.entries.iter().filter_map(|entry| entry.work.end);
         let retired = self.retired.iter().filter_map(|old| if serves(&self.entries, old.id) { old.end } else { Some(old.revoke) });
         let works = works.chain(self.session.next()).map(|(at, _)| at);
@@ -275,6 +317,7 @@ impl Machine {
                     let end = self.session.end;
                     self.retired.push(Retired { id: old.id, revoke: self.pace.revocation(end, now), end });
                 }
+                self.unheard = false;
                 let first = grant.ttl.unwrap_or_default();
                 self.token = Some(Token { id: TokenId(self.logins), since: sent, first });
                 self.grant_token(grant, first, sent);
@@ -313,6 +356,7 @@ impl Machine {
                 entry.good = [Some(sent), entry.good[0]];
                 let again = std::mem::take(&mut entry.again).then(|| sent.plus(REFRESH));
                 let left = entry.lease.take().map(|held| held.token);
+                entry.plain = lease.is_none();
                 if let Some(lease) = lease.filter(|lease| !lease.ttl.is_zero()) {
                     let first = lease.ttl;
                     entry.lease = Some(Held { id: lease.id.clone(), token, first });
@@ -496,7 +540,8 @@ impl Machine {
         self.revoke_retired(now, out);
         self.begin_session(now, out);
         let Some(token) = self.token else { return };
-        for (query, entry) in (0_u32..).map(QueryId).zip(&mut self.entries) {
+        let waits = self.waits_for_login();
+        for (query, entry) in (0_u32..).map(QueryId).zip(&mut self.entries).filter(|(_, entry)| !(waits && entry.is_minting())) {
             match (entry.work.begin(now), &entry.lease) {
                 (Some(Step::Renew), Some(held)) => {
                     out.push(Output::Ask(Request::Renew(query, token.id, held.id.clone(), held.first)));
@@ -505,6 +550,11 @@ impl Machine {
                 (None, _) => {}
             }
         }
+    }
+
+    /// Whether the next mint is to be under another token, which a login may bring soon.
+    fn waits_for_login(&self) -> bool {
+        self.unheard && self.session.replace.failures == 0
     }
 
     /// What has no lease is read now, and what waits after a failure is tried now.
@@ -567,6 +617,11 @@ impl Pace {
 }
 
 impl Entry {
+    /// Whether its next request mints something.
+    fn is_minting(&self) -> bool {
+        !self.plain && self.work.next().is_some_and(|(_, step)| step == Step::Replace)
+    }
+
     /// The lease is gone; its value is served until there is another.
     fn lose(&mut self, now: Moment) {
         if self.lease.take().is_some() {
@@ -602,13 +657,19 @@ impl Work {
 
     fn begin(&mut self, now: Moment) -> Option<Step> {
         let (_, step) = self.next().filter(|(at, _)| *at <= now)?;
-        self.sent = Some(now);
+        self.sent = Some((now, step));
         Some(step)
+    }
+
+    /// Gives up the request that is out, and a doubt, whose lookup nobody hears of: what was to be done still is.
+    fn lost(&mut self) -> Option<Step> {
+        self.doubt = None;
+        self.sent.take().map(|(_, step)| step)
     }
 
     /// When the request that is answered now was sent.
     fn answered(&mut self, now: Moment) -> Moment {
-        self.sent.take().unwrap_or(now)
+        self.sent.take().map_or(now, |(sent, _)| sent)
     }
 
     fn granted(&mut self, dates: Dates) {

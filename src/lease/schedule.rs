@@ -2,13 +2,14 @@
 //! a replacement comes before the end, and no delay is zero.
 
 use crate::clock::{Backoff, Jitter, Moment};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// The shortest delay of all: what a misconfigured life or refresh cannot go below.
 const SHORTEST: Duration = Duration::from_millis(20);
 
 /// How fast things are asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Pace {
     /// Wait after a failure that may end at any time: no connection, a sealed server.
     pub retry: Backoff,

@@ -3,11 +3,14 @@
 use crate::config::plan::Query;
 use crate::exit::Exit;
 use crate::names::LeaseId;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::time::Duration;
 
-/// What one read gave. Its heap is wiped by the allocator when it is dropped.
+/// What one read gave. Its heap is wiped by the allocator when it is dropped; written down for a successor alone.
+#[derive(Serialize, Deserialize)]
 pub struct Reply {
     /// The secret: of KV v2 the inner `data`, else the whole `data`. Numbers keep their digits (`arbitrary_precision`).
     pub fields: Map<String, Value>,
@@ -24,7 +27,7 @@ impl fmt::Debug for Reply {
 }
 
 /// Which engine a path belongs to.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Engine {
     /// KV v2 with the version that was read; `metadata` is what a template sees as `.Data.metadata`.
     Kv2 {
@@ -38,7 +41,7 @@ pub enum Engine {
 }
 
 /// A lease as the server granted it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// Its name.
     pub id: LeaseId,
@@ -58,7 +61,7 @@ pub struct TokenGrant {
 }
 
 /// Why a request failed. The message names the request and the cause in lower case, never a value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// The class, on which the schedule decides.
     pub cause: Cause,
@@ -75,7 +78,7 @@ impl fmt::Display for Failure {
 }
 
 /// Classes of failures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Cause {
     /// No connection, no answer in time, an answer cut short, TLS refused, a redirect.
     Unreachable,
@@ -110,6 +113,8 @@ impl Cause {
 pub trait Source {
     /// A login's token; dropping it does not revoke it.
     type Token;
+    /// What is kept for a successor.
+    type Kept: Serialize + DeserializeOwned;
 
     /// Logs in.
     ///
@@ -117,8 +122,20 @@ pub trait Source {
     /// `Cause::Login` when refused, else as any request.
     async fn login(&self) -> Result<(Self::Token, TokenGrant), Failure>;
 
-    /// The token's bytes, for a sink.
+    /// The token's bytes, for a sink, and for a successor.
     fn expose<'a>(&self, token: &'a Self::Token) -> &'a [u8];
+
+    /// The token that has these bytes.
+    fn token(&self, bytes: &[u8]) -> Option<Self::Token>;
+
+    /// What a successor of this process must know beside the tokens, so that it need not ask again: credentials, mounts.
+    fn keep(&self) -> Self::Kept;
+
+    /// Takes what a predecessor kept.
+    fn restore(&self, kept: Self::Kept);
+
+    /// What `keep` gave is safe: what was only needed for want of it may be removed.
+    fn settle(&self);
 
     /// Reads `query` under `token`.
     ///

@@ -60,6 +60,11 @@ struct World {
     served: BTreeMap<QueryId, u32>,
     /// How long a served lease was dead, over all queries.
     bad: Duration,
+    /// Decides, while something is on its way, whether the process dies.
+    fate: Option<Jitter>,
+    deaths: usize,
+    /// Logins and mints whose answers nobody heard.
+    lost: (u32, usize),
 }
 
 impl World {
@@ -83,6 +88,9 @@ impl World {
             said: Vec::new(),
             served: BTreeMap::new(),
             bad: Duration::ZERO,
+            fate: None,
+            deaths: 0,
+            lost: (0, 0),
         }
     }
 
@@ -96,6 +104,10 @@ impl World {
         let end = at(1_000 + seconds);
         self.step(Input::Tick);
         loop {
+            if !self.answers.is_empty() && self.fate.as_mut().is_some_and(|fate| fate.unit() < 0.1) {
+                self.die();
+                self.step(Input::Tick);
+            }
             let answer = self.answers.first_key_value().map(|(key, _)| key.0);
             let Some(next) = answer.into_iter().chain(self.machine.wake()).min().filter(|next| *next <= end) else { break };
             self.pass(next.max(self.now));
@@ -109,6 +121,17 @@ impl World {
         self.pass(end);
     }
 
+    /// The process dies, and its successor goes on from what it had written down; the answers that were on their way are lost.
+    fn die(&mut self) {
+        for answer in std::mem::take(&mut self.answers).into_values() {
+            self.lost.0 += u32::from(matches!(answer, Input::LoggedIn(_)));
+            self.lost.1 += usize::from(matches!(answer, Input::Read(_, _, Ok(Some(_)))));
+        }
+        let written = serde_json::to_vec(&self.machine).expect("it can be written");
+        self.machine = serde_json::from_slice::<Machine>(&written).expect("and read").revived(Pace::new(S(60)), self.now);
+        self.deaths += 1;
+    }
+
     fn pass(&mut self, to: Moment) {
         for lease in self.served.values() {
             let lease = &self.leases[lease];
@@ -119,6 +142,9 @@ impl World {
     }
 
     fn step(&mut self, input: Input) {
+        if let Input::Read(query, _, Ok(Some(lease))) = &input {
+            self.served.insert(*query, lease.id.as_str().parse().expect("a lease that was given"));
+        }
         let before = self.said.len();
         for output in self.machine.step(input, self.now) {
             if let Output::Ask(request) = output {
@@ -181,7 +207,6 @@ impl World {
         let id = u32::try_from(self.leases.len()).expect("few leases");
         let (end, max) = (self.now.plus(self.lease.ttl), self.now.plus(self.lease.max));
         self.leases.insert(id, Live { end, max, token: token.0 });
-        self.served.insert(query, id);
         Ok(Some(Lease { id: lease_id(id), ttl: self.lease.ttl, renewable: self.lease.renewable }))
     }
 
@@ -291,6 +316,52 @@ fn reads_run_side_by_side_at_the_start() {
     assert!(matches!(world.log[0].1, Request::Login(_)));
     let sent: BTreeSet<Moment> = world.log[1..].iter().map(|(at, _)| *at).collect();
     assert_eq!((world.log.len(), sent.len()), (7, 1), "{:?}", world.log);
+}
+
+#[test]
+fn a_death_between_requests_costs_nothing() {
+    let life_of = |deaths: bool| {
+        let mut world = World::new(2, 2, life(60, 3_600), life(600, 4_000));
+        for second in 1..3_000 {
+            world.run(second);
+            if deaths && world.answers.is_empty() {
+                world.die();
+            }
+        }
+        (world.count(|_| true), world.bad)
+    };
+    let (calm, dying) = (life_of(false), life_of(true));
+    assert_eq!((calm.1, dying.1), (Duration::ZERO, Duration::ZERO));
+    // The dice are thrown anew, so that dates differ within their jitter.
+    assert!(dying.0.abs_diff(calm.0) <= calm.0 / 10, "{calm:?} {dying:?}");
+}
+
+#[test]
+fn what_an_unheard_answer_may_have_minted_is_not_left_behind() {
+    let (mut deaths, mut unheard) = (0, 0);
+    for seed in 0..40 {
+        let mut world = World::new(3, 1, life(60, 120), life(600, 4_000));
+        world.fate = Some(Jitter::seeded(seed));
+        world.run(3_000);
+        deaths += world.deaths;
+        unheard += world.lost.1;
+        assert_eq!(world.bad, Duration::ZERO, "seed {seed}");
+        assert_eq!(world.machine.lost_logins(), world.lost.0, "seed {seed}");
+        // Each death adds at most a login and a mint for each query.
+        let calm = 3_000 / 102 + 2;
+        let mints = (0..3).map(|n| world.reads_of(n)).sum::<usize>();
+        assert!(world.logins() <= 2 + world.deaths, "seed {seed}: {} logins, {} deaths", world.logins(), world.deaths);
+        assert!(mints <= 3 * (calm + world.deaths), "seed {seed}: {mints} mints, {} deaths", world.deaths);
+        // What nobody heard of dies with its token, once everything lives under another.
+        world.fate = None;
+        world.run(3_000 + 650);
+        let living = world.tokens.values().filter(|token| token.end > world.now).count();
+        assert!(living <= 1 + world.lost.0 as usize, "seed {seed}: {living} tokens");
+        for lease in world.leases.values().filter(|lease| lease.end > world.now && world.tokens[&lease.token].end > world.now) {
+            assert_eq!(Some(lease.token), world.machine.present().map(|token| token.0), "seed {seed}: a lease was left behind");
+        }
+    }
+    assert!(deaths > 1_000 && unheard > 500, "{deaths} deaths, {unheard} unheard mints");
 }
 
 #[test]

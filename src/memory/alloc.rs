@@ -5,7 +5,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 
 /// From this size on a block is wiped by pieces.
 const LARGE: usize = 1 << 20;
-/// Such a piece; a multiple of every page size.
+/// What the kernel is asked about at once.
+const SPAN: usize = 1 << 21;
+/// A piece of it, when any of it was touched; a multiple of every page size.
 const PIECE: usize = 1 << 16;
 
 /// The system's allocator, wiping on free; for `#[global_allocator]`.
@@ -39,24 +41,38 @@ unsafe impl GlobalAlloc for Wiping {
 /// # Safety
 /// As `memory::wipe`.
 unsafe fn wipe_touched(at: *mut u8, len: usize) {
-    let mut from = 0;
-    while from < len {
-        let until = if len < LARGE { len } else { len.min(from + PIECE - (at.addr() + from) % PIECE) };
-        let piece = at.wrapping_add(from);
-        if len < LARGE || is_touched(piece, until - from) {
-            // SAFETY: the piece is a part of the block that the caller gives up.
-            unsafe { super::wipe(piece, until - from) };
+    let head = if len < LARGE { len } else { at.align_offset(PIECE) };
+    let middle = (len - head) / PIECE * PIECE;
+    let pieces = at.wrapping_add(head);
+    // SAFETY: each is a part of the block that the caller gives up.
+    unsafe { super::wipe(at, head) };
+    // SAFETY: as above.
+    unsafe { wipe_pieces(pieces, middle, SPAN) };
+    // SAFETY: as above.
+    unsafe { super::wipe(pieces.wrapping_add(middle), len - head - middle) };
+}
+
+/// Wipes what was touched of whole pieces, asking about `span` bytes at once.
+///
+/// # Safety
+/// As `memory::wipe`.
+unsafe fn wipe_pieces(at: *mut u8, len: usize, span: usize) {
+    for from in (0..len).step_by(span) {
+        let (piece, len) = (at.wrapping_add(from), span.min(len - from));
+        match span {
+            _ if !is_touched(piece, len) => {}
+            // SAFETY: it is a part of what the caller gives up.
+            PIECE => unsafe { super::wipe(piece, len) },
+            // SAFETY: as above.
+            _ => unsafe { wipe_pieces(piece, len, PIECE) },
         }
-        from = until;
     }
 }
 
-/// Whether any page of this range is in memory. One that is not holds zeros, or is in a swap, where no wipe reaches it.
+/// Whether any page of this range of at most `SPAN` bytes, which begins at a page, is in memory. One that is not holds zeros,
+/// or is in a swap, where no wipe reaches it.
 fn is_touched(at: *mut u8, len: usize) -> bool {
-    let mut pages = [0_u8; PIECE / 4096];
-    if !at.addr().is_multiple_of(PIECE) || len != PIECE {
-        return true;
-    }
+    let mut pages = [0_u8; SPAN / 4096];
     // SAFETY: the range is a mapping (a part of a live block) that begins at a page; the vector has a byte for each page
     // even where pages are of the least size, 4 KiB.
     let asked = unsafe { libc::mincore(at.cast(), len, pages.as_mut_ptr()) };

@@ -3,7 +3,8 @@
 //! is born again finds them as its predecessor left them; the heap is reached only through bounds-checked copies.
 
 use super::MemoryError;
-use crate::names::{FileId, FileName, Owner, Role};
+use crate::clock::Moment;
+use crate::names::{FileId, FileName, Owner, Past, Recovery, Role};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mprotect, munmap};
 use std::fmt;
 use std::io;
@@ -11,6 +12,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
+use std::time::Duration;
 
 /// "baofs" and the version of the layout below.
 const MAGIC: u64 = u64::from_be_bytes(*b"baofs\0\0\x01");
@@ -41,6 +43,21 @@ pub enum Place {
     Listed,
     /// In the directory of the agent's own state, which is found by name and not listed; never announced.
     State,
+    /// Nowhere: what `fetch` writes down for its successor.
+    Journal,
+}
+
+/// A `serve` at work.
+#[derive(Clone, Copy, Debug)]
+pub struct Serving {
+    /// What became of its predecessors.
+    pub past: Past,
+    /// Its process.
+    pub pid: i32,
+    /// When it began to answer.
+    pub born: Moment,
+    /// How it gets back what a predecessor had taken.
+    pub recovery: Recovery,
 }
 
 /// How the memory is kept from swap and dumps.
@@ -111,8 +128,17 @@ pub struct Record {
 #[repr(C)]
 #[derive(Debug)]
 pub struct DeskHead {
-    /// The kernel's number of the request in hand, 0 for none.
+    /// The kernel's number of the last request that was taken, 0 before the first.
     pub in_hand: AtomicU64,
+    /// How many `serve` have died, and how many of the last ones in a row by themselves.
+    deaths: AtomicU64,
+    crashes: AtomicU64,
+    /// When the present one began to answer, in milliseconds of `CLOCK_MONOTONIC`.
+    born: AtomicU64,
+    /// The process id of the present one.
+    pid: AtomicU64,
+    /// How it gets back what its predecessor had taken, as a number.
+    recovery: AtomicU64,
     /// Files opened since the start.
     pub opens: AtomicU64,
     /// Reads that failed because their version was evicted.
@@ -218,6 +244,27 @@ impl Arena {
         let arena = Self { at, layout, kind, files };
         arena.head().magic.store(MAGIC, Ordering::SeqCst);
         Ok(arena)
+    }
+
+    /// Notes the present `serve`: the calling process, which answers from now on, after so many that died.
+    pub fn serve_was_born(&self, past: Past, recovery: Recovery, now: Moment) {
+        let desk = self.desk_head();
+        desk.deaths.store(past.deaths, Ordering::Relaxed);
+        desk.crashes.store(u64::from(past.crashes), Ordering::Relaxed);
+        desk.born.store(u64::try_from(now.since_origin().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        desk.pid.store(u64::from(std::process::id()), Ordering::Relaxed);
+        desk.recovery.store(recovery as u64 + 1, Ordering::Relaxed);
+    }
+
+    /// The last `serve` that began to answer.
+    #[must_use]
+    pub fn last_serve(&self) -> Option<Serving> {
+        let desk = self.desk_head();
+        let words = [&desk.deaths, &desk.crashes, &desk.pid, &desk.born, &desk.recovery].map(|word| word.load(Ordering::Relaxed));
+        let [deaths, crashes, pid, born, recovery] = words;
+        let recovery = [Recovery::Resend, Recovery::Interrupt].into_iter().find(|known| *known as u64 + 1 == recovery)?;
+        let past = Past { deaths, crashes: u32::try_from(crashes).ok()? };
+        Some(Serving { past, pid: i32::try_from(pid).ok()?, born: Moment::at(Duration::from_millis(born)), recovery })
     }
 
     /// Makes the parts that `role` does not write read-only in this process: a guard against its bugs. To be called by

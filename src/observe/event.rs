@@ -66,6 +66,11 @@ pub enum Event<'a> {
         /// How, in words: `exit code 1`, `signal 9`.
         how: &'a str,
     },
+    /// A role died again and again, for too long.
+    GivenUp {
+        /// Which.
+        role: Role,
+    },
     /// Something that is wanted but not needed could not be done: a pid file, a link.
     Skipped {
         /// What and why.
@@ -73,6 +78,11 @@ pub enum Event<'a> {
     },
 
     // fetch
+    /// A new `fetch` goes on where another died.
+    WentOn {
+        /// How many logins since the start may have left a token that nobody can name.
+        lost_logins: u32,
+    },
     /// A login succeeded.
     LoggedIn {
         /// How long the token lives, if it ends; logged in seconds.
@@ -161,7 +171,9 @@ impl Event<'_> {
             Self::Telling { how } => info!(how, "telling of a rotation"),
             Self::CommandFailed { program, how } => warn!(program, how, "the command after a rotation failed"),
             Self::RoleDied { role, how } => error!(role = role.as_str(), how, "a process of the agent died"),
+            Self::GivenUp { role } => error!(role = role.as_str(), "a process of the agent died again and again: baofs ends"),
             Self::Skipped { what } => warn!("{what}"),
+            Self::WentOn { lost_logins } => info!(lost_logins, "fetch goes on where its predecessor died"),
             Self::LoggedIn { ttl } => info!(ttl = ttl.map(|ttl| ttl.as_secs()), "logged in"),
             Self::Retrying { failure, after } => warn!(?after, "{failure}; trying again"),
             Self::Ready { files } => info!(files, "all secrets are there"),

@@ -27,6 +27,7 @@ pub(crate) fn plan(queries: Vec<Query>, files: Vec<File>) -> Plan {
             wait: Duration::from_secs(30),
             stop_signal: nix::sys::signal::Signal::SIGTERM,
             stop_timeout: Duration::from_secs(6),
+            crash_loop_timeout: Duration::from_mins(5),
             on_hup: OnHup::Both,
             new_privileges: NewPrivileges::Never,
         },

@@ -1,21 +1,23 @@
 //! The role that answers the kernel: arena, tree, adapter, one loop. Invariants: it opens nothing, talks to nobody but the
 //! kernel and never waits; it can read every version and write none.
 
+use crate::clock::{Clock, RealClock};
 use crate::exit::Exit;
 use crate::fuse::adapter::Adapter;
+use crate::fuse::session::{self, Init};
 use crate::fuse::tree::{Directory, Tree};
 use crate::link::{End, FromRole};
 use crate::memory::MemoryError;
 use crate::memory::arena::Arena;
 use crate::memory::locked::Bounce;
-use crate::names::Role;
+use crate::names::{Past, Recovery, Role};
 use crate::observe::Event;
 use crate::snapshot::Reader;
-use fuser::{Config, Session, SessionACL};
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// What the forked process was given.
 #[derive(Debug)]
@@ -24,6 +26,12 @@ pub struct Job {
     pub arena: Arc<Arena>,
     /// `/dev/fuse` of the mount.
     pub device: OwnedFd,
+    /// The kernel's first request, which began the session of whoever came first.
+    pub init: Init,
+    /// What became of predecessors.
+    pub past: Past,
+    /// How a predecessor's requests may come back.
+    pub recovery: Recovery,
     /// Permission bits of the directory.
     pub dir_mode: u32,
     /// To supervise.
@@ -49,7 +57,7 @@ impl fmt::Display for Failure {
 /// Answers until the last mount of the filesystem is gone. To be called right after the fork, in a process that supervise
 /// has confined: no capability, no dump, no descriptor that is not in the job.
 #[must_use]
-pub fn run(job: Job) -> Exit {
+pub fn run(job: &Job) -> Exit {
     match answer(job) {
         Ok(()) => Exit::Ok,
         Err(failure) => {
@@ -62,13 +70,16 @@ pub fn run(job: Job) -> Exit {
     }
 }
 
-fn answer(job: Job) -> Result<(), Failure> {
+fn answer(job: &Job) -> Result<(), Failure> {
     job.arena.protect_for(Role::Serve).map_err(Failure::Kernel)?;
     let bounce = Bounce::new().map_err(Failure::Memory)?;
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-    let tree = Tree::new(Reader::new(job.arena), Directory { mode: job.dir_mode, uid, gid });
+    let last = job.arena.desk_head().in_hand.load(Relaxed);
+    let tree = Tree::new(Reader::new(Arc::clone(&job.arena)), Directory { mode: job.dir_mode, uid, gid });
     let adapter = Adapter::new(tree, bounce);
-    let session = Session::from_fd(adapter, job.device, SessionACL::All, Config::default()).map_err(Failure::Kernel)?;
+    let session = session::open(adapter, &job.device, &job.init).map_err(Failure::Kernel)?;
+    let recovery = session::recover(session.as_fd(), last, job.recovery).map_err(Failure::Kernel)?;
+    job.arena.serve_was_born(job.past, recovery, RealClock.now());
     job.link.send(&FromRole::Ready).map_err(Failure::Kernel)?;
     session.run().map_err(Failure::Kernel)
 }

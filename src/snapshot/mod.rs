@@ -29,7 +29,7 @@ enum State {
     Free = 0,
     /// A version.
     Live = 1,
-    /// A version that somebody may still have open but whose bytes are being wiped.
+    /// A version whose bytes are being wiped, although somebody may still have it open, or are being written.
     Evicted = 2,
 }
 

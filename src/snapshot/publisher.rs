@@ -109,11 +109,13 @@ impl Publisher {
         let (slots, place) = (self.arena.slots(change.file), self.arena.place(change.file));
         let slot = self.make_room(|| slots.clone().find(|&slot| is(&self.arena.records()[slot], State::Free)), Some(change.file))?;
         let offset = self.make_room(|| find_gap(&self.arena, change.bytes.len() as u64, place), None)?;
-        self.arena.write(offset, change.bytes).expect("a gap is inside the heap");
         self.describe(slot, change, generation, offset, mtime);
+        self.arena.write(offset, change.bytes).expect("a gap is inside the heap");
+        self.arena.records()[slot].state.store(State::Live as u32, SeqCst);
         Ok(())
     }
 
+    /// Until its bytes are there, a version is one that is to be wiped: a successor shall find what is half written.
     fn describe(&self, slot: usize, change: &Change<'_>, generation: u64, offset: u64, mtime: SystemTime) {
         let record = &self.arena.records()[slot];
         let spec = &self.arena.files()[change.file.index()];
@@ -130,7 +132,7 @@ impl Publisher {
         record.gid.store(spec.owner.gid, SeqCst);
         record.mode.store(spec.mode, SeqCst);
         record.file.store(change.file.0, SeqCst);
-        record.state.store(State::Live as u32, SeqCst);
+        record.state.store(State::Evicted as u32, SeqCst);
     }
 
     /// Asks `find` until it finds, evicting one old version (of `file`, if given) after the other: freshness wins.
@@ -215,6 +217,6 @@ fn find_gap(arena: &Arena, len: u64, place: Place) -> Option<u64> {
     });
     match place {
         Place::Listed => gaps.next().map(|(begin, _)| begin),
-        Place::State => gaps.last().map(|(_, end)| end - len),
+        Place::State | Place::Journal => gaps.last().map(|(_, end)| end - len),
     }
 }

@@ -1,12 +1,13 @@
 //! The report as it is written and read. Invariant: a reader of another version can tell so by `format`.
 
 use crate::clock::Moment;
+use crate::names::Recovery;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The present `Report::format`.
 pub const FORMAT: u32 = 1;
-/// How long after `Report::due` the next one may come before the agent counts as hung.
+/// How long after `Report::due_monotonic_ms` the next one may come before the agent counts as hung.
 pub const OVERDUE: Duration = Duration::from_secs(10);
 
 /// The whole report. Times are whole seconds since 1970 unless they say otherwise.
@@ -16,7 +17,7 @@ pub struct Report {
     pub format: u32,
     /// The agent's version.
     pub version: String,
-    /// When `fetch` began.
+    /// When the agent began.
     pub since: u64,
     /// When this was written.
     pub written: u64,
@@ -43,7 +44,7 @@ pub struct Served {
 }
 
 /// Process ids, in the agent's own namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Roles {
     /// The parent of all.
     pub supervise: i32,
@@ -52,6 +53,21 @@ pub struct Roles {
     /// Who answers the kernel; none on a tmpfs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serve: Option<i32>,
+    /// How many of those that were like `fetch` have died.
+    #[serde(default)]
+    pub fetch_deaths: u64,
+    /// And of those that were like `serve`.
+    #[serde(default)]
+    pub serve_deaths: u64,
+    /// How many of the last `fetch` in a row ended by themselves, or before they worked; 0 once the present one is well.
+    #[serde(default)]
+    pub fetch_crashes: u32,
+    /// The same of `serve`.
+    #[serde(default)]
+    pub serve_crashes: u32,
+    /// How what a dead `serve` had taken comes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Recovery>,
 }
 
 /// The login.
@@ -60,6 +76,9 @@ pub struct Session {
     /// When the token ends, if there is one and it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends: Option<u64>,
+    /// How many logins were sent whose answers nobody heard: each may have left a token that lives to its end.
+    #[serde(default)]
+    pub lost_logins: u32,
     /// What goes wrong with the login or the token's renewal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,

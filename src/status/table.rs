@@ -3,6 +3,7 @@
 use super::report::{Condition, FileReport, Report};
 use super::verdict::{overdue, said};
 use super::{Now, span};
+use crate::names::Recovery;
 
 /// The titles of the columns.
 const TITLES: [&str; 8] = ["FILE", "CONDITION", "CHANGES", "VERSION", "AGE", "LEASE ENDS", "NEXT", "TROUBLE"];
@@ -28,8 +29,21 @@ fn head(report: &Report, now: Now) -> String {
     let token =
         report.session.ends.map_or_else(|| "no end of the token is known".to_owned(), |ends| format!("token ends {}", until(ends, now)));
     let trouble = report.session.trouble.as_ref().map(|trouble| format!("; {}", said(trouble, now))).unwrap_or_default();
+    let recovery = match roles.recovery {
+        Some(Recovery::Resend) => ", recovery by resend",
+        Some(Recovery::Interrupt) => ", recovery by interrupt",
+        None => "",
+    };
+    let lost = match report.session.lost_logins {
+        0 => String::new(),
+        lost => format!("; lost logins: {lost}"),
+    };
+    let deaths = match (roles.fetch_deaths, roles.serve_deaths) {
+        (0, 0) => String::new(),
+        (fetch, serve) => format!("deaths  fetch {fetch}, serve {serve}\n"),
+    };
     let mut text = format!(
-        "agent   {}, up {}, supervise {}, fetch {}{serve}\nserved  {}{fallback}\nlogin   {token}{trouble}\n",
+        "agent   {}, up {}, supervise {}, fetch {}{serve}\nserved  {}{recovery}{fallback}\n{deaths}login   {token}{lost}{trouble}\n",
         report.version,
         now.since(report.since),
         roles.supervise,
@@ -63,4 +77,42 @@ fn row(file: &FileReport, now: Now) -> [String; 8] {
 /// When `then` is, or was.
 fn until(then: u64, now: Now) -> String {
     if then >= now.wall { format!("in {}", span(then - now.wall)) } else { format!("{} ago", now.since(then)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::{Roles, Served, Session};
+    use super::*;
+    use crate::clock::Moment;
+    use crate::status::FORMAT;
+    use std::time::Duration;
+
+    #[test]
+    fn the_head_tells_of_deaths_and_what_they_cost() {
+        let now = Now { moment: Moment::at(Duration::from_secs(10_000)), wall: 1_000_000 };
+        let served = Served { how: "fuse".into(), fallback: None };
+        let calm = Roles { supervise: 1, fetch: 7, serve: Some(8), recovery: Some(Recovery::Resend), ..Roles::default() };
+        let before = Roles { recovery: Some(Recovery::Interrupt), fetch_deaths: 2, serve_deaths: 1, ..calm };
+        let tmpfs = Roles { serve: None, recovery: None, fetch_deaths: 1, ..calm };
+        // (roles, lost logins, the lines after the first)
+        let table = [
+            (calm, 0, "served  fuse, recovery by resend\nlogin   token ends in 1m\n\n"),
+            (before, 1, "served  fuse, recovery by interrupt\ndeaths  fetch 2, serve 1\nlogin   token ends in 1m; lost logins: 1\n\n"),
+            (tmpfs, 0, "served  fuse\ndeaths  fetch 1, serve 0\nlogin   token ends in 1m\n\n"),
+        ];
+        for (roles, lost_logins, lines) in table {
+            let report = Report {
+                format: FORMAT,
+                version: "0.1.0".into(),
+                since: 990_000,
+                written: 999_990,
+                due_monotonic_ms: 10_005_000,
+                served: served.clone(),
+                roles,
+                session: Session { ends: Some(1_000_060), lost_logins, trouble: None },
+                files: vec![],
+            };
+            assert_eq!(head(&report, now).split_once('\n').map(|(_, rest)| rest), Some(lines));
+        }
+    }
 }

@@ -28,8 +28,10 @@ pub enum Strictness {
 /// The verdict on `report`, and on what became of the application's probe, if there was one. What makes unhealthy stands first.
 #[must_use]
 pub fn judge(report: &Report, now: Now, probe: Result<(), String>, strictness: Strictness) -> Verdict {
-    let mut bad: Vec<String> = overdue(report, now).into_iter().chain(probe.err()).collect();
-    let mut weak: Vec<String> = report.session.trouble.iter().map(|trouble| format!("login: {}", said(trouble, now))).collect();
+    let (hangs, late) = if report.is_overdue(now.moment) { (overdue(report, now), None) } else { (None, overdue(report, now)) };
+    let mut bad: Vec<String> = hangs.into_iter().chain(probe.err()).collect();
+    let login = report.session.trouble.iter().map(|trouble| format!("login: {}", said(trouble, now)));
+    let mut weak: Vec<String> = late.into_iter().chain(crashes(report)).chain(login).collect();
     for file in &report.files {
         let lines = match file.condition {
             Condition::Missing => &mut bad,
@@ -47,11 +49,25 @@ pub fn judge(report: &Report, now: Now, probe: Result<(), String>, strictness: S
     }
 }
 
-/// That the agent has not reported when it should have, and for how long.
+/// That the agent has not reported when it should have, and for how long. It begins to write when the report is due, so that
+/// less than a second is nothing.
 pub(super) fn overdue(report: &Report, now: Now) -> Option<String> {
     let late = now.moment.since(Moment::at(Duration::from_millis(report.due_monotonic_ms))).as_secs();
     let fetch = report.roles.fetch;
-    report.is_overdue(now.moment).then(|| format!("agent: its report is overdue by {}: fetch (pid {fetch}) hangs or is dead", span(late)))
+    match late {
+        0 => None,
+        _ if report.is_overdue(now.moment) => {
+            Some(format!("agent: its report is overdue by {}: fetch (pid {fetch}) hangs or is dead", span(late)))
+        }
+        _ => Some(format!("agent: fetch (pid {fetch}) has not reported for {}", now.since(report.written))),
+    }
+}
+
+/// The roles that are held back because they crash again and again.
+fn crashes(report: &Report) -> impl Iterator<Item = String> {
+    let roles = report.roles;
+    let row = |(role, count)| (count > 1).then(|| format!("agent: {role} has crashed {count} times in a row"));
+    [("fetch", roles.fetch_crashes), ("serve", roles.serve_crashes)].into_iter().filter_map(row)
 }
 
 /// What is to be said of a file, if anything is.
@@ -90,7 +106,7 @@ mod tests {
             written: 999_990,
             due_monotonic_ms: 10_005_000,
             served: Served { how: "fuse".into(), fallback: None },
-            roles: Roles { supervise: 1, fetch: 7, serve: Some(8) },
+            roles: Roles { supervise: 1, fetch: 7, serve: Some(8), ..Roles::default() },
             session: Session::default(),
             files,
         }
@@ -144,10 +160,46 @@ mod tests {
         let [verdict, strict] = judged(&late, Ok(()));
         assert_eq!(verdict, Verdict::Degraded(vec!["login: no answer (for 1s)".into()]));
         assert!(matches!(strict, Verdict::Unhealthy(_)));
-        late.due_monotonic_ms = 9_990_000;
-        assert_eq!(judged(&late, Ok(())), [verdict, strict], "10 s late is not too late");
-        late.due_monotonic_ms = 9_989_000;
-        let [Verdict::Unhealthy(lines), _] = judged(&late, Ok(())) else { panic!("it is overdue") };
-        assert!(lines[0].contains("overdue by 11s") && lines[0].contains("pid 7"), "{lines:?}");
+    }
+
+    #[test]
+    fn roles_that_crash_again_and_again() {
+        let mut report = report(vec![file(Condition::Fresh, None)]);
+        for (fetch, serve, expected) in
+            [(0, 0, None), (1, 1, None), (2, 0, Some("fetch has crashed 2")), (1, 7, Some("serve has crashed 7"))]
+        {
+            (report.roles.fetch_crashes, report.roles.serve_crashes) = (fetch, serve);
+            let line = expected.map(|row| format!("agent: {row} times in a row"));
+            let expected = line.map_or(Verdict::Healthy, |line| Verdict::Degraded(vec![line]));
+            assert_eq!(judged(&report, Ok(()))[0], expected, "{fetch} {serve}");
+        }
+    }
+
+    #[test]
+    fn a_report_that_is_late() {
+        let mut late = report(vec![file(Condition::Fresh, None)]);
+        // (how late in milliseconds, the verdict with and without `--strict`, what its line begins with)
+        let table = [
+            (-5_000, "HH", ""),
+            (999, "HH", ""),
+            (1_000, "DU", "agent: fetch (pid 7) has not reported for 10s"),
+            (10_000, "DU", "agent: fetch (pid 7) has not reported for 10s"),
+            (10_001, "UU", "agent: its report is overdue by 10s: fetch (pid 7)"),
+            (3_600_000, "UU", "agent: its report is overdue by 1h: fetch (pid 7)"),
+        ];
+        for (millis, letters, line) in table {
+            late.due_monotonic_ms = 10_000_000_u64.saturating_add_signed(-millis);
+            let (found, lines): (String, Vec<_>) = judged(&late, Ok(()))
+                .into_iter()
+                .map(|verdict| match verdict {
+                    Verdict::Healthy => ('H', vec![]),
+                    Verdict::Degraded(lines) => ('D', lines),
+                    Verdict::Unhealthy(lines) => ('U', lines),
+                })
+                .unzip();
+            assert_eq!(found, letters, "{millis} ms");
+            assert!(lines.iter().flatten().all(|it| it.starts_with(line)), "{millis} ms: {lines:?}");
+            assert_eq!(lines.concat().is_empty(), line.is_empty(), "{millis} ms");
+        }
     }
 }

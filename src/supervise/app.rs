@@ -2,6 +2,7 @@
 //! Invariant: they get what baofs was started with (mask, dispositions, limits, descriptors, environment), less the
 //! credentials of the agent and the rights that only it needs.
 
+use super::guard::Guard;
 use crate::config::plan::{App, Identity, NewPrivileges};
 use crate::exit::Exit;
 use crate::names::Owner;
@@ -100,13 +101,14 @@ pub fn other_user(app: &App) -> Option<&Identity> {
     app.user.as_ref().filter(|user| user.owner != own)
 }
 
-/// Starts `command` as `app`'s user in a process group of its own. The child ends with 126 or 127 when it cannot be executed,
-/// and the application's says why.
+/// Starts `command` as `app`'s user in a process group of its own, which `guard` knows before it runs. The child ends with 126
+/// or 127 when it cannot be executed, and the application's says why.
 ///
 /// # Errors
 /// Only when no process can be forked.
-pub fn start(command: &[String], part: Part<'_>, app: &App, inherited: &Inherited) -> io::Result<Pid> {
+pub fn start(command: &[String], part: Part<'_>, app: &App, inherited: &Inherited, guard: Option<&Guard>) -> io::Result<Pid> {
     let pid = process::fork(&[], || {
+        guard.inspect(|guard| guard.tell(getpid().as_raw()));
         let error = match execute(command, part, app, inherited) {
             Ok(never) => match never {},
             Err(error) => error,

@@ -2,35 +2,32 @@
 //! thread; it is the only place that starts, signals and waits; whatever happens it takes down what it set up.
 
 pub mod app;
+mod guard;
 pub mod hooks;
+pub mod rebirth;
+mod roles;
 mod run;
 pub mod state;
 pub mod traces;
 mod world;
 
-use crate::clock::{Jitter, RealClock};
+use crate::clock::{Clock, Jitter, RealClock};
 use crate::config::plan::{App, NewPrivileges, Plan};
 use crate::exit::Exit;
-use crate::link::{self, End, FromRole};
 use crate::memory;
-use crate::names::Role;
-use crate::observe::{self, Event};
+use crate::observe::Event;
 use crate::sys::caps::{self, Capability};
-use crate::sys::process;
 use app::{Inherited, Terminal};
+use guard::Guard;
 use hooks::Hooks;
-use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, geteuid, getpid, getppid, setpgid};
-use run::{Loop, RoleProcess};
+use nix::unistd::{Pid, geteuid, getpid};
+use roles::Roles;
+use run::Loop;
 use state::{Machine, Policy, SIGNALS};
 use std::fmt;
-use std::io;
-use std::mem;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use traces::Traces;
 use world::World;
@@ -85,9 +82,16 @@ pub fn run(plan: &Plan) -> Result<u8, Refused> {
     }
     let mut world = World::open(plan)?;
     let traces = Traces::make(plan);
-    let code = supervise(plan, &mut world, signals, &inherited);
+    let (code, guard) = match Guard::start(&world, &signals) {
+        Ok(guard) => (supervise(plan, &mut world, signals, &inherited, guard.as_ref()), guard),
+        Err(error) => (Err(Refused::software("a process of the agent cannot be started", error)), None),
+    };
     traces.remove();
     world.close();
+    drop(world);
+    if let Some(guard) = guard {
+        guard.end();
+    }
     code
 }
 
@@ -118,14 +122,15 @@ fn warn_of_rights(app: &App) {
 }
 
 /// Forks the roles, obeys the machine to its end, and reaps what is left.
-fn supervise(plan: &Plan, world: &mut World, signals: SignalFd, inherited: &Inherited) -> Result<u8, Refused> {
+fn supervise(plan: &Plan, world: &mut World, signals: SignalFd, inherited: &Inherited, guard: Option<&Guard>) -> Result<u8, Refused> {
     let clock = RealClock;
-    let roles = start_roles(plan, world, &signals)?;
+    let roles = Roles::start(plan, world, &signals, guard, clock.now());
+    let roles = roles.map_err(|error| Refused::software("a process of the agent cannot be started", error))?;
     let terminal = Terminal::foreground();
     let (app, hooks) = (&plan.app, Hooks::new(&plan.hooks, Jitter::new()));
     let (mut machine, first) = Machine::start(policy(app));
     let mut turning =
-        Loop { clock: &clock, signals, world, roles, app, inherited, terminal, hooks, group: None, app_lives: false, timer: None };
+        Loop { clock: &clock, signals, world, roles, guard, app, inherited, terminal, hooks, group: None, app_lives: false, timer: None };
     let code = turning.run(&mut machine, first);
     if let Some(terminal) = &turning.terminal {
         terminal.take_back();
@@ -136,11 +141,9 @@ fn supervise(plan: &Plan, world: &mut World, signals: SignalFd, inherited: &Inhe
     }
     for command in turning.hooks.running() {
         let _ = killpg(command, Signal::SIGKILL);
-        end(command);
+        roles::end(command);
     }
-    for role in &turning.roles {
-        end(role.pid);
-    }
+    turning.roles.end();
     Ok(code)
 }
 
@@ -153,87 +156,4 @@ fn policy(app: &App) -> Policy {
         revoke_timeout: REVOKE_TIMEOUT,
         on_hup: app.on_hup,
     }
-}
-
-/// Kills and reaps a child that has nothing left to do.
-fn end(pid: Pid) {
-    let _ = kill(pid, Signal::SIGKILL);
-    while waitpid(pid, None) == Err(Errno::EINTR) {}
-}
-
-/// Starts `serve` (on FUSE) and `fetch`; when one cannot be started, none stays.
-fn start_roles(plan: &Plan, world: &World, signals: &SignalFd) -> Result<Vec<RoleProcess>, Refused> {
-    let mut roles = vec![];
-    let started = start_serve(plan, world, signals, &mut roles).and_then(|()| start_fetch(plan, world, signals, &mut roles));
-    started.map_err(|error| {
-        for role in &roles {
-            end(role.pid);
-        }
-        Refused::software("a process of the agent cannot be started", error)
-    })?;
-    Ok(roles)
-}
-
-fn start_serve(plan: &Plan, world: &World, signals: &SignalFd, roles: &mut Vec<RoleProcess>) -> io::Result<()> {
-    if let Some(body) = world.serve(plan)? {
-        roles.push(start_role(Role::Serve, &foreign(world, signals, roles), &[], body)?);
-    }
-    Ok(())
-}
-
-fn start_fetch(plan: &Plan, world: &World, signals: &SignalFd, roles: &mut Vec<RoleProcess>) -> io::Result<()> {
-    let serve = roles.iter().find(|role| role.role == Role::Serve).map(|role| role.pid);
-    let body = world.fetch(plan, serve)?;
-    roles.push(start_role(Role::Fetch, &foreign(world, signals, roles), world.rights_of_fetch(plan), body)?);
-    Ok(())
-}
-
-/// The descriptors of supervise that are no role's: signals, the mount, the links to other roles.
-fn foreign<'a>(world: &'a World, signals: &'a SignalFd, roles: &'a [RoleProcess]) -> Vec<BorrowedFd<'a>> {
-    let links = roles.iter().filter_map(|role| role.link.as_ref()).map(AsFd::as_fd);
-    world.descriptors().into_iter().chain([signals.as_fd()]).chain(links).collect()
-}
-
-/// Forks a role that closes what is `foreign`, drops every right but `keep`, and says why when it does not end well.
-fn start_role(role: Role, foreign: &[BorrowedFd<'_>], keep: &[Capability], body: impl FnOnce(End) -> Exit) -> io::Result<RoleProcess> {
-    let (ours, theirs) = link::pair()?;
-    let last = theirs.try_clone()?;
-    let parent = getpid();
-    let close: Vec<_> = foreign.iter().copied().chain([ours.as_fd()]).collect();
-    let pid = process::fork(&close, move || {
-        let exit = match confine(role, keep, parent) {
-            Ok(()) => body(theirs),
-            Err(error) => {
-                Event::Broken { what: &format!("{} cannot be confined: {error}", role.as_str()) }.emit();
-                Exit::Memory
-            }
-        };
-        if exit != Exit::Ok {
-            let _ = last.send(&FromRole::Failed(exit));
-        }
-        // The link ends with the process and not before: its end is the role's.
-        mem::forget(last);
-        exit.code()
-    })?;
-    Ok(RoleProcess { role, pid, link: Some(ours), expected: false })
-}
-
-/// Makes the forked process what a role is: no rights, no dump, dead with its parent.
-fn confine(role: Role, keep: &[Capability], parent: Pid) -> io::Result<()> {
-    // What a terminal sends is the application's alone.
-    setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-    // Somebody may wait for the end of a pipe that only the application was to hold.
-    process::close_inherited()?;
-    observe::start_role();
-    prctl::set_name(match role {
-        Role::Supervise => c"baofs",
-        Role::Fetch => c"baofs-fetch",
-        Role::Serve => c"baofs-serve",
-    })?;
-    prctl::set_no_new_privs()?;
-    caps::keep_only(keep)?;
-    memory::forbid_cores().map_err(io::Error::other)?;
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    // The parent may have died before the line above.
-    if getppid() == parent { Ok(()) } else { Err(io::Error::other("the supervisor is gone")) }
 }

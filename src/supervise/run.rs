@@ -2,37 +2,26 @@
 //! Invariant: it decides nothing; a role's last message is read before its death is.
 
 use super::app::{self, Inherited, Part, Terminal};
+use super::guard::Guard;
 use super::hooks::{Hooks, Took};
+use super::roles::Roles;
 use super::state::{Due, Ending, Input, Machine, Output, Timer};
 use super::world::World;
 use crate::clock::{Clock, Moment};
 use crate::config::plan::{Action, App};
 use crate::exit::Exit;
-use crate::link::{End, FromRole, Received, ToRole};
-use crate::names::{HookId, Role};
+use crate::link::ToRole;
+use crate::names::HookId;
 use crate::observe::{self, Event};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::time::Duration;
-
-/// A role that runs.
-#[derive(Debug)]
-pub(super) struct RoleProcess {
-    /// Which.
-    pub(super) role: Role,
-    /// Its process.
-    pub(super) pid: Pid,
-    /// The link to it, until its end was seen.
-    pub(super) link: Option<End>,
-    /// Whether its end is no surprise: it said why, or it was killed on purpose.
-    pub(super) expected: bool,
-}
 
 /// What the loop works with.
 pub(super) struct Loop<'a, C> {
@@ -43,7 +32,9 @@ pub(super) struct Loop<'a, C> {
     /// What the roles serve.
     pub(super) world: &'a mut World,
     /// `fetch`, and on FUSE `serve`.
-    pub(super) roles: Vec<RoleProcess>,
+    pub(super) roles: Roles<'a>,
+    /// Who knows of the application and the commands, if there is one.
+    pub(super) guard: Option<&'a Guard>,
     /// What the application is.
     pub(super) app: &'a App,
     /// What it is given.
@@ -80,22 +71,22 @@ impl<C: Clock> Loop<'_, C> {
     }
 
     /// Does one thing; what comes of it at once is an input.
-    fn obey(&mut self, output: Output) -> Option<Input> {
+    fn obey(&mut self, output: Output) -> Vec<Input> {
         match output {
-            Output::StartApp => return self.start_app(),
+            Output::StartApp => return self.start_app().into_iter().collect(),
             Output::SignalApp(signal) => self.signal_app(signal),
             Output::RunCommand(hook) => self.run_command(hook),
             Output::TellFetch(message) => self.tell_fetch(message),
-            Output::KillRoles => self.kill_roles(),
+            Output::KillRoles => return self.kill_roles(),
             Output::AbortMount => self.world.abort(),
             Output::Arm(timer, after) => self.timer = Some((timer, self.clock.now().plus(after))),
             Output::Finish(_) => {}
         }
-        None
+        vec![]
     }
 
     fn start_app(&mut self) -> Option<Input> {
-        match app::start(&self.app.command, Part::App(self.terminal.as_ref()), self.app, self.inherited) {
+        match app::start(&self.app.command, Part::App(self.terminal.as_ref()), self.app, self.inherited, self.guard) {
             Ok(pid) => {
                 Event::AppStarted { pid: pid.as_raw() }.emit();
                 (self.group, self.app_lives) = (Some(pid), true);
@@ -124,7 +115,7 @@ impl<C: Clock> Loop<'_, C> {
 
     fn run_command(&mut self, id: HookId) {
         let Some(Action::Command { command, timeout }) = self.hooks.hook(id).map(|hook| &hook.action) else { return };
-        match app::start(command, Part::Hook, self.app, self.inherited) {
+        match app::start(command, Part::Hook, self.app, self.inherited, self.guard) {
             Ok(pid) => self.hooks.started(id, pid, self.clock.now().plus(*timeout)),
             Err(error) => self.command_failed(id, &format!("no process can be forked: {error}")),
         }
@@ -148,26 +139,21 @@ impl<C: Clock> Loop<'_, C> {
     }
 
     fn tell_fetch(&mut self, message: ToRole) {
-        let link = self.roles.iter().find(|role| role.role == Role::Fetch).and_then(|role| role.link.as_ref());
-        // A role that does not take it is dead or hangs: its end or the timer says so.
-        let _ = link.map(|link| link.send(&message));
+        // A role that does not take it is dead or hangs: its successor is told, or the timer says so.
+        let _ = self.roles.fetch().map(|link| link.send(&message));
     }
 
-    fn kill_roles(&mut self) {
+    fn kill_roles(&mut self) -> Vec<Input> {
         Event::NotRevoked { why: "fetch did not end in time" }.emit();
-        for process in &mut self.roles {
-            process.expected = true;
-            let _ = kill(process.pid, Signal::SIGKILL);
-        }
+        self.roles.dismiss()
     }
 
     /// Waits for a signal, a message, or the next moment of the machine or the hooks.
     fn wait(&self) {
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        let links = self.roles.iter().filter_map(|role| role.link.as_ref());
-        fds.extend(links.map(|link| PollFd::new(link.as_fd(), PollFlags::POLLIN)));
+        fds.extend(self.roles.links().map(|link| PollFd::new(link.as_fd(), PollFlags::POLLIN)));
         // Rounded up: a timer that is not quite due must not spin.
-        let wake = self.timer.map(|(_, due)| due).into_iter().chain(self.hooks.wake()).min();
+        let wake = self.timer.map(|(_, due)| due).into_iter().chain(self.hooks.wake()).chain(self.roles.wake()).min();
         let timeout = wake.map_or(PollTimeout::NONE, |due| {
             let left = due.since(self.clock.now()) + Duration::from_millis(1);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
@@ -191,8 +177,9 @@ impl<C: Clock> Loop<'_, C> {
             inputs.extend(self.messages());
         }
         inputs.extend(dead);
-        if self.group.is_some_and(|group| !self.app_lives && killpg(group, None) == Err(Errno::ESRCH)) {
-            self.group = None;
+        let app_lives = self.app_lives;
+        if let Some(group) = self.group.take_if(|group| !app_lives && killpg(*group, None) == Err(Errno::ESRCH)) {
+            self.guard.inspect(|guard| guard.tell(-group.as_raw()));
             inputs.push(Input::GroupGone);
         }
         inputs.extend(self.elapsed(self.clock.now()));
@@ -215,29 +202,14 @@ impl<C: Clock> Loop<'_, C> {
             Event::Telling { how }.emit();
             Input::Due(due)
         });
-        timer.into_iter().chain(told).collect()
+        let born = self.roles.turn(self.world, &self.signals, now);
+        timer.into_iter().chain(told).chain(born).collect()
     }
 
     fn messages(&mut self) -> Vec<Input> {
-        let mut inputs = vec![];
-        for process in &mut self.roles {
-            while let Some(link) = &process.link {
-                match (link.receive(), process.role) {
-                    (Received::Message(FromRole::Ready), Role::Fetch) => inputs.push(Input::SecretsReady),
-                    (Received::Message(FromRole::Changed(hook)), Role::Fetch) => self.hooks.asked(hook, self.clock.now()),
-                    (Received::Message(FromRole::Failed(exit)), _) => {
-                        process.expected = true;
-                        inputs.push(Input::RoleFailed(exit));
-                    }
-                    (Received::Message(FromRole::Ready | FromRole::Changed(_)), _) => {}
-                    (Received::Empty, _) => break,
-                    // The end of the link is the end of the role.
-                    (Received::Closed, _) => {
-                        process.link = None;
-                        let _ = kill(process.pid, Signal::SIGKILL);
-                    }
-                }
-            }
+        let (inputs, hooks) = self.roles.messages();
+        for hook in hooks {
+            self.hooks.asked(hook, self.clock.now());
         }
         inputs
     }
@@ -256,21 +228,12 @@ impl<C: Clock> Loop<'_, C> {
                 self.app_lives = false;
                 Event::AppEnded { code: ending.code() }.emit();
                 inputs.push(Input::AppEnded(ending));
-            } else if let Some(at) = self.roles.iter().position(|role| role.pid == pid) {
-                let process = self.roles.remove(at);
-                if !process.expected {
-                    report(process.role, ending);
-                }
-                inputs.push(Input::RoleEnded(process.role));
             } else if let Some((hook, took)) = self.hooks.ended(pid) {
+                self.guard.inspect(|guard| guard.tell(-pid.as_raw()));
                 self.command_ended(hook, took, ending);
+            } else {
+                inputs.extend(self.roles.ended(pid, ending, self.clock.now()));
             }
         }
-    }
-}
-
-fn report(role: Role, ending: Ending) {
-    if ending != Ending::Exited(0) {
-        Event::RoleDied { role, how: &ending.to_string() }.emit();
     }
 }

@@ -85,8 +85,10 @@ pub enum Input {
     Due(Due),
     /// A role says why it is about to end.
     RoleFailed(Exit),
-    /// A role ended.
+    /// A role ended for good.
     RoleEnded(Role),
+    /// A role that died was born again.
+    RoleBorn(Role),
     /// The application ended.
     AppEnded(Ending),
     /// Nobody is left in its process group.
@@ -206,6 +208,7 @@ impl Machine {
                 vec![]
             }
             Input::RoleEnded(role) => self.role_ended(role),
+            Input::RoleBorn(role) => self.role_born(role),
             Input::AppEnded(ending) => self.app_ended(ending),
             Input::GroupGone => self.cleared(),
             Input::Elapsed(timer) => self.elapsed(timer),
@@ -223,8 +226,8 @@ impl Machine {
 
     fn stop(&mut self, signal: Signal) -> Vec<Output> {
         match self.phase {
+            Phase::Waiting | Phase::Running if !self.policy.has_app => self.revoke(Exit::Ok.code()),
             Phase::Waiting => self.revoke(128 + signal as u8),
-            Phase::Running if !self.policy.has_app => self.revoke(Exit::Ok.code()),
             Phase::Running => self.stop_app(signal, None),
             Phase::Restarting { killed } => self.stop_restart(killed, None),
             Phase::Clearing { code } => self.revoke(code),
@@ -271,6 +274,16 @@ impl Machine {
             Due::Command(hook) if self.serves() => vec![Output::RunCommand(hook)],
             Due::Signal(_) | Due::Restart | Due::Command(_) => vec![],
         }
+    }
+
+    /// A successor is told what its predecessor was told last.
+    fn role_born(&mut self, role: Role) -> Vec<Output> {
+        self.reason = None;
+        let waits = role == Role::Fetch;
+        if waits && self.phase == Phase::GivingUp {
+            return vec![Output::TellFetch(ToRole::GiveUp)];
+        }
+        if waits && matches!(self.phase, Phase::Revoking { .. }) { vec![Output::TellFetch(ToRole::Stop)] } else { vec![] }
     }
 
     fn role_ended(&mut self, role: Role) -> Vec<Output> {
@@ -558,6 +571,7 @@ mod tests {
 
     #[test]
     fn mount_has_no_app_and_ends_well_when_asked() {
+        drive(false, &[(TERM, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(0)])]);
         let run = [RunCommand(HookId(3))];
         drive(false, &[(SecretsReady, &[]), (TELL, &[]), (RESTART, &[]), (COMMAND, &run), (TERM, &ASK_REVOKE), (COMMAND, &[])]);
         drive(false, &[(SecretsReady, &[]), (TERM, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(0)])]);

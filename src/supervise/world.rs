@@ -3,31 +3,36 @@
 
 use super::Refused;
 use crate::bao;
-use crate::clock::RealClock;
-use crate::config::plan::{Fallback, Plan};
+use crate::clock::{Clock, RealClock};
+use crate::config::plan::{self, Fallback, Plan};
 use crate::exit::Exit;
 use crate::fetch::{self, ArenaOutlet, Settings, TmpfsOutlet};
 use crate::fuse::mount::{FuseMount, Public};
+use crate::fuse::session::Init;
 use crate::link::End;
 use crate::memory::arena::{Arena, FileSpec, Kind, Place};
-use crate::names::{FileName, Owner, Role};
+use crate::names::{FileName, Owner, Past, Recovery, Role};
 use crate::observe::Event;
 use crate::serve::{self, Job};
-use crate::status::{self, Roles, Served};
+use crate::status::{self, Served};
 use crate::sys::caps::Capability;
 use crate::tmpfs::{self, Target};
-use nix::unistd::{Pid, getegid, geteuid, getpid, getppid};
+use nix::unistd::{getegid, geteuid};
+use std::env;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+
+/// Set, it makes a `serve` that comes after another do without RESEND, as on kernels before 6.9.
+const NO_RESEND: &str = "BAOFS_NO_RESEND";
 
 /// One of the two.
 #[derive(Debug)]
 pub(super) enum World {
     /// The arena, and the mount that `serve` answers; its device until it is aborted.
-    Fuse { arena: Arc<Arena>, device: Option<OwnedFd>, private: OwnedFd, public: Public },
-    /// A directory in memory that `fetch` writes, and why FUSE was refused.
-    Tmpfs(Target, String),
+    Fuse { arena: Arc<Arena>, device: Option<OwnedFd>, init: Init, private: OwnedFd, public: Public },
+    /// A directory in memory that `fetch` writes, why FUSE was refused, and an arena for the journal alone.
+    Tmpfs { target: Target, refusal: String, arena: Arc<Arena> },
 }
 
 impl World {
@@ -35,7 +40,9 @@ impl World {
     pub(super) fn open(plan: &Plan) -> Result<Self, Refused> {
         let filesystem = &plan.filesystem;
         let world = match (FuseMount::create(&filesystem.path, filesystem.dir_mode), filesystem.fallback) {
-            (Ok(FuseMount { device, private, public }), _) => Self::Fuse { arena: arena(plan)?, device: Some(device), private, public },
+            (Ok(FuseMount { device, init, private, public }), _) => {
+                Self::Fuse { arena: arena(plan)?, device: Some(device), init, private, public }
+            }
             (Err(refusal), Fallback::None) => {
                 let hint = "or let baofs write into a verified tmpfs: --fallback tmpfs";
                 return Err(Refused::new(Exit::Fuse, format_args!("{refusal}\nhint: {hint}")));
@@ -44,7 +51,8 @@ impl World {
                 let cause = refusal.to_string();
                 Event::FallingBack { cause: &cause }.emit();
                 let target = Target::prepare(filesystem, &plan.files).map_err(|refusal| Refused::new(Exit::Tmpfs, refusal))?;
-                Self::Tmpfs(target, cause)
+                let arena = create(vec![journal()], None)?;
+                Self::Tmpfs { target, refusal: cause, arena }
             }
         };
         Event::Mounted { path: &filesystem.path, how: world.name() }.emit();
@@ -54,15 +62,15 @@ impl World {
     fn name(&self) -> &'static str {
         match self {
             Self::Fuse { .. } => "fuse",
-            Self::Tmpfs(..) => "tmpfs",
+            Self::Tmpfs { .. } => "tmpfs",
         }
     }
 
     /// What `fetch` must keep: to give files to another user.
     pub(super) fn rights_of_fetch(&self, plan: &Plan) -> &'static [Capability] {
         match self {
-            Self::Tmpfs(..) if tmpfs::needs_chown(&plan.files) => &[Capability::Chown],
-            Self::Fuse { .. } | Self::Tmpfs(..) => &[],
+            Self::Tmpfs { .. } if tmpfs::needs_chown(&plan.files) => &[Capability::Chown],
+            Self::Fuse { .. } | Self::Tmpfs { .. } => &[],
         }
     }
 
@@ -70,36 +78,46 @@ impl World {
     pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
             Self::Fuse { device, private, .. } => device.iter().chain([private]).map(AsFd::as_fd).collect(),
-            Self::Tmpfs(..) => vec![],
+            Self::Tmpfs { .. } => vec![],
         }
     }
 
-    /// What runs as `serve`, with its copy of the device; nothing on a tmpfs.
-    pub(super) fn serve(&self, plan: &Plan) -> io::Result<Option<impl FnOnce(End) -> Exit + use<>>> {
-        let Self::Fuse { arena, device: Some(device), .. } = self else { return Ok(None) };
-        let (arena, device, dir_mode) = (Arc::clone(arena), device.try_clone()?, plan.filesystem.dir_mode);
-        Ok(Some(move |link| serve::run(Job { arena, device, dir_mode, link })))
+    /// Who runs, in this order.
+    pub(super) fn roles(&self) -> &'static [Role] {
+        match self {
+            Self::Fuse { .. } => &[Role::Serve, Role::Fetch],
+            Self::Tmpfs { .. } => &[Role::Fetch],
+        }
     }
 
-    /// What runs as `fetch`, with its copy of the private mount; `serve` is for its report.
-    pub(super) fn fetch<'a>(&'a self, plan: &'a Plan, serve: Option<Pid>) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
+    /// What runs as `serve`, with its copy of the device.
+    pub(super) fn serve(&self, plan: &Plan, past: Past) -> io::Result<impl FnOnce(End) -> Exit + use<>> {
+        let Self::Fuse { arena, device: Some(device), init, .. } = self else { return Err(io::ErrorKind::NotConnected.into()) };
+        let (arena, device, dir_mode) = (Arc::clone(arena), device.try_clone()?, plan.filesystem.dir_mode);
+        let recovery = if env::var_os(NO_RESEND).is_some() { Recovery::Interrupt } else { Recovery::Resend };
+        let init = init.clone();
+        Ok(move |link| serve::run(&Job { arena, device, init, past, recovery, dir_mode, link }))
+    }
+
+    /// What runs as `fetch`, with its copy of the private mount.
+    pub(super) fn fetch<'a>(&'a self, plan: &'a Plan, past: Past) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
         let private = match self {
             Self::Fuse { private, .. } => Some(private.try_clone()?),
-            Self::Tmpfs(..) => None,
+            Self::Tmpfs { .. } => None,
         };
-        Ok(move |link: End| self.run_fetch(plan, private, serve, &link))
+        Ok(move |link: End| self.run_fetch(plan, private, past, &link))
     }
 
     /// How files are served, for the report.
     fn served(&self) -> Served {
         let fallback = match self {
             Self::Fuse { .. } => None,
-            Self::Tmpfs(_, refusal) => Some(refusal.clone()),
+            Self::Tmpfs { refusal, .. } => Some(refusal.clone()),
         };
         Served { how: self.name().to_owned(), fallback }
     }
 
-    fn run_fetch(&self, plan: &Plan, private: Option<OwnedFd>, serve: Option<Pid>, link: &End) -> Exit {
+    fn run_fetch(&self, plan: &Plan, private: Option<OwnedFd>, past: Past, link: &End) -> Exit {
         let broken = |what: &str, exit| {
             Event::Broken { what }.emit();
             exit
@@ -108,17 +126,19 @@ impl World {
             Ok(client) => client,
             Err(error) => return broken(&error.to_string(), Exit::Config),
         };
-        let roles = Roles { supervise: getppid().as_raw(), fetch: getpid().as_raw(), serve: serve.map(Pid::as_raw) };
-        let (clock, settings) = (RealClock, Settings::new(plan, self.served(), roles));
+        let (clock, settings) = (RealClock, Settings::new(plan, self.served(), past));
+        let (Self::Fuse { arena, .. } | Self::Tmpfs { arena, .. }) = self;
+        if let Err(error) = arena.protect_for(Role::Fetch) {
+            return broken(&format!("the arena cannot be protected: {error}"), Exit::Memory);
+        }
         match (self, private) {
-            (Self::Fuse { arena, .. }, Some(private)) => {
-                if let Err(error) = arena.protect_for(Role::Fetch) {
-                    return broken(&format!("the arena cannot be protected: {error}"), Exit::Memory);
-                }
-                fetch::run(plan, client, |announced| ArenaOutlet::open(arena, private, announced), link, &clock, &settings)
+            (Self::Fuse { .. }, Some(private)) => {
+                fetch::run(plan, client, arena, |announced| ArenaOutlet::open(arena, private, announced), link, &clock, &settings)
             }
-            (Self::Tmpfs(target, _), _) => match target.writer(&plan.files) {
-                Ok(writer) => fetch::run(plan, client, |announced| Ok(TmpfsOutlet::open(writer, announced)), link, &clock, &settings),
+            (Self::Tmpfs { target, .. }, _) => match target.writer(&plan.files, clock.now()) {
+                Ok(writer) => {
+                    fetch::run(plan, client, arena, |announced| Ok(TmpfsOutlet::open(writer, announced)), link, &clock, &settings)
+                }
                 Err(error) => broken(&error.to_string(), Exit::Tmpfs),
             },
             (Self::Fuse { .. }, None) => broken("fetch was given no mount", Exit::Software),
@@ -132,15 +152,11 @@ impl World {
         }
     }
 
-    /// Takes all of it away. On FUSE: the public mount, the private one, the device; what is open still ends with that.
-    pub(super) fn close(self) {
+    /// Takes away what others see, whoever calls: the mount, or the files. What is open still ends with the device.
+    pub(super) fn close(&self) {
         match self {
-            Self::Fuse { device, private, public, .. } => {
-                public.unmount();
-                drop(private);
-                drop(device);
-            }
-            Self::Tmpfs(target, _) => {
+            Self::Fuse { public, .. } => public.unmount(),
+            Self::Tmpfs { target, .. } => {
                 if let Err(error) = target.clear() {
                     Event::Skipped { what: &format!("not all files could be removed: {error}") }.emit();
                 }
@@ -149,17 +165,25 @@ impl World {
     }
 }
 
-/// Locked memory for the files of the plan, and for the report.
+/// Locked memory for the files of the plan, for the report and the journal.
 fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
-    let spec =
-        |file: &crate::config::plan::File| FileSpec { name: file.name.clone(), owner: file.owner, mode: file.mode, place: Place::Listed };
+    let spec = |file: &plan::File| FileSpec { name: file.name.clone(), owner: file.owner, mode: file.mode, place: Place::Listed };
+    let report = own(status::FILE, 0o444, Place::State);
     let size = plan.filesystem.size.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
-    let report = FileSpec {
-        name: FileName::new(status::FILE).expect("a good name"),
-        owner: Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() },
-        mode: 0o444,
-        place: Place::State,
-    };
-    let arena = Arena::create(plan.files.iter().map(spec).chain([report]).collect(), size, Kind::Secret);
-    arena.map(Arc::new).map_err(|error| Refused::new(Exit::Memory, error))
+    create(plan.files.iter().map(spec).chain([report, journal()]).collect(), size)
+}
+
+/// What `fetch` writes down for its successor.
+fn journal() -> FileSpec {
+    own("journal", 0, Place::Journal)
+}
+
+/// A file of the agent's own.
+fn own(name: &str, mode: u32, place: Place) -> FileSpec {
+    let owner = Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() };
+    FileSpec { name: FileName::new(name).expect("a good name"), owner, mode, place }
+}
+
+fn create(files: Vec<FileSpec>, size: Option<usize>) -> Result<Arc<Arena>, Refused> {
+    Arena::create(files, size, Kind::Secret).map(Arc::new).map_err(|error| Refused::new(Exit::Memory, error))
 }

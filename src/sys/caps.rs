@@ -70,16 +70,13 @@ pub fn has(capability: Capability) -> io::Result<bool> {
     Ok(effective & capability.bit() != 0)
 }
 
-/// Gives up every capability but `keep`, from all sets, for ever (with `no_new_privs`, which the caller sets).
-///
-/// The bounding set needs `SETPCAP`; where that is missing it stays, and means nothing to a process that never executes
-/// another program.
+/// Gives up every capability but `keep`, for ever (with `no_new_privs`, which the caller sets). The bounding set stays: it
+/// means nothing to a process that can gain no right from a program.
 ///
 /// # Errors
 /// When the kernel refuses to lower a set, which it has no reason to.
 pub fn keep_only(keep: &[Capability]) -> io::Result<()> {
     let kept = bits(keep);
-    lower_bounding(!kept);
     // SAFETY: all arguments are numbers.
     unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
     set(words(kept).map(|kept| Data { effective: kept, permitted: kept, inheritable: 0 }))
@@ -88,7 +85,11 @@ pub fn keep_only(keep: &[Capability]) -> io::Result<()> {
 /// Takes `lost` from the bounding set: no program that is executed later can bring it back. Needs `SETPCAP`; where that is
 /// missing the set stays as it is.
 pub fn forbid(lost: &[Capability]) {
-    lower_bounding(bits(lost));
+    let lost = bits(lost);
+    for number in (0..=LAST).filter(|number| lost & (1 << number) != 0) {
+        // SAFETY: all arguments are numbers; an unknown one is EINVAL, a forbidden one EPERM.
+        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) };
+    }
 }
 
 /// Gives up `lost`, from all sets but the bounding one (see `forbid`); the kernel takes it from the ambient set by itself.
@@ -111,13 +112,6 @@ fn bits(capabilities: &[Capability]) -> u64 {
 
 fn words(bits: u64) -> [u32; 2] {
     [(bits & 0xffff_ffff) as u32, (bits >> 32) as u32]
-}
-
-fn lower_bounding(lost: u64) {
-    for number in (0..=LAST).filter(|number| lost & (1 << number) != 0) {
-        // SAFETY: all arguments are numbers; an unknown one is EINVAL, a forbidden one EPERM.
-        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) };
-    }
 }
 
 fn get() -> io::Result<[Data; 2]> {

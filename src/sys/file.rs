@@ -1,5 +1,6 @@
 //! What nix lacks about files.
 
+use nix::errno::Errno;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -18,4 +19,15 @@ pub fn lease_alone(file: BorrowedFd<'_>) -> io::Result<bool> {
         (_, error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
         (_, error) => Err(error),
     }
+}
+
+/// Gives descriptor `number` the open file of `file` instead of its own (`dup3(2)`); close-on-exec.
+///
+/// # Errors
+/// `EBUSY` in a race with `open(2)`, which a process with one thread has not.
+pub fn replace(number: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both descriptors are open for the time of the call; the owner of `number` goes on owning it.
+    let result = unsafe { libc::dup3(file.as_raw_fd(), number.as_raw_fd(), libc::O_CLOEXEC) };
+    Errno::result(result)?;
+    Ok(())
 }

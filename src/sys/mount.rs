@@ -1,6 +1,7 @@
 //! The mount API of Linux 5.2 and later (`fsopen(2)`, `fsmount(2)`, `open_tree(2)`, `mount_setattr(2)`, 5.12): one
 //! superblock, a private read-write mount that has no path, and a public read-only one.
 
+use nix::mount::{MntFlags, umount2};
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -219,21 +220,21 @@ pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     check(result, Call::MoveMount, &path.display().to_string()).map(|_| ())
 }
 
-/// A private read-write mount without a path, and its public read-only twin at `path`.
+/// A private read-write mount without a path, and the root of its public read-only twin at `path`.
 ///
 /// The read-only one is attached first and the private one cloned from it, which works since Linux 5.12. (Since 6.15 the
 /// clone could come first; nobody sees a writable mount either way, so there is one order for all kernels.)
 ///
 /// # Errors
 /// As the calls above; nothing stays mounted.
-pub fn pair(context: impl FnOnce() -> io::Result<FsContext>, path: &Path) -> io::Result<OwnedFd> {
+pub fn pair(context: impl FnOnce() -> io::Result<FsContext>, path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
     let public = context()?.mount(true)?;
     attach(public.as_fd(), path)?;
     let private = clone(public.as_fd()).and_then(|private| set_read_only(private.as_fd(), false).map(|()| private));
     if private.is_err() {
         let _ = unmount(path);
     }
-    private
+    Ok((private?, public))
 }
 
 /// `umount2(path, MNT_DETACH)`: takes the topmost mount at `path` away; open files go on.
@@ -245,4 +246,12 @@ pub fn unmount(path: &Path) -> io::Result<()> {
     // SAFETY: the path is a valid C string for the time of the call.
     let result = unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) };
     check(libc::c_long::from(result), Call::Umount, &path.display().to_string()).map(|_| ())
+}
+
+/// The same for the mount that `root` is the root of, and no other.
+///
+/// # Errors
+/// `EINVAL` when it is not mounted any more.
+pub fn unmount_root(root: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(umount2(format!("/proc/self/fd/{}", root.as_raw_fd()).as_str(), MntFlags::MNT_DETACH)?)
 }

@@ -73,21 +73,26 @@ pub fn set_disposition(signal: Signal, disposition: Disposition) -> io::Result<D
     Ok(if matches!(before.handler(), SigHandler::SigIgn) { Disposition::Ignored } else { Disposition::Default })
 }
 
-/// Closes the descriptors above 2 that this program was started with: those without the close-on-exec flag, which
-/// everything that is opened here carries.
+/// The descriptors above 2 that this program was started with: those without the close-on-exec flag, which everything that is
+/// opened here carries.
 ///
 /// # Errors
 /// When `/proc/self/fd` cannot be read.
-pub fn close_inherited() -> io::Result<()> {
+pub fn inherited() -> io::Result<Vec<libc::c_int>> {
     let names = std::fs::read_dir("/proc/self/fd")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let all: Vec<libc::c_int> = names.filter(|fd| *fd > 2).collect();
-    for fd in all {
+    let mut all: Vec<libc::c_int> = names.filter(|fd| *fd > 2).collect();
+    all.retain(|fd| {
         // SAFETY: the arguments are numbers; the listing's own descriptor is closed by now, which is EBADF.
-        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
-        if flags != -1 && flags & libc::FD_CLOEXEC == 0 {
-            // SAFETY: what lacks the flag was not opened by this program, so nothing in it owns the number.
-            unsafe { libc::close(fd) };
-        }
+        let flags = unsafe { libc::fcntl(*fd, libc::F_GETFD) };
+        flags != -1 && flags & libc::FD_CLOEXEC == 0
+    });
+    Ok(all)
+}
+
+/// Closes what `inherited` found, in a forked process.
+pub fn close_inherited(inherited: &[libc::c_int]) {
+    for fd in inherited {
+        // SAFETY: this program did not open it, so nothing in it owns the number.
+        unsafe { libc::close(*fd) };
     }
-    Ok(())
 }

@@ -105,7 +105,7 @@ pub(super) fn open_dir(root: BorrowedFd<'_>, name: &str) -> nix::Result<OwnedFd>
 }
 
 /// Names and kinds in `dir`, read whole before anything is removed. Names that are not UTF-8 are not ours.
-fn entries(dir: BorrowedFd<'_>) -> nix::Result<Vec<(String, Option<Type>)>> {
+pub(super) fn entries(dir: BorrowedFd<'_>) -> nix::Result<Vec<(String, Option<Type>)>> {
     let mut dir = Dir::from_fd(open_dir(dir, ".")?)?;
     let mut found = Vec::new();
     for entry in dir.iter() {

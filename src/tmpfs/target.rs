@@ -5,6 +5,7 @@ use super::proof::{MemoryBacked, Standing, prove, standing};
 use super::refusal::{Cause, Refusal};
 use super::remove;
 use super::writer::{WriteError, Writer};
+use crate::clock::Moment;
 use crate::config::plan::{self, Filesystem};
 use crate::names::Owner;
 use crate::observe::Event;
@@ -73,13 +74,13 @@ impl Target {
         Ok(Self { path, place, public, dir_mode: filesystem.dir_mode, _memory: memory })
     }
 
-    /// The writer, for the role that writes; once.
+    /// The writer, for the role that writes; again for its successor.
     ///
     /// # Errors
     /// When the directory of contents cannot be made.
-    pub fn writer(&self, files: &[plan::File]) -> Result<Writer, WriteError> {
+    pub fn writer(&self, files: &[plan::File], now: Moment) -> Result<Writer, WriteError> {
         let failed = |error: nix::Error| WriteError::Io { doing: format!("opening {}", self.path.display()), error: error.into() };
-        Writer::new(self.place.root(&self.public).map_err(failed)?, self.dir_mode, files)
+        Writer::new(self.place.root(&self.public).map_err(failed)?, self.dir_mode, files, now)
     }
 
     /// Removes everything that this agent made: its files, and its mount. For the end, when no writer lives any more,
@@ -87,7 +88,7 @@ impl Target {
     ///
     /// # Errors
     /// What could not be removed.
-    pub fn clear(self) -> io::Result<()> {
+    pub fn clear(&self) -> io::Result<()> {
         let removed = self.place.root(&self.public).and_then(|root| remove::everything(root.as_fd()));
         self.place.unmount(&self.path);
         Ok(removed?)
@@ -217,10 +218,11 @@ fn mount_own(filesystem: &Filesystem) -> io::Result<OwnedFd> {
         }
         Ok(context)
     };
-    match mount::pair(|| context(true), &filesystem.path) {
+    let private = match mount::pair(|| context(true), &filesystem.path) {
         Err(error) if mount::errno(&error) == Some(libc::EINVAL) => mount::pair(|| context(false), &filesystem.path),
         result => result,
-    }
+    };
+    private.map(|(private, _)| private)
 }
 
 /// Whether an error of the mount API says that we may not mount here at all: no capability, a security module, a seccomp

@@ -6,8 +6,8 @@ use crate::clock::Moment;
 use crate::config::plan;
 use crate::names::{FileId, FileName, Generation, Owner, STATE_DIRECTORY};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, readlinkat, renameat};
-use nix::sys::stat::{Mode, fchmod, mkdirat};
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
+use nix::sys::stat::{Mode, fchmod, fstatat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, symlinkat, unlinkat};
 use std::fmt;
 use std::fs::File;
@@ -113,21 +113,49 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins in an empty directory. Directories are never writable by others, whatever `dir_mode` says.
-    pub(super) fn new(root: OwnedFd, dir_mode: u32, files: &[plan::File]) -> Result<Self, WriteError> {
+    /// Begins in an empty directory, or goes on where a predecessor died: what it had not shown is removed. Directories are
+    /// never writable by others, whatever `dir_mode` says.
+    pub(super) fn new(root: OwnedFd, dir_mode: u32, files: &[plan::File], now: Moment) -> Result<Self, WriteError> {
         let dir_mode = Mode::from_bits_truncate(dir_mode & 0o755);
-        let store = make_dir(&root, FILES).and_then(|store| fchmod(&store, dir_mode).map(|()| store)).map_err(doing("making", FILES))?;
+        let store = match make_dir(&root, FILES) {
+            Err(Errno::EEXIST) => remove::open_dir(root.as_fd(), FILES),
+            made => made,
+        };
+        let store = store.and_then(|store| fchmod(&store, dir_mode).map(|()| store)).map_err(doing("making", FILES))?;
         let spec = |file: &plan::File| Spec { name: file.name.clone(), owner: file.owner, mode: Mode::from_bits_truncate(file.mode) };
-        Ok(Self {
-            root,
-            store,
-            dir_mode,
-            specs: files.iter().map(spec).collect(),
-            current: vec![None; files.len()],
-            generation: Generation(0),
-            retired: Vec::new(),
-            held: Vec::new(),
-        })
+        let specs = files.iter().map(spec).collect();
+        let (current, retired, held) = (vec![None; files.len()], Vec::new(), Vec::new());
+        let mut writer = Self { root, store, dir_mode, specs, current, generation: Generation(0), retired, held };
+        writer.adopt(now).map_err(doing("reading", DATA))?;
+        Ok(writer)
+    }
+
+    /// Finds what a predecessor showed, if there was one, and what it left to be removed.
+    fn adopt(&mut self, now: Moment) -> nix::Result<()> {
+        let Ok(shown) = readlinkat(&self.root, DATA) else {
+            self.discard(Generation(1));
+            return Ok(());
+        };
+        let number = |name: &str| name.strip_prefix("..").and_then(|number| number.parse().ok()).map(Generation);
+        self.generation = shown.to_str().and_then(number).ok_or(Errno::EUCLEAN)?;
+        self.current = self.specs.iter().map(|spec| self.shown(spec)).collect();
+        self.discard(Generation(self.generation.0 + 1));
+        let names = |dir: &OwnedFd| Ok::<_, Errno>(remove::entries(dir.as_fd())?.into_iter().map(|(name, _)| name));
+        let old = names(&self.root)?.filter_map(|name| number(&name)).filter(|old| *old != self.generation);
+        self.retired = old.map(|generation| Retired { since: now, generation, contents: Vec::new() }).collect();
+        let is_current = |name: &String| self.current.iter().flatten().any(|content| content.name == *name);
+        let contents = names(&self.store)?.filter(|name| !is_current(name)).map(|name| Content { name, len: 0 }).collect();
+        // Of no generation that is there any more, or of one of those above: all go together.
+        self.retired.push(Retired { since: now, generation: Generation(0), contents });
+        Ok(())
+    }
+
+    /// The content that the present generation shows as `spec`.
+    fn shown(&self, spec: &Spec) -> Option<Content> {
+        let link = readlinkat(&self.root, format!("{}/{}", dir_name(self.generation), spec.name).as_str()).ok()?;
+        let name = link.to_str()?.rsplit('/').next()?.to_owned();
+        let stat = fstatat(&self.store, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
+        Some(Content { name, len: u64::try_from(stat.st_size).ok()? })
     }
 
     /// Shows `changes` and everything unchanged as the next generation, in one step.

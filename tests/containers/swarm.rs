@@ -6,6 +6,7 @@ use crate::docker::{Docker, IMAGE};
 use crate::rig::process::{Captured, Kept, run};
 use crate::rig::server::{Lives, Real, Tenant};
 use crate::rig::{config, wait_until_or};
+use baofs::exit::Exit;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use std::net::Ipv4Addr;
@@ -46,6 +47,8 @@ fn three_replicas(docker: &Docker) {
     a_rotation_reaches_every_task(&stack, &tasks);
     an_outage_restarts_nothing(&stack, &tasks);
     assert_eq!(stack.healthy_tasks(), tasks, "a container was restarted");
+    a_death_restarts_nothing(&stack, &tasks[0]);
+    assert_eq!(stack.healthy_tasks(), tasks, "a container was restarted");
     trouble_is_restarted(&stack, &tasks);
     updates_fail_no_request(&stack);
     stack.remove();
@@ -83,13 +86,25 @@ fn an_outage_restarts_nothing(stack: &Stack<'_>, tasks: &[String]) {
     }
 }
 
+/// What the task's `fetch` is, by its own report, and a signal to it.
+const SIGNAL_FETCH: &str =
+    r#"kill -$0 $(python3 -c "import json; print(json.load(open('/app/secrets/..baofs/status.json'))['roles']['fetch'])")"#;
+
+/// One death of a role restarts nothing.
+fn a_death_restarts_nothing(stack: &Stack<'_>, task: &str) {
+    stack.exec(task, &["sh", "-c", SIGNAL_FETCH, "KILL"]).expect("it is a process of the task's user");
+    let counted = || stack.exec(task, &["baofs", "status", "--json"]).filter(|text| text.contains("\"fetch_deaths\":1"));
+    stack.wait_until("another fetch reports", counted);
+    stack.wait_until("the task is healthy", || stack.health(task).filter(|text| text.starts_with("healthy")));
+}
+
 /// `on-failure` looks at the code: the application ends with 0 on TERM, an agent in trouble must not.
 fn trouble_is_restarted(stack: &Stack<'_>, tasks: &[String]) {
-    let fetch = "import json; print(json.load(open('/app/secrets/..baofs/status.json'))['roles']['fetch'])";
-    let kill = format!("kill -KILL $(python3 -c \"{fetch}\")");
-    stack.exec(&tasks[0], &["sh", "-c", &kill]).expect("it is a process of the task's user");
-    let end = || Some(stack.docker.ask(&["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", &tasks[0]]));
-    stack.wait_until("the task ends with a code of baofs' own", || end().filter(|end| end == "exited 70"));
+    let end = || stack.docker.ask(&["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", &tasks[0]]);
+    stack.wait_until("the task ends with a code of baofs' own", || {
+        let _ = stack.exec(&tasks[0], &["sh", "-c", SIGNAL_FETCH, "SEGV"]);
+        (end() == format!("exited {}", Exit::CrashLoop.code())).then_some(())
+    });
     let now = stack.healthy_tasks();
     assert!(tasks[1..].iter().all(|task| now.contains(task)), "nothing happened to the others");
 }
@@ -150,7 +165,8 @@ impl<'a> Stack<'a> {
         let user = config::field("db_user", &stack.tenant.creds(), "username");
         let password = config::field("db_password", &stack.tenant.creds(), "password");
         let note = config::field("note", &stack.tenant.kv("note"), "text");
-        let texts = [&stack.tenant.secret_id, &stack.tenant.role_id, &(config::login(&url) + &user + &password + &note)];
+        let app = "app {\n  crash_loop_timeout = \"3s\"\n}\n";
+        let texts = [&stack.tenant.secret_id, &stack.tenant.role_id, &(config::login(&url) + &user + &password + &note + app)];
         for ((kind, name), text) in GIVEN.iter().zip(texts) {
             let file = stack.write(name, text);
             docker.ask(&[kind, "create", name, &file.to_string_lossy()]);

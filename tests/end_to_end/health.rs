@@ -19,7 +19,7 @@ fn started(world: World, name: &str) -> (Tenant, Agent) {
 }
 
 /// `baofs health`, which has to find the mount by itself: code and output.
-fn health(agent: &Agent) -> (i32, String) {
+pub(super) fn health(agent: &Agent) -> (i32, String) {
     let said = outcome(&mut agent.enter(USER, &["/entry/baofs", "health"]));
     (said.status.code().expect("no signal ended it"), String::from_utf8_lossy(&said.stdout).into_owned())
 }
@@ -44,6 +44,7 @@ fn a_stopped_fetch_is_said(world: World) {
     assert_becomes(&agent, 0, "healthy\n");
     let fetch = agent.role("fetch");
     signal(fetch, Signal::SIGSTOP);
+    assert_becomes(&agent, 0, "has not reported for");
     assert_becomes(&agent, 1, "overdue");
     signal(fetch, Signal::SIGCONT);
     assert_becomes(&agent, 0, "healthy\n");

@@ -33,9 +33,12 @@ macro_rules! in_each_scene {
     };
 }
 
+mod deaths;
 mod hardening;
 mod health;
 mod hooks;
+mod minting;
+mod parent;
 mod refusals;
 mod rig_works;
 mod rotation;

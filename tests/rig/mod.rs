@@ -6,6 +6,7 @@ pub(crate) mod agent;
 pub(crate) mod bao;
 pub(crate) mod config;
 pub(crate) mod http;
+pub(crate) mod line;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod server;

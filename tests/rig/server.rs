@@ -20,7 +20,7 @@ pub(crate) enum Which {
 }
 
 /// What one test body runs over: how files are served, and from where.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scene {
     /// How files are served.
     pub(crate) world: World,
@@ -218,6 +218,15 @@ impl Tenant {
         match &self.server {
             Server::Real(real) => real.bao.requests(&self.name).iter().filter(|request| **request == format!("read {path}")).count(),
             Server::Standin(standin) => standin.state().requests.iter().filter(|it| it.method == "GET" && it.path == path).count(),
+        }
+    }
+
+    /// How often it has logged in.
+    pub(crate) fn logins(&self) -> usize {
+        let login = "auth/approle/login";
+        match &self.server {
+            Server::Real(real) => real.bao.requests(&self.name).iter().filter(|request| request.ends_with(login)).count(),
+            Server::Standin(standin) => standin.state().requests.iter().filter(|it| it.path == login).count(),
         }
     }
 

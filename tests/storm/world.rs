@@ -2,10 +2,12 @@
 
 use baofs::fuse::announce::Announcer;
 use baofs::fuse::mount::{FuseMount, Public};
+use baofs::fuse::session::Init;
 use baofs::link::{self, FromRole, Received};
 use baofs::memory::arena::{Arena, FileSpec, Kind, Place};
 use baofs::names::Role;
 use baofs::names::{FileId, FileName, Owner};
+use baofs::names::{Past, Recovery};
 use baofs::serve::{self, Job};
 use baofs::snapshot::{Change, Publisher};
 use nix::mount::{MsFlags, mount};
@@ -113,6 +115,8 @@ pub(crate) struct World {
     pub(crate) arena: Arc<Arena>,
     public: Option<Public>,
     private: Option<OwnedFd>,
+    device: Option<OwnedFd>,
+    init: Init,
     serve: Pid,
     fetch: Pid,
     orders: Option<UnixStream>,
@@ -123,26 +127,20 @@ impl World {
     pub(crate) fn start(names: &[&str], size: Option<usize>, kind: Kind) -> Self {
         let arena = Arc::new(Arena::create(specs(names), size, kind).unwrap());
         let dir = open_directory();
-        let FuseMount { device, private, public } = FuseMount::create(&dir.path().join("secrets"), 0o755).unwrap();
-        let (ours, link) = link::pair().unwrap();
-        let (job, raw) = (Job { arena: Arc::clone(&arena), device, dir_mode: 0o755, link }, private.as_raw_fd());
-        let serve = fork(move || {
-            nix::unistd::close(raw).unwrap();
-            serve::run(job).code()
-        });
-        let mut ready = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
-        poll(&mut ready, PollTimeout::from(10_000_u16)).unwrap();
-        assert_eq!(ours.receive::<FromRole>(), Received::Message(FromRole::Ready));
+        let FuseMount { device, init, private, public } = FuseMount::create(&dir.path().join("secrets"), 0o755).unwrap();
+        let serve = start_serve(&arena, &device, &init, Recovery::Resend, &private);
         let (orders, taken) = UnixStream::pair().unwrap();
         orders.set_read_timeout(Some(Duration::from_secs(100))).unwrap();
-        let (of_fetch, its_private, other_end) = (Arc::clone(&arena), private.try_clone().unwrap(), orders.as_raw_fd());
+        let (of_fetch, its_private) = (Arc::clone(&arena), private.try_clone().unwrap());
+        let others = [orders.as_raw_fd(), private.as_raw_fd(), device.as_raw_fd()];
         let fetch = fork(move || {
-            nix::unistd::close(other_end).unwrap();
-            nix::unistd::close(raw).unwrap();
+            for raw in others {
+                nix::unistd::close(raw).unwrap();
+            }
             publish(&of_fetch, its_private, taken);
             0
         });
-        Self { arena, public: Some(public), private: Some(private), serve, fetch, orders: Some(orders), dir }
+        Self { arena, public: Some(public), private: Some(private), device: Some(device), init, serve, fetch, orders: Some(orders), dir }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -175,23 +173,53 @@ impl World {
         self.order(1, file, 1);
     }
 
+    /// Publishes and announces so many new generations of all files, and kills `serve` again and again meanwhile. How often.
+    pub(crate) fn rotate_and_kill(&mut self, count: u32, recovery: Recovery) -> u32 {
+        self.begin(count, ALL, 1);
+        let mut kills = 0;
+        while !self.is_done() {
+            kill(self.serve, Signal::SIGKILL).unwrap();
+            waitpid(self.serve, None).unwrap();
+            let (device, private) = (self.device.as_ref().unwrap(), self.private.as_ref().unwrap());
+            self.serve = start_serve(&self.arena, device, &self.init, recovery, private);
+            kills += 1;
+        }
+        self.finish();
+        kills
+    }
+
     fn order(&mut self, count: u32, file: u32, burst: u32) {
-        let orders = self.orders.as_mut().unwrap();
-        orders.write_all(&[count, file, burst].map(u32::to_le_bytes).concat()).unwrap();
+        self.begin(count, file, burst);
+        self.finish();
+    }
+
+    fn begin(&mut self, count: u32, file: u32, burst: u32) {
+        self.orders.as_mut().unwrap().write_all(&[count, file, burst].map(u32::to_le_bytes).concat()).unwrap();
+    }
+
+    /// Whether fetch has finished, or ended; looks for some milliseconds.
+    fn is_done(&self) -> bool {
+        let mut answered = [PollFd::new(self.orders.as_ref().unwrap().as_fd(), PollFlags::POLLIN)];
+        poll(&mut answered, PollTimeout::from(5_u16)).unwrap() > 0
+    }
+
+    fn finish(&mut self) {
         let mut answer = [0];
-        orders.read_exact(&mut answer).expect("fetch failed, or did not finish in time");
+        self.orders.as_mut().unwrap().read_exact(&mut answer).expect("fetch failed, or did not finish in time");
     }
 
     /// Takes the public mount away and lets fetch end; gives the roles' pids to wait for.
     pub(crate) fn unmount(&mut self) -> (Pid, Pid) {
         drop(self.public.take());
         drop(self.private.take());
+        drop(self.device.take());
         drop(self.orders.take());
         (std::mem::replace(&mut self.serve, Pid::from_raw(0)), std::mem::replace(&mut self.fetch, Pid::from_raw(0)))
     }
 
     /// As a power cut would; the mount stays, dead.
     pub(crate) fn kill_roles(&mut self) {
+        drop(self.device.take());
         for pid in [&mut self.serve, &mut self.fetch] {
             let pid = std::mem::replace(pid, Pid::from_raw(0));
             kill(pid, Signal::SIGKILL).unwrap();
@@ -208,6 +236,21 @@ impl Drop for World {
             let _ = waitpid(pid, None);
         }
     }
+}
+
+/// Starts a `serve` and waits until it answers.
+fn start_serve(arena: &Arc<Arena>, device: &OwnedFd, init: &Init, recovery: Recovery, private: &OwnedFd) -> Pid {
+    let (ours, link) = link::pair().unwrap();
+    let (arena, init, raw) = (Arc::clone(arena), init.clone(), private.as_raw_fd());
+    let its_device = device.try_clone().unwrap();
+    let serve = fork(move || {
+        nix::unistd::close(raw).unwrap();
+        serve::run(&Job { arena, device: its_device, init, past: Past::default(), recovery, dir_mode: 0o755, link }).code()
+    });
+    let mut ready = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
+    poll(&mut ready, PollTimeout::from(10_000_u16)).unwrap();
+    assert_eq!(ours.receive::<FromRole>(), Received::Message(FromRole::Ready));
+    serve
 }
 
 /// What `fetch` does, on order: publish, announce, wait for the announcement's end, collect.
