@@ -12,7 +12,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, getegid, geteuid, getpid};
 use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -61,6 +61,13 @@ impl Public {
     pub fn unmount(&self) {
         // Already gone when somebody else unmounted it: nothing is left to do then.
         let _ = mount::unmount_root(self.root.as_fd());
+    }
+}
+
+impl AsFd for Public {
+    /// Its root, which keeps the filesystem alive in whoever holds it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
 }
 

@@ -193,8 +193,8 @@ impl<'a> Roles<'a> {
 
     fn fork(&self, role: Role, past: Past, world: &World, signals: &SignalFd) -> io::Result<Process> {
         let of_guard = self.guard.into_iter().flat_map(|guard| guard.foreign_to(role));
-        let foreign = world.descriptors().into_iter().chain([signals.as_fd()]).chain(of_guard).chain(self.links().map(AsFd::as_fd));
-        let foreign: Vec<_> = foreign.collect();
+        let of_world = world.descriptors().into_iter().chain(world.root());
+        let foreign: Vec<_> = of_world.chain([signals.as_fd()]).chain(of_guard).chain(self.links().map(AsFd::as_fd)).collect();
         match role {
             Role::Serve => self.start_role(role, &foreign, &[], world.serve(self.plan, past)?),
             Role::Fetch | Role::Supervise => {

@@ -82,6 +82,14 @@ impl World {
         }
     }
 
+    /// What only supervise and the guard hold: the root of the public mount.
+    pub(super) fn root(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Fuse { public, .. } => Some(public.as_fd()),
+            Self::Tmpfs { .. } => None,
+        }
+    }
+
     /// Who runs, in this order.
     pub(super) fn roles(&self) -> &'static [Role] {
         match self {

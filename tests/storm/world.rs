@@ -21,7 +21,7 @@ use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -128,11 +128,11 @@ impl World {
         let arena = Arc::new(Arena::create(specs(names), size, kind).unwrap());
         let dir = open_directory();
         let FuseMount { device, init, private, public } = FuseMount::create(&dir.path().join("secrets"), 0o755).unwrap();
-        let serve = start_serve(&arena, &device, &init, Recovery::Resend, &private);
+        let serve = start_serve(&arena, &device, &init, Recovery::Resend, &[private.as_fd(), public.as_fd()]);
         let (orders, taken) = UnixStream::pair().unwrap();
         orders.set_read_timeout(Some(Duration::from_secs(100))).unwrap();
         let (of_fetch, its_private) = (Arc::clone(&arena), private.try_clone().unwrap());
-        let others = [orders.as_raw_fd(), private.as_raw_fd(), device.as_raw_fd()];
+        let others = [orders.as_raw_fd(), private.as_raw_fd(), public.as_fd().as_raw_fd(), device.as_raw_fd()];
         let fetch = fork(move || {
             for raw in others {
                 nix::unistd::close(raw).unwrap();
@@ -181,7 +181,7 @@ impl World {
             kill(self.serve, Signal::SIGKILL).unwrap();
             waitpid(self.serve, None).unwrap();
             let (device, private) = (self.device.as_ref().unwrap(), self.private.as_ref().unwrap());
-            self.serve = start_serve(&self.arena, device, &self.init, recovery, private);
+            self.serve = start_serve(&self.arena, device, &self.init, recovery, &[private.as_fd(), self.public.as_ref().unwrap().as_fd()]);
             kills += 1;
         }
         self.finish();
@@ -239,12 +239,15 @@ impl Drop for World {
 }
 
 /// Starts a `serve` and waits until it answers.
-fn start_serve(arena: &Arc<Arena>, device: &OwnedFd, init: &Init, recovery: Recovery, private: &OwnedFd) -> Pid {
+fn start_serve(arena: &Arc<Arena>, device: &OwnedFd, init: &Init, recovery: Recovery, foreign: &[BorrowedFd<'_>]) -> Pid {
     let (ours, link) = link::pair().unwrap();
-    let (arena, init, raw) = (Arc::clone(arena), init.clone(), private.as_raw_fd());
+    let (arena, init) = (Arc::clone(arena), init.clone());
+    let foreign: Vec<_> = foreign.iter().map(AsRawFd::as_raw_fd).collect();
     let its_device = device.try_clone().unwrap();
     let serve = fork(move || {
-        nix::unistd::close(raw).unwrap();
+        for raw in foreign {
+            nix::unistd::close(raw).unwrap();
+        }
         serve::run(&Job { arena, device: its_device, init, past: Past::default(), recovery, dir_mode: 0o755, link }).code()
     });
     let mut ready = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
