@@ -66,6 +66,13 @@ pub enum Event<'a> {
         /// How, in words: `exit code 1`, `signal 9`.
         how: &'a str,
     },
+    /// The successor of a role that died works.
+    WorksAgain {
+        /// Which.
+        role: Role,
+        /// How long after its birth.
+        after: Duration,
+    },
     /// A role died again and again, for too long.
     GivenUp {
         /// Which.
@@ -171,6 +178,7 @@ impl Event<'_> {
             Self::Telling { how } => info!(how, "telling of a rotation"),
             Self::CommandFailed { program, how } => warn!(program, how, "the command after a rotation failed"),
             Self::RoleDied { role, how } => error!(role = role.as_str(), how, "a process of the agent died"),
+            Self::WorksAgain { role, after } => info!(role = role.as_str(), ?after, "another one works in its place"),
             Self::GivenUp { role } => error!(role = role.as_str(), "a process of the agent died again and again: baofs ends"),
             Self::Skipped { what } => warn!("{what}"),
             Self::WentOn { lost_logins } => info!(lost_logins, "fetch goes on where its predecessor died"),

@@ -45,9 +45,10 @@ impl Rebirth {
         Self { born: now, ready: false, crashes: 0, ill: None, due: None, backoff }
     }
 
-    /// It works.
-    pub fn ready(&mut self) {
-        self.ready = true;
+    /// It works, so long after its birth; `None` if that was known.
+    pub fn ready(&mut self, now: Moment) -> Option<Duration> {
+        let known = std::mem::replace(&mut self.ready, true);
+        (!known).then(|| now.since(self.born))
     }
 
     /// It died: the next life begins when `wake` says so.
@@ -118,7 +119,7 @@ mod tests {
         let mut rebirth = Rebirth::new(now);
         let one = |_| {
             if ready {
-                rebirth.ready();
+                assert_eq!(rebirth.ready(now), Some(Duration::ZERO));
             }
             now = now.plus(life);
             rebirth.died(death, now, &mut jitter);

@@ -90,14 +90,16 @@ impl<'a> Roles<'a> {
     }
 
     /// What they said: inputs, and hooks that are asked for.
-    pub(super) fn messages(&mut self) -> (Vec<Input>, Vec<HookId>) {
+    pub(super) fn messages(&mut self, now: Moment) -> (Vec<Input>, Vec<HookId>) {
         let (mut inputs, mut hooks) = (vec![], vec![]);
         for member in &mut self.members {
             let Some(process) = &mut member.process else { continue };
             while let Some(link) = &process.link {
                 match link.receive() {
                     Received::Message(FromRole::Ready) => {
-                        member.lives.ready();
+                        if let Some(after) = member.lives.ready(now).filter(|_| member.deaths > 0) {
+                            Event::WorksAgain { role: member.role, after }.emit();
+                        }
                         member.proven = true;
                         inputs.extend((member.role == Role::Fetch).then_some(Input::SecretsReady));
                     }

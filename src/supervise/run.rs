@@ -207,7 +207,7 @@ impl<C: Clock> Loop<'_, C> {
     }
 
     fn messages(&mut self) -> Vec<Input> {
-        let (inputs, hooks) = self.roles.messages();
+        let (inputs, hooks) = self.roles.messages(self.clock.now());
         for hook in hooks {
             self.hooks.asked(hook, self.clock.now());
         }
