@@ -50,13 +50,7 @@ impl Journal {
         let reader = self.publisher.reader();
         let version = reader.current(self.file?)?;
         let mut bytes = Zeroizing::new(vec![0; usize::try_from(version.len).ok()?]);
-        let mut filled = 0;
-        while filled < bytes.len() {
-            match reader.read(version.nodeid, filled as u64, &mut bytes[filled..]).ok()? {
-                0 => return None,
-                len => filled += len,
-            }
-        }
+        reader.read(version.nodeid, 0, &mut bytes).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 

@@ -279,11 +279,11 @@ impl Machine {
     /// A successor is told what its predecessor was told last.
     fn role_born(&mut self, role: Role) -> Vec<Output> {
         self.reason = None;
-        let waits = role == Role::Fetch;
-        if waits && self.phase == Phase::GivingUp {
-            return vec![Output::TellFetch(ToRole::GiveUp)];
+        match (role, self.phase) {
+            (Role::Fetch, Phase::GivingUp) => vec![Output::TellFetch(ToRole::GiveUp)],
+            (Role::Fetch, Phase::Revoking { .. }) => vec![Output::TellFetch(ToRole::Stop)],
+            _ => vec![],
         }
-        if waits && matches!(self.phase, Phase::Revoking { .. }) { vec![Output::TellFetch(ToRole::Stop)] } else { vec![] }
     }
 
     fn role_ended(&mut self, role: Role) -> Vec<Output> {

@@ -117,11 +117,8 @@ impl Writer {
     /// never writable by others, whatever `dir_mode` says.
     pub(super) fn new(root: OwnedFd, dir_mode: u32, files: &[plan::File], now: Moment) -> Result<Self, WriteError> {
         let dir_mode = Mode::from_bits_truncate(dir_mode & 0o755);
-        let store = match make_dir(&root, FILES) {
-            Err(Errno::EEXIST) => remove::open_dir(root.as_fd(), FILES),
-            made => made,
-        };
-        let store = store.and_then(|store| fchmod(&store, dir_mode).map(|()| store)).map_err(doing("making", FILES))?;
+        let store =
+            open_or_make_dir(&root, FILES).and_then(|store| fchmod(&store, dir_mode).map(|()| store)).map_err(doing("making", FILES))?;
         let spec = |file: &plan::File| Spec { name: file.name.clone(), owner: file.owner, mode: Mode::from_bits_truncate(file.mode) };
         let specs = files.iter().map(spec).collect();
         let (current, retired, held) = (vec![None; files.len()], Vec::new(), Vec::new());
@@ -187,11 +184,7 @@ impl Writer {
     /// # Errors
     /// As `WriteError` says; then the last one stays.
     pub fn publish_state(&self, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
-        let dir = match mkdirat(&self.root, STATE_DIRECTORY, Mode::S_IRWXU) {
-            Ok(()) | Err(Errno::EEXIST) => remove::open_dir(self.root.as_fd(), STATE_DIRECTORY),
-            Err(error) => Err(error),
-        };
-        let dir = dir.map_err(doing("making", STATE_DIRECTORY))?;
+        let dir = open_or_make_dir(&self.root, STATE_DIRECTORY).map_err(doing("making", STATE_DIRECTORY))?;
         let next = format!("{name}.next");
         let written = write_state(&dir, &next, bytes).and_then(|()| Ok(renameat(&dir, next.as_str(), &dir, name)?));
         written.map_err(|error| {
@@ -326,6 +319,14 @@ fn write_state(dir: &OwnedFd, name: &str, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::from(openat(dir, name, flags, Mode::empty())?);
     file.write_all(bytes)?;
     Ok(fchmod(&file, Mode::from_bits_truncate(0o444))?)
+}
+
+/// Opens a directory of ours, making it as `make_dir` does where it is missing.
+fn open_or_make_dir(root: &OwnedFd, name: &str) -> nix::Result<OwnedFd> {
+    match make_dir(root, name) {
+        Err(Errno::EEXIST) => remove::open_dir(root.as_fd(), name),
+        made => made,
+    }
 }
 
 /// Makes a directory that only we can enter.
