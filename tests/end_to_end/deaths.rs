@@ -37,9 +37,7 @@ fn setup(scene: Scene, name: &str) -> (Tenant, Setup) {
 }
 
 pub(super) fn started(setup: Setup) -> Agent {
-    let agent = setup.place(Place::UnderShell).start();
-    agent.wait_for_line("started");
-    agent
+    setup.place(Place::UnderShell).started()
 }
 
 pub(super) fn report(agent: &Agent) -> Report {

@@ -19,8 +19,7 @@ in_each_world!(
 fn start(world: World, name: &str) -> (Tenant, Agent) {
     let tenant = Tenant::real(&format!("{name}-{world:?}").to_lowercase(), CALM);
     tenant.put("note", json!({ "text": "a note that nobody else writes: 7c1f0e4b" }));
-    let agent = Setup::new(world, &tenant, &config::usual(&tenant)).start();
-    agent.wait_for_line("started");
+    let agent = Setup::new(world, &tenant, &config::usual(&tenant)).started();
     (tenant, agent)
 }
 
@@ -69,8 +68,7 @@ fn no_value_reaches_the_log(world: World) {
     let tenant = Tenant::real(&format!("log-{world:?}").to_lowercase(), CALM);
     tenant.put("note", json!({ "text": "a note that nobody else writes: 91b3aa02" }));
     let text = config::usual(&tenant) + "log {\n  level = \"trace\"\n}\n";
-    let agent = Setup::new(world, &tenant, &text).start();
-    agent.wait_for_line("started");
+    let agent = Setup::new(world, &tenant, &text).started();
     let values = values(&tenant, &agent);
     let end = agent.stop();
     assert!(end.stderr.contains("published"), "the log is not empty: {}", end.stderr);

@@ -13,8 +13,7 @@ in_each_world!(a_stopped_fetch_is_said);
 fn started(world: World, name: &str) -> (Tenant, Agent) {
     let tenant = Scene { world, which: Which::Standin }.tenant(name, CALM);
     tenant.put("note", json!({ "text": "old" }));
-    let agent = Setup::new(world, &tenant, &config::usual(&tenant)).script("echo started; sleep 1000").start();
-    agent.wait_for_line("started");
+    let agent = Setup::new(world, &tenant, &config::usual(&tenant)).script("echo started; sleep 1000").started();
     (tenant, agent)
 }
 

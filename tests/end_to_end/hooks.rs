@@ -49,12 +49,6 @@ fn rotate_through(tenant: &Tenant, agent: &Agent, values: &[&str]) {
     }
 }
 
-fn started(setup: Setup) -> Agent {
-    let agent = setup.start();
-    agent.wait_for_line("started");
-    agent
-}
-
 /// Waits for `part` in the log.
 fn wait_for_log(agent: &Agent, part: &str) {
     wait_until_or(&format!("the log says `{part}`"), || agent.log(), || agent.log().contains(part).then_some(()));
@@ -62,7 +56,7 @@ fn wait_for_log(agent: &Agent, part: &str) {
 
 fn a_signal_tells_the_application(world: World) {
     let (tenant, setup) = setup(world, "hook-signal", r#"signal = "USR1""#, "");
-    let agent = started(setup.script(COUNTS));
+    let agent = setup.script(COUNTS).started();
     rotate(&tenant, "v1");
     agent.wait_for_line("told 1");
     assert_eq!(agent.read("note"), "v1");
@@ -75,7 +69,7 @@ fn a_signal_tells_the_application(world: World) {
 #[test]
 fn what_comes_within_the_debounce_is_told_as_one() {
     let (tenant, setup) = setup(World::Fuse, "hook-debounce", r#"signal = "USR1", debounce = "3s", splay = "10ms""#, "");
-    let agent = started(setup.script(COUNTS));
+    let agent = setup.script(COUNTS).started();
     let values = ["v1", "v2", "v3", "v4", "v5", "v6"];
     rotate_through(&tenant, &agent, &values);
     agent.wait_for_line("told 1");
@@ -89,7 +83,7 @@ fn a_command_runs_as_the_application_does(world: World) {
 env | grep -c ^BAO_TOKEN; read it || echo no input; grep -E '^(CapEff|NoNewPrivs)' /proc/self/status; echo on stderr >&2";
     let (tenant, setup) = with_command(world, "hook-command", line, "");
     let user = format!("{USER}:{USER}");
-    let agent = started(setup.variable("BAO_TOKEN", "a-credential").variable("KEPT", "yes").options(&["--user", &user]));
+    let agent = setup.variable("BAO_TOKEN", "a-credential").variable("KEPT", "yes").options(&["--user", &user]).started();
     rotate(&tenant, "v1");
     wait_for_log(&agent, "on stderr");
     let end = agent.stop();
@@ -109,7 +103,7 @@ fn a_command_that_fails_changes_nothing(world: World) {
     ];
     for (n, (on_change, words)) in table.into_iter().enumerate() {
         let (tenant, setup) = setup(world, &format!("hook-fails-{n}"), on_change, "");
-        let agent = started(setup);
+        let agent = setup.started();
         rotate(&tenant, "v1");
         wait_for_log(&agent, words);
         assert_eq!(agent.read("note"), "v1");
@@ -129,7 +123,7 @@ fn a_command_runs_once_at_a_time(world: World) {
     let line = "mkdir /tmp/running || echo overlap; echo run; until [ -e /tmp/gate ]; do sleep 0.02; done
 echo \"saw $(cat /app/secrets/note)\"; rmdir /tmp/running";
     let (tenant, setup) = with_command(world, "hook-once", line, "");
-    let agent = started(setup);
+    let agent = setup.started();
     rotate(&tenant, "v1");
     wait_for_log(&agent, "run\n");
     rotate_through(&tenant, &agent, &["v2", "v3", "v4", "v5"]);
@@ -160,7 +154,7 @@ echo started; while :; do sleep 60 & wait $!; done";
 
 fn a_restart_lets_the_application_begin_again(world: World) {
     let (tenant, setup) = setup(world, "hook-restart", "restart = true", "");
-    let agent = started(setup.script(LEAVES));
+    let agent = setup.script(LEAVES).started();
     let left = wait_until_or("it leaves something", || agent.log(), || left(&agent));
     rotate(&tenant, "v1");
     agent.wait_for_line("begun with v1");
@@ -184,7 +178,7 @@ fn inside(pid: nix::unistd::Pid) -> Option<String> {
 
 fn a_stop_during_a_restart_is_a_stop(world: World) {
     let (tenant, setup) = setup(world, "hook-restart-stop", "restart = true", "  stop_timeout = \"50s\"");
-    let agent = started(setup.script("trap 'echo told to stop' TERM; echo started; while :; do sleep 60 & wait $!; done"));
+    let agent = setup.script("trap 'echo told to stop' TERM; echo started; while :; do sleep 60 & wait $!; done").started();
     rotate(&tenant, "v1");
     agent.wait_for_line("told to stop");
     agent.signal(Signal::SIGTERM);

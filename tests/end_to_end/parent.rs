@@ -26,12 +26,6 @@ fn setup(world: World, which: Which, name: &str) -> (Tenant, Setup) {
     (tenant, setup)
 }
 
-fn started(setup: Setup) -> Agent {
-    let agent = setup.start();
-    agent.wait_for_line("started");
-    agent
-}
-
 /// The end of the room, which comes when nobody is left in it.
 fn killed(agent: Agent) -> End {
     agent.signal(Signal::SIGKILL);
@@ -43,7 +37,7 @@ fn killed(agent: Agent) -> End {
 
 fn a_killed_supervisor_leaves_nothing(scene: Scene) {
     let (tenant, setup) = setup(scene.world, scene.which, "parent");
-    let agent = started(setup);
+    let agent = setup.started();
     assert_eq!((agent.read("note").as_str(), tenant.tokens()), ("old", 1));
     let end = killed(agent);
     assert!(end.stderr.contains("supervise was killed"), "{}", end.stderr);
@@ -60,14 +54,14 @@ fn so_it_is_before_the_first_secrets(scene: Scene) {
 
 fn another_users_application_is_killed_too(world: World) {
     let (tenant, setup) = setup(world, Which::Standin, "parent-user");
-    killed(started(setup.options(&["--user", &format!("{USER}")])));
+    killed(setup.options(&["--user", &format!("{USER}")]).started());
     tenant.assert_nothing_lives();
 }
 
 fn a_command_is_killed_too(world: World) {
     let (tenant, setup) = setup(world, Which::Standin, "parent-command");
     let hook = "app {\n  on_change {\n    command = [\"sh\", \"-c\", \"trap '' TERM; sleep 1000; true\"]\n    timeout = \"1h\"\n  }\n}\n";
-    let agent = started(setup.file("agent-config.hcl", &(config::usual(&tenant) + hook)));
+    let agent = setup.file("agent-config.hcl", &(config::usual(&tenant) + hook)).started();
     let sleeping = || agent.processes().iter().filter(|(_, name)| name == "sleep").count();
     assert_eq!(sleeping(), 2);
     tenant.put("note", json!({ "text": "new" }));
@@ -78,7 +72,7 @@ fn a_command_is_killed_too(world: World) {
 
 fn hung_roles_are_killed_in_the_end(world: World) {
     let (_tenant, setup) = setup(world, Which::Standin, "parent-hung");
-    let agent = started(setup);
+    let agent = setup.started();
     for role in if world == World::Fuse { &["fetch", "serve"][..] } else { &["fetch"] } {
         let pid = agent.role(role);
         signal(pid, Signal::SIGSTOP);
@@ -90,7 +84,7 @@ fn hung_roles_are_killed_in_the_end(world: World) {
 fn only_who_is_no_init_has_a_guard(world: World) {
     for (place, guards) in [(Place::Init, 0), (Place::UnderShell, 1)] {
         let (_tenant, setup) = setup(world, Which::Standin, "parent-guard");
-        let agent = started(setup.place(place));
+        let agent = setup.place(place).started();
         let all = agent.processes();
         let guard: Vec<_> = all.iter().filter(|(_, name)| name == "baofs-guard").collect();
         assert_eq!(guard.len(), guards, "{all:?}");
@@ -114,7 +108,7 @@ fn a_given_directory_is_emptied() {
         let (_tenant, setup) = setup(World::Tmpfs, Which::Standin, "parent-given");
         let setup = setup.prepare(&format!("mount -t tmpfs -o size=1m,mode=1777,noswap given {MOUNT}"));
         let rights = ["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"];
-        let agent = started(setup.rights(&rights));
+        let agent = setup.rights(&rights).started();
         assert_eq!(agent.read("note"), "old");
         if hangs {
             signal(agent.role("fetch"), Signal::SIGSTOP);

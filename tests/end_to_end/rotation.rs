@@ -29,8 +29,7 @@ fn credential(mount: &Path) -> (String, String) {
 
 fn start(scene: Scene, tenant: &Tenant) -> (Agent, PathBuf) {
     tenant.put("note", json!({ "text": "first" }));
-    let agent = Setup::new(scene.world, tenant, &config::usual(tenant)).start();
-    agent.wait_for_line("started");
+    let agent = Setup::new(scene.world, tenant, &config::usual(tenant)).started();
     let mount = agent.path(MOUNT);
     (agent, mount)
 }
@@ -85,8 +84,7 @@ fn number(value: &str) -> usize {
 fn twenty_versions_of_which_none_is_ever_torn_stale_or_missing(scene: Scene) {
     let tenant = scene.tenant("versions", CALM);
     tenant.put("note", json!({ "text": version(0) }));
-    let agent = Setup::new(scene.world, &tenant, &config::usual(&tenant)).start();
-    agent.wait_for_line("started");
+    let agent = Setup::new(scene.world, &tenant, &config::usual(&tenant)).started();
     let file = agent.path(MOUNT).join("note");
     let done = AtomicBool::new(false);
     let seen = std::thread::scope(|scope| {

@@ -32,8 +32,7 @@ fn assert_owner(agent: &Agent, name: &str, uid: u32) {
 #[test]
 fn it_starts_as_root_with_fuse() {
     let (tenant, setup) = setup(World::Fuse, "seed-root");
-    let agent = setup.start();
-    agent.wait_for_line("started");
+    let agent = setup.started();
     assert_password(&tenant, &agent);
     for name in ["db_password", "bao-token"] {
         assert_owner(&agent, name, 0);
@@ -62,8 +61,7 @@ fn it_starts_as_uid_1000_with_a_read_only_root_and_a_tmpfs() {
     if std::fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().count() > 1) {
         setup = setup.options(&["--allow-swap"]);
     }
-    let agent = setup.start();
-    agent.wait_for_line("started");
+    let agent = setup.started();
     assert_password(&tenant, &agent);
     for name in ["db_password", "bao-token"] {
         assert_owner(&agent, name, USER);
@@ -84,15 +82,13 @@ fn a_credential_file_is_removed_after_the_login_or_one_warning_says_why_not() {
     let tenant = Tenant::real("seed-removed", CALM);
     tenant.put("note", json!({ "text": "x" }));
     let text = crate::rig::config::usual(&tenant).replace("after_reading = false", "after_reading = true");
-    let agent = Setup::new(World::Fuse, &tenant, &text).start();
-    agent.wait_for_line("started");
+    let agent = Setup::new(World::Fuse, &tenant, &text).started();
     assert!(!agent.etc("secret_id").exists());
     assert!(agent.etc("role_id").exists());
     assert_eq!(agent.stop().code, 0);
 
     let fixed = Setup::new(World::Fuse, &tenant, &text).prepare("mount --bind /etc/bao /etc/bao; mount -o remount,bind,ro /etc/bao");
-    let agent = fixed.start();
-    agent.wait_for_line("started");
+    let agent = fixed.started();
     let end = agent.stop();
     assert_eq!(end.code, 0, "{}", end.stderr);
     assert_eq!(end.stderr.lines().filter(|line| line.contains("/etc/bao/secret_id")).count(), 1, "{}", end.stderr);

@@ -26,12 +26,6 @@ fn setup(scene: Scene, name: &str) -> (Tenant, Setup) {
     (tenant, setup)
 }
 
-fn started(setup: Setup) -> Agent {
-    let agent = setup.start();
-    agent.wait_for_line("started");
-    agent
-}
-
 fn text(agent: &Agent) -> String {
     agent.read(&format!("{DIRECTORY}/{FILE}"))
 }
@@ -48,7 +42,7 @@ fn note(agent: &Agent, what: &str, is: impl Fn(&FileReport) -> bool) -> Report {
 
 fn it_is_fresh_before_the_application_and_holds_no_value(scene: Scene) {
     let (tenant, setup) = setup(scene, "fresh");
-    let agent = started(setup.script(PRINTS));
+    let agent = setup.script(PRINTS).started();
     let printed = agent.printed();
     let report = parse(printed.lines().next().expect("the report"));
     let names: Vec<_> = report.files.iter().map(|file| (file.name.as_str(), file.condition, file.changes)).collect();
@@ -73,7 +67,7 @@ fn it_is_fresh_before_the_application_and_holds_no_value(scene: Scene) {
 
 fn everybody_may_read_it_and_nobody_write(scene: Scene) {
     let (_tenant, setup) = setup(scene, "open");
-    let agent = started(setup.place(Place::UnderShell));
+    let agent = setup.place(Place::UnderShell).started();
     let (directory, file) = (format!("{MOUNT}/{DIRECTORY}"), format!("{MOUNT}/{DIRECTORY}/{FILE}"));
     let ls = |path: &str| String::from_utf8(outcome(&mut agent.enter(USER, &["ls", "-a", path])).stdout).expect("names");
     assert_eq!(ls(MOUNT).lines().any(|name| name == DIRECTORY), scene.world == World::Tmpfs);
@@ -108,7 +102,7 @@ fn refuse(tenant: &Tenant, refused: bool) {
 
 fn it_follows_a_rotation_and_an_outage(scene: Scene) {
     let (tenant, setup) = setup(scene, "outage");
-    let agent = started(setup);
+    let agent = setup.started();
     tenant.put("note", json!({ "text": "second" }));
     let report = note(&agent, "rotated", |note| (note.changes, note.version) == (2, Some(2)));
     assert_eq!(agent.read("note"), "second");
@@ -130,7 +124,7 @@ fn hup_makes_a_new_version_appear_at_once(scene: Scene) {
     let (tenant, setup) = setup(scene, "hup");
     let slow = config::usual(&tenant).replace("100ms", "1h");
     let script = "trap 'exit 0' TERM; trap : HUP; echo started; while :; do sleep 60 & wait; done";
-    let agent = started(setup.file("agent-config.hcl", &slow).script(script));
+    let agent = setup.file("agent-config.hcl", &slow).script(script).started();
     let (user, old) = (agent.read("user"), agent.read("note"));
     tenant.put("note", json!({ "text": "new" }));
     agent.signal(Signal::SIGHUP);

@@ -1,6 +1,6 @@
 //! What a container's entry point owes: exit codes, signals, children, an end in order, whatever ends first.
 
-use crate::rig::agent::{Agent, End, MOUNT, Place, Setup, Stderr, USER};
+use crate::rig::agent::{End, MOUNT, Place, Setup, Stderr, USER};
 use crate::rig::process::status;
 use crate::rig::server::{CALM, Scene, Tenant, Which};
 use crate::rig::{World, config, wait_until};
@@ -29,12 +29,6 @@ fn setup(scene: Scene, name: &str) -> (Tenant, Setup) {
     (tenant, setup)
 }
 
-fn started(setup: Setup) -> Agent {
-    let agent = setup.start();
-    agent.wait_for_line("started");
-    agent
-}
-
 fn assert_nothing_left(tenant: &Tenant, end: &End) {
     let left: Vec<_> = end.stdout.lines().filter(|line| line.starts_with("left ")).collect();
     assert!(left.is_empty(), "{left:?}\n{}", end.stderr);
@@ -61,7 +55,7 @@ fn signals_reach_the_application() {
     for (number, line, expected) in [(Signal::SIGTERM, "told to stop", 3), (Signal::SIGINT, "got INT", 4), (Signal::SIGQUIT, "got QUIT", 5)]
     {
         let (tenant, setup) = setup(FUSE, "signals");
-        let agent = started(setup.script(TELLS));
+        let agent = setup.script(TELLS).started();
         for (signals, ..) in SIGNALS.iter().filter(|(_, meaning, _)| *meaning != Meaning::Stop) {
             for signal in *signals {
                 agent.signal(*signal);
@@ -80,7 +74,7 @@ fn signals_reach_the_application() {
 fn hup_reaches_whom_the_configuration_says() {
     let (tenant, setup) = setup(FUSE, "on-hup");
     let text = config::usual(&tenant) + "app {\n  on_hup = \"refresh\"\n}\n";
-    let agent = started(setup.file("agent-config.hcl", &text).script(TELLS));
+    let agent = setup.file("agent-config.hcl", &text).script(TELLS).started();
     agent.signal(Signal::SIGHUP);
     wait_until("it is taken", || (status(agent.pid(), "ShdPnd")? == "0".repeat(16)).then_some(()));
     agent.signal(Signal::SIGUSR1);
@@ -92,7 +86,7 @@ fn hup_reaches_whom_the_configuration_says() {
 #[test]
 fn a_second_term_kills_and_still_revokes() {
     let (tenant, setup) = setup(FUSE, "twice");
-    let agent = started(setup.script("trap 'echo told to stop' TERM; echo started; while :; do sleep 60 & wait; done"));
+    let agent = setup.script("trap 'echo told to stop' TERM; echo started; while :; do sleep 60 & wait; done").started();
     agent.signal(Signal::SIGTERM);
     agent.wait_for_line("told to stop");
     let end = agent.stop();
@@ -114,7 +108,8 @@ fn a_term_during_the_wait_revokes() {
 #[test]
 fn a_stopped_application_ends_in_order() {
     let (tenant, setup) = setup(FUSE, "stopped");
-    let agent = started(setup.script("trap 'echo told to stop; exit 3' TERM; echo started $$; echo started; while :; do sleep 0.05; done"));
+    let agent =
+        setup.script("trap 'echo told to stop; exit 3' TERM; echo started $$; echo started; while :; do sleep 0.05; done").started();
     agent.signal(Signal::SIGTSTP);
     let stopped =
         |name: &str| agent.processes().iter().any(|(pid, it)| it == name && status(*pid, "State").is_some_and(|s| s.starts_with('T')));
@@ -130,7 +125,7 @@ fn a_stopped_application_ends_in_order() {
 fn a_deaf_application_is_killed() {
     let (tenant, setup) = setup(FUSE, "deaf");
     let text = config::usual(&tenant) + "app {\n  stop_timeout = \"300ms\"\n}\n";
-    let agent = started(setup.file("agent-config.hcl", &text).script("trap '' TERM; echo started; while :; do sleep 60; done"));
+    let agent = setup.file("agent-config.hcl", &text).script("trap '' TERM; echo started; while :; do sleep 60; done").started();
     let end = agent.stop();
     assert_eq!(end.code, 137, "{}", end.stderr);
     assert_nothing_left(&tenant, &end);
@@ -139,7 +134,7 @@ fn a_deaf_application_is_killed() {
 #[test]
 fn orphans_are_reaped() {
     let (_tenant, setup) = setup(FUSE, "orphans");
-    let agent = started(setup.script("sh -c 'sleep 0.2 & echo orphan $!'; echo started; exec sleep 60"));
+    let agent = setup.script("sh -c 'sleep 0.2 & echo orphan $!'; echo started; exec sleep 60").started();
     let orphan = agent.printed().lines().find_map(|line| line.strip_prefix("orphan ").map(str::to_owned)).expect("it was printed");
     let is_orphan = |pid| status(pid, "NSpid").is_some_and(|ids| ids.split_whitespace().last() == Some(&orphan));
     wait_until("the orphan is reaped", || (!agent.processes().iter().any(|(pid, _)| is_orphan(*pid))).then_some(()));
@@ -148,7 +143,7 @@ fn orphans_are_reaped() {
 
 fn an_end_leaves_nothing(scene: Scene) {
     let (tenant, setup) = setup(scene, "end");
-    let agent = started(setup.place(Place::UnderShell));
+    let agent = setup.place(Place::UnderShell).started();
     let user = agent.read("user");
     assert!(tenant.knows(&user));
     let end = agent.stop();
@@ -263,7 +258,7 @@ fn who_ignores_the_end_of_children_still_gets_its_code() {
 #[test]
 fn the_roles_hold_nothing_of_the_applications() {
     let (_tenant, setup) = setup(FUSE, "descriptors");
-    let agent = started(setup.prepare("exec 7</etc/group").script("readlink /proc/self/fd/7; echo started; exec sleep 60"));
+    let agent = setup.prepare("exec 7</etc/group").script("readlink /proc/self/fd/7; echo started; exec sleep 60").started();
     assert_eq!(agent.printed().lines().next(), Some("/etc/group"));
     for role in ["fetch", "serve"] {
         let pid = agent.role(role);
@@ -383,7 +378,7 @@ fn a_dead_mount_in_the_way_is_cleared() {
         "/entry/baofs mount >&2 & until [ -e /app/secrets/note ]; do sleep 0.02; done; kill -9 -1
         while ls /app/secrets >/dev/null 2>&1; do sleep 0.02; done; ls /app/secrets 2>&1 | grep -o 'Transport endpoint.*'",
     );
-    let agent = started(setup.place(Place::UnderShell));
+    let agent = setup.place(Place::UnderShell).started();
     assert_eq!(agent.read("note"), "old");
     let end = agent.stop();
     assert!(end.stdout.starts_with("Transport endpoint is not connected"), "the first agent left no dead mount: {}", end.stdout);
@@ -405,7 +400,7 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
 fn a_full_log_pipe_blocks_nothing(scene: Scene) {
     let (tenant, setup) = setup(scene, "full");
     let (_reader, writer) = full_pipe();
-    let agent = started(setup.stderr(Stderr::Given(writer)));
+    let agent = setup.stderr(Stderr::Given(writer)).started();
     tenant.put("note", json!({ "text": "new" }));
     assert_eq!(agent.read_after("note", "old"), "new");
     let end = agent.stop();

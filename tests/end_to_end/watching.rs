@@ -30,8 +30,7 @@ signal.pause()
 fn start(world: World, name: &str) -> (Tenant, Agent) {
     let tenant = Tenant::real(&format!("{name}-{world:?}").to_lowercase(), CALM);
     tenant.put("note", json!({ "text": "old" }));
-    let agent = Setup::new(world, &tenant, &config::usual(&tenant)).options(&["--user", &format!("{USER}:{USER}")]).start();
-    agent.wait_for_line("started");
+    let agent = Setup::new(world, &tenant, &config::usual(&tenant)).options(&["--user", &format!("{USER}:{USER}")]).started();
     (tenant, agent)
 }
 

@@ -251,6 +251,13 @@ impl Setup {
         Agent { program: self.program, room, place: self.place, dir: self.dir, stdout, stderr }
     }
 
+    /// Starts it and waits until its application says that it runs, by the line `started`.
+    pub(crate) fn started(self) -> Agent {
+        let agent = self.start();
+        agent.wait_for_line("started");
+        agent
+    }
+
     /// Starts it and waits for its end.
     pub(crate) fn outcome(self) -> End {
         self.start().end()
