@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, UNIX_EPOCH};
 
 /// Bytes of the arena; 4096 of them are for the files.
-const SIZE: usize = 20 << 10;
+const SIZE: usize = 12 << 10;
 /// Bytes of a usual version.
 const LEN: usize = 500;
 /// The `state` of a record that is a version.

@@ -18,8 +18,6 @@ use std::time::Duration;
 const MAGIC: u64 = u64::from_be_bytes(*b"baofs\0\0\x01");
 /// Size when none is asked for and the limit allows it.
 const DEFAULT_SIZE: usize = 4 << 20;
-/// Room in the book for two slots of token, leases and schedule, which the roles' rebirth will need.
-const RESERVED: usize = 2 * 4096;
 /// Versions of one file that can exist at once: as many as an eighth of the arena can describe, within these bounds.
 const VERSIONS: (usize, usize) = (4, 64);
 
@@ -197,7 +195,7 @@ impl Layout {
 
     /// From the start of the book.
     fn records_at(files: usize) -> usize {
-        (RESERVED + size_of::<BookHead>() + files * size_of::<BookFile>()).next_multiple_of(64)
+        (size_of::<BookHead>() + files * size_of::<BookFile>()).next_multiple_of(64)
     }
 
     /// From the start of the desk.
@@ -325,13 +323,13 @@ impl Arena {
     /// The head of the book.
     #[must_use]
     pub fn head(&self) -> &BookHead {
-        &self.table(RESERVED, 1)[0]
+        &self.table(0, 1)[0]
     }
 
     /// What `fetch` keeps for each file.
     #[must_use]
     pub fn book(&self) -> &[BookFile] {
-        self.table(RESERVED + size_of::<BookHead>(), self.layout.files)
+        self.table(size_of::<BookHead>(), self.layout.files)
     }
 
     /// All records; those of one file stand together.
