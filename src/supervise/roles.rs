@@ -106,7 +106,7 @@ impl<'a> Roles<'a> {
                     Received::Message(FromRole::Changed(hook)) => hooks.push(hook),
                     Received::Message(FromRole::Failed(exit)) => {
                         process.explained = true;
-                        inputs.push(Input::RoleFailed(exit));
+                        inputs.push(Input::RoleFailed(member.role, exit));
                     }
                     Received::Empty => break,
                     // The end of the link is the end of the role.
@@ -154,7 +154,7 @@ impl<'a> Roles<'a> {
         // It is dead, or there would be hope.
         for member in self.members.extract_if(.., |member| hopeless(member)) {
             Event::GivenUp { role: member.role }.emit();
-            inputs.extend([Input::RoleFailed(Exit::CrashLoop), Input::RoleEnded(member.role)]);
+            inputs.extend([Input::RoleFailed(member.role, Exit::CrashLoop), Input::RoleEnded(member.role)]);
         }
         for index in 0..self.members.len() {
             if self.members[index].lives.begin(now) {

@@ -84,7 +84,7 @@ pub enum Input {
     /// A rotation is to be told now.
     Due(Due),
     /// A role says why it is about to end.
-    RoleFailed(Exit),
+    RoleFailed(Role, Exit),
     /// A role ended for good.
     RoleEnded(Role),
     /// A role that died was born again.
@@ -178,13 +178,30 @@ enum Phase {
     Finished,
 }
 
+/// Why each role said that it would end, if it did.
+#[derive(Debug, Default)]
+struct Reasons {
+    serve: Option<Exit>,
+    fetch: Option<Exit>,
+}
+
+impl Reasons {
+    /// That of `role`; supervise itself is no role that others wait for, and counts as `fetch`.
+    fn of(&mut self, role: Role) -> &mut Option<Exit> {
+        match role {
+            Role::Serve => &mut self.serve,
+            Role::Fetch | Role::Supervise => &mut self.fetch,
+        }
+    }
+}
+
 /// The machine.
 #[derive(Debug)]
 pub struct Machine {
     policy: Policy,
     phase: Phase,
-    /// Why a role said that it would end, until it has.
-    reason: Option<Exit>,
+    /// Why `serve` and `fetch` said that they would end, each until its next birth.
+    reasons: Reasons,
     /// Whether `fetch` still lives: only then can it revoke.
     fetch_lives: bool,
 }
@@ -193,7 +210,7 @@ impl Machine {
     /// A machine and the first thing to do.
     #[must_use]
     pub fn start(policy: Policy) -> (Self, Vec<Output>) {
-        let machine = Self { policy, phase: Phase::Waiting, reason: None, fetch_lives: true };
+        let machine = Self { policy, phase: Phase::Waiting, reasons: Reasons::default(), fetch_lives: true };
         (machine, vec![Output::Arm(Timer::Secrets, policy.wait)])
     }
 
@@ -203,8 +220,8 @@ impl Machine {
             Input::Signal(signal) => self.signal(signal),
             Input::SecretsReady => self.ready(),
             Input::Due(due) => self.due(due),
-            Input::RoleFailed(exit) => {
-                self.reason = Some(exit);
+            Input::RoleFailed(role, exit) => {
+                *self.reasons.of(role) = Some(exit);
                 vec![]
             }
             Input::RoleEnded(role) => self.role_ended(role),
@@ -276,9 +293,9 @@ impl Machine {
         }
     }
 
-    /// A successor is told what its predecessor was told last.
+    /// A successor is told what its predecessor was told last. The predecessor's reason is void; the other role's stands.
     fn role_born(&mut self, role: Role) -> Vec<Output> {
-        self.reason = None;
+        *self.reasons.of(role) = None;
         match (role, self.phase) {
             (Role::Fetch, Phase::GivingUp) => vec![Output::TellFetch(ToRole::GiveUp)],
             (Role::Fetch, Phase::Revoking { .. }) => vec![Output::TellFetch(ToRole::Stop)],
@@ -294,7 +311,7 @@ impl Machine {
 
     fn lost(&mut self, role: Role) -> Vec<Output> {
         self.fetch_lives &= role != Role::Fetch;
-        let trouble = self.reason.filter(|reason| *reason != Exit::Ok).unwrap_or(Exit::Software).code();
+        let trouble = self.reasons.of(role).filter(|reason| *reason != Exit::Ok).unwrap_or(Exit::Software).code();
         match self.phase {
             Phase::GivingUp if role == Role::Fetch => self.finish(trouble),
             Phase::Running if self.policy.has_app => self.stop_app(self.policy.stop_signal, Some(trouble)),
@@ -400,7 +417,7 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Input::{AppEnded, Elapsed, GroupGone, RoleEnded, RoleFailed, SecretsReady};
+    use Input::{AppEnded, Elapsed, GroupGone, RoleBorn, RoleEnded, RoleFailed, SecretsReady};
     use Output::{AbortMount, Arm, Finish, KillRoles, RunCommand, SignalApp, StartApp, TellFetch};
     use ToRole::{GiveUp, Refresh, Stop};
     use proptest::prelude::*;
@@ -539,7 +556,7 @@ mod tests {
             &[
                 (Elapsed(Timer::Secrets), &gave_up),
                 (SecretsReady, &[]),
-                (RoleFailed(Exit::Login), &[]),
+                (RoleFailed(Role::Fetch, Exit::Login), &[]),
                 (RoleEnded(Role::Fetch), &[Finish(Exit::Login.code())]),
             ],
         );
@@ -567,6 +584,27 @@ mod tests {
             ],
         );
         drive(true, &[(SecretsReady, &[StartApp]), (TERM, &ASK_TERM), (RoleEnded(Role::Fetch), &[]), (ended, &[Finish(70)])]);
+    }
+
+    #[test]
+    fn the_birth_of_one_role_leaves_the_reason_of_another() {
+        let (fetch, serve) = (RoleFailed(Role::Fetch, Exit::Login), RoleFailed(Role::Serve, Exit::Memory));
+        let (login, memory) = (Exit::Login.code(), Exit::Memory.code());
+        // What is said and born before the role of the row ends for good, and the code of the agent.
+        let table: &[(&[Input], Role, u8)] = &[
+            (&[fetch, RoleBorn(Role::Serve)], Role::Fetch, login),
+            (&[serve, RoleBorn(Role::Fetch)], Role::Serve, memory),
+            (&[serve, fetch, RoleBorn(Role::Serve)], Role::Fetch, login),
+            (&[fetch, serve], Role::Fetch, login),
+            (&[fetch, RoleBorn(Role::Fetch)], Role::Fetch, TROUBLE),
+            (&[fetch], Role::Serve, TROUBLE),
+        ];
+        for (before, role, code) in table {
+            let (mut machine, _) = Machine::start(policy(true));
+            let mut outputs: Vec<_> = before.iter().flat_map(|input| machine.step(*input)).collect();
+            outputs.extend([RoleEnded(*role), RoleEnded(Role::Fetch)].into_iter().flat_map(|input| machine.step(input)));
+            assert_eq!(outputs.last(), Some(&Finish(*code)), "{before:?}, then {role:?} ends");
+        }
     }
 
     #[test]
@@ -650,12 +688,18 @@ mod tests {
             prop_oneof![Just(Signal::SIGTERM), Just(Signal::SIGHUP), Just(Signal::SIGINT)].prop_map(Input::Signal),
             Just(SecretsReady),
             prop_oneof![Just(RESTART), Just(TELL), Just(COMMAND)],
-            Just(RoleFailed(Exit::Login)),
+            prop_oneof![Just(RoleFailed(Role::Fetch, Exit::Login)), Just(RoleFailed(Role::Serve, Exit::Memory))],
             prop_oneof![Just(Role::Fetch), Just(Role::Serve)].prop_map(RoleEnded),
+            prop_oneof![Just(Role::Fetch), Just(Role::Serve)].prop_map(RoleBorn),
             any::<u8>().prop_map(|code| AppEnded(Ending::Exited(code))),
             Just(GroupGone),
             prop_oneof![Just(Timer::Secrets), Just(Timer::App), Just(Timer::Revocation)].prop_map(Elapsed),
         ]
+    }
+
+    /// Whether an input leaves the agent where it is: no stop, no end, no wait that is over.
+    fn is_no_end(input: &Input) -> bool {
+        matches!(input, SecretsReady | Input::Due(_) | RoleFailed(..) | RoleBorn(_))
     }
 
     /// All that a machine wants done for `inputs`, an end of the application only while it lives; whether it lives is
@@ -690,6 +734,21 @@ mod tests {
             if let Some(end) = outputs.iter().position(|o| matches!(o, Finish(_))) {
                 prop_assert!(outputs[end + 1..].iter().all(|o| *o == AbortMount));
             }
+        }
+
+        #[test]
+        fn the_reason_of_a_role_is_its_own_whatever_else_is_born(
+            before in proptest::collection::vec(any_input().prop_filter("nothing ends yet", is_no_end), 0..30),
+            exit in prop_oneof![Just(Exit::Login), Just(Exit::NoSecret), Just(Exit::Unavailable)],
+            births in 0_usize..4,
+        ) {
+            let (mut machine, _) = Machine::start(policy(false));
+            let mut inputs = before;
+            inputs.push(RoleFailed(Role::Fetch, exit));
+            inputs.extend(std::iter::repeat_n(RoleBorn(Role::Serve), births));
+            inputs.push(RoleEnded(Role::Fetch));
+            let outputs: Vec<_> = inputs.into_iter().flat_map(|input| machine.step(input)).collect();
+            prop_assert_eq!(outputs.last(), Some(&Finish(exit.code())));
         }
 
         #[test]
