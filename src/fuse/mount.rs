@@ -57,7 +57,8 @@ impl FuseMount {
 }
 
 impl Public {
-    /// Takes it away, whoever calls; files that are open stay readable while `serve` runs.
+    /// Takes it away, whoever calls, and aborts the session: every request under way, and every later one of an open file, ends with
+    /// an error (`umount2(2)`, `MNT_FORCE`). For the end, when nobody is to answer any more.
     pub fn unmount(&self) {
         // Already gone when somebody else unmounted it: nothing is left to do then.
         let _ = mount::unmount_root(self.root.as_fd());

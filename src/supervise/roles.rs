@@ -1,11 +1,12 @@
 //! The roles as processes: forked, confined, and born again when they die. Invariants: of each role at most one lives; a
 //! successor is forked by supervise alone, from the state in which the first one was.
 
+use super::END_TIMEOUT;
 use super::guard::Guard;
 use super::rebirth::{Death, Rebirth};
 use super::state::{Ending, Input};
 use super::world::World;
-use crate::clock::{Jitter, Moment};
+use crate::clock::{Clock, Jitter, Moment, RealClock};
 use crate::config::plan::Plan;
 use crate::exit::Exit;
 use crate::link::{self, End, FromRole, Received};
@@ -15,15 +16,17 @@ use crate::observe::{self, Event};
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
 use nix::errno::Errno;
+use nix::poll::{PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, getppid, setpgid};
 use std::ffi::CStr;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::time::Duration;
 
 /// One role: its process, while it has one, and its lives.
 #[derive(Debug)]
@@ -54,6 +57,8 @@ struct Process {
 pub(super) struct Roles<'a> {
     plan: &'a Plan,
     guard: Option<&'a Guard>,
+    /// What supervise holds and no role needs.
+    held: &'a [BorrowedFd<'a>],
     /// `serve` first: `fetch` announces what it answers.
     members: Vec<Member>,
     /// Descriptors that only the application is to have.
@@ -63,10 +68,17 @@ pub(super) struct Roles<'a> {
 
 impl<'a> Roles<'a> {
     /// Starts them; when one cannot be started, none stays.
-    pub(super) fn start(plan: &'a Plan, world: &World, signals: &SignalFd, guard: Option<&'a Guard>, now: Moment) -> io::Result<Self> {
-        let mut roles = Self { plan, guard, members: vec![], inherited: process::inherited()?, jitter: Jitter::new() };
+    pub(super) fn start(
+        plan: &'a Plan,
+        world: &World,
+        signals: &SignalFd,
+        guard: Option<&'a Guard>,
+        held: &'a [BorrowedFd<'a>],
+        now: Moment,
+    ) -> io::Result<Self> {
+        let mut roles = Self { plan, guard, held, members: vec![], inherited: process::inherited()?, jitter: Jitter::new() };
         for role in world.roles() {
-            let started = roles.fork(*role, Past::default(), world, signals).inspect_err(|_| roles.end())?;
+            let started = roles.fork(*role, Past::default(), world, signals).inspect_err(|_| kill_and_reap(&roles.leave()))?;
             roles.members.push(Member {
                 role: *role,
                 process: Some(started),
@@ -186,16 +198,15 @@ impl<'a> Roles<'a> {
         self.members.extract_if(.., |member| member.process.is_none()).map(|member| Input::RoleEnded(member.role)).collect()
     }
 
-    /// Kills and reaps whoever is left.
-    pub(super) fn end(&mut self) {
-        for process in self.members.drain(..).filter_map(|member| member.process) {
-            end(process.pid);
-        }
+    /// Lets go of whoever is left: their processes, `serve` first, still to be killed.
+    pub(super) fn leave(&mut self) -> Vec<Pid> {
+        self.members.drain(..).filter_map(|member| member.process).map(|process| process.pid).collect()
     }
 
     fn fork(&self, role: Role, past: Past, world: &World, signals: &SignalFd) -> io::Result<Process> {
         let of_guard = self.guard.into_iter().flat_map(|guard| guard.foreign_to(role));
         let of_world = world.descriptors().into_iter().chain(world.root());
+        let of_world = of_world.chain(self.held.iter().copied());
         let foreign: Vec<_> = of_world.chain([signals.as_fd()]).chain(of_guard).chain(self.links().map(AsFd::as_fd)).collect();
         match role {
             Role::Serve => self.start_role(role, &foreign, &[], world.serve(self.plan, past)?),
@@ -238,10 +249,29 @@ impl<'a> Roles<'a> {
     }
 }
 
-/// Kills and reaps a child that has nothing left to do.
-pub(super) fn end(pid: Pid) {
-    let _ = kill(pid, Signal::SIGKILL);
-    while waitpid(pid, None) == Err(Errno::EINTR) {}
+/// Kills children that have nothing left to do, and reaps them as far as they die within `END_TIMEOUT`. One that hangs in the kernel
+/// is left to whoever inherits it: nobody waits for it without a bound.
+pub(super) fn kill_and_reap(children: &[Pid]) {
+    for pid in children {
+        let _ = kill(*pid, Signal::SIGKILL);
+    }
+    reap(children.to_vec());
+}
+
+/// Reaps killed children as far as they die within `END_TIMEOUT`.
+pub(super) fn reap(mut children: Vec<Pid>) {
+    let (clock, mut pause) = (RealClock, Duration::from_micros(100));
+    let end = clock.now().plus(END_TIMEOUT);
+    loop {
+        // Reaped, or no child of ours any more.
+        children.retain(|pid| matches!(waitpid(*pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive) | Err(Errno::EINTR)));
+        let now = clock.now();
+        if children.is_empty() || now >= end {
+            return;
+        }
+        let _ = poll(&mut [], PollTimeout::try_from(pause.min(end.since(now))).unwrap_or(PollTimeout::ZERO));
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
 }
 
 fn name(role: Role) -> &'static CStr {

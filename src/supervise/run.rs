@@ -4,7 +4,7 @@
 use super::app::{self, Inherited, Part, Terminal};
 use super::guard::Guard;
 use super::hooks::{Hooks, Took};
-use super::roles::Roles;
+use super::roles::{Roles, reap};
 use super::state::{Due, Ending, Input, Machine, Output, Timer};
 use super::world::World;
 use crate::clock::{Clock, Moment};
@@ -15,7 +15,7 @@ use crate::names::HookId;
 use crate::observe::{self, Event};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -68,6 +68,23 @@ impl<C: Clock> Loop<'_, C> {
             }
             observe::report_dropped();
         }
+    }
+
+    /// Takes everything down, so that nobody is waited for who waits for `serve`: first all children are killed, then the mount is
+    /// aborted, which gives an error to whoever waits for an answer, and then children are reaped for a bounded time.
+    pub(super) fn tear_down(&mut self) {
+        let mut children = self.roles.leave();
+        for role in &children {
+            let _ = kill(*role, Signal::SIGKILL);
+        }
+        // Whom the application left behind in its group, and the commands.
+        for group in self.group.into_iter().chain(self.hooks.running()) {
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+        self.world.abort();
+        self.world.unmount();
+        children.extend(self.hooks.running().chain(self.group.filter(|_| self.app_lives)));
+        reap(children);
     }
 
     /// Does one thing; what comes of it at once is an input.

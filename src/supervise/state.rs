@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use std::fmt;
 use std::time::Duration;
 
-/// How long a killed application may take to be gone.
+/// How long a killed application, or a killed `fetch`, may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_millis(500);
 /// The code of what was ended by KILL, as a shell says it.
 const KILLED: u8 = 128 + 9;
@@ -174,6 +174,8 @@ enum Phase {
     StoppingApp { code: Option<u8>, killed: bool },
     /// `fetch` revokes; then the end with `code`.
     Revoking { code: u8 },
+    /// `fetch` did not end in time and was killed; then the end with `code`, or with the reason that it gave.
+    Abandoning { code: Option<u8> },
     /// Over.
     Finished,
 }
@@ -249,7 +251,7 @@ impl Machine {
             Phase::Restarting { killed } => self.stop_restart(killed, None),
             Phase::Clearing { code } => self.revoke(code),
             Phase::StoppingApp { code, .. } => self.kill_app(code),
-            Phase::GivingUp | Phase::Revoking { .. } | Phase::Finished => vec![],
+            Phase::GivingUp | Phase::Revoking { .. } | Phase::Abandoning { .. } | Phase::Finished => vec![],
         }
     }
 
@@ -311,19 +313,25 @@ impl Machine {
 
     fn lost(&mut self, role: Role) -> Vec<Output> {
         self.fetch_lives &= role != Role::Fetch;
-        let trouble = self.reasons.of(role).filter(|reason| *reason != Exit::Ok).unwrap_or(Exit::Software).code();
+        let trouble = self.trouble(role);
         match self.phase {
             Phase::GivingUp if role == Role::Fetch => self.finish(trouble),
             Phase::Running if self.policy.has_app => self.stop_app(self.policy.stop_signal, Some(trouble)),
             Phase::Waiting | Phase::Running | Phase::Clearing { .. } => self.revoke(trouble),
             Phase::Restarting { killed } => self.stop_restart(killed, Some(trouble)),
             Phase::Revoking { code } if role == Role::Fetch => self.finish(code),
+            Phase::Abandoning { code } if role == Role::Fetch => self.finish(code.unwrap_or(trouble)),
             Phase::StoppingApp { code, killed } => {
                 self.phase = Phase::StoppingApp { code: Some(code.unwrap_or(trouble)), killed };
                 vec![]
             }
-            Phase::GivingUp | Phase::Revoking { .. } | Phase::Finished => vec![],
+            Phase::GivingUp | Phase::Revoking { .. } | Phase::Abandoning { .. } | Phase::Finished => vec![],
         }
+    }
+
+    /// The agent's own code when `role` ends: the reason that it gave, if it gave one.
+    fn trouble(&mut self, role: Role) -> u8 {
+        self.reasons.of(role).filter(|reason| *reason != Exit::Ok).unwrap_or(Exit::Software).code()
     }
 
     fn app_ended(&mut self, ending: Ending) -> Vec<Output> {
@@ -334,7 +342,12 @@ impl Machine {
                 vec![Output::SignalApp(Signal::SIGKILL), Output::Arm(Timer::App, KILL_TIMEOUT)]
             }
             Phase::StoppingApp { code, .. } => self.revoke(code.unwrap_or(ending.code())),
-            Phase::Waiting | Phase::GivingUp | Phase::Clearing { .. } | Phase::Revoking { .. } | Phase::Finished => vec![],
+            Phase::Waiting
+            | Phase::GivingUp
+            | Phase::Clearing { .. }
+            | Phase::Revoking { .. }
+            | Phase::Abandoning { .. }
+            | Phase::Finished => vec![],
         }
     }
 
@@ -362,18 +375,23 @@ impl Machine {
             (Phase::Clearing { .. }, Timer::App) => self.cleared(),
             // Not even KILL ends a process that hangs in the kernel: the token is not left alive for it.
             (Phase::StoppingApp { code, killed: true }, Timer::App) => self.revoke(code.unwrap_or(KILLED)),
-            (Phase::GivingUp | Phase::Revoking { .. }, Timer::Revocation) => self.give_up_fetch(),
+            (Phase::GivingUp, Timer::Revocation) => self.give_up_fetch(None),
+            // That is no end with 0, which Swarm would take for a job that is done.
+            (Phase::Revoking { code: 0 }, Timer::Revocation) => self.give_up_fetch(Some(Exit::Software.code())),
+            (Phase::Revoking { code }, Timer::Revocation) => self.give_up_fetch(Some(code)),
+            // A process that hangs in the kernel outlives KILL, and the container does not wait for it.
+            (Phase::Abandoning { code }, Timer::Revocation) => {
+                let code = code.unwrap_or_else(|| self.trouble(Role::Fetch));
+                self.finish(code)
+            }
             _ => vec![],
         }
     }
 
-    /// It bounds its own requests: it hangs, and that is no end with 0, which Swarm would take for a job that is done.
-    fn give_up_fetch(&mut self) -> Vec<Output> {
-        if self.phase == (Phase::Revoking { code: 0 }) {
-            self.phase = Phase::Revoking { code: Exit::Software.code() };
-        }
-        // A thread of it that waits for an answer of `serve` dies only when it gets one.
-        vec![Output::KillRoles, Output::AbortMount]
+    /// `fetch` bounds its own requests, so it hangs. A thread of it that waits for an answer of `serve` dies only when it gets one.
+    fn give_up_fetch(&mut self, code: Option<u8>) -> Vec<Output> {
+        self.phase = Phase::Abandoning { code };
+        vec![Output::KillRoles, Output::AbortMount, Output::Arm(Timer::Revocation, KILL_TIMEOUT)]
     }
 
     fn stop_app(&mut self, signal: Signal, code: Option<u8>) -> Vec<Output> {
@@ -429,6 +447,7 @@ mod tests {
     const ASK_REVOKE: [Output; 2] = [TellFetch(Stop), Arm(Timer::Revocation, REVOKE)];
     const ASK_TERM: [Output; 3] = [SignalApp(Signal::SIGTERM), SignalApp(Signal::SIGCONT), Arm(Timer::App, STOP)];
     const KILL: [Output; 2] = [SignalApp(Signal::SIGKILL), Arm(Timer::App, KILL_TIMEOUT)];
+    const ABANDON: [Output; 3] = [KillRoles, AbortMount, Arm(Timer::Revocation, KILL_TIMEOUT)];
     const RESTART: Input = Input::Due(Due::Restart);
     const COMMAND: Input = Input::Due(Due::Command(HookId(3)));
     const TELL: Input = Input::Due(Due::Signal(Signal::SIGUSR1));
@@ -469,7 +488,7 @@ mod tests {
                 (TERM, &ASK_TERM),
                 (Elapsed(Timer::App), &KILL),
                 (AppEnded(Ending::Killed(9)), &ASK_REVOKE),
-                (Elapsed(Timer::Revocation), &[KillRoles, AbortMount]),
+                (Elapsed(Timer::Revocation), &ABANDON),
                 (RoleEnded(Role::Fetch), &[Finish(137)]),
             ],
         );
@@ -477,11 +496,17 @@ mod tests {
 
     #[test]
     fn a_fetch_that_hangs_is_no_end_with_0() {
-        let (hung, killed) = (Elapsed(Timer::Revocation), [KillRoles, AbortMount]);
+        let (hung, killed) = (Elapsed(Timer::Revocation), ABANDON);
         let stop = |ended| [(SecretsReady, &[StartApp][..]), (AppEnded(Ending::Exited(ended)), &ASK_REVOKE), (hung, &killed)];
         for (ended, code) in [(0, Exit::Software.code()), (7, 7)] {
-            drive(true, &[&stop(ended)[..], &[(RoleEnded(Role::Fetch), &[Finish(code)])]].concat());
+            // Killed, it ends; or it hangs in the kernel, where KILL does not reach it.
+            for last in [RoleEnded(Role::Fetch), hung] {
+                drive(true, &[&stop(ended)[..], &[(last, &[Finish(code)])]].concat());
+            }
         }
+        let gave_up = [TellFetch(GiveUp), Arm(Timer::Revocation, REVOKE)];
+        let said = RoleFailed(Role::Fetch, Exit::Login);
+        drive(true, &[(Elapsed(Timer::Secrets), &gave_up), (said, &[]), (hung, &ABANDON), (hung, &[Finish(Exit::Login.code())])]);
     }
 
     #[test]
@@ -564,7 +589,7 @@ mod tests {
             true,
             &[
                 (Elapsed(Timer::Secrets), &gave_up),
-                (Elapsed(Timer::Revocation), &[KillRoles, AbortMount]),
+                (Elapsed(Timer::Revocation), &ABANDON),
                 (RoleEnded(Role::Fetch), &[Finish(70)]),
             ],
         );
@@ -756,8 +781,9 @@ mod tests {
             let (mut machine, _) = Machine::start(policy(true));
             let mut lives = false;
             let mut outputs = live(&mut machine, inputs, &mut lives);
-            let end = vec![TERM, TERM, AppEnded(Ending::Killed(9)), Elapsed(Timer::Revocation), RoleEnded(Role::Fetch)];
-            outputs.extend(live(&mut machine, end, &mut lives));
+            // Neither the application nor a role dies of KILL: time alone brings the end.
+            let (app, fetch) = (Elapsed(Timer::App), Elapsed(Timer::Revocation));
+            outputs.extend(live(&mut machine, vec![TERM, TERM, app, fetch, fetch], &mut lives));
             prop_assert!(outputs.iter().any(|o| matches!(o, Finish(_))));
         }
     }

@@ -160,10 +160,17 @@ impl World {
         }
     }
 
-    /// Takes away what others see, whoever calls: the mount, or the files. What is open still ends with the device.
+    /// Takes the FUSE mount away, whoever calls. Requests under way end with an error, whether or not `serve` is dead yet.
+    pub(super) fn unmount(&self) {
+        if let Self::Fuse { public, .. } = self {
+            public.unmount();
+        }
+    }
+
+    /// Takes away what others see, whoever calls: the mount, or the files, when no `fetch` writes any more.
     pub(super) fn close(&self) {
         match self {
-            Self::Fuse { public, .. } => public.unmount(),
+            Self::Fuse { .. } => self.unmount(),
             Self::Tmpfs { target, .. } => {
                 if let Err(error) = target.clear() {
                     Event::Skipped { what: &format!("not all files could be removed: {error}") }.emit();

@@ -1,6 +1,7 @@
 //! The mount API of Linux 5.2 and later (`fsopen(2)`, `fsmount(2)`, `open_tree(2)`, `mount_setattr(2)`, 5.12): one
 //! superblock, a private read-write mount that has no path, and a public read-only one.
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use std::ffi::{CStr, CString};
 use std::io;
@@ -248,10 +249,15 @@ pub fn unmount(path: &Path) -> io::Result<()> {
     check(libc::c_long::from(result), Call::Umount, &path.display().to_string()).map(|_| ())
 }
 
-/// The same for the mount that `root` is the root of, and no other.
+/// The same for the mount that `root` is the root of, and no other. `MNT_FORCE` goes first, which makes FUSE abort its session; the kernel
+/// refuses that part (`EPERM`) to an administrator of a user namespace alone, whose mount is taken away without it.
 ///
 /// # Errors
 /// `EINVAL` when it is not mounted any more.
 pub fn unmount_root(root: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(umount2(format!("/proc/self/fd/{}", root.as_raw_fd()).as_str(), MntFlags::MNT_DETACH)?)
+    let path = format!("/proc/self/fd/{}", root.as_raw_fd());
+    match umount2(path.as_str(), MntFlags::MNT_FORCE | MntFlags::MNT_DETACH) {
+        Err(Errno::EPERM) => Ok(umount2(path.as_str(), MntFlags::MNT_DETACH)?),
+        result => Ok(result?),
+    }
 }
