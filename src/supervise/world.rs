@@ -160,17 +160,17 @@ impl World {
         }
     }
 
-    /// Takes the FUSE mount away, whoever calls. Requests under way end with an error, whether or not `serve` is dead yet.
+    /// Takes the FUSE mount away. Requests under way end with an error, whether or not `serve` is dead yet.
     pub(super) fn unmount(&self) {
         if let Self::Fuse { public, .. } = self {
-            public.unmount();
+            public.abort();
         }
     }
 
     /// Takes away what others see, whoever calls: the mount, or the files, when no `fetch` writes any more.
     pub(super) fn close(&self) {
         match self {
-            Self::Fuse { .. } => self.unmount(),
+            Self::Fuse { public, .. } => public.abort(),
             Self::Tmpfs { target, .. } => {
                 if let Err(error) = target.clear() {
                     Event::Skipped { what: &format!("not all files could be removed: {error}") }.emit();

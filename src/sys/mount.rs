@@ -249,15 +249,27 @@ pub fn unmount(path: &Path) -> io::Result<()> {
     check(libc::c_long::from(result), Call::Umount, &path.display().to_string()).map(|_| ())
 }
 
-/// The same for the mount that `root` is the root of, and no other. `MNT_FORCE` goes first, which makes FUSE abort its session; the kernel
-/// refuses that part (`EPERM`) to an administrator of a user namespace alone, whose mount is taken away without it.
+/// What becomes of requests that nobody has answered when a filesystem is unmounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requests {
+    /// They are answered yet.
+    Kept,
+    /// They end with an error (`MNT_FORCE`; FUSE aborts its connection).
+    Aborted,
+}
+
+/// The same as `unmount` for the mount that `root` is the root of, and no other. Where the kernel refuses to abort (`EPERM` for whoever is
+/// administrator of a user namespace only), the mount is taken away without that.
 ///
 /// # Errors
 /// `EINVAL` when it is not mounted any more.
-pub fn unmount_root(root: BorrowedFd<'_>) -> io::Result<()> {
+pub fn unmount_root(root: BorrowedFd<'_>, requests: Requests) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}", root.as_raw_fd());
-    match umount2(path.as_str(), MntFlags::MNT_FORCE | MntFlags::MNT_DETACH) {
-        Err(Errno::EPERM) => Ok(umount2(path.as_str(), MntFlags::MNT_DETACH)?),
-        result => Ok(result?),
+    if requests == Requests::Aborted {
+        let aborted = umount2(path.as_str(), MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
+        if aborted != Err(Errno::EPERM) {
+            return Ok(aborted?);
+        }
     }
+    Ok(umount2(path.as_str(), MntFlags::MNT_DETACH)?)
 }
