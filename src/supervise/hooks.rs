@@ -67,7 +67,9 @@ impl<'a> Hooks<'a> {
         let (Some(hook), Some(state)) = (self.plan.get(id.index()), self.states.get_mut(id.index())) else { return };
         let (jitter, splay) = (&mut self.jitter, hook.splay);
         let earliest = state.done.map(|done| done.plus(DISTANCE));
-        state.due.get_or_insert_with(|| now.plus(hook.debounce).plus(jitter.between(Duration::ZERO, splay)).max(earliest.unwrap_or_default()));
+        state
+            .due
+            .get_or_insert_with(|| now.plus(hook.debounce).plus(jitter.between(Duration::ZERO, splay)).max(earliest.unwrap_or_default()));
     }
 
     /// What is to be done now; it is not asked for any more then. What still runs has to end first.

@@ -9,6 +9,7 @@ mod roles;
 mod run;
 pub mod state;
 pub mod traces;
+pub mod watchdog;
 mod world;
 
 use crate::clock::{Clock, Jitter, RealClock};
@@ -32,6 +33,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use traces::Traces;
+use watchdog::{Looks, Timing};
 use world::World;
 
 /// How long `fetch` may take to revoke and end, its own bound for the requests included. With the application's
@@ -151,8 +153,22 @@ fn supervise(
     let terminal = Terminal::foreground();
     let (app, hooks) = (&plan.app, Hooks::new(&plan.hooks, Jitter::new()));
     let (mut machine, first) = Machine::start(policy(app));
-    let mut turning =
-        Loop { clock: &clock, signals, world, roles, guard, app, inherited, terminal, hooks, group: None, app_lives: false, timer: None };
+    let mut turning = Loop {
+        clock: &clock,
+        signals,
+        world,
+        roles,
+        guard,
+        app,
+        inherited,
+        terminal,
+        hooks,
+        group: None,
+        app_lives: false,
+        timer: None,
+        looks: Looks::new(Timing::USUAL, clock.now()),
+        swap: None,
+    };
     let code = turning.run(&mut machine, first);
     if let Some(terminal) = &turning.terminal {
         terminal.take_back();

@@ -5,11 +5,12 @@ use super::END_TIMEOUT;
 use super::guard::Guard;
 use super::rebirth::{Death, Rebirth};
 use super::state::{Ending, Input};
+use super::watchdog::{Look, Sign, Timing, Watch};
 use super::world::World;
 use crate::clock::{Clock, Jitter, Moment, RealClock};
 use crate::config::plan::Plan;
 use crate::exit::Exit;
-use crate::link::{self, End, FromRole, Received};
+use crate::link::{self, End, FromRole, Received, ToRole};
 use crate::memory;
 use crate::names::{HookId, Past, Role};
 use crate::observe::{self, Event};
@@ -50,6 +51,31 @@ struct Process {
     link: Option<End>,
     /// Whether it gave a reason for its end.
     explained: bool,
+    /// Whether it has said that it works.
+    ready: bool,
+    watch: Watch,
+    /// Whether the watchdog has killed it.
+    hung: bool,
+}
+
+impl Process {
+    fn new(pid: Pid, link: End, now: Moment) -> Self {
+        Self { pid, link: Some(link), explained: false, ready: false, watch: Watch::new(now), hung: false }
+    }
+
+    /// What a look sees of it. `serve` is asked nothing, because it waits for the kernel and must wait for nobody else.
+    fn sign(&mut self, role: Role, work: Option<u64>) -> Sign {
+        match role {
+            Role::Serve => self.watch.sign_of_work(work.filter(|_| self.ready)),
+            Role::Fetch | Role::Supervise => self.watch.sign_of_answer(),
+        }
+    }
+
+    /// Asks `fetch` for a sign of life. A full link or a dead peer is none.
+    fn ask(&mut self) {
+        self.watch.asked();
+        let _ = self.link.as_ref().map(|link| link.send(&ToRole::Ping));
+    }
 }
 
 /// `fetch`, and on FUSE `serve`.
@@ -107,8 +133,14 @@ impl<'a> Roles<'a> {
         for member in &mut self.members {
             let Some(process) = &mut member.process else { continue };
             while let Some(link) = &process.link {
-                match link.receive() {
+                let received = link.receive();
+                if matches!(received, Received::Message(_)) {
+                    process.watch.answered();
+                }
+                match received {
+                    Received::Message(FromRole::Alive) => {}
                     Received::Message(FromRole::Ready) => {
+                        process.ready = true;
                         if let Some(after) = member.lives.ready(now).filter(|_| member.deaths > 0) {
                             Event::WorksAgain { role: member.role, after }.emit();
                         }
@@ -136,7 +168,8 @@ impl<'a> Roles<'a> {
     pub(super) fn ended(&mut self, pid: Pid, ending: Ending, now: Moment) -> Option<Input> {
         let is_it = |member: &&mut Member| member.process.as_ref().is_some_and(|process| process.pid == pid);
         let member = self.members.iter_mut().find(is_it)?;
-        let explained = member.process.take().is_some_and(|process| process.explained);
+        let process = member.process.take()?;
+        let explained = process.explained;
         if ending != Ending::Exited(0) && !explained && !member.dismissed {
             Event::RoleDied { role: member.role, how: &ending.to_string() }.emit();
         }
@@ -146,10 +179,35 @@ impl<'a> Roles<'a> {
             self.members.retain(|member| member.role != role);
             return Some(Input::RoleEnded(role));
         }
-        let death = if ending == Ending::Killed(Signal::SIGKILL as i32) { Death::Killed } else { Death::Crashed };
+        let death = match ending {
+            _ if process.hung => Death::Hung(process.watch.heard()),
+            Ending::Killed(signal) if signal == Signal::SIGKILL as i32 => Death::Killed,
+            Ending::Exited(_) | Ending::Killed(_) => Death::Crashed,
+        };
         member.deaths += 1;
         member.lives.died(death, now, &mut self.jitter);
         None
+    }
+
+    /// A child was stopped, or goes on.
+    pub(super) fn stopped(&mut self, pid: Pid, stopped: bool) {
+        let processes = self.members.iter_mut().filter_map(|member| member.process.as_mut());
+        processes.filter(|process| process.pid == pid).for_each(|process| process.watch.stopped(stopped));
+    }
+
+    /// Looks after all of them, and kills who hangs: its successor does the work. `work` is how far `serve` is.
+    pub(super) fn look(&mut self, look: Look, work: Option<u64>, now: Moment) {
+        for Member { role, process, dismissed, .. } in &mut self.members {
+            let Some(process) = process.as_mut().filter(|process| !process.hung && !*dismissed) else { continue };
+            let sign = process.sign(*role, work);
+            if process.watch.look(look, sign, Timing::USUAL, now) {
+                Event::RoleHangs { role: *role, since: now.since(process.watch.heard()) }.emit();
+                process.hung = true;
+                let _ = kill(process.pid, Signal::SIGKILL);
+            } else if *role == Role::Fetch {
+                process.ask();
+            }
+        }
     }
 
     /// When `turn` has something to do.
@@ -245,7 +303,7 @@ impl<'a> Roles<'a> {
             mem::forget(last);
             exit.code()
         })?;
-        Ok(Process { pid, link: Some(ours), explained: false })
+        Ok(Process::new(pid, ours, RealClock.now()))
     }
 }
 

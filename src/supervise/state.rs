@@ -587,11 +587,7 @@ mod tests {
         );
         drive(
             true,
-            &[
-                (Elapsed(Timer::Secrets), &gave_up),
-                (Elapsed(Timer::Revocation), &ABANDON),
-                (RoleEnded(Role::Fetch), &[Finish(70)]),
-            ],
+            &[(Elapsed(Timer::Secrets), &gave_up), (Elapsed(Timer::Revocation), &ABANDON), (RoleEnded(Role::Fetch), &[Finish(70)])],
         );
     }
 

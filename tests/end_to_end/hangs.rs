@@ -1,12 +1,18 @@
 //! A process of the agent that is stopped, or hangs in the middle of an operation: nobody waits for it without a bound.
 
+use super::deaths::{assert_nothing_left, report, started};
+use super::health::health;
 use super::hooks::{rotate, setup, wait_for_log, with_command};
-use crate::rig::World;
-use crate::rig::agent::{Agent, Setup};
-use crate::rig::process::stop_with_a_request_in_hand;
+use crate::rig::agent::{Agent, MOUNT, Setup};
+use crate::rig::process::{signal, status, stop_with_a_request_in_hand};
 use crate::rig::server::Tenant;
+use crate::rig::{World, wait_until, wait_until_or};
 use baofs::clock::{Clock, RealClock};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use std::time::Duration;
+
+in_each_world!(a_stopped_fetch_is_replaced, a_frozen_container_kills_nobody);
 
 /// Reads a secret as soon as somebody opens the gate.
 const READS: &str = "echo waits; until [ -e /tmp/gate ]; do sleep 0.02; done; exec cat /app/secrets/note";
@@ -39,7 +45,12 @@ const ASKERS: [Asker; 3] = [
         |_, _| {},
         open_gate,
     ),
-    ("the announcing thread", || setup(World::Fuse, "hangs-fetch", "signal = \"CONT\"", STOP_TIMEOUT), |_, _| {}, |tenant, _| rotate(tenant, "v1")),
+    (
+        "the announcing thread",
+        || setup(World::Fuse, "hangs-fetch", "signal = \"CONT\"", STOP_TIMEOUT),
+        |_, _| {},
+        |tenant, _| rotate(tenant, "v1"),
+    ),
 ];
 
 #[test]
@@ -55,4 +66,76 @@ fn who_waits_for_a_hung_serve_delays_no_end() {
         assert!(took < Duration::from_secs(9), "the stop took {took:?}, because {who} waits\n{}", end.stderr);
         tenant.assert_nothing_lives();
     }
+}
+
+/// How a test makes `serve` hang; `read` makes somebody read.
+type Hang = fn(Pid, &dyn Fn());
+
+/// Stopped while it has nothing to do, and in the middle of an operation.
+const HANGS: [Hang; 2] = [
+    |serve, read| {
+        signal(serve, Signal::SIGSTOP);
+        read();
+    },
+    |serve, read| stop_with_a_request_in_hand(serve, read),
+];
+
+#[test]
+fn who_waits_for_a_hung_serve_gets_the_bytes_from_its_successor() {
+    for hang in HANGS {
+        let (tenant, setup) = setup(World::Fuse, "hangs-serve", "signal = \"CONT\"", "");
+        let agent = started(setup);
+        let (serve, path) = (agent.role("serve"), agent.path(MOUNT).join("note"));
+        std::thread::scope(|threads| {
+            hang(serve, &|| {
+                threads.spawn(|| assert_eq!(std::fs::read_to_string(&path).expect("it waits and reads"), "v0"));
+            });
+        });
+        assert_replaced(&agent, "serve", serve);
+        rotate(&tenant, "v1");
+        assert_eq!(agent.read_after("note", "v0"), "v1");
+        let deaths = || Some(report(&agent).roles).filter(|roles| (roles.serve_deaths, roles.fetch_deaths) == (1, 0));
+        wait_until_or("the death is reported", || agent.log(), deaths);
+        assert_nothing_left(&tenant, &agent.stop());
+    }
+}
+
+fn assert_replaced(agent: &Agent, role: &str, old: Pid) {
+    wait_until_or("another one runs", || agent.log(), || (agent.role(role) != old).then_some(()));
+    assert!(agent.log().contains(&format!("a process of the agent does not answer: it is killed role=\"{role}\"")), "{}", agent.log());
+}
+
+fn a_stopped_fetch_is_replaced(world: World) {
+    let (tenant, setup) = setup(world, "hangs-fetch", "signal = \"CONT\"", "");
+    let agent = started(setup);
+    let fetch = agent.role("fetch");
+    signal(fetch, Signal::SIGSTOP);
+    rotate(&tenant, "v1");
+    assert_eq!(agent.read_after("note", "v0"), "v1");
+    assert_replaced(&agent, "fetch", fetch);
+    assert_nothing_left(&tenant, &agent.stop());
+}
+
+/// All of the agent is stopped for longer than the watchdog has patience, and the roles go on last.
+fn a_frozen_container_kills_nobody(world: World) {
+    let (tenant, setup) = setup(world, "frozen", "signal = \"CONT\"", "");
+    let agent = started(setup);
+    let mut all: Vec<Pid> = agent.processes().into_iter().filter(|(_, name)| name.starts_with("baofs")).map(|(pid, _)| pid).collect();
+    all.reverse();
+    let (clock, roles) = (RealClock, report(&agent).roles);
+    let pause = |time: Duration| {
+        let begin = clock.now();
+        wait_until("time has passed", || (clock.now().since(begin) >= time).then_some(()));
+    };
+    // As a freezer does: nobody sees the others stop.
+    all.iter().rev().for_each(|pid| signal(*pid, Signal::SIGSTOP));
+    wait_until("all stand still", || all.iter().all(|pid| status(*pid, "State").is_some_and(|state| state.starts_with('T'))).then_some(()));
+    pause(Duration::from_secs(13));
+    all.iter().rev().for_each(|pid| signal(*pid, Signal::SIGCONT));
+    wait_until_or("all is well", || agent.log(), || (health(&agent) == (0, "healthy\n".to_owned())).then_some(()));
+    pause(Duration::from_secs(5));
+    assert_eq!(report(&agent).roles, roles, "nobody died: {}", agent.log());
+    rotate(&tenant, "v1");
+    assert_eq!(agent.read_after("note", "v0"), "v1");
+    assert_nothing_left(&tenant, &agent.stop());
 }

@@ -143,9 +143,10 @@ pub(crate) fn outcome(command: &mut Command) -> Output {
 /// operation does. `ask` makes somebody ask. Whoever asked cannot be killed any more, because the kernel waits for the answer.
 pub(crate) fn stop_with_a_request_in_hand(serve: Pid, ask: impl FnOnce()) {
     let loops = std::fs::read_dir(format!("/proc/{serve}/task")).expect("it runs").flatten();
-    let loops = loops.filter_map(|task| task.file_name().to_str()?.parse().ok()).map(Pid::from_raw);
-    let is_loop = |thread: &Pid| std::fs::read_to_string(format!("/proc/{serve}/task/{thread}/comm")).is_ok_and(|name| name.starts_with("fuser"));
-    let thread = loops.filter(is_loop).next().expect("the thread that fuser reads with");
+    let mut loops = loops.filter_map(|task| task.file_name().to_str()?.parse().ok()).map(Pid::from_raw);
+    let is_loop =
+        |thread: &Pid| std::fs::read_to_string(format!("/proc/{serve}/task/{thread}/comm")).is_ok_and(|name| name.starts_with("fuser"));
+    let thread = loops.find(is_loop).expect("the thread that fuser reads with");
     let wait = || waitpid(thread, Some(WaitPidFlag::__WALL)).expect("it is traced");
     ptrace::seize(thread, ptrace::Options::PTRACE_O_TRACESYSGOOD).expect("the tests run as root");
     ptrace::interrupt(thread).expect("it is traced");
