@@ -6,13 +6,14 @@ use super::hooks::{rotate, setup, wait_for_log, with_command};
 use crate::rig::agent::{Agent, MOUNT, Setup};
 use crate::rig::process::{signal, status, stop_with_a_request_in_hand};
 use crate::rig::server::Tenant;
-use crate::rig::{World, wait_until, wait_until_or};
+use crate::rig::{World, config, wait_until, wait_until_or};
 use baofs::clock::{Clock, RealClock};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-in_each_world!(a_stopped_fetch_is_replaced, a_frozen_container_kills_nobody);
+in_each_world!(a_stopped_fetch_is_replaced, a_frozen_container_kills_nobody, an_idle_agent_takes_no_processor_time);
 
 /// Reads a secret as soon as somebody opens the gate.
 const READS: &str = "echo waits; until [ -e /tmp/gate ]; do sleep 0.02; done; exec cat /app/secrets/note";
@@ -122,11 +123,7 @@ fn a_frozen_container_kills_nobody(world: World) {
     let agent = started(setup);
     let mut all: Vec<Pid> = agent.processes().into_iter().filter(|(_, name)| name.starts_with("baofs")).map(|(pid, _)| pid).collect();
     all.reverse();
-    let (clock, roles) = (RealClock, report(&agent).roles);
-    let pause = |time: Duration| {
-        let begin = clock.now();
-        wait_until("time has passed", || (clock.now().since(begin) >= time).then_some(()));
-    };
+    let roles = report(&agent).roles;
     // As a freezer does: nobody sees the others stop.
     all.iter().rev().for_each(|pid| signal(*pid, Signal::SIGSTOP));
     wait_until("all stand still", || all.iter().all(|pid| status(*pid, "State").is_some_and(|state| state.starts_with('T'))).then_some(()));
@@ -138,4 +135,37 @@ fn a_frozen_container_kills_nobody(world: World) {
     rotate(&tenant, "v1");
     assert_eq!(agent.read_after("note", "v0"), "v1");
     assert_nothing_left(&tenant, &agent.stop());
+}
+
+fn pause(time: Duration) {
+    let begin = RealClock.now();
+    wait_until("time has passed", || (RealClock.now().since(begin) >= time).then_some(()));
+}
+
+/// All looks and reports of half a minute together cost less than two ticks of the usual clock (10 ms each), in a debug build.
+fn an_idle_agent_takes_no_processor_time(world: World) {
+    let (tenant, setup) = setup(world, "idle", "signal = \"CONT\"", "");
+    let text = config::login(&tenant.url()) + &config::field("note", &tenant.kv("note"), "text").replace("100ms", "1h");
+    let agent = started(setup.file("agent-config.hcl", &text));
+    let all: Vec<Pid> = agent.processes().into_iter().filter(|(_, name)| name.starts_with("baofs")).map(|(pid, _)| pid).collect();
+    let spent = || Duration::from_nanos(all.iter().flat_map(|pid| tasks(*pid)).map(|task| on_processor(&task)).sum());
+    pause(Duration::from_secs(3));
+    let before = spent();
+    pause(Duration::from_secs(30));
+    let took = spent() - before;
+    println!("{world:?}: {took:?} in 30 s of {} processes", all.len());
+    assert!(took < Duration::from_millis(20), "{took:?}");
+    assert_nothing_left(&tenant, &agent.stop());
+}
+
+/// The directories of a process' threads.
+fn tasks(pid: Pid) -> Vec<PathBuf> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    tasks.flatten().map(|task| task.path()).collect()
+}
+
+/// How long a thread was on a processor, in nanoseconds (`proc_pid_schedstat(5)`).
+fn on_processor(task: &Path) -> u64 {
+    let text = std::fs::read_to_string(task.join("schedstat")).expect("it runs");
+    text.split(' ').next().and_then(|word| word.parse().ok()).expect("a number")
 }
