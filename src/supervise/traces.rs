@@ -113,7 +113,10 @@ impl Traces {
                 return Err(taken(&link.spot.path, &step));
             }
             match link.make(&self.trusted)? {
-                Ok(made) => link.made = Some(made),
+                Ok(made) => {
+                    link.made = Some(made);
+                    warn_of_replacement(&link.spot, &self.trusted);
+                }
                 Err(errno) => skipped(&cannot_link(&link.spot.path, &link.target, &errno)),
             }
         }
@@ -201,6 +204,18 @@ fn taken(path: &Path, what: &str) -> Refused {
     let why = "the application would read what it holds instead of the token";
     let hint = "remove it, or give the sink another `path`; in a directory that only root may write nobody can plant one";
     Refused::new(Exit::Config, format_args!("the link to a sink cannot be made at {}: {what}, and {why}\nhint: {hint}", path.display()))
+}
+
+/// Says when another user may replace the link at any time, because its directory is that user's, or everybody's without a sticky bit. Some
+/// administrator made the directory so, which is no attack and no refusal.
+fn warn_of_replacement(spot: &Spot, trusted: &[u32]) {
+    let Ok(dir) = fstat(&spot.dir) else { return };
+    let who = match dir.st_mode & 0o1002 {
+        0o0002 => "everybody".to_owned(),
+        _ if trusted.contains(&dir.st_uid) => return,
+        _ => format!("uid {}", dir.st_uid),
+    };
+    skipped(&format!("{who} may replace the link to a sink at {}, because of the directory that it lies in", spot.path.display()));
 }
 
 /// The first directory or link on the way to `path` that another user put into a directory which everybody may write: its owner can

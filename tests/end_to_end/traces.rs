@@ -62,6 +62,7 @@ fn a_planted_sink_is_refused(world: World) {
 
 fn a_sink_of_an_earlier_run_is_taken_over(world: World) {
     let (tenant, setup) = setup(world, "sink-again");
+    let warned = "may replace the link to a sink at /tmp/bao-token";
     // Whoever waits for the agent sees what it leaves.
     let after = format!("echo \"code $?\"; ls {SINK} {PID_FILE} 2>&1");
     let prepare = format!("ln -s /app/secrets/bao-token {SINK}\nset -- sh -c '\"$@\"; {after}' sh \"$@\"");
@@ -69,5 +70,10 @@ fn a_sink_of_an_earlier_run_is_taken_over(world: World) {
     let end = setup.prepare(&prepare).script(&script).outcome();
     assert!(end.stdout.starts_with("/app/secrets/bao-token\ncode 7\n"), "{}\n{}", end.stdout, end.stderr);
     assert_eq!(end.stdout.matches("cannot access").count(), 2, "the link and the pid file are gone: {}", end.stdout);
+    assert!(!end.stderr.contains(warned), "/tmp has a sticky bit: {}", end.stderr);
     tenant.assert_nothing_lives();
+    for (change, who) in [("chmod 0777 /tmp", "everybody"), ("chmod 0755 /tmp; chown 4242 /tmp", "uid 4242")] {
+        let end = self::setup(world, "sink-open").1.prepare(change).script("exit 7").outcome();
+        assert_eq!((end.code, end.stderr.matches(&format!("{who} {warned}")).count()), (7, 1), "{change}: {}", end.stderr);
+    }
 }

@@ -140,7 +140,8 @@ pub(crate) fn outcome(command: &mut Command) -> Output {
 }
 
 /// Stops `serve` right after it has taken a request from the kernel, which it then answers to nobody: as a fault in the middle of an
-/// operation does. `ask` makes somebody ask. Whoever asked cannot be killed any more, because the kernel waits for the answer.
+/// operation does. `ask` makes somebody ask. Whoever asked cannot be killed any more, because the kernel waits for the answer. It knows
+/// the registers of x86-64.
 pub(crate) fn stop_with_a_request_in_hand(serve: Pid, ask: impl FnOnce()) {
     let loops = std::fs::read_dir(format!("/proc/{serve}/task")).expect("it runs").flatten();
     let mut loops = loops.filter_map(|task| task.file_name().to_str()?.parse().ok()).map(Pid::from_raw);
