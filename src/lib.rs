@@ -23,6 +23,10 @@
 //! ([`fuse::session`]); `fetch` finds its schedule, its tokens and what it owes in a journal in the arena, written before each
 //! request is sent. What an unheard answer may have minted dies with the token that it was minted under, which is replaced.
 //!
+//! A role that hangs is killed, and so becomes one that died ([`supervise::watchdog`]). `fetch` has to answer a question of supervise;
+//! `serve` waits for the kernel alone, so it is asked nothing: it counts its operations in the arena. At the end all roles are killed and
+//! the mount is aborted before anybody is waited for, and nobody is waited for without a bound.
+//!
 //! # The way of the data
 //!
 //! ```text

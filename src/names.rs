@@ -197,6 +197,37 @@ impl Past {
     }
 }
 
+/// Why it is not proved that no swap is reachable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum NoSwapProof {
+    /// `/proc/swaps` cannot be read.
+    Unknown = 1,
+    /// There is a swap, and no cgroup of ours has `memory.swap.max` at 0.
+    Reachable = 2,
+    /// The same under cgroup v1, whose limits prove nothing: with `memory.memsw.limit_in_bytes` equal to
+    /// `memory.limit_in_bytes` a reclaim still swaps pages out, because their sum stays as it is (measured on 6.18).
+    CgroupV1 = 3,
+}
+
+impl NoSwapProof {
+    /// The one with this number (`as u8`).
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Unknown, Self::Reachable, Self::CgroupV1].into_iter().find(|known| *known as u8 == number)
+    }
+}
+
+impl fmt::Display for NoSwapProof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "/proc/swaps cannot be read",
+            Self::Reachable => "the machine has a swap and no cgroup forbids it (memory.swap.max is not 0)",
+            Self::CgroupV1 => "the machine has a swap, and a limit of cgroup v1 does not keep pages out of it",
+        })
+    }
+}
+
 /// Owner of a file, as the kernel sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {

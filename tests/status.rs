@@ -58,7 +58,7 @@ fn report(files: Vec<FileReport>, late: Duration) -> Report {
         since: now - 7_500,
         written: now,
         due_monotonic_ms: u64::try_from(due.as_millis()).expect("small"),
-        served: Served { how: "tmpfs".into(), fallback: Some("no /dev/fuse".into()) },
+        served: Served { how: "tmpfs".into(), fallback: Some("no /dev/fuse".into()), swap: None },
         roles: Roles { supervise: 1, fetch: 7, serve: None, ..Roles::default() },
         session: Session { ends: Some(now + 4_000), ..Session::default() },
         files,

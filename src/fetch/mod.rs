@@ -18,7 +18,7 @@ use crate::config::plan::Plan;
 use crate::exit::Exit;
 use crate::lease::source::{Failure, Reply, Source};
 use crate::lease::{Input, Machine, Output, Pace, Subject, TokenId};
-use crate::link::{End, Received, ToRole};
+use crate::link::{End, FromRole, Received, ToRole};
 use crate::memory::arena::Arena;
 use crate::names::{Generation, Past, QueryId};
 use crate::observe::{Event, report_dropped};
@@ -131,7 +131,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         self.press.tell(self.clock);
         loop {
             let woken = self.wait(ears, &mut announcements).await;
-            let news = !matches!(woken, Woken::Report);
+            let news = !matches!(woken, Woken::Report | Woken::Told(Received::Message(ToRole::Ping)));
             if news {
                 self.reporter.touch();
             }
@@ -140,6 +140,15 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                 Woken::Told(Received::Message(ToRole::Stop) | Received::Closed) => return Exit::Ok,
                 Woken::Told(Received::Message(ToRole::Refresh)) => {
                     self.step(Input::Refresh);
+                    Ok(())
+                }
+                Woken::Told(Received::Message(ToRole::Ping)) => {
+                    // A full link takes no answer; supervise asks again.
+                    let _ = ears.link.send(&FromRole::Alive);
+                    Ok(())
+                }
+                Woken::Told(Received::Message(ToRole::Swap(found))) => {
+                    self.reporter.swap(found);
                     Ok(())
                 }
                 Woken::Told(Received::Empty) | Woken::Report => Ok(()),

@@ -137,7 +137,7 @@ impl<'a, O: Outlet> Press<'a, O> {
     pub(super) fn note(&self) -> PressNote {
         let owed = self.owed.iter().filter_map(|message| match message {
             FromRole::Changed(hook) => Some(*hook),
-            FromRole::Ready | FromRole::Failed(_) => None,
+            FromRole::Ready | FromRole::Failed(_) | FromRole::Alive => None,
         });
         PressNote {
             history: self.history.clone(),

@@ -8,7 +8,7 @@ use crate::config::plan::{Content, File, Stale};
 use crate::exit::Exit;
 use crate::lease::source::Source;
 use crate::lease::{Subject, View};
-use crate::names::{FileId, Past};
+use crate::names::{FileId, NoSwapProof, Past};
 use crate::observe::Event;
 use crate::render;
 use crate::status::{Condition, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, seconds};
@@ -23,6 +23,8 @@ const CALM: Duration = Duration::from_millis(500);
 /// When the report is due, and what was in the last one.
 pub(super) struct Reporter {
     served: Served,
+    /// Why files could reach a swap, as supervise said last.
+    swap: Option<NoSwapProof>,
     past: Past,
     /// When this `fetch` began.
     born: Moment,
@@ -44,7 +46,7 @@ impl Reporter {
     pub(super) fn new(settings: &Settings, clock: &impl Clock) -> Self {
         let (served, past, since) = (settings.served.clone(), settings.past, seconds(clock.wall()));
         let born = clock.now();
-        Self { served, past, born, since, last: None, written: born, looked: None, touched: false, ready: false, failed: false }
+        Self { served, swap: None, past, born, since, last: None, written: born, looked: None, touched: false, ready: false, failed: false }
     }
 
     /// The last report, which a successor goes on from.
@@ -56,6 +58,11 @@ impl Reporter {
     pub(super) fn go_on(&mut self, last: Option<Report>) {
         self.since = last.as_ref().map_or(self.since, |last| last.since);
         self.last = last;
+    }
+
+    /// Supervise says why files could reach a swap, or that they cannot any more.
+    pub(super) fn swap(&mut self, found: Option<NoSwapProof>) {
+        self.swap = found;
     }
 
     /// Something happened that may be news.
@@ -118,13 +125,14 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         let cause = session.trouble.map(|failure| failure.message.clone());
         let trouble = lasting(cause, last.and_then(|last| last.session.trouble.as_ref()), times);
         let files = (0_u32..).map(FileId).zip(&self.plan.files);
+        let swap = self.reporter.swap.map(|why| why.to_string());
         Report {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since: self.reporter.since,
             written: seconds(times.wall),
             due_monotonic_ms: u64::try_from(times.now.plus(HEARTBEAT).since_origin().as_millis()).unwrap_or(u64::MAX),
-            served: self.reporter.served.clone(),
+            served: Served { swap: lasting(swap, last.and_then(|last| last.served.swap.as_ref()), times), ..self.reporter.served.clone() },
             roles: self.roles(times.now),
             session: Session { ends: session.ends.map(|end| times.at(end)), lost_logins: self.machine.lost_logins(), trouble },
             files: files.map(|(id, file)| self.describe_file(id, file, times)).collect(),
@@ -213,7 +221,10 @@ fn is_same(a: &Report, b: &Report) -> bool {
     let same = |(a, b): (&FileReport, &FileReport)| {
         (a.condition, a.changes, a.version) == (b.condition, b.changes, b.version) && cause(&a.trouble, &b.trouble)
     };
-    a.roles == b.roles && cause(&a.session.trouble, &b.session.trouble) && a.files.iter().zip(&b.files).all(same)
+    a.roles == b.roles
+        && cause(&a.served.swap, &b.served.swap)
+        && cause(&a.session.trouble, &b.session.trouble)
+        && a.files.iter().zip(&b.files).all(same)
 }
 
 #[cfg(test)]
@@ -224,7 +235,7 @@ mod tests {
 
     #[test]
     fn it_is_looked_at_twice_a_second_at_most_and_written_every_five() {
-        let served = Served { how: "tmpfs".to_owned(), fallback: None };
+        let served = Served { how: "tmpfs".to_owned(), fallback: None, swap: None };
         let mut reporter = Reporter::new(&Settings::new(&plan(Vec::new(), Vec::new()), served, Past::default()), &RealClock);
         let at = |millis: u64| Moment::at(Duration::from_millis(millis));
         reporter.written = at(0);

@@ -6,7 +6,7 @@ use crate::config::plan::{Content, File, Query};
 use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
 use crate::link::{FromRole, pair};
 use crate::memory::arena::{FileSpec, Kind, Place};
-use crate::names::{FileId, FileName, HookId, LeaseId, Owner};
+use crate::names::{FileId, FileName, HookId, LeaseId, NoSwapProof, Owner};
 use crate::render::Change;
 use crate::render::tests::{field, file, plan, query, template};
 use crate::status::{Condition, FileReport, Report};
@@ -297,7 +297,7 @@ impl Rig {
 }
 
 fn settings(plan: &Plan) -> Settings {
-    let served = Served { how: "fuse".to_owned(), fallback: None };
+    let served = Served { how: "fuse".to_owned(), fallback: None, swap: None };
     Settings::new(plan, served, Past::default())
 }
 
@@ -314,6 +314,29 @@ fn the_first_publication_is_complete_and_its_reads_run_side_by_side() {
     assert_eq!(exit, Exit::Ok);
     assert_eq!(asked.iter().filter(|asked| *asked == "login").count(), 1);
     assert_eq!(asked.last().map(String::as_str), Some("revoke token-1"));
+}
+
+#[test]
+fn a_question_of_supervise_is_answered_and_is_no_news() {
+    let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
+    rig.ready();
+    for _ in 0..3 {
+        rig.link.send(&ToRole::Ping).expect("the role lives");
+        assert_eq!(rig.hear(), Received::Message(FromRole::Alive));
+    }
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn a_swap_that_supervise_finds_is_in_the_report_until_it_is_gone() {
+    let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
+    rig.ready();
+    for found in [Some(NoSwapProof::Reachable), None, Some(NoSwapProof::CgroupV1)] {
+        rig.link.send(&ToRole::Swap(found)).expect("the role lives");
+        let cause = found.map(|why| why.to_string());
+        while rig.report(0, |_| true).served.swap.map(|trouble| trouble.cause) != cause {}
+    }
+    rig.end(ToRole::Stop);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Lets the kernel ask the tree: one call and one reply for each request. Invariants: a secret byte stands only in the
 //! bounce buffer, and only until the reply is written; every refusal becomes an errno in one place.
 
-use super::tree::{Access, Attr, FsError, Kind, Tree};
+use super::tree::{Access, Attr, FsError, Kind, Operation, Tree};
 use crate::memory::locked::Bounce;
 use crate::observe::Event;
 use fuser::{
@@ -40,9 +40,11 @@ impl Adapter {
         Self { tree, bounce: Mutex::new(bounce) }
     }
 
-    /// Notes the request in hand, for whoever must answer it should this process die.
-    fn take(&self, request: &Request) {
+    /// Notes the request in hand, for whoever must answer it should this process die, and that an operation is under way, until the reply
+    /// was written and the result is dropped.
+    fn take(&self, request: &Request) -> Operation<'_> {
         self.tree.note(request.unique().0);
+        self.tree.begin()
     }
 
     fn say_evicted(&self, error: FsError) {
@@ -106,7 +108,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.take(request);
+        let _operation = self.take(request);
         match self.tree.lookup(request.pid(), parent.0, name) {
             Ok(attr) => reply.entry_with_ttls(&ATTRIBUTES, &NAMES, &file_attr(&attr), Generation(0)),
             Err(error) => reply.error(error.into()),
@@ -114,11 +116,12 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
+        let _operation = self.tree.begin();
         self.tree.forget(ino.0, count);
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        self.take(request);
+        let _operation = self.take(request);
         match self.tree.getattr(ino.0) {
             Ok(attr) => reply.attr(&ATTRIBUTES, &file_attr(&attr)),
             Err(error) => reply.error(error.into()),
@@ -143,7 +146,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.take(request);
+        let _operation = self.take(request);
         let truncates = size.is_some() && mode.is_none() && uid.is_none() && gid.is_none();
         match if truncates { self.tree.truncate(request.pid(), ino.0) } else { Err(FsError::ReadOnly) } {
             Ok(attr) => reply.attr(&ATTRIBUTES, &file_attr(&attr)),
@@ -152,7 +155,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.take(request);
+        let _operation = self.take(request);
         let access = match flags.acc_mode() {
             OpenAccMode::O_RDONLY => Access::Read,
             OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => Access::Write,
@@ -174,7 +177,7 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.take(request);
+        let _operation = self.take(request);
         let mut bounce = self.bounce.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // Wiped when it goes out of scope, after the reply was written.
         let mut lent = bounce.lend(size as usize);
@@ -188,7 +191,7 @@ impl Filesystem for Adapter {
     }
 
     fn create(&self, request: &Request, parent: INodeNo, name: &OsStr, _mode: u32, _umask: u32, _flags: i32, reply: ReplyCreate) {
-        self.take(request);
+        let _operation = self.take(request);
         match self.tree.create(request.pid(), parent.0, name) {
             Ok(attr) => reply.created(&NAMES, &file_attr(&attr), Generation(0), NO_HANDLE, DIRECT),
             Err(error) => reply.error(error.into()),
@@ -205,7 +208,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.take(request);
+        let _operation = self.take(request);
         let renamed = if flags.is_empty() {
             self.tree.rename(request.pid(), (parent.0, name), (new_parent.0, new_name))
         } else {
@@ -218,7 +221,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.take(request);
+        let _operation = self.take(request);
         match self.tree.entries(ino.0, offset) {
             Ok(mut entries) => {
                 // `add` is true when the buffer is full: the rest is asked for from the last `next` on.
@@ -230,7 +233,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.take(request);
+        let _operation = self.take(request);
         let usage = self.tree.usage();
         let (blocks, free) = (usage.size / u64::from(BLOCK), usage.free / u64::from(BLOCK));
         reply.statfs(blocks, free, 0, usage.files, 0, BLOCK, 255, BLOCK);

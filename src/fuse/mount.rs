@@ -4,7 +4,7 @@
 use super::refusal::{Refusal, Rights, Step};
 use super::session::Init;
 use crate::memory::locked::Bounce;
-use crate::sys::mount::{self, FsContext, SuperOption};
+use crate::sys::mount::{self, FsContext, Requests, SuperOption};
 use crate::sys::mounts::SOURCE;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -60,7 +60,13 @@ impl Public {
     /// Takes it away, whoever calls; files that are open stay readable while `serve` runs.
     pub fn unmount(&self) {
         // Already gone when somebody else unmounted it: nothing is left to do then.
-        let _ = mount::unmount_root(self.root.as_fd());
+        let _ = mount::unmount_root(self.root.as_fd(), Requests::Kept);
+    }
+
+    /// The same, and the session with the kernel is aborted: every request under way ends with an error, and so does each later one of
+    /// an open file. It works although `serve` hangs, or is killed and not dead yet.
+    pub fn abort(&self) {
+        let _ = mount::unmount_root(self.root.as_fd(), Requests::Aborted);
     }
 }
 

@@ -10,6 +10,7 @@ use crate::names::{FileId, FileName, STATE_DIRECTORY};
 use crate::snapshot::{Reader, Version};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,6 +20,17 @@ pub const ROOT: u64 = 1;
 pub const STATE: u64 = 2;
 /// What stands before a file's name while its new version is announced.
 pub const HIDDEN: &str = "..new.";
+
+/// An operation under way, as supervise sees it in the arena; it ends when this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Operation<'a>(&'a AtomicU64);
+
+impl Drop for Operation<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
 
 /// Why an operation is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -295,6 +307,14 @@ impl Tree {
     /// Notes the kernel's number of the request in hand, in the arena.
     pub fn note(&self, request: u64) {
         self.reader.arena().desk_head().in_hand.store(request, Relaxed);
+    }
+
+    /// Begins an operation, which ends when the result is dropped: supervise sees in the arena whether this process works, and whether it
+    /// hangs in the middle of something.
+    pub fn begin(&self) -> Operation<'_> {
+        let work = &self.reader.arena().desk_head().work;
+        work.fetch_add(1, Relaxed);
+        Operation(work)
     }
 
     fn directory(&self, ino: u64) -> Attr {

@@ -2,7 +2,7 @@
 //! a dead peer is an event (end of file); a role asks by index into the Plan, never by command, path or pid.
 
 use crate::exit::Exit;
-use crate::names::HookId;
+use crate::names::{HookId, NoSwapProof};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use std::io;
@@ -20,6 +20,8 @@ pub enum FromRole {
     Changed(HookId),
     /// The role ends, and this is why; the container's exit code unless the application has one.
     Failed(Exit),
+    /// `fetch`: the answer to `Ping`.
+    Alive,
 }
 
 /// What supervise tells a role.
@@ -31,6 +33,10 @@ pub enum ToRole {
     Refresh,
     /// The wait for the first secrets is over: say what is missing, revoke, end with `Failed`.
     GiveUp,
+    /// `fetch`: answer with `Alive`, so that supervise knows that the loop turns.
+    Ping,
+    /// `fetch`: why files on a tmpfs could now reach a swap, for the report; `None` when they cannot any more.
+    Swap(Option<NoSwapProof>),
 }
 
 /// A message of fixed size.
@@ -50,6 +56,7 @@ impl Message for FromRole {
                 [2, low, high]
             }
             Self::Failed(exit) => [3, exit.code(), 0],
+            Self::Alive => [4, 0, 0],
         }
     }
 
@@ -58,6 +65,7 @@ impl Message for FromRole {
             [1, 0, 0] => Some(Self::Ready),
             [2, low, high] => Some(Self::Changed(HookId(u16::from_le_bytes([low, high])))),
             [3, code, 0] => Some(Self::Failed(Exit::from_code(code))),
+            [4, 0, 0] => Some(Self::Alive),
             _ => None,
         }
     }
@@ -69,6 +77,8 @@ impl Message for ToRole {
             Self::Stop => [1, 0, 0],
             Self::GiveUp => [2, 0, 0],
             Self::Refresh => [3, 0, 0],
+            Self::Ping => [4, 0, 0],
+            Self::Swap(why) => [5, why.map_or(0, |why| why as u8), 0],
         }
     }
 
@@ -77,6 +87,9 @@ impl Message for ToRole {
             [1, 0, 0] => Some(Self::Stop),
             [2, 0, 0] => Some(Self::GiveUp),
             [3, 0, 0] => Some(Self::Refresh),
+            [4, 0, 0] => Some(Self::Ping),
+            [5, 0, 0] => Some(Self::Swap(None)),
+            [5, why, 0] => NoSwapProof::from_number(why).map(|why| Self::Swap(Some(why))),
             _ => None,
         }
     }
@@ -150,11 +163,12 @@ mod tests {
     fn messages_arrive_and_the_end_is_seen() {
         let (a, b) = pair().expect("socketpair");
         assert_eq!(b.receive::<FromRole>(), Received::Empty);
-        for message in [FromRole::Ready, FromRole::Changed(HookId(0x102)), FromRole::Failed(Exit::Login)] {
+        for message in [FromRole::Ready, FromRole::Changed(HookId(0x102)), FromRole::Failed(Exit::Login), FromRole::Alive] {
             a.send(&message).expect("send");
             assert_eq!(b.receive::<FromRole>(), Received::Message(message));
         }
-        for message in [ToRole::Stop, ToRole::GiveUp, ToRole::Refresh] {
+        let swaps = [None, Some(NoSwapProof::Unknown), Some(NoSwapProof::Reachable), Some(NoSwapProof::CgroupV1)].map(ToRole::Swap);
+        for message in [ToRole::Stop, ToRole::GiveUp, ToRole::Refresh, ToRole::Ping].into_iter().chain(swaps) {
             b.send(&message).expect("send");
             assert_eq!(a.receive::<ToRole>(), Received::Message(message));
         }

@@ -141,6 +141,8 @@ pub struct DeskHead {
     pub opens: AtomicU64,
     /// Reads that failed because their version was evicted.
     pub evicted: AtomicU64,
+    /// Counts up when `serve` begins an operation and when it ends one: odd while it is in one, and changing while it works.
+    pub work: AtomicU64,
 }
 
 /// What `serve` keeps for each file.
@@ -252,6 +254,8 @@ impl Arena {
         desk.born.store(u64::try_from(now.since_origin().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         desk.pid.store(u64::from(std::process::id()), Ordering::Relaxed);
         desk.recovery.store(recovery as u64 + 1, Ordering::Relaxed);
+        // A predecessor may have died in the middle of an operation, which comes back or is given up.
+        desk.work.fetch_add(desk.work.load(Ordering::Relaxed) & 1, Ordering::Relaxed);
     }
 
     /// The last `serve` that began to answer.

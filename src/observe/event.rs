@@ -28,6 +28,11 @@ pub enum Event<'a> {
         /// Why it cannot be excluded.
         cause: &'a str,
     },
+    /// Files on a tmpfs could reach a swap, which was excluded at the start; or not any more.
+    SwapFound {
+        /// Why; `None` when they cannot any more.
+        cause: Option<&'a str>,
+    },
     /// The application was started.
     AppStarted {
         /// Its process id.
@@ -65,6 +70,13 @@ pub enum Event<'a> {
         role: Role,
         /// How, in words: `exit code 1`, `signal 9`.
         how: &'a str,
+    },
+    /// A role gave no sign of life for too long, and is killed.
+    RoleHangs {
+        /// Which.
+        role: Role,
+        /// When it gave the last one, before now.
+        since: Duration,
     },
     /// The successor of a role that died works.
     WorksAgain {
@@ -171,6 +183,8 @@ impl Event<'_> {
             Self::Mounted { path, how } => info!(path = %path.display(), how, "serving"),
             Self::FallingBack { cause } => warn!(cause, "FUSE is refused; falling back to tmpfs"),
             Self::SwapAllowed { cause } => warn!(cause, "secrets may reach a swap: --allow-swap"),
+            Self::SwapFound { cause: Some(cause) } => warn!(cause, "secrets may reach a swap that was turned on since the start"),
+            Self::SwapFound { cause: None } => info!("secrets cannot reach a swap any more"),
             Self::AppStarted { pid } => info!(pid, "application started"),
             Self::AppNotStarted { program, why } => error!(program, why, "the application cannot be started"),
             Self::AppEnded { code } => info!(code, "application ended"),
@@ -178,6 +192,7 @@ impl Event<'_> {
             Self::Telling { how } => info!(how, "telling of a rotation"),
             Self::CommandFailed { program, how } => warn!(program, how, "the command after a rotation failed"),
             Self::RoleDied { role, how } => error!(role = role.as_str(), how, "a process of the agent died"),
+            Self::RoleHangs { role, since } => error!(role = role.as_str(), ?since, "a process of the agent does not answer: it is killed"),
             Self::WorksAgain { role, after } => info!(role = role.as_str(), ?after, "another one works in its place"),
             Self::GivenUp { role } => error!(role = role.as_str(), "a process of the agent died again and again: baofs ends"),
             Self::Skipped { what } => warn!("{what}"),

@@ -41,6 +41,9 @@ pub struct Served {
     /// Why FUSE was refused, when a fallback is in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
+    /// Why files of the fallback could now reach a swap, which was excluded at the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap: Option<Trouble>,
 }
 
 /// Process ids, in the agent's own namespace.

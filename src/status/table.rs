@@ -1,7 +1,7 @@
 //! A report for people: what `baofs status` prints. Invariant: columns are aligned, and each file has one line.
 
 use super::report::{Condition, FileReport, Report};
-use super::verdict::{overdue, said};
+use super::verdict::{overdue, said, swap};
 use super::{Now, span};
 use crate::names::Recovery;
 
@@ -50,7 +50,7 @@ fn head(report: &Report, now: Now) -> String {
         roles.fetch,
         report.served.how
     );
-    text.extend(overdue(report, now).map(|line| line + "\n"));
+    text.extend(overdue(report, now).into_iter().chain(swap(report, now)).map(|line| line + "\n"));
     text + "\n"
 }
 
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn the_head_tells_of_deaths_and_what_they_cost() {
         let now = Now { moment: Moment::at(Duration::from_secs(10_000)), wall: 1_000_000 };
-        let served = Served { how: "fuse".into(), fallback: None };
+        let served = Served { how: "fuse".into(), fallback: None, swap: None };
         let calm = Roles { supervise: 1, fetch: 7, serve: Some(8), recovery: Some(Recovery::Resend), ..Roles::default() };
         let before = Roles { recovery: Some(Recovery::Interrupt), fetch_deaths: 2, serve_deaths: 1, ..calm };
         let tmpfs = Roles { serve: None, recovery: None, fetch_deaths: 1, ..calm };

@@ -31,7 +31,7 @@ pub fn judge(report: &Report, now: Now, probe: Result<(), String>, strictness: S
     let (hangs, late) = if report.is_overdue(now.moment) { (overdue(report, now), None) } else { (None, overdue(report, now)) };
     let mut bad: Vec<String> = hangs.into_iter().chain(probe.err()).collect();
     let login = report.session.trouble.iter().map(|trouble| format!("login: {}", said(trouble, now)));
-    let mut weak: Vec<String> = late.into_iter().chain(crashes(report)).chain(login).collect();
+    let mut weak: Vec<String> = late.into_iter().chain(crashes(report)).chain(swap(report, now)).chain(login).collect();
     for file in &report.files {
         let lines = match file.condition {
             Condition::Missing => &mut bad,
@@ -70,6 +70,11 @@ fn crashes(report: &Report) -> impl Iterator<Item = String> {
     [("fetch", roles.fetch_crashes), ("serve", roles.serve_crashes)].into_iter().filter_map(row)
 }
 
+/// That files could reach a swap, which was excluded when the agent started.
+pub(super) fn swap(report: &Report, now: Now) -> Option<String> {
+    report.served.swap.as_ref().map(|trouble| format!("agent: files could be written to a swap: {}", said(trouble, now)))
+}
+
 /// What is to be said of a file, if anything is.
 fn line(file: &FileReport, now: Now) -> Option<String> {
     let state = match file.condition {
@@ -105,7 +110,7 @@ mod tests {
             since: 990_000,
             written: 999_990,
             due_monotonic_ms: 10_005_000,
-            served: Served { how: "fuse".into(), fallback: None },
+            served: Served { how: "fuse".into(), fallback: None, swap: None },
             roles: Roles { supervise: 1, fetch: 7, serve: Some(8), ..Roles::default() },
             session: Session::default(),
             files,
@@ -160,6 +165,16 @@ mod tests {
         let [verdict, strict] = judged(&late, Ok(()));
         assert_eq!(verdict, Verdict::Degraded(vec!["login: no answer (for 1s)".into()]));
         assert!(matches!(strict, Verdict::Unhealthy(_)));
+    }
+
+    #[test]
+    fn a_swap_that_files_could_reach() {
+        let mut report = report(vec![file(Condition::Fresh, None)]);
+        report.served.swap = Some(Trouble { cause: "the machine has a swap".into(), since: 999_800 });
+        let line = || vec!["agent: files could be written to a swap: the machine has a swap (for 3m20s)".to_owned()];
+        assert_eq!(judged(&report, Ok(())), [Verdict::Degraded(line()), Verdict::Unhealthy(line())]);
+        report.served.swap = None;
+        assert_eq!(judged(&report, Ok(())), [Verdict::Healthy, Verdict::Healthy]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! does nothing as long as supervise lives; it serves nobody, reads no secret and has no right but to unmount and to kill.
 
 use super::REVOKE_TIMEOUT;
-use super::roles::{confine, end};
+use super::roles::{confine, kill_and_reap};
 use super::world::World;
 use crate::names::Role;
 use crate::observe::Event;
@@ -29,14 +29,15 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Starts one that takes `world` away; none for PID 1.
-    pub(super) fn start(world: &World, signals: &SignalFd) -> io::Result<Option<Self>> {
+    /// Starts one that takes `world` away; none for PID 1. `held` are descriptors that no child needs.
+    pub(super) fn start(world: &World, signals: &SignalFd, held: &[BorrowedFd<'_>]) -> io::Result<Option<Self>> {
         if getpid() == Pid::from_raw(1) {
             return Ok(None);
         }
         let (lives, life) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let (leaves, leave) = pipe2(OFlag::O_CLOEXEC)?;
-        let foreign: Vec<_> = world.descriptors().into_iter().chain([signals.as_fd(), life.as_fd(), leave.as_fd()]).collect();
+        let own = [signals.as_fd(), life.as_fd(), leave.as_fd()];
+        let foreign: Vec<_> = world.descriptors().into_iter().chain(own).chain(held.iter().copied()).collect();
         let inherited = process::inherited()?;
         let pid = process::fork(&foreign, move || {
             let rights = [Capability::SysAdmin, Capability::Kill].into_iter().filter(|right| caps::has(*right).unwrap_or(false));
@@ -81,7 +82,7 @@ impl Guard {
 
     /// Ends it when supervise has taken everything away itself.
     pub(super) fn end(self) {
-        end(self.pid);
+        kill_and_reap(&[self.pid]);
     }
 }
 

@@ -1,12 +1,16 @@
 //! When each thing that a rotation asks for is due: the first change starts the wait, what comes meanwhile is merged into
 //! it. Invariants: pure; a change that was told is followed by one doing that begins after it; a hook's command runs once
-//! at a time.
+//! at a time; two doings of one hook begin at least `DISTANCE` apart.
 
 use crate::clock::{Jitter, Moment};
 use crate::config::plan::Hook;
 use crate::names::HookId;
 use nix::unistd::Pid;
 use std::time::Duration;
+
+/// The least time between the beginnings of two doings of one hook, whatever changes: who may write a secret that is read again every 20 ms
+/// must not be able to restart the application at that rate.
+pub const DISTANCE: Duration = Duration::from_secs(1);
 
 /// The hooks of a plan, and how far each is.
 #[derive(Debug)]
@@ -21,6 +25,8 @@ pub struct Hooks<'a> {
 struct State {
     /// When it is to be done, if it was asked for.
     due: Option<Moment>,
+    /// When it was done last, if it was.
+    done: Option<Moment>,
     /// Its command, while it runs.
     run: Option<Run>,
 }
@@ -60,13 +66,22 @@ impl<'a> Hooks<'a> {
     pub fn asked(&mut self, id: HookId, now: Moment) {
         let (Some(hook), Some(state)) = (self.plan.get(id.index()), self.states.get_mut(id.index())) else { return };
         let (jitter, splay) = (&mut self.jitter, hook.splay);
-        state.due.get_or_insert_with(|| now.plus(hook.debounce).plus(jitter.between(Duration::ZERO, splay)));
+        let earliest = state.done.map(|done| done.plus(DISTANCE));
+        state
+            .due
+            .get_or_insert_with(|| now.plus(hook.debounce).plus(jitter.between(Duration::ZERO, splay)).max(earliest.unwrap_or_default()));
     }
 
     /// What is to be done now; it is not asked for any more then. What still runs has to end first.
     pub fn due(&mut self, now: Moment) -> Vec<HookId> {
-        let idle = self.ids().filter(|(_, state)| state.run.is_none());
-        idle.filter_map(|(id, state)| state.due.take_if(|due| *due <= now).map(|_| id)).collect()
+        let mut ids = Vec::new();
+        for (id, state) in self.ids() {
+            if state.run.is_none() && state.due.take_if(|due| *due <= now).is_some() {
+                state.done = Some(now);
+                ids.push(id);
+            }
+        }
+        ids
     }
 
     /// The hook's command runs as `pid`, which may take until then.
@@ -134,9 +149,11 @@ mod tests {
             (&[(FIRST, 0)], 99, &[], Some(100)),
             (&[(FIRST, 99), (FIRST, 100)], 100, &[FIRST], None),
             (&[], 500, &[], None),
-            (&[(FIRST, 500), (SECOND, 550)], 550, &[SECOND], Some(600)),
-            (&[(SECOND, 560)], 700, &[FIRST, SECOND], None),
-            (&[(HookId(2), 700)], 900, &[], None),
+            (&[(FIRST, 1_500), (SECOND, 1_550)], 1_550, &[SECOND], Some(1_600)),
+            // The second one was done at 1,550: not again before 2,550.
+            (&[(SECOND, 1_560)], 1_700, &[FIRST], Some(2_550)),
+            (&[(SECOND, 2_000), (FIRST, 2_500)], 2_550, &[SECOND], Some(2_700)),
+            (&[(HookId(2), 2_700)], 2_700, &[FIRST], None),
         ];
         for (asked, now, due, wake) in table {
             for (hook, when) in *asked {
@@ -159,6 +176,10 @@ mod tests {
         assert_eq!((hooks.wake(), hooks.ended(two)), (Some(at(1000)), None));
         assert_eq!(hooks.ended(one), Some((FIRST, Took::InTime)));
         assert_eq!((hooks.due(at(40)), hooks.due(at(50))), (vec![FIRST], vec![]));
+        hooks.started(FIRST, two, at(5_000));
+        hooks.asked(FIRST, at(60));
+        assert_eq!(hooks.ended(two), Some((FIRST, Took::InTime)));
+        assert_eq!((hooks.due(at(1_039)), hooks.due(at(1_040))), (vec![], vec![FIRST]), "a second after the last one began");
     }
 
     #[test]
@@ -173,6 +194,38 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn two_doings_of_one_hook_are_a_second_apart_and_no_change_is_forgotten(
+            asks in proptest::collection::vec((0_usize..2, 0_u64..700), 1..60),
+            debounce in 0_u64..3000,
+            seed in any::<u64>(),
+        ) {
+            let plan = [hook(0, 0), hook(debounce, 500)];
+            let mut hooks = Hooks::new(&plan, Jitter::seeded(seed));
+            let (mut now, mut last, mut asked, mut begun) = (at(0), [None; 2], [None; 2], 0);
+            let mut look = |hooks: &mut Hooks, now: Moment, asked: &mut [Option<Moment>; 2]| {
+                for id in hooks.due(now) {
+                    if let Some(last) = last[id.index()].replace(now) {
+                        assert!(now.since(last) >= DISTANCE);
+                    }
+                    assert!(asked[id.index()].take().is_some(), "nobody asked");
+                    begun += 1;
+                }
+            };
+            for (which, pause) in asks {
+                hooks.asked(HookId(u16::try_from(which).expect("small")), now);
+                asked[which] = Some(now);
+                now = now.plus(Duration::from_millis(pause));
+                look(&mut hooks, now, &mut asked);
+            }
+            while let Some(wake) = hooks.wake() {
+                now = now.max(wake);
+                look(&mut hooks, now, &mut asked);
+            }
+            prop_assert_eq!(asked, [None; 2]);
+            prop_assert!(begun > 0);
+        }
+
         #[test]
         fn the_wait_is_the_debounce_and_at_most_the_splay(debounce in 0_u64..5000, splay in 0_u64..5000, seed in any::<u64>()) {
             let plan = [hook(debounce, splay)];

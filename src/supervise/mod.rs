@@ -9,6 +9,7 @@ mod roles;
 mod run;
 pub mod state;
 pub mod traces;
+pub mod watchdog;
 mod world;
 
 use crate::clock::{Clock, Jitter, RealClock};
@@ -21,20 +22,27 @@ use app::{Inherited, Terminal};
 use guard::Guard;
 use hooks::Hooks;
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal, killpg};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, geteuid, getpid};
 use roles::Roles;
 use run::Loop;
 use state::{Machine, Policy, SIGNALS};
 use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use traces::Traces;
+use watchdog::{Looks, Timing};
 use world::World;
 
 /// How long `fetch` may take to revoke and end, its own bound for the requests included. With the application's
 /// `stop_timeout` (6 s) this stays under the 10 s that Docker gives.
 const REVOKE_TIMEOUT: Duration = Duration::from_millis(2500);
+
+/// How long killed children may take to die at the end, before the agent ends without them. 0.5 s for one that even KILL does not
+/// end, and all of it still lies within Docker's 10 s.
+const END_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why the agent did not start: the code to end with, and cause and remedy in words.
 #[derive(Debug)]
@@ -80,19 +88,28 @@ pub fn run(plan: &Plan) -> Result<u8, Refused> {
     if getpid() != Pid::from_raw(1) {
         prctl::set_child_subreaper(true).map_err(|error| Refused::software("orphans cannot be adopted", error))?;
     }
+    let mut traces = Traces::open(plan);
     let mut world = World::open(plan)?;
-    let traces = Traces::make(plan);
-    let (code, guard) = match Guard::start(&world, &signals) {
-        Ok(guard) => (supervise(plan, &mut world, signals, &inherited, guard.as_ref()), guard),
-        Err(error) => (Err(Refused::software("a process of the agent cannot be started", error)), None),
+    let (code, guard) = match traces.make().and_then(|()| guard(&world, &signals, &traces)) {
+        Ok(guard) => (supervise(plan, &mut world, signals, &inherited, guard.as_ref(), &traces.descriptors()), guard),
+        Err(refused) => (Err(refused), None),
     };
-    traces.remove();
     world.close();
     drop(world);
+    // Only now: their directories may be the application's, and nothing that it does there delays the unmount.
+    traces.remove();
     if let Some(guard) = guard {
         guard.end();
     }
     code
+}
+
+fn guard(world: &World, signals: &SignalFd, traces: &Traces) -> Result<Option<Guard>, Refused> {
+    Guard::start(world, signals, &traces.descriptors()).map_err(not_started)
+}
+
+fn not_started(error: io::Error) -> Refused {
+    Refused::software("a process of the agent cannot be started", error)
 }
 
 /// Another user takes root and its rights: that is said now rather than when the application (or a command) starts.
@@ -121,29 +138,42 @@ fn warn_of_rights(app: &App) {
     }
 }
 
-/// Forks the roles, obeys the machine to its end, and reaps what is left.
-fn supervise(plan: &Plan, world: &mut World, signals: SignalFd, inherited: &Inherited, guard: Option<&Guard>) -> Result<u8, Refused> {
+/// Forks the roles, obeys the machine to its end, and takes down what is left.
+fn supervise(
+    plan: &Plan,
+    world: &mut World,
+    signals: SignalFd,
+    inherited: &Inherited,
+    guard: Option<&Guard>,
+    held: &[BorrowedFd<'_>],
+) -> Result<u8, Refused> {
     let clock = RealClock;
-    let roles = Roles::start(plan, world, &signals, guard, clock.now());
-    let roles = roles.map_err(|error| Refused::software("a process of the agent cannot be started", error))?;
+    let roles = Roles::start(plan, world, &signals, guard, held, clock.now());
+    let roles = roles.map_err(not_started)?;
     let terminal = Terminal::foreground();
     let (app, hooks) = (&plan.app, Hooks::new(&plan.hooks, Jitter::new()));
     let (mut machine, first) = Machine::start(policy(app));
-    let mut turning =
-        Loop { clock: &clock, signals, world, roles, guard, app, inherited, terminal, hooks, group: None, app_lives: false, timer: None };
+    let mut turning = Loop {
+        clock: &clock,
+        signals,
+        world,
+        roles,
+        guard,
+        app,
+        inherited,
+        terminal,
+        hooks,
+        group: None,
+        app_lives: false,
+        timer: None,
+        looks: Looks::new(Timing::USUAL, clock.now()),
+        swap: None,
+    };
     let code = turning.run(&mut machine, first);
     if let Some(terminal) = &turning.terminal {
         terminal.take_back();
     }
-    if let Some(group) = turning.group {
-        // Whom the application left behind in its group.
-        let _ = killpg(group, Signal::SIGKILL);
-    }
-    for command in turning.hooks.running() {
-        let _ = killpg(command, Signal::SIGKILL);
-        roles::end(command);
-    }
-    turning.roles.end();
+    turning.tear_down();
     Ok(code)
 }
 

@@ -19,6 +19,8 @@ pub enum Death {
     Killed,
     /// By itself: another signal, or its own exit.
     Crashed,
+    /// It was killed because it hung, since then: a crash of that moment.
+    Hung(Moment),
 }
 
 /// The lives of one role.
@@ -53,7 +55,8 @@ impl Rebirth {
 
     /// It died: the next life begins when `wake` says so.
     pub fn died(&mut self, death: Death, now: Moment, jitter: &mut Jitter) {
-        let was_well = now.since(self.born) >= WELL;
+        let end = if let Death::Hung(since) = death { since } else { now };
+        let was_well = end.since(self.born) >= WELL;
         if was_well {
             (self.crashes, self.ill) = (0, None);
         }
@@ -61,7 +64,7 @@ impl Rebirth {
         self.ill = self.ill.or(Some(now));
         self.due = Some(match death {
             Death::Killed if first => now,
-            Death::Crashed if first => {
+            Death::Crashed | Death::Hung(_) if first => {
                 self.crashes = 1;
                 now
             }
@@ -70,7 +73,7 @@ impl Rebirth {
                 self.crashes = 0;
                 now.max(self.born.plus(KILLED))
             }
-            Death::Killed | Death::Crashed => {
+            Death::Killed | Death::Crashed | Death::Hung(_) => {
                 self.crashes = self.crashes.saturating_add(1);
                 now.plus(self.backoff.delay(self.crashes.saturating_sub(2), jitter))
             }
@@ -143,6 +146,24 @@ mod tests {
             assert!((MS(10)..=MS(20)).contains(&waits[1]), "{waits:?}");
             assert!((MS(2_500)..=LONGEST).contains(&waits[11]), "{waits:?}");
         }
+    }
+
+    #[test]
+    fn a_role_that_hangs_again_and_again_is_not_well_however_long_that_takes() {
+        let (mut now, mut jitter) = (Moment::at(MS(100_000)), Jitter::seeded(1));
+        let (mut rebirth, patience) = (Rebirth::new(now), Duration::from_mins(5));
+        let first = now.plus(WELL * 2);
+        for row in 1..=4 {
+            let heard = now.plus(MS(50));
+            now = now.plus(WELL * 2);
+            rebirth.died(Death::Hung(heard), now, &mut jitter);
+            assert_eq!((rebirth.crashes(), rebirth.end_of_hope(patience)), (row, Some(first.plus(patience))));
+            now = now.max(rebirth.wake().expect("it lives again"));
+            assert!(rebirth.begin(now));
+        }
+        // It worked for long before it hung.
+        rebirth.died(Death::Hung(now.plus(WELL)), now.plus(WELL * 2), &mut jitter);
+        assert_eq!(rebirth.crashes(), 1);
     }
 
     #[test]

@@ -1,29 +1,33 @@
 //! The roles as processes: forked, confined, and born again when they die. Invariants: of each role at most one lives; a
 //! successor is forked by supervise alone, from the state in which the first one was.
 
+use super::END_TIMEOUT;
 use super::guard::Guard;
 use super::rebirth::{Death, Rebirth};
 use super::state::{Ending, Input};
+use super::watchdog::{Look, Sign, Timing, Watch};
 use super::world::World;
-use crate::clock::{Jitter, Moment};
+use crate::clock::{Clock, Jitter, Moment, RealClock};
 use crate::config::plan::Plan;
 use crate::exit::Exit;
-use crate::link::{self, End, FromRole, Received};
+use crate::link::{self, End, FromRole, Received, ToRole};
 use crate::memory;
 use crate::names::{HookId, Past, Role};
 use crate::observe::{self, Event};
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
 use nix::errno::Errno;
+use nix::poll::{PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, getppid, setpgid};
 use std::ffi::CStr;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::time::Duration;
 
 /// One role: its process, while it has one, and its lives.
 #[derive(Debug)]
@@ -47,6 +51,31 @@ struct Process {
     link: Option<End>,
     /// Whether it gave a reason for its end.
     explained: bool,
+    /// Whether it has said that it works.
+    ready: bool,
+    watch: Watch,
+    /// Whether the watchdog has killed it.
+    hung: bool,
+}
+
+impl Process {
+    fn new(pid: Pid, link: End, now: Moment) -> Self {
+        Self { pid, link: Some(link), explained: false, ready: false, watch: Watch::new(now), hung: false }
+    }
+
+    /// What a look sees of it. `serve` is asked nothing, because it waits for the kernel and must wait for nobody else.
+    fn sign(&mut self, role: Role, work: Option<u64>) -> Sign {
+        match role {
+            Role::Serve => self.watch.sign_of_work(work.filter(|_| self.ready)),
+            Role::Fetch | Role::Supervise => self.watch.sign_of_answer(),
+        }
+    }
+
+    /// Asks `fetch` for a sign of life. A full link or a dead peer is none.
+    fn ask(&mut self) {
+        self.watch.asked();
+        let _ = self.link.as_ref().map(|link| link.send(&ToRole::Ping));
+    }
 }
 
 /// `fetch`, and on FUSE `serve`.
@@ -54,6 +83,8 @@ struct Process {
 pub(super) struct Roles<'a> {
     plan: &'a Plan,
     guard: Option<&'a Guard>,
+    /// What supervise holds and no role needs.
+    held: &'a [BorrowedFd<'a>],
     /// `serve` first: `fetch` announces what it answers.
     members: Vec<Member>,
     /// Descriptors that only the application is to have.
@@ -63,10 +94,17 @@ pub(super) struct Roles<'a> {
 
 impl<'a> Roles<'a> {
     /// Starts them; when one cannot be started, none stays.
-    pub(super) fn start(plan: &'a Plan, world: &World, signals: &SignalFd, guard: Option<&'a Guard>, now: Moment) -> io::Result<Self> {
-        let mut roles = Self { plan, guard, members: vec![], inherited: process::inherited()?, jitter: Jitter::new() };
+    pub(super) fn start(
+        plan: &'a Plan,
+        world: &World,
+        signals: &SignalFd,
+        guard: Option<&'a Guard>,
+        held: &'a [BorrowedFd<'a>],
+        now: Moment,
+    ) -> io::Result<Self> {
+        let mut roles = Self { plan, guard, held, members: vec![], inherited: process::inherited()?, jitter: Jitter::new() };
         for role in world.roles() {
-            let started = roles.fork(*role, Past::default(), world, signals).inspect_err(|_| roles.end())?;
+            let started = roles.fork(*role, Past::default(), world, signals).inspect_err(|_| kill_and_reap(&roles.leave()))?;
             roles.members.push(Member {
                 role: *role,
                 process: Some(started),
@@ -95,8 +133,14 @@ impl<'a> Roles<'a> {
         for member in &mut self.members {
             let Some(process) = &mut member.process else { continue };
             while let Some(link) = &process.link {
-                match link.receive() {
+                let received = link.receive();
+                if matches!(received, Received::Message(_)) {
+                    process.watch.answered();
+                }
+                match received {
+                    Received::Message(FromRole::Alive) => {}
                     Received::Message(FromRole::Ready) => {
+                        process.ready = true;
                         if let Some(after) = member.lives.ready(now).filter(|_| member.deaths > 0) {
                             Event::WorksAgain { role: member.role, after }.emit();
                         }
@@ -106,7 +150,7 @@ impl<'a> Roles<'a> {
                     Received::Message(FromRole::Changed(hook)) => hooks.push(hook),
                     Received::Message(FromRole::Failed(exit)) => {
                         process.explained = true;
-                        inputs.push(Input::RoleFailed(exit));
+                        inputs.push(Input::RoleFailed(member.role, exit));
                     }
                     Received::Empty => break,
                     // The end of the link is the end of the role.
@@ -124,7 +168,8 @@ impl<'a> Roles<'a> {
     pub(super) fn ended(&mut self, pid: Pid, ending: Ending, now: Moment) -> Option<Input> {
         let is_it = |member: &&mut Member| member.process.as_ref().is_some_and(|process| process.pid == pid);
         let member = self.members.iter_mut().find(is_it)?;
-        let explained = member.process.take().is_some_and(|process| process.explained);
+        let process = member.process.take()?;
+        let explained = process.explained;
         if ending != Ending::Exited(0) && !explained && !member.dismissed {
             Event::RoleDied { role: member.role, how: &ending.to_string() }.emit();
         }
@@ -134,10 +179,35 @@ impl<'a> Roles<'a> {
             self.members.retain(|member| member.role != role);
             return Some(Input::RoleEnded(role));
         }
-        let death = if ending == Ending::Killed(Signal::SIGKILL as i32) { Death::Killed } else { Death::Crashed };
+        let death = match ending {
+            _ if process.hung => Death::Hung(process.watch.heard()),
+            Ending::Killed(signal) if signal == Signal::SIGKILL as i32 => Death::Killed,
+            Ending::Exited(_) | Ending::Killed(_) => Death::Crashed,
+        };
         member.deaths += 1;
         member.lives.died(death, now, &mut self.jitter);
         None
+    }
+
+    /// A child was stopped, or goes on.
+    pub(super) fn stopped(&mut self, pid: Pid, stopped: bool) {
+        let processes = self.members.iter_mut().filter_map(|member| member.process.as_mut());
+        processes.filter(|process| process.pid == pid).for_each(|process| process.watch.stopped(stopped));
+    }
+
+    /// Looks after all of them, and kills who hangs: its successor does the work. `work` is how far `serve` is.
+    pub(super) fn look(&mut self, look: Look, work: Option<u64>, now: Moment) {
+        for Member { role, process, dismissed, .. } in &mut self.members {
+            let Some(process) = process.as_mut().filter(|process| !process.hung && !*dismissed) else { continue };
+            let sign = process.sign(*role, work);
+            if process.watch.look(look, sign, Timing::USUAL, now) {
+                Event::RoleHangs { role: *role, since: now.since(process.watch.heard()) }.emit();
+                process.hung = true;
+                let _ = kill(process.pid, Signal::SIGKILL);
+            } else if *role == Role::Fetch {
+                process.ask();
+            }
+        }
     }
 
     /// When `turn` has something to do.
@@ -154,7 +224,7 @@ impl<'a> Roles<'a> {
         // It is dead, or there would be hope.
         for member in self.members.extract_if(.., |member| hopeless(member)) {
             Event::GivenUp { role: member.role }.emit();
-            inputs.extend([Input::RoleFailed(Exit::CrashLoop), Input::RoleEnded(member.role)]);
+            inputs.extend([Input::RoleFailed(member.role, Exit::CrashLoop), Input::RoleEnded(member.role)]);
         }
         for index in 0..self.members.len() {
             if self.members[index].lives.begin(now) {
@@ -186,16 +256,15 @@ impl<'a> Roles<'a> {
         self.members.extract_if(.., |member| member.process.is_none()).map(|member| Input::RoleEnded(member.role)).collect()
     }
 
-    /// Kills and reaps whoever is left.
-    pub(super) fn end(&mut self) {
-        for process in self.members.drain(..).filter_map(|member| member.process) {
-            end(process.pid);
-        }
+    /// Lets go of whoever is left: their processes, `serve` first, still to be killed.
+    pub(super) fn leave(&mut self) -> Vec<Pid> {
+        self.members.drain(..).filter_map(|member| member.process).map(|process| process.pid).collect()
     }
 
     fn fork(&self, role: Role, past: Past, world: &World, signals: &SignalFd) -> io::Result<Process> {
         let of_guard = self.guard.into_iter().flat_map(|guard| guard.foreign_to(role));
         let of_world = world.descriptors().into_iter().chain(world.root());
+        let of_world = of_world.chain(self.held.iter().copied());
         let foreign: Vec<_> = of_world.chain([signals.as_fd()]).chain(of_guard).chain(self.links().map(AsFd::as_fd)).collect();
         match role {
             Role::Serve => self.start_role(role, &foreign, &[], world.serve(self.plan, past)?),
@@ -234,14 +303,33 @@ impl<'a> Roles<'a> {
             mem::forget(last);
             exit.code()
         })?;
-        Ok(Process { pid, link: Some(ours), explained: false })
+        Ok(Process::new(pid, ours, RealClock.now()))
     }
 }
 
-/// Kills and reaps a child that has nothing left to do.
-pub(super) fn end(pid: Pid) {
-    let _ = kill(pid, Signal::SIGKILL);
-    while waitpid(pid, None) == Err(Errno::EINTR) {}
+/// Kills children that have nothing left to do, and reaps them as far as they die within `END_TIMEOUT`. One that hangs in the kernel
+/// is left to whoever inherits it: nobody waits for it without a bound.
+pub(super) fn kill_and_reap(children: &[Pid]) {
+    for pid in children {
+        let _ = kill(*pid, Signal::SIGKILL);
+    }
+    reap(children.to_vec());
+}
+
+/// Reaps killed children as far as they die within `END_TIMEOUT`.
+pub(super) fn reap(mut children: Vec<Pid>) {
+    let (clock, mut pause) = (RealClock, Duration::from_micros(100));
+    let end = clock.now().plus(END_TIMEOUT);
+    loop {
+        // Reaped, or no child of ours any more.
+        children.retain(|pid| matches!(waitpid(*pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive) | Err(Errno::EINTR)));
+        let now = clock.now();
+        if children.is_empty() || now >= end {
+            return;
+        }
+        let _ = poll(&mut [], PollTimeout::try_from(pause.min(end.since(now))).unwrap_or(PollTimeout::ZERO));
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
 }
 
 fn name(role: Role) -> &'static CStr {

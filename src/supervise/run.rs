@@ -4,18 +4,19 @@
 use super::app::{self, Inherited, Part, Terminal};
 use super::guard::Guard;
 use super::hooks::{Hooks, Took};
-use super::roles::Roles;
+use super::roles::{Roles, reap};
 use super::state::{Due, Ending, Input, Machine, Output, Timer};
+use super::watchdog::Looks;
 use super::world::World;
 use crate::clock::{Clock, Moment};
 use crate::config::plan::{Action, App};
 use crate::exit::Exit;
 use crate::link::ToRole;
-use crate::names::HookId;
+use crate::names::{HookId, NoSwapProof, Role};
 use crate::observe::{self, Event};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -49,6 +50,10 @@ pub(super) struct Loop<'a, C> {
     pub(super) app_lives: bool,
     /// The machine's one timer.
     pub(super) timer: Option<(Timer, Moment)>,
+    /// When it looks after the roles.
+    pub(super) looks: Looks,
+    /// Why files could reach a swap, as the last look found; `fetch` was told.
+    pub(super) swap: Option<NoSwapProof>,
 }
 
 impl<C: Clock> Loop<'_, C> {
@@ -68,6 +73,23 @@ impl<C: Clock> Loop<'_, C> {
             }
             observe::report_dropped();
         }
+    }
+
+    /// Takes everything down, so that nobody is waited for who waits for `serve`: first all children are killed, then the mount is
+    /// aborted, which gives an error to whoever waits for an answer, and then children are reaped for a bounded time.
+    pub(super) fn tear_down(&mut self) {
+        let mut children = self.roles.leave();
+        for role in &children {
+            let _ = kill(*role, Signal::SIGKILL);
+        }
+        // Whom the application left behind in its group, and the commands.
+        for group in self.group.into_iter().chain(self.hooks.running()) {
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+        self.world.abort();
+        self.world.unmount();
+        children.extend(self.hooks.running().chain(self.group.filter(|_| self.app_lives)));
+        reap(children);
     }
 
     /// Does one thing; what comes of it at once is an input.
@@ -153,7 +175,8 @@ impl<C: Clock> Loop<'_, C> {
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.roles.links().map(|link| PollFd::new(link.as_fd(), PollFlags::POLLIN)));
         // Rounded up: a timer that is not quite due must not spin.
-        let wake = self.timer.map(|(_, due)| due).into_iter().chain(self.hooks.wake()).chain(self.roles.wake()).min();
+        let wake =
+            self.timer.map(|(_, due)| due).into_iter().chain(self.hooks.wake()).chain(self.roles.wake()).chain([self.looks.wake()]).min();
         let timeout = wake.map_or(PollTimeout::NONE, |due| {
             let left = due.since(self.clock.now()) + Duration::from_millis(1);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
@@ -202,8 +225,26 @@ impl<C: Clock> Loop<'_, C> {
             Event::Telling { how }.emit();
             Input::Due(due)
         });
+        let told: Vec<_> = told.collect();
+        if let Some(look) = self.looks.look(now) {
+            self.roles.look(look, self.world.work_of_serve(), now);
+            self.look_for_swap();
+        }
         let born = self.roles.turn(self.world, &self.signals, now);
+        if born.contains(&Input::RoleBorn(Role::Fetch)) && self.swap.is_some() {
+            self.tell_fetch(ToRole::Swap(self.swap));
+        }
         timer.into_iter().chain(told).chain(born).collect()
+    }
+
+    /// Looks whether the machine has turned a swap on, or off: that files cannot reach one was proved for the start alone.
+    fn look_for_swap(&mut self) {
+        let found = self.world.swap_risk();
+        if found != self.swap {
+            self.swap = found;
+            Event::SwapFound { cause: found.map(|why| why.to_string()).as_deref() }.emit();
+            self.tell_fetch(ToRole::Swap(found));
+        }
     }
 
     fn messages(&mut self) -> Vec<Input> {
@@ -218,9 +259,17 @@ impl<C: Clock> Loop<'_, C> {
     fn reap(&mut self) -> Vec<Input> {
         let mut inputs = vec![];
         loop {
-            let (pid, ending) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            let (pid, ending) = match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, Ending::Exited(u8::try_from(code & 0xff).unwrap_or(u8::MAX))),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Ending::Killed(signal as i32)),
+                Ok(WaitStatus::Stopped(pid, _)) => {
+                    self.roles.stopped(pid, true);
+                    continue;
+                }
+                Ok(WaitStatus::Continued(pid)) => {
+                    self.roles.stopped(pid, false);
+                    continue;
+                }
                 Err(Errno::EINTR) => continue,
                 Ok(_) | Err(_) => return inputs,
             };

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use std::fmt;
 use std::time::Duration;
 
-/// How long a killed application may take to be gone.
+/// How long a killed application, or a killed `fetch`, may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_millis(500);
 /// The code of what was ended by KILL, as a shell says it.
 const KILLED: u8 = 128 + 9;
@@ -84,7 +84,7 @@ pub enum Input {
     /// A rotation is to be told now.
     Due(Due),
     /// A role says why it is about to end.
-    RoleFailed(Exit),
+    RoleFailed(Role, Exit),
     /// A role ended for good.
     RoleEnded(Role),
     /// A role that died was born again.
@@ -174,8 +174,27 @@ enum Phase {
     StoppingApp { code: Option<u8>, killed: bool },
     /// `fetch` revokes; then the end with `code`.
     Revoking { code: u8 },
+    /// `fetch` did not end in time and was killed; then the end with `code`, or with the reason that it gave.
+    Abandoning { code: Option<u8> },
     /// Over.
     Finished,
+}
+
+/// Why each role said that it would end, if it did.
+#[derive(Debug, Default)]
+struct Reasons {
+    serve: Option<Exit>,
+    fetch: Option<Exit>,
+}
+
+impl Reasons {
+    /// That of `role`; supervise itself is no role that others wait for, and counts as `fetch`.
+    fn of(&mut self, role: Role) -> &mut Option<Exit> {
+        match role {
+            Role::Serve => &mut self.serve,
+            Role::Fetch | Role::Supervise => &mut self.fetch,
+        }
+    }
 }
 
 /// The machine.
@@ -183,8 +202,8 @@ enum Phase {
 pub struct Machine {
     policy: Policy,
     phase: Phase,
-    /// Why a role said that it would end, until it has.
-    reason: Option<Exit>,
+    /// Why `serve` and `fetch` said that they would end, each until its next birth.
+    reasons: Reasons,
     /// Whether `fetch` still lives: only then can it revoke.
     fetch_lives: bool,
 }
@@ -193,7 +212,7 @@ impl Machine {
     /// A machine and the first thing to do.
     #[must_use]
     pub fn start(policy: Policy) -> (Self, Vec<Output>) {
-        let machine = Self { policy, phase: Phase::Waiting, reason: None, fetch_lives: true };
+        let machine = Self { policy, phase: Phase::Waiting, reasons: Reasons::default(), fetch_lives: true };
         (machine, vec![Output::Arm(Timer::Secrets, policy.wait)])
     }
 
@@ -203,8 +222,8 @@ impl Machine {
             Input::Signal(signal) => self.signal(signal),
             Input::SecretsReady => self.ready(),
             Input::Due(due) => self.due(due),
-            Input::RoleFailed(exit) => {
-                self.reason = Some(exit);
+            Input::RoleFailed(role, exit) => {
+                *self.reasons.of(role) = Some(exit);
                 vec![]
             }
             Input::RoleEnded(role) => self.role_ended(role),
@@ -232,7 +251,7 @@ impl Machine {
             Phase::Restarting { killed } => self.stop_restart(killed, None),
             Phase::Clearing { code } => self.revoke(code),
             Phase::StoppingApp { code, .. } => self.kill_app(code),
-            Phase::GivingUp | Phase::Revoking { .. } | Phase::Finished => vec![],
+            Phase::GivingUp | Phase::Revoking { .. } | Phase::Abandoning { .. } | Phase::Finished => vec![],
         }
     }
 
@@ -276,9 +295,9 @@ impl Machine {
         }
     }
 
-    /// A successor is told what its predecessor was told last.
+    /// A successor is told what its predecessor was told last. The predecessor's reason is void; the other role's stands.
     fn role_born(&mut self, role: Role) -> Vec<Output> {
-        self.reason = None;
+        *self.reasons.of(role) = None;
         match (role, self.phase) {
             (Role::Fetch, Phase::GivingUp) => vec![Output::TellFetch(ToRole::GiveUp)],
             (Role::Fetch, Phase::Revoking { .. }) => vec![Output::TellFetch(ToRole::Stop)],
@@ -294,19 +313,25 @@ impl Machine {
 
     fn lost(&mut self, role: Role) -> Vec<Output> {
         self.fetch_lives &= role != Role::Fetch;
-        let trouble = self.reason.filter(|reason| *reason != Exit::Ok).unwrap_or(Exit::Software).code();
+        let trouble = self.trouble(role);
         match self.phase {
             Phase::GivingUp if role == Role::Fetch => self.finish(trouble),
             Phase::Running if self.policy.has_app => self.stop_app(self.policy.stop_signal, Some(trouble)),
             Phase::Waiting | Phase::Running | Phase::Clearing { .. } => self.revoke(trouble),
             Phase::Restarting { killed } => self.stop_restart(killed, Some(trouble)),
             Phase::Revoking { code } if role == Role::Fetch => self.finish(code),
+            Phase::Abandoning { code } if role == Role::Fetch => self.finish(code.unwrap_or(trouble)),
             Phase::StoppingApp { code, killed } => {
                 self.phase = Phase::StoppingApp { code: Some(code.unwrap_or(trouble)), killed };
                 vec![]
             }
-            Phase::GivingUp | Phase::Revoking { .. } | Phase::Finished => vec![],
+            Phase::GivingUp | Phase::Revoking { .. } | Phase::Abandoning { .. } | Phase::Finished => vec![],
         }
+    }
+
+    /// The agent's own code when `role` ends: the reason that it gave, if it gave one.
+    fn trouble(&mut self, role: Role) -> u8 {
+        self.reasons.of(role).filter(|reason| *reason != Exit::Ok).unwrap_or(Exit::Software).code()
     }
 
     fn app_ended(&mut self, ending: Ending) -> Vec<Output> {
@@ -317,7 +342,12 @@ impl Machine {
                 vec![Output::SignalApp(Signal::SIGKILL), Output::Arm(Timer::App, KILL_TIMEOUT)]
             }
             Phase::StoppingApp { code, .. } => self.revoke(code.unwrap_or(ending.code())),
-            Phase::Waiting | Phase::GivingUp | Phase::Clearing { .. } | Phase::Revoking { .. } | Phase::Finished => vec![],
+            Phase::Waiting
+            | Phase::GivingUp
+            | Phase::Clearing { .. }
+            | Phase::Revoking { .. }
+            | Phase::Abandoning { .. }
+            | Phase::Finished => vec![],
         }
     }
 
@@ -345,18 +375,23 @@ impl Machine {
             (Phase::Clearing { .. }, Timer::App) => self.cleared(),
             // Not even KILL ends a process that hangs in the kernel: the token is not left alive for it.
             (Phase::StoppingApp { code, killed: true }, Timer::App) => self.revoke(code.unwrap_or(KILLED)),
-            (Phase::GivingUp | Phase::Revoking { .. }, Timer::Revocation) => self.give_up_fetch(),
+            (Phase::GivingUp, Timer::Revocation) => self.give_up_fetch(None),
+            // That is no end with 0, which Swarm would take for a job that is done.
+            (Phase::Revoking { code: 0 }, Timer::Revocation) => self.give_up_fetch(Some(Exit::Software.code())),
+            (Phase::Revoking { code }, Timer::Revocation) => self.give_up_fetch(Some(code)),
+            // A process that hangs in the kernel outlives KILL, and the container does not wait for it.
+            (Phase::Abandoning { code }, Timer::Revocation) => {
+                let code = code.unwrap_or_else(|| self.trouble(Role::Fetch));
+                self.finish(code)
+            }
             _ => vec![],
         }
     }
 
-    /// It bounds its own requests: it hangs, and that is no end with 0, which Swarm would take for a job that is done.
-    fn give_up_fetch(&mut self) -> Vec<Output> {
-        if self.phase == (Phase::Revoking { code: 0 }) {
-            self.phase = Phase::Revoking { code: Exit::Software.code() };
-        }
-        // A thread of it that waits for an answer of `serve` dies only when it gets one.
-        vec![Output::KillRoles, Output::AbortMount]
+    /// `fetch` bounds its own requests, so it hangs. A thread of it that waits for an answer of `serve` dies only when it gets one.
+    fn give_up_fetch(&mut self, code: Option<u8>) -> Vec<Output> {
+        self.phase = Phase::Abandoning { code };
+        vec![Output::KillRoles, Output::AbortMount, Output::Arm(Timer::Revocation, KILL_TIMEOUT)]
     }
 
     fn stop_app(&mut self, signal: Signal, code: Option<u8>) -> Vec<Output> {
@@ -400,7 +435,7 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Input::{AppEnded, Elapsed, GroupGone, RoleEnded, RoleFailed, SecretsReady};
+    use Input::{AppEnded, Elapsed, GroupGone, RoleBorn, RoleEnded, RoleFailed, SecretsReady};
     use Output::{AbortMount, Arm, Finish, KillRoles, RunCommand, SignalApp, StartApp, TellFetch};
     use ToRole::{GiveUp, Refresh, Stop};
     use proptest::prelude::*;
@@ -412,6 +447,7 @@ mod tests {
     const ASK_REVOKE: [Output; 2] = [TellFetch(Stop), Arm(Timer::Revocation, REVOKE)];
     const ASK_TERM: [Output; 3] = [SignalApp(Signal::SIGTERM), SignalApp(Signal::SIGCONT), Arm(Timer::App, STOP)];
     const KILL: [Output; 2] = [SignalApp(Signal::SIGKILL), Arm(Timer::App, KILL_TIMEOUT)];
+    const ABANDON: [Output; 3] = [KillRoles, AbortMount, Arm(Timer::Revocation, KILL_TIMEOUT)];
     const RESTART: Input = Input::Due(Due::Restart);
     const COMMAND: Input = Input::Due(Due::Command(HookId(3)));
     const TELL: Input = Input::Due(Due::Signal(Signal::SIGUSR1));
@@ -452,7 +488,7 @@ mod tests {
                 (TERM, &ASK_TERM),
                 (Elapsed(Timer::App), &KILL),
                 (AppEnded(Ending::Killed(9)), &ASK_REVOKE),
-                (Elapsed(Timer::Revocation), &[KillRoles, AbortMount]),
+                (Elapsed(Timer::Revocation), &ABANDON),
                 (RoleEnded(Role::Fetch), &[Finish(137)]),
             ],
         );
@@ -460,11 +496,17 @@ mod tests {
 
     #[test]
     fn a_fetch_that_hangs_is_no_end_with_0() {
-        let (hung, killed) = (Elapsed(Timer::Revocation), [KillRoles, AbortMount]);
+        let (hung, killed) = (Elapsed(Timer::Revocation), ABANDON);
         let stop = |ended| [(SecretsReady, &[StartApp][..]), (AppEnded(Ending::Exited(ended)), &ASK_REVOKE), (hung, &killed)];
         for (ended, code) in [(0, Exit::Software.code()), (7, 7)] {
-            drive(true, &[&stop(ended)[..], &[(RoleEnded(Role::Fetch), &[Finish(code)])]].concat());
+            // Killed, it ends; or it hangs in the kernel, where KILL does not reach it.
+            for last in [RoleEnded(Role::Fetch), hung] {
+                drive(true, &[&stop(ended)[..], &[(last, &[Finish(code)])]].concat());
+            }
         }
+        let gave_up = [TellFetch(GiveUp), Arm(Timer::Revocation, REVOKE)];
+        let said = RoleFailed(Role::Fetch, Exit::Login);
+        drive(true, &[(Elapsed(Timer::Secrets), &gave_up), (said, &[]), (hung, &ABANDON), (hung, &[Finish(Exit::Login.code())])]);
     }
 
     #[test]
@@ -539,17 +581,13 @@ mod tests {
             &[
                 (Elapsed(Timer::Secrets), &gave_up),
                 (SecretsReady, &[]),
-                (RoleFailed(Exit::Login), &[]),
+                (RoleFailed(Role::Fetch, Exit::Login), &[]),
                 (RoleEnded(Role::Fetch), &[Finish(Exit::Login.code())]),
             ],
         );
         drive(
             true,
-            &[
-                (Elapsed(Timer::Secrets), &gave_up),
-                (Elapsed(Timer::Revocation), &[KillRoles, AbortMount]),
-                (RoleEnded(Role::Fetch), &[Finish(70)]),
-            ],
+            &[(Elapsed(Timer::Secrets), &gave_up), (Elapsed(Timer::Revocation), &ABANDON), (RoleEnded(Role::Fetch), &[Finish(70)])],
         );
     }
 
@@ -567,6 +605,27 @@ mod tests {
             ],
         );
         drive(true, &[(SecretsReady, &[StartApp]), (TERM, &ASK_TERM), (RoleEnded(Role::Fetch), &[]), (ended, &[Finish(70)])]);
+    }
+
+    #[test]
+    fn the_birth_of_one_role_leaves_the_reason_of_another() {
+        let (fetch, serve) = (RoleFailed(Role::Fetch, Exit::Login), RoleFailed(Role::Serve, Exit::Memory));
+        let (login, memory) = (Exit::Login.code(), Exit::Memory.code());
+        // What is said and born before the role of the row ends for good, and the code of the agent.
+        let table: &[(&[Input], Role, u8)] = &[
+            (&[fetch, RoleBorn(Role::Serve)], Role::Fetch, login),
+            (&[serve, RoleBorn(Role::Fetch)], Role::Serve, memory),
+            (&[serve, fetch, RoleBorn(Role::Serve)], Role::Fetch, login),
+            (&[fetch, serve], Role::Fetch, login),
+            (&[fetch, RoleBorn(Role::Fetch)], Role::Fetch, TROUBLE),
+            (&[fetch], Role::Serve, TROUBLE),
+        ];
+        for (before, role, code) in table {
+            let (mut machine, _) = Machine::start(policy(true));
+            let mut outputs: Vec<_> = before.iter().flat_map(|input| machine.step(*input)).collect();
+            outputs.extend([RoleEnded(*role), RoleEnded(Role::Fetch)].into_iter().flat_map(|input| machine.step(input)));
+            assert_eq!(outputs.last(), Some(&Finish(*code)), "{before:?}, then {role:?} ends");
+        }
     }
 
     #[test]
@@ -650,12 +709,18 @@ mod tests {
             prop_oneof![Just(Signal::SIGTERM), Just(Signal::SIGHUP), Just(Signal::SIGINT)].prop_map(Input::Signal),
             Just(SecretsReady),
             prop_oneof![Just(RESTART), Just(TELL), Just(COMMAND)],
-            Just(RoleFailed(Exit::Login)),
+            prop_oneof![Just(RoleFailed(Role::Fetch, Exit::Login)), Just(RoleFailed(Role::Serve, Exit::Memory))],
             prop_oneof![Just(Role::Fetch), Just(Role::Serve)].prop_map(RoleEnded),
+            prop_oneof![Just(Role::Fetch), Just(Role::Serve)].prop_map(RoleBorn),
             any::<u8>().prop_map(|code| AppEnded(Ending::Exited(code))),
             Just(GroupGone),
             prop_oneof![Just(Timer::Secrets), Just(Timer::App), Just(Timer::Revocation)].prop_map(Elapsed),
         ]
+    }
+
+    /// Whether an input leaves the agent where it is: no stop, no end, no wait that is over.
+    fn is_no_end(input: &Input) -> bool {
+        matches!(input, SecretsReady | Input::Due(_) | RoleFailed(..) | RoleBorn(_))
     }
 
     /// All that a machine wants done for `inputs`, an end of the application only while it lives; whether it lives is
@@ -693,12 +758,28 @@ mod tests {
         }
 
         #[test]
+        fn the_reason_of_a_role_is_its_own_whatever_else_is_born(
+            before in proptest::collection::vec(any_input().prop_filter("nothing ends yet", is_no_end), 0..30),
+            exit in prop_oneof![Just(Exit::Login), Just(Exit::NoSecret), Just(Exit::Unavailable)],
+            births in 0_usize..4,
+        ) {
+            let (mut machine, _) = Machine::start(policy(false));
+            let mut inputs = before;
+            inputs.push(RoleFailed(Role::Fetch, exit));
+            inputs.extend(std::iter::repeat_n(RoleBorn(Role::Serve), births));
+            inputs.push(RoleEnded(Role::Fetch));
+            let outputs: Vec<_> = inputs.into_iter().flat_map(|input| machine.step(input)).collect();
+            prop_assert_eq!(outputs.last(), Some(&Finish(exit.code())));
+        }
+
+        #[test]
         fn a_stop_always_comes_to_an_end(inputs in proptest::collection::vec(any_input(), 0..30)) {
             let (mut machine, _) = Machine::start(policy(true));
             let mut lives = false;
             let mut outputs = live(&mut machine, inputs, &mut lives);
-            let end = vec![TERM, TERM, AppEnded(Ending::Killed(9)), Elapsed(Timer::Revocation), RoleEnded(Role::Fetch)];
-            outputs.extend(live(&mut machine, end, &mut lives));
+            // Neither the application nor a role dies of KILL: time alone brings the end.
+            let (app, fetch) = (Elapsed(Timer::App), Elapsed(Timer::Revocation));
+            outputs.extend(live(&mut machine, vec![TERM, TERM, app, fetch, fetch], &mut lives));
             prop_assert!(outputs.iter().any(|o| matches!(o, Finish(_))));
         }
     }

@@ -11,7 +11,7 @@ use crate::fuse::mount::{FuseMount, Public};
 use crate::fuse::session::Init;
 use crate::link::End;
 use crate::memory::arena::{Arena, FileSpec, Kind, Place};
-use crate::names::{FileName, Owner, Past, Recovery, Role};
+use crate::names::{FileName, NoSwapProof, Owner, Past, Recovery, Role};
 use crate::observe::Event;
 use crate::serve::{self, Job};
 use crate::status::{self, Served};
@@ -22,6 +22,7 @@ use std::env;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Set, it makes a `serve` that comes after another do without RESEND, as on kernels before 6.9.
 const NO_RESEND: &str = "BAOFS_NO_RESEND";
@@ -122,7 +123,24 @@ impl World {
             Self::Fuse { .. } => None,
             Self::Tmpfs { refusal, .. } => Some(refusal.clone()),
         };
-        Served { how: self.name().to_owned(), fallback }
+        Served { how: self.name().to_owned(), fallback, swap: None }
+    }
+
+    /// How far `serve` is with its work: a number that changes with each operation's begin and end, and is odd in the middle of one. None
+    /// on a tmpfs.
+    pub(super) fn work_of_serve(&self) -> Option<u64> {
+        match self {
+            Self::Fuse { arena, .. } => Some(arena.desk_head().work.load(Relaxed)),
+            Self::Tmpfs { .. } => None,
+        }
+    }
+
+    /// Why files could reach a swap now; see `Target::swap_risk`. FUSE serves from locked memory.
+    pub(super) fn swap_risk(&self) -> Option<NoSwapProof> {
+        match self {
+            Self::Fuse { .. } => None,
+            Self::Tmpfs { target, .. } => target.swap_risk(),
+        }
     }
 
     fn run_fetch(&self, plan: &Plan, private: Option<OwnedFd>, past: Past, link: &End) -> Exit {
@@ -160,10 +178,17 @@ impl World {
         }
     }
 
-    /// Takes away what others see, whoever calls: the mount, or the files. What is open still ends with the device.
+    /// Takes the FUSE mount away. Requests under way end with an error, whether or not `serve` is dead yet.
+    pub(super) fn unmount(&self) {
+        if let Self::Fuse { public, .. } = self {
+            public.abort();
+        }
+    }
+
+    /// Takes away what others see, whoever calls: the mount, or the files, when no `fetch` writes any more.
     pub(super) fn close(&self) {
         match self {
-            Self::Fuse { public, .. } => public.unmount(),
+            Self::Fuse { public, .. } => public.abort(),
             Self::Tmpfs { target, .. } => {
                 if let Err(error) = target.clear() {
                     Event::Skipped { what: &format!("not all files could be removed: {error}") }.emit();

@@ -1,6 +1,7 @@
 //! The mount API of Linux 5.2 and later (`fsopen(2)`, `fsmount(2)`, `open_tree(2)`, `mount_setattr(2)`, 5.12): one
 //! superblock, a private read-write mount that has no path, and a public read-only one.
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use std::ffi::{CStr, CString};
 use std::io;
@@ -248,10 +249,27 @@ pub fn unmount(path: &Path) -> io::Result<()> {
     check(libc::c_long::from(result), Call::Umount, &path.display().to_string()).map(|_| ())
 }
 
-/// The same for the mount that `root` is the root of, and no other.
+/// What becomes of requests that nobody has answered when a filesystem is unmounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requests {
+    /// They are answered yet.
+    Kept,
+    /// They end with an error (`MNT_FORCE`; FUSE aborts its connection).
+    Aborted,
+}
+
+/// The same as `unmount` for the mount that `root` is the root of, and no other. Where the kernel refuses to abort (`EPERM` for whoever is
+/// administrator of a user namespace only), the mount is taken away without that.
 ///
 /// # Errors
 /// `EINVAL` when it is not mounted any more.
-pub fn unmount_root(root: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(umount2(format!("/proc/self/fd/{}", root.as_raw_fd()).as_str(), MntFlags::MNT_DETACH)?)
+pub fn unmount_root(root: BorrowedFd<'_>, requests: Requests) -> io::Result<()> {
+    let path = format!("/proc/self/fd/{}", root.as_raw_fd());
+    if requests == Requests::Aborted {
+        let aborted = umount2(path.as_str(), MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
+        if aborted != Err(Errno::EPERM) {
+            return Ok(aborted?);
+        }
+    }
+    Ok(umount2(path.as_str(), MntFlags::MNT_DETACH)?)
 }

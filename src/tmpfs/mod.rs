@@ -22,7 +22,7 @@ mod remove;
 mod target;
 mod writer;
 
-pub use proof::{MemoryBacked, NoSwapProof};
+pub use proof::MemoryBacked;
 pub use refusal::{Cause, Refusal};
 pub use target::{Target, needs_chown};
 pub use writer::{WriteError, Writer};

@@ -3,8 +3,8 @@
 
 use super::refusal::Cause;
 use crate::config::plan::Swap;
+use crate::names::NoSwapProof;
 use crate::sys::mounts::{mounts, unescape};
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The witness: this directory's bytes stay in memory.
@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 pub struct MemoryBacked {
     /// Why a swap cannot be excluded, where `Swap::Allow` let that pass.
     swap: Option<NoSwapProof>,
+    /// Whether a swap that is turned on later is to be found: not where none can reach the pages (`noswap`), nor where one is allowed.
+    watched: bool,
 }
 
 impl MemoryBacked {
@@ -20,27 +22,10 @@ impl MemoryBacked {
     pub fn swap_risk(&self) -> Option<String> {
         self.swap.as_ref().map(ToString::to_string)
     }
-}
 
-/// Why it is not proved that no swap is reachable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoSwapProof {
-    /// `/proc/swaps` cannot be read.
-    Unknown,
-    /// There is a swap, and no cgroup of ours has `memory.swap.max` at 0.
-    Reachable,
-    /// The same under cgroup v1, whose limits prove nothing: with `memory.memsw.limit_in_bytes` equal to
-    /// `memory.limit_in_bytes` a reclaim still swaps pages out, because their sum stays as it is (measured on 6.18).
-    CgroupV1,
-}
-
-impl fmt::Display for NoSwapProof {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unknown => "/proc/swaps cannot be read",
-            Self::Reachable => "the machine has a swap and no cgroup forbids it (memory.swap.max is not 0)",
-            Self::CgroupV1 => "the machine has a swap, and a limit of cgroup v1 does not keep pages out of it",
-        })
+    /// Why a swap cannot be excluded any more: the proof is one of the moment, because the machine may turn a swap on at any time.
+    pub(super) fn look_again(&self, read: &dyn Fn(&Path) -> Option<String>) -> Option<NoSwapProof> {
+        if self.watched { swap_reach(read) } else { None }
     }
 }
 
@@ -63,10 +48,11 @@ pub(super) fn prove(device: &str, swap: Swap, denied: &str, read: &dyn Fn(&Path)
     if mount.has_option("size=0k") {
         return Err(Cause::Unlimited("it is mounted with size=0"));
     }
-    let reach = if mount.has_option("noswap") { None } else { swap_reach(&mountinfo, read) };
+    let noswap = mount.has_option("noswap");
+    let reach = if noswap { None } else { swap_reach(read) };
     match (reach, swap) {
         (Some(why), Swap::Refuse) => Err(Cause::Swappable(why)),
-        (swap, Swap::Refuse | Swap::Allow) => Ok(MemoryBacked { swap }),
+        (reach, Swap::Refuse | Swap::Allow) => Ok(MemoryBacked { swap: reach, watched: !noswap && swap == Swap::Refuse }),
     }
 }
 
@@ -92,14 +78,14 @@ pub(super) fn standing(device: &str, path: &Path, mountinfo: &str, source: &str)
 }
 
 /// Why a swap cannot be excluded for pages of this process.
-fn swap_reach(mountinfo: &str, read: &dyn Fn(&Path) -> Option<String>) -> Option<NoSwapProof> {
+fn swap_reach(read: &dyn Fn(&Path) -> Option<String>) -> Option<NoSwapProof> {
     let Some(swaps) = read(Path::new("/proc/swaps")) else { return Some(NoSwapProof::Unknown) };
     if swaps.lines().skip(1).all(|line| line.trim().is_empty()) {
         return None;
     }
-    let cgroup = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    let [mountinfo, cgroup] = ["mountinfo", "cgroup"].map(|name| read(&Path::new("/proc/self").join(name)).unwrap_or_default());
     // One 0 is enough, ours or any ancestor's: the limits of v2 hold for everything below.
-    if swap_limits(mountinfo, &cgroup).iter().any(|file| read(file).is_some_and(|limit| limit.trim() == "0")) {
+    if swap_limits(&mountinfo, &cgroup).iter().any(|file| read(file).is_some_and(|limit| limit.trim() == "0")) {
         return None;
     }
     let v1 = cgroup.lines().filter_map(|line| line.split(':').nth(1)).any(|list| list.split(',').any(|name| name == "memory"));
@@ -218,6 +204,27 @@ mod tests {
         assert_same(&verdict(noswap, V2, Some(SWAP), "0::/\n", &[], Swap::Refuse), &Ok(None), noswap);
         let elsewhere = "50 27 0:63 / /x rw,noswap - tmpfs noswap rw";
         assert_same(&verdict(elsewhere, V2, None, "", &[], Swap::Refuse), &Err(Cause::Swappable(Unknown)), elsewhere);
+    }
+
+    #[test]
+    fn a_swap_that_is_turned_on_later_is_found_and_missed_again() {
+        let mount = |options: &str| format!("50 27 0:63 / /app/secrets rw - tmpfs tmpfs rw,size=4096k{options}\n");
+        // Options of the mount, what the plan says of swaps, and what a later look at a machine with a swap finds.
+        for (options, swap, found) in
+            [("", Swap::Refuse, Some(NoSwapProof::Reachable)), ("", Swap::Allow, None), (",noswap", Swap::Refuse, None)]
+        {
+            let reader = |swaps: &'static str| {
+                let mountinfo = mount(options);
+                move |path: &Path| match path.to_str() {
+                    Some("/proc/self/mountinfo") => Some(mountinfo.clone()),
+                    Some("/proc/swaps") => Some(swaps.to_owned()),
+                    _ => None,
+                }
+            };
+            let memory = prove("0:63", swap, "denied", &reader(HEADER)).expect("no swap yet");
+            let looks = [HEADER, SWAP, HEADER].map(|swaps| memory.look_again(&reader(swaps)));
+            assert_eq!(looks, [None, found, None], "{options} {swap:?}");
+        }
     }
 
     #[test]

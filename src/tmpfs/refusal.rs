@@ -1,7 +1,6 @@
 //! Why a directory is no place for files with secrets. Invariant: each cause has a remedy in its words.
 
-use super::proof::NoSwapProof;
-use crate::names::{FileName, Owner};
+use crate::names::{FileName, NoSwapProof, Owner};
 use nix::unistd::geteuid;
 use std::path::PathBuf;
 use std::{fmt, io};

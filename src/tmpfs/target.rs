@@ -7,7 +7,7 @@ use super::remove;
 use super::writer::{WriteError, Writer};
 use crate::clock::Moment;
 use crate::config::plan::{self, Filesystem};
-use crate::names::Owner;
+use crate::names::{NoSwapProof, Owner};
 use crate::observe::Event;
 use crate::sys::mount::{self, FsContext, SuperOption};
 use crate::sys::mounts::SOURCE;
@@ -35,7 +35,7 @@ pub struct Target {
     /// Mode of the directories in it.
     dir_mode: u32,
     /// That it is memory.
-    _memory: MemoryBacked,
+    memory: MemoryBacked,
 }
 
 /// Whose mount a directory is.
@@ -71,7 +71,7 @@ impl Target {
         if let Some(cause) = memory.swap_risk() {
             Event::SwapAllowed { cause: &cause }.emit();
         }
-        Ok(Self { path, place, public, dir_mode: filesystem.dir_mode, _memory: memory })
+        Ok(Self { path, place, public, dir_mode: filesystem.dir_mode, memory })
     }
 
     /// The writer, for the role that writes; again for its successor.
@@ -81,6 +81,13 @@ impl Target {
     pub fn writer(&self, files: &[plan::File], now: Moment) -> Result<Writer, WriteError> {
         let failed = |error: nix::Error| WriteError::Io { doing: format!("opening {}", self.path.display()), error: error.into() };
         Writer::new(self.place.root(&self.public).map_err(failed)?, self.dir_mode, files, now)
+    }
+
+    /// Why files could reach a swap now, although that was excluded at the start and is not allowed. Reads a few files of `/proc`; cheap where
+    /// the machine has no swap.
+    #[must_use]
+    pub fn swap_risk(&self) -> Option<NoSwapProof> {
+        self.memory.look_again(&|file| std::fs::read_to_string(file).ok())
     }
 
     /// Removes everything that this agent made: its files, and its mount. For the end, when no writer lives any more,

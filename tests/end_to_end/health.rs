@@ -1,7 +1,7 @@
 //! A health check inside the application's container, as the application's user, with no right at all: the agent works, or
 //! one of its processes is stopped and cannot say so itself.
 
-use crate::rig::agent::{Agent, Setup, USER};
+use crate::rig::agent::{Agent, MOUNT, Setup, USER};
 use crate::rig::process::{outcome, signal};
 use crate::rig::server::{CALM, Scene, Tenant, Which};
 use crate::rig::{World, config, wait_until_or};
@@ -10,11 +10,16 @@ use serde_json::json;
 
 in_each_world!(a_stopped_fetch_is_said);
 
-fn started(world: World, name: &str) -> (Tenant, Agent) {
+fn setup(world: World, name: &str) -> (Tenant, Setup) {
     let tenant = Scene { world, which: Which::Standin }.tenant(name, CALM);
     tenant.put("note", json!({ "text": "old" }));
-    let agent = Setup::new(world, &tenant, &config::usual(&tenant)).script("echo started; sleep 1000").started();
-    (tenant, agent)
+    let setup = Setup::new(world, &tenant, &config::usual(&tenant)).script("echo started; sleep 1000");
+    (tenant, setup)
+}
+
+fn started(world: World, name: &str) -> (Tenant, Agent) {
+    let (tenant, setup) = setup(world, name);
+    (tenant, setup.started())
 }
 
 /// `baofs health`, which has to find the mount by itself: code and output.
@@ -44,8 +49,34 @@ fn a_stopped_fetch_is_said(world: World) {
     let fetch = agent.role("fetch");
     signal(fetch, Signal::SIGSTOP);
     assert_becomes(&agent, 0, "has not reported for");
-    assert_becomes(&agent, 1, "overdue");
-    signal(fetch, Signal::SIGCONT);
+    // The watchdog ends that before the report counts as overdue.
     assert_becomes(&agent, 0, "healthy\n");
+    assert_ne!(agent.role("fetch"), fetch, "another one reports");
     agent.stop();
+}
+
+/// A machine that turns a swap on after the start.
+#[test]
+fn a_swap_that_is_turned_on_later_is_said() {
+    const SWAP: &str = "Filename\tType\tSize\tUsed\tPriority\n/dev/vdb partition\t8388604\t0\t-2\n";
+    let (_tenant, setup) = setup(World::Tmpfs, "health-swap");
+    let given = format!("mount -t tmpfs -o size=1m,mode=1777 given {MOUNT}");
+    let proc = "head -n 1 /proc/swaps >/tmp/swaps; chmod 666 /tmp/swaps; mount --bind /tmp/swaps /proc/swaps";
+    let rights = ["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"];
+    let agent = setup.prepare(&given).prepare(proc).rights(&rights).started();
+    assert_becomes(&agent, 0, "healthy\n");
+    let swaps = agent.path("/tmp/swaps");
+    let header = std::fs::read(&swaps).expect("the room has one");
+    for _ in 0..2 {
+        std::fs::write(&swaps, SWAP).expect("it is ours");
+        assert_becomes(&agent, 0, "degraded: agent: files could be written to a swap: the machine has a swap");
+        // A successor is told, too.
+        super::deaths::replace(&agent, "fetch", Signal::SIGKILL);
+        assert_becomes(&agent, 0, "degraded: agent: files could be written to a swap: the machine has a swap");
+        std::fs::write(&swaps, &header).expect("it is ours");
+        assert_becomes(&agent, 0, "healthy\n");
+    }
+    let end = agent.stop();
+    let warnings = end.stderr.matches("secrets may reach a swap that was turned on since the start").count();
+    assert_eq!((warnings, end.stderr.matches("secrets cannot reach a swap any more").count()), (2, 2), "{}", end.stderr);
 }

@@ -22,7 +22,7 @@ const COUNTS: &str = "n=0; trap 'n=$((n+1)); echo told $n' USR1; trap 'exit 0' T
 echo started; while :; do sleep 60 & wait $!; kill $! 2>&-; done";
 
 /// One secret, and an application with this `on_change` and these other settings.
-fn setup(world: World, name: &str, on_change: &str, more: &str) -> (Tenant, Setup) {
+pub(super) fn setup(world: World, name: &str, on_change: &str, more: &str) -> (Tenant, Setup) {
     let tenant = Scene { world, which: Which::Standin }.tenant(name, CALM);
     rotate(&tenant, "v0");
     let app = format!("app {{\n  on_change = {{ {on_change} }}\n{more}\n}}\n");
@@ -32,12 +32,12 @@ fn setup(world: World, name: &str, on_change: &str, more: &str) -> (Tenant, Setu
 }
 
 /// The same with a shell line as the command.
-fn with_command(world: World, name: &str, line: &str, more: &str) -> (Tenant, Setup) {
+pub(super) fn with_command(world: World, name: &str, line: &str, more: &str) -> (Tenant, Setup) {
     let quoted = line.replace('\\', "\\\\").replace('"', "\\\"");
     setup(world, name, &format!("command = [\"sh\", \"-c\", \"{quoted}\"]{more}"), "")
 }
 
-fn rotate(tenant: &Tenant, value: &str) {
+pub(super) fn rotate(tenant: &Tenant, value: &str) {
     tenant.put("note", json!({ "text": value }));
 }
 
@@ -50,7 +50,7 @@ fn rotate_through(tenant: &Tenant, agent: &Agent, values: &[&str]) {
 }
 
 /// Waits for `part` in the log.
-fn wait_for_log(agent: &Agent, part: &str) {
+pub(super) fn wait_for_log(agent: &Agent, part: &str) {
     wait_until_or(&format!("the log says `{part}`"), || agent.log(), || agent.log().contains(part).then_some(()));
 }
 

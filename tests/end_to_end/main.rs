@@ -34,6 +34,7 @@ macro_rules! in_each_scene {
 }
 
 mod deaths;
+mod hangs;
 mod hardening;
 mod health;
 mod hooks;
@@ -45,4 +46,5 @@ mod rotation;
 mod seed;
 mod state;
 mod supervision;
+mod traces;
 mod watching;

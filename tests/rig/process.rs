@@ -1,7 +1,9 @@
 //! Starting children that cannot outlive the test process. Invariant: a child is started by one thread that lives as long as
 //! the process, because the kernel sends the death signal when the *thread* that forked ends (`prctl(2)`).
 
+use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::io::{self, Read};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -135,4 +137,35 @@ pub(crate) fn run(command: &mut Command) -> String {
 /// Runs `command` to its end.
 pub(crate) fn outcome(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"))
+}
+
+/// Stops `serve` right after it has taken a request from the kernel, which it then answers to nobody: as a fault in the middle of an
+/// operation does. `ask` makes somebody ask. Whoever asked cannot be killed any more, because the kernel waits for the answer. It knows
+/// the registers of x86-64.
+pub(crate) fn stop_with_a_request_in_hand(serve: Pid, ask: impl FnOnce()) {
+    let loops = std::fs::read_dir(format!("/proc/{serve}/task")).expect("it runs").flatten();
+    let mut loops = loops.filter_map(|task| task.file_name().to_str()?.parse().ok()).map(Pid::from_raw);
+    let is_loop =
+        |thread: &Pid| std::fs::read_to_string(format!("/proc/{serve}/task/{thread}/comm")).is_ok_and(|name| name.starts_with("fuser"));
+    let thread = loops.find(is_loop).expect("the thread that fuser reads with");
+    let wait = || waitpid(thread, Some(WaitPidFlag::__WALL)).expect("it is traced");
+    ptrace::seize(thread, ptrace::Options::PTRACE_O_TRACESYSGOOD).expect("the tests run as root");
+    ptrace::interrupt(thread).expect("it is traced");
+    wait();
+    // In the `read(2)` that it was interrupted in, or will be next.
+    ptrace::syscall(thread, None).expect("it is stopped");
+    ask();
+    loop {
+        wait();
+        let registers = ptrace::getregs(thread).expect("it is stopped");
+        // At the end of a call that gave a request; the least one has 40 bytes.
+        if registers.orig_rax == 0 && registers.rax.cast_signed() >= 40 {
+            break;
+        }
+        ptrace::syscall(thread, None).expect("it is stopped");
+    }
+    signal(serve, Signal::SIGSTOP);
+    // Before the thread goes on, so that it goes on into the stop.
+    super::wait_until("serve is stopped", || status(serve, "State")?.starts_with('T').then_some(()));
+    ptrace::detach(thread, None).expect("it is traced");
 }
