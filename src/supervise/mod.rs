@@ -4,6 +4,7 @@
 pub mod app;
 mod guard;
 pub mod hooks;
+mod profile;
 pub mod rebirth;
 mod roles;
 mod run;
@@ -28,6 +29,7 @@ use roles::Roles;
 use run::Loop;
 use state::{Machine, Policy, SIGNALS};
 use std::fmt;
+use std::io;
 use std::time::Duration;
 use traces::Traces;
 use world::World;
@@ -35,6 +37,10 @@ use world::World;
 /// How long `fetch` may take to revoke and end, its own bound for the requests included. With the application's
 /// `stop_timeout` (6 s) this stays under the 10 s that Docker gives.
 const REVOKE_TIMEOUT: Duration = Duration::from_millis(2500);
+
+/// What supervise keeps besides what `fetch` needs: to unmount, to start the application as its user and under its walls, to
+/// signal it, and to lower its bounding set.
+const KEPT: [Capability; 5] = [Capability::SysAdmin, Capability::SetUid, Capability::SetGid, Capability::Kill, Capability::SetPcap];
 
 /// Why the agent did not start: the code to end with, and cause and remedy in words.
 #[derive(Debug)]
@@ -82,7 +88,7 @@ pub fn run(plan: &Plan) -> Result<u8, Refused> {
     }
     let mut world = World::open(plan)?;
     let traces = Traces::make(plan);
-    let (code, guard) = match Guard::start(&world, &signals) {
+    let (code, guard) = match world.without_arena(|| Guard::start(&world, &signals)) {
         Ok(guard) => (supervise(plan, &mut world, signals, &inherited, guard.as_ref()), guard),
         Err(error) => (Err(Refused::software("a process of the agent cannot be started", error)), None),
     };
@@ -121,8 +127,18 @@ fn warn_of_rights(app: &App) {
     }
 }
 
+/// Gives up what was only needed to set up, where the application has a user of its own (else it inherits what baofs has). The
+/// bounding set stays: the application inherits it. From now on everything is done with what is kept here, the end included.
+fn lower_rights(plan: &Plan, world: &World) -> io::Result<()> {
+    if !app::has_own_uid(&plan.app) {
+        return Ok(());
+    }
+    caps::lower_to(&[&KEPT, world.rights_of_fetch(plan)].concat())
+}
+
 /// Forks the roles, obeys the machine to its end, and reaps what is left.
 fn supervise(plan: &Plan, world: &mut World, signals: SignalFd, inherited: &Inherited, guard: Option<&Guard>) -> Result<u8, Refused> {
+    lower_rights(plan, world).map_err(|error| Refused::software("capabilities cannot be given up", error))?;
     let clock = RealClock;
     let roles = Roles::start(plan, world, &signals, guard, clock.now());
     let roles = roles.map_err(|error| Refused::software("a process of the agent cannot be started", error))?;

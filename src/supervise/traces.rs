@@ -3,9 +3,11 @@
 
 use crate::config::plan::Plan;
 use crate::observe::Event;
+use crate::sys::process;
+use nix::unistd::{Uid, geteuid};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// The traces that were made; `remove` takes them away.
@@ -39,17 +41,26 @@ impl Traces {
 
     /// Removes what is still one's own.
     pub fn remove(&self) {
-        if let Some(path) = &self.pid_file
-            && fs::read_to_string(path).is_ok_and(|text| text.trim() == std::process::id().to_string())
-        {
-            let _ = fs::remove_file(path);
+        let own_pid = |path: &Path| fs::read_to_string(path).is_ok_and(|text| text.trim() == std::process::id().to_string());
+        if let Some(path) = &self.pid_file {
+            remove_if(path, own_pid);
         }
         for (path, target) in &self.links {
-            if points_to(path, target) {
-                let _ = fs::remove_file(path);
-            }
+            remove_if(path, |path| points_to(path, target));
         }
     }
+}
+
+/// Removes the file if it `is_own`. Supervise may have given up its right over the files of others (`DAC_OVERRIDE`) since it was
+/// made: in a directory of another user it acts as that user.
+fn remove_if(path: &Path, is_own: impl FnOnce(&Path) -> bool) {
+    let found = path.ancestors().skip(1).find_map(|directory| fs::metadata(directory).ok());
+    let owner = found.map_or_else(geteuid, |directory| Uid::from_raw(directory.uid()));
+    process::as_user(owner, || {
+        if is_own(path) {
+            let _ = fs::remove_file(path);
+        }
+    });
 }
 
 fn skipped(what: &str) {

@@ -54,10 +54,36 @@ impl Call {
         Self { native: Some(word(native)), compat: Some(compat(i386, arm)) }
     }
 
+    /// A call of Linux 5.1 or later: such calls have one number on all architectures.
+    #[must_use]
+    pub const fn unified(number: u32) -> Self {
+        Self { native: Some(number), compat: Some(number) }
+    }
+
     /// A call that only `i386` has.
     #[must_use]
     pub const fn of_i386(number: u32) -> Self {
         Self { native: None, compat: if cfg!(target_arch = "x86_64") { Some(number) } else { None } }
+    }
+}
+
+impl Call {
+    /// The native number, if there is one.
+    #[must_use]
+    pub const fn number(self) -> Option<u32> {
+        self.native
+    }
+
+    /// Whether the kernel and the filters of the calling thread know the native call, whatever they answer: `false` when they
+    /// answer `ENOSYS`. The call is made, with all bits of all arguments set: only for calls that refuse such arguments
+    /// (flags that do not exist, a descriptor of -1) before they do anything.
+    #[must_use]
+    pub fn is_known(self) -> bool {
+        let Some(number) = self.native else { return false };
+        let all = -1 as libc::c_long;
+        // SAFETY: the caller promises that the call refuses these arguments; no pointer among them can be read or written.
+        let result = unsafe { libc::syscall(libc::c_long::from(number), all, all, all, all, all, all) };
+        result != -1 || Errno::last() != Errno::ENOSYS
     }
 }
 
