@@ -75,7 +75,7 @@ pub(super) fn put_up(seccomp: Seccomp, notice: impl FnOnce(&str)) -> io::Result<
     let rules = rules(caps::is_bounding, Call::is_known);
     let filter = Filter { rules: &rules, otherwise: Answer::Allow, others: Others::SameRules };
     filter.install().map_err(|error| {
-        let hint = "`seccomp = \"inherit\"` in `app` does without";
+        let hint = "to do without, set `seccomp` in `app` to `inherit`";
         io::Error::new(error.kind(), format!("the filter of its system calls cannot be installed: {error}; hint: {hint}"))
     })?;
     if let Err(error) = request_apparmor(Path::new("/")) {

@@ -20,6 +20,8 @@ pub(crate) const CASES: &[Case] = &[
     ("parity: system calls of a command", calls_of_command),
     ("parity: every system call", every_call),
     ("parity: the container's filter alone", inherited_filter),
+    ("what a set-user-id program is refused", set_user_id),
+    ("a container that admits no filter", no_filter_admitted),
     ("PID 1 keeps the rights that it needs", rights_of_pid_1),
     ("an end with less rights leaves nothing", end_with_less_rights),
 ];
@@ -238,5 +240,30 @@ fn end_with_less_rights(docker: &Docker) {
     {
         let end = start_program(&site, options, "sh", &[&["-c", script, "sh", "baofs"], words.as_slice()].concat()).end();
         assert_eq!(end.stdout, "5\n/app/secrets:\n\n/home/app/run:\n", "{options}: {}", end.stderr);
+    }
+}
+
+/// `no_new_privs = false` in the form without `SETPCAP`: a set-user-id program gets `SYS_ADMIN` back, and no system call with it.
+fn set_user_id(docker: &Docker) {
+    let site = docker.site("set-user-id", CALM, "app {\n  no_new_privs = false\n}\n");
+    let script = "cp /usr/bin/python3 /tmp/python && chmod 4755 /tmp/python && exec baofs run --user app -- /tmp/python -c \"$1\"";
+    let end = start_program(&site, FUSE, "sh", &["-c", script, "sh", CALLS[2]]).end();
+    let lines = marked(&end.stdout);
+    for expected in ["Uid:\t1000\t0\t0\t0", "CapEff:\t00000000002000e0", "call native mount: EPERM", "call i386 unshare: users: EPERM"] {
+        assert!(lines.contains(&expected), "{expected}: {lines:#?}{}", end.stderr);
+    }
+}
+
+/// The container's own profile refuses `seccomp(2)`: the application does not start without its filter, unless that is configured.
+fn no_filter_admitted(docker: &Docker) {
+    let profile = tempfile::NamedTempFile::new().expect("a file for the profile");
+    let refuse = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["seccomp"],"action":"SCMP_ACT_ERRNO"}]}"#;
+    std::fs::write(profile.path(), refuse).expect("the file is ours");
+    let options = format!("{FUSE} --security-opt seccomp={}", profile.path().display());
+    for (setting, code, words) in [("default", 126, "hint: to do without, set `seccomp` in `app` to `inherit`"), ("inherit", 5, "")] {
+        let site = docker.site(&format!("no-filter-{setting}"), CALM, &format!("app {{\n  seccomp = \"{setting}\"\n}}\n"));
+        let end = start(&site, &options, &[AS_APP, &["sh", "-c", "exit 5"]]).end();
+        assert!(end.code == code && end.stderr.contains(words), "{setting}: {} {}", end.code, end.stderr);
+        site.tenant.assert_nothing_lives();
     }
 }
