@@ -191,13 +191,11 @@ impl Filter<'_> {
     /// an earlier filter answers to `seccomp(2)`.
     pub fn install(&self) -> io::Result<()> {
         let program = self.program();
-        let len = u16::try_from(program.len()).map_err(io::Error::other)?;
-        let header = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
-        let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
-        // SAFETY: the header names `len` instructions, which live through the call; the kernel copies and does not write them.
-        let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const header) };
-        Errno::result(result)?;
-        Ok(())
+        match set_filter(&program, libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW) {
+            // Before Linux 4.17 there was no such flag.
+            Err(Errno::EINVAL) => Ok(set_filter(&program, 0)?),
+            result => Ok(result?),
+        }
     }
 
     /// The program. For each architecture a block of rules behind a test of the architecture.
@@ -266,6 +264,15 @@ fn checked(number: u32, rule: &Rule) -> Vec<libc::sock_filter> {
     let low = if cfg!(target_endian = "big") { 4 } else { 0 };
     let at = ARGUMENTS_AT + u32::from(argument) * 8 + low;
     vec![jump(libc::BPF_JEQ, number, 0, 4), load(at), test, answer(rule.answer), load(NUMBER_AT)]
+}
+
+/// `seccomp(2)`.
+fn set_filter(program: &[libc::sock_filter], flags: libc::c_ulong) -> nix::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| Errno::E2BIG)?;
+    let header = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the header names `len` instructions, which live through the call; the kernel copies and does not write them.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const header) };
+    Errno::result(result).map(drop)
 }
 
 fn load(at: u32) -> libc::sock_filter {
