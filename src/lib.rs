@@ -8,7 +8,7 @@
 //!                          | forks (no exec)
 //!                          |-> fetch   OpenBao, leases, rendering; no /dev/fuse, no capability
 //!                          |-> serve   answers the kernel from the arena; no network, never waits, no capability
-//!                          |-> app     its own user, process group, clean environment
+//!                          |-> app     its own user, process group, clean environment, walls of a container without SYS_ADMIN
 //!                          '-> guard   only outside a container: cleans up if supervise is killed; no secret, no input
 //! ```
 //!

@@ -1,7 +1,7 @@
 //! The configuration as a user meets it: the examples, the golden messages of broken ones, and what wins over what.
 
 use baofs::config::plan::{
-    Action, AfterReading, Content, Empty, Fallback, Hook, Level, Method, NewPrivileges, OnHup, Plan, Scheme, Stale, Swap, Verify,
+    Action, AfterReading, Content, Empty, Fallback, Hook, Level, Method, NewPrivileges, OnHup, Plan, Scheme, Seccomp, Stale, Swap, Verify,
 };
 use baofs::config::{self, Loaded, Overrides, Problems};
 use baofs::names::HookId;
@@ -351,6 +351,11 @@ fn what_the_application_may_and_hup_does() {
     {
         assert_eq!(of(text).new_privileges, meant, "{text}");
     }
+    for (text, meant) in
+        [("", Seccomp::Default), ("seccomp = \"default\"", Seccomp::Default), ("seccomp = \"inherit\"", Seccomp::Inherited)]
+    {
+        assert_eq!(of(text).seccomp, meant, "{text}");
+    }
     let template = "template {\n destination = \"/app/secrets/t\"\n contents = \"x\"\n stale = \"unhealthy\"\n}\n";
     let plan = plan(&format!("{SECRET}{}{template}", SECRET.replace("\"x\"", "\"y\"").replace('}', " stale = \"degraded\"\n}")));
     let stale: Vec<_> = plan.files.iter().map(|file| file.stale).collect();
@@ -453,14 +458,14 @@ fn check_shows_the_plan() {
         fs::write("tests/golden/config/show.txt", &actual).expect("written");
     }
     assert_eq!(actual, expected, "UPDATE_GOLDEN=1 writes it anew");
-    let text = "app {\n command = [\"/s\", \"hunter2\"]\n on_hup = \"refresh\"\n no_new_privs = false\n}\n\
+    let text = "app {\n command = [\"/s\", \"hunter2\"]\n on_hup = \"refresh\"\n no_new_privs = false\n seccomp = \"inherit\"\n}\n\
         template {\n destination = \"/app/secrets/t\"\n contents = \"x\"\n stale = \"unhealthy\"\n perms = 0440\n\
         on_change = { command = [\"/usr/bin/x\", \"hunter2\"], debounce = \"1s\", splay = \"5s\" }\n}\n";
     let shown = config::show(&plan_with(&format!("{text}{SECRET}"), Overrides::default(), &[]), &[]);
     for words in [
         "template of text alone, on change: command /usr/bin/x, debounce 1s, splay 5s, unhealthy when past its life (",
         "\n         a command runs after a change, not at the first rendering as with `bao agent`\n",
-        "KILL after 6s, HUP for the agent alone, new privileges allowed\n",
+        "KILL after 6s, HUP for the agent alone, new privileges allowed, under the container's seccomp filter alone\n",
     ] {
         assert!(shown.contains(words), "{words}: {shown}");
     }

@@ -2,7 +2,7 @@
 
 use super::keys::{self, Block};
 use super::plan::{AfterReading, App, Auth, Content, Empty, Fallback, File, Filesystem, Hook, Level, Link, Log, LogFormat};
-use super::plan::{Method, NewPrivileges, OnHup, Plan, Query, Scheme, Server, Stale, Swap, Tls, Verify};
+use super::plan::{Method, NewPrivileges, OnHup, Plan, Query, Scheme, Seccomp, Server, Stale, Swap, Tls, Verify};
 use super::problem::{At, Report, Source};
 use super::raw::{Entry, Node};
 use super::section::{Section, labelled};
@@ -152,6 +152,7 @@ impl<'a> Check<'a> {
             crash_loop_timeout: app.and_then(|app| app.parsed("crash_loop_timeout", value::positive)).unwrap_or(Duration::from_mins(5)),
             on_hup: app.and_then(|app| app.parsed("on_hup", value::on_hup)).unwrap_or(OnHup::Both),
             new_privileges: if gains { NewPrivileges::Inherited } else { NewPrivileges::Never },
+            seccomp: app.and_then(|app| app.parsed("seccomp", value::seccomp)).unwrap_or(Seccomp::Default),
         }
     }
 

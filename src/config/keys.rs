@@ -132,8 +132,11 @@ pub(super) const FILESYSTEM: Block = Block { name: "`filesystem`", used: "dir_mo
 pub(super) const SECRET: Block =
     Block { name: "`secret`", used: "allow_empty field format group mode on_change path refresh stale user version", ..EMPTY };
 
-pub(super) const APP: Block =
-    Block { name: "`app`", used: "command crash_loop_timeout no_new_privs on_change on_hup stop_signal stop_timeout user wait", ..EMPTY };
+pub(super) const APP: Block = Block {
+    name: "`app`",
+    used: "command crash_loop_timeout no_new_privs on_change on_hup seccomp stop_signal stop_timeout user wait",
+    ..EMPTY
+};
 
 pub(super) const ON_CHANGE: Block = Block { name: "`on_change`", used: "command debounce restart signal splay timeout", ..EMPTY };
 

@@ -290,6 +290,8 @@ pub struct App {
     pub on_hup: OnHup,
     /// Whether it may gain rights by executing a file.
     pub new_privileges: NewPrivileges,
+    /// Which filter of system calls it runs under.
+    pub seccomp: Seccomp,
 }
 
 /// What HUP does.
@@ -309,6 +311,16 @@ pub enum NewPrivileges {
     /// `no_new_privs` is set (`PR_SET_NO_NEW_PRIVS`, the default).
     Never,
     /// As baofs was started (`no_new_privs = false`).
+    Inherited,
+}
+
+/// Which filter of system calls (`seccomp(2)`) the application and the commands run under, in a container that was given
+/// `SYS_ADMIN` for baofs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seccomp {
+    /// The container's, and what Docker's default profile refuses to a container without `SYS_ADMIN` (the default).
+    Default,
+    /// The container's alone (`seccomp = "inherit"`).
     Inherited,
 }
 

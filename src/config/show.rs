@@ -1,7 +1,7 @@
 //! The plan for people: what `baofs check` prints. Invariant: it is made of the plan alone, which holds no secret.
 
 use super::plan::{
-    Action, AfterReading, Content, Fallback, File, Hook, Method, NewPrivileges, OnHup, Plan, Query, Scheme, Stale, Swap, Verify,
+    Action, AfterReading, Content, Fallback, File, Hook, Method, NewPrivileges, OnHup, Plan, Query, Scheme, Seccomp, Stale, Swap, Verify,
 };
 use super::problem::Problem;
 use std::fmt;
@@ -150,5 +150,6 @@ fn write_app(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
         OnHup::Refresh => ", HUP for the agent alone",
     };
     let rights = if app.new_privileges == NewPrivileges::Inherited { ", new privileges allowed" } else { "" };
-    writeln!(out, "{hup}{rights}")
+    let filter = if app.seccomp == Seccomp::Inherited { ", under the container's seccomp filter alone" } else { "" };
+    writeln!(out, "{hup}{rights}{filter}")
 }

@@ -1,7 +1,7 @@
 //! Text to values: durations, sizes, permission bits, addresses, signals. Invariant: pure; an error says what is
 //! expected and never repeats the text.
 
-use super::plan::{Address, Fallback, Level, LogFormat, OnHup, Scheme, Stale};
+use super::plan::{Address, Fallback, Level, LogFormat, OnHup, Scheme, Seccomp, Stale};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
@@ -133,6 +133,12 @@ pub(super) fn stale(text: &str) -> Result<Stale, Bad> {
 pub(super) fn on_hup(text: &str) -> Result<OnHup, Bad> {
     const BAD: Bad = ("this is nothing that HUP can do", "it is `both`, `app` or `refresh`");
     one_of(&[("both", OnHup::Both), ("app", OnHup::App), ("refresh", OnHup::Refresh)], text, BAD)
+}
+
+/// The application's filter of system calls.
+pub(super) fn seccomp(text: &str) -> Result<Seccomp, Bad> {
+    const BAD: Bad = ("this is no filter of system calls", "it is `default` or `inherit`");
+    one_of(&[("default", Seccomp::Default), ("inherit", Seccomp::Inherited)], text, BAD)
 }
 
 /// A log level, by the names that `bao` knows too.

@@ -289,6 +289,23 @@ impl Arena {
         Ok(())
     }
 
+    /// Runs `fork` while a child does not inherit the mapping: for a program of others, which is not to find it between fork and
+    /// exec. Such a child must not use the arena.
+    ///
+    /// # Errors
+    /// Those of `fork`, and of `madvise(2)` (`MADV_DONTFORK`), of which none is known.
+    pub fn not_inherited<T>(&self, fork: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.advise(MmapAdvise::MADV_DONTFORK)?;
+        let forked = fork();
+        self.advise(MmapAdvise::MADV_DOFORK)?;
+        forked
+    }
+
+    fn advise(&self, advice: MmapAdvise) -> io::Result<()> {
+        // SAFETY: the range is our mapping, and the advice is about children: its content and its place stay.
+        Ok(unsafe { madvise(self.at.cast(), self.layout.size, advice) }?)
+    }
+
     /// Whether the mapping is one of this layout.
     #[must_use]
     pub fn is_intact(&self) -> bool {

@@ -1,7 +1,7 @@
 //! What files hold, as tables.
 
 use super::*;
-use crate::config::plan::{Address, AfterReading, App, Auth, Fallback, Filesystem, Level, Log, LogFormat, Method, NewPrivileges};
+use crate::config::plan::{Address, AfterReading, App, Auth, Fallback, Filesystem, Level, Log, LogFormat, Method, NewPrivileges, Seccomp};
 use crate::config::plan::{OnHup, Query, Scheme, Server, Stale, Swap, Tls};
 use crate::names::Owner;
 use crate::template::{Read, Template};
@@ -30,6 +30,7 @@ pub(crate) fn plan(queries: Vec<Query>, files: Vec<File>) -> Plan {
             crash_loop_timeout: Duration::from_mins(5),
             on_hup: OnHup::Both,
             new_privileges: NewPrivileges::Never,
+            seccomp: Seccomp::Default,
         },
         log: Log { level: Level::Info, format: LogFormat::Text },
         pid_file: None,

@@ -3,8 +3,10 @@
 //! credentials of the agent and the rights that only it needs.
 
 use super::guard::Guard;
+use super::profile;
 use crate::config::plan::{App, Identity, NewPrivileges};
 use crate::exit::Exit;
+use crate::memory;
 use crate::names::Owner;
 use crate::observe::Event;
 use crate::sys::caps::{self, Capability};
@@ -101,6 +103,12 @@ pub fn other_user(app: &App) -> Option<&Identity> {
     app.user.as_ref().filter(|user| user.owner != own)
 }
 
+/// Whether the application has a user id of its own: then it loses every capability, and supervise may lower its own.
+#[must_use]
+pub fn has_own_uid(app: &App) -> bool {
+    other_user(app).is_some_and(|user| user.owner.uid != geteuid().as_raw())
+}
+
 /// Starts `command` as `app`'s user in a process group of its own, which `guard` knows before it runs. The child ends with 126
 /// or 127 when it cannot be executed, and the application's says why.
 ///
@@ -139,6 +147,11 @@ fn execute(command: &[String], part: Part<'_>, app: &App, inherited: &Inherited)
     let arguments = command.iter().map(|argument| c_string(OsStr::new(argument))).collect::<io::Result<Vec<_>>>()?;
     let environment = environment(env::vars_os(), other_user(app), (getppid(), getpid())).collect::<io::Result<Vec<_>>>()?;
     let program = arguments.first().ok_or(io::ErrorKind::NotFound)?;
+    profile::put_up(app.seccomp, |what| {
+        if matches!(part, Part::App(_)) {
+            Event::Skipped { what }.emit();
+        }
+    })?;
     become_user(app)?;
     inherited.restore()?;
     Err(process::exec(program, &arguments, &environment).into())
@@ -146,21 +159,33 @@ fn execute(command: &[String], part: Part<'_>, app: &App, inherited: &Inherited)
 
 /// Becomes the application's user, and gives up what only baofs needs.
 fn become_user(app: &App) -> io::Result<()> {
-    let other = other_user(app);
-    let own = if other.is_some_and(|user| user.owner.uid != geteuid().as_raw()) { OWN } else { OWN_MOUNT };
+    let own = if has_own_uid(app) { OWN } else { OWN_MOUNT };
     // Whoever lets programs gain rights needs SETUID and SETGID for them, as where baofs is not.
     caps::forbid(if app.new_privileges == NewPrivileges::Never { own } else { OWN_MOUNT });
-    if let Some(user) = other {
+    if let Some(user) = other_user(app) {
         let groups: Vec<_> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-        setgroups(&groups)?;
-        setgid(Gid::from_raw(user.owner.gid))?;
-        setuid(Uid::from_raw(user.owner.uid))?;
+        change_user(user.owner, &groups)?;
     }
     caps::drop(own)?;
     if app.new_privileges == NewPrivileges::Never {
         prctl::set_no_new_privs()?;
     }
     Ok(())
+}
+
+/// Changes user and groups. Until the program is executed, the memory of this process is a copy of supervise's, and others of
+/// the new user must not look into it (`ptrace(2)`): a change of ids makes a process as dumpable as the host has it
+/// (`fs.suid_dumpable`), so it is hardened again. In the moment between the two it has its capabilities still (`PR_SET_KEEPCAPS`),
+/// and nobody traces a process that has more of them than himself.
+fn change_user(owner: Owner, groups: &[Gid]) -> io::Result<()> {
+    let another = owner.uid != geteuid().as_raw();
+    // It can only fail where the securebits are locked, and then the moment is all that is lost.
+    let _ = prctl::set_keepcaps(another);
+    setgroups(groups)?;
+    setgid(Gid::from_raw(owner.gid))?;
+    setuid(Uid::from_raw(owner.uid))?;
+    memory::harden().map_err(io::Error::other)?;
+    if another { caps::lower_to(&[]) } else { Ok(()) }
 }
 
 /// The application's environment: baofs' own, less the agent's credentials, with `HOME`, `USER` and `LOGNAME` of its `user`.

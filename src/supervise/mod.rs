@@ -4,6 +4,7 @@
 pub mod app;
 mod guard;
 pub mod hooks;
+mod profile;
 pub mod rebirth;
 mod roles;
 mod run;
@@ -43,6 +44,10 @@ const REVOKE_TIMEOUT: Duration = Duration::from_millis(2500);
 /// How long killed children may take to die at the end, before the agent ends without them. 0.5 s for one that even KILL does not
 /// end, and all of it still lies within Docker's 10 s.
 const END_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What supervise keeps besides what `fetch` needs: to unmount, to start the application as its user and under its walls, to
+/// signal it, and to lower its bounding set.
+const KEPT: [Capability; 5] = [Capability::SysAdmin, Capability::SetUid, Capability::SetGid, Capability::Kill, Capability::SetPcap];
 
 /// Why the agent did not start: the code to end with, and cause and remedy in words.
 #[derive(Debug)]
@@ -105,7 +110,7 @@ pub fn run(plan: &Plan) -> Result<u8, Refused> {
 }
 
 fn guard(world: &World, signals: &SignalFd, traces: &Traces) -> Result<Option<Guard>, Refused> {
-    Guard::start(world, signals, &traces.descriptors()).map_err(not_started)
+    world.without_arena(|| Guard::start(world, signals, &traces.descriptors())).map_err(not_started)
 }
 
 fn not_started(error: io::Error) -> Refused {
@@ -138,6 +143,15 @@ fn warn_of_rights(app: &App) {
     }
 }
 
+/// Gives up what was only needed to set up, where the application has a user of its own (else it inherits what baofs has). The
+/// bounding set stays: the application inherits it. From now on everything is done with what is kept here, the end included.
+fn lower_rights(plan: &Plan, world: &World) -> io::Result<()> {
+    if !app::has_own_uid(&plan.app) {
+        return Ok(());
+    }
+    caps::lower_to(&[&KEPT, world.rights_of_fetch(plan)].concat())
+}
+
 /// Forks the roles, obeys the machine to its end, and takes down what is left.
 fn supervise(
     plan: &Plan,
@@ -147,6 +161,7 @@ fn supervise(
     guard: Option<&Guard>,
     held: &[BorrowedFd<'_>],
 ) -> Result<u8, Refused> {
+    lower_rights(plan, world).map_err(|error| Refused::software("capabilities cannot be given up", error))?;
     let clock = RealClock;
     let roles = Roles::start(plan, world, &signals, guard, held, clock.now());
     let roles = roles.map_err(not_started)?;

@@ -108,7 +108,8 @@ impl<C: Clock> Loop<'_, C> {
     }
 
     fn start_app(&mut self) -> Option<Input> {
-        match app::start(&self.app.command, Part::App(self.terminal.as_ref()), self.app, self.inherited, self.guard) {
+        let part = Part::App(self.terminal.as_ref());
+        match self.world.without_arena(|| app::start(&self.app.command, part, self.app, self.inherited, self.guard)) {
             Ok(pid) => {
                 Event::AppStarted { pid: pid.as_raw() }.emit();
                 (self.group, self.app_lives) = (Some(pid), true);
@@ -137,7 +138,7 @@ impl<C: Clock> Loop<'_, C> {
 
     fn run_command(&mut self, id: HookId) {
         let Some(Action::Command { command, timeout }) = self.hooks.hook(id).map(|hook| &hook.action) else { return };
-        match app::start(command, Part::Hook, self.app, self.inherited, self.guard) {
+        match self.world.without_arena(|| app::start(command, Part::Hook, self.app, self.inherited, self.guard)) {
             Ok(pid) => self.hooks.started(id, pid, self.clock.now().plus(*timeout)),
             Err(error) => self.command_failed(id, &format!("no process can be forked: {error}")),
         }

@@ -6,10 +6,11 @@ use super::Refused;
 use crate::config::plan::Plan;
 use crate::exit::Exit;
 use crate::observe::Event;
+use crate::sys::process;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
-use nix::unistd::{UnlinkatFlags, geteuid, symlinkat, unlinkat};
+use nix::unistd::{Uid, UnlinkatFlags, geteuid, symlinkat, unlinkat};
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
@@ -154,13 +155,15 @@ impl Spot {
         fstatat(&self.dir, self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
     }
 
-    /// Removes the name if it still leads to `made`.
+    /// Removes the name if it still leads to `made`. Supervise may have given up its right over the files of others (`DAC_OVERRIDE`)
+    /// since it was made: in a directory of another user it acts as that user.
     fn remove(&self, made: Identity) -> nix::Result<()> {
-        match self.look() {
+        let owner = fstat(&self.dir).map_or_else(|_| geteuid(), |dir| Uid::from_raw(dir.st_uid));
+        process::as_user(owner, || match self.look() {
             Ok(stat) if Identity::of(&stat) == made => unlinkat(&self.dir, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir),
             // Replaced or removed: what lies there now is somebody else's.
             Ok(_) | Err(_) => Ok(()),
-        }
+        })
     }
 }
 
@@ -265,7 +268,7 @@ fn write_pid(spot: &Spot) -> io::Result<File> {
 mod tests {
     use super::*;
     use nix::sys::stat::mknod;
-    use nix::unistd::{Gid, Uid, fchownat, mkfifo};
+    use nix::unistd::{Gid, fchownat, mkfifo};
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use tempfile::TempDir;

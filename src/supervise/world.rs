@@ -171,6 +171,12 @@ impl World {
         }
     }
 
+    /// Forks a process that has nothing to do with secrets: `fork` runs while children do not inherit the arena.
+    pub(super) fn without_arena<T>(&self, fork: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let (Self::Fuse { arena, .. } | Self::Tmpfs { arena, .. }) = self;
+        arena.not_inherited(fork)
+    }
+
     /// Ends the connection to the kernel, once `serve` is dead: who waits for an answer gets an error instead of none.
     pub(super) fn abort(&mut self) {
         if let Self::Fuse { device, .. } = self {

@@ -18,6 +18,12 @@ pub enum Capability {
     SetPcap = 8,
     /// Mount.
     SysAdmin = 21,
+    /// Read the kernel's log.
+    Syslog = 34,
+    /// Observe performance (Linux 5.8).
+    Perfmon = 38,
+    /// Load BPF programs (Linux 5.8).
+    Bpf = 39,
 }
 
 impl Capability {
@@ -31,6 +37,9 @@ impl Capability {
             Self::SetUid => "SETUID",
             Self::SetPcap => "SETPCAP",
             Self::SysAdmin => "SYS_ADMIN",
+            Self::Syslog => "SYSLOG",
+            Self::Perfmon => "PERFMON",
+            Self::Bpf => "BPF",
         }
     }
 
@@ -70,6 +79,13 @@ pub fn has(capability: Capability) -> io::Result<bool> {
     Ok(effective & capability.bit() != 0)
 }
 
+/// Whether `capability` is in the calling thread's bounding set: a container runtime puts there what the container was given.
+#[must_use]
+pub fn is_bounding(capability: Capability) -> bool {
+    // SAFETY: all arguments are numbers; a number that the kernel does not know is EINVAL.
+    unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability as libc::c_ulong, 0, 0, 0) == 1 }
+}
+
 /// Gives up every capability but `keep`, for ever (with `no_new_privs`, which the caller sets). The bounding set stays: it
 /// means nothing to a process that can gain no right from a program.
 ///
@@ -80,6 +96,20 @@ pub fn keep_only(keep: &[Capability]) -> io::Result<()> {
     // SAFETY: all arguments are numbers.
     unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
     set(words(kept).map(|kept| Data { effective: kept, permitted: kept, inheritable: 0 }))
+}
+
+/// Lowers the effective and the permitted set to what they have of `keep`. The inheritable and the bounding set, which a
+/// program that is executed later inherits, stay as they are.
+///
+/// # Errors
+/// As `has`.
+pub fn lower_to(keep: &[Capability]) -> io::Result<()> {
+    let (mut data, kept) = (get()?, words(bits(keep)));
+    for (data, kept) in data.iter_mut().zip(kept) {
+        data.effective &= kept;
+        data.permitted &= kept;
+    }
+    set(data)
 }
 
 /// Takes `lost` from the bounding set: no program that is executed later can bring it back. Needs `SETPCAP`; where that is

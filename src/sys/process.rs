@@ -1,8 +1,9 @@
 //! Processes: fork without exec for the roles, fork and exec for the application.
 
 use nix::errno::Errno;
+use nix::sys::prctl;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::unistd::{ForkResult, Pid};
+use nix::unistd::{ForkResult, Pid, Uid, geteuid, setfsuid};
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -47,6 +48,18 @@ pub fn exec(program: &CStr, arguments: &[CString], environment: &[CString]) -> E
         Ok(never) => match never {},
         Err(errno) => errno,
     }
+}
+
+/// Runs `body` with the rights over files that user `uid` has, instead of one's own (`setfsuid(2)`; its capabilities over files
+/// are gone meanwhile). Without `SETUID`, or for one's own id, nothing changes. The process must have one thread.
+pub fn as_user<T>(uid: Uid, body: impl FnOnce() -> T) -> T {
+    let dumpable = prctl::get_dumpable();
+    setfsuid(uid);
+    let result = body();
+    setfsuid(geteuid());
+    // A change of ids makes the process as dumpable as the host has it.
+    let _ = prctl::set_dumpable(dumpable.unwrap_or(false));
+    result
 }
 
 /// What a signal does to a process that has no handler for it.

@@ -97,7 +97,10 @@ impl Target {
     /// What could not be removed.
     pub fn clear(&self) -> io::Result<()> {
         let removed = self.place.root(&self.public).and_then(|root| remove::everything(root.as_fd()));
-        self.place.unmount(&self.path);
+        if let Place::Own(_) = self.place {
+            // By its root, not by its path: the directories above may be closed to a supervisor that gave up its rights.
+            let _ = mount::unmount_root(self.public.as_fd(), mount::Requests::Kept);
+        }
         Ok(removed?)
     }
 }

@@ -1,9 +1,10 @@
 //! What the agent's processes may do, and what somebody who looks into them finds.
 
-use crate::rig::agent::{Agent, Setup};
-use crate::rig::process::{outcome, status};
+use crate::rig::agent::{Agent, Setup, USER};
+use crate::rig::process::{children, outcome, signal, status};
 use crate::rig::server::{CALM, Tenant};
-use crate::rig::{World, config};
+use crate::rig::{World, config, wait_until_or};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::json;
 use std::fs::File;
@@ -106,5 +107,57 @@ fn memory_shows_no_value_to_root(world: World) {
     }
     // `fetch` keeps the secret_id for its next login; what it served is wiped from its heap.
     assert_eq!(scan(fetch, &values[..2]), (0, 0), "(copies, locked mappings read) in fetch");
+    assert_eq!(agent.stop().code, 0);
+}
+
+/// Stops when a file is there, so that the next life begins when the test wants it.
+const STOPS_SLOWLY: &str = "trap 'echo told to stop; until [ -e /tmp/go ]; do /bin/sleep 0.05; done; exit 0' TERM; echo started; while :; do /bin/sleep 60 & wait; done";
+
+/// A child of supervise that is the application's user already and waits in `execve(2)`: the first directory of its `PATH` is the mount,
+/// and `serve` stands still.
+fn at_exec(agent: &Agent) -> Pid {
+    let is_it = |pid: &Pid| {
+        let uid = status(*pid, "Uid").and_then(|uids| Some(uids.split_whitespace().next()?.to_owned()));
+        status(*pid, "Name").as_deref() == Some("baofs") && uid == Some(USER.to_string())
+    };
+    let all = || format!("{:?}\n{}", agent.processes(), agent.log());
+    wait_until_or("the child waits", all, || children(agent.pid()).into_iter().find(is_it))
+}
+
+fn holds_locked_memory(pid: Pid) -> bool {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("root reads it");
+    assert!(maps.contains("[stack]"), "it waits in another place: {maps}");
+    maps.lines().any(|line| line.contains("/secretmem") || line.contains("/dev/zero"))
+}
+
+#[test]
+fn between_fork_and_exec_the_application_has_nothing_of_the_agents() {
+    let tenant = Tenant::real("at-exec", CALM);
+    tenant.put("note", json!({ "text": "old" }));
+    let text = config::usual(&tenant) + "app {\n  on_change = { restart = true }\n  stop_timeout = \"1h\"\n}\n";
+    let setup = Setup::new(World::Fuse, &tenant, &text).options(&["--user", &USER.to_string()]);
+    let agent = setup.variable("PATH", "/app/secrets:/usr/sbin:/usr/bin:/sbin:/bin").script(STOPS_SLOWLY).started();
+    tenant.put("note", json!({ "text": "new" }));
+    agent.wait_for_line("told to stop");
+    let serve = agent.role("serve");
+    signal(serve, Signal::SIGSTOP);
+    std::fs::write(agent.path("/tmp/go"), "").expect("root writes there");
+    let child = at_exec(&agent);
+    assert!(holds_locked_memory(agent.pid()) && !holds_locked_memory(child));
+    for set in ["CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(status(child, set).as_deref(), Some("0000000000000000"), "{set}");
+    }
+    let inside = status(child, "NSpid").and_then(|ids| ids.split_whitespace().last().map(str::to_owned)).expect("it waits");
+    let look = outcome(agent.enter(USER, &["cat", &format!("/proc/{inside}/environ")]).env_clear());
+    assert!(String::from_utf8_lossy(&look.stderr).contains("Permission denied"), "{look:?}");
+    let core = |pid: Pid| {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("it runs");
+        limits.lines().find(|line| line.starts_with("Max core file size")).map(str::to_owned)
+    };
+    assert_eq!(core(child), core(agent.pid()), "the application inherits it");
+    assert!(status(child, "Name").as_deref() == Some("baofs"), "it waited all the time");
+    signal(serve, Signal::SIGCONT);
+    let again = || (agent.printed().lines().filter(|line| *line == "started").count() == 2).then_some(());
+    wait_until_or("the application runs again", || agent.log(), again);
     assert_eq!(agent.stop().code, 0);
 }

@@ -58,5 +58,6 @@ template {
 app {
   on_hup       = "restart"
   no_new_privs = "perhaps"
+  seccomp      = "unconfined"
   on_change    = { signals = "HUP" }
 }
