@@ -7,4 +7,5 @@ pub mod file;
 pub mod mount;
 pub mod mounts;
 pub mod process;
+pub mod seccomp;
 pub mod watch;

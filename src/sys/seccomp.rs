@@ -1,0 +1,380 @@
+//! Filters of system calls (`seccomp(2)`): rules to a BPF program, and its installation. Invariant: a program answers a call
+//! of every architecture that the kernel of this machine takes calls of, not of the native one alone.
+//!
+//! On `x86_64` a program may make calls in three ways: natively, as `x32` (the native architecture with [`X32`] in the number)
+//! and as `i386` (`int 0x80`, numbers of its own). On `aarch64` there is 32-bit `arm` besides.
+
+use nix::errno::Errno;
+use std::io;
+
+/// The bit that tells an `x32` call from a native one of `x86_64`.
+#[cfg(target_arch = "x86_64")]
+const X32: u32 = 0x4000_0000;
+
+/// `AUDIT_ARCH_*` of the native calls (`linux/audit.h`).
+#[cfg(target_arch = "x86_64")]
+const NATIVE: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const NATIVE: u32 = 0xc000_00b7;
+#[cfg(target_arch = "riscv64")]
+const NATIVE: u32 = 0xc000_00f3;
+
+/// `AUDIT_ARCH_*` of the 32-bit calls that the same kernel takes.
+#[cfg(target_arch = "x86_64")]
+const COMPAT: Option<u32> = Some(0x4000_0003);
+#[cfg(target_arch = "aarch64")]
+const COMPAT: Option<u32> = Some(0x4000_0028);
+#[cfg(target_arch = "riscv64")]
+const COMPAT: Option<u32> = None;
+
+/// Offsets in `struct seccomp_data` (`linux/seccomp.h`).
+const NUMBER_AT: u32 = 0;
+const ARCH_AT: u32 = 4;
+const ARGUMENTS_AT: u32 = 16;
+
+/// One system call, by its numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// The native number, as in `libc::SYS_*`; `None` where this architecture has no such call.
+    native: Option<u32>,
+    /// The number of the 32-bit call: `i386` on `x86_64`, `arm` on `aarch64`; `None` where there is none.
+    compat: Option<u32>,
+}
+
+impl Call {
+    /// A call by its native number alone (`libc::SYS_*`), for filters with [`Others::Answer`].
+    #[must_use]
+    pub const fn native(number: libc::c_long) -> Self {
+        Self { native: Some(word(number)), compat: None }
+    }
+
+    /// A call by its native number and its numbers in `i386` and `arm`, for filters with [`Others::SameRules`].
+    #[must_use]
+    pub const fn with_compat(native: libc::c_long, i386: u32, arm: u32) -> Self {
+        Self { native: Some(word(native)), compat: Some(compat(i386, arm)) }
+    }
+
+    /// A call that only `i386` has.
+    #[must_use]
+    pub const fn of_i386(number: u32) -> Self {
+        Self { native: None, compat: if cfg!(target_arch = "x86_64") { Some(number) } else { None } }
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "numbers of calls are small and positive")]
+const fn word(number: libc::c_long) -> u32 {
+    number as u32
+}
+
+const fn compat(i386: u32, arm: u32) -> u32 {
+    if cfg!(target_arch = "x86_64") { i386 } else { arm }
+}
+
+/// What the filter says to a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The kernel does it, unless an earlier filter refuses.
+    Allow,
+    /// The call fails with this error.
+    Errno(Errno),
+    /// The process is killed with SIGSYS, as if by a signal that it cannot catch.
+    KillProcess,
+}
+
+impl Answer {
+    /// `SECCOMP_RET_*`.
+    fn value(self) -> u32 {
+        match self {
+            Self::Allow => libc::SECCOMP_RET_ALLOW,
+            Self::Errno(errno) => libc::SECCOMP_RET_ERRNO | (errno as u32 & libc::SECCOMP_RET_DATA),
+            Self::KillProcess => libc::SECCOMP_RET_KILL_PROCESS,
+        }
+    }
+}
+
+/// What is asked of a call's arguments. Only the low 32 bits of an argument are looked at: enough for flags, families and
+/// commands, which the kernel takes as 32-bit numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Test {
+    /// Nothing.
+    Always,
+    /// Whether argument `argument` (0 to 5) has any bit of `mask`.
+    AnyBit {
+        /// Which argument.
+        argument: u8,
+        /// The bits.
+        mask: u32,
+    },
+    /// Whether argument `argument` (0 to 5) is `value`.
+    Equal {
+        /// Which argument.
+        argument: u8,
+        /// The number.
+        value: u32,
+    },
+}
+
+/// One line of a filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The call.
+    pub call: Call,
+    /// When the rule applies.
+    pub test: Test,
+    /// The answer then.
+    pub answer: Answer,
+}
+
+impl Rule {
+    /// `call` is answered so, whatever its arguments are.
+    #[must_use]
+    pub const fn always(call: Call, answer: Answer) -> Self {
+        Self { call, test: Test::Always, answer }
+    }
+}
+
+/// What is said to calls of other architectures than the native one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// The same as to native ones: the rules hold for `x32` and the 32-bit architecture, too. An `x32` call is found by its
+    /// native number, so a call that `x32` numbers anew (512 and above) must not be among the rules. An architecture that
+    /// is not known here is answered `ENOSYS`.
+    SameRules,
+    /// This, to every call.
+    Answer(Answer),
+}
+
+/// A filter: the first rule that applies answers.
+#[derive(Clone, Debug)]
+pub struct Filter<'a> {
+    /// The rules, in order.
+    pub rules: &'a [Rule],
+    /// The answer to a call that no rule applies to.
+    pub otherwise: Answer,
+    /// The answer to a call of another architecture.
+    pub others: Others,
+}
+
+impl Filter<'_> {
+    /// Installs the filter in the calling thread, for it and all that it forks or executes, for ever. Earlier filters stay:
+    /// the strictest answer wins, and of two errors the one of the last filter. The thread must have `SYS_ADMIN` or
+    /// `no_new_privs`. The filter does not touch speculation (`SECCOMP_FILTER_FLAG_SPEC_ALLOW`).
+    ///
+    /// # Errors
+    /// `EACCES` without `SYS_ADMIN` and `no_new_privs`; `ENOMEM` when all filters of the thread are too long together; what
+    /// an earlier filter answers to `seccomp(2)`.
+    pub fn install(&self) -> io::Result<()> {
+        let program = self.program();
+        let len = u16::try_from(program.len()).map_err(io::Error::other)?;
+        let header = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+        let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+        // SAFETY: the header names `len` instructions, which live through the call; the kernel copies and does not write them.
+        let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const header) };
+        Errno::result(result)?;
+        Ok(())
+    }
+
+    /// The program. For each architecture a block of rules behind a test of the architecture.
+    fn program(&self) -> Vec<libc::sock_filter> {
+        let mut program = vec![load(ARCH_AT)];
+        let mut native = vec![load(NUMBER_AT)];
+        native.extend(self.x32());
+        native.extend(self.rules.iter().filter_map(|rule| Some(checked(rule.call.native?, rule))).flatten());
+        native.push(answer(self.otherwise));
+        program.extend(block(NATIVE, native));
+        if let (Others::SameRules, Some(arch)) = (self.others, COMPAT) {
+            let mut compat = vec![load(NUMBER_AT)];
+            compat.extend(self.rules.iter().filter_map(|rule| Some(checked(rule.call.compat?, rule))).flatten());
+            compat.push(answer(self.otherwise));
+            program.extend(block(arch, compat));
+        }
+        program.push(answer(match self.others {
+            Others::SameRules => Answer::Errno(Errno::ENOSYS),
+            Others::Answer(answer) => answer,
+        }));
+        program
+    }
+
+    /// How `x32` calls, which are of the native architecture, are answered.
+    #[cfg(target_arch = "x86_64")]
+    fn x32(&self) -> Vec<libc::sock_filter> {
+        match self.others {
+            // What no rule finds goes on to the native rules, finds nothing there, and so the last answer.
+            Others::SameRules => self.rules.iter().filter_map(|rule| Some(checked(rule.call.native? | X32, rule))).flatten().collect(),
+            Others::Answer(other) => vec![jump(libc::BPF_JSET, X32, 0, 1), answer(other)],
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn x32(&self) -> Vec<libc::sock_filter> {
+        vec![]
+    }
+}
+
+/// Whether a filter holds for the calling thread.
+#[must_use]
+pub fn is_active() -> bool {
+    // SAFETY: all arguments are numbers.
+    let mode = unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) };
+    // EINVAL is a kernel without filters; any other refusal is one of a filter.
+    mode == 2 || (mode == -1 && Errno::last() != Errno::EINVAL)
+}
+
+/// `body` for calls of `arch`; what follows it for others. Expects the architecture in the accumulator and leaves it there
+/// for what follows.
+fn block(arch: u32, body: Vec<libc::sock_filter>) -> Vec<libc::sock_filter> {
+    // A conditional jump reaches 255 instructions, an unconditional one all.
+    let over = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    let mut block = vec![jump(libc::BPF_JEQ, arch, 1, 0), instruction(libc::BPF_JMP | libc::BPF_JA, over, 0, 0)];
+    block.extend(body);
+    block
+}
+
+/// One rule for `number`. Expects the number in the accumulator and leaves it there for the next rule.
+fn checked(number: u32, rule: &Rule) -> Vec<libc::sock_filter> {
+    let (argument, test) = match rule.test {
+        Test::Always => return vec![jump(libc::BPF_JEQ, number, 0, 1), answer(rule.answer)],
+        Test::AnyBit { argument, mask } => (argument, jump(libc::BPF_JSET, mask, 0, 1)),
+        Test::Equal { argument, value } => (argument, jump(libc::BPF_JEQ, value, 0, 1)),
+    };
+    let low = if cfg!(target_endian = "big") { 4 } else { 0 };
+    let at = ARGUMENTS_AT + u32::from(argument) * 8 + low;
+    vec![jump(libc::BPF_JEQ, number, 0, 4), load(at), test, answer(rule.answer), load(NUMBER_AT)]
+}
+
+fn load(at: u32) -> libc::sock_filter {
+    instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, at, 0, 0)
+}
+
+/// Compares the accumulator with `value`; skips `yes` or `no` instructions.
+fn jump(test: u32, value: u32, yes: u8, no: u8) -> libc::sock_filter {
+    instruction(libc::BPF_JMP | test | libc::BPF_K, value, yes, no)
+}
+
+fn answer(answer: Answer) -> libc::sock_filter {
+    instruction(libc::BPF_RET | libc::BPF_K, answer.value(), 0, 0)
+}
+
+fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+    libc::sock_filter { code: u16::try_from(code).unwrap_or(u16::MAX), jt, jf, k }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel would answer, by its own rules for these programs (`bpf_prog_run` of `seccomp_data`). Panics where the
+    /// kernel would refuse the program: a jump out of it, an unknown instruction, an end without an answer.
+    fn run(filter: &Filter<'_>, arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
+        let mut data = [number, arch, 0, 0].map(u32::to_ne_bytes).concat();
+        data.extend(arguments.iter().flat_map(|argument| argument.to_ne_bytes()));
+        let (program, mut at, mut accumulator) = (filter.program(), 0, 0);
+        loop {
+            let it = program[at];
+            at += 1;
+            let test = |holds: bool| usize::from(if holds { it.jt } else { it.jf });
+            match u32::from(it.code) {
+                code if code == libc::BPF_LD | libc::BPF_W | libc::BPF_ABS => {
+                    let from = it.k as usize;
+                    accumulator = u32::from_ne_bytes(data[from..from + 4].try_into().expect("four bytes"));
+                }
+                code if code == libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K => at += test(accumulator == it.k),
+                code if code == libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K => at += test(accumulator & it.k != 0),
+                code if code == libc::BPF_JMP | libc::BPF_JA => at += it.k as usize,
+                code if code == libc::BPF_RET | libc::BPF_K => return it.k,
+                code => panic!("unknown instruction {code:#x} at {}", at - 1),
+            }
+        }
+    }
+
+    const ONE: Call = Call::with_compat(1, 4, 5);
+    const TWO: Call = Call::with_compat(2, 6, 7);
+    const EPERM: Answer = Answer::Errno(Errno::EPERM);
+    const RULES: &[Rule] = &[
+        Rule { call: ONE, test: Test::AnyBit { argument: 1, mask: 0x30 }, answer: EPERM },
+        Rule { call: TWO, test: Test::Equal { argument: 5, value: 8 }, answer: Answer::Allow },
+        Rule::always(TWO, Answer::KillProcess),
+    ];
+
+    fn args(index: usize, value: u64) -> [u64; 6] {
+        let mut all = [!0 << 32; 6];
+        all[index] |= value;
+        all
+    }
+
+    #[test]
+    fn the_first_rule_that_applies_answers() {
+        let filter = Filter { rules: RULES, otherwise: Answer::Allow, others: Others::Answer(Answer::KillProcess) };
+        let table = [
+            (1, args(1, 0x10), EPERM),
+            (1, args(1, 0x2f), EPERM),
+            (1, args(1, 0x4f), Answer::Allow),
+            (1, args(0, 0x10), Answer::Allow),
+            (2, args(5, 8), Answer::Allow),
+            (2, args(5, 9), Answer::KillProcess),
+            (0, args(0, 0), Answer::Allow),
+            (3, args(0, 0), Answer::Allow),
+        ];
+        for (number, arguments, expected) in table {
+            assert_eq!(run(&filter, NATIVE, number, arguments), expected.value(), "{number} {arguments:x?}");
+        }
+        for arch in COMPAT.into_iter().chain([7]) {
+            assert_eq!(run(&filter, arch, 0, args(0, 0)), Answer::KillProcess.value(), "architecture {arch:#x}");
+        }
+    }
+
+    #[test]
+    fn other_architectures_may_have_the_same_rules() {
+        let filter = Filter { rules: RULES, otherwise: Answer::Allow, others: Others::SameRules };
+        let mut table = vec![(NATIVE, 1, EPERM), (NATIVE, 4, Answer::Allow), (7, 1, Answer::Errno(Errno::ENOSYS))];
+        if let Some(arch) = COMPAT {
+            let number = ONE.compat.expect("it has one");
+            table.extend([(arch, number, EPERM), (arch, 1, Answer::Allow), (arch, 99, Answer::Allow)]);
+        }
+        for (arch, number, expected) in table {
+            assert_eq!(run(&filter, arch, number, args(1, 0x30)), expected.value(), "{arch:#x} {number}");
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn an_x32_call_is_none_of_the_native_ones() {
+        let same = Filter { rules: RULES, otherwise: Answer::Allow, others: Others::SameRules };
+        let other = Filter { others: Others::Answer(EPERM), ..same.clone() };
+        let table = [
+            (&same, 1 | X32, args(1, 0x30), EPERM),
+            (&same, 1 | X32, args(1, 0), Answer::Allow),
+            (&same, 2 | X32, args(5, 9), Answer::KillProcess),
+            (&same, 9 | X32, args(0, 0), Answer::Allow),
+            (&other, 9 | X32, args(0, 0), EPERM),
+            (&other, 2 | X32, args(5, 8), EPERM),
+            (&other, 9, args(0, 0), Answer::Allow),
+        ];
+        for (filter, number, arguments, expected) in table {
+            assert_eq!(run(filter, NATIVE, number, arguments), expected.value(), "{:?} {number:#x}", filter.others);
+        }
+    }
+
+    #[test]
+    fn a_long_filter_is_whole() {
+        let rules: Vec<_> = (0..1000).map(|number| Rule::always(Call::native(number), EPERM)).collect();
+        let filter = Filter { rules: &rules, otherwise: Answer::Allow, others: Others::Answer(EPERM) };
+        assert_eq!(run(&filter, NATIVE, 999, [0; 6]), EPERM.value());
+        assert_eq!(run(&filter, NATIVE, 1000, [0; 6]), Answer::Allow.value());
+        assert!(filter.program().len() < 4096, "BPF_MAXINSNS");
+    }
+
+    #[test]
+    fn an_installed_filter_answers_the_thread() {
+        let held = std::thread::spawn(|| {
+            let rules = [Rule::always(Call::native(libc::SYS_getpriority), Answer::Errno(Errno::EXDEV))];
+            nix::sys::prctl::set_no_new_privs().expect("nothing forbids it");
+            let filter = Filter { rules: &rules, otherwise: Answer::Allow, others: Others::Answer(Answer::KillProcess) };
+            filter.install().expect("no_new_privs is enough");
+            // SAFETY: all arguments are numbers.
+            let result = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+            (is_active(), result, Errno::last())
+        });
+        assert_eq!(held.join().expect("it was not killed"), (true, -1, Errno::EXDEV));
+    }
+}
