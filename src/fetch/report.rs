@@ -11,7 +11,7 @@ use crate::lease::{Subject, View};
 use crate::names::{FileId, Past};
 use crate::observe::Event;
 use crate::render;
-use crate::status::{Condition, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, seconds};
+use crate::status::{Condition, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, Walls, seconds};
 use nix::unistd::{getpid, getppid};
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +23,7 @@ const CALM: Duration = Duration::from_millis(500);
 /// When the report is due, and what was in the last one.
 pub(super) struct Reporter {
     served: Served,
+    walls: Walls,
     past: Past,
     /// When this `fetch` began.
     born: Moment,
@@ -42,9 +43,10 @@ pub(super) struct Reporter {
 
 impl Reporter {
     pub(super) fn new(settings: &Settings, clock: &impl Clock) -> Self {
-        let (served, past, since) = (settings.served.clone(), settings.past, seconds(clock.wall()));
+        let (served, walls, past) = (settings.served.clone(), settings.walls.clone(), settings.past);
+        let since = seconds(clock.wall());
         let born = clock.now();
-        Self { served, past, born, since, last: None, written: born, looked: None, touched: false, ready: false, failed: false }
+        Self { served, walls, past, born, since, last: None, written: born, looked: None, touched: false, ready: false, failed: false }
     }
 
     /// The last report, which a successor goes on from.
@@ -125,6 +127,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             written: seconds(times.wall),
             due_monotonic_ms: u64::try_from(times.now.plus(HEARTBEAT).since_origin().as_millis()).unwrap_or(u64::MAX),
             served: self.reporter.served.clone(),
+            walls: self.reporter.walls.clone(),
             roles: self.roles(times.now),
             session: Session { ends: session.ends.map(|end| times.at(end)), lost_logins: self.machine.lost_logins(), trouble },
             files: files.map(|(id, file)| self.describe_file(id, file, times)).collect(),

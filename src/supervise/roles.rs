@@ -4,6 +4,7 @@
 use super::guard::Guard;
 use super::rebirth::{Death, Rebirth};
 use super::state::{Ending, Input};
+use super::walls::Walls;
 use super::world::World;
 use crate::clock::{Jitter, Moment};
 use crate::config::plan::Plan;
@@ -59,12 +60,15 @@ pub(super) struct Roles<'a> {
     /// Descriptors that only the application is to have.
     inherited: Vec<RawFd>,
     jitter: Jitter,
+    /// What stands between a role and the kernel.
+    walls: Walls,
 }
 
 impl<'a> Roles<'a> {
     /// Starts them; when one cannot be started, none stays.
     pub(super) fn start(plan: &'a Plan, world: &World, signals: &SignalFd, guard: Option<&'a Guard>, now: Moment) -> io::Result<Self> {
-        let mut roles = Self { plan, guard, members: vec![], inherited: process::inherited()?, jitter: Jitter::new() };
+        let mut roles =
+            Self { plan, guard, members: vec![], inherited: process::inherited()?, jitter: Jitter::new(), walls: Walls::find() };
         for role in world.roles() {
             let started = roles.fork(*role, Past::default(), world, signals).inspect_err(|_| roles.end())?;
             roles.members.push(Member {
@@ -198,9 +202,9 @@ impl<'a> Roles<'a> {
         let of_world = world.descriptors().into_iter().chain(world.root());
         let foreign: Vec<_> = of_world.chain([signals.as_fd()]).chain(of_guard).chain(self.links().map(AsFd::as_fd)).collect();
         match role {
-            Role::Serve => self.start_role(role, &foreign, &[], world.serve(self.plan, past)?),
+            Role::Serve => self.start_role(role, &foreign, &[], world.serve(self.plan, past, self.walls)?),
             Role::Fetch | Role::Supervise => {
-                self.start_role(role, &foreign, world.rights_of_fetch(self.plan), world.fetch(self.plan, past)?)
+                self.start_role(role, &foreign, world.rights_of_fetch(self.plan), world.fetch(self.plan, past, self.walls)?)
             }
         }
     }
@@ -252,13 +256,15 @@ fn name(role: Role) -> &'static CStr {
     }
 }
 
-/// Makes a forked process what all of the agent's are: in `group`, without what was `inherited`, no right but `keep`, no dump.
+/// Makes a forked process what all of the agent's are: in `group`, without what was `inherited`
+/// and the streams that the application has, no right but `keep`, no dump.
 pub(super) fn confine(name: &CStr, inherited: &[RawFd], keep: &[Capability], group: Pid) -> io::Result<()> {
     let own = Pid::from_raw(0);
     // What a terminal sends is the application's alone. A dead guard leaves no group to join.
     setpgid(own, group).or_else(|_| setpgid(own, own))?;
     // Somebody may wait for the end of a pipe that only the application was to hold.
     process::close_inherited(inherited);
+    process::leave_streams()?;
     observe::start_role();
     prctl::set_name(name)?;
     prctl::set_no_new_privs()?;

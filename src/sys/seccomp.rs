@@ -220,6 +220,15 @@ pub fn is_active() -> bool {
     mode == 2 || (mode == -1 && Errno::last() != Errno::EINVAL)
 }
 
+/// Whether the kernel has filters, and no filter forbids to install one (`SECCOMP_GET_ACTION_AVAIL`, Linux 4.14).
+#[must_use]
+pub fn is_available() -> bool {
+    let action = libc::SECCOMP_RET_ERRNO;
+    // SAFETY: the call reads the number that the pointer names, which lives through the call.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
+    result == 0
+}
+
 /// `body` for calls of `arch`; what follows it for others. Expects the architecture in the accumulator and leaves it there
 /// for what follows.
 fn block(arch: u32, body: Vec<libc::sock_filter>) -> Vec<libc::sock_filter> {
