@@ -45,4 +45,6 @@ mod rotation;
 mod seed;
 mod state;
 mod supervision;
+#[cfg(target_arch = "x86_64")]
+mod walls;
 mod watching;

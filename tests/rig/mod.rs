@@ -12,6 +12,8 @@ pub(crate) mod process;
 pub(crate) mod server;
 #[path = "../standin/mod.rs"]
 pub(crate) mod standin;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod taken;
 
 use baofs::clock::{Clock, RealClock};
 use std::path::PathBuf;
