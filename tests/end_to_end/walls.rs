@@ -2,15 +2,26 @@
 
 use super::deaths::{replace, report};
 use crate::rig::agent::{Agent, Setup};
+use crate::rig::dns::Dns;
 use crate::rig::process::status;
-use crate::rig::server::{CALM, Tenant};
+use crate::rig::server::{CALM, Server, Tenant};
+use crate::rig::standin::Standin;
 use crate::rig::taken::{Argument, Taken};
-use crate::rig::{World, config};
+use crate::rig::{World, config, wait_until_or};
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::json;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::symlink;
 
-in_each_world!(a_fetch_that_was_taken_over_gets_nowhere);
+in_each_world!(
+    a_fetch_that_was_taken_over_gets_nowhere,
+    credentials_that_are_replaced_are_read,
+    a_name_is_resolved_again,
+    without_landlock_all_works_after_one_warning,
+);
 
 /// What is asked: in words, the call and its arguments, and the answer.
 type Row = (&'static str, libc::c_long, Vec<Argument>, Errno);
@@ -133,7 +144,7 @@ fn goes_on(tenant: &Tenant, agent: Agent, role: &str) {
     assert_eq!(agent.read("note"), "old");
     tenant.put("note", json!({ "text": "new" }));
     assert_eq!(agent.read_after("note", "old"), "new");
-    replace(&agent, role, nix::sys::signal::Signal::SIGKILL);
+    replace(&agent, role, Signal::SIGKILL);
     tenant.put("note", json!({ "text": "newer" }));
     assert_eq!(agent.read_after("note", "new"), "newer");
     let end = agent.stop();
@@ -145,10 +156,10 @@ fn a_fetch_that_was_taken_over_gets_nowhere(world: World) {
     let (tenant, agent) = start(world, "walls-fetch");
     let app = app(&agent);
     let mut fetch = Taken::over(agent.role("fetch"));
-    let socket = fetch.call(libc::SYS_socket, &args![libc::AF_INET, libc::SOCK_STREAM, 0]).expect("it needs sockets");
+    let socket = fetch.call(libc::SYS_socket, &[libc::AF_INET.into(), libc::SOCK_STREAM.into(), 0.into()]).expect("it needs sockets");
     let mut passed = ask(&mut fetch, of_fetch(world, socket));
     passed.extend(ask(&mut fetch, everywhere(app)));
-    fetch.call(libc::SYS_close, &args![socket]).expect("it is its own");
+    fetch.call(libc::SYS_close, &[socket.into()]).expect("it is its own");
     drop(fetch);
     assert!(passed.is_empty(), "{passed:#?}");
     goes_on(&tenant, agent, "fetch");
@@ -189,9 +200,157 @@ fn the_report_names_the_walls() {
         let pid = agent.role(role);
         assert_eq!(status(pid, "Seccomp_filters").as_deref(), Some("1"), "{role}");
         for stream in [0, 1] {
-            let name = std::fs::read_link(format!("/proc/{pid}/fd/{stream}")).expect("it is open");
+            let name = fs::read_link(format!("/proc/{pid}/fd/{stream}")).expect("it is open");
             assert_eq!(name.to_str(), Some("/dev/null"), "{role} {stream}");
         }
     }
     assert_eq!(agent.stop().code, 0);
+}
+
+/// The stand-in of a tenant.
+fn standin(tenant: &Tenant) -> &Standin {
+    match &tenant.server {
+        Server::Standin(standin) => standin,
+        Server::Real(_) => panic!("the tests here have stand-ins"),
+    }
+}
+
+/// Takes the token away: the agent has to log in again, with what its files hold now.
+fn assert_logs_in(tenant: &Tenant, agent: &Agent) {
+    let before = tenant.logins();
+    standin(tenant).state().revoke_tokens();
+    wait_until_or("it logs in again", || agent.log(), || (tenant.logins() == before + 1 && tenant.tokens() == 1).then_some(()));
+}
+
+/// Where the credentials lie: as files, and as Kubernetes has them.
+const PLACES: [(&str, &str); 2] = [
+    ("/run/plain", "mkdir -p /run/plain; cp /etc/bao/*_id /run/plain"),
+    (
+        "/run/links",
+        "mkdir -p /run/links/..1; cp /etc/bao/*_id /run/links/..1; ln -s ..1 /run/links/..data
+for it in role_id secret_id; do ln -s ..data/$it /run/links/$it; done",
+    ),
+];
+
+fn credentials_that_are_replaced_are_read(world: World) {
+    for (place, prepare) in PLACES {
+        let tenant = Tenant::standin("walls-replaced", CALM);
+        tenant.put("note", json!({ "text": "old" }));
+        let template =
+            |dir: &str| format!("template {{\n  source = \"{dir}/a.tpl\"\n  destination = \"/app/secrets/{}\"\n}}\n", dir.replace('/', ""));
+        let text = config::usual(&tenant).replace("/etc/bao/", &format!("{place}/")) + &template("/srv/one") + &template("/opt/two");
+        let write = "for it in /srv/one /opt/two; do mkdir -p $it; echo constant > $it/a.tpl; done";
+        let mounts = "mount -t tmpfs srv /srv; mount -t tmpfs opt /opt";
+        let agent = Setup::new(world, &tenant, &text).prepare(&format!("{mounts}; {write}; {prepare}")).started();
+        let dir = agent.path(place);
+        // Twice: what was made after the start is replaced, too.
+        for secret in ["second", "third"] {
+            standin(&tenant).state().role().secret_id = secret.to_owned();
+            if place == "/run/plain" {
+                fs::write(dir.join("next"), secret).and_then(|()| fs::rename(dir.join("next"), dir.join("secret_id"))).expect("replaced");
+            } else {
+                let target = format!("..{secret}");
+                fs::create_dir(dir.join(&target)).expect("a directory is made");
+                fs::write(dir.join(&target).join("role_id"), &tenant.role_id).expect("written");
+                fs::write(dir.join(&target).join("secret_id"), secret).expect("written");
+                symlink(&target, dir.join("next")).and_then(|()| fs::rename(dir.join("next"), dir.join("..data"))).expect("replaced");
+            }
+        }
+        assert_logs_in(&tenant, &agent);
+        assert_eq!(agent.read("srvone"), "constant\n");
+        let end = agent.stop();
+        assert_eq!(end.code, 0, "{}", end.stderr);
+        tenant.assert_nothing_lives();
+    }
+}
+
+fn a_name_is_resolved_again(world: World) {
+    let tenant = Tenant::standin("walls-name", CALM);
+    tenant.put("note", json!({ "text": "old" }));
+    let text = config::usual(&tenant).replace("127.0.0.1", "bao.test");
+    let known = "echo '127.0.0.1 bao.test' >/etc/hosts; echo 'nameserver 127.0.0.1' >/etc/resolv.conf";
+    // A link to the file of a daemon, as systemd has it.
+    let linked = "mkdir -p /run/resolve; mv /etc/resolv.conf /run/resolve; ln -s /run/resolve/resolv.conf /etc/resolv.conf";
+    let agent = Setup::new(world, &tenant, &text).prepare(&format!("{known}; {linked}")).started();
+    // From now on only a name server knows it.
+    let server = Ipv4Addr::new(127, 0, 77, if world == World::Fuse { 1 } else { 2 });
+    let dns = Dns::start(server);
+    for (path, text) in [("/run/resolve/resolv.conf", format!("nameserver {server}\n")), ("/etc/hosts", String::new())] {
+        let path = agent.path(path);
+        let next = path.with_extension("next");
+        fs::write(&next, text).and_then(|()| fs::rename(&next, &path)).expect("replaced");
+    }
+    assert_logs_in(&tenant, &agent);
+    assert!(dns.asked() > 0, "the name server was not asked");
+    assert_eq!(agent.stop().code, 0);
+    tenant.assert_nothing_lives();
+}
+
+fn without_landlock_all_works_after_one_warning(world: World) {
+    let tenant = Tenant::standin("walls-old", CALM);
+    tenant.put("note", json!({ "text": "old" }));
+    let agent = Setup::new(world, &tenant, &config::usual(&tenant)).without(libc::SYS_landlock_create_ruleset).started();
+    assert_eq!(report(&agent).walls.fetch, ["capabilities", "seccomp"]);
+    replace(&agent, "fetch", Signal::SIGKILL);
+    tenant.put("note", json!({ "text": "new" }));
+    assert_eq!(agent.read_after("note", "old"), "new");
+    let end = agent.stop();
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    assert_eq!(end.stderr.matches("no Landlock").count(), 1, "{}", end.stderr);
+    tenant.assert_nothing_lives();
+}
+
+#[test]
+fn an_authority_that_was_replaced_is_read_by_a_successor() {
+    let tenant = Tenant::of(Standin::start_tls(&["bao.test"]), "walls-authority", CALM);
+    tenant.put("note", json!({ "text": "old" }));
+    let tls = "vault {\n  ca_cert = \"/etc/bao/tls/ca.pem\"\n  tls_server_name = \"bao.test\"";
+    let setup = Setup::new(World::Fuse, &tenant, &config::usual(&tenant).replacen("vault {", tls, 1));
+    let own = Standin::start_tls(&["bao.test"]);
+    let setup = setup.file("ca.pem", standin(&tenant).authority()).file("other.pem", own.authority());
+    let agent = setup.prepare("mkdir /etc/bao/tls; cp /etc/bao/ca.pem /etc/bao/tls").started();
+    let renamed = |from: &str| fs::rename(agent.etc(from), agent.etc("tls").join("ca.pem")).expect("replaced");
+    renamed("other.pem");
+    replace(&agent, "fetch", Signal::SIGKILL);
+    wait_until_or("the other authority is taken", || agent.log(), || agent.log().contains("unknown issuer").then_some(()));
+    renamed("ca.pem");
+    replace(&agent, "fetch", Signal::SIGKILL);
+    tenant.put("note", json!({ "text": "new" }));
+    assert_eq!(agent.read_after("note", "old"), "new");
+    assert_eq!(agent.stop().code, 0);
+    tenant.assert_nothing_lives();
+}
+
+#[test]
+fn credentials_may_come_later_and_into_a_new_directory() {
+    let tenant = Tenant::standin("walls-later", CALM);
+    tenant.put("note", json!({ "text": "old" }));
+    let text = config::usual(&tenant).replace("/etc/bao/", "/run/later/on/").replace("after_reading = false", "after_reading = true");
+    let agent = Setup::new(World::Fuse, &tenant, &text).start();
+    wait_until_or("it is missed", || agent.log(), || agent.log().contains("cannot be read").then_some(()));
+    let dir = agent.path("/run/later/on");
+    fs::create_dir_all(&dir).expect("made");
+    for (name, id) in [("secret_id", &tenant.secret_id), ("role_id", &tenant.role_id)] {
+        fs::write(dir.join(name), id).expect("written");
+    }
+    agent.wait_for_line("started");
+    assert_eq!(agent.stop().code, 0);
+    tenant.assert_nothing_lives();
+}
+
+/// No rule is made for `/`: the file itself may be read, and is not removed; one line says each.
+#[test]
+fn credentials_in_the_root_are_warned_of() {
+    let tenant = Tenant::standin("walls-root", CALM);
+    tenant.put("note", json!({ "text": "old" }));
+    let text = config::usual(&tenant).replace("/etc/bao/", "/").replace("after_reading = false", "after_reading = true");
+    let agent = Setup::new(World::Fuse, &tenant, &text).prepare("cp /etc/bao/*_id /").started();
+    assert!(agent.path("/secret_id").exists());
+    let end = agent.stop();
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    for line in
+        ["/role_id: it lies in `/`", "/secret_id: it lies in `/`", "/secret_id: it cannot be removed", "/secret_id could not be removed"]
+    {
+        assert_eq!(end.stderr.matches(line).count(), 1, "{line}: {}", end.stderr);
+    }
 }

@@ -5,6 +5,7 @@
 pub(crate) mod agent;
 pub(crate) mod bao;
 pub(crate) mod config;
+pub(crate) mod dns;
 pub(crate) mod http;
 pub(crate) mod line;
 pub(crate) mod postgres;
