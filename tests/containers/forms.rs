@@ -12,6 +12,7 @@ use serde_json::json;
 pub(crate) const CASES: &[Case] = &[
     ("README has the options of these tests", in_readme),
     ("FUSE as README gives it", fuse),
+    ("the walls that stand in a container", walls),
     ("the compose file", compose),
     ("a tmpfs as uid 1000 without any right", tmpfs),
     ("a tmpfs that root fills for another user", tmpfs_of_root),
@@ -86,6 +87,20 @@ fn assert_follows(site: &Site<'_>, container: &Container<'_>) {
 
 fn fuse(docker: &Docker) {
     assert_served(docker, "fuse", FUSE, AS_APP);
+}
+
+/// Of the kernel that this runs on none is missing; Docker's profile lets both pass.
+fn walls(docker: &Docker) {
+    let site = docker.site("walls", CALM, "");
+    for (options, words, of) in [(FUSE, AS_APP, "serve"), (TMPFS_OF_ROOT, &on_tmpfs(&["--user", "app"])[..], "fetch")] {
+        let container = start(&site, options, &[words, &["sh", "-c", "echo started; exec sleep 1000"]]);
+        container.wait_for_line("started");
+        let status = container.try_exec("root", &["baofs", "status"]).expect("root may ask");
+        let line = status.lines().find(|line| line.starts_with("walls ")).expect("it is told");
+        let words = line.split(of).nth(1).expect("the role has walls");
+        assert!(words.contains(", seccomp, landlock "), "{line}\n{}", container.log());
+        container.stop(&[]);
+    }
 }
 
 /// The entry point on a tmpfs; on a machine that has a swap it may be out of reach or not, and that is tested elsewhere.
