@@ -16,6 +16,12 @@
 //! not be able to hurt it; and no process may touch a filesystem that it answers itself (a thread that waits for its own
 //! process cannot be killed), so `fetch` announces what `serve` answers. On a tmpfs there is no `serve`.
 //!
+//! # Any role may be taken over
+//!
+//! A forked role gives up its capabilities, then files, TCP ports, signals (Landlock) and system calls (seccomp), before its first
+//! thread starts and its first hostile byte comes: `supervise::walls` says what is left, as a table of directories and one of
+//! calls. A role works behind all the walls that the kernel has, or not at all; the report names them.
+//!
 //! # Any role may die
 //!
 //! Supervise forks a successor at once ([`supervise::rebirth`] says when, if it happens again and again). What a role needs to

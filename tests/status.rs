@@ -2,7 +2,7 @@
 //! answer, refuse or say nothing. No server is needed, and no mount but one that never answers.
 
 use baofs::clock::{Clock, RealClock};
-use baofs::status::{Condition, DIRECTORY, FILE, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, seconds};
+use baofs::status::{Condition, DIRECTORY, FILE, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, Walls, seconds};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::MsFlags;
@@ -59,6 +59,7 @@ fn report(files: Vec<FileReport>, late: Duration) -> Report {
         written: now,
         due_monotonic_ms: u64::try_from(due.as_millis()).expect("small"),
         served: Served { how: "tmpfs".into(), fallback: Some("no /dev/fuse".into()), swap: None },
+        walls: Walls::default(),
         roles: Roles { supervise: 1, fetch: 7, serve: None, ..Roles::default() },
         session: Session { ends: Some(now + 4_000), ..Session::default() },
         files,

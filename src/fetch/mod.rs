@@ -22,7 +22,7 @@ use crate::link::{End, FromRole, Received, ToRole};
 use crate::memory::arena::Arena;
 use crate::names::{Generation, Past, QueryId};
 use crate::observe::{Event, report_dropped};
-use crate::status::Served;
+use crate::status::{Served, Walls};
 use crate::sys::watch;
 use board::{Accepted, Board};
 use journal::Journal;
@@ -46,13 +46,15 @@ pub struct Settings {
     pub served: Served,
     /// What became of predecessors.
     pub past: Past,
+    /// What stands between the roles and the kernel.
+    pub walls: Walls,
 }
 
 impl Settings {
-    /// What a plan asks for, and two seconds to leave.
+    /// What a plan asks for, two seconds to leave, and no walls.
     #[must_use]
     pub fn new(plan: &Plan, served: Served, past: Past) -> Self {
-        Self { pace: Pace::new(plan.server.retry_max), leave: Duration::from_secs(2), served, past }
+        Self { pace: Pace::new(plan.server.retry_max), leave: Duration::from_secs(2), served, past, walls: Walls::default() }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::lease::{Subject, View};
 use crate::names::{FileId, NoSwapProof, Past};
 use crate::observe::Event;
 use crate::render;
-use crate::status::{Condition, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, seconds};
+use crate::status::{Condition, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, Walls, seconds};
 use nix::unistd::{getpid, getppid};
 use std::time::{Duration, SystemTime};
 
@@ -25,6 +25,7 @@ pub(super) struct Reporter {
     served: Served,
     /// Why files could reach a swap, as supervise said last.
     swap: Option<NoSwapProof>,
+    walls: Walls,
     past: Past,
     /// When this `fetch` began.
     born: Moment,
@@ -44,9 +45,23 @@ pub(super) struct Reporter {
 
 impl Reporter {
     pub(super) fn new(settings: &Settings, clock: &impl Clock) -> Self {
-        let (served, past, since) = (settings.served.clone(), settings.past, seconds(clock.wall()));
+        let (served, walls, past) = (settings.served.clone(), settings.walls.clone(), settings.past);
+        let since = seconds(clock.wall());
         let born = clock.now();
-        Self { served, swap: None, past, born, since, last: None, written: born, looked: None, touched: false, ready: false, failed: false }
+        Self {
+            served,
+            swap: None,
+            walls,
+            past,
+            born,
+            since,
+            last: None,
+            written: born,
+            looked: None,
+            touched: false,
+            ready: false,
+            failed: false,
+        }
     }
 
     /// The last report, which a successor goes on from.
@@ -133,6 +148,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             written: seconds(times.wall),
             due_monotonic_ms: u64::try_from(times.now.plus(HEARTBEAT).since_origin().as_millis()).unwrap_or(u64::MAX),
             served: Served { swap: lasting(swap, last.and_then(|last| last.served.swap.as_ref()), times), ..self.reporter.served.clone() },
+            walls: self.reporter.walls.clone(),
             roles: self.roles(times.now),
             session: Session { ends: session.ends.map(|end| times.at(end)), lost_logins: self.machine.lost_logins(), trouble },
             files: files.map(|(id, file)| self.describe_file(id, file, times)).collect(),

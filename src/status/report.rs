@@ -25,6 +25,9 @@ pub struct Report {
     pub due_monotonic_ms: u64,
     /// How the files are served.
     pub served: Served,
+    /// What stands between the roles and the kernel.
+    #[serde(default)]
+    pub walls: Walls,
     /// The agent's processes.
     pub roles: Roles,
     /// The login.
@@ -44,6 +47,18 @@ pub struct Served {
     /// Why files of the fallback could now reach a swap, which was excluded at the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swap: Option<Trouble>,
+}
+
+/// What a role that was taken over would find around it, in words: `capabilities` (it has none), `seccomp` (it makes few
+/// system calls), `landlock 6` (it reaches few files, ports and processes; with the ABI, which says what the kernel can deny).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Walls {
+    /// Of `fetch`.
+    #[serde(default)]
+    pub fetch: Vec<String>,
+    /// Of `serve`; empty on a tmpfs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub serve: Vec<String>,
 }
 
 /// Process ids, in the agent's own namespace.

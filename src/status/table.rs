@@ -1,6 +1,6 @@
 //! A report for people: what `baofs status` prints. Invariant: columns are aligned, and each file has one line.
 
-use super::report::{Condition, FileReport, Report};
+use super::report::{Condition, FileReport, Report, Walls};
 use super::verdict::{overdue, said, swap};
 use super::{Now, span};
 use crate::names::Recovery;
@@ -42,8 +42,9 @@ fn head(report: &Report, now: Now) -> String {
         (0, 0) => String::new(),
         (fetch, serve) => format!("deaths  fetch {fetch}, serve {serve}\n"),
     };
+    let walls = walls(&report.walls);
     let mut text = format!(
-        "agent   {}, up {}, supervise {}, fetch {}{serve}\nserved  {}{recovery}{fallback}\n{deaths}login   {token}{lost}{trouble}\n",
+        "agent   {}, up {}, supervise {}, fetch {}{serve}\nserved  {}{recovery}{fallback}\n{walls}{deaths}login   {token}{lost}{trouble}\n",
         report.version,
         now.since(report.since),
         roles.supervise,
@@ -52,6 +53,13 @@ fn head(report: &Report, now: Now) -> String {
     );
     text.extend(overdue(report, now).into_iter().chain(swap(report, now)).map(|line| line + "\n"));
     text + "\n"
+}
+
+/// A line for the walls; none for a report that does not tell.
+fn walls(walls: &Walls) -> String {
+    let of = |role: &str, words: &[String]| (!words.is_empty()).then(|| format!("{role} behind {}", words.join(", ")));
+    let all: Vec<_> = [of("fetch", &walls.fetch), of("serve", &walls.serve)].into_iter().flatten().collect();
+    if all.is_empty() { String::new() } else { format!("walls   {}\n", all.join("; ")) }
 }
 
 fn row(file: &FileReport, now: Now) -> [String; 8] {
@@ -108,11 +116,26 @@ mod tests {
                 written: 999_990,
                 due_monotonic_ms: 10_005_000,
                 served: served.clone(),
+                walls: Walls::default(),
                 roles,
                 session: Session { ends: Some(1_000_060), lost_logins, trouble: None },
                 files: vec![],
             };
             assert_eq!(head(&report, now).split_once('\n').map(|(_, rest)| rest), Some(lines));
+        }
+    }
+
+    #[test]
+    fn the_walls_of_each_role_are_told() {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let (all, few) = (words(&["capabilities", "seccomp", "landlock 7"]), words(&["capabilities but CHOWN", "seccomp"]));
+        let table = [
+            (all, words(&["capabilities"]), "walls   fetch behind capabilities, seccomp, landlock 7; serve behind capabilities\n"),
+            (few, vec![], "walls   fetch behind capabilities but CHOWN, seccomp\n"),
+            (vec![], vec![], ""),
+        ];
+        for (fetch, serve, line) in table {
+            assert_eq!(walls(&Walls { fetch, serve }), line);
         }
     }
 }

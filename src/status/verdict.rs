@@ -96,7 +96,7 @@ pub(super) fn said(trouble: &Trouble, now: Now) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::{Roles, Served, Session};
+    use super::super::report::{Roles, Served, Session, Walls};
     use super::*;
     use crate::status::FORMAT;
 
@@ -111,6 +111,7 @@ mod tests {
             written: 999_990,
             due_monotonic_ms: 10_005_000,
             served: Served { how: "fuse".into(), fallback: None, swap: None },
+            walls: Walls::default(),
             roles: Roles { supervise: 1, fetch: 7, serve: Some(8), ..Roles::default() },
             session: Session::default(),
             files,

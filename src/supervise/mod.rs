@@ -2,14 +2,17 @@
 //! thread; it is the only place that starts, signals and waits; whatever happens it takes down what it set up.
 
 pub mod app;
+mod calls;
 mod guard;
 pub mod hooks;
 mod profile;
+mod reach;
 pub mod rebirth;
 mod roles;
 mod run;
 pub mod state;
 pub mod traces;
+mod walls;
 pub mod watchdog;
 mod world;
 

@@ -5,6 +5,7 @@ use super::END_TIMEOUT;
 use super::guard::Guard;
 use super::rebirth::{Death, Rebirth};
 use super::state::{Ending, Input};
+use super::walls::Walls;
 use super::watchdog::{Look, Sign, Timing, Watch};
 use super::world::World;
 use crate::clock::{Clock, Jitter, Moment, RealClock};
@@ -90,6 +91,8 @@ pub(super) struct Roles<'a> {
     /// Descriptors that only the application is to have.
     inherited: Vec<RawFd>,
     jitter: Jitter,
+    /// What stands between a role and the kernel.
+    walls: Walls,
 }
 
 impl<'a> Roles<'a> {
@@ -102,7 +105,8 @@ impl<'a> Roles<'a> {
         held: &'a [BorrowedFd<'a>],
         now: Moment,
     ) -> io::Result<Self> {
-        let mut roles = Self { plan, guard, held, members: vec![], inherited: process::inherited()?, jitter: Jitter::new() };
+        let mut roles =
+            Self { plan, guard, held, members: vec![], inherited: process::inherited()?, jitter: Jitter::new(), walls: Walls::find() };
         for role in world.roles() {
             let started = roles.fork(*role, Past::default(), world, signals).inspect_err(|_| kill_and_reap(&roles.leave()))?;
             roles.members.push(Member {
@@ -267,9 +271,9 @@ impl<'a> Roles<'a> {
         let of_world = of_world.chain(self.held.iter().copied());
         let foreign: Vec<_> = of_world.chain([signals.as_fd()]).chain(of_guard).chain(self.links().map(AsFd::as_fd)).collect();
         match role {
-            Role::Serve => self.start_role(role, &foreign, &[], world.serve(self.plan, past)?),
+            Role::Serve => self.start_role(role, &foreign, &[], world.serve(self.plan, past, self.walls)?),
             Role::Fetch | Role::Supervise => {
-                self.start_role(role, &foreign, world.rights_of_fetch(self.plan), world.fetch(self.plan, past)?)
+                self.start_role(role, &foreign, world.rights_of_fetch(self.plan), world.fetch(self.plan, past, self.walls)?)
             }
         }
     }
@@ -340,13 +344,15 @@ fn name(role: Role) -> &'static CStr {
     }
 }
 
-/// Makes a forked process what all of the agent's are: in `group`, without what was `inherited`, no right but `keep`, no dump.
+/// Makes a forked process what all of the agent's are: in `group`, without what was `inherited`
+/// and the streams that the application has, no right but `keep`, no dump.
 pub(super) fn confine(name: &CStr, inherited: &[RawFd], keep: &[Capability], group: Pid) -> io::Result<()> {
     let own = Pid::from_raw(0);
     // What a terminal sends is the application's alone. A dead guard leaves no group to join.
     setpgid(own, group).or_else(|_| setpgid(own, own))?;
     // Somebody may wait for the end of a pipe that only the application was to hold.
     process::close_inherited(inherited);
+    process::leave_streams()?;
     observe::start_role();
     prctl::set_name(name)?;
     prctl::set_no_new_privs()?;

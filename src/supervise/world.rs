@@ -2,6 +2,7 @@
 //! that opened it, whatever happens in between.
 
 use super::Refused;
+use super::walls::{Outlet, Walls};
 use crate::bao;
 use crate::clock::{Clock, RealClock};
 use crate::config::plan::{self, Fallback, Plan};
@@ -100,21 +101,24 @@ impl World {
     }
 
     /// What runs as `serve`, with its copy of the device.
-    pub(super) fn serve(&self, plan: &Plan, past: Past) -> io::Result<impl FnOnce(End) -> Exit + use<>> {
+    pub(super) fn serve(&self, plan: &Plan, past: Past, walls: Walls) -> io::Result<impl FnOnce(End) -> Exit + use<>> {
         let Self::Fuse { arena, device: Some(device), init, .. } = self else { return Err(io::ErrorKind::NotConnected.into()) };
         let (arena, device, dir_mode) = (Arc::clone(arena), device.try_clone()?, plan.filesystem.dir_mode);
         let recovery = if env::var_os(NO_RESEND).is_some() { Recovery::Interrupt } else { Recovery::Resend };
         let init = init.clone();
-        Ok(move |link| serve::run(&Job { arena, device, init, past, recovery, dir_mode, link }))
+        Ok(move |link| match walls.around_serve() {
+            Ok(()) => serve::run(&Job { arena, device, init, past, recovery, dir_mode, link }),
+            Err(error) => unwalled(Role::Serve, &error),
+        })
     }
 
     /// What runs as `fetch`, with its copy of the private mount.
-    pub(super) fn fetch<'a>(&'a self, plan: &'a Plan, past: Past) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
+    pub(super) fn fetch<'a>(&'a self, plan: &'a Plan, past: Past, walls: Walls) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
         let private = match self {
             Self::Fuse { private, .. } => Some(private.try_clone()?),
             Self::Tmpfs { .. } => None,
         };
-        Ok(move |link: End| self.run_fetch(plan, private, past, &link))
+        Ok(move |link: End| self.run_fetch(plan, private, past, walls, &link))
     }
 
     /// How files are served, for the report.
@@ -143,7 +147,7 @@ impl World {
         }
     }
 
-    fn run_fetch(&self, plan: &Plan, private: Option<OwnedFd>, past: Past, link: &End) -> Exit {
+    fn run_fetch(&self, plan: &Plan, private: Option<OwnedFd>, past: Past, walls: Walls, link: &End) -> Exit {
         let broken = |what: &str, exit| {
             Event::Broken { what }.emit();
             exit
@@ -152,10 +156,19 @@ impl World {
             Ok(client) => client,
             Err(error) => return broken(&error.to_string(), Exit::Config),
         };
-        let (clock, settings) = (RealClock, Settings::new(plan, self.served(), past));
+        let of_walls = walls.report(self.rights_of_fetch(plan), self.roles());
+        let (clock, settings) = (RealClock, Settings { walls: of_walls, ..Settings::new(plan, self.served(), past) });
         let (Self::Fuse { arena, .. } | Self::Tmpfs { arena, .. }) = self;
         if let Err(error) = arena.protect_for(Role::Fetch) {
             return broken(&format!("the arena cannot be protected: {error}"), Exit::Memory);
+        }
+        let walled = match (self, &private) {
+            (Self::Tmpfs { target, .. }, _) => walls.around_fetch(plan, Outlet::Tmpfs(target.as_fd())),
+            (Self::Fuse { .. }, Some(private)) => walls.around_fetch(plan, Outlet::Mount(private.as_fd())),
+            (Self::Fuse { .. }, None) => Err(io::Error::other("fetch was given no mount")),
+        };
+        if let Err(error) = walled {
+            return unwalled(Role::Fetch, &error);
         }
         match (self, private) {
             (Self::Fuse { .. }, Some(private)) => {
@@ -202,6 +215,12 @@ impl World {
             }
         }
     }
+}
+
+/// A role works behind its walls or not at all.
+fn unwalled(role: Role, error: &io::Error) -> Exit {
+    Event::Broken { what: &format!("{} cannot be confined: {error}", role.as_str()) }.emit();
+    Exit::Software
 }
 
 /// Locked memory for the files of the plan, for the report and the journal.

@@ -4,6 +4,7 @@
 
 pub mod caps;
 pub mod file;
+pub mod landlock;
 pub mod mount;
 pub mod mounts;
 pub mod process;

@@ -1,9 +1,11 @@
 //! Processes: fork without exec for the roles, fork and exec for the application.
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sys::prctl;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::unistd::{ForkResult, Pid, Uid, geteuid, setfsuid};
+use nix::sys::stat::Mode;
+use nix::unistd::{ForkResult, Pid, Uid, dup2_stdin, dup2_stdout, geteuid, pipe2, setfsuid};
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -100,6 +102,23 @@ pub fn inherited() -> io::Result<Vec<libc::c_int>> {
         flags != -1 && flags & libc::FD_CLOEXEC == 0
     });
     Ok(all)
+}
+
+/// Replaces standard input and output, in a forked process that uses neither: by `/dev/null`, or, where that is missing, by
+/// a pipe to itself that never blocks. The numbers stay taken, so that no file is opened under them.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`.
+pub fn leave_streams() -> io::Result<()> {
+    if let Ok(null) = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()) {
+        dup2_stdin(&null)?;
+        dup2_stdout(&null)?;
+    } else {
+        let (input, output) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)?;
+        dup2_stdin(input)?;
+        dup2_stdout(output)?;
+    }
+    Ok(())
 }
 
 /// Closes what `inherited` found, in a forked process.

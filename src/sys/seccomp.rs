@@ -235,6 +235,15 @@ impl Filter<'_> {
     }
 }
 
+/// Whether the kernel has filters, and no filter forbids to install one (`SECCOMP_GET_ACTION_AVAIL`, Linux 4.14).
+#[must_use]
+pub fn is_available() -> bool {
+    let action = libc::SECCOMP_RET_ERRNO;
+    // SAFETY: the call reads the number that the pointer names, which lives through the call.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
+    result == 0
+}
+
 /// Whether a filter holds for the calling thread.
 #[must_use]
 pub fn is_active() -> bool {

@@ -16,7 +16,7 @@ use nix::sys::stat::{Mode, fstat, major, minor};
 use nix::unistd::{Gid, Uid, fchown, getegid, geteuid, getgroups};
 use std::fs::{File, TryLockError};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -102,6 +102,16 @@ impl Target {
             let _ = mount::unmount_root(self.public.as_fd(), mount::Requests::Kept);
         }
         Ok(removed?)
+    }
+}
+
+impl AsFd for Target {
+    /// The directory as the writer reaches it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.place {
+            Place::Own(private) => private.as_fd(),
+            Place::Given(_) => self.public.as_fd(),
+        }
     }
 }
 

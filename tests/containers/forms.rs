@@ -12,6 +12,7 @@ use serde_json::json;
 pub(crate) const CASES: &[Case] = &[
     ("README has the options of these tests", in_readme),
     ("FUSE as README gives it", fuse),
+    ("the walls that stand in a container", walls),
     ("the compose file", compose),
     ("a tmpfs as uid 1000 without any right", tmpfs),
     ("a tmpfs that root fills for another user", tmpfs_of_root),
@@ -22,14 +23,14 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// What README adds to `docker run` for FUSE.
-pub(crate) const FUSE: &str = "--device /dev/fuse --cap-drop ALL --cap-add SYS_ADMIN --cap-add SETUID --cap-add SETGID --cap-add KILL \
-    --ulimit memlock=8388608 --security-opt apparmor=unconfined";
+pub(crate) const FUSE: &str = "--read-only --device /dev/fuse --cap-drop ALL --cap-add SYS_ADMIN --cap-add SETUID --cap-add SETGID \
+    --cap-add KILL --ulimit memlock=8388608 --security-opt apparmor=unconfined";
 /// What README adds for a tmpfs.
 pub(crate) const TMPFS: &str =
     "--user 1000 --cap-drop ALL --read-only --tmpfs /app/secrets:size=4m,mode=0700,uid=1000 --memory 256m --memory-swap 256m";
 /// What a tmpfs needs that root fills for another user.
 const TMPFS_OF_ROOT: &str =
-    "--cap-drop ALL --cap-add SETUID --cap-add SETGID --cap-add KILL --cap-add CHOWN --tmpfs /app/secrets:size=4m,mode=0755";
+    "--read-only --cap-drop ALL --cap-add SETUID --cap-add SETGID --cap-add KILL --cap-add CHOWN --tmpfs /app/secrets:size=4m,mode=0755";
 /// The entry point with the application's user.
 pub(crate) const AS_APP: &[&str] = &["run", "--user", "app", "--"];
 /// The application of the image.
@@ -86,6 +87,20 @@ fn assert_follows(site: &Site<'_>, container: &Container<'_>) {
 
 fn fuse(docker: &Docker) {
     assert_served(docker, "fuse", FUSE, AS_APP);
+}
+
+/// Of the kernel that this runs on none is missing; Docker's profile lets both pass.
+fn walls(docker: &Docker) {
+    let site = docker.site("walls", CALM, "");
+    for (options, words, of) in [(FUSE, AS_APP, "serve"), (TMPFS_OF_ROOT, &on_tmpfs(&["--user", "app"])[..], "fetch")] {
+        let container = start(&site, options, &[words, &["sh", "-c", "echo started; exec sleep 1000"]]);
+        container.wait_for_line("started");
+        let status = container.try_exec("root", &["baofs", "status"]).expect("root may ask");
+        let line = status.lines().find(|line| line.starts_with("walls ")).expect("it is told");
+        let words = line.split(of).nth(1).expect("the role has walls");
+        assert!(words.contains(", seccomp, landlock "), "{line}\n{}", container.log());
+        container.stop(&[]);
+    }
 }
 
 /// The entry point on a tmpfs; on a machine that has a swap it may be out of reach or not, and that is tested elsewhere.
@@ -173,7 +188,7 @@ fn nothing_mounted(docker: &Docker) {
     let site = docker.site("mounted", CALM, "");
     let script = "baofs run --user app -- sh -c 'grep -o \" /app/secrets .*\" /proc/self/mountinfo; exit 5'; echo $?
         grep -o ' /app/secrets .*' /proc/self/mountinfo; ls -A /app/secrets";
-    let end = start_program(&site, &format!("--read-only {FUSE}"), "sh", &["-c", script]).end();
+    let end = start_program(&site, FUSE, "sh", &["-c", script]).end();
     let lines: Vec<_> = end.stdout.lines().collect();
     let [mounted @ .., code] = lines.as_slice() else { panic!("nothing was printed: {}", end.stderr) };
     assert!(mounted.len() == 1 && mounted[0].contains(" ro,") && *code == "5", "{lines:?}: {}", end.stderr);

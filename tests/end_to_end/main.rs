@@ -47,4 +47,6 @@ mod seed;
 mod state;
 mod supervision;
 mod traces;
+#[cfg(target_arch = "x86_64")]
+mod walls;
 mod watching;

@@ -28,6 +28,16 @@ for it in /proc/[0-9]*; do
 done
 exit $code"#;
 
+/// Installs a filter that answers ENOSYS to a call, by its number, and becomes the command.
+const WITHOUT: &str = r#"
+import ctypes, os, struct, sys
+LOAD, IS, ANSWER, ENOSYS, ALLOW = 0x20, 0x15, 6, 0x00050000 | 38, 0x7fff0000
+lines = [(LOAD, 0, 0, 0), (IS, 0, 1, int(sys.argv[1])), (ANSWER, 0, 0, ENOSYS), (ANSWER, 0, 0, ALLOW)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *it) for it in lines))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(lines), ctypes.addressof(code)))
+assert ctypes.CDLL(None).prctl(22, 2, program, 0, 0) == 0
+os.execvp(sys.argv[2], sys.argv[2:])"#;
+
 /// The process number of the agent in its namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -69,6 +79,7 @@ pub(crate) struct Setup {
     variables: Vec<(String, String)>,
     prepare: String,
     rights: Vec<String>,
+    without: Option<i64>,
     app: Vec<String>,
     stderr: Stderr,
 }
@@ -125,6 +136,7 @@ impl Setup {
             variables: Vec::new(),
             prepare: String::new(),
             rights: Vec::new(),
+            without: None,
             app: ["sh", "-c", "trap 'exit 0' TERM; echo started; while :; do sleep 60 & wait; done"].map(str::to_owned).to_vec(),
             stderr: Stderr::Captured,
         };
@@ -175,6 +187,12 @@ impl Setup {
         self
     }
 
+    /// A kernel that does not have this system call. Needs Python, as other tests do.
+    pub(crate) fn without(mut self, call: i64) -> Self {
+        self.without = Some(call);
+        self
+    }
+
     /// The application.
     pub(crate) fn app(mut self, command: &[&str]) -> Self {
         self.app = command.iter().map(|&word| word.to_owned()).collect();
@@ -207,6 +225,9 @@ impl Setup {
         if !self.rights.is_empty() {
             words.push("setpriv".to_owned());
             words.extend(self.rights.iter().cloned());
+        }
+        if let Some(call) = self.without {
+            words.extend(["/usr/bin/python3", "-c", WITHOUT, &call.to_string()].map(str::to_owned));
         }
         match self.program {
             Program::Run => {

@@ -5,6 +5,7 @@
 pub(crate) mod agent;
 pub(crate) mod bao;
 pub(crate) mod config;
+pub(crate) mod dns;
 pub(crate) mod http;
 pub(crate) mod line;
 pub(crate) mod postgres;
@@ -12,6 +13,8 @@ pub(crate) mod process;
 pub(crate) mod server;
 #[path = "../standin/mod.rs"]
 pub(crate) mod standin;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod taken;
 
 use baofs::clock::{Clock, RealClock};
 use std::path::PathBuf;

@@ -1,0 +1,227 @@
+//! Landlock (`landlock(7)`): a process gives up reaching files, TCP ports, signals and abstract sockets outside of what it
+//! names, for ever. Invariant: a ruleset denies all that this kernel can deny; only `allow` and `allow_connect` open something.
+//!
+//! What a kernel can deny depends on its ABI: 1 (Linux 5.13) files; 2 (5.19) links and renames across directories; 3 (6.2)
+//! truncation; 4 (6.7) TCP ports; 5 (6.10) commands to devices; 6 (6.12) signals and abstract sockets. Files that were open
+//! before stay usable, and `chmod`, `chown`, `stat` and UDP are denied by no ABI.
+
+use nix::errno::Errno;
+use nix::sys::prctl;
+use std::io;
+use std::ops::BitOr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Rights to files (`LANDLOCK_ACCESS_FS_*`), beneath a directory or of one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access(u64);
+
+impl Access {
+    /// Write to a file.
+    pub const WRITE: Self = Self(1 << 1);
+    /// Read a file.
+    pub const READ: Self = Self(1 << 2);
+    /// List a directory.
+    pub const LIST: Self = Self(1 << 3);
+    /// Remove a directory, or rename one.
+    pub const REMOVE_DIR: Self = Self(1 << 4);
+    /// Remove what is no directory, or rename it.
+    pub const REMOVE: Self = Self(1 << 5);
+    /// Make a directory.
+    pub const MAKE_DIR: Self = Self(1 << 7);
+    /// Make a regular file, or give one this name.
+    pub const MAKE: Self = Self(1 << 8);
+    /// Make a symbolic link.
+    pub const MAKE_LINK: Self = Self(1 << 12);
+    /// Truncate a file (known since ABI 3, free before).
+    pub const TRUNCATE: Self = Self(1 << 14);
+    /// The rights that a rule on one file may give.
+    const OF_FILES: Self = Self(Self::WRITE.0 | Self::READ.0 | Self::TRUNCATE.0);
+
+    /// All that ABI `abi` knows.
+    fn known(abi: u32) -> Self {
+        let count = match abi {
+            0 => 0,
+            1 => 13,
+            2 => 14,
+            3 | 4 => 15,
+            _ => 16,
+        };
+        Self((1 << count) - 1)
+    }
+}
+
+impl BitOr for Access {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// `LANDLOCK_CREATE_RULESET_VERSION`.
+const VERSION: u32 = 1;
+/// `LANDLOCK_RULE_PATH_BENEATH` and `LANDLOCK_RULE_NET_PORT`.
+const PATH_BENEATH: u32 = 1;
+const NET_PORT: u32 = 2;
+/// `LANDLOCK_ACCESS_NET_*`.
+const BIND_TCP: u64 = 1;
+const CONNECT_TCP: u64 = 1 << 1;
+/// `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET` and `LANDLOCK_SCOPE_SIGNAL`.
+const SCOPES: u64 = 0b11;
+
+/// `struct landlock_ruleset_attr` of ABI 6; older kernels take the beginning of it.
+#[repr(C)]
+struct RulesetAttr {
+    fs: u64,
+    net: u64,
+    scoped: u64,
+}
+
+/// `struct landlock_path_beneath_attr`.
+#[repr(C, packed)]
+struct PathBeneathAttr {
+    access: u64,
+    parent: i32,
+}
+
+/// `struct landlock_net_port_attr`.
+#[repr(C)]
+struct NetPortAttr {
+    access: u64,
+    port: u64,
+}
+
+/// The ABI of this kernel, from 1.
+///
+/// # Errors
+/// `ENOSYS` before Linux 5.13, or where a filter hides the call; `EOPNOTSUPP` where Landlock is not enabled at boot.
+pub fn abi() -> io::Result<u32> {
+    let null = std::ptr::null::<RulesetAttr>();
+    // SAFETY: with this flag the call wants a null pointer and no length.
+    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, null, 0, VERSION) };
+    u32::try_from(Errno::result(abi)?).map_err(io::Error::other)
+}
+
+/// What a process keeps; nothing, to begin with.
+#[derive(Debug)]
+pub struct Ruleset {
+    /// The kernel's ruleset.
+    rules: OwnedFd,
+    /// The ABI that it is made for.
+    abi: u32,
+}
+
+impl Ruleset {
+    /// A ruleset that denies all that ABI `abi` can deny.
+    ///
+    /// # Errors
+    /// As [`abi`]; `EINVAL` for an ABI that this kernel does not have.
+    pub fn new(abi: u32) -> io::Result<Self> {
+        let attr = RulesetAttr { fs: Access::known(abi).0, net: BIND_TCP | CONNECT_TCP, scoped: SCOPES };
+        let len = match abi {
+            0..=3 => size_of::<u64>(),
+            4 | 5 => 2 * size_of::<u64>(),
+            _ => size_of::<RulesetAttr>(),
+        };
+        // SAFETY: `attr` has at least `len` bytes and lives through the call, which only reads it.
+        let fd = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const attr, len, 0) };
+        let fd = i32::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
+        // SAFETY: the call made this descriptor (close-on-exec), and nobody else has seen it.
+        Ok(Self { rules: unsafe { OwnedFd::from_raw_fd(fd) }, abi })
+    }
+
+    /// Allows `access` to `at` (an `O_PATH` descriptor is enough): a directory and all beneath it, or a file that is not a
+    /// directory. The rule holds for the inode, whatever its name becomes. Rights that this ABI does not know, or that are
+    /// for directories when `at` is none, are left out.
+    ///
+    /// # Errors
+    /// `EBADFD` for a descriptor of no file.
+    pub fn allow(&self, at: BorrowedFd<'_>, access: Access) -> io::Result<()> {
+        let mut access = access.0 & Access::known(self.abi).0;
+        if nix::sys::stat::fstat(at)?.st_mode & libc::S_IFMT != libc::S_IFDIR {
+            access &= Access::OF_FILES.0;
+        }
+        if access == 0 {
+            // The kernel refuses a rule that allows nothing.
+            return Ok(());
+        }
+        let attr = PathBeneathAttr { access, parent: at.as_raw_fd() };
+        // SAFETY: `attr` is the struct of this kind of rule and lives through the call, which only reads it.
+        let done = unsafe { libc::syscall(libc::SYS_landlock_add_rule, self.rules.as_raw_fd(), PATH_BENEATH, &raw const attr, 0) };
+        Errno::result(done)?;
+        Ok(())
+    }
+
+    /// Allows TCP connections to `port` of any address. Before ABI 4 all ports are free, and this does nothing.
+    ///
+    /// # Errors
+    /// None is known.
+    pub fn allow_connect(&self, port: u16) -> io::Result<()> {
+        if self.abi < 4 {
+            return Ok(());
+        }
+        let attr = NetPortAttr { access: CONNECT_TCP, port: port.into() };
+        // SAFETY: `attr` is the struct of this kind of rule and lives through the call, which only reads it.
+        let done = unsafe { libc::syscall(libc::SYS_landlock_add_rule, self.rules.as_raw_fd(), NET_PORT, &raw const attr, 0) };
+        Errno::result(done)?;
+        Ok(())
+    }
+
+    /// Gives up the rest, for the calling thread and all that it starts. Sets `no_new_privs`, which is needed for it.
+    ///
+    /// # Errors
+    /// `E2BIG` below 16 such rulesets already.
+    pub fn restrict(self) -> io::Result<()> {
+        prctl::set_no_new_privs()?;
+        // SAFETY: all arguments are numbers.
+        let done = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, self.rules.as_raw_fd(), 0) };
+        Errno::result(done)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+    use std::os::fd::AsFd;
+    use std::thread;
+
+    #[test]
+    fn each_abi_knows_what_its_kernel_does() {
+        for (abi, highest) in [(1, 1 << 12), (2, 1 << 13), (3, 1 << 14), (4, 1 << 14), (5, 1 << 15), (6, 1 << 15), (99, 1 << 15)] {
+            assert_eq!(Access::known(abi).0, highest * 2 - 1, "ABI {abi}");
+        }
+        assert_eq!(Access::known(0).0, 0);
+    }
+
+    /// Each ABI up to this kernel's takes its own ruleset, and the rules hold for the thread alone that restricts itself.
+    #[test]
+    fn a_thread_keeps_what_it_names() {
+        let Ok(newest) = abi() else { return };
+        let dir = tempfile::tempdir().expect("a directory");
+        let (kept, other) = (dir.path().join("kept"), dir.path().join("other"));
+        for path in [&kept, &other] {
+            fs::create_dir(path).expect("a directory is made");
+            fs::write(path.join("file"), "text").expect("a file is written");
+        }
+        for abi in 1..=newest {
+            let (kept, other) = (kept.clone(), other.clone());
+            let restricted = move || {
+                let rules = Ruleset::new(abi).expect("this kernel has the ABI");
+                let open = File::open(&kept).expect("the directory is there");
+                rules.allow(open.as_fd(), Access::READ | Access::TRUNCATE).expect("a rule");
+                let file = File::open(other.join("file")).expect("the file is there");
+                rules.allow(file.as_fd(), Access::LIST | Access::REMOVE).expect("a rule without a right");
+                rules.allow_connect(1).expect("a rule");
+                rules.restrict().expect("few rulesets hold here");
+                let read = |path: &std::path::Path| fs::read_to_string(path.join("file")).map_err(|error| error.kind());
+                (read(&kept), read(&other), fs::write(kept.join("file"), "new").map_err(|error| error.kind()))
+            };
+            let denied = io::ErrorKind::PermissionDenied;
+            let found = thread::spawn(restricted).join().expect("it does not panic");
+            assert_eq!(found, (Ok("text".to_owned()), Err(denied), Err(denied)), "ABI {abi}");
+        }
+        assert!(fs::read_to_string(other.join("file")).is_ok(), "other threads are free");
+    }
+}
