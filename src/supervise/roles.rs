@@ -30,6 +30,10 @@ use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
+/// How many messages of one role are taken before anything else is looked at: more than a link holds, so that only a role which sends without
+/// end is interrupted.
+const AT_ONCE: usize = 1024;
+
 /// One role: its process, while it has one, and its lives.
 #[derive(Debug)]
 struct Member {
@@ -136,7 +140,8 @@ impl<'a> Roles<'a> {
         let (mut inputs, mut hooks) = (vec![], vec![]);
         for member in &mut self.members {
             let Some(process) = &mut member.process else { continue };
-            while let Some(link) = &process.link {
+            for _ in 0..AT_ONCE {
+                let Some(link) = &process.link else { break };
                 let received = link.receive();
                 if matches!(received, Received::Message(_)) {
                     process.watch.answered();

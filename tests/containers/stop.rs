@@ -21,6 +21,8 @@ pub(crate) const CASES: &[Case] = &[
     ("a thousand orphans", orphans),
     ("an interactive shell", shell),
     ("a log that nobody reads", full_log),
+    ("an application that replaces the pid file", replaced_pid_file),
+    ("a serve that stands still", stopped_serve),
 ];
 
 /// Says what reaches it; TERM, INT and QUIT end it.
@@ -137,6 +139,29 @@ fn full_log(docker: &Docker) {
     site.tenant.put("note", json!({ "text": "new" }));
     assert_eq!(container.read_after("app", "note", "old"), "new");
     assert_ended(&site, &container.stop(&[]), 6);
+}
+
+/// PID 1 opens nothing that the application puts where the pid file was.
+fn replaced_pid_file(docker: &Docker) {
+    let site = docker.site("pid-file", CALM, "pid_file = \"/tmp/own/agent.pid\"\n");
+    for replacement in ["mkfifo /tmp/own/agent.pid", "ln -s /dev/zero /tmp/own/agent.pid"] {
+        let app = format!("rm /tmp/own/agent.pid && {replacement} && echo started && exec sleep 1000");
+        let entry = format!("mkdir -m 0777 /tmp/own && exec baofs run --user app -- sh -c '{app}'");
+        let container = start_program(&site, FUSE, "sh", &["-c", &entry]);
+        container.wait_for_line("started");
+        assert_ended(&site, &container.stop(&["--time", "9"]), 143);
+    }
+}
+
+/// Whoever reads gets the bytes from a successor, and a stop takes no longer.
+fn stopped_serve(docker: &Docker) {
+    let site = docker.site("still", CALM, "");
+    let container = started(&site, "", TELLS);
+    let stop = "kill -STOP $(grep -l baofs-serve /proc/[0-9]*/comm | cut -d/ -f3)";
+    container.try_exec("root", &["sh", "-c", stop]).expect("there is a serve");
+    assert_eq!(container.read_after("app", "note", ""), "old");
+    container.try_exec("root", &["sh", "-c", stop]).expect("there is another one");
+    assert_ended(&site, &container.stop(&["--time", "9"]), 3);
 }
 
 /// Application and revocation take what they may, and Docker, which kills after 9 s, has no reason to: the code is the application's.

@@ -142,7 +142,7 @@ fn pause(time: Duration) {
     wait_until("time has passed", || (RealClock.now().since(begin) >= time).then_some(()));
 }
 
-/// All looks and reports of half a minute together cost less than two ticks of the usual clock (10 ms each), in a debug build.
+/// All looks and reports of ten seconds together cost less than a tick of the usual clock (10 ms), in a debug build, too.
 fn an_idle_agent_takes_no_processor_time(world: World) {
     let (tenant, setup) = setup(world, "idle", "signal = \"CONT\"", "");
     let text = config::login(&tenant.url()) + &config::field("note", &tenant.kv("note"), "text").replace("100ms", "1h");
@@ -151,10 +151,10 @@ fn an_idle_agent_takes_no_processor_time(world: World) {
     let spent = || Duration::from_nanos(all.iter().flat_map(|pid| tasks(*pid)).map(|task| on_processor(&task)).sum());
     pause(Duration::from_secs(3));
     let before = spent();
-    pause(Duration::from_secs(30));
+    pause(Duration::from_secs(10));
     let took = spent().saturating_sub(before);
-    println!("{world:?}: {took:?} in 30 s of {} processes", all.len());
-    assert!(took < Duration::from_millis(20), "{took:?}");
+    println!("{world:?}: {took:?} in 10 s of {} processes", all.len());
+    assert!(took < Duration::from_millis(10), "{took:?}");
     assert_nothing_left(&tenant, &agent.stop());
 }
 
