@@ -16,7 +16,7 @@ use baofs::clock::{Clock, RealClock};
 use baofs::names::FileId;
 use baofs::snapshot::{Bulletin, Version};
 use nix::sys::signal::{Signal, kill, raise};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, wait, waitpid};
 use nix::unistd::{Pid, alarm};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -55,7 +55,7 @@ const DUE: Wrong = "an announcement that is not due, or one that is missing";
 const ENDLESS: Wrong = "an operation that does not end";
 const WRONGS: [Wrong; 8] = [MISSING, FUTURE, OLD, TORN, FREED, KEPT, DUE, ENDLESS];
 
-/// The operation in a process of its own: it makes ready, calls `Steps::stopped`, judges, calls `Steps::rest`, judges again.
+/// The operation in a process of its own: it makes ready, calls `Steps::stopped`, judges, calls `rest`, judges again.
 type Operation = fn(&World, Steps) -> Result<(), Wrong>;
 
 const OPERATIONS: &[(&str, Operation, &[Scene])] = &[
@@ -73,25 +73,55 @@ fn main() -> ExitCode {
     let mut words = std::env::args().skip(1).filter(|word| !word.starts_with('-'));
     let (filter, mut number) = (words.next().unwrap_or_default(), || words.next()?.parse().ok());
     let (seconds, seed) = (number().unwrap_or(2), number().unwrap_or(9));
-    let (mut passed, mut failed) = (0, 0);
-    let mut count = |name: String, outcome: Result<String, String>| {
-        let (word, said) = match &outcome {
-            Ok(said) => ("ok", said),
-            Err(why) => ("FAILED:", why),
-        };
-        println!("{name} ... {word} {said}");
-        if outcome.is_ok() { passed += 1 } else { failed += 1 }
-    };
+    let mut trials = Trials::default();
     for (name, operation, scenes) in OPERATIONS.iter().filter(|(name, ..)| name.contains(&filter)) {
         for scene in *scenes {
-            count(format!("{name} during {}", scene.name), all_pairs(*operation, scene));
+            trials.start(&format!("{name} during {}", scene.name), || all_pairs(*operation, scene));
         }
     }
     if "chance".contains(&filter) {
-        count(format!("paused readers, seed {seed}"), chance(Duration::from_secs(seconds), seed));
+        trials.start(&format!("paused readers, seed {seed}"), || chance(Duration::from_secs(seconds), seed));
     }
-    println!("{passed} passed, {failed} failed");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    trials.end()
+}
+
+/// Trials in processes of their own, as many at once as there are processors.
+#[derive(Default)]
+struct Trials {
+    running: usize,
+    passed: usize,
+    failed: usize,
+}
+
+impl Trials {
+    fn start(&mut self, name: &str, trial: impl FnOnce() -> Result<String, String>) {
+        if self.running == std::thread::available_parallelism().map_or(1, std::num::NonZero::get) {
+            self.wait();
+        }
+        self.running += 1;
+        child(|| {
+            let (code, said) = match trial() {
+                Ok(said) => (0, format!("ok {said}")),
+                Err(why) => (1, format!("FAILED: {why}")),
+            };
+            println!("{name} ... {said}");
+            code
+        });
+    }
+
+    fn wait(&mut self) {
+        let ended = wait().unwrap();
+        self.running -= 1;
+        if matches!(ended, WaitStatus::Exited(_, 0)) { self.passed += 1 } else { self.failed += 1 }
+    }
+
+    fn end(mut self) -> ExitCode {
+        while self.running > 0 {
+            self.wait();
+        }
+        println!("{} passed, {} failed", self.passed, self.failed);
+        if self.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
 }
 
 /// Runs the operation with all pairs of an access of its own and a store of the publisher.
@@ -122,7 +152,7 @@ fn pair(operation: Operation, scene: &Scene, access: u64, store: u64) -> Option<
     let reader = child(|| {
         alarm::set(20);
         let outcome = operation(&world, Steps { access, may_evict: scene.held });
-        outcome.map_or_else(|why| code(why), |()| 0)
+        outcome.map_or_else(code, |()| 0)
     });
     if waits(reader) == Turn::Ended(NO_SUCH_ACCESS) {
         return None;
@@ -163,12 +193,15 @@ enum Turn {
 }
 
 fn waits(process: Pid) -> Turn {
-    match waitpid(process, Some(WaitPidFlag::WUNTRACED)).unwrap() {
-        WaitStatus::Stopped(..) => Turn::Stopped,
-        WaitStatus::Exited(_, code) => Turn::Ended(code),
-        WaitStatus::Signaled(_, Signal::SIGALRM, _) => Turn::Ended(code(ENDLESS)),
-        other => panic!("{other:?}"),
+    let status = waitpid(process, Some(WaitPidFlag::WUNTRACED)).unwrap();
+    if let WaitStatus::Stopped(..) = status {
+        return Turn::Stopped;
     }
+    if let WaitStatus::Signaled(_, Signal::SIGALRM, _) = status {
+        return Turn::Ended(code(ENDLESS));
+    }
+    let WaitStatus::Exited(_, code) = status else { panic!("{status:?}") };
+    Turn::Ended(code)
 }
 
 fn goes_on(process: Pid) -> Turn {
@@ -177,6 +210,7 @@ fn goes_on(process: Pid) -> Turn {
 }
 
 /// How an operation is stopped on its way.
+#[derive(Clone, Copy)]
 struct Steps {
     access: u64,
     /// Whether what is open may be gone after the publication.
@@ -195,11 +229,6 @@ impl Steps {
         result
     }
 
-    /// Until the publisher has come to its end.
-    fn rest(&self) {
-        raise(Signal::SIGSTOP).unwrap();
-    }
-
     /// A version that is held: whole, or gone if it may be.
     fn held(&self, world: &World, nodeid: u64) -> Result<(), Wrong> {
         match whole(&world.reader(), nodeid) {
@@ -209,6 +238,11 @@ impl Steps {
             None => Err(FREED),
         }
     }
+}
+
+/// Until the publisher has come to its end.
+fn rest() {
+    raise(Signal::SIGSTOP).unwrap();
 }
 
 /// A version that was found as the current one, by an operation that began when `since` was served.
@@ -228,7 +262,7 @@ fn hold_current(world: &World, steps: Steps) -> Result<(), Wrong> {
     is_current(world, found.as_ref(), since)?;
     let nodeid = found.ok_or(MISSING)?.nodeid;
     steps.held(world, nodeid)?;
-    steps.rest();
+    rest();
     steps.held(world, nodeid)
 }
 
@@ -239,7 +273,7 @@ fn make(world: &World, steps: Steps) -> Result<(), Wrong> {
     let found = steps.stopped(world, || reader.make(FILES[0]));
     is_current(world, found.as_ref(), since)?;
     let nodeid = found.ok_or(MISSING)?.nodeid;
-    steps.rest();
+    rest();
     if reader.made(FILES[0]) == Some(nodeid) { steps.held(world, nodeid) } else { Err(MISSING) }
 }
 
@@ -252,7 +286,7 @@ fn hold(world: &World, steps: Steps) -> Result<(), Wrong> {
     let (reader, nodeid) = (world.reader(), opened(world));
     let found = steps.stopped(world, || reader.hold(nodeid));
     is_that(&steps, found, nodeid)?;
-    steps.rest();
+    rest();
     steps.held(world, nodeid)
 }
 
@@ -291,7 +325,7 @@ fn read(world: &World, steps: Steps) -> Result<(), Wrong> {
 fn forget(world: &World, steps: Steps) -> Result<(), Wrong> {
     let (reader, nodeid) = (world.reader(), opened(world));
     steps.stopped(world, || reader.forget(nodeid, 1));
-    steps.rest();
+    rest();
     world.announce(&FILES);
     world.publisher().collect();
     world.is_tidy();
@@ -331,15 +365,15 @@ fn chance(duration: Duration, seed: u64) -> Result<String, String> {
     let lives = |reader: Pid| waitpid(reader, Some(WaitPidFlag::WNOHANG)).unwrap();
     let mut wrong = None;
     while wrong.is_none() && clock.now().since(start) < duration {
-        let paused: Vec<Pid> = all().filter(|_| random(&mut seed) % 2 == 0).collect();
-        paused.iter().for_each(|reader| kill(*reader, Signal::SIGSTOP).unwrap());
+        let still: Vec<Pid> = all().filter(|_| random(&mut seed).is_multiple_of(2)).collect();
+        send(&still, Signal::SIGSTOP);
         std::thread::sleep(Duration::from_micros(20 + random(&mut seed) % 100));
-        paused.iter().for_each(|reader| kill(*reader, Signal::SIGCONT).unwrap());
+        send(&still, Signal::SIGCONT);
         std::thread::sleep(Duration::from_micros(20 + random(&mut seed) % 100));
         pauses += 1;
-        wrong = all().find_map(|reader| match lives(reader) {
-            WaitStatus::Exited(reader, code) => Some((reader, code)),
-            _ => None,
+        wrong = all().find_map(|reader| {
+            let WaitStatus::Exited(reader, code) = lives(reader) else { return None };
+            Some((reader, code))
         });
     }
     end(publisher);
@@ -350,6 +384,12 @@ fn chance(duration: Duration, seed: u64) -> Result<String, String> {
         Some((_, code)) => Err(format!("{} {said}", WRONGS.iter().find(|wrong| self::code(wrong) == code).unwrap_or(&"a panic"))),
         None if rotations > 100 && reads > 100 => Ok(said),
         None => Err(format!("too few {said}")),
+    }
+}
+
+fn send(to: &[Pid], signal: Signal) {
+    for process in to {
+        kill(*process, signal).unwrap();
     }
 }
 
