@@ -8,16 +8,22 @@
 mod world;
 
 use baofs::fuse::mount::FuseMount;
+use baofs::fuse::refusal::Refusal;
 use baofs::memory::alloc::Wiping;
 use baofs::memory::arena::{Arena, Kind};
 use baofs::names::Recovery;
 use baofs::names::Role;
+use baofs::sys;
+use baofs::sys::mount::{FsContext, SuperOption};
+use baofs::sys::mounts::{SOURCE, hides_agent};
+use nix::mount::{MsFlags, mount, umount};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
@@ -50,6 +56,8 @@ const CHECKS: &[Check] = &[
     ("nobody_changes_anything", refusals_to_change),
     ("serve_ends_with_the_mount", the_end),
     ("a_dead_mount_is_cleared", dead_mount),
+    ("an_agent_that_lives_is_not_hidden", living_agents),
+    ("of_mounts_at_the_same_moment_one_stays", same_moment),
     ("no_role_writes_the_part_of_another", protection),
     ("mounting_is_refused_by_cause", refused_mounts),
 ];
@@ -308,11 +316,58 @@ fn dead_mount() -> Outcome {
     let dead = fs::metadata(&path).unwrap_err();
     ensure(dead.raw_os_error() == Some(libc::ENOTCONN), format!("{dead}"))?;
     let again = FuseMount::create(&path, 0o755).map_err(|refusal| refusal.to_string())?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let count = mounts.lines().filter(|line| line.contains(path.to_str().unwrap())).count();
+    let count = mounts_at(&path);
     drop(again);
     ensure(count == 1, format!("{count} mounts lie there"))?;
     Ok(String::new())
+}
+
+/// By FUSE, or in a tmpfs that a lock says somebody lives in; where nobody does, a dead agent's tmpfs goes, and another stays.
+fn living_agents() -> Outcome {
+    let world = World::start(ONE_FILE, None, Kind::Secret);
+    let held = |path: &Path| matches!(FuseMount::create(path, 0o755), Err(Refusal::Held(_)));
+    ensure(held(&world.path("")), "the mount of an agent that lives is hidden")?;
+    drop(world);
+    for (source, left) in [("baofs", 1), ("given", 2)] {
+        let dir = world::open_directory();
+        mount(Some(source), dir.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>).map_err(|error| error.to_string())?;
+        let lock = File::open(dir.path()).unwrap();
+        lock.try_lock().unwrap();
+        ensure(held(dir.path()), format!("a tmpfs of {source} that is locked is hidden"))?;
+        drop(lock);
+        let created = FuseMount::create(dir.path(), 0o755).map_err(|error| error.to_string())?;
+        let count = mounts_at(dir.path());
+        ensure(count == left, format!("{count} mounts lie at the tmpfs of {source}"))?;
+        drop(created);
+        let _ = umount(dir.path());
+    }
+    Ok(String::new())
+}
+
+/// Both agents saw an empty directory before: the one that is attached later finds the other beneath, and not the other way
+/// round.
+fn same_moment() -> Outcome {
+    let dir = world::open_directory();
+    let attached = || {
+        let context = FsContext::open(c"tmpfs")?;
+        context.set(&SuperOption::Value("source", SOURCE.to_owned()))?;
+        let mount = context.mount(true)?;
+        sys::mount::attach(mount.as_fd(), dir.path()).map(|()| mount)
+    };
+    let [first, second] = [(); 2].map(|()| attached().unwrap());
+    let found = [&first, &second].map(|mount| hides_agent(mount.as_fd()).unwrap());
+    ensure(found == [false, true], format!("{found:?}"))?;
+    sys::mount::unmount_root(second.as_fd()).unwrap();
+    let left = mounts_at(dir.path());
+    sys::mount::unmount_root(first.as_fd()).unwrap();
+    ensure(left == 1, format!("{left} mounts are left"))?;
+    Ok(String::new())
+}
+
+/// How many mounts lie there.
+fn mounts_at(path: &Path) -> usize {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    mounts.lines().filter(|line| line.contains(path.to_str().unwrap())).count()
 }
 
 fn protection() -> Outcome {

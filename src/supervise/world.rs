@@ -8,6 +8,7 @@ use crate::config::plan::{self, Fallback, Plan};
 use crate::exit::Exit;
 use crate::fetch::{self, ArenaOutlet, Settings, TmpfsOutlet};
 use crate::fuse::mount::{FuseMount, Public};
+use crate::fuse::refusal as fuse;
 use crate::fuse::session::Init;
 use crate::link::End;
 use crate::memory::arena::{Arena, FileSpec, Kind, Place};
@@ -16,11 +17,13 @@ use crate::observe::Event;
 use crate::serve::{self, Job};
 use crate::status::{self, Served};
 use crate::sys::caps::Capability;
+use crate::sys::mounts::Ground;
 use crate::tmpfs::{self, Target};
 use nix::unistd::{getegid, geteuid};
 use std::env;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Set, it makes a `serve` that comes after another do without RESEND, as on kernels before 6.9.
@@ -40,9 +43,12 @@ impl World {
     pub(super) fn open(plan: &Plan) -> Result<Self, Refused> {
         let filesystem = &plan.filesystem;
         let world = match (FuseMount::create(&filesystem.path, filesystem.dir_mode), filesystem.fallback) {
-            (Ok(FuseMount { device, init, private, public }), _) => {
+            (Ok(FuseMount { device, init, private, public, ground }), _) => {
+                warn_of(&ground, &filesystem.path);
                 Self::Fuse { arena: arena(plan)?, device: Some(device), init, private, public }
             }
+            // Neither way is open where another agent serves.
+            (Err(refusal @ fuse::Refusal::Held(_)), _) => return Err(Refused::new(Exit::Tmpfs, refusal)),
             (Err(refusal), Fallback::None) => {
                 let hint = "or let baofs write into a verified tmpfs: --fallback tmpfs";
                 return Err(Refused::new(Exit::Fuse, format_args!("{refusal}\nhint: {hint}")));
@@ -51,6 +57,9 @@ impl World {
                 let cause = refusal.to_string();
                 Event::FallingBack { cause: &cause }.emit();
                 let target = Target::prepare(filesystem, &plan.files).map_err(|refusal| Refused::new(Exit::Tmpfs, refusal))?;
+                if let Some(ground) = target.ground() {
+                    warn_of(ground, &filesystem.path);
+                }
                 let arena = create(vec![journal()], None)?;
                 Self::Tmpfs { target, refusal: cause, arena }
             }
@@ -170,6 +179,19 @@ impl World {
                 }
             }
         }
+    }
+}
+
+/// Says what is unusual about the directory that is mounted over.
+fn warn_of(ground: &Ground, path: &Path) {
+    if ground.entries > 0 {
+        Event::Hides { path, entries: ground.entries }.emit();
+    }
+    if let Some(own) = &ground.behind_link {
+        Event::BehindLink { path, own }.emit();
+    }
+    if ground.is_shared {
+        Event::Propagates { path }.emit();
     }
 }
 

@@ -38,6 +38,7 @@ mod hardening;
 mod health;
 mod hooks;
 mod minting;
+mod neighbours;
 mod parent;
 mod refusals;
 mod rig_works;

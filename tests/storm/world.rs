@@ -127,7 +127,7 @@ impl World {
     pub(crate) fn start(names: &[&str], size: Option<usize>, kind: Kind) -> Self {
         let arena = Arc::new(Arena::create(specs(names), size, kind).unwrap());
         let dir = open_directory();
-        let FuseMount { device, init, private, public } = FuseMount::create(&dir.path().join("secrets"), 0o755).unwrap();
+        let FuseMount { device, init, private, public, .. } = FuseMount::create(&dir.path().join("secrets"), 0o755).unwrap();
         let serve = start_serve(&arena, &device, &init, Recovery::Resend, &[private.as_fd(), public.as_fd()]);
         let (orders, taken) = UnixStream::pair().unwrap();
         orders.set_read_timeout(Some(Duration::from_secs(100))).unwrap();
