@@ -52,6 +52,7 @@ const CHECKS: &[Check] = &[
     ("watchers_of_the_directory_hear_each_rotation", directory_events),
     ("a_watcher_of_the_file_hears_its_end", file_events),
     ("an_open_file_keeps_its_version", open_files),
+    ("the_kernel_keeps_no_page_of_an_old_version", old_pages),
     ("freshness_wins_over_open_files", eviction),
     ("nobody_changes_anything", refusals_to_change),
     ("serve_ends_with_the_mount", the_end),
@@ -231,6 +232,36 @@ fn open_files() -> Outcome {
     world.rotate_only(0);
     ensure(fs::metadata(world.path("b")).unwrap().ino() == untouched, "a file that did not change has a new inode")?;
     ensure(fs::read(world.path("b")).unwrap() == content(4), "a file that did not change has other bytes")?;
+    Ok(String::new())
+}
+
+/// After `sendfile` and through a mapping: the old version stays readable, its pages go, each time again.
+fn old_pages() -> Outcome {
+    let mut world = World::start(TWO_FILES, None, Kind::Secret);
+    world.rotate(1);
+    let path = world.path("a");
+    let open = File::open(&path).unwrap();
+    let untouched = File::open(world.path("b")).unwrap();
+    let mapping = world::Mapping::of(&open);
+    let mtime = open.metadata().unwrap().mtime_nsec();
+    for turn in 1..=5 {
+        ensure(world::by_sendfile_of(&open).unwrap() == content(1), format!("turn {turn}: sendfile is not of the old version"))?;
+        ensure(mapping.bytes() == content(1), format!("turn {turn}: the mapping is not of the old version"))?;
+        ensure(world::cached_pages(&open) > 0, format!("turn {turn}: nothing to drop, so nothing is tested"))?;
+        world.rotate(1);
+        let why = || format!("turn {turn}: {} pages of a superseded version are kept", world::cached_pages(&open));
+        world::wait_until(|| world::cached_pages(&open) == 0).map_err(|()| why())?;
+    }
+    let mut bytes = Vec::new();
+    (&open).read_to_end(&mut bytes).unwrap();
+    ensure(bytes == content(1), "the open file changed")?;
+    ensure(untouched.metadata().unwrap().mtime_nsec() == 0 && mtime == 0, "an inode without pages was touched")?;
+    // The current version's pages stay, as README says.
+    let current = File::open(&path).unwrap();
+    world::by_sendfile_of(&current).unwrap();
+    ensure(world::cached_pages(&current) > 0, "the current version has no pages: README is wrong")?;
+    world.rotate_only(1);
+    ensure(world::cached_pages(&current) > 0, "a rotation of another file dropped them")?;
     Ok(String::new())
 }
 

@@ -7,12 +7,14 @@
 //! publisher first moves `current` and then looks at `refs`; the reader first raises `refs` and then looks at `current`.
 
 mod bulletin;
+mod pages;
 mod publisher;
 mod reader;
 #[cfg(test)]
 mod tests;
 
 pub use bulletin::Bulletin;
+pub use pages::Inode;
 pub use publisher::{Change, PublishError, Publisher};
 pub use reader::{Gone, Reader};
 
