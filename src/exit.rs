@@ -23,7 +23,7 @@ pub enum Exit {
     Software = 70,
     /// Memory for secrets cannot be locked, or processes cannot be hardened.
     Memory = 71,
-    /// The tmpfs target is refused: not memory, not limited, swappable, or held by another agent.
+    /// The tmpfs target is refused: not memory, not limited, swappable. Or another agent serves the directory, by FUSE or tmpfs.
     Tmpfs = 73,
     /// FUSE is refused here, and no fallback was allowed.
     Fuse = 74,
@@ -50,7 +50,7 @@ impl Exit {
         (Self::Unavailable, "OpenBao was not reachable, sealed, or did not answer in time"),
         (Self::Software, "the agent itself failed"),
         (Self::Memory, "memory for secrets cannot be locked"),
-        (Self::Tmpfs, "the tmpfs target is refused"),
+        (Self::Tmpfs, "the tmpfs target is refused, or another agent serves the directory"),
         (Self::Fuse, "FUSE is refused and no fallback was allowed"),
         (Self::CrashLoop, "a process of the agent died again and again"),
         (Self::Login, "the login was refused"),

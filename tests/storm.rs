@@ -8,16 +8,22 @@
 mod world;
 
 use baofs::fuse::mount::FuseMount;
+use baofs::fuse::refusal::Refusal;
 use baofs::memory::alloc::Wiping;
 use baofs::memory::arena::{Arena, Kind};
 use baofs::names::Recovery;
 use baofs::names::Role;
+use baofs::sys;
+use baofs::sys::mount::{FsContext, SuperOption};
+use baofs::sys::mounts::{SOURCE, hides_agent};
+use nix::mount::{MsFlags, mount, umount};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
@@ -46,10 +52,13 @@ const CHECKS: &[Check] = &[
     ("watchers_of_the_directory_hear_each_rotation", directory_events),
     ("a_watcher_of_the_file_hears_its_end", file_events),
     ("an_open_file_keeps_its_version", open_files),
+    ("the_kernel_keeps_no_page_of_an_old_version", old_pages),
     ("freshness_wins_over_open_files", eviction),
     ("nobody_changes_anything", refusals_to_change),
     ("serve_ends_with_the_mount", the_end),
     ("a_dead_mount_is_cleared", dead_mount),
+    ("an_agent_that_lives_is_not_hidden", living_agents),
+    ("of_mounts_at_the_same_moment_one_stays", same_moment),
     ("no_role_writes_the_part_of_another", protection),
     ("mounting_is_refused_by_cause", refused_mounts),
 ];
@@ -226,6 +235,36 @@ fn open_files() -> Outcome {
     Ok(String::new())
 }
 
+/// After `sendfile` and through a mapping: the old version stays readable, its pages go, each time again.
+fn old_pages() -> Outcome {
+    let mut world = World::start(TWO_FILES, None, Kind::Secret);
+    world.rotate(1);
+    let path = world.path("a");
+    let open = File::open(&path).unwrap();
+    let untouched = File::open(world.path("b")).unwrap();
+    let mapping = world::Mapping::of(&open);
+    let mtime = open.metadata().unwrap().mtime_nsec();
+    for turn in 1..=5 {
+        ensure(world::by_sendfile_of(&open).unwrap() == content(1), format!("turn {turn}: sendfile is not of the old version"))?;
+        ensure(mapping.bytes() == content(1), format!("turn {turn}: the mapping is not of the old version"))?;
+        ensure(world::cached_pages(&open) > 0, format!("turn {turn}: nothing to drop, so nothing is tested"))?;
+        world.rotate(1);
+        let why = || format!("turn {turn}: {} pages of a superseded version are kept", world::cached_pages(&open));
+        world::wait_until(|| world::cached_pages(&open) == 0).map_err(|()| why())?;
+    }
+    let mut bytes = Vec::new();
+    (&open).read_to_end(&mut bytes).unwrap();
+    ensure(bytes == content(1), "the open file changed")?;
+    ensure(untouched.metadata().unwrap().mtime_nsec() == 0 && mtime == 0, "an inode without pages was touched")?;
+    // The current version's pages stay, as README says.
+    let current = File::open(&path).unwrap();
+    world::by_sendfile_of(&current).unwrap();
+    ensure(world::cached_pages(&current) > 0, "the current version has no pages: README is wrong")?;
+    world.rotate_only(1);
+    ensure(world::cached_pages(&current) > 0, "a rotation of another file dropped them")?;
+    Ok(String::new())
+}
+
 fn eviction() -> Outcome {
     let mut world = World::start(ONE_FILE, Some(64 << 10), Kind::Secret);
     world.rotate(1);
@@ -308,11 +347,58 @@ fn dead_mount() -> Outcome {
     let dead = fs::metadata(&path).unwrap_err();
     ensure(dead.raw_os_error() == Some(libc::ENOTCONN), format!("{dead}"))?;
     let again = FuseMount::create(&path, 0o755).map_err(|refusal| refusal.to_string())?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let count = mounts.lines().filter(|line| line.contains(path.to_str().unwrap())).count();
+    let count = mounts_at(&path);
     drop(again);
     ensure(count == 1, format!("{count} mounts lie there"))?;
     Ok(String::new())
+}
+
+/// By FUSE, or in a tmpfs that a lock says somebody lives in; where nobody does, a dead agent's tmpfs goes, and another stays.
+fn living_agents() -> Outcome {
+    let world = World::start(ONE_FILE, None, Kind::Secret);
+    let held = |path: &Path| matches!(FuseMount::create(path, 0o755), Err(Refusal::Held(_)));
+    ensure(held(&world.path("")), "the mount of an agent that lives is hidden")?;
+    drop(world);
+    for (source, left) in [("baofs", 1), ("given", 2)] {
+        let dir = world::open_directory();
+        mount(Some(source), dir.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>).map_err(|error| error.to_string())?;
+        let lock = File::open(dir.path()).unwrap();
+        lock.try_lock().unwrap();
+        ensure(held(dir.path()), format!("a tmpfs of {source} that is locked is hidden"))?;
+        drop(lock);
+        let created = FuseMount::create(dir.path(), 0o755).map_err(|error| error.to_string())?;
+        let count = mounts_at(dir.path());
+        ensure(count == left, format!("{count} mounts lie at the tmpfs of {source}"))?;
+        drop(created);
+        let _ = umount(dir.path());
+    }
+    Ok(String::new())
+}
+
+/// Both agents saw an empty directory before: the one that is attached later finds the other beneath, and not the other way
+/// round.
+fn same_moment() -> Outcome {
+    let dir = world::open_directory();
+    let attached = || {
+        let context = FsContext::open(c"tmpfs")?;
+        context.set(&SuperOption::Value("source", SOURCE.to_owned()))?;
+        let mount = context.mount(true)?;
+        sys::mount::attach(mount.as_fd(), dir.path()).map(|()| mount)
+    };
+    let [first, second] = [(); 2].map(|()| attached().unwrap());
+    let found = [&first, &second].map(|mount| hides_agent(mount.as_fd()).unwrap());
+    ensure(found == [false, true], format!("{found:?}"))?;
+    sys::mount::unmount_root(second.as_fd(), sys::mount::Requests::Kept).unwrap();
+    let left = mounts_at(dir.path());
+    sys::mount::unmount_root(first.as_fd(), sys::mount::Requests::Kept).unwrap();
+    ensure(left == 1, format!("{left} mounts are left"))?;
+    Ok(String::new())
+}
+
+/// How many mounts lie there.
+fn mounts_at(path: &Path) -> usize {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    mounts.lines().filter(|line| line.contains(path.to_str().unwrap())).count()
 }
 
 fn protection() -> Outcome {

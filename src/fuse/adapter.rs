@@ -102,6 +102,8 @@ impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Lookups of different readers need not wait for each other in the kernel; a kernel that cannot, does not.
         let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
+        // A version's content never changes; this is how the pages of an old one are dropped (`announce`).
+        let _ = config.add_capabilities(InitFlags::FUSE_AUTO_INVAL_DATA);
         // Nothing is ever written; the least that FUSE allows.
         let _ = config.set_max_write(4096);
         Ok(())
@@ -110,7 +112,10 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _operation = self.take(request);
         match self.tree.lookup(request.pid(), parent.0, name) {
-            Ok(attr) => reply.entry_with_ttls(&ATTRIBUTES, &NAMES, &file_attr(&attr), Generation(0)),
+            Ok(attr) => {
+                reply.entry_with_ttls(&ATTRIBUTES, &NAMES, &file_attr(&attr), Generation(0));
+                self.tree.answered(name, attr.ino);
+            }
             Err(error) => reply.error(error.into()),
         }
     }
@@ -174,10 +179,14 @@ impl Filesystem for Adapter {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        _owner: Option<LockOwner>,
+        owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let _operation = self.take(request);
+        // A read by a process names the owner of its locks; one that fills the page cache is nobody's.
+        if owner.is_none() {
+            self.tree.kept(ino.0);
+        }
         let mut bounce = self.bounce.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // Wiped when it goes out of scope, after the reply was written.
         let mut lent = bounce.lend(size as usize);

@@ -2,13 +2,13 @@
 //! issued on the private mount by the one thread that may. Invariant: a version that is served and not announced stays due,
 //! whatever fails; nothing is tried again before somebody wakes the thread.
 
-use super::tree::HIDDEN;
+use super::tree::{HIDDEN, OLD};
 use crate::memory::arena::Arena;
 use crate::names::{FileId, Generation};
 use crate::snapshot::Bulletin;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, renameat};
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::ftruncate;
 use std::fmt;
 use std::io;
@@ -16,6 +16,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+
+/// How many inodes of one file are looked at in one round; a reader that goes on mapping an old version could otherwise keep
+/// the thread busy. As many as a file has versions, twice.
+const MOST_DROPS: usize = 128;
 
 /// Why a version was not announced.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +79,9 @@ fn run(arena: Arc<Arena>, private: &OwnedFd, woken: &Receiver<()>, mut done: imp
             Ok(()) => newest.take().into_iter().for_each(|newest| done(Ok(newest))),
             Err(error) => done(Err(error)),
         }
+        if let Err(error) = drop_old_pages(&bulletin, private) {
+            done(Err(error));
+        }
         if woken.recv().is_err() {
             return;
         }
@@ -115,6 +122,28 @@ fn announce(bulletin: &Bulletin, private: &OwnedFd, file: FileId) -> Result<Gene
     drop(fd);
     bulletin.done(file, made.generation);
     Ok(made.generation)
+}
+
+/// Has the kernel drop what it keeps of superseded versions, whoever has them open; they are read from `serve` again.
+///
+/// A lookup of `..old.NAME` leads to such an inode with another modification time than before, and the kernel then drops its
+/// pages (`FUSE_AUTO_INVAL_DATA`). It waits for pages that are being read just now, thus for `serve`: so this is done here, and
+/// not by `serve` with `FUSE_NOTIFY_INVAL_INODE`, which would wait for itself. Each lookup leads to another inode, and the last
+/// one to none, so that the name keeps no inode alive.
+fn drop_old_pages(bulletin: &Bulletin, private: &OwnedFd) -> Result<(), AnnounceError> {
+    for file in bulletin.kept() {
+        let name = bulletin.name(file);
+        let old = format!("{OLD}{name}");
+        for _ in 0..MOST_DROPS {
+            match retry(|| fstatat(private, old.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)) {
+                // ESTALE: evicted meanwhile.
+                Ok(_) | Err(Errno::ESTALE) => {}
+                Err(Errno::ENOENT) => break,
+                Err(cause) => return Err(AnnounceError { name: name.to_owned(), step: "drop old pages", cause }),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Again after a signal; and `serve`, when it is born again on an old kernel, answers EINTR for its predecessor.

@@ -73,6 +73,8 @@ pub enum Refusal {
         /// Why.
         cause: String,
     },
+    /// Another agent that lives serves the mount point, by FUSE or in a tmpfs. No fallback may be taken there.
+    Held(PathBuf),
     /// Something else, in the kernel's words.
     Other(String),
 }
@@ -141,6 +143,9 @@ impl fmt::Display for Refusal {
                 "cannot mount at {}: {cause}; hint: make the directory in the image, or choose another path with `--mount`",
                 path.display()
             ),
+            Self::Held(path) => {
+                write!(f, "another agent serves {}; hint: give each a directory of its own, or stop the other first", path.display())
+            }
             Self::Other(cause) => write!(f, "cannot mount: {cause}"),
         }
     }

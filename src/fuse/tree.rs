@@ -7,12 +7,13 @@
 
 use crate::memory::arena::Place;
 use crate::names::{FileId, FileName, STATE_DIRECTORY};
-use crate::snapshot::{Reader, Version};
+use crate::snapshot::{Inode, Reader, Version};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The directory's inode number.
 pub const ROOT: u64 = 1;
@@ -20,6 +21,9 @@ pub const ROOT: u64 = 1;
 pub const STATE: u64 = 2;
 /// What stands before a file's name while its new version is announced.
 pub const HIDDEN: &str = "..new.";
+
+/// What stands before a file's name where the kernel is to drop pages of a superseded version.
+pub const OLD: &str = "..old.";
 
 /// An operation under way, as supervise sees it in the arena; it ends when this is dropped.
 #[derive(Debug)]
@@ -103,13 +107,6 @@ pub struct Usage {
     pub files: u64,
 }
 
-/// Which inode a version shows itself as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Unannounced = 0,
-    Announced = 1,
-}
-
 /// The directory's own attributes.
 #[derive(Clone, Copy, Debug)]
 pub struct Directory {
@@ -130,11 +127,12 @@ pub struct Tree {
     names: HashMap<OsString, (FileId, Name)>,
 }
 
-/// Whether a name is a file's own or its hidden one.
+/// Whether a name is a file's own, its hidden one, or the one by which old pages are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Name {
     Own,
     Hidden,
+    Old,
 }
 
 impl Tree {
@@ -146,6 +144,7 @@ impl Tree {
             let name = &reader.arena().files()[file.index()].name;
             names.insert(name.as_str().into(), (file, Name::Own));
             names.insert(format!("{HIDDEN}{name}").into(), (file, Name::Hidden));
+            names.insert(format!("{OLD}{name}").into(), (file, Name::Old));
         }
         Self { reader, directory, names }
     }
@@ -168,8 +167,16 @@ impl Tree {
             (file, Name::Own) if self.reader.is_announcer(tid) => self.lookup_announcing(file),
             (file, Name::Own) => self.lookup_current(file),
             (file, Name::Hidden) if self.reader.is_announcer(tid) => self.lookup_hidden(file),
-            (_, Name::Hidden) => Err(FsError::NotFound),
+            (file, Name::Old) if self.reader.is_announcer(tid) => self.lookup_old(file),
+            (_, Name::Hidden | Name::Old) => Err(FsError::NotFound),
         }
+    }
+
+    /// Each inode of a superseded version whose pages the kernel may keep, one after the other, and then none. Its modification
+    /// time is another one than before, by a nanosecond: the kernel takes that for changed content.
+    fn lookup_old(&self, file: FileId) -> Result<Attr, FsError> {
+        let (version, inode) = self.reader.next_kept(file).ok_or(FsError::NotFound)?;
+        Ok(self.attr(&version, inode))
     }
 
     fn lookup_state(&self, name: &OsStr) -> Result<Attr, FsError> {
@@ -187,13 +194,13 @@ impl Tree {
     fn lookup_announcing(&self, file: FileId) -> Result<Attr, FsError> {
         let announced = self.reader.hold(self.reader.renamed(file)).filter(|version| version.file == file);
         let Some(version) = announced else { return self.lookup_current(file) };
-        Ok(self.attr(&version, Phase::Announced))
+        Ok(self.attr(&version, Inode::Announced))
     }
 
     fn lookup_hidden(&self, file: FileId) -> Result<Attr, FsError> {
         let made = self.reader.made(file).ok_or(FsError::NotFound)?;
         let version = self.reader.hold(made).ok_or(FsError::NotFound)?;
-        Ok(self.attr(&version, Phase::Announced))
+        Ok(self.attr(&version, Inode::Announced))
     }
 
     /// `count` lookups let go of `ino`.
@@ -245,6 +252,21 @@ impl Tree {
         })
     }
 
+    /// The kernel has the answer to a lookup of `name`, which was `ino`. To be called after the reply and not before it: should
+    /// this process die in between, its successor is asked for the same name again, and must find the same inode.
+    pub fn answered(&self, name: &OsStr, ino: u64) {
+        if name.as_bytes().starts_with(OLD.as_bytes()) {
+            self.reader.dropped(ino / 2, inode(ino));
+        }
+    }
+
+    /// Notes that the kernel keeps as pages what it reads of `ino` now.
+    pub fn kept(&self, ino: u64) {
+        if place(ino).is_err() && self.reader.arena().place(self.file_of(ino)) == Place::Listed {
+            self.reader.keeps(ino / 2, inode(ino));
+        }
+    }
+
     /// The announcement's first step: the hidden name comes to be, as the second inode of the current version. Held.
     ///
     /// # Errors
@@ -252,7 +274,7 @@ impl Tree {
     pub fn create(&self, tid: u32, parent: u64, name: &OsStr) -> Result<Attr, FsError> {
         let file = self.announcing(tid, parent, name, Name::Hidden)?;
         let version = self.reader.make(file).ok_or(FsError::NotFound)?;
-        Ok(self.attr(&version, Phase::Announced))
+        Ok(self.attr(&version, Inode::Announced))
     }
 
     /// Its second: the hidden name becomes the file's own.
@@ -329,16 +351,16 @@ impl Tree {
     }
 
     /// Which of its two inodes the version's path leads to.
-    fn phase(&self, version: &Version) -> Phase {
-        if self.reader.renamed(version.file) == version.nodeid { Phase::Announced } else { Phase::Unannounced }
+    fn phase(&self, version: &Version) -> Inode {
+        if self.reader.renamed(version.file) == version.nodeid { Inode::Announced } else { Inode::Unannounced }
     }
 
-    fn version(&self, ino: u64) -> Result<(Version, Phase), FsError> {
+    fn version(&self, ino: u64) -> Result<(Version, Inode), FsError> {
         let version = self.reader.version(ino / 2).ok_or(FsError::Stale)?;
-        Ok((version, if ino.is_multiple_of(2) { Phase::Unannounced } else { Phase::Announced }))
+        Ok((version, inode(ino)))
     }
 
-    fn attr(&self, version: &Version, phase: Phase) -> Attr {
+    fn attr(&self, version: &Version, phase: Inode) -> Attr {
         Attr {
             ino: number(version, phase),
             kind: Kind::File,
@@ -346,16 +368,16 @@ impl Tree {
             mode: version.mode,
             uid: version.owner.uid,
             gid: version.owner.gid,
-            mtime: version.mtime,
+            mtime: version.mtime + Duration::from_nanos(self.reader.drops(version.nodeid)),
             links: self.links(version, phase),
         }
     }
 
     /// An inode that lost its name must say so, or the kernel takes back what it concluded from the rename, and a watch
     /// on it would not hear of its end.
-    fn links(&self, version: &Version, phase: Phase) -> u32 {
+    fn links(&self, version: &Version, phase: Inode) -> u32 {
         let newest = self.reader.current(version.file).is_some_and(|current| current.nodeid == version.nodeid);
-        u32::from(newest && (phase == Phase::Announced || self.phase(version) == phase))
+        u32::from(newest && (phase == Inode::Announced || self.phase(version) == phase))
     }
 
     /// The file that `name` is of, if this is a step of its announcement.
@@ -393,7 +415,12 @@ fn place(ino: u64) -> Result<Place, FsError> {
     }
 }
 
-fn number(version: &Version, phase: Phase) -> u64 {
+/// Which of its version's inodes this is.
+fn inode(ino: u64) -> Inode {
+    if ino.is_multiple_of(2) { Inode::Unannounced } else { Inode::Announced }
+}
+
+fn number(version: &Version, phase: Inode) -> u64 {
     version.nodeid * 2 + phase as u64
 }
 
@@ -608,6 +635,48 @@ mod tests {
         assert_eq!(newest.size, 6, "a lookup sees the flip at once");
         // The thread that is about to rename over the name sees whom the watchers watch.
         assert_eq!(world.lookup(world.tid, "a").expect("last announced").ino, made.ino);
+    }
+
+    #[test]
+    fn old_pages_are_dropped_inode_by_inode() {
+        let mut world = world();
+        let none = Err(FsError::NotFound);
+        let first = world.lookup(OTHER, "a").expect("published");
+        world.bulletin.begin(FileId(0));
+        let second = world.create(world.tid, "..new.a").expect("the announcement's own");
+        world.rename(world.tid, "..new.a", "a").expect("the announcement's own");
+        world.tree.kept(first.ino);
+        world.tree.kept(second.ino);
+        assert_eq!(world.lookup(world.tid, "..old.a").map(drop), none, "the version is served");
+        assert_eq!(world.bulletin.kept(), []);
+
+        world.publish(b"second");
+        assert_eq!(world.bulletin.kept(), [FileId(0)]);
+        assert_eq!(world.lookup(OTHER, "..old.a").map(drop), none, "by another thread");
+        let mut times = vec![first.mtime];
+        for ino in [first.ino, second.ino] {
+            // Asked again by a successor of a `serve` that died over the answer: again another time.
+            for _resent in 0..2 {
+                let old = world.lookup(world.tid, "..old.a").expect("kept");
+                assert_eq!((old.ino, old.size, old.links), (ino, 3, 0));
+                assert!(!times.contains(&old.mtime) && world.tree.getattr(ino).map(|attr| attr.mtime) == Ok(old.mtime));
+                times.push(old.mtime);
+            }
+            world.tree.answered(OsStr::new("..old.a"), ino);
+        }
+        assert_eq!(world.lookup(world.tid, "..old.a").map(drop), none);
+        assert_eq!(world.read(first.ino, 0), Ok(b"one".to_vec()), "a descriptor keeps its version");
+
+        // Read into pages once more; then let go of, and its record used anew.
+        world.tree.kept(first.ino);
+        assert_eq!(world.bulletin.kept(), [FileId(0)]);
+        world.tree.forget(first.ino, 100);
+        assert_eq!(world.bulletin.kept(), []);
+        for _ in 0..100 {
+            world.publish(b"another");
+        }
+        assert_eq!(world.lookup(world.tid, "..old.a").map(drop), none, "a note is of one version");
+        assert_eq!(world.tree.open(first.ino, Access::Read), Err(FsError::Stale));
     }
 
     #[test]

@@ -143,6 +143,8 @@ pub struct DeskHead {
     pub evicted: AtomicU64,
     /// Counts up when `serve` begins an operation and when it ends one: odd while it is in one, and changing while it works.
     pub work: AtomicU64,
+    /// Reads whose bytes the kernel keeps as pages (`sendfile`, `splice`, `mmap`).
+    pub kept: AtomicU64,
 }
 
 /// What `serve` keeps for each file.
@@ -187,7 +189,7 @@ impl Layout {
         let per_file = (size / 8 / size_of::<Record>() / files.max(1)).clamp(VERSIONS.0, VERSIONS.1);
         let records = per_file * files.max(1);
         let heap = Self::records_at(files).saturating_add(records * size_of::<Record>()).next_multiple_of(page);
-        let desk_len = (Self::refs_at(files) + records * size_of::<AtomicU64>()).next_multiple_of(page);
+        let desk_len = (Self::refs_at(files) + 2 * records * size_of::<AtomicU64>()).next_multiple_of(page);
         let size = size / page * page;
         match size.checked_sub(heap + desk_len) {
             Some(heap_len) if heap_len >= page => Ok(Self { files, records, heap, heap_len, desk: heap + heap_len, size }),
@@ -247,23 +249,29 @@ impl Arena {
     }
 
     /// Notes the present `serve`: the calling process, which answers from now on, after so many that died.
+    ///
+    /// `fetch` may read meanwhile: the process id is 0 until the other words belong to it.
     pub fn serve_was_born(&self, past: Past, recovery: Recovery, now: Moment) {
         let desk = self.desk_head();
-        desk.deaths.store(past.deaths, Ordering::Relaxed);
-        desk.crashes.store(u64::from(past.crashes), Ordering::Relaxed);
-        desk.born.store(u64::try_from(now.since_origin().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        desk.pid.store(u64::from(std::process::id()), Ordering::Relaxed);
-        desk.recovery.store(recovery as u64 + 1, Ordering::Relaxed);
+        desk.pid.store(0, Ordering::SeqCst);
+        desk.deaths.store(past.deaths, Ordering::SeqCst);
+        desk.crashes.store(u64::from(past.crashes), Ordering::SeqCst);
+        desk.born.store(u64::try_from(now.since_origin().as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
+        desk.recovery.store(recovery as u64 + 1, Ordering::SeqCst);
+        desk.pid.store(u64::from(std::process::id()), Ordering::SeqCst);
         // A predecessor may have died in the middle of an operation, which comes back or is given up.
         desk.work.fetch_add(desk.work.load(Ordering::Relaxed) & 1, Ordering::Relaxed);
     }
 
-    /// The last `serve` that began to answer.
+    /// The last `serve` that began to answer; `None` before the first one, and at the moment in which one begins.
     #[must_use]
     pub fn last_serve(&self) -> Option<Serving> {
         let desk = self.desk_head();
-        let words = [&desk.deaths, &desk.crashes, &desk.pid, &desk.born, &desk.recovery].map(|word| word.load(Ordering::Relaxed));
-        let [deaths, crashes, pid, born, recovery] = words;
+        let words = [&desk.pid, &desk.deaths, &desk.crashes, &desk.born, &desk.recovery].map(|word| word.load(Ordering::SeqCst));
+        let [pid, deaths, crashes, born, recovery] = words;
+        if pid == 0 || desk.pid.load(Ordering::SeqCst) != pid {
+            return None;
+        }
         let recovery = [Recovery::Resend, Recovery::Interrupt].into_iter().find(|known| *known as u64 + 1 == recovery)?;
         let past = Past { deaths, crashes: u32::try_from(crashes).ok()? };
         Some(Serving { past, pid: i32::try_from(pid).ok()?, born: Moment::at(Duration::from_millis(born)), recovery })
@@ -382,6 +390,13 @@ impl Arena {
     #[must_use]
     pub fn refs(&self) -> &[AtomicU64] {
         self.table(self.layout.desk + Layout::refs_at(self.layout.files), self.layout.records)
+    }
+
+    /// One more for each record: what pages of it the kernel may keep; `snapshot` says what is in it.
+    #[must_use]
+    pub fn kept(&self) -> &[AtomicU64] {
+        let at = Layout::refs_at(self.layout.files) + self.layout.records * size_of::<AtomicU64>();
+        self.table(self.layout.desk + at, self.layout.records)
     }
 
     /// Copies bytes of the heap out; `None` when the range leaves it. Another process may overwrite them meanwhile: whoever

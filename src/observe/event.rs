@@ -18,6 +18,25 @@ pub enum Event<'a> {
         /// `fuse` or `tmpfs`.
         how: &'static str,
     },
+    /// What is mounted hides what was in the directory.
+    Hides {
+        /// The directory.
+        path: &'a Path,
+        /// How many names.
+        entries: usize,
+    },
+    /// The path of the mount leads through a link.
+    BehindLink {
+        /// The path as configured.
+        path: &'a Path,
+        /// The directory's own path.
+        own: &'a Path,
+    },
+    /// The mount appears in other mount namespaces, too.
+    Propagates {
+        /// Where it is here.
+        path: &'a Path,
+    },
     /// FUSE is refused; the allowed fallback is taken.
     FallingBack {
         /// Why FUSE is refused.
@@ -181,6 +200,15 @@ impl Event<'_> {
     pub fn emit(&self) {
         match self {
             Self::Mounted { path, how } => info!(path = %path.display(), how, "serving"),
+            Self::Hides { path, entries } => {
+                warn!(path = %path.display(), entries, "the mount hides what is in the directory");
+            }
+            Self::BehindLink { path, own } => {
+                warn!(path = %path.display(), own = %own.display(), "the path of the mount leads through a link: who may change it leads readers elsewhere");
+            }
+            Self::Propagates { path } => {
+                warn!(path = %path.display(), "the mount appears in other mount namespaces, too: the one beneath it is shared");
+            }
             Self::FallingBack { cause } => warn!(cause, "FUSE is refused; falling back to tmpfs"),
             Self::SwapAllowed { cause } => warn!(cause, "secrets may reach a swap: --allow-swap"),
             Self::SwapFound { cause: Some(cause) } => warn!(cause, "secrets may reach a swap that was turned on since the start"),

@@ -1,6 +1,6 @@
 //! What is still to be announced, kept in the book so that a `fetch` that is born again finds it.
 
-use super::{Version, current, version};
+use super::{Version, current, pages, version};
 use crate::memory::arena::{Arena, Place};
 use crate::names::{FileId, Generation};
 use std::sync::Arc;
@@ -26,6 +26,16 @@ impl Bulletin {
     pub fn due(&self) -> Vec<FileId> {
         let files = self.arena.files_in(Place::Listed);
         files.filter(|&file| current(&self.arena, file).is_some_and(|version| version.generation > self.announced(file))).collect()
+    }
+
+    /// Listed files that have a superseded version of which the kernel may keep pages.
+    #[must_use]
+    pub fn kept(&self) -> Vec<FileId> {
+        // Most applications read, and then there is nothing to look for.
+        if self.arena.desk_head().kept.load(SeqCst) == 0 {
+            return Vec::new();
+        }
+        self.arena.files_in(Place::Listed).filter(|&file| !pages::superseded(&self.arena, file).is_empty()).collect()
     }
 
     /// The file's name.

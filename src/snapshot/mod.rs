@@ -7,12 +7,14 @@
 //! publisher first moves `current` and then looks at `refs`; the reader first raises `refs` and then looks at `current`.
 
 mod bulletin;
+mod pages;
 mod publisher;
 mod reader;
 #[cfg(test)]
 mod tests;
 
 pub use bulletin::Bulletin;
+pub use pages::Inode;
 pub use publisher::{Change, PublishError, Publisher};
 pub use reader::{Gone, Reader};
 
@@ -58,9 +60,16 @@ fn is(record: &Record, state: State) -> bool {
     record.state.load(SeqCst) == state as u32
 }
 
-/// Reads a live record; `None` when it is none, or changed meanwhile.
+/// Reads a live record; `None` when the record is not live, or changed meanwhile.
+///
+/// The publisher may use the record anew between any two loads, so two checks frame them. It stores the new number before any
+/// other field, and the state `Live` after all of them: a record that is live after its number was read, and has the same
+/// number at the end, had no field stored in between.
 fn load(record: &Record) -> Option<Version> {
     let nodeid = record.nodeid.load(SeqCst);
+    if !is(record, State::Live) {
+        return None;
+    }
     let since = Duration::new(u64::try_from(record.mtime.load(SeqCst)).unwrap_or(0), record.mtime_nanos.load(SeqCst) % 1_000_000_000);
     let version = Version {
         nodeid,
@@ -72,25 +81,34 @@ fn load(record: &Record) -> Option<Version> {
         mtime: UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH),
         offset: record.offset.load(SeqCst),
     };
-    // A record that is used anew gets its number before its other fields and becomes live after them.
+    // Eviction changes the state alone, so the state is read again, too.
     (is(record, State::Live) && record.nodeid.load(SeqCst) == nodeid).then_some(version)
 }
 
-/// The record of a file's version at generation `at`.
+/// The record of a file's version at generation `at`. In another process than the publisher's, the result holds only if
+/// `current` is `at` before and after the call.
+///
+/// Each record's generation is read once, and the same value is compared with `at` and with the other records'. Two loads of
+/// it would let an old record, used anew for a version that is staged, pass the first comparison with its old generation and
+/// win the second one with its new one. Invariant: as long as `current` is `at`, the record of `at` neither changes nor ends,
+/// and every record that is used anew gets a generation above `at`.
 fn slot_at(arena: &Arena, file: FileId, at: u64) -> Option<usize> {
     let records = arena.records();
-    let generation = |slot: usize| records[slot].generation.load(SeqCst);
-    arena.slots(file).filter(|&slot| is(&records[slot], State::Live) && generation(slot) <= at).max_by_key(|&slot| generation(slot))
+    let live = arena.slots(file).filter(|&slot| is(&records[slot], State::Live));
+    let generations = live.map(|slot| (records[slot].generation.load(SeqCst), slot)).filter(|(generation, _)| *generation <= at);
+    generations.max().map(|(_, slot)| slot)
 }
 
-/// A file's version now, without holding it.
+/// A file's version now, without holding it; `None` when it has none.
 fn current(arena: &Arena, file: FileId) -> Option<Version> {
     loop {
         let at = arena.head().current.load(SeqCst);
-        let found = slot_at(arena, file, at).map(|slot| load(&arena.records()[slot]));
-        // A current record does not change; what did change meanwhile was replaced by a flip.
-        if arena.head().current.load(SeqCst) == at {
-            return found.flatten();
+        let slot = slot_at(arena, file, at);
+        let found = slot.and_then(|slot| load(&arena.records()[slot]));
+        // A record that was found and cannot be loaded was replaced by a flip, which the next turn sees. Should the publisher
+        // be dead, no record changes, and the first turn is the last one.
+        if arena.head().current.load(SeqCst) == at && found.is_some() == slot.is_some() {
+            return found;
         }
     }
 }

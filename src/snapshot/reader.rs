@@ -52,11 +52,18 @@ impl Reader {
         }
     }
 
-    /// That version, held. Only for one that is held already, or last announced: any other may be freed meanwhile.
+    /// That version, held; `None` when it was freed, or its record is used by a younger one.
     #[must_use]
     pub fn hold(&self, nodeid: u64) -> Option<Version> {
-        let found = version(&self.arena, nodeid)?;
-        self.raise(nodeid).then_some(found)
+        if !self.raise(nodeid) {
+            return None;
+        }
+        // Read after the count was raised: a version that nobody held may have been freed until then.
+        let found = version(&self.arena, nodeid);
+        if found.is_none() {
+            self.forget(nodeid, 1);
+        }
+        found
     }
 
     /// That version, if it was not evicted.

@@ -9,6 +9,7 @@ use crate::config::plan::{self, Fallback, Plan};
 use crate::exit::Exit;
 use crate::fetch::{self, ArenaOutlet, Settings, TmpfsOutlet};
 use crate::fuse::mount::{FuseMount, Public};
+use crate::fuse::refusal as fuse;
 use crate::fuse::session::Init;
 use crate::link::End;
 use crate::memory::arena::{Arena, FileSpec, Kind, Place};
@@ -17,11 +18,13 @@ use crate::observe::Event;
 use crate::serve::{self, Job};
 use crate::status::{self, Served};
 use crate::sys::caps::Capability;
+use crate::sys::mounts::Ground;
 use crate::tmpfs::{self, Target};
 use nix::unistd::{getegid, geteuid};
 use std::env;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -42,9 +45,12 @@ impl World {
     pub(super) fn open(plan: &Plan) -> Result<Self, Refused> {
         let filesystem = &plan.filesystem;
         let world = match (FuseMount::create(&filesystem.path, filesystem.dir_mode), filesystem.fallback) {
-            (Ok(FuseMount { device, init, private, public }), _) => {
+            (Ok(FuseMount { device, init, private, public, ground }), _) => {
+                warn_of(&ground, &filesystem.path);
                 Self::Fuse { arena: arena(plan)?, device: Some(device), init, private, public }
             }
+            // Neither way is open where another agent serves.
+            (Err(refusal @ fuse::Refusal::Held(_)), _) => return Err(Refused::new(Exit::Tmpfs, refusal)),
             (Err(refusal), Fallback::None) => {
                 let hint = "or let baofs write into a verified tmpfs: --fallback tmpfs";
                 return Err(Refused::new(Exit::Fuse, format_args!("{refusal}\nhint: {hint}")));
@@ -53,6 +59,9 @@ impl World {
                 let cause = refusal.to_string();
                 Event::FallingBack { cause: &cause }.emit();
                 let target = Target::prepare(filesystem, &plan.files).map_err(|refusal| Refused::new(Exit::Tmpfs, refusal))?;
+                if let Some(ground) = target.ground() {
+                    warn_of(ground, &filesystem.path);
+                }
                 let arena = create(vec![journal()], None)?;
                 Self::Tmpfs { target, refusal: cause, arena }
             }
@@ -221,6 +230,19 @@ impl World {
 fn unwalled(role: Role, error: &io::Error) -> Exit {
     Event::Broken { what: &format!("{} cannot be confined: {error}", role.as_str()) }.emit();
     Exit::Software
+}
+
+/// Says what is unusual about the directory that is mounted over.
+fn warn_of(ground: &Ground, path: &Path) {
+    if ground.entries > 0 {
+        Event::Hides { path, entries: ground.entries }.emit();
+    }
+    if let Some(own) = &ground.behind_link {
+        Event::BehindLink { path, own }.emit();
+    }
+    if ground.is_shared {
+        Event::Propagates { path }.emit();
+    }
 }
 
 /// Locked memory for the files of the plan, for the report and the journal.

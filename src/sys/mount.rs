@@ -221,21 +221,21 @@ pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     check(result, Call::MoveMount, &path.display().to_string()).map(|_| ())
 }
 
-/// A private read-write mount without a path, and the root of its public read-only twin at `path`.
+/// Attaches the detached read-only mount `public` at `path`, and gives its private read-write twin, which has no path.
 ///
 /// The read-only one is attached first and the private one cloned from it, which works since Linux 5.12. (Since 6.15 the
 /// clone could come first; nobody sees a writable mount either way, so there is one order for all kernels.)
 ///
 /// # Errors
 /// As the calls above; nothing stays mounted.
-pub fn pair(context: impl FnOnce() -> io::Result<FsContext>, path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
-    let public = context()?.mount(true)?;
-    attach(public.as_fd(), path)?;
-    let private = clone(public.as_fd()).and_then(|private| set_read_only(private.as_fd(), false).map(|()| private));
+pub fn attach_with_twin(public: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    attach(public, path)?;
+    let private = clone(public).and_then(|private| set_read_only(private.as_fd(), false).map(|()| private));
     if private.is_err() {
-        let _ = unmount(path);
+        // Not by the path: another mount may lie on top of this one by now.
+        let _ = unmount_root(public, Requests::Kept);
     }
-    Ok((private?, public))
+    private
 }
 
 /// `umount2(path, MNT_DETACH)`: takes the topmost mount at `path` away; open files go on.

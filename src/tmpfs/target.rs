@@ -10,7 +10,7 @@ use crate::config::plan::{self, Filesystem};
 use crate::names::{NoSwapProof, Owner};
 use crate::observe::Event;
 use crate::sys::mount::{self, FsContext, SuperOption};
-use crate::sys::mounts::SOURCE;
+use crate::sys::mounts::{self, Ground, SOURCE};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, major, minor};
 use nix::unistd::{Gid, Uid, fchown, getegid, geteuid, getgroups};
@@ -36,6 +36,8 @@ pub struct Target {
     dir_mode: u32,
     /// That it is memory.
     memory: MemoryBacked,
+    /// What our own mount lies on.
+    ground: Option<Ground>,
 }
 
 /// Whose mount a directory is.
@@ -61,17 +63,30 @@ impl Target {
     fn try_prepare(filesystem: &Filesystem, files: &[plan::File]) -> Result<Self, Cause> {
         let path = filesystem.path.clone();
         make_way(&path)?;
-        let place = match mount_own(filesystem) {
-            Ok(private) => Place::Own(private),
-            Err(error) if is_denied(&error) => Place::Given(error),
+        let ground = Ground::survey(&path);
+        let (place, opened) = match mount_own(filesystem) {
+            // An agent that came at the same moment is not hidden.
+            Ok((_, public)) if mounts::hides_agent(public.as_fd()).map_err(Cause::Mount)? => {
+                mount::unmount_root(public.as_fd(), mount::Requests::Kept).map_err(Cause::Mount)?;
+                return Err(Cause::Held);
+            }
+            Ok((private, public)) => (Place::Own(private), Ok(public)),
+            Err(error) if is_denied(&error) => (Place::Given(error), open(&path)),
             Err(error) => return Err(Cause::Mount(error)),
         };
-        let checked = open(&path).and_then(|public| Ok((check(&place, &public, filesystem.swap, files)?, public)));
+        let checked = opened.and_then(|public| Ok((check(&place, &public, filesystem.swap, files)?, public)));
         let (memory, public) = checked.inspect_err(|_| place.unmount(&path))?;
         if let Some(cause) = memory.swap_risk() {
             Event::SwapAllowed { cause: &cause }.emit();
         }
-        Ok(Self { path, place, public, dir_mode: filesystem.dir_mode, memory })
+        let ground = matches!(place, Place::Own(_)).then_some(ground);
+        Ok(Self { path, place, public, dir_mode: filesystem.dir_mode, memory, ground })
+    }
+
+    /// What our own mount lies on; `None` when the directory was given.
+    #[must_use]
+    pub fn ground(&self) -> Option<&Ground> {
+        self.ground.as_ref()
     }
 
     /// The writer, for the role that writes; again for its successor.
@@ -145,8 +160,8 @@ fn check(place: &Place, public: &File, swap: plan::Swap, files: &[plan::File]) -
         Place::Given(error) => error.to_string(),
     };
     let memory = prove(&device(public)?, swap, &denied, &|file| std::fs::read_to_string(file).ok())?;
-    lock(public)?;
     if let Place::Given(_) = place {
+        lock(public)?;
         check_writable(public)?;
     }
     let root = place.root(public).map_err(|error| Cause::Open(error.into()))?;
@@ -224,10 +239,11 @@ fn remove_stale(public: &File, path: &Path) -> Result<(), Cause> {
     Ok(())
 }
 
-/// A private and a public mount of a new tmpfs; without `noswap` where the kernel does not take it (before 6.4, or in a
-/// user namespace).
-fn mount_own(filesystem: &Filesystem) -> io::Result<OwnedFd> {
-    let context = |noswap: bool| {
+/// A new tmpfs: its private mount, and the root of the public one; without `noswap` where the kernel does not take it (before
+/// 6.4, or in a user namespace). The directory is locked before it is attached, so that an agent that starts at the same moment
+/// never finds it without its lock, as a dead agent's.
+fn mount_own(filesystem: &Filesystem) -> io::Result<(OwnedFd, File)> {
+    let detached = |noswap: bool| {
         let context = FsContext::open(c"tmpfs")?;
         context.set(&SuperOption::Value("source", SOURCE.to_owned()))?;
         // 0 would be no limit.
@@ -236,13 +252,15 @@ fn mount_own(filesystem: &Filesystem) -> io::Result<OwnedFd> {
         if noswap {
             context.set(&SuperOption::Flag("noswap"))?;
         }
-        Ok(context)
+        context.mount(true)
     };
-    let private = match mount::pair(|| context(true), &filesystem.path) {
-        Err(error) if mount::errno(&error) == Some(libc::EINVAL) => mount::pair(|| context(false), &filesystem.path),
-        result => result,
+    let public = match detached(true) {
+        Err(error) if mount::errno(&error) == Some(libc::EINVAL) => detached(false)?,
+        result => result?,
     };
-    private.map(|(private, _)| private)
+    let root = File::from(remove::open_dir(public.as_fd(), ".")?);
+    root.try_lock()?;
+    Ok((mount::attach_with_twin(public.as_fd(), &filesystem.path)?, root))
 }
 
 /// Whether an error of the mount API says that we may not mount here at all: no capability, a security module, a seccomp

@@ -39,6 +39,7 @@ mod hardening;
 mod health;
 mod hooks;
 mod minting;
+mod neighbours;
 mod parent;
 mod refusals;
 mod rig_works;

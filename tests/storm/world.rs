@@ -1,5 +1,6 @@
 //! One mount with its roles, and readers that count what they see.
 
+use baofs::clock::{Clock, RealClock};
 use baofs::fuse::announce::Announcer;
 use baofs::fuse::mount::{FuseMount, Public};
 use baofs::fuse::session::Init;
@@ -13,7 +14,7 @@ use baofs::snapshot::{Change, Publisher};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Pid, Uid, setgroups, setresgid, setresuid};
@@ -26,6 +27,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
@@ -127,7 +129,7 @@ impl World {
     pub(crate) fn start(names: &[&str], size: Option<usize>, kind: Kind) -> Self {
         let arena = Arc::new(Arena::create(specs(names), size, kind).unwrap());
         let dir = open_directory();
-        let FuseMount { device, init, private, public } = FuseMount::create(&dir.path().join("secrets"), 0o755).unwrap();
+        let FuseMount { device, init, private, public, .. } = FuseMount::create(&dir.path().join("secrets"), 0o755).unwrap();
         let serve = start_serve(&arena, &device, &init, Recovery::Resend, &[private.as_fd(), public.as_fd()]);
         let (orders, taken) = UnixStream::pair().unwrap();
         orders.set_read_timeout(Some(Duration::from_secs(100))).unwrap();
@@ -286,15 +288,20 @@ fn publish(arena: &Arc<Arena>, private: OwnedFd, mut orders: UnixStream) {
 
 /// A file's bytes as `cat` of busybox reads them.
 pub(crate) fn by_sendfile(path: &Path) -> io::Result<Vec<u8>> {
-    let from = fs::File::open(path)?;
+    by_sendfile_of(&fs::File::open(path)?)
+}
+
+/// The same of an open file, from its beginning; its offset stays.
+pub(crate) fn by_sendfile_of(from: &fs::File) -> io::Result<Vec<u8>> {
+    let mut offset = 0;
     // SAFETY: the name is a C string.
     let fd = unsafe { libc::memfd_create(c"copy".as_ptr(), libc::MFD_CLOEXEC) };
     assert!(fd >= 0);
     // SAFETY: a descriptor that was just made, owned by nobody else.
     let mut to = fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     loop {
-        // SAFETY: both descriptors are open, and no offset is given.
-        let sent = unsafe { libc::sendfile(to.as_raw_fd(), from.as_raw_fd(), std::ptr::null_mut(), 1 << 20) };
+        // SAFETY: both descriptors are open, and the offset is a local variable.
+        let sent = unsafe { libc::sendfile(to.as_raw_fd(), from.as_raw_fd(), &raw mut offset, 1 << 20) };
         match sent {
             0 => break,
             1.. => {}
@@ -305,6 +312,49 @@ pub(crate) fn by_sendfile(path: &Path) -> io::Result<Vec<u8>> {
     io::Seek::rewind(&mut to)?;
     to.read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// How many pages of the file the kernel keeps (`cachestat(2)`, Linux 6.5).
+pub(crate) fn cached_pages(file: &fs::File) -> u64 {
+    const CACHESTAT: libc::c_long = 451;
+    let (whole, mut counts) = ([0_u64; 2], [0_u64; 5]);
+    // SAFETY: both structs are read and written as the call has them, two and five 64-bit numbers.
+    let result = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const whole, &raw mut counts, 0) };
+    assert_eq!(result, 0, "cachestat: {}", io::Error::last_os_error());
+    counts[0]
+}
+
+/// A file, mapped until the program ends.
+pub(crate) struct Mapping {
+    at: NonNull<u8>,
+    len: usize,
+}
+
+impl Mapping {
+    pub(crate) fn of(file: &fs::File) -> Self {
+        let len = usize::try_from(file.metadata().unwrap().len()).unwrap();
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let at = unsafe { mmap(None, NonZeroUsize::new(len).unwrap(), ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, file, 0) };
+        Self { at: at.unwrap().cast(), len }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping has so many bytes and is never unmapped; an inode's content never changes.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
+    }
+}
+
+/// Asks again and again; an error when it is not so within ten seconds.
+pub(crate) fn wait_until(mut is_so: impl FnMut() -> bool) -> Result<(), ()> {
+    let clock = RealClock;
+    let start = clock.now();
+    while !is_so() {
+        if clock.now().since(start) > Duration::from_secs(10) {
+            return Err(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// What one reader saw.
