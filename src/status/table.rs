@@ -1,7 +1,7 @@
 //! A report for people: what `baofs status` prints. Invariant: columns are aligned, and each file has one line.
 
-use super::report::{Condition, FileReport, Report};
-use super::verdict::{overdue, said};
+use super::report::{Condition, Detail, FileReport, Report};
+use super::verdict::{lack, overdue, said};
 use super::{Now, span};
 use crate::names::Recovery;
 
@@ -50,7 +50,10 @@ fn head(report: &Report, now: Now) -> String {
         roles.fetch,
         report.served.how
     );
-    text.extend(overdue(report, now).map(|line| line + "\n"));
+    text.extend(overdue(report, now).into_iter().chain(lack(report)).map(|line| line + "\n"));
+    if let Detail::Counts(it) = report.detail {
+        text += &format!("files   {} fresh, {} stale, {} ended, {} missing\n", it.fresh, it.stale, it.ended, it.missing);
+    }
     text + "\n"
 }
 
@@ -63,7 +66,7 @@ fn row(file: &FileReport, now: Now) -> [String; 8] {
     };
     let or_none = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
     [
-        file.name.clone(),
+        file.name.to_string(),
         condition.to_owned(),
         file.changes.to_string(),
         or_none(file.version.map(|version| version.to_string())),
@@ -107,6 +110,7 @@ mod tests {
                 since: 990_000,
                 written: 999_990,
                 due_monotonic_ms: 10_005_000,
+                detail: Detail::Full,
                 served: served.clone(),
                 roles,
                 session: Session { ends: Some(1_000_060), lost_logins, trouble: None },

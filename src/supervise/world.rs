@@ -120,9 +120,9 @@ impl World {
     fn served(&self) -> Served {
         let fallback = match self {
             Self::Fuse { .. } => None,
-            Self::Tmpfs { refusal, .. } => Some(refusal.clone()),
+            Self::Tmpfs { refusal, .. } => Some(refusal.as_str().into()),
         };
-        Served { how: self.name().to_owned(), fallback }
+        Served { how: self.name().into(), fallback }
     }
 
     fn run_fetch(&self, plan: &Plan, private: Option<OwnedFd>, past: Past, link: &End) -> Exit {

@@ -45,4 +45,5 @@ mod rotation;
 mod seed;
 mod state;
 mod supervision;
+mod texts;
 mod watching;
