@@ -117,7 +117,7 @@ struct Fetch<'a, S: Source, O, C> {
     press: Press<'a, O>,
     reporter: Reporter,
     journal: Journal,
-    /// Whether a login succeeded since the journal was written.
+    /// Whether a login succeeded since the whole journal was saved.
     settle: bool,
 }
 

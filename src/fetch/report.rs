@@ -170,6 +170,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             serve_deaths: serve.map_or(0, |serve| serve.past.deaths),
             serve_crashes: serve.map_or(0, |serve| serve.past.crashes_after(now.since(serve.born))),
             recovery: serve.map(|serve| serve.recovery),
+            checkpoint: self.journal.state(),
         }
     }
 

@@ -92,6 +92,11 @@ pub enum Event<'a> {
         /// How many logins since the start may have left a token that nobody can name.
         lost_logins: u32,
     },
+    /// What a successor of `fetch` needs does not fit.
+    NotRecoverable {
+        /// Why.
+        why: &'a str,
+    },
     /// A login succeeded.
     LoggedIn {
         /// How long the token lives, if it ends; logged in seconds.
@@ -188,6 +193,9 @@ impl Event<'_> {
             Self::GivenUp { role } => error!(role = role.as_str(), "a process of the agent died again and again: baofs ends"),
             Self::Skipped { what } => warn!("{}", line(what)),
             Self::WentOn { lost_logins } => info!(lost_logins, "fetch goes on where its predecessor died"),
+            Self::NotRecoverable { why } => {
+                warn!(why = line(why).as_str(), "recovery is off: if fetch dies, its successor logs in and reads everything anew");
+            }
             Self::LoggedIn { ttl } => info!(ttl = ttl.map(|ttl| ttl.as_secs()), "logged in"),
             Self::Retrying { failure, after } => warn!(?after, "{}; trying again", line(failure)),
             Self::Ready { files } => info!(files, "all secrets are there"),

@@ -9,7 +9,7 @@ mod verdict;
 
 pub use place::{mount, parse, read};
 pub use probe::Probe;
-pub use report::{Condition, Counts, Detail, FORMAT, FileReport, OVERDUE, Report, Roles, Served, Session, Trouble, seconds};
+pub use report::{Checkpoint, Condition, Counts, Detail, FORMAT, FileReport, OVERDUE, Report, Roles, Served, Session, Trouble, seconds};
 pub use table::table;
 pub use verdict::{Strictness, Verdict, judge};
 

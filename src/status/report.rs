@@ -101,6 +101,28 @@ pub struct Roles {
     /// How what a dead `serve` had taken comes back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,
+    /// What a successor of `fetch` goes on from.
+    #[serde(default, skip_serializing_if = "Checkpoint::is_whole")]
+    pub checkpoint: Checkpoint,
+}
+
+/// How much of what a successor of `fetch` needs is saved in the arena.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checkpoint {
+    /// All of it: a successor asks for nothing again.
+    #[default]
+    Whole,
+    /// The credentials of the login alone, because the whole does not fit: a successor logs in and reads everything anew.
+    Credentials,
+    /// Nothing: so, and it needs the files of the credentials.
+    Nothing,
+}
+
+impl Checkpoint {
+    fn is_whole(&self) -> bool {
+        *self == Self::Whole
+    }
 }
 
 /// The login.

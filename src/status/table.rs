@@ -1,7 +1,7 @@
 //! A report for people: what `baofs status` prints. Invariant: columns are aligned, and each file has one line.
 
 use super::report::{Condition, Detail, FileReport, Report};
-use super::verdict::{lack, overdue, said};
+use super::verdict::{lack, overdue, said, unsaved};
 use super::{Now, span};
 use crate::names::Recovery;
 
@@ -50,7 +50,7 @@ fn head(report: &Report, now: Now) -> String {
         roles.fetch,
         report.served.how
     );
-    text.extend(overdue(report, now).into_iter().chain(lack(report)).map(|line| line + "\n"));
+    text.extend(overdue(report, now).into_iter().chain(unsaved(report)).chain(lack(report)).map(|line| line + "\n"));
     if let Detail::Counts(it) = report.detail {
         text += &format!("files   {} fresh, {} stale, {} ended, {} missing\n", it.fresh, it.stale, it.ended, it.missing);
     }

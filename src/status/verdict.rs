@@ -1,6 +1,6 @@
 //! What a health check concludes from a report. Invariant: a pure function of the report, the time and the probe.
 
-use super::report::{Condition, Detail, FileReport, Report, Trouble};
+use super::report::{Checkpoint, Condition, Detail, FileReport, Report, Trouble};
 use super::{Now, span};
 use crate::clock::Moment;
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub fn judge(report: &Report, now: Now, probe: Result<(), String>, strictness: S
     let (hangs, late) = if report.is_overdue(now.moment) { (overdue(report, now), None) } else { (None, overdue(report, now)) };
     let mut bad: Vec<String> = hangs.into_iter().chain(probe.err()).collect();
     let login = report.session.trouble.iter().map(|trouble| format!("login: {}", said(trouble, now)));
-    let mut weak: Vec<String> = late.into_iter().chain(crashes(report)).chain(login).chain(lack(report)).collect();
+    let mut weak: Vec<String> = late.into_iter().chain(crashes(report)).chain(login).chain(unsaved(report)).chain(lack(report)).collect();
     count(report, &mut bad, &mut weak);
     for file in &report.files {
         let lines = match file.condition {
@@ -69,6 +69,18 @@ fn crashes(report: &Report) -> impl Iterator<Item = String> {
     let roles = report.roles;
     let row = |(role, count)| (count > 1).then(|| format!("agent: {role} has crashed {count} times in a row"));
     [("fetch", roles.fetch_crashes), ("serve", roles.serve_crashes)].into_iter().filter_map(row)
+}
+
+/// That a death of `fetch` would cost a login and every lease.
+pub(super) fn unsaved(report: &Report) -> Option<String> {
+    let needs = match report.roles.checkpoint {
+        Checkpoint::Whole => return None,
+        Checkpoint::Credentials => "logs in and reads everything anew",
+        Checkpoint::Nothing => "needs the credential files, logs in and reads everything anew",
+    };
+    Some(format!(
+        "agent: recovery is off: a successor of fetch {needs}, because its checkpoint does not fit; hint: raise `filesystem.size`"
+    ))
 }
 
 /// What the report lacks.
@@ -213,6 +225,16 @@ mod tests {
             let line = expected.map(|row| format!("agent: {row} times in a row"));
             let expected = line.map_or(Verdict::Healthy, |line| Verdict::Degraded(vec![line]));
             assert_eq!(judged(&report, Ok(()))[0], expected, "{fetch} {serve}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_does_not_fit() {
+        let mut report = report(vec![file(Condition::Fresh, None)]);
+        for (checkpoint, part) in [(Checkpoint::Credentials, "fetch logs in"), (Checkpoint::Nothing, "fetch needs the credential files")] {
+            report.roles.checkpoint = checkpoint;
+            let Verdict::Degraded(lines) = judged(&report, Ok(()))[0].clone() else { panic!("{checkpoint:?}") };
+            assert!(lines[0].contains("recovery is off") && lines[0].contains(part), "{lines:?}");
         }
     }
 

@@ -33,6 +33,7 @@ macro_rules! in_each_scene {
     };
 }
 
+mod checkpoint;
 mod deaths;
 mod hardening;
 mod health;
