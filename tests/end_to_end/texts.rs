@@ -3,15 +3,19 @@
 
 use super::deaths::report;
 use super::health::health;
-use crate::rig::agent::{Agent, Setup, USER};
+use crate::rig::agent::{Agent, Setup, Stderr, USER};
 use crate::rig::process::outcome;
 use crate::rig::server::{CALM, Scene, Tenant, Which};
-use crate::rig::{config, wait_until_or};
+use crate::rig::{World, config, wait_until, wait_until_or};
 use baofs::exit::Exit;
 use baofs::status::{Condition, Report};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use serde_json::{Map, Value, json};
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 
 in_each_scene!(names_of_fields_fill_neither_log_nor_report);
+in_each_world!(a_log_socket_that_nobody_reads_blocks_nothing);
 
 /// Longer than any line of the log, in bytes.
 const LINE: usize = 1024;
@@ -76,8 +80,39 @@ fn names_of_fields_fill_neither_log_nor_report(scene: Scene) {
 fn a_first_secret_with_many_names_is_refused_in_one_line() {
     let tenant = Tenant::standin("fields-first", CALM);
     tenant.put("note", fields(4_000, 200));
-    let end = Setup::new(crate::rig::World::Fuse, &tenant, &config::usual(&tenant)).options(&["--wait", "2s"]).outcome();
+    let end = Setup::new(World::Fuse, &tenant, &config::usual(&tenant)).options(&["--wait", "2s"]).outcome();
     assert_eq!(end.code, i32::from(Exit::Data.code()), "{}", end.stderr);
     assert!(end.stderr.contains("a secret is missing") && end.stderr.contains("did you mean `t\u{fffd}xt`"), "{}", end.stderr);
     assert_harmless("the log", &end.stderr);
+}
+
+/// systemd, and whoever starts a program with a socket as standard error, may read late.
+fn a_log_socket_that_nobody_reads_blocks_nothing(world: World) {
+    let tenant = Scene { world, which: Which::Standin }.tenant("socket", CALM);
+    tenant.put("note", json!({ "text": "old" }));
+    let (reader, writer) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).expect("a pair");
+    setsockopt(&writer, sockopt::SndBuf, &1).expect("the least buffer");
+    let agent = Setup::new(world, &tenant, &config::usual(&tenant)).stderr(Stderr::Given(writer)).started();
+    let mut old = "old".to_owned();
+    for n in 0..20 {
+        // A line for each bad version, another one for each good version.
+        tenant.put("note", if n == 10 { fields(20, 40_000) } else { fields(20, 200) });
+        wait_until("it is in trouble", || report(&agent).files[2].trouble.is_some().then_some(()));
+        tenant.put("note", json!({ "text": n.to_string() }));
+        old = agent.read_after("note", &old);
+    }
+    let mut reader = UnixStream::from(reader);
+    reader.set_nonblocking(true).expect("it is ours");
+    let (mut text, mut part) = (Vec::new(), [0; 4096]);
+    wait_until("the dropped lines are told", || {
+        while let Ok(n @ 1..) = reader.read(&mut part) {
+            text.extend_from_slice(&part[..n]);
+        }
+        String::from_utf8_lossy(&text).contains("log lines were dropped").then_some(())
+    });
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let lost = text.lines().find_map(|line| line.split_once("dropped because nobody read them lines=")?.1.trim().parse().ok());
+    assert!(lost.is_some_and(|lost: u64| lost > 1), "{text}");
+    assert!(text.lines().filter(|line| !line.is_empty()).all(|line| line.starts_with("20") && line.matches("Z ").count() == 1), "{text}");
+    assert_eq!(agent.stop().code, 0);
 }
