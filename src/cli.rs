@@ -3,6 +3,7 @@
 use crate::config::{self, Overrides, Problems};
 use crate::exit::Exit;
 use crate::observe::{self, Event};
+use crate::shown::ShownLine;
 use crate::status::{self, Now, Probe, Strictness, Verdict};
 use crate::supervise;
 use lexopt::prelude::*;
@@ -38,7 +39,7 @@ Options of health and status:
   --http URL              the application is to answer a GET of http://HOST[:PORT]/PATH with 2xx or 3xx
   --tcp HOST:PORT         the application is to accept a connection
   --strict                trouble is a failure even while everything is served
-  --json                  the agent's report as it is
+  --json                  the agent's report as JSON
 
   -h, --help              this text
   -V, --version           the version
@@ -122,18 +123,22 @@ fn health(mount: Option<PathBuf>, probe: Option<&Probe>, strictness: Strictness)
     }
 }
 
+/// Each cause on a line of its own. A cause may repeat what the application answered, or the name of a mount.
 fn lines(word: &str, causes: &[String]) -> String {
-    format!("{word}: {}\n", causes.join(&format!("\n{word}: ")))
+    causes.iter().map(|cause| format!("{word}: {}\n", ShownLine::from(cause.as_str()))).collect()
 }
 
+/// Prints the report, parsed and written anew: whoever made the file decides nothing but what the report says.
 fn status(mount: Option<PathBuf>, json: bool) -> u8 {
     let text = |bytes: Vec<u8>| {
-        if json { Ok(String::from_utf8_lossy(&bytes).into_owned()) } else { Ok(status::table(&status::parse(&bytes)?, Now::real())) }
+        let report = status::parse(&bytes)?;
+        let json = json.then(|| serde_json::to_string(&report).map(|text| text + "\n").map_err(|error| error.to_string()));
+        json.unwrap_or_else(|| Ok(status::table(&report, Now::real())))
     };
     match report(mount).and_then(text) {
         Ok(text) => print(&text),
         Err(cause) => {
-            eprintln!("baofs: {cause}");
+            eprintln!("baofs: {}", ShownLine::from(cause));
             Exit::Unhealthy.code()
         }
     }

@@ -53,6 +53,7 @@
 //! |---|---|---|
 //! | 0 | [`sys`] | thin safe wrappers over libc |
 //! | 0 | [`names`], [`clock`], [`exit`] | words valid by construction; time and chance as arguments; every exit code once |
+//! | 0 | [`shown`] | texts that others wrote, cut and cleaned for logs, reports and terminals |
 //! | 1 | [`memory`] | the arena of locked pages, the wiping allocator, processes that cannot be dumped |
 //! | 1 | [`observe`] | one closed set of events, written without ever blocking |
 //! | 2 | [`template`] | the template language, pure |
@@ -83,6 +84,7 @@ pub mod names;
 pub mod observe;
 pub mod render;
 pub mod serve;
+pub mod shown;
 pub mod snapshot;
 pub mod status;
 pub mod supervise;

@@ -2,9 +2,7 @@
 //! answer, refuse or say nothing. No server is needed, and no mount but one that never answers.
 
 use baofs::clock::{Clock, RealClock};
-use baofs::status::{Condition, DIRECTORY, FILE, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, Walls, seconds};
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use baofs::status::{Condition, DIRECTORY, Detail, FILE, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, Walls, seconds};
 use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
@@ -13,6 +11,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{chown, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -58,6 +58,7 @@ fn report(files: Vec<FileReport>, late: Duration) -> Report {
         since: now - 7_500,
         written: now,
         due_monotonic_ms: u64::try_from(due.as_millis()).expect("small"),
+        detail: Detail::Full,
         served: Served { how: "tmpfs".into(), fallback: Some("no /dev/fuse".into()), swap: None },
         walls: Walls::default(),
         roles: Roles { supervise: 1, fetch: 7, serve: None, ..Roles::default() },
@@ -116,7 +117,7 @@ fn an_agent_that_does_not_work_is_unhealthy() {
     fs::remove_file(&path).expect("removed");
     fs::create_dir(path).expect("made");
     let (code, out, _) = baofs(dir.path(), "health");
-    assert!(code == 1 && out.contains("cannot be read: Is a directory"), "{out}");
+    assert!(code == 1 && out.contains("cannot be read: it is no regular file"), "{out}");
 }
 
 #[test]
@@ -127,21 +128,75 @@ fn the_flag_wins_over_the_environment() {
     assert_eq!(baofs(Path::new(""), &line).0, 0);
 }
 
+/// A report whose every text is hostile.
+const HOSTILE: &str = r#"{"format":1,"version":"\u001b[2J\u009b1m","since":1,"written":1,"due_monotonic_ms":18446744073709551615,
+    "served":{"how":"\u001b]0;x\u0007","fallback":"\u202e\u2066"},"roles":{"supervise":1,"fetch":7},
+    "session":{"trouble":{"cause":"\u001b[31m\n\u200b","since":1}},
+    "files":[{"name":"\u001b[1A\nforged","condition":"stale","changes":1,"trouble":{"cause":"\r\u001b[K\u2028","since":1}}]}"#;
+
 #[test]
-fn a_read_that_never_ends_is_given_up() {
-    let dir = mount(b"");
-    let path = dir.path().join(DIRECTORY).join(FILE);
-    fs::remove_file(&path).expect("removed");
-    mkfifo(&path, Mode::S_IRWXU).expect("a FIFO");
-    let (code, out, _) = baofs(dir.path(), "health");
-    assert_eq!(code, 1);
-    assert!(out.contains("no answer within 2s"), "{out}");
-    // Nobody reads the FIFO any more: the child is gone.
-    let gone = || open(&path, OFlag::O_WRONLY | OFlag::O_NONBLOCK, Mode::empty()).err() == Some(Errno::ENXIO);
-    let start = RealClock.now();
-    while !gone() {
-        assert!(RealClock.now().since(start) < Duration::from_mins(1), "the child lives on");
-        std::thread::yield_now();
+fn texts_of_a_report_are_cleaned() {
+    let dir = mount(HOSTILE.as_bytes());
+    for (line, parts) in [
+        ("status", &["agent   \u{fffd}[2J\u{fffd}1m", "served  \u{fffd}]0;x\u{fffd}", "\u{fffd}[1A forged  stale"][..]),
+        ("status --json", &["\u{fffd}[1A forged"]),
+        ("health", &["degraded: login: \u{fffd}[31m \u{fffd}", "degraded: \u{fffd}[1A forged: stale:  \u{fffd}[K  (for"]),
+    ] {
+        let (code, out, err) = baofs(dir.path(), line);
+        assert_eq!((code, err.as_str()), (0, ""), "{line}: {out}");
+        let bad = |c: char| (c.is_control() && c != '\n') || "\u{202e}\u{2066}\u{200b}\u{2028}".contains(c);
+        assert!(!out.contains(bad) && !out.contains("\nforged"), "{line}: {out:?}");
+        assert!(parts.iter().all(|part| out.contains(part)), "{line}: {out}");
+    }
+}
+
+/// What an application may put in the report's place, and what is said of it.
+type Plant = fn(&Path);
+
+const PLANTS: [(Plant, &str); 8] = [
+    (|dir| symlink("/etc/shadow", dir.join("..baofs/status.json")).expect("planted"), "it is a link"),
+    (|dir| symlink("../real.json", dir.join("..baofs/status.json")).expect("planted"), "it is a link"),
+    (|dir| mkfifo(&dir.join("..baofs/status.json"), Mode::S_IRWXU).expect("planted"), "it is no regular file"),
+    (|dir| fs::create_dir(dir.join("..baofs/status.json")).expect("planted"), "it is no regular file"),
+    (|dir| drop(UnixListener::bind(dir.join("..baofs/status.json")).expect("planted")), "cannot be read"),
+    (
+        |dir| {
+            fs::rename(dir.join("real.json"), dir.join("..baofs/status.json")).expect("planted");
+            chown(dir.join("..baofs/status.json"), Some(1000), Some(1000)).expect("root");
+        },
+        "it belongs to uid 1000, and its directory to uid 0",
+    ),
+    (
+        |dir| {
+            fs::rename(dir.join("..baofs"), dir.join("elsewhere")).expect("moved");
+            fs::rename(dir.join("real.json"), dir.join("elsewhere/status.json")).expect("moved");
+            symlink("elsewhere", dir.join("..baofs")).expect("planted");
+        },
+        "Not a directory",
+    ),
+    (
+        |dir| {
+            let file = fs::File::create(dir.join("..baofs/status.json")).expect("planted");
+            file.set_len((16 << 20) + 1).expect("sparse");
+        },
+        "it is larger than",
+    ),
+];
+
+#[test]
+fn what_an_application_planted_is_neither_followed_nor_printed() {
+    for (n, (plant, part)) in PLANTS.into_iter().enumerate() {
+        let dir = mount(b"");
+        fs::remove_file(dir.path().join(DIRECTORY).join(FILE)).expect("removed");
+        let whole = serde_json::to_vec(&report(vec![], Duration::ZERO)).expect("JSON");
+        fs::write(dir.path().join("real.json"), whole).expect("written");
+        plant(dir.path());
+        let (code, out, err) = baofs(dir.path(), "status --json");
+        assert_eq!((code, out.as_str()), (1, ""), "plant {n}: {err}");
+        assert!(err.contains(part) && !err.contains("root:"), "plant {n}: {part}: {err}");
+        let (code, out, err) = baofs(dir.path(), "health");
+        assert_eq!((code, err.as_str()), (1, ""), "plant {n}: {out}");
+        assert!(out.starts_with("unhealthy: ") && out.contains(part), "plant {n}: {part}: {out}");
     }
 }
 
@@ -221,6 +276,7 @@ fn the_application_is_asked() {
         (Some("HTTP/1.1 500 Internal Server Error\r\n\r\n"), 1, "answered 500"),
         (Some("HTTP/1.1 404 Not Found\r\n\r\n"), 1, "answered 404"),
         (Some("SSH-2.0-OpenSSH_9.2\r\n"), 1, "no HTTP answer"),
+        (Some("HTTP/1.1 500 \x1b[2J\r\n\r\n"), 1, "no HTTP answer"),
         (Some(""), 1, "no HTTP answer"),
         (None, 1, "no answer within 2s"),
     ] {

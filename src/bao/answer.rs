@@ -3,6 +3,7 @@
 
 use crate::lease::source::{Cause, Engine, Failure, Lease, Reply, TokenGrant};
 use crate::names::{LeaseId, SecretPath};
+use crate::shown::{Shown, ShownCause};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -10,8 +11,8 @@ use std::fmt;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// The most of the server's words that a message repeats, in characters.
-const WORDS: usize = 300;
+/// The most of the server's words that a message repeats, in characters: fewer than a cause has, so that the status stays.
+const WORDS: usize = 280;
 
 /// What is asked, for messages and for what a status means.
 #[derive(Clone, Copy, Debug)]
@@ -47,9 +48,10 @@ impl fmt::Display for Task<'_> {
 }
 
 impl Task<'_> {
-    /// A failure of this task; `why` holds no value.
+    /// A failure of this task; `why` holds no value. It may repeat what the server sent (its errors, a certificate's names, a
+    /// redirect's host): here all of that is cut and cleaned.
     pub(super) fn failure(&self, cause: Cause, why: &str) -> Failure {
-        Failure { cause, message: format!("{self}: {why}"), retry_after: None }
+        Failure { cause, message: format!("{self}: {}", ShownCause::from(why)), retry_after: None }
     }
 
     /// What a status means; `None` is success. `words` are the server's own.
@@ -133,12 +135,12 @@ impl Answer {
         let deleted = metadata.get("deletion_time").and_then(Value::as_str).unwrap_or_default();
         let how = match metadata.get("destroyed").and_then(Value::as_bool) {
             Some(true) => "was destroyed".to_owned(),
-            Some(false) | None => format!("was deleted at {}", clean(deleted)),
+            Some(false) | None => format!("was deleted at {deleted}"),
         };
         Some(task.failure(Cause::NotFound, &format!("version {version} {how}")))
     }
 
-    /// The server's own words: cleaned, cut, empty if there are none.
+    /// The server's own words: one line, cut and cleaned; empty if there are none.
     fn words(&self) -> String {
         #[derive(Deserialize)]
         struct Errors {
@@ -148,8 +150,9 @@ impl Answer {
             return String::new();
         }
         let errors = serde_json::from_slice::<Errors>(&self.body).ok().and_then(|answer| answer.errors);
-        let words = clean(&errors.unwrap_or_default().join("; "));
-        words.strip_prefix("1 error occurred: * ").map_or(words.clone(), str::to_owned)
+        let words = errors.unwrap_or_default().join("; ");
+        let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+        Shown::<WORDS>::from(words.strip_prefix("1 error occurred: * ").unwrap_or(&words)).to_string()
     }
 
     fn why(&self, task: &Task<'_>) -> String {
@@ -167,12 +170,6 @@ impl Answer {
             _ => format!("{words} ({status})"),
         }
     }
-}
-
-/// One line without control characters, of bounded length.
-fn clean(text: &str) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WORDS * 4).collect();
-    line.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(WORDS).collect()
 }
 
 /// What every answer is wrapped in.
@@ -313,12 +310,12 @@ mod tests {
         let long = format!(r#"{{"errors":["{}"]}}"#, "x".repeat(5000));
         for (body, want) in [
             (r#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#, "permission denied (403)"),
-            (r#"{"errors":["a\u001b[31m","b\u0000"]}"#, "a [31m; b (403)"),
+            (r#"{"errors":["a\u001b[31m","b\u0000"]}"#, "a\u{fffd}[31m; b\u{fffd} (403)"),
             (r#"{"errors":[]}"#, "the server answered 403"),
             (r#"{"errors":null,"data":{"password":"hunter2"}}"#, "the server answered 403"),
             (r#"{"errors":{"password":"hunter2"}}"#, "the server answered 403"),
             ("<html>hunter2</html>", "the server answered 403"),
-            (&long, &format!("{} (403)", "x".repeat(300))),
+            (&long, &format!("{}… (403)", "x".repeat(279))),
         ] {
             let failure = answer(403, body).failure(&Task::RenewToken, Cause::Denied);
             assert_eq!(failure.message, format!("renewing the token: {want}"));

@@ -27,6 +27,7 @@ pub(super) enum Fate {
     Refused(&'static str, &'static str),
 }
 
+use crate::shown::distance;
 use Fate::{Ignored, Only, Refused};
 
 const EMPTY: Block = Block { name: "", used: "", many: "", quiet: "", other: &[] };
@@ -173,20 +174,6 @@ pub(super) fn keys(list: &'static str) -> impl Iterator<Item = &'static str> {
     list.split_whitespace()
 }
 
-/// How many insertions, removals and replacements make `b` of `a`.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut corner = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.bytes().enumerate() {
-            let replaced = corner + usize::from(x != y);
-            corner = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(corner + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,13 +232,6 @@ mod tests {
             ("x", &LOG, None),
         ] {
             assert_eq!(block.nearest(key), known, "{key}");
-        }
-    }
-
-    #[test]
-    fn distances() {
-        for (a, b, n) in [("", "", 0), ("a", "", 1), ("kitten", "sitting", 3), ("path", "pth", 1)] {
-            assert_eq!(distance(a, b), n, "{a} {b}");
         }
     }
 }

@@ -149,7 +149,7 @@ impl<'p> Board<'p> {
         self.queries[query.index()].failure = Some(failure.clone());
     }
 
-    /// Why the file cannot be rendered anew, if so.
+    /// Why the file cannot be rendered anew, if so, for the report.
     pub(super) fn error(&self, file: FileId) -> Option<String> {
         self.files[file.index()].error.as_ref().map(ToString::to_string)
     }
@@ -163,18 +163,20 @@ impl<'p> Board<'p> {
     }
 
     /// Each file that cannot be served, with the reason, and the exit code of the most telling one. `login` is why there is
-    /// no token, if there is none.
+    /// no token, if there is none. For the log.
     pub(super) fn missing(&self, login: Option<&Failure>) -> (Vec<(&'p FileName, String)>, Exit) {
-        let reasons = ids(self.plan).filter_map(|id| Some((&self.plan.files[id.index()].name, self.reason(id, login)?)));
+        let reasons =
+            ids(self.plan).filter_map(|id| Some((&self.plan.files[id.index()].name, self.reason(id, login, RenderError::in_log)?)));
         let (missing, exits): (Vec<_>, Vec<_>) = reasons.map(|(name, (why, exit))| ((name, why), exit)).unzip();
         let exit = [Exit::Login, Exit::Data, Exit::NoSecret].into_iter().find(|exit| exits.contains(exit));
         (missing, exit.unwrap_or(Exit::Unavailable))
     }
 
-    /// Why the file cannot be served, and the exit code of it; `login` is why there is no token, if there is none.
-    pub(super) fn reason(&self, file: FileId, login: Option<&Failure>) -> Option<(String, Exit)> {
+    /// Why the file cannot be served, and the exit code of it; `login` is why there is no token, if there is none. `words` are
+    /// what is said of an error: more to the log than to the report.
+    pub(super) fn reason(&self, file: FileId, login: Option<&Failure>, words: fn(&RenderError) -> String) -> Option<(String, Exit)> {
         let failed = |failure: &Failure| (failure.message.clone(), failure.cause.exit());
-        let error = self.files[file.index()].error.as_ref().map(|error| (error.to_string(), Exit::Data));
+        let error = self.files[file.index()].error.as_ref().map(|error| (words(error), Exit::Data));
         let unread = || {
             let mut read = render::queries(&self.plan.files[file.index()].content).into_iter();
             let query = read.find(|query| self.queries[query.index()].reply.is_none())?;

@@ -1,6 +1,7 @@
 //! What `fetch` writes down for a successor: its schedule, its tokens, what it knows of files. It is a file of the arena that
-//! nobody is served. Invariants: it is written before the requests that it speaks of are sent; one that is not whole, or cannot
-//! be read, is none.
+//! nobody is served. Invariants: it is written before the requests that it speaks of are sent; one that cannot be read is none;
+//! the credential's file is removed only once the whole of it is saved. Where the whole does not fit, the credentials alone are
+//! saved: a successor then begins anew, and can log in although the credential's file is gone.
 
 use super::board::{Board, BoardNote, FileState, QueryState};
 use super::press::{Outlet, PressNote};
@@ -13,7 +14,7 @@ use crate::memory::arena::{Arena, Place};
 use crate::names::FileId;
 use crate::observe::Event;
 use crate::snapshot::{Change, Publisher};
-use crate::status::Report;
+use crate::status::{Checkpoint, Report};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -23,6 +24,19 @@ use zeroize::Zeroizing;
 pub(super) struct Journal {
     publisher: Publisher,
     file: Option<FileId>,
+    /// How much of it was saved last.
+    state: Checkpoint,
+    /// Whether it was said that the whole does not fit.
+    warned: bool,
+}
+
+/// As much of it as there was room for.
+#[derive(Serialize, Deserialize)]
+enum Saved<N, K> {
+    /// All of it.
+    Whole(N),
+    /// What the source keeps, which has the credentials.
+    Credentials(K),
 }
 
 /// All of it: borrowed to be written, owned once it was read.
@@ -42,7 +56,17 @@ pub(super) type Found<K> = Note<Machine, K, Vec<QueryState>, Vec<FileState>, Opt
 impl Journal {
     /// Opens it in the arena, as a predecessor left it.
     pub(super) fn open(arena: &Arc<Arena>) -> Self {
-        Self { publisher: Publisher::new(Arc::clone(arena)), file: arena.files_in(Place::Journal).next() }
+        Self {
+            publisher: Publisher::new(Arc::clone(arena)),
+            file: arena.files_in(Place::Journal).next(),
+            state: Checkpoint::Whole,
+            warned: false,
+        }
+    }
+
+    /// How much of it was saved last.
+    pub(super) fn state(&self) -> Checkpoint {
+        self.state
     }
 
     /// What was written last, and whether there was anything at all.
@@ -54,34 +78,61 @@ impl Journal {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Replaces it. What does not fit leaves none: an old one would be worse.
-    fn write(&mut self, note: &impl Serialize, clock: &dyn Clock) {
-        let Some(file) = self.file else { return };
-        let bytes = Zeroizing::new(serde_json::to_vec(note).unwrap_or_default());
-        if self.publisher.publish(&[Change { file, bytes: &bytes }], clock.wall()).is_err() {
+    /// Replaces it by `note`, else by `kept` alone, else by nothing: an old one would be worse. Says once when the whole does
+    /// not fit. Whether the whole was saved.
+    fn save(&mut self, note: impl Serialize, kept: impl Serialize, clock: &dyn Clock) -> bool {
+        let (whole, less) = (Saved::<_, ()>::Whole(note), Saved::<(), _>::Credentials(kept));
+        self.state = match self.write(&whole, clock) {
+            Ok(()) => Checkpoint::Whole,
+            Err(why) => {
+                if !std::mem::replace(&mut self.warned, true) {
+                    Event::NotRecoverable { why: &why }.emit();
+                }
+                if self.write(&less, clock).is_ok() { Checkpoint::Credentials } else { self.clear(clock) }
+            }
+        };
+        // The old one names tokens, and nobody reads it any more.
+        self.publisher.collect();
+        self.state == Checkpoint::Whole
+    }
+
+    fn write(&mut self, saved: &impl Serialize, clock: &dyn Clock) -> Result<(), String> {
+        let file = self.file.ok_or("the arena has no room for it")?;
+        let bytes = Zeroizing::new(serde_json::to_vec(saved).map_err(|error| error.to_string())?);
+        let published = self.publisher.publish(&[Change { file, bytes: &bytes }], clock.wall());
+        published.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Empties it.
+    fn clear(&mut self, clock: &dyn Clock) -> Checkpoint {
+        if let Some(file) = self.file {
             // An empty one always fits: it takes the place of what it replaces.
             let _ = self.publisher.publish(&[Change { file, bytes: &[] }], clock.wall());
         }
-        // The old one names tokens, and nobody reads it any more.
-        self.publisher.collect();
+        Checkpoint::Nothing
     }
 }
 
 impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     /// Writes down what a successor must know.
     pub(super) fn write_down(&mut self) {
-        let (source, tokens) = (self.requests.source().keep(), self.requests.note());
+        let (kept, tokens) = (self.requests.source().keep(), self.requests.note());
         let (board, press, report) = (self.board.note(), self.press.note(), self.reporter.last());
-        let note = Note { machine: &self.machine, source, tokens, board, press, report };
-        self.journal.write(&note, self.clock);
-        if std::mem::take(&mut self.settle) {
+        let note = Note { machine: &self.machine, source: &kept, tokens, board, press, report };
+        let whole = self.journal.save(note, &kept, self.clock);
+        if whole && std::mem::take(&mut self.settle) {
             self.requests.source().settle();
         }
     }
 
-    /// Goes on where a predecessor died, if there was one.
+    /// Goes on where a predecessor died, if there was one. Of one whose checkpoint did not fit only the credentials are known:
+    /// its token lives to its ttl.
     pub(super) fn go_on(&mut self, settings: &Settings) {
-        let Some(found) = self.journal.read::<Found<S::Kept>>() else { return };
+        let found = match self.journal.read::<Saved<Found<S::Kept>, S::Kept>>() {
+            Some(Saved::Whole(found)) => found,
+            Some(Saved::Credentials(kept)) => return self.requests.source().restore(kept),
+            None => return,
+        };
         let Note { machine, source, tokens, board, press, report } = found;
         self.machine = machine.revived(settings.pace, self.clock.now());
         self.requests.source().restore(source);

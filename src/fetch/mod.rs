@@ -119,7 +119,7 @@ struct Fetch<'a, S: Source, O, C> {
     press: Press<'a, O>,
     reporter: Reporter,
     journal: Journal,
-    /// Whether a login succeeded since the journal was written.
+    /// Whether a login succeeded since the whole journal was saved.
     settle: bool,
 }
 
@@ -239,7 +239,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             Accepted::Nothing => Ok(()),
             Accepted::Unusable(errors) => {
                 for error in errors {
-                    let (file, why) = (&error.name, &*error.to_string());
+                    let (file, why) = (&error.name, &*error.in_log());
                     if self.board.complete() { Event::Stale { file, why } } else { Event::Unusable { why } }.emit();
                 }
                 if let Some(query) = query {

@@ -1,5 +1,6 @@
 //! The report on all this (`..baofs/status.json`), put together from what the parts of `fetch` know. It is written at the
-//! start, when its substance changed, and as a sign of life. Invariant: no value, token or lease's name is in it.
+//! start, when its substance changed, and as a sign of life. Invariants: no value, token or lease's name is in it, and no name of a
+//! secret's field but those that the configuration has; where it does not fit, a smaller one is written.
 
 use super::press::{Outlet, OutletError};
 use super::{Fetch, Settings};
@@ -11,7 +12,7 @@ use crate::lease::{Subject, View};
 use crate::names::{FileId, NoSwapProof, Past};
 use crate::observe::Event;
 use crate::render;
-use crate::status::{Condition, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, Walls, seconds};
+use crate::status::{Condition, Detail, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, Walls, seconds};
 use nix::unistd::{getpid, getppid};
 use std::time::{Duration, SystemTime};
 
@@ -39,8 +40,8 @@ pub(super) struct Reporter {
     touched: bool,
     /// Whether the first publication was seen.
     ready: bool,
-    /// Whether it was said that the report cannot be written.
-    failed: bool,
+    /// How much of the last one was written.
+    fit: Fit,
 }
 
 impl Reporter {
@@ -60,7 +61,7 @@ impl Reporter {
             looked: None,
             touched: false,
             ready: false,
-            failed: false,
+            fit: Fit::Whole,
         }
     }
 
@@ -106,17 +107,32 @@ impl Reporter {
         news || now.since(self.written) >= HEARTBEAT
     }
 
-    fn written(&mut self, report: Report, result: Result<(), OutletError>, now: Moment) {
-        match result {
-            Ok(()) => (self.last, self.written, self.failed) = (Some(report), now, false),
-            Err(error) => {
-                self.touched = true;
-                if !std::mem::replace(&mut self.failed, true) {
-                    Event::Broken { what: &format!("the report cannot be written: {}", error.what) }.emit();
-                }
-            }
+    /// Takes note of what was written of `report`, and says once when it is less than before. `error` is why.
+    fn written(&mut self, report: Report, fit: Fit, error: Option<OutletError>, now: Moment) {
+        let (less, why) = (fit > self.fit, error.map(|error| error.what).unwrap_or_default());
+        self.fit = fit;
+        match fit {
+            Fit::Whole => {}
+            Fit::NoCauses if less => Event::Skipped { what: &format!("the report is written without causes: {why}") }.emit(),
+            Fit::Counts if less => Event::Skipped { what: &format!("the report only counts files: {why}") }.emit(),
+            Fit::Nothing if less => Event::Broken { what: &format!("the report cannot be written: {why}") }.emit(),
+            Fit::NoCauses | Fit::Counts | Fit::Nothing => {}
+        }
+        if fit == Fit::Nothing {
+            self.touched = true;
+        } else {
+            (self.last, self.written) = (Some(report), now);
         }
     }
+}
+
+/// How much of a report was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    Whole,
+    NoCauses,
+    Counts,
+    Nothing,
 }
 
 impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
@@ -128,10 +144,21 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         }
         let report = self.describe(Times { now, wall: self.clock.wall() });
         if self.reporter.is_due(&report, now) {
-            let bytes = serde_json::to_vec(&report).map_err(|error| OutletError { what: error.to_string(), exit: Exit::Software });
-            let result = bytes.and_then(|bytes| self.press.report(&bytes, self.clock));
-            self.reporter.written(report, result, now);
+            let (fit, error) = self.write_report(&report);
+            self.reporter.written(report, fit, error, now);
         }
+    }
+
+    /// Writes as much of it as there is room for: how much that is, and why it is not the whole.
+    fn write_report(&mut self, report: &Report) -> (Fit, Option<OutletError>) {
+        let mut write = |report: &Report| {
+            let bytes = serde_json::to_vec(report).map_err(|error| OutletError { what: error.to_string(), exit: Exit::Software })?;
+            self.press.report(&bytes, self.clock)
+        };
+        let Err(error) = write(report) else { return (Fit::Whole, None) };
+        let smaller: [(Fit, fn(&Report) -> Report); 2] = [(Fit::NoCauses, Report::without_causes), (Fit::Counts, Report::counted)];
+        let fit = smaller.into_iter().find(|(_, smaller)| write(&smaller(report)).is_ok()).map_or(Fit::Nothing, |(fit, _)| fit);
+        (fit, Some(error))
     }
 
     fn describe(&self, times: Times) -> Report {
@@ -143,10 +170,11 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         let swap = self.reporter.swap.map(|why| why.to_string());
         Report {
             format: FORMAT,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: env!("CARGO_PKG_VERSION").into(),
             since: self.reporter.since,
             written: seconds(times.wall),
             due_monotonic_ms: u64::try_from(times.now.plus(HEARTBEAT).since_origin().as_millis()).unwrap_or(u64::MAX),
+            detail: Detail::Full,
             served: Served { swap: lasting(swap, last.and_then(|last| last.served.swap.as_ref()), times), ..self.reporter.served.clone() },
             walls: self.reporter.walls.clone(),
             roles: self.roles(times.now),
@@ -166,12 +194,13 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             serve_deaths: serve.map_or(0, |serve| serve.past.deaths),
             serve_crashes: serve.map_or(0, |serve| serve.past.crashes_after(now.since(serve.born))),
             recovery: serve.map(|serve| serve.recovery),
+            checkpoint: self.journal.state(),
         }
     }
 
     fn describe_file(&self, id: FileId, file: &File, times: Times) -> FileReport {
         let views = self.views(&file.content, times.now);
-        let unread = || self.board.reason(id, self.no_login()).map(|(why, _)| why);
+        let unread = || self.board.reason(id, self.no_login(), ToString::to_string).map(|(why, _)| why);
         let cause = if self.press.is_ready() { self.cause(id, &views) } else { unread() };
         let past = |view: &View| view.ended || (view.missed && cause.is_some());
         let condition = match &cause {
@@ -183,7 +212,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         let last = self.reporter.last.as_ref().and_then(|last| last.files.get(id.index()));
         let (changes, latest) = self.press.history(id);
         FileReport {
-            name: file.name.to_string(),
+            name: file.name.as_str().into(),
             condition,
             changes,
             version: self.board.version(&file.content),
@@ -228,7 +257,7 @@ impl Times {
 
 /// A trouble lasts since it was first reported.
 fn lasting(cause: Option<String>, last: Option<&Trouble>, times: Times) -> Option<Trouble> {
-    cause.map(|cause| Trouble { cause, since: last.map_or(seconds(times.wall), |last| last.since) })
+    cause.map(|cause| Trouble { cause: cause.into(), since: last.map_or(seconds(times.wall), |last| last.since) })
 }
 
 /// Whether two reports differ only in what time alone changes.
@@ -251,7 +280,7 @@ mod tests {
 
     #[test]
     fn it_is_looked_at_twice_a_second_at_most_and_written_every_five() {
-        let served = Served { how: "tmpfs".to_owned(), fallback: None, swap: None };
+        let served = Served { how: "tmpfs".into(), fallback: None, swap: None };
         let mut reporter = Reporter::new(&Settings::new(&plan(Vec::new(), Vec::new()), served, Past::default()), &RealClock);
         let at = |millis: u64| Moment::at(Duration::from_millis(millis));
         reporter.written = at(0);

@@ -9,10 +9,12 @@ use crate::memory::arena::{FileSpec, Kind, Place};
 use crate::names::{FileId, FileName, HookId, LeaseId, NoSwapProof, Owner};
 use crate::render::Change;
 use crate::render::tests::{field, file, plan, query, template};
-use crate::status::{Condition, FileReport, Report};
+use crate::status::{Condition, Counts, Detail, FileReport, Report};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -151,6 +153,8 @@ struct Recorder {
     refusals: Arc<Mutex<u32>>,
     tended: Sender<()>,
     reports: Sender<Vec<u8>>,
+    /// The longest report that it takes, in bytes.
+    room: Arc<AtomicUsize>,
 }
 
 impl Outlet for Recorder {
@@ -171,6 +175,9 @@ impl Outlet for Recorder {
     }
 
     fn report(&mut self, bytes: &[u8], _: &dyn Clock) -> Result<(), OutletError> {
+        if bytes.len() > self.room.load(SeqCst) {
+            return Err(OutletError { what: "no room".to_owned(), exit: Exit::Memory });
+        }
         let _ = self.reports.send(bytes.to_vec());
         Ok(())
     }
@@ -201,6 +208,7 @@ struct Rig {
     refusals: Arc<Mutex<u32>>,
     tendings: Receiver<()>,
     reports: Receiver<Vec<u8>>,
+    room: Arc<AtomicUsize>,
     link: End,
     role: JoinHandle<Exit>,
 }
@@ -234,7 +242,11 @@ impl Rig {
         let refusals = Arc::new(Mutex::new(refusals));
         let ((tended, tendings), (reported, reports)) = (channel(), channel());
         let left = Arc::clone(&refusals);
-        let open = move |announced| Ok(Recorder { published: sender, announced, generation: 0, refusals: left, tended, reports: reported });
+        let room = Arc::new(AtomicUsize::new(usize::MAX));
+        let space = Arc::clone(&room);
+        let open = move |announced| {
+            Ok(Recorder { published: sender, announced, generation: 0, refusals: left, tended, reports: reported, room: space })
+        };
         let (link, end) = pair().expect("a socket pair");
         before(&end);
         let file = |(n, (content, on_change))| File { on_change, ..file(&format!("f{n}"), content) };
@@ -245,7 +257,7 @@ impl Rig {
         let settings = Settings { pace, leave: MS(200), ..settings(&plan) };
         let source = server.clone();
         let role = std::thread::spawn(move || run(&plan, source, &journal(), open, &end, &RealClock, &settings));
-        Self { server, log, published, refusals, tendings, reports, link, role }
+        Self { server, log, published, refusals, tendings, reports, room, link, role }
     }
 
     /// The next message of the role.
@@ -297,7 +309,7 @@ impl Rig {
 }
 
 fn settings(plan: &Plan) -> Settings {
-    let served = Served { how: "fuse".to_owned(), fallback: None, swap: None };
+    let served = Served { how: "fuse".into(), fallback: None, swap: None };
     Settings::new(plan, served, Past::default())
 }
 
@@ -333,7 +345,7 @@ fn a_swap_that_supervise_finds_is_in_the_report_until_it_is_gone() {
     rig.ready();
     for found in [Some(NoSwapProof::Reachable), None, Some(NoSwapProof::CgroupV1)] {
         rig.link.send(&ToRole::Swap(found)).expect("the role lives");
-        let cause = found.map(|why| why.to_string());
+        let cause = found.map(|why| why.to_string().into());
         while rig.report(0, |_| true).served.swap.map(|trouble| trouble.cause) != cause {}
     }
     rig.end(ToRole::Stop);
@@ -576,7 +588,7 @@ fn the_report_follows_a_secret_through_its_life() {
     let rig = Rig::start(&["k0", "k1"], vec![field(0, "a"), field(1, "a")], |script| {
         script.kv.insert("k1".to_owned(), Err(Cause::Denied));
     });
-    let waiting = rig.report(1, |file| file.trouble.as_ref().is_some_and(|trouble| trouble.cause == "k1: Denied"));
+    let waiting = rig.report(1, |file| file.trouble.as_ref().is_some_and(|trouble| &*trouble.cause == "k1: Denied"));
     assert_eq!((waiting.format, waiting.served.how.as_str(), waiting.roles.serve), (1, "fuse", None));
     assert_eq!(waiting.files.iter().map(|file| file.condition).collect::<Vec<_>>(), [Condition::Missing; 2]);
 
@@ -602,7 +614,51 @@ fn the_report_follows_a_secret_through_its_life() {
     rig.report(1, |file| file.condition == Condition::Fresh && file.version == Some(7) && file.trouble.is_none());
     *rig.refusals.lock().expect("no test panics with it") = u32::MAX;
     rig.server.script().kv.insert("k1".to_owned(), Ok((8, json!({"a": "one"}))));
-    rig.report(1, |file| file.trouble.as_ref().is_some_and(|trouble| trouble.cause == "no room"));
+    rig.report(1, |file| file.trouble.as_ref().is_some_and(|trouble| &*trouble.cause == "no room"));
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn a_report_that_does_not_fit_is_written_without_causes_or_only_counts() {
+    let rig = Rig::start(&["k0", "k1"], vec![field(0, "a"), field(1, "a")], |_| {});
+    let until = |is: &dyn Fn(&Report) -> bool| {
+        let next = || rig.reports.recv_timeout(PATIENCE).expect("a report");
+        std::iter::repeat_with(|| serde_json::from_slice(&next()).expect("a report")).take(1_000).find(is).expect("such a report")
+    };
+    let len = |report: &Report| serde_json::to_vec(report).expect("JSON").len();
+    let fresh = until(&|report| report.files.iter().all(|file| file.condition == Condition::Fresh));
+    rig.server.script().kv.insert("k1".to_owned(), Ok((2, json!({"a": null}))));
+    let whole = until(&|report| report.files[1].condition == Condition::Ended);
+    rig.room.store(len(&whole) - 10, SeqCst);
+    rig.server.script().kv.insert("k0".to_owned(), Ok((2, json!({"a": "two"}))));
+    let less = until(&|report| report.detail == Detail::NoCauses);
+    let trouble = less.files[1].trouble.as_ref().expect("it is in trouble");
+    assert_eq!((&*trouble.cause, Some(trouble.since)), ("", whole.files[1].trouble.as_ref().map(|trouble| trouble.since)));
+
+    rig.room.store(len(&fresh) - 20, SeqCst);
+    rig.server.script().kv.insert("k0".to_owned(), Ok((3, json!({"a": "one"}))));
+    let counted = until(&|report| report.files.is_empty());
+    assert_eq!(counted.detail, Detail::Counts(Counts { fresh: 1, ended: 1, ..Counts::default() }));
+
+    rig.room.store(0, SeqCst);
+    rig.server.script().kv.insert("k1".to_owned(), Ok((9, json!({"a": "two"}))));
+    let mut published = rig.ready();
+    while published.get(&1).is_none_or(|value| value != "two") {
+        published = rig.next();
+    }
+    rig.room.store(usize::MAX, SeqCst);
+    until(&|report| report.detail == Detail::Full && report.files.iter().all(|file| file.condition == Condition::Fresh));
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn names_of_fields_are_in_no_report() {
+    let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
+    rig.report(0, |file| file.condition == Condition::Fresh);
+    rig.server.script().kv.insert("k0".to_owned(), Ok((2, json!({"aa": "two", "other": "two"}))));
+    let report = rig.report(0, |file| file.condition != Condition::Fresh);
+    let cause = &report.files[0].trouble.as_ref().expect("it is in trouble").cause;
+    assert_eq!(&**cause, "rendering f0 (test.hcl:1) from k0: the secret has no field `a`");
     rig.end(ToRole::Stop);
 }
 

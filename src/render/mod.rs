@@ -1,9 +1,11 @@
 //! `Plan` x replies -> the bytes of files. Invariants: all files that are asked for, or none; bytes as the server gave them
-//! (numbers keep their digits); an error names file and field, never a value.
+//! (numbers keep their digits); an error names file and configured field, never a value, and at most one other name of the
+//! secret's fields, which is for the log alone.
 
 use crate::config::plan::{Content, Empty, File, Plan};
 use crate::lease::source::{Engine, Reply};
 use crate::names::{FileId, FileName, QueryId, SecretPath};
+use crate::shown::{ShownName, distance};
 use crate::template::{ExecError, View};
 use serde_json::{Map, Value};
 use std::fmt;
@@ -40,8 +42,13 @@ pub struct RenderError {
 pub enum Problem {
     /// Nothing was read yet.
     Unread,
-    /// The secret has no such field; with the names of the fields that it has.
-    Missing(String, Vec<String>),
+    /// The secret has no such field.
+    Missing {
+        /// The field that is configured.
+        field: String,
+        /// The field of the secret that was probably meant. Whoever may write the secret chooses this name.
+        similar: Option<ShownName>,
+    },
     /// The field is null.
     Null(String),
     /// The content is empty, and `allow_empty` is not set.
@@ -58,10 +65,7 @@ impl fmt::Display for RenderError {
         }
         match &self.problem {
             Problem::Unread => f.write_str(": nothing was read yet"),
-            Problem::Missing(field, present) => {
-                let present: Vec<_> = present.iter().take(20).map(|name| format!("`{}`", name.escape_debug())).collect();
-                write!(f, ": the secret has no field `{field}`; hint: its fields are {}", present.join(", "))
-            }
+            Problem::Missing { field, .. } => write!(f, ": the secret has no field `{field}`"),
             Problem::Null(field) => write!(f, ": the field `{field}` is null"),
             Problem::Empty => f.write_str(": the value is empty; hint: set allow_empty if that is meant"),
             Problem::Template(error) => write!(f, ": {error}"),
@@ -70,6 +74,20 @@ impl fmt::Display for RenderError {
 }
 
 impl std::error::Error for RenderError {}
+
+impl RenderError {
+    /// The message with the field that was probably meant. It is for the log: the report may be read by everybody, and names
+    /// of fields are not for everybody.
+    #[must_use]
+    pub fn in_log(&self) -> String {
+        match &self.problem {
+            Problem::Missing { similar: Some(name), .. } => format!("{self}; hint: did you mean `{name}`?"),
+            Problem::Missing { similar: None, .. } | Problem::Unread | Problem::Null(_) | Problem::Empty | Problem::Template(_) => {
+                self.to_string()
+            }
+        }
+    }
+}
 
 /// Renders `files`, all or none.
 ///
@@ -130,7 +148,19 @@ fn content(file: &File, values: &impl Values) -> Result<Zeroizing<Vec<u8>>, Prob
 }
 
 fn find_field<'a>(reply: &'a Reply, field: &str) -> Result<&'a Value, Problem> {
-    find(&reply.fields, field).ok_or_else(|| Problem::Missing(field.to_owned(), reply.fields.keys().cloned().collect()))
+    find(&reply.fields, field).ok_or_else(|| Problem::Missing { field: field.to_owned(), similar: similar(&reply.fields, field) })
+}
+
+/// The field that was probably meant by `field`: one that differs by letter case, or by a few bytes. Whoever may write the
+/// secret decides how many names there are and how long they are: what is compared is bounded by `COMPARED` and `LONGEST`.
+fn similar(fields: &Map<String, Value>, field: &str) -> Option<ShownName> {
+    const COMPARED: usize = 1_000;
+    const LONGEST: usize = 64;
+    let (limit, wanted) = (1 + field.len() / 4, field.to_lowercase());
+    let is_near = |name: &&String| name.len().max(field.len()) <= LONGEST && name.len().abs_diff(field.len()) <= limit;
+    let near = fields.keys().filter(is_near).take(COMPARED);
+    let (distance, name) = near.map(|name| (distance(&wanted, &name.to_lowercase()), name)).min()?;
+    (distance <= limit).then(|| name.as_str().into())
 }
 
 /// An exact key wins (`tls.crt` is an ordinary one), at each level; then the part before a dot is an object's key.

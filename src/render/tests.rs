@@ -89,7 +89,7 @@ fn one(content: Content, empty: Empty, fields: &str) -> Result<String, String> {
     let given = Given(vec![Some(reply(&fields))], Some(b"s.token"));
     match render(&plan, [FileId(0)], &given) {
         Ok(changes) => Ok(String::from_utf8(changes[0].1.to_vec()).expect("text")),
-        Err(errors) => Err(errors.iter().map(ToString::to_string).collect()),
+        Err(errors) => Err(errors.iter().map(RenderError::in_log).collect()),
     }
 }
 
@@ -109,7 +109,9 @@ fn fields() {
         ("tls", Ok(r#"{"a.b":{"c":1},"crt":"dotted","key":"k"}"#)),
         ("null", Err("rendering f (test.hcl:1) from a/b: the field `null` is null")),
         ("empty", Err("rendering f (test.hcl:1) from a/b: the value is empty; hint: set allow_empty if that is meant")),
-        ("port.x", Err("the secret has no field `port.x`; hint: its fields are `big`, `empty`, `list`, `null`, `on`, `password`")),
+        ("port.x", Err("the secret has no field `port.x`")),
+        ("pasword", Err("the secret has no field `pasword`; hint: did you mean `password`?")),
+        ("PASSWORD", Err("the secret has no field `PASSWORD`; hint: did you mean `password`?")),
         ("tls.", Err("no field `tls.`")),
     ];
     for (name, expected) in TABLE {
@@ -149,10 +151,28 @@ fn all_files_or_none_with_every_error() {
     assert_eq!(render(&plan, [FileId(0)], &given).expect("it can be rendered alone").len(), 1);
 }
 
+/// The error of a file whose field is missing among these.
+fn missing(wanted: &str, names: impl IntoIterator<Item = String>) -> RenderError {
+    let fields: Map<String, Value> = names.into_iter().map(|name| (name, json!("v"))).collect();
+    let plan = plan(vec![query("a/b", None)], vec![file("f", field(0, wanted))]);
+    let given = Given(vec![Some(reply(&Value::Object(fields)))], None);
+    render(&plan, [FileId(0)], &given).expect_err("it is missing").remove(0)
+}
+
 #[test]
-fn field_names_cannot_forge_log_lines() {
-    let error = one(field(0, "a"), Empty::Refuse, r#"{"x\ny": "v"}"#).expect_err("missing");
-    assert!(!error.contains('\n'), "{error}");
+fn names_of_fields_neither_forge_nor_fill_the_log() {
+    let error = missing("ab", ["a\u{1b}".to_owned()]);
+    assert_eq!(error.in_log(), "rendering f (test.hcl:1) from a/b: the secret has no field `ab`; hint: did you mean `a\u{fffd}`?");
+    assert!(!error.to_string().contains("mean"), "the report names no other field: {error}");
+    let none = missing("ab", ["line\nforged".to_owned(), "another".to_owned()]);
+    assert_eq!(none.in_log(), none.to_string());
+    // 20,000 names that are all near to the configured one; and 20,000 long ones.
+    for length in [20, 64, 200] {
+        let wanted = "n".repeat(length);
+        let many = missing(&wanted, (0..20_000).map(|n| format!("{n:05}{}", "n".repeat(length - 5))));
+        assert_eq!(many.in_log().contains("did you mean"), length <= 64, "{}", many.in_log());
+        assert!(format!("{many:?}").len() < 800, "{many:?}");
+    }
 }
 
 fn any_json() -> impl Strategy<Value = Value> {

@@ -74,10 +74,14 @@ impl Publisher {
     pub fn publish(&mut self, changes: &[Change<'_>], mtime: SystemTime) -> Result<Generation, PublishError> {
         self.collect();
         let generation = self.arena.head().current.load(SeqCst) + 1;
+        let (needed, available) = (changes.iter().map(|change| change.bytes.len() as u64).sum(), self.beside_served());
+        // No old version that somebody has open is evicted in vain.
+        if needed > available {
+            return Err(PublishError::TooLarge { needed, available });
+        }
         for change in changes {
             if let Err(error) = self.stage(change, generation, mtime) {
                 self.drop_staged(generation);
-                let needed = changes.iter().map(|change| change.bytes.len() as u64).sum();
                 return Err(PublishError::TooLarge { needed, available: error.available });
             }
         }
@@ -172,7 +176,16 @@ impl Publisher {
         self.arena.book()[file].announced.load(SeqCst) == record.generation.load(SeqCst)
     }
 
-    /// Bytes of the heap beside the versions now served.
+    /// Bytes of the heap beside the versions now served, were every old one evicted.
+    fn beside_served(&self) -> u64 {
+        let current = self.arena.head().current.load(SeqCst);
+        let files = (0..self.arena.files().len()).map(|file| FileId(u32::try_from(file).expect("a FileId")));
+        let served = files.filter_map(|file| slot_at(&self.arena, file, current));
+        let used: u64 = served.map(|slot| self.arena.records()[slot].len.load(SeqCst)).sum();
+        (self.arena.heap_len() as u64).saturating_sub(used)
+    }
+
+    /// Bytes of the heap beside the versions now live.
     fn available(&self) -> u64 {
         let current = self.arena.head().current.load(SeqCst);
         let live = self.arena.records().iter().filter(|record| is(record, State::Live) && record.generation.load(SeqCst) <= current);

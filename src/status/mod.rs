@@ -9,7 +9,9 @@ mod verdict;
 
 pub use place::{mount, parse, read};
 pub use probe::Probe;
-pub use report::{Condition, FORMAT, FileReport, OVERDUE, Report, Roles, Served, Session, Trouble, Walls, seconds};
+pub use report::{
+    Checkpoint, Condition, Counts, Detail, FORMAT, FileReport, OVERDUE, Report, Roles, Served, Session, Trouble, Walls, seconds,
+};
 pub use table::table;
 pub use verdict::{Strictness, Verdict, judge};
 

@@ -1,5 +1,12 @@
-//! Finding and reading the report from outside the agent. Invariant: no read lasts longer than `PATIENCE`, whatever the
-//! mount does, because only a child touches it.
+//! Finding and reading the report from outside the agent. Invariants: no read lasts longer than `PATIENCE`, whatever the
+//! mount does, because only a child touches it; below the mount no link is followed, and what is read is a regular file that
+//! belongs to the owner of its directory.
+//!
+//! The reader may be root, and the directory may be one that others can write to: Docker gives a tmpfs the mode 1777. There an
+//! application can make whatever name does not exist yet, but it can neither remove nor rename what belongs to another user.
+//! The agent makes `..baofs` before the application starts and keeps it until the end, so that another user's `..baofs` means
+//! that no agent serves. An application with the agent's own uid can replace the report; what it can reach by that is a wrong
+//! report, never another file's content, and no escape sequence: the report is parsed and printed anew.
 
 use super::report::{FORMAT, Report};
 use super::{DIRECTORY, FILE};
@@ -7,9 +14,11 @@ use crate::clock::{Clock, RealClock};
 use crate::config::DEFAULT_MOUNT;
 use crate::sys::mounts::{SOURCE, mounts, unescape};
 use crate::sys::process::fork;
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::wait::waitpid;
 use nix::unistd::pipe2;
 use serde::Deserialize;
@@ -51,11 +60,11 @@ fn only(mountinfo: &str) -> Result<PathBuf, String> {
 /// The bytes of the report in `mount`. The process must have one thread only: it forks.
 ///
 /// # Errors
-/// When there is none, or it cannot be read in time.
+/// When there is none, when it is a link or no regular file of its directory's owner, or when it cannot be read in time.
 pub fn read(mount: &Path) -> Result<Vec<u8>, String> {
     let path = mount.join(DIRECTORY).join(FILE);
     let shown = path.display();
-    copy(&path).map_err(|error| {
+    copy(mount).map_err(|error| {
         if error.kind() == ErrorKind::NotFound {
             format!("there is no {shown}: no agent serves there; hint: --mount or BAOFS_MOUNT names the mount")
         } else {
@@ -80,14 +89,21 @@ pub fn parse(bytes: &[u8]) -> Result<Report, String> {
     }
 }
 
-/// Reads `path` in a child, which may never come back from it.
-fn copy(path: &Path) -> io::Result<Vec<u8>> {
+/// What the child sends first.
+const CONTENT: u8 = 0;
+/// No such file; nothing follows.
+const ABSENT: u8 = 1;
+/// It is not read; the cause in words follows.
+const REFUSED: u8 = 2;
+
+/// Reads the report of `mount` in a child, which may never come back from it.
+fn copy(mount: &Path) -> io::Result<Vec<u8>> {
     let (from, to) = pipe2(OFlag::O_CLOEXEC)?;
     let to = File::from(to);
     // Whoever waits for the end of our output must not wait for a child that hangs.
     let (input, output, errors) = (io::stdin(), io::stdout(), io::stderr());
     let close = [from.as_fd(), input.as_fd(), output.as_fd(), errors.as_fd()];
-    let child = fork(&close, || send(path, &to).map_or(1, |()| 0))?;
+    let child = fork(&close, || send(mount, &to).map_or(1, |()| 0))?;
     drop(to);
     let sent = receive(&mut File::from(from)).inspect_err(|_| {
         // Not waited for: no signal reaches it in a request that `serve` has taken. It is init's to reap.
@@ -96,21 +112,47 @@ fn copy(path: &Path) -> io::Result<Vec<u8>> {
     // Its result came through the pipe; there is none to wait for where SIGCHLD is ignored.
     let _ = waitpid(child, None);
     match sent.split_first() {
-        Some((0, bytes)) => Ok(bytes.to_vec()),
-        Some((errno, _)) => Err(io::Error::from_raw_os_error((*errno).into())),
+        Some((&CONTENT, bytes)) => Ok(bytes.to_vec()),
+        Some((&ABSENT, _)) => Err(ErrorKind::NotFound.into()),
+        Some((_, words)) => Err(io::Error::other(String::from_utf8_lossy(words).into_owned())),
         None => Err(io::Error::other("the process that reads it was killed")),
     }
 }
 
-/// The child's work: sends an error number, 0 for none, and the content. It closes the file, which may hang too, before the
-/// pipe: whoever sees the pipe's end can wait for it.
-fn send(path: &Path, mut to: &File) -> io::Result<()> {
-    let mut sent = vec![0];
-    let read = File::open(path).and_then(|file| file.take(LIMIT).read_to_end(&mut sent));
-    if let Err(error) = read {
-        sent = vec![error.raw_os_error().and_then(|errno| errno.try_into().ok()).unwrap_or(u8::MAX)];
+/// The child's work: sends what it found. The file, whose end may hang too, is closed before the pipe: whoever sees the
+/// pipe's end can wait for the child.
+fn send(mount: &Path, mut to: &File) -> io::Result<()> {
+    let (tag, bytes) = match open_report(mount).and_then(content) {
+        Ok(bytes) => (CONTENT, bytes),
+        Err(error) if error.kind() == ErrorKind::NotFound => (ABSENT, Vec::new()),
+        Err(error) => (REFUSED, error.to_string().into_bytes()),
+    };
+    to.write_all(&[&[tag], bytes.as_slice()].concat())
+}
+
+/// Opens the report without following a link below `mount`, and without waiting for the other end of a FIFO or for the holder
+/// of a lease.
+fn open_report(mount: &Path) -> io::Result<File> {
+    let whole = |flags| flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let root = open(mount, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let directory = openat(&root, DIRECTORY, whole(OFlag::O_PATH | OFlag::O_DIRECTORY), Mode::empty())?;
+    let file = openat(&directory, FILE, whole(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY), Mode::empty());
+    let file = file.map_err(|errno| if errno == Errno::ELOOP { io::Error::other("it is a link") } else { errno.into() })?;
+    let (found, owner) = (fstat(&file)?, fstat(&directory)?.st_uid);
+    if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+        return Err(io::Error::other("it is no regular file"));
     }
-    to.write_all(&sent)
+    if found.st_uid != owner {
+        return Err(io::Error::other(format!("it belongs to uid {}, and its directory to uid {owner}", found.st_uid)));
+    }
+    Ok(file.into())
+}
+
+/// All of a file, if that is not too much.
+fn content(file: File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(LIMIT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LIMIT { Err(io::Error::other(format!("it is larger than {LIMIT} bytes"))) } else { Ok(bytes) }
 }
 
 /// All of a pipe, until its end.

@@ -1,9 +1,10 @@
 //! A report for people: what `baofs status` prints. Invariant: columns are aligned, and each file has one line.
 
-use super::report::{Condition, FileReport, Report, Walls};
-use super::verdict::{overdue, said, swap};
+use super::report::{Condition, Detail, FileReport, Report, Walls};
+use super::verdict::{lack, overdue, said, swap, unsaved};
 use super::{Now, span};
 use crate::names::Recovery;
+use crate::shown::ShownName;
 
 /// The titles of the columns.
 const TITLES: [&str; 8] = ["FILE", "CONDITION", "CHANGES", "VERSION", "AGE", "LEASE ENDS", "NEXT", "TROUBLE"];
@@ -51,13 +52,20 @@ fn head(report: &Report, now: Now) -> String {
         roles.fetch,
         report.served.how
     );
-    text.extend(overdue(report, now).into_iter().chain(swap(report, now)).map(|line| line + "\n"));
+    let weak = swap(report, now).into_iter().chain(unsaved(report)).chain(lack(report));
+    text.extend(overdue(report, now).into_iter().chain(weak).map(|line| line + "\n"));
+    if let Detail::Counts(it) = report.detail {
+        text += &format!("files   {} fresh, {} stale, {} ended, {} missing\n", it.fresh, it.stale, it.ended, it.missing);
+    }
     text + "\n"
 }
 
 /// A line for the walls; none for a report that does not tell.
 fn walls(walls: &Walls) -> String {
-    let of = |role: &str, words: &[String]| (!words.is_empty()).then(|| format!("{role} behind {}", words.join(", ")));
+    let of = |role: &str, words: &[ShownName]| {
+        let words: Vec<_> = words.iter().map(ShownName::as_str).collect();
+        (!words.is_empty()).then(|| format!("{role} behind {}", words.join(", ")))
+    };
     let all: Vec<_> = [of("fetch", &walls.fetch), of("serve", &walls.serve)].into_iter().flatten().collect();
     if all.is_empty() { String::new() } else { format!("walls   {}\n", all.join("; ")) }
 }
@@ -71,7 +79,7 @@ fn row(file: &FileReport, now: Now) -> [String; 8] {
     };
     let or_none = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
     [
-        file.name.clone(),
+        file.name.to_string(),
         condition.to_owned(),
         file.changes.to_string(),
         or_none(file.version.map(|version| version.to_string())),
@@ -115,6 +123,7 @@ mod tests {
                 since: 990_000,
                 written: 999_990,
                 due_monotonic_ms: 10_005_000,
+                detail: Detail::Full,
                 served: served.clone(),
                 walls: Walls::default(),
                 roles,
@@ -127,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_walls_of_each_role_are_told() {
-        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let words = |words: &[&str]| words.iter().map(|word| (*word).into()).collect();
         let (all, few) = (words(&["capabilities", "seccomp", "landlock 7"]), words(&["capabilities but CHOWN", "seccomp"]));
         let table = [
             (all, words(&["capabilities"]), "walls   fetch behind capabilities, seccomp, landlock 7; serve behind capabilities\n"),

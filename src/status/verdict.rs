@@ -1,6 +1,6 @@
 //! What a health check concludes from a report. Invariant: a pure function of the report, the time and the probe.
 
-use super::report::{Condition, FileReport, Report, Trouble};
+use super::report::{Checkpoint, Condition, Detail, FileReport, Report, Trouble};
 use super::{Now, span};
 use crate::clock::Moment;
 use std::time::Duration;
@@ -31,7 +31,9 @@ pub fn judge(report: &Report, now: Now, probe: Result<(), String>, strictness: S
     let (hangs, late) = if report.is_overdue(now.moment) { (overdue(report, now), None) } else { (None, overdue(report, now)) };
     let mut bad: Vec<String> = hangs.into_iter().chain(probe.err()).collect();
     let login = report.session.trouble.iter().map(|trouble| format!("login: {}", said(trouble, now)));
-    let mut weak: Vec<String> = late.into_iter().chain(crashes(report)).chain(swap(report, now)).chain(login).collect();
+    let late = late.into_iter().chain(crashes(report)).chain(swap(report, now)).chain(login);
+    let mut weak: Vec<String> = late.chain(unsaved(report)).chain(lack(report)).collect();
+    count(report, &mut bad, &mut weak);
     for file in &report.files {
         let lines = match file.condition {
             Condition::Missing => &mut bad,
@@ -75,6 +77,37 @@ pub(super) fn swap(report: &Report, now: Now) -> Option<String> {
     report.served.swap.as_ref().map(|trouble| format!("agent: files could be written to a swap: {}", said(trouble, now)))
 }
 
+/// That a death of `fetch` would cost a login and every lease.
+pub(super) fn unsaved(report: &Report) -> Option<String> {
+    let needs = match report.roles.checkpoint {
+        Checkpoint::Whole => return None,
+        Checkpoint::Credentials => "logs in and reads everything anew",
+        Checkpoint::Nothing => "needs the credential files, logs in and reads everything anew",
+    };
+    Some(format!(
+        "agent: recovery is off: a successor of fetch {needs}, because its checkpoint does not fit; hint: raise `filesystem.size`"
+    ))
+}
+
+/// What the report lacks.
+pub(super) fn lack(report: &Report) -> Option<String> {
+    let what = match report.detail {
+        Detail::Full => return None,
+        Detail::NoCauses => "has no causes",
+        Detail::Counts(_) => "has no files, only their number",
+    };
+    Some(format!("agent: its report {what}, because it does not fit; hint: the log has the causes; raise `filesystem.size`"))
+}
+
+/// What is to be said of files that are only counted: a line for each condition.
+fn count(report: &Report, bad: &mut Vec<String>, weak: &mut Vec<String>) {
+    let Detail::Counts(counts) = report.detail else { return };
+    let line = |(count, what): (usize, &str)| (count > 0).then(|| format!("files: {count} {what}"));
+    bad.extend([(counts.missing, "without a value yet"), (counts.ended_strict, "past their life")].into_iter().filter_map(line));
+    let tolerated = counts.ended.saturating_sub(counts.ended_strict);
+    weak.extend([(counts.stale, "stale"), (tolerated, "past their life")].into_iter().filter_map(line));
+}
+
 /// What is to be said of a file, if anything is.
 fn line(file: &FileReport, now: Now) -> Option<String> {
     let state = match file.condition {
@@ -90,8 +123,8 @@ fn line(file: &FileReport, now: Now) -> Option<String> {
 
 /// Cause, and since when.
 pub(super) fn said(trouble: &Trouble, now: Now) -> String {
-    // It may repeat what a server sent.
-    format!("{} (for {})", trouble.cause.replace(char::is_control, " "), now.since(trouble.since))
+    let cause = if trouble.cause.is_empty() { "the log has the cause" } else { &*trouble.cause };
+    format!("{cause} (for {})", now.since(trouble.since))
 }
 
 #[cfg(test)]
@@ -110,6 +143,7 @@ mod tests {
             since: 990_000,
             written: 999_990,
             due_monotonic_ms: 10_005_000,
+            detail: Detail::Full,
             served: Served { how: "fuse".into(), fallback: None, swap: None },
             walls: Walls::default(),
             roles: Roles { supervise: 1, fetch: 7, serve: Some(8), ..Roles::default() },
@@ -144,9 +178,10 @@ mod tests {
             (vec![], healthy.clone()),
             (vec![file(Fresh, None)], healthy),
             (vec![file(Fresh, Some("sealed"))], degraded(&["db: sealed (for 3m20s)"])),
-            (vec![file(Fresh, Some("two\nlines\x1b"))], degraded(&["db: two lines  (for 3m20s)"])),
+            (vec![file(Fresh, Some("two\nlines\x1b"))], degraded(&["db: two lines\u{fffd} (for 3m20s)"])),
             (vec![file(Stale, Some("sealed")), file(Fresh, None)], degraded(&["db: stale: sealed (for 3m20s)"])),
             (vec![file(Stale, None)], degraded(&["db: stale"])),
+            (vec![file(Stale, Some(""))], degraded(&["db: stale: the log has the cause (for 3m20s)"])),
             (vec![strict(Stale)], degraded(&["db: stale: sealed (for 3m20s)"])),
             (vec![file(Ended, Some("sealed"))], degraded(&["db: past its life: sealed (for 3m20s)"])),
             (vec![strict(Ended)], unhealthy(&["db: past its life: sealed (for 3m20s)"])),
@@ -179,6 +214,25 @@ mod tests {
     }
 
     #[test]
+    fn a_report_that_did_not_fit_says_what_it_can() {
+        use Condition::{Ended, Fresh, Missing, Stale};
+        const LACKS: &str = "agent: its report has no files, only their number, because it does not fit; hint: the log has the causes; raise `filesystem.size`";
+        let weak = |lines: &[&str]| Verdict::Degraded(lines.iter().map(ToString::to_string).collect());
+        let bad = |lines: &[&str]| Verdict::Unhealthy(lines.iter().map(ToString::to_string).collect());
+        for (files, expected) in [
+            (vec![file(Fresh, None)], weak(&[LACKS])),
+            (vec![file(Stale, Some("x")), file(Ended, None)], weak(&[LACKS, "files: 1 stale", "files: 1 past their life"])),
+            (vec![file(Stale, None), strict(Ended)], bad(&["files: 1 past their life", LACKS, "files: 1 stale"])),
+            (vec![file(Missing, None), file(Missing, None)], bad(&["files: 2 without a value yet", LACKS])),
+        ] {
+            assert_eq!(judged(&report(files.clone()).counted(), Ok(()))[0], expected, "{files:?}");
+        }
+        let no_causes = judged(&report(vec![file(Stale, Some("sealed"))]).without_causes(), Ok(()))[0].clone();
+        let Verdict::Degraded(lines) = no_causes else { panic!("{no_causes:?}") };
+        assert!(lines[0].contains("has no causes") && lines[1] == "db: stale: the log has the cause (for 3m20s)", "{lines:?}");
+    }
+
+    #[test]
     fn roles_that_crash_again_and_again() {
         let mut report = report(vec![file(Condition::Fresh, None)]);
         for (fetch, serve, expected) in
@@ -188,6 +242,16 @@ mod tests {
             let line = expected.map(|row| format!("agent: {row} times in a row"));
             let expected = line.map_or(Verdict::Healthy, |line| Verdict::Degraded(vec![line]));
             assert_eq!(judged(&report, Ok(()))[0], expected, "{fetch} {serve}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_does_not_fit() {
+        let mut report = report(vec![file(Condition::Fresh, None)]);
+        for (checkpoint, part) in [(Checkpoint::Credentials, "fetch logs in"), (Checkpoint::Nothing, "fetch needs the credential files")] {
+            report.roles.checkpoint = checkpoint;
+            let Verdict::Degraded(lines) = judged(&report, Ok(()))[0].clone() else { panic!("{checkpoint:?}") };
+            assert!(lines[0].contains("recovery is off") && lines[0].contains(part), "{lines:?}");
         }
     }
 

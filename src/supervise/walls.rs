@@ -71,7 +71,7 @@ impl Walls {
             let capabilities = if kept.is_empty() { "capabilities".to_owned() } else { format!("capabilities but {}", kept.join(", ")) };
             let seccomp = self.seccomp.then(|| "seccomp".to_owned());
             let landlock = self.landlock.map(|abi| format!("landlock {abi}"));
-            [Some(capabilities), seccomp, landlock].into_iter().flatten().collect()
+            [Some(capabilities), seccomp, landlock].into_iter().flatten().map(Into::into).collect()
         };
         status::Walls { fetch: of(rights), serve: if roles.contains(&Role::Serve) { of(&[]) } else { vec![] } }
     }

@@ -134,9 +134,9 @@ impl World {
     fn served(&self) -> Served {
         let fallback = match self {
             Self::Fuse { .. } => None,
-            Self::Tmpfs { refusal, .. } => Some(refusal.clone()),
+            Self::Tmpfs { refusal, .. } => Some(refusal.as_str().into()),
         };
-        Served { how: self.name().to_owned(), fallback, swap: None }
+        Served { how: self.name().into(), fallback, swap: None }
     }
 
     /// How far `serve` is with its work: a number that changes with each operation's begin and end, and is odd in the middle of one. None

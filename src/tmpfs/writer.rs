@@ -169,7 +169,7 @@ impl Writer {
         if result.as_ref().is_err_and(WriteError::is_full) {
             // Freshness wins over the grace of what is old, and secrets over the agent's own state.
             self.sweep(now.plus(GRACE));
-            let _ = remove::tree(self.root.as_fd(), STATE_DIRECTORY);
+            let _ = self.remove_state();
             result = self.try_publish(next, changes);
         }
         let needed = self.needed(changes);
@@ -191,6 +191,16 @@ impl Writer {
             let _ = unlinkat(&dir, next.as_str(), UnlinkatFlags::NoRemoveDir);
             WriteError::Io { doing: format!("writing {STATE_DIRECTORY}/{name}"), error }
         })
+    }
+
+    /// Removes the files of the agent's own state. Their directory stays: in a directory that all may write to, somebody else
+    /// could make one in its place.
+    fn remove_state(&self) -> nix::Result<()> {
+        let dir = remove::open_dir(self.root.as_fd(), STATE_DIRECTORY)?;
+        for (name, kind) in remove::entries(dir.as_fd())? {
+            remove::file(dir.as_fd(), &name, kind)?;
+        }
+        Ok(())
     }
 
     /// Removes what is old enough. When it is worth to come again, if at all: a second after a rotation, then seldom while

@@ -33,6 +33,7 @@ macro_rules! in_each_scene {
     };
 }
 
+mod checkpoint;
 mod deaths;
 mod hangs;
 mod hardening;
@@ -47,6 +48,7 @@ mod rotation;
 mod seed;
 mod state;
 mod supervision;
+mod texts;
 mod traces;
 #[cfg(target_arch = "x86_64")]
 mod walls;

@@ -3,7 +3,7 @@
 
 use crate::rig::agent::{Agent, MOUNT, Place, Setup, USER};
 use crate::rig::process::outcome;
-use crate::rig::server::{CALM, Scene, Server, Tenant};
+use crate::rig::server::{CALM, Scene, Server, Tenant, Which};
 use crate::rig::{World, config, wait_until_or};
 use baofs::status::{Condition, DIRECTORY, FILE, FileReport, Report};
 use nix::sys::signal::Signal;
@@ -86,6 +86,44 @@ fn everybody_may_read_it_and_nobody_write(scene: Scene) {
     let end = agent.stop();
     let left: Vec<_> = end.stdout.lines().filter(|line| line.starts_with("left ")).collect();
     assert!(left.is_empty() && end.code == 0, "{left:?}\n{}", end.stderr);
+}
+
+/// What an application tries on a tmpfs of mode 1777 that belongs to root, when it may write until nothing fits any more.
+const PLANTS: &str = "cd /app/secrets; echo started
+cat /dev/zero > full 2>/dev/null
+while :; do
+  rm -rf ..baofs; mv -T ..baofs away; ln -sfn /etc/shadow ..baofs/status.json
+  mkdir ..baofs && ln -s /etc/shadow ..baofs/status.json && echo planted
+  [ ! -e /tmp/enough ] || rm -f full
+done 2>/dev/null";
+
+#[test]
+fn an_application_plants_no_report_on_a_tmpfs_that_all_may_write_to() {
+    let scene = Scene { world: World::Tmpfs, which: Which::Standin };
+    let (tenant, setup) = setup(scene, "plants");
+    let given = format!("mount -t tmpfs -o size=1m,mode=1777,nosuid,nodev,noexec,noswap given {MOUNT}");
+    let rights = ["--inh-caps=-all", "--bounding-set=-sys_admin"];
+    let setup = setup.prepare(&given).rights(&rights).options(&["--user", &format!("{USER}")]);
+    let agent = setup.place(Place::UnderShell).script(PLANTS).started();
+    let status = || outcome(&mut agent.enter(0, &["/entry/baofs", "status"]));
+    // Neither a rotation nor a report finds room.
+    tenant.put("note", json!({ "text": "n".repeat(5_000) }));
+    wait_until_or("the tmpfs is full", || agent.log(), || agent.log().contains("the tmpfs is full").then_some(()));
+    wait_until_or(
+        "the report is gone, or old",
+        || agent.log(),
+        || {
+            let said = status();
+            let text = [said.stdout, said.stderr].concat();
+            let text = String::from_utf8(text).expect("UTF-8");
+            assert!(!text.contains("root:"), "{text}");
+            (text.contains("no agent serves there") || text.contains("has not reported")).then_some(())
+        },
+    );
+    assert!(!agent.printed().contains("planted"), "{}", agent.printed());
+    std::fs::write(agent.path("/tmp/enough"), "").expect("written");
+    note(&agent, "rotated", |note| note.changes == 2);
+    wait_until_or("all is well", || agent.log(), || status().status.success().then_some(()));
 }
 
 /// From now on the server gives this tenant nothing.

@@ -8,6 +8,7 @@ use crate::rig::server::{CALM, Server, Tenant};
 use crate::rig::standin::Standin;
 use crate::rig::taken::{Argument, Taken};
 use crate::rig::{World, config, wait_until_or};
+use baofs::shown::ShownName;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -193,7 +194,7 @@ fn the_report_names_the_walls() {
     let (_tenant, agent) = start(World::Fuse, "walls-report");
     let walls = report(&agent).walls;
     for words in [&walls.fetch, &walls.serve] {
-        assert_eq!(words[..2], ["capabilities", "seccomp"]);
+        assert_eq!(words[..2], ["capabilities", "seccomp"].map(ShownName::from));
         assert!(words[2].starts_with("landlock "), "{words:?}");
     }
     for role in ["fetch", "serve"] {
@@ -296,7 +297,7 @@ fn without_landlock_all_works_after_one_warning(world: World) {
     let tenant = Tenant::standin("walls-old", CALM);
     tenant.put("note", json!({ "text": "old" }));
     let agent = Setup::new(world, &tenant, &config::usual(&tenant)).without(libc::SYS_landlock_create_ruleset).started();
-    assert_eq!(report(&agent).walls.fetch, ["capabilities", "seccomp"]);
+    assert_eq!(report(&agent).walls.fetch, ["capabilities", "seccomp"].map(ShownName::from));
     replace(&agent, "fetch", Signal::SIGKILL);
     tenant.put("note", json!({ "text": "new" }));
     assert_eq!(agent.read_after("note", "old"), "new");
