@@ -258,8 +258,13 @@ fn a_refused_login_and_a_lease_that_is_gone() {
     assert_eq!((failure.cause, failure.message.as_str()), (Cause::NotFound, "renewing a lease: lease not found (400)"));
     fs::write(world.secret_id_file(), "hunter2").expect("write");
     let failure = run(client.login()).expect_err("refused");
-    let want = "logging in at auth/approle: invalid role or secret ID (400)";
-    assert_eq!((failure.cause, failure.message.as_str()), (Cause::Login, want));
+    let want = "logging in at auth/approle: invalid role or secret ID (400): the secret_id is used up, expired, of another role, or \
+                not known to this node yet; hint: a new one in its file is tried at once";
+    assert_eq!((failure.cause, failure.message.as_str()), (Cause::Rejected, want));
+    world.server.state().role().refused = 5;
+    let failure = run(client.login()).expect_err("locked out");
+    let want = "logging in at auth/approle: permission denied (403): the role is locked out";
+    assert!(failure.cause == Cause::LockedOut { elsewhere: false } && failure.message.starts_with(want), "{failure}");
     let failure = read(&client, &token, "secret/none").expect_err("never there");
     assert_eq!(failure.cause, Cause::NotFound);
     world.server.state().role().allow.clear();
@@ -293,10 +298,55 @@ fn the_secret_id_file_is_removed_only_after_it_worked() {
 }
 
 #[test]
+fn changed_credentials_are_noticed_when_they_are_whole() {
+    let world = World::new();
+    let (client, file) = (world.client(), world.secret_id_file());
+    let looks = |client: &Client| [client.credentials_changed(), client.credentials_changed()];
+    assert_eq!(looks(&client), [false, true], "no login showed anything yet");
+    fs::write(&file, "wrong").expect("write");
+    run(client.login()).expect_err("refused");
+    assert_eq!(looks(&client), [false, false]);
+    let replace = |text: &str| {
+        fs::write(world.files.path().join("new"), text).expect("write");
+        fs::rename(world.files.path().join("new"), &file).expect("rename");
+    };
+    replace(" wrong\n");
+    assert_eq!(looks(&client), [false, false], "the same credential in another file");
+    fs::write(&file, "sec").expect("write");
+    assert!(!client.credentials_changed(), "it may be half written");
+    fs::write(&file, "secret").expect("write");
+    assert_eq!(looks(&client), [false, true]);
+    // What a predecessor showed is known, whether it worked or not.
+    let successor = world.client();
+    successor.restore(client.keep());
+    fs::write(&file, "wrong").expect("write");
+    assert_eq!(looks(&successor), [false, false]);
+    fs::remove_file(&file).expect("remove");
+    assert_eq!(looks(&client), [false, false], "a file that went is no new credential");
+    run(client.login()).expect_err("no file");
+    fs::write(&file, "wrong").expect("write");
+    assert_eq!(looks(&client), [false, true], "a file that came, whatever was refused before it went");
+    fs::write(&file, "secret").expect("write");
+    run(client.login()).expect("a login");
+    fs::remove_file(&file).expect("remove");
+    run(client.login()).expect("a login from memory");
+    assert_eq!(looks(&client), [false, false]);
+    fs::write(world.files.path().join("role_id"), "another").expect("write");
+    fs::write(&file, "secret").expect("write");
+    assert_eq!(looks(&client), [false, true], "the role counts, too");
+}
+
+#[test]
 fn credential_files_that_cannot_be_used_are_named() {
     let world = World::new();
     let file = world.secret_id_file();
-    for (content, want) in [(Some(" \n"), "is empty"), (None, "cannot be read: No such file or directory (os error 2)")] {
+    let large = vec![b'x'; 65_537];
+    for (content, want) in [
+        (Some(&b" \n"[..]), "is empty"),
+        (Some(b"\xff"), "is not UTF-8 text"),
+        (Some(&large), "is larger than 65536 bytes"),
+        (None, "cannot be read: No such file or directory (os error 2)"),
+    ] {
         match content {
             Some(content) => fs::write(&file, content).expect("write"),
             None => fs::remove_file(&file).expect("remove"),
@@ -304,6 +354,15 @@ fn credential_files_that_cannot_be_used_are_named() {
         let failure = run(world.client().login()).expect_err(want);
         assert_eq!(failure.message, format!("logging in at auth/approle: {} {want}", file.display()));
         assert_eq!(failure.cause, Cause::Login);
+    }
+    for (target, want) in [("/dev/zero", "is a device, not a regular file"), ("fifo", "is a FIFO, not a regular file")] {
+        let _ = fs::remove_file(&file);
+        match target {
+            "fifo" => nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO"),
+            target => std::os::unix::fs::symlink(target, &file).expect("a link"),
+        }
+        let failure = run(world.client().login()).expect_err(want);
+        assert_eq!(failure.message, format!("logging in at auth/approle: {} {want}", file.display()));
     }
 }
 

@@ -7,11 +7,19 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
 /// The most of the server's words that a message repeats, in characters.
 const WORDS: usize = 300;
+
+/// What a rejected login can be.
+const REJECTED: &str = ": the secret_id is used up, expired, of another role, or not known to this node yet; \
+                        hint: a new one in its file is tried at once";
+/// What a login that is denied whatever it shows can be.
+const LOCKED_OUT: &str = ": the role is locked out for 15 min after five refused logins, or there is no such login method; \
+                          hint: `bao auth tune -user-lockout-disable=true approle/`";
 
 /// What is asked, for messages and for what a status means.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +69,9 @@ impl Task<'_> {
             (_, 300..=399) => Some(Cause::Unreachable),
             (_, 408 | 412 | 472 | 473 | 500..=599) => Some(Cause::Unavailable),
             (_, 429) => Some(Cause::RateLimited),
-            (Self::Login(_), 400..=499) => Some(Cause::Login),
+            // Whether there is another address is for the client to say.
+            (Self::Login(_), 401 | 403) => Some(Cause::LockedOut { elsewhere: false }),
+            (Self::Login(_), 400..=499) => Some(Cause::Rejected),
             (_, 401 | 403) => Some(Cause::Denied),
             (_, 400..=499) => Some(Cause::NotFound),
             _ => Some(Cause::Malformed),
@@ -69,8 +79,19 @@ impl Task<'_> {
     }
 }
 
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    /// The server's address that was connected to.
+    pub(super) address: SocketAddr,
+    /// Whether the server's name has another address that was not to be avoided.
+    pub(super) elsewhere: bool,
+}
+
 /// A whole answer.
 pub(super) struct Answer {
+    /// Where it came from.
+    pub(super) from: Peer,
     /// The status code.
     pub(super) status: u16,
     /// `Retry-After` in seconds, where it is a number.
@@ -164,6 +185,8 @@ impl Answer {
             (_, 503) if words.contains("sealed") => format!("the server is sealed ({status})"),
             (_, 404) if words.is_empty() => "nothing is there (404)".to_owned(),
             _ if words.is_empty() => format!("the server answered {status}"),
+            (Task::Login(_), 400) => format!("{words} (400){REJECTED}"),
+            (Task::Login(_), 403) => format!("{words} (403){LOCKED_OUT}"),
             _ => format!("{words} ({status})"),
         }
     }
@@ -270,7 +293,8 @@ mod tests {
     use super::*;
 
     fn answer(status: u16, body: &str) -> Answer {
-        Answer { status, retry_after: None, location: None, body: Zeroizing::new(body.as_bytes().to_vec()) }
+        let from = Peer { address: ([127, 0, 0, 1], 8200).into(), elsewhere: false };
+        Answer { from, status, retry_after: None, location: None, body: Zeroizing::new(body.as_bytes().to_vec()) }
     }
 
     #[test]
@@ -279,9 +303,9 @@ mod tests {
         let (login, read, renew) = (Task::Login("approle"), Task::Read(&path), Task::RenewLease);
         for (task, status, words, want) in [
             (login, 200, "", None),
-            (login, 400, "invalid role or secret ID", Some(Cause::Login)),
-            (login, 403, "permission denied", Some(Cause::Login)),
-            (login, 404, "", Some(Cause::Login)),
+            (login, 400, "invalid role or secret ID", Some(Cause::Rejected)),
+            (login, 403, "permission denied", Some(Cause::LockedOut { elsewhere: false })),
+            (login, 404, "", Some(Cause::Rejected)),
             (login, 429, "", Some(Cause::RateLimited)),
             (login, 503, "Vault is sealed", Some(Cause::Unavailable)),
             (read, 204, "", None),

@@ -1,7 +1,7 @@
 //! One request, one connection, one answer. Invariants: a redirect comes back as an answer and is never followed; time
 //! and size are bounded; a connection is closed with its answer, so that no plaintext stays in its buffers.
 
-use super::answer::Answer;
+use super::answer::{Answer, Peer};
 use super::tls::{self, SetupError};
 use crate::config::plan::{Address, Scheme, Tls};
 use crate::lease::source::Cause;
@@ -117,38 +117,40 @@ impl Transport {
         &self.origin
     }
 
-    /// Sends `request`, whose path is the one below `/v1`, and takes the whole answer.
-    pub(super) async fn send(&self, request: Request<Vec<u8>>) -> Result<Answer, Fault> {
+    /// Sends `request`, whose path is the one below `/v1`, and takes the whole answer. Addresses to `avoid` are tried last.
+    pub(super) async fn send(&self, request: Request<Vec<u8>>, avoid: &[SocketAddr]) -> Result<Answer, Fault> {
         let limit = self.limits.total;
-        timeout(limit, self.exchange(request)).await.unwrap_or(Err(Fault::Late(limit)))
+        timeout(limit, self.exchange(request, avoid)).await.unwrap_or(Err(Fault::Late(limit)))
     }
 
-    async fn exchange(&self, mut request: Request<Vec<u8>>) -> Result<Answer, Fault> {
+    async fn exchange(&self, mut request: Request<Vec<u8>>, avoid: &[SocketAddr]) -> Result<Answer, Fault> {
         let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
         *request.uri_mut() = format!("{}/v1{path}", self.address.prefix).parse().map_err(|_| Fault::NotHttp)?;
         request.headers_mut().insert(HOST, self.host.clone());
         request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        let stream = self.connect().await?;
+        let (stream, from) = self.connect(avoid).await?;
         match &self.tls {
-            None => self.over(stream, request).await,
+            None => self.over(stream, from, request).await,
             Some((connector, name)) => {
                 let stream = connector.connect(name.clone(), stream).await.map_err(|error| handshake(&error))?;
-                self.over(stream, request).await
+                self.over(stream, from, request).await
             }
         }
     }
 
     /// The first of the server's addresses that accepts.
-    async fn connect(&self) -> Result<TcpStream, Fault> {
+    async fn connect(&self, avoid: &[SocketAddr]) -> Result<(TcpStream, Peer), Fault> {
         let (host, port) = (self.address.host.as_str(), self.address.port);
         let unresolved = |error| Fault::Resolve(host.to_owned(), error);
         let mut last = unresolved(io::ErrorKind::NotFound.into());
-        for address in tokio::net::lookup_host((host, port)).await.map_err(unresolved)? {
+        let addresses = ordered(tokio::net::lookup_host((host, port)).await.map_err(unresolved)?, avoid);
+        for &address in &addresses {
             match timeout(self.limits.connect, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
                     // Else a request behind a resumed TLS handshake waits 40 ms for the handshake's delayed ACK.
                     stream.set_nodelay(true).map_err(|error| Fault::Connect(address, error))?;
-                    return Ok(stream);
+                    let elsewhere = addresses.iter().any(|other| *other != address && !avoid.contains(other));
+                    return Ok((stream, Peer { address, elsewhere }));
                 }
                 Ok(Err(error)) => last = Fault::Connect(address, error),
                 Err(_) => last = Fault::Connect(address, io::ErrorKind::TimedOut.into()),
@@ -157,13 +159,13 @@ impl Transport {
         Err(last)
     }
 
-    async fn over(&self, stream: impl AsyncRead + AsyncWrite + Unpin, request: Request<Vec<u8>>) -> Result<Answer, Fault> {
+    async fn over(&self, stream: impl AsyncRead + AsyncWrite + Unpin, from: Peer, request: Request<Vec<u8>>) -> Result<Answer, Fault> {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let answer = async {
             let (head, body) = sender.send_request(request.map(|body| Full::new(Bytes::from(body)))).await?.into_parts();
             let body = self.collect(body).await?;
             let (retry_after, location) = (retry_after(&head.headers), location(&head.headers));
-            Ok(Answer { status: head.status.as_u16(), retry_after, location, body })
+            Ok(Answer { from, status: head.status.as_u16(), retry_after, location, body })
         };
         tokio::pin!(connection, answer);
         // The connection moves the bytes and may end first; the answer decides, and dropping both closes.
@@ -194,6 +196,13 @@ impl Transport {
         }
         Ok(whole)
     }
+}
+
+/// The addresses in the resolver's order, those to avoid last.
+fn ordered(addresses: impl Iterator<Item = SocketAddr>, avoid: &[SocketAddr]) -> Vec<SocketAddr> {
+    let mut addresses: Vec<_> = addresses.collect();
+    addresses.sort_by_key(|address| avoid.contains(address));
+    addresses
 }
 
 /// A failed handshake in words.

@@ -26,6 +26,8 @@ struct Script {
     /// By path: the version and fields of KV, or why it fails. `db` is a lease, `hang` never answers.
     kv: BTreeMap<String, Result<(u64, Value), Cause>>,
     login: Option<Cause>,
+    /// Whether the credential files changed since the last login.
+    changed: bool,
     /// Lives of the token and of the lease of `db`.
     token: Duration,
     lease: Duration,
@@ -77,10 +79,15 @@ impl Source for Server {
         }
         let ttl = self.script().token;
         let refused = self.script().login;
+        self.script().changed = false;
         match refused {
             Some(cause) => Err(failure(cause, "logging in")),
             None => Ok((format!("token-{}", self.serial()), TokenGrant { ttl: Some(ttl), renewable: false })),
         }
+    }
+
+    fn credentials_changed(&self) -> bool {
+        self.script().changed
     }
 
     fn expose<'a>(&self, token: &'a String) -> &'a [u8] {
@@ -225,7 +232,7 @@ impl Rig {
     ) -> Self {
         let kv = queries.iter().map(|path| ((*path).to_owned(), Ok((1, json!({"a": "one", "b": "two"}))))).collect();
         let (token, lease) = (Duration::from_hours(1), Duration::from_hours(1));
-        let mut script = Script { kv, login: None, token, lease, together: 0, gate: None, revokes: true, serial: 0 };
+        let mut script = Script { kv, login: None, changed: false, token, lease, together: 0, gate: None, revokes: true, serial: 0 };
         change(&mut script);
         let (sender, log) = channel();
         let barrier = Arc::new(tokio::sync::Barrier::new(script.together.max(1)));
@@ -400,7 +407,7 @@ fn a_new_token_is_served_in_its_sink_and_the_leases_follow_it() {
 fn giving_up_names_the_most_telling_cause_and_revokes() {
     type Change = fn(&mut Script);
     let table: &[(&str, Change, &str, Exit)] = &[
-        ("k1", |s| s.login = Some(Cause::Login), "login", Exit::Login),
+        ("k1", |s| s.login = Some(Cause::Rejected), "login", Exit::Login),
         ("k1", |s| s.login = Some(Cause::Unreachable), "login", Exit::Unavailable),
         ("k1", |s| drop(s.kv.insert("k1".to_owned(), Err(Cause::Denied))), "look up", Exit::NoSecret),
         ("k1", |s| drop(s.kv.insert("k1".to_owned(), Err(Cause::NotFound))), "read k1", Exit::NoSecret),
@@ -612,6 +619,24 @@ fn a_lease_that_ends_without_a_successor_is_past_its_life() {
     rig.server.script().login = None;
     rig.report(0, |file| file.condition == Condition::Fresh);
     rig.end(ToRole::Stop);
+}
+
+#[test]
+fn a_refused_login_is_sent_again_when_the_credentials_change() {
+    for cause in [Cause::Login, Cause::LockedOut { elsewhere: false }] {
+        let rig = Rig::start(&["k0"], vec![field(0, "a")], |script| script.login = Some(cause));
+        rig.report(0, |file| file.trouble.is_some());
+        rig.asked("login", 1);
+        // Longer than two looks, and no login.
+        assert!(rig.log.recv_timeout(LOOK * 3).is_err(), "{cause:?}");
+        rig.server.script().changed = true;
+        rig.asked("login", 1);
+        assert!(rig.log.recv_timeout(LOOK * 3).is_err(), "{cause:?}: refused again");
+        rig.server.script().login = None;
+        rig.server.script().changed = true;
+        rig.ready();
+        rig.end(ToRole::Stop);
+    }
 }
 
 #[test]

@@ -102,6 +102,11 @@ pub enum Event<'a> {
         /// When.
         after: Duration,
     },
+    /// The login was refused; it is sent again when a credential file changes.
+    Refused {
+        /// The failure's own message.
+        failure: &'a str,
+    },
     /// All first secrets are there.
     Ready {
         /// How many files.
@@ -184,6 +189,7 @@ impl Event<'_> {
             Self::WentOn { lost_logins } => info!(lost_logins, "fetch goes on where its predecessor died"),
             Self::LoggedIn { ttl } => info!(ttl = ttl.map(|ttl| ttl.as_secs()), "logged in"),
             Self::Retrying { failure, after } => warn!(?after, "{failure}; trying again"),
+            Self::Refused { failure } => error!("{failure}; waiting for another role_id or secret_id in its file"),
             Self::Ready { files } => info!(files, "all secrets are there"),
             Self::Missing { file, why } => error!(%file, why, "a secret is missing"),
             Self::Published { generation, files } => info!(generation = generation.0, files, "published"),
