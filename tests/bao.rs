@@ -59,7 +59,7 @@ impl World {
 }
 
 fn limits() -> Limits {
-    Limits { connect: Duration::from_secs(1), total: Duration::from_millis(500), body: 64 << 10 }
+    Limits { connect: Duration::from_secs(1), total: Duration::from_millis(500), secret: 64 << 10, other: 4 << 10 }
 }
 
 fn run<T>(work: impl Future<Output = T>) -> T {

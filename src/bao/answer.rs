@@ -14,6 +14,9 @@ use zeroize::Zeroizing;
 /// The most of the server's words that a message repeats, in characters.
 const WORDS: usize = 300;
 
+/// The most that an answer may take in memory once it is parsed, in bytes: JSON of many small values is a multiple of its text.
+const PARSED: usize = 4 << 20;
+
 /// What a rejected login can be.
 const REJECTED: &str = ": the secret_id is used up, expired, of another role, or not known to this node yet; \
                         hint: a new one in its file is tried at once";
@@ -120,6 +123,11 @@ impl Answer {
 
     /// The JSON that `task` gives.
     pub(super) fn parse<T: DeserializeOwned>(&self, task: &Task<'_>) -> Result<T, Failure> {
+        let (size, parsed) = (self.body.len(), parsed_size(&self.body));
+        if parsed > PARSED {
+            let why = format!("the answer of {size} bytes has too many values: in memory it takes {parsed} bytes, more than {PARSED}");
+            return Err(task.failure(Cause::Malformed, &why));
+        }
         // serde_json's own message may quote a value: only its position is told.
         serde_json::from_slice(&self.body).map_err(|error| {
             let why = format!("the answer is not what this request gives (line {}, column {})", error.line(), error.column());
@@ -149,7 +157,10 @@ impl Answer {
 
     /// The failure of a version that is no more: KV version 2 answers 404 with the version's metadata.
     pub(super) fn gone(&self, task: &Task<'_>) -> Option<Failure> {
-        let Data { data: Versioned { metadata, .. } } = serde_json::from_slice(&self.body).ok().filter(|_| self.status == 404)?;
+        if self.status != 404 {
+            return None;
+        }
+        let Versioned { metadata, .. } = self.data(task).ok()?;
         let version = metadata.get("version")?.as_u64()?;
         let deleted = metadata.get("deletion_time").and_then(Value::as_str).unwrap_or_default();
         let how = match metadata.get("destroyed").and_then(Value::as_bool) {
@@ -166,6 +177,9 @@ impl Answer {
             errors: Option<Vec<String>>,
         }
         if self.status < 300 {
+            return String::new();
+        }
+        if parsed_size(&self.body) > PARSED {
             return String::new();
         }
         let errors = serde_json::from_slice::<Errors>(&self.body).ok().and_then(|answer| answer.errors);
@@ -190,6 +204,24 @@ impl Answer {
             _ => format!("{words} ({status})"),
         }
     }
+}
+
+/// What JSON takes in memory once it is parsed, in bytes, at most: a comma stands for a value (32 bytes), its key and its
+/// number or text (two allocations), and its share of a map's node; a brace stands for the node of a map with one entry. The
+/// depth is `serde_json`'s own bound (128).
+fn parsed_size(text: &[u8]) -> usize {
+    let (mut size, mut quoted, mut escaped) = (text.len(), false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b',' | b'[' if !quoted => size += 200,
+            b'{' if !quoted => size += 800,
+            _ => {}
+        }
+    }
+    size
 }
 
 /// One line without control characters, of bounded length.
@@ -347,6 +379,33 @@ mod tests {
             let failure = answer(403, body).failure(&Task::RenewToken, Cause::Denied);
             assert_eq!(failure.message, format!("renewing the token: {want}"));
         }
+    }
+
+    #[test]
+    fn an_answer_of_many_small_values_is_refused_before_it_is_parsed() {
+        type Field = fn(usize) -> String;
+        let fields = |one: Field, count| format!(r#"{{"data":{{{}}}}}"#, (0..count).map(one).collect::<Vec<_>>().join(","));
+        // (how a field is written, how many are taken, how many are not)
+        let table: [(Field, usize, usize); 4] = [
+            (|n| format!(r#""{n}":1"#), 19_000, 21_000),
+            (|n| format!(r#""{n}":{{"":1}}"#), 4_000, 5_000),
+            (|n| format!(r#""{n}":[[[[]]]]"#), 4_000, 5_000),
+            // Text is what it is, whatever is in it.
+            (|n| format!(r#""{n}":"{}""#, r#",[{\\\""#.repeat(2_000)), 200, 300),
+        ];
+        for (n, (one, taken, refused)) in table.into_iter().enumerate() {
+            for (count, cause) in [(taken, None), (refused, Some(Cause::Malformed))] {
+                let reply = answer(200, &fields(one, count)).reply(&Task::RenewToken, false);
+                let len = reply.as_ref().ok().map(|reply| reply.fields.len());
+                assert_eq!((len, reply.as_ref().err().map(|failure| failure.cause)), (cause.is_none().then_some(count), cause), "row {n}");
+                let why = reply.err().map(|failure| failure.message).unwrap_or_default();
+                assert!(cause.is_none() || (why.contains("too many values") && why.contains("4194304")), "{why}");
+            }
+        }
+        let deep = format!(r#"{{"data":{{"a":{}{}}}}}"#, "[".repeat(200), "]".repeat(200));
+        assert_eq!(answer(200, &deep).reply(&Task::RenewToken, false).expect_err("too deep").cause, Cause::Malformed);
+        let errors = format!(r#"{{"errors":[{}""]}}"#, "\"\",".repeat(30_000));
+        assert_eq!(answer(403, &errors).failure(&Task::RenewToken, Cause::Denied).message, "renewing the token: the server answered 403");
     }
 
     #[test]

@@ -143,7 +143,9 @@ impl Client {
         if let Some(Token(token)) = token {
             headers.insert(TOKEN, token.clone());
         }
-        self.transport.send(request, avoid).await.map_err(|fault| task.failure(fault.cause(), &fault.to_string()))
+        let limits = &self.transport.limits;
+        let most = if matches!(task, Task::Read(_)) { limits.secret } else { limits.other };
+        self.transport.send(request, most, avoid).await.map_err(|fault| task.failure(fault.cause(), &fault.to_string()))
     }
 
     /// The failure of a login; where it was refused, another address is asked next.

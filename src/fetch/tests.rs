@@ -428,6 +428,33 @@ fn giving_up_names_the_most_telling_cause_and_revokes() {
 }
 
 #[test]
+fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
+    let paths = ["q0", "q1", "q2"];
+    let files = (0..3).map(|n| file(&format!("f{n}"), field(n, "a"))).collect();
+    let plan = plan(paths.iter().map(|path| query(path, None)).collect(), files);
+    let mut board = Board::new(&plan);
+    let reply = |size: usize| {
+        let fields = json!({"a": "x".repeat(size)}).as_object().expect("an object").clone();
+        Reply { fields, engine: Engine::Other, lease: None }
+    };
+    let mib = 1 << 20;
+    assert!(matches!(board.accept(QueryId(0), reply(5 * mib), Some(b"t")), Accepted::Nothing));
+    let Accepted::Unusable(errors) = board.accept(QueryId(1), reply(5 * mib), Some(b"t")) else { panic!("there is room") };
+    let words = errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert!(words.len() == 1 && words[0].starts_with("rendering f1 "), "{words:?}");
+    assert!(words[0].contains(" from q1: the answer takes 524") && words[0].contains("of the 8388608 bytes"), "{words:?}");
+    let (missing, exit) = board.missing(None);
+    assert_eq!((missing.len(), exit), (2, Exit::Data));
+    // The same query may get a smaller one, or the one that it has may give way to one that fits.
+    assert!(matches!(board.accept(QueryId(0), reply(6 * mib), Some(b"t")), Accepted::Nothing));
+    assert!(matches!(board.accept(QueryId(1), reply(mib), Some(b"t")), Accepted::Nothing));
+    let Accepted::Changes(changes) = board.accept(QueryId(2), reply(10), Some(b"t")) else { panic!("all are there") };
+    assert_eq!(changes.len(), 3);
+    // Now only what is rendered is kept.
+    assert!(matches!(board.accept(QueryId(2), reply(20 * mib), Some(b"t")), Accepted::Changes(_)));
+}
+
+#[test]
 fn what_is_missing_is_named_with_its_cause() {
     let plan = plan(vec![query("q0", None), query("q1", None)], vec![file("one", field(0, "a")), file("two", field(1, "a"))]);
     let mut board = Board::new(&plan);

@@ -12,6 +12,9 @@ use crate::names::{LeaseId, QueryId};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+/// How many reads and renewals of leases are out at once: what their answers take in memory has a bound. Requests of the session
+/// come besides.
+const AT_ONCE: usize = 4;
 /// How long after a refresh the next one takes effect.
 const REFRESH: Duration = Duration::from_secs(1);
 /// The longest wait that a server's `Retry-After` is believed.
@@ -293,9 +296,9 @@ impl Machine {
     /// When `Tick` is due next; `None`: only an answer can change something.
     #[must_use]
     pub fn wake(&self) -> Option<Moment> {
-        let waits = self.waits_for_login();
-        let ready = |entry: &&Entry| !(waits && entry.is_minting());
-        let works = self.token.iter().flat_map(|_| self.entries.iter().filter(ready).filter_map(|entry| entry.work.next()));
+        // While as many as may be are out, only an answer lets the next one go.
+        let asks = self.token.is_some() && self.free() > 0;
+        let works = self.ready().filter(|_| asks).filter_map(|(_, entry)| entry.work.next());
         let ends = self.entries.iter().filter_map(|entry| entry.work.end);
         let retired = self.retired.iter().filter_map(|old| if serves(&self.entries, old.id) { old.end } else { Some(old.revoke) });
         let works = works.chain(self.next_of_session()).map(|(at, _)| at);
@@ -590,8 +593,8 @@ impl Machine {
         self.revoke_retired(now, out);
         self.begin_session(now, out);
         let Some(token) = self.token else { return };
-        let waits = self.waits_for_login();
-        for (query, entry) in (0_u32..).map(QueryId).zip(&mut self.entries).filter(|(_, entry)| !(waits && entry.is_minting())) {
+        for query in self.due(now) {
+            let Some(entry) = self.entries.get_mut(query.index()) else { continue };
             match (entry.work.begin(entry.work.next(), now), &entry.lease) {
                 (Some(Step::Renew), Some(held)) => {
                     out.push(Output::Ask(Request::Renew(query, token.id, held.id.clone(), held.first)));
@@ -600,6 +603,26 @@ impl Machine {
                 (None, _) => {}
             }
         }
+    }
+
+    /// The queries whose requests are to be sent now: renewals first, then what has been due for longest. So no query waits for
+    /// others that fail again and again.
+    fn due(&self, now: Moment) -> Vec<QueryId> {
+        let next = |(query, entry): (QueryId, &Entry)| entry.work.next().map(|(at, step)| (step == Step::Replace, at, query));
+        let mut due: Vec<_> = self.ready().filter_map(next).filter(|(_, at, _)| *at <= now).collect();
+        due.sort_unstable();
+        due.into_iter().take(self.free()).map(|(_, _, query)| query).collect()
+    }
+
+    /// The queries that may be asked for, now or later: a mint may have to wait for another token.
+    fn ready(&self) -> impl Iterator<Item = (QueryId, &Entry)> {
+        let waits = self.waits_for_login();
+        (0_u32..).map(QueryId).zip(&self.entries).filter(move |(_, entry)| !(waits && entry.is_minting()))
+    }
+
+    /// How many more reads and renewals may be out.
+    fn free(&self) -> usize {
+        AT_ONCE.saturating_sub(self.entries.iter().filter(|entry| entry.work.sent.is_some()).count())
     }
 
     /// Whether the next mint is to be under another token, which a login may bring soon.

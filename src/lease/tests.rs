@@ -310,12 +310,57 @@ fn a_calm_day_costs_little_and_serves_no_dead_lease() {
 }
 
 #[test]
-fn reads_run_side_by_side_at_the_start() {
-    let mut world = World::new(3, 3, life(600, 3_600), life(3_600, 3_600));
+fn four_reads_run_side_by_side_at_the_start() {
+    let mut world = World::new(3, 6, life(600, 3_600), life(3_600, 3_600));
     world.run(1);
     assert!(matches!(world.log[0].1, Request::Login(_)));
-    let sent: BTreeSet<Moment> = world.log[1..].iter().map(|(at, _)| *at).collect();
-    assert_eq!((world.log.len(), sent.len()), (7, 1), "{:?}", world.log);
+    let sent: Vec<Duration> = world.log[1..].iter().map(|(at, _)| at.since(world.log[1].0)).collect();
+    let want: Vec<Duration> = (0..9).map(|n| LATENCY * (n / 4)).collect();
+    assert_eq!(sent, want, "{:?}", world.log);
+}
+
+#[test]
+fn reads_that_hang_delay_a_renewal_by_one_of_them_and_starve_nobody() {
+    // 40 secrets whose reads take 10 s each, one with a lease of a minute, and one that is refreshed like all others.
+    let slow = |n: u32| (1..41).contains(&n);
+    let queries: Vec<Query> =
+        (0..42).map(|n| Query { path: SecretPath::new(&format!("q{n}")).expect("a good path"), version: None, refresh: None }).collect();
+    let mut machine = Machine::new(&queries, Pace::new(S(60)), Jitter::seeded(3), at(0));
+    let (mut answers, mut now) = (BTreeMap::<(Moment, u32), Input>::new(), at(0));
+    let (mut out, mut serial, mut good, mut renewals) = (0, 0, 0, 0);
+    machine.step(Input::Tick, now);
+    let mut outputs = machine.step(Input::LoggedIn(Ok(TokenGrant { ttl: None, renewable: false })), now);
+    while now < at(1_800) {
+        for output in outputs.drain(..) {
+            let Output::Ask(request) = output else { continue };
+            serial += 1;
+            let lease = Lease { id: lease_id(0), ttl: S(60), renewable: true };
+            let (wait, input) = match request {
+                Request::Read(query, token) if slow(query.0) => (S(10), Input::Read(query, token, Err(failure(Cause::Unreachable)))),
+                Request::Read(QueryId(0), token) => (LATENCY, Input::Read(QueryId(0), token, Ok(Some(lease)))),
+                Request::Read(query, token) => {
+                    good += 1;
+                    (LATENCY, Input::Read(query, token, Ok(None)))
+                }
+                Request::Renew(query, token, ..) => {
+                    renewals += 1;
+                    (LATENCY, Input::Renewed(query, token, Ok(lease)))
+                }
+                Request::Login(_) | Request::RenewToken(_) | Request::LookUp(_) | Request::Revoke(_) => panic!("{request:?}"),
+            };
+            out += 1;
+            assert!(out <= 4, "{out} are out");
+            answers.insert((now.plus(wait), serial), input);
+        }
+        let answer = answers.first_key_value().map(|(key, _)| key.0);
+        now = answer.into_iter().chain(machine.wake()).min().expect("it goes on");
+        let input = answers.first_entry().filter(|entry| entry.key().0 <= now).map(OccupiedEntry::remove);
+        out -= u32::from(input.is_some());
+        outputs = machine.step(input.unwrap_or(Input::Tick), now);
+        assert!(!outputs.iter().any(|output| matches!(output, Output::Ended(_))), "the lease ended at {now:?}");
+    }
+    assert!((30..=60).contains(&renewals), "{renewals}");
+    assert!((4..=8).contains(&good), "{good}");
 }
 
 #[test]

@@ -37,6 +37,7 @@ mod deaths;
 mod hardening;
 mod health;
 mod hooks;
+mod hostile;
 mod logins;
 mod minting;
 mod parent;
