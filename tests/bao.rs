@@ -428,14 +428,69 @@ fn tls_trusts_whom_it_is_told() {
     }
 }
 
+/// A server of this version of TLS for three connections; gives how many of its handshakes resumed a session.
+fn resumed(version: &'static rustls::SupportedProtocolVersion) -> (u16, std::thread::JoinHandle<usize>) {
+    let own = rcgen::generate_simple_self_signed(["bao.test".to_owned()]).expect("a certificate");
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
+    let config = rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_protocol_versions(&[version])
+        .expect("a version of ring")
+        .with_no_client_auth()
+        .with_single_cert(vec![own.cert.der().clone()], key.into())
+        .expect("a certificate and its key");
+    let (config, listener) = (std::sync::Arc::new(config), std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let port = listener.local_addr().expect("an address").port();
+    let handshake = move |_| {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let mut session = rustls::ServerConnection::new(std::sync::Arc::clone(&config)).expect("a session");
+        let mut tls = rustls::Stream::new(&mut session, &mut stream);
+        let _ = tls.read(&mut [0; 4096]).expect("a request");
+        tls.write_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n").expect("an answer");
+        usize::from(session.handshake_kind() == Some(rustls::HandshakeKind::Resumed))
+    };
+    (port, std::thread::spawn(move || (0..3).map(handshake).sum()))
+}
+
+#[test]
+fn no_session_is_kept_to_be_resumed() {
+    let mut world = World::new();
+    (world.settings.address.scheme, world.settings.tls.verify) = (Scheme::Https, Verify::Skip);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let (port, resumed) = resumed(version);
+        world.settings.address.port = port;
+        let client = world.client();
+        for _ in 0..3 {
+            assert_eq!(run(client.login()).expect_err("busy").cause, Cause::Unavailable);
+        }
+        assert_eq!(resumed.join().expect("it does not panic"), 0, "{version:?}: a session's secrets were kept");
+    }
+}
+
 #[test]
 fn tls_files_that_cannot_be_used_are_named() {
     let mut world = World::over(Standin::start_tls(&["bao.test"]), Scheme::Https, Tls::default());
     let (missing, empty) = (world.files.path().join("missing.pem"), world.secret_id_file());
+    let directory = world.files.path().join("authorities");
+    let bundle = directory.join("large.pem");
+    fs::create_dir(&directory).expect("a directory");
+    fs::write(&bundle, vec![b'\n'; (1 << 20) + 1]).expect("write");
+    // What is no file is no authority: a FIFO is not waited for.
+    nix::unistd::mkfifo(&directory.join("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     for (tls, want) in [
         (Tls { ca_cert: Some(missing.clone()), ..Tls::default() }, "missing.pem"),
         (Tls { ca_cert: Some(empty.clone()), ..Tls::default() }, "holds no certificate"),
         (Tls { ca_path: Some(missing.clone()), ..Tls::default() }, "missing.pem"),
+        (Tls { ca_cert: Some("/dev/zero".into()), ..Tls::default() }, "from /dev/zero: it is a device, not a regular file"),
+        (Tls { ca_cert: Some(bundle), ..Tls::default() }, "it is larger than 1048576 bytes"),
+        (Tls { ca_path: Some(directory), ..Tls::default() }, "large.pem is larger than 1048576 bytes"),
+        (
+            Tls { verify: Verify::Skip, client_cert: Some("/dev/zero".into()), client_key: Some(empty.clone()), ..Tls::default() },
+            "/dev/zero is a device",
+        ),
+        (
+            Tls { verify: Verify::Skip, client_cert: Some(empty.clone()), client_key: Some("/dev/zero".into()), ..Tls::default() },
+            "/dev/zero is a device",
+        ),
         (Tls { verify: Verify::Skip, client_cert: Some(empty.clone()), ..Tls::default() }, "`client_key` is missing"),
         (Tls { verify: Verify::Skip, client_cert: Some(empty), client_key: Some(missing), ..Tls::default() }, "cannot be used"),
         (Tls { verify: Verify::Skip, server_name: Some("no name".to_owned()), ..Tls::default() }, "\"no name\""),
