@@ -31,7 +31,7 @@ pub(super) struct Refusals {
     unheard: u32,
     /// Whether another address was already asked at once because one answered that the role is locked out.
     moved: bool,
-    /// When the last login was refused.
+    /// When the last login was refused, or not heard of.
     last: Option<Moment>,
     /// Why. Kept while the token's renewals work: the next login will be refused, too.
     why: Option<Failure>,
@@ -77,7 +77,10 @@ impl Refusals {
 
     /// A login was in flight when this process' predecessor died: whether the server rejected it is unknown.
     pub(super) fn unheard(&mut self, now: Moment, jitter: &mut Jitter) {
-        self.unheard += u32::from(!self.proven);
+        if self.proven {
+            return;
+        }
+        (self.unheard, self.last) = (self.unheard + 1, Some(now));
         if self.rejected + self.unheard >= BUDGET {
             let wait = self.lockout(jitter);
             self.close(Some(wait), now);
@@ -135,6 +138,7 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const S: fn(u64) -> Duration = Duration::from_secs;
     const LOCKED: Cause = Cause::LockedOut { elsewhere: false };
@@ -202,6 +206,39 @@ mod tests {
                 let wait = refusals.admit(now).map(|at| at.since(now));
                 let inside = |(low, high): (u64, u64)| wait.is_some_and(|wait| (S(low)..=S(high)).contains(&wait));
                 assert!(want.map_or(wait.is_none(), inside), "{acts:?}: {wait:?}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
+
+        /// Whatever the server answers, whoever dies and however often a person asks: the role is not locked by this agent.
+        #[test]
+        fn the_server_rejects_few_logins(acts in proptest::collection::vec((0_u8..6, 0_u64..400), 1..100), seed in any::<u64>()) {
+            let (mut refusals, mut jitter) = (Refusals::default(), Jitter::seeded(seed));
+            let (mut now, mut counted) = (Moment::at(S(5_000)), Vec::new());
+            for (act, pause) in acts {
+                now = now.plus(S(pause));
+                if act == 5 {
+                    refusals.hasten(now);
+                }
+                // A login is wanted all the time; one that has to wait long is waited for.
+                let Some(at) = refusals.admit(now) else { continue };
+                now = at;
+                match act {
+                    0 | 1 => drop(refusals.refused(&failure(Cause::Rejected), now, &mut jitter)),
+                    2 => drop(refusals.refused(&failure(Cause::LockedOut { elsewhere: true }), now, &mut jitter)),
+                    3 => drop(refusals.refused(&failure(LOCKED), now, &mut jitter)),
+                    _ => refusals.unheard(now, &mut jitter),
+                }
+                if act < 2 || act > 3 {
+                    counted.push(now);
+                }
+            }
+            for (n, first) in counted.iter().enumerate() {
+                let within = counted[n..].iter().take_while(|at| at.since(*first) < LOCKOUT).count();
+                prop_assert!(within <= BUDGET as usize, "{} logins within 15 min: {:?}", within, counted);
             }
         }
     }
