@@ -59,7 +59,7 @@ impl World {
 }
 
 fn limits() -> Limits {
-    Limits { connect: Duration::from_secs(1), total: Duration::from_millis(500), body: 64 << 10 }
+    Limits { connect: Duration::from_secs(1), total: Duration::from_millis(500), secret: 64 << 10, other: 4 << 10 }
 }
 
 fn run<T>(work: impl Future<Output = T>) -> T {
@@ -258,8 +258,13 @@ fn a_refused_login_and_a_lease_that_is_gone() {
     assert_eq!((failure.cause, failure.message.as_str()), (Cause::NotFound, "renewing a lease: lease not found (400)"));
     fs::write(world.secret_id_file(), "hunter2").expect("write");
     let failure = run(client.login()).expect_err("refused");
-    let want = "logging in at auth/approle: invalid role or secret ID (400)";
-    assert_eq!((failure.cause, failure.message.as_str()), (Cause::Login, want));
+    let want = "logging in at auth/approle: invalid role or secret ID (400): the secret_id is used up, expired, of another role, or \
+                not known to this node yet; hint: a new one in its file is tried at once";
+    assert_eq!((failure.cause, failure.message.as_str()), (Cause::Rejected, want));
+    world.server.state().role().refused = 5;
+    let failure = run(client.login()).expect_err("locked out");
+    let want = "logging in at auth/approle: permission denied (403): the role is locked out";
+    assert!(failure.cause == Cause::LockedOut { elsewhere: false } && failure.message.starts_with(want), "{failure}");
     let failure = read(&client, &token, "secret/none").expect_err("never there");
     assert_eq!(failure.cause, Cause::NotFound);
     world.server.state().role().allow.clear();
@@ -293,10 +298,55 @@ fn the_secret_id_file_is_removed_only_after_it_worked() {
 }
 
 #[test]
+fn changed_credentials_are_noticed_when_they_are_whole() {
+    let world = World::new();
+    let (client, file) = (world.client(), world.secret_id_file());
+    let looks = |client: &Client| [client.credentials_changed(), client.credentials_changed()];
+    assert_eq!(looks(&client), [false, true], "no login showed anything yet");
+    fs::write(&file, "wrong").expect("write");
+    run(client.login()).expect_err("refused");
+    assert_eq!(looks(&client), [false, false]);
+    let replace = |text: &str| {
+        fs::write(world.files.path().join("new"), text).expect("write");
+        fs::rename(world.files.path().join("new"), &file).expect("rename");
+    };
+    replace(" wrong\n");
+    assert_eq!(looks(&client), [false, false], "the same credential in another file");
+    fs::write(&file, "sec").expect("write");
+    assert!(!client.credentials_changed(), "it may be half written");
+    fs::write(&file, "secret").expect("write");
+    assert_eq!(looks(&client), [false, true]);
+    // What a predecessor showed is known, whether it worked or not.
+    let successor = world.client();
+    successor.restore(client.keep());
+    fs::write(&file, "wrong").expect("write");
+    assert_eq!(looks(&successor), [false, false]);
+    fs::remove_file(&file).expect("remove");
+    assert_eq!(looks(&client), [false, false], "a file that went is no new credential");
+    run(client.login()).expect_err("no file");
+    fs::write(&file, "wrong").expect("write");
+    assert_eq!(looks(&client), [false, true], "a file that came, whatever was refused before it went");
+    fs::write(&file, "secret").expect("write");
+    run(client.login()).expect("a login");
+    fs::remove_file(&file).expect("remove");
+    run(client.login()).expect("a login from memory");
+    assert_eq!(looks(&client), [false, false]);
+    fs::write(world.files.path().join("role_id"), "another").expect("write");
+    fs::write(&file, "secret").expect("write");
+    assert_eq!(looks(&client), [false, true], "the role counts, too");
+}
+
+#[test]
 fn credential_files_that_cannot_be_used_are_named() {
     let world = World::new();
     let file = world.secret_id_file();
-    for (content, want) in [(Some(" \n"), "is empty"), (None, "cannot be read: No such file or directory (os error 2)")] {
+    let large = vec![b'x'; 65_537];
+    for (content, want) in [
+        (Some(&b" \n"[..]), "is empty"),
+        (Some(b"\xff"), "is not UTF-8 text"),
+        (Some(&large), "is larger than 65536 bytes"),
+        (None, "cannot be read: No such file or directory (os error 2)"),
+    ] {
         match content {
             Some(content) => fs::write(&file, content).expect("write"),
             None => fs::remove_file(&file).expect("remove"),
@@ -304,6 +354,15 @@ fn credential_files_that_cannot_be_used_are_named() {
         let failure = run(world.client().login()).expect_err(want);
         assert_eq!(failure.message, format!("logging in at auth/approle: {} {want}", file.display()));
         assert_eq!(failure.cause, Cause::Login);
+    }
+    for (target, want) in [("/dev/zero", "is a device, not a regular file"), ("fifo", "is a FIFO, not a regular file")] {
+        let _ = fs::remove_file(&file);
+        match target {
+            "fifo" => nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO"),
+            target => std::os::unix::fs::symlink(target, &file).expect("a link"),
+        }
+        let failure = run(world.client().login()).expect_err(want);
+        assert_eq!(failure.message, format!("logging in at auth/approle: {} {want}", file.display()));
     }
 }
 
@@ -369,14 +428,69 @@ fn tls_trusts_whom_it_is_told() {
     }
 }
 
+/// A server of this version of TLS for three connections; gives how many of its handshakes resumed a session.
+fn resumed(version: &'static rustls::SupportedProtocolVersion) -> (u16, std::thread::JoinHandle<usize>) {
+    let own = rcgen::generate_simple_self_signed(["bao.test".to_owned()]).expect("a certificate");
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
+    let config = rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_protocol_versions(&[version])
+        .expect("a version of ring")
+        .with_no_client_auth()
+        .with_single_cert(vec![own.cert.der().clone()], key.into())
+        .expect("a certificate and its key");
+    let (config, listener) = (std::sync::Arc::new(config), std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let port = listener.local_addr().expect("an address").port();
+    let handshake = move |_| {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let mut session = rustls::ServerConnection::new(std::sync::Arc::clone(&config)).expect("a session");
+        let mut tls = rustls::Stream::new(&mut session, &mut stream);
+        let _ = tls.read(&mut [0; 4096]).expect("a request");
+        tls.write_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n").expect("an answer");
+        usize::from(session.handshake_kind() == Some(rustls::HandshakeKind::Resumed))
+    };
+    (port, std::thread::spawn(move || (0..3).map(handshake).sum()))
+}
+
+#[test]
+fn no_session_is_kept_to_be_resumed() {
+    let mut world = World::new();
+    (world.settings.address.scheme, world.settings.tls.verify) = (Scheme::Https, Verify::Skip);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let (port, resumed) = resumed(version);
+        world.settings.address.port = port;
+        let client = world.client();
+        for _ in 0..3 {
+            assert_eq!(run(client.login()).expect_err("busy").cause, Cause::Unavailable);
+        }
+        assert_eq!(resumed.join().expect("it does not panic"), 0, "{version:?}: a session's secrets were kept");
+    }
+}
+
 #[test]
 fn tls_files_that_cannot_be_used_are_named() {
     let mut world = World::over(Standin::start_tls(&["bao.test"]), Scheme::Https, Tls::default());
     let (missing, empty) = (world.files.path().join("missing.pem"), world.secret_id_file());
+    let directory = world.files.path().join("authorities");
+    let bundle = directory.join("large.pem");
+    fs::create_dir(&directory).expect("a directory");
+    fs::write(&bundle, vec![b'\n'; (1 << 20) + 1]).expect("write");
+    // What is no file is no authority: a FIFO is not waited for.
+    nix::unistd::mkfifo(&directory.join("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
     for (tls, want) in [
         (Tls { ca_cert: Some(missing.clone()), ..Tls::default() }, "missing.pem"),
         (Tls { ca_cert: Some(empty.clone()), ..Tls::default() }, "holds no certificate"),
         (Tls { ca_path: Some(missing.clone()), ..Tls::default() }, "missing.pem"),
+        (Tls { ca_cert: Some("/dev/zero".into()), ..Tls::default() }, "from /dev/zero: it is a device, not a regular file"),
+        (Tls { ca_cert: Some(bundle), ..Tls::default() }, "it is larger than 1048576 bytes"),
+        (Tls { ca_path: Some(directory), ..Tls::default() }, "large.pem is larger than 1048576 bytes"),
+        (
+            Tls { verify: Verify::Skip, client_cert: Some("/dev/zero".into()), client_key: Some(empty.clone()), ..Tls::default() },
+            "/dev/zero is a device",
+        ),
+        (
+            Tls { verify: Verify::Skip, client_cert: Some(empty.clone()), client_key: Some("/dev/zero".into()), ..Tls::default() },
+            "/dev/zero is a device",
+        ),
         (Tls { verify: Verify::Skip, client_cert: Some(empty.clone()), ..Tls::default() }, "`client_key` is missing"),
         (Tls { verify: Verify::Skip, client_cert: Some(empty), client_key: Some(missing), ..Tls::default() }, "cannot be used"),
         (Tls { verify: Verify::Skip, server_name: Some("no name".to_owned()), ..Tls::default() }, "\"no name\""),

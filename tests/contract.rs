@@ -57,6 +57,7 @@ impl Script {
         script.mounts();
         script.leases();
         script.token();
+        script.lockout();
         script.seen
     }
 
@@ -143,6 +144,20 @@ impl Script {
         self.post("revoked: revoke", "auth/token/revoke-self", &json!({}));
         self.get("revoked: read", "secret/data/contract/app");
         self.get("revoked: mount", "sys/internal/ui/mounts/secret/contract/app");
+    }
+
+    /// The last: the role stays locked.
+    fn lockout(&mut self) {
+        let (role_id, good) = (self.tenant.role_id.clone(), self.tenant.secret_id.clone());
+        self.token.clear();
+        // An empty one does not count, and a good login ends the count.
+        for case in ["", "wrong", "good", "wrong", "wrong", "", "wrong", "wrong", "good"] {
+            let secret_id = if case == "good" { &good } else { case };
+            self.post("login: counted", "auth/approle/login", &json!({ "role_id": role_id, "secret_id": secret_id }));
+        }
+        for secret_id in ["wrong", "wrong", "wrong", "wrong", "wrong", "wrong", &good] {
+            self.post("login: locked out", "auth/approle/login", &json!({ "role_id": role_id, "secret_id": secret_id }));
+        }
     }
 
     fn get(&mut self, case: &'static str, path: &str) -> Value {

@@ -8,11 +8,22 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
 /// The most of the server's words that a message repeats, in characters: fewer than a cause has, so that the status stays.
 const WORDS: usize = 280;
+
+/// The most that an answer may take in memory once it is parsed, in bytes: JSON of many small values is a multiple of its text.
+const PARSED: usize = 4 << 20;
+
+/// What a rejected login can be.
+const REJECTED: &str = ": the secret_id is used up, expired, of another role, or not known to this node yet; \
+                        hint: a new one in its file is tried at once";
+/// What a login that is denied whatever it shows can be.
+const LOCKED_OUT: &str = ": the role is locked out for 15 min after five refused logins, or there is no such login method; \
+                          hint: `bao auth tune -user-lockout-disable=true approle/`";
 
 /// What is asked, for messages and for what a status means.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +74,9 @@ impl Task<'_> {
             (_, 300..=399) => Some(Cause::Unreachable),
             (_, 408 | 412 | 472 | 473 | 500..=599) => Some(Cause::Unavailable),
             (_, 429) => Some(Cause::RateLimited),
-            (Self::Login(_), 400..=499) => Some(Cause::Login),
+            // Whether there is another address is for the client to say.
+            (Self::Login(_), 401 | 403) => Some(Cause::LockedOut { elsewhere: false }),
+            (Self::Login(_), 400..=499) => Some(Cause::Rejected),
             (_, 401 | 403) => Some(Cause::Denied),
             (_, 400..=499) => Some(Cause::NotFound),
             _ => Some(Cause::Malformed),
@@ -71,8 +84,19 @@ impl Task<'_> {
     }
 }
 
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    /// The server's address that was connected to.
+    pub(super) address: SocketAddr,
+    /// Whether the server's name has another address that was not to be avoided.
+    pub(super) elsewhere: bool,
+}
+
 /// A whole answer.
 pub(super) struct Answer {
+    /// Where it came from.
+    pub(super) from: Peer,
     /// The status code.
     pub(super) status: u16,
     /// `Retry-After` in seconds, where it is a number.
@@ -101,6 +125,11 @@ impl Answer {
 
     /// The JSON that `task` gives.
     pub(super) fn parse<T: DeserializeOwned>(&self, task: &Task<'_>) -> Result<T, Failure> {
+        let (size, parsed) = (self.body.len(), parsed_size(&self.body));
+        if parsed > PARSED {
+            let why = format!("the answer of {size} bytes has too many values: in memory it takes {parsed} bytes, more than {PARSED}");
+            return Err(task.failure(Cause::Malformed, &why));
+        }
         // serde_json's own message may quote a value: only its position is told.
         serde_json::from_slice(&self.body).map_err(|error| {
             let why = format!("the answer is not what this request gives (line {}, column {})", error.line(), error.column());
@@ -130,7 +159,10 @@ impl Answer {
 
     /// The failure of a version that is no more: KV version 2 answers 404 with the version's metadata.
     pub(super) fn gone(&self, task: &Task<'_>) -> Option<Failure> {
-        let Data { data: Versioned { metadata, .. } } = serde_json::from_slice(&self.body).ok().filter(|_| self.status == 404)?;
+        if self.status != 404 {
+            return None;
+        }
+        let Versioned { metadata, .. } = self.data(task).ok()?;
         let version = metadata.get("version")?.as_u64()?;
         let deleted = metadata.get("deletion_time").and_then(Value::as_str).unwrap_or_default();
         let how = match metadata.get("destroyed").and_then(Value::as_bool) {
@@ -147,6 +179,9 @@ impl Answer {
             errors: Option<Vec<String>>,
         }
         if self.status < 300 {
+            return String::new();
+        }
+        if parsed_size(&self.body) > PARSED {
             return String::new();
         }
         let errors = serde_json::from_slice::<Errors>(&self.body).ok().and_then(|answer| answer.errors);
@@ -167,9 +202,29 @@ impl Answer {
             (_, 503) if words.contains("sealed") => format!("the server is sealed ({status})"),
             (_, 404) if words.is_empty() => "nothing is there (404)".to_owned(),
             _ if words.is_empty() => format!("the server answered {status}"),
+            (Task::Login(_), 400) => format!("{words} (400){REJECTED}"),
+            (Task::Login(_), 403) => format!("{words} (403){LOCKED_OUT}"),
             _ => format!("{words} ({status})"),
         }
     }
+}
+
+/// What JSON takes in memory once it is parsed, in bytes, at most: a comma stands for a value (32 bytes), its key and its
+/// number or text (two allocations), and its share of a map's node; a brace stands for the node of a map with one entry. The
+/// depth is `serde_json`'s own bound (128).
+fn parsed_size(text: &[u8]) -> usize {
+    let (mut size, mut quoted, mut escaped) = (text.len(), false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b',' | b'[' if !quoted => size += 200,
+            b'{' if !quoted => size += 800,
+            _ => {}
+        }
+    }
+    size
 }
 
 /// What every answer is wrapped in.
@@ -267,7 +322,8 @@ mod tests {
     use super::*;
 
     fn answer(status: u16, body: &str) -> Answer {
-        Answer { status, retry_after: None, location: None, body: Zeroizing::new(body.as_bytes().to_vec()) }
+        let from = Peer { address: ([127, 0, 0, 1], 8200).into(), elsewhere: false };
+        Answer { from, status, retry_after: None, location: None, body: Zeroizing::new(body.as_bytes().to_vec()) }
     }
 
     #[test]
@@ -276,9 +332,9 @@ mod tests {
         let (login, read, renew) = (Task::Login("approle"), Task::Read(&path), Task::RenewLease);
         for (task, status, words, want) in [
             (login, 200, "", None),
-            (login, 400, "invalid role or secret ID", Some(Cause::Login)),
-            (login, 403, "permission denied", Some(Cause::Login)),
-            (login, 404, "", Some(Cause::Login)),
+            (login, 400, "invalid role or secret ID", Some(Cause::Rejected)),
+            (login, 403, "permission denied", Some(Cause::LockedOut { elsewhere: false })),
+            (login, 404, "", Some(Cause::Rejected)),
             (login, 429, "", Some(Cause::RateLimited)),
             (login, 503, "Vault is sealed", Some(Cause::Unavailable)),
             (read, 204, "", None),
@@ -320,6 +376,33 @@ mod tests {
             let failure = answer(403, body).failure(&Task::RenewToken, Cause::Denied);
             assert_eq!(failure.message, format!("renewing the token: {want}"));
         }
+    }
+
+    #[test]
+    fn an_answer_of_many_small_values_is_refused_before_it_is_parsed() {
+        type Field = fn(usize) -> String;
+        let fields = |one: Field, count| format!(r#"{{"data":{{{}}}}}"#, (0..count).map(one).collect::<Vec<_>>().join(","));
+        // (how a field is written, how many are taken, how many are not)
+        let table: [(Field, usize, usize); 4] = [
+            (|n| format!(r#""{n}":1"#), 19_000, 21_000),
+            (|n| format!(r#""{n}":{{"":1}}"#), 4_000, 5_000),
+            (|n| format!(r#""{n}":[[[[]]]]"#), 4_000, 5_000),
+            // Text is what it is, whatever is in it.
+            (|n| format!(r#""{n}":"{}""#, r#",[{\\\""#.repeat(2_000)), 200, 300),
+        ];
+        for (n, (one, taken, refused)) in table.into_iter().enumerate() {
+            for (count, cause) in [(taken, None), (refused, Some(Cause::Malformed))] {
+                let reply = answer(200, &fields(one, count)).reply(&Task::RenewToken, false);
+                let len = reply.as_ref().ok().map(|reply| reply.fields.len());
+                assert_eq!((len, reply.as_ref().err().map(|failure| failure.cause)), (cause.is_none().then_some(count), cause), "row {n}");
+                let why = reply.err().map(|failure| failure.message).unwrap_or_default();
+                assert!(cause.is_none() || (why.contains("too many values") && why.contains("4194304")), "{why}");
+            }
+        }
+        let deep = format!(r#"{{"data":{{"a":{}{}}}}}"#, "[".repeat(200), "]".repeat(200));
+        assert_eq!(answer(200, &deep).reply(&Task::RenewToken, false).expect_err("too deep").cause, Cause::Malformed);
+        let errors = format!(r#"{{"errors":[{}""]}}"#, "\"\",".repeat(30_000));
+        assert_eq!(answer(403, &errors).failure(&Task::RenewToken, Cause::Denied).message, "renewing the token: the server answered 403");
     }
 
     #[test]

@@ -4,13 +4,17 @@
 
 use crate::config::plan::AfterReading;
 use crate::observe::Event;
-use secrecy::SecretString;
+use crate::sys::file::{ReadError, read_regular};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use zeroize::Zeroizing;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The most that a credential file may hold, in bytes.
+pub(super) const LIMIT: usize = 64 << 10;
 
 /// The method's settings and what was read so far.
 pub(super) struct AppRole {
@@ -19,8 +23,18 @@ pub(super) struct AppRole {
     role_id_file: PathBuf,
     secret_id_file: Option<PathBuf>,
     after_reading: AfterReading,
+    seen: Mutex<Seen>,
+}
+
+/// The credentials that matter after their files changed or went.
+#[derive(Default)]
+struct Seen {
     /// What the last successful login used: for when the files are gone.
-    known: Mutex<Option<Credentials>>,
+    known: Option<Credentials>,
+    /// What the last login showed, whatever became of it; `None` if no file could be used.
+    shown: Option<Credentials>,
+    /// What the files held when it was last looked whether they changed, if that was something new.
+    fresh: Option<Credentials>,
 }
 
 /// What a login shows.
@@ -30,11 +44,32 @@ pub(super) struct Credentials {
     pub(super) secret_id: Option<SecretString>,
 }
 
+impl PartialEq for Credentials {
+    fn eq(&self, other: &Self) -> bool {
+        self.texts() == other.texts()
+    }
+}
+
+impl Credentials {
+    fn texts(&self) -> (&str, Option<&str>) {
+        (self.role_id.expose_secret(), self.secret_id.as_ref().map(ExposeSecret::expose_secret))
+    }
+}
+
+/// What a successor of this process must know: role ids and secret ids.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct Kept {
+    known: Option<(String, Option<String>)>,
+    shown: Option<(String, Option<String>)>,
+}
+
 /// A credential file that cannot be used.
 #[derive(Debug)]
 pub(super) enum FileError {
     /// It cannot be read.
-    Read(PathBuf, io::Error),
+    Read(PathBuf, ReadError),
+    /// It holds other bytes than text.
+    NotText(PathBuf),
     /// There is nothing in it.
     Empty(PathBuf),
 }
@@ -42,7 +77,8 @@ pub(super) enum FileError {
 impl fmt::Display for FileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Read(path, error) => write!(f, "{} cannot be read: {error}", path.display()),
+            Self::Read(path, error) => write!(f, "{} {error}", path.display()),
+            Self::NotText(path) => write!(f, "{} is not UTF-8 text", path.display()),
             Self::Empty(path) => write!(f, "{} is empty", path.display()),
         }
     }
@@ -52,22 +88,53 @@ impl AppRole {
     pub(super) fn new(mount: &str, role_id_file: PathBuf, secret_id_file: Option<PathBuf>, after_reading: AfterReading) -> Self {
         let mount = mount.trim_matches('/');
         let mount = mount.strip_prefix("auth/").unwrap_or(mount).to_owned();
-        Self { mount, role_id_file, secret_id_file, after_reading, known: Mutex::default() }
+        Self { mount, role_id_file, secret_id_file, after_reading, seen: Mutex::default() }
     }
 
-    /// What the files hold now, else what worked before.
+    /// What the files hold now, else what worked before: to be shown by a login.
     pub(super) fn credentials(&self) -> Result<Credentials, FileError> {
-        self.read().or_else(|error| self.known().ok_or(error))
+        let read = self.read();
+        let mut seen = self.seen();
+        let credentials = read.or_else(|error| seen.known.clone().ok_or(error));
+        (seen.shown, seen.fresh) = (credentials.as_ref().ok().cloned(), None);
+        credentials
     }
 
-    /// What worked: of a login here, or of a predecessor's.
-    pub(super) fn set_known(&self, credentials: Option<Credentials>) {
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = credentials;
+    /// Whether the files hold something else than the last login showed. A file, or one of two, may be half written: what is
+    /// new must be the same in two calls in a row.
+    pub(super) fn changed(&self) -> bool {
+        let mut seen = self.seen();
+        let now = self.read().ok().filter(|now| seen.shown.as_ref() != Some(now));
+        let settled = now.is_some() && seen.fresh == now;
+        seen.fresh = now;
+        settled
     }
 
-    /// What worked.
-    pub(super) fn known(&self) -> Option<Credentials> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// A login with these succeeded.
+    pub(super) fn worked(&self, credentials: Credentials) {
+        self.seen().known = Some(credentials);
+    }
+
+    /// Whether a login succeeded, here or of a predecessor.
+    pub(super) fn is_known(&self) -> bool {
+        self.seen().known.is_some()
+    }
+
+    /// What a successor must know.
+    pub(super) fn keep(&self) -> Kept {
+        let texts = |credentials: &Credentials| {
+            let (role_id, secret_id) = credentials.texts();
+            (role_id.to_owned(), secret_id.map(str::to_owned))
+        };
+        let seen = self.seen();
+        Kept { known: seen.known.as_ref().map(texts), shown: seen.shown.as_ref().map(texts) }
+    }
+
+    /// Takes what a predecessor kept.
+    pub(super) fn restore(&self, kept: Kept) {
+        let credentials =
+            |(role_id, secret_id): (String, Option<String>)| Credentials { role_id: role_id.into(), secret_id: secret_id.map(Into::into) };
+        *self.seen() = Seen { known: kept.known.map(credentials), shown: kept.shown.map(credentials), fresh: None };
     }
 
     /// Removes the file of the `secret_id`, if that is configured.
@@ -82,6 +149,10 @@ impl AppRole {
         }
     }
 
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read(&self) -> Result<Credentials, FileError> {
         let role_id = read(&self.role_id_file)?;
         let secret_id = self.secret_id_file.as_deref().map(read).transpose()?;
@@ -91,9 +162,10 @@ impl AppRole {
 
 /// One credential, without the white space around it.
 fn read(path: &Path) -> Result<SecretString, FileError> {
-    let text = fs::read_to_string(path).map(Zeroizing::new).map_err(|error| FileError::Read(path.to_owned(), error))?;
-    match text.trim() {
-        "" => Err(FileError::Empty(path.to_owned())),
-        id => Ok(SecretString::from(id)),
+    let bytes = read_regular(path, LIMIT).map_err(|error| FileError::Read(path.to_owned(), error))?;
+    match std::str::from_utf8(&bytes).map(str::trim) {
+        Err(_) => Err(FileError::NotText(path.to_owned())),
+        Ok("") => Err(FileError::Empty(path.to_owned())),
+        Ok(id) => Ok(SecretString::from(id)),
     }
 }

@@ -12,19 +12,21 @@ pub use tls::SetupError;
 pub use transport::Limits;
 
 use crate::config::plan::{Auth, Method, Query, Server, Verify};
+use crate::exit::Exit;
 use crate::lease::source::{Cause, Failure, Lease, Reply, Source, TokenGrant};
 use crate::names::{LeaseId, SecretPath};
 use crate::observe::Event;
 use answer::{Answer, AuthInfo, Envelope, MountInfo, Task};
-use approle::{AppRole, Credentials};
+use approle::AppRole;
 use http::header::{HeaderName, HeaderValue};
 use kv::{Mount, Route};
 use rustify::endpoint::Endpoint;
 use rustify::enums::{RequestMethod, RequestType, ResponseType};
 use rustify::errors::ClientError;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use transport::Transport;
@@ -48,13 +50,15 @@ pub struct Client {
     mounts: Mutex<Vec<Mount>>,
     /// Held during a look-up, so that reads side by side share one.
     looking: tokio::sync::Mutex<()>,
+    /// Addresses of the server that refused a login since the last one that worked: the next is sent to another, if there is
+    /// one. Each node has a count of refused logins of its own, and a standby may not know a new `secret_id` yet.
+    refusing: Mutex<Vec<SocketAddr>>,
 }
 
-/// What a successor must know: the credentials of the last login, and the mounts.
+/// What a successor must know: the credentials of the last logins, and the mounts.
 #[derive(Serialize, Deserialize)]
 pub struct Kept {
-    /// `role_id` and `secret_id`.
-    credentials: Option<(String, Option<String>)>,
+    login: approle::Kept,
     mounts: Vec<Mount>,
 }
 
@@ -94,6 +98,7 @@ impl Client {
             login_namespace: header(auth.namespace.as_deref().or(server.namespace.as_deref()))?,
             mounts: Mutex::default(),
             looking: tokio::sync::Mutex::default(),
+            refusing: Mutex::default(),
         })
     }
 
@@ -115,6 +120,17 @@ impl Client {
 
     /// One exchange, whatever the status.
     async fn send(&self, endpoint: &impl Endpoint, task: &Task<'_>, token: Option<&Token>) -> Result<Answer, Failure> {
+        self.send_avoiding(endpoint, task, token, &[]).await
+    }
+
+    /// One exchange; the addresses to avoid are tried last.
+    async fn send_avoiding(
+        &self,
+        endpoint: &impl Endpoint,
+        task: &Task<'_>,
+        token: Option<&Token>,
+        avoid: &[SocketAddr],
+    ) -> Result<Answer, Failure> {
         let mut request = endpoint
             .request(self.transport.origin())
             .map_err(|_| task.failure(Cause::NotFound, "its path cannot be written as an address"))?;
@@ -127,7 +143,24 @@ impl Client {
         if let Some(Token(token)) = token {
             headers.insert(TOKEN, token.clone());
         }
-        self.transport.send(request).await.map_err(|fault| task.failure(fault.cause(), &fault.to_string()))
+        let limits = &self.transport.limits;
+        let most = if matches!(task, Task::Read(_)) { limits.secret } else { limits.other };
+        self.transport.send(request, most, avoid).await.map_err(|fault| task.failure(fault.cause(), &fault.to_string()))
+    }
+
+    /// The failure of a login; where it was refused, another address is asked next.
+    fn refused(&self, answer: &Answer, task: &Task<'_>, cause: Cause) -> Failure {
+        let elsewhere = answer.from.elsewhere;
+        let cause = if matches!(cause, Cause::LockedOut { .. }) { Cause::LockedOut { elsewhere } } else { cause };
+        if cause.exit() == Exit::Login {
+            let mut refusing = self.refusing();
+            if elsewhere { refusing.push(answer.from.address) } else { refusing.clear() }
+        }
+        answer.failure(task, cause)
+    }
+
+    fn refusing(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
+        self.refusing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where `path` really is: decided once for each mount by the server's own word.
@@ -183,13 +216,23 @@ impl Source for Client {
             role_id: credentials.role_id.expose_secret().to_owned(),
             secret_id: credentials.secret_id.as_ref().map_or_else(String::new, |id| id.expose_secret().to_owned()),
         };
-        let envelope: Envelope = self.call(&endpoint, &task, None).await?.parse(&task)?;
+        let avoid = self.refusing().clone();
+        let answer = self.send_avoiding(&endpoint, &task, None, &avoid).await?;
+        if let Some(cause) = answer.cause(&task) {
+            return Err(self.refused(&answer, &task, cause));
+        }
+        let envelope: Envelope = answer.parse(&task)?;
         let auth = envelope.auth.ok_or_else(|| task.failure(Cause::Malformed, "the answer has no token"))?;
         let token = Token::new(&auth.client_token)
             .ok_or_else(|| task.failure(Cause::Malformed, "the answer's token cannot be sent in a header"))?;
         self.mounts().clear();
-        self.login.set_known(Some(credentials));
+        self.login.worked(credentials);
+        self.refusing().clear();
         Ok((token, auth.grant()))
+    }
+
+    fn credentials_changed(&self) -> bool {
+        self.login.changed()
     }
 
     fn expose<'a>(&self, token: &'a Token) -> &'a [u8] {
@@ -201,20 +244,16 @@ impl Source for Client {
     }
 
     fn keep(&self) -> Kept {
-        let shown = |secret: &SecretString| secret.expose_secret().to_owned();
-        let credentials = self.login.known().map(|known| (shown(&known.role_id), known.secret_id.as_ref().map(shown)));
-        Kept { credentials, mounts: self.mounts().clone() }
+        Kept { login: self.login.keep(), mounts: self.mounts().clone() }
     }
 
     fn restore(&self, kept: Kept) {
-        let known =
-            |(role_id, secret_id): (String, Option<String>)| Credentials { role_id: role_id.into(), secret_id: secret_id.map(Into::into) };
-        self.login.set_known(kept.credentials.map(known));
+        self.login.restore(kept.login);
         *self.mounts() = kept.mounts;
     }
 
     fn settle(&self) {
-        if self.login.known().is_some() {
+        if self.login.is_known() {
             self.login.remove_file();
         }
     }

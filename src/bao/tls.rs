@@ -1,16 +1,26 @@
 //! Whom to trust and what to show. Invariant: the configured authorities replace the system's; an empty trust store is
 //! an error of its own, never a connection that cannot work.
 
+use super::approle::LIMIT;
 use crate::config::plan::{Tls, Verify};
+use crate::sys::file::read_regular;
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier};
-use rustls_native_certs::{CertificateResult, load_certs_from_paths, load_native_certs};
+use rustls_native_certs::load_native_certs;
 use std::fmt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// The most that a file of authorities may hold, in bytes: a system's whole bundle has 0.2 MiB.
+const BUNDLE: usize = 1 << 20;
+/// The most that all files of a directory of authorities may hold, in bytes.
+const DIRECTORY: usize = 8 << 20;
 
 /// Why a client cannot be made.
 #[derive(Debug)]
@@ -59,10 +69,12 @@ pub(super) fn config(tls: &Tls) -> Result<Arc<ClientConfig>, SetupError> {
         Verify::Skip => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(schemes))),
         Verify::Full => with_roots(builder, tls)?,
     };
-    let config = match identity(tls)? {
+    let mut config = match identity(tls)? {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(|error| SetupError::Identity(error.to_string()))?,
     };
+    // A session that can be resumed keeps its secrets: of TLS 1.2 the one that deciphers all that was said in it.
+    config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
 
@@ -76,8 +88,8 @@ type Verified = ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
 
 fn with_roots(builder: ConfigBuilder<ClientConfig, WantsVerifier>, tls: &Tls) -> Result<Verified, SetupError> {
     let found = match (&tls.ca_cert, &tls.ca_path) {
-        (Some(file), _) => configured(file, load_certs_from_paths(Some(file), None))?,
-        (None, Some(dir)) => configured(dir, load_certs_from_paths(None, Some(dir)))?,
+        (Some(file), _) => authorities(file).map_err(|why| SetupError::Authorities(file.clone(), why))?,
+        (None, Some(dir)) => authorities_in(dir).map_err(|why| SetupError::Authorities(dir.clone(), why))?,
         (None, None) => load_native_certs().certs,
     };
     let mut roots = RootCertStore::empty();
@@ -91,15 +103,41 @@ fn with_roots(builder: ConfigBuilder<ClientConfig, WantsVerifier>, tls: &Tls) ->
     }
 }
 
-/// The certificates of a configured place: each of its files must be readable.
-fn configured(path: &Path, found: CertificateResult) -> Result<Vec<CertificateDer<'static>>, SetupError> {
-    match found.errors.first() {
-        None => Ok(found.certs),
-        Some(error) => Err(SetupError::Authorities(path.to_owned(), error.to_string())),
-    }
+type Certificates = Vec<CertificateDer<'static>>;
+
+/// The certificates of a PEM file.
+fn authorities(file: &Path) -> Result<Certificates, String> {
+    let bytes = read_regular(file, BUNDLE).map_err(|error| format!("it {error}"))?;
+    certificates(&bytes)
 }
 
-type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+/// The certificates of all regular files in a directory, through links, as `openssl rehash` makes them: each must be readable.
+fn authorities_in(dir: &Path) -> Result<Certificates, String> {
+    let unreadable = |error: io::Error| format!("it cannot be read: {error}");
+    let (mut found, mut size) = (Vec::new(), 0);
+    for entry in fs::read_dir(dir).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        // A link may point nowhere.
+        if !fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+            continue;
+        }
+        let bytes = read_regular(&path, BUNDLE).map_err(|error| format!("{} {error}", path.display()))?;
+        size += bytes.len();
+        if size > DIRECTORY {
+            return Err(format!("its files are larger than {DIRECTORY} bytes together"));
+        }
+        found.extend(certificates(&bytes).map_err(|why| format!("{}: {why}", path.display()))?);
+    }
+    found.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
+    found.dedup();
+    Ok(found)
+}
+
+fn certificates(pem: &[u8]) -> Result<Certificates, String> {
+    CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| error.to_string())
+}
+
+type Identity = (Certificates, PrivateKeyDer<'static>);
 
 fn identity(tls: &Tls) -> Result<Option<Identity>, SetupError> {
     let (cert, key) = match (&tls.client_cert, &tls.client_key) {
@@ -108,9 +146,10 @@ fn identity(tls: &Tls) -> Result<Option<Identity>, SetupError> {
         (Some(_), None) => return Err(SetupError::Identity("`client_key` is missing".to_owned())),
         (None, Some(_)) => return Err(SetupError::Identity("`client_cert` is missing".to_owned())),
     };
-    let broken = |path: &Path, error: &rustls::pki_types::pem::Error| SetupError::Identity(format!("{}: {error}", path.display()));
-    let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(|e| broken(cert, &e))?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|e| broken(key, &e))?;
+    let read = |path: &Path| read_regular(path, LIMIT).map_err(|error| SetupError::Identity(format!("{} {error}", path.display())));
+    let broken = |path: &Path, why: &str| SetupError::Identity(format!("{}: {why}", path.display()));
+    let chain = certificates(&read(cert)?).map_err(|why| broken(cert, &why))?;
+    let key = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|error| broken(key, &error.to_string()))?;
     Ok(Some((chain, key)))
 }
 

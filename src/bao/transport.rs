@@ -1,7 +1,7 @@
 //! One request, one connection, one answer. Invariants: a redirect comes back as an answer and is never followed; time
 //! and size are bounded; a connection is closed with its answer, so that no plaintext stays in its buffers.
 
-use super::answer::Answer;
+use super::answer::{Answer, Peer};
 use super::tls::{self, SetupError};
 use crate::config::plan::{Address, Scheme, Tls};
 use crate::lease::source::Cause;
@@ -22,6 +22,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
+/// What is buffered of a connection, in bytes: bounds the head of an answer.
+const BUFFER: usize = 64 << 10;
+
 /// Bounds of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -29,13 +32,15 @@ pub struct Limits {
     pub connect: Duration,
     /// For the whole exchange (default 10 s).
     pub total: Duration,
-    /// The largest body taken, in bytes (default 4 MiB).
-    pub body: usize,
+    /// The largest body of a secret that is taken, in bytes (default 1 MiB, which is OpenBao's own bound of what it stores).
+    pub secret: usize,
+    /// The largest body of any other answer, in bytes (default 64 KiB).
+    pub other: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(3), total: Duration::from_secs(10), body: 4 << 20 }
+        Self { connect: Duration::from_secs(3), total: Duration::from_secs(10), secret: 1 << 20, other: 64 << 10 }
     }
 }
 
@@ -117,38 +122,41 @@ impl Transport {
         &self.origin
     }
 
-    /// Sends `request`, whose path is the one below `/v1`, and takes the whole answer.
-    pub(super) async fn send(&self, request: Request<Vec<u8>>) -> Result<Answer, Fault> {
+    /// Sends `request`, whose path is the one below `/v1`, and takes the whole answer, of at most `most` bytes. Addresses to
+    /// `avoid` are tried last.
+    pub(super) async fn send(&self, request: Request<Vec<u8>>, most: usize, avoid: &[SocketAddr]) -> Result<Answer, Fault> {
         let limit = self.limits.total;
-        timeout(limit, self.exchange(request)).await.unwrap_or(Err(Fault::Late(limit)))
+        timeout(limit, self.exchange(request, most, avoid)).await.unwrap_or(Err(Fault::Late(limit)))
     }
 
-    async fn exchange(&self, mut request: Request<Vec<u8>>) -> Result<Answer, Fault> {
+    async fn exchange(&self, mut request: Request<Vec<u8>>, most: usize, avoid: &[SocketAddr]) -> Result<Answer, Fault> {
         let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
         *request.uri_mut() = format!("{}/v1{path}", self.address.prefix).parse().map_err(|_| Fault::NotHttp)?;
         request.headers_mut().insert(HOST, self.host.clone());
         request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        let stream = self.connect().await?;
+        let (stream, from) = self.connect(avoid).await?;
         match &self.tls {
-            None => self.over(stream, request).await,
+            None => over(stream, request, from, most).await,
             Some((connector, name)) => {
                 let stream = connector.connect(name.clone(), stream).await.map_err(|error| handshake(&error))?;
-                self.over(stream, request).await
+                over(stream, request, from, most).await
             }
         }
     }
 
     /// The first of the server's addresses that accepts.
-    async fn connect(&self) -> Result<TcpStream, Fault> {
+    async fn connect(&self, avoid: &[SocketAddr]) -> Result<(TcpStream, Peer), Fault> {
         let (host, port) = (self.address.host.as_str(), self.address.port);
         let unresolved = |error| Fault::Resolve(host.to_owned(), error);
         let mut last = unresolved(io::ErrorKind::NotFound.into());
-        for address in tokio::net::lookup_host((host, port)).await.map_err(unresolved)? {
+        let addresses = ordered(tokio::net::lookup_host((host, port)).await.map_err(unresolved)?, avoid);
+        for &address in &addresses {
             match timeout(self.limits.connect, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
-                    // Else a request behind a resumed TLS handshake waits 40 ms for the handshake's delayed ACK.
+                    // A request behind a TLS handshake does not wait 40 ms for the handshake's delayed ACK.
                     stream.set_nodelay(true).map_err(|error| Fault::Connect(address, error))?;
-                    return Ok(stream);
+                    let elsewhere = addresses.iter().any(|other| *other != address && !avoid.contains(other));
+                    return Ok((stream, Peer { address, elsewhere }));
                 }
                 Ok(Err(error)) => last = Fault::Connect(address, error),
                 Err(_) => last = Fault::Connect(address, io::ErrorKind::TimedOut.into()),
@@ -156,44 +164,51 @@ impl Transport {
         }
         Err(last)
     }
+}
 
-    async fn over(&self, stream: impl AsyncRead + AsyncWrite + Unpin, request: Request<Vec<u8>>) -> Result<Answer, Fault> {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let answer = async {
-            let (head, body) = sender.send_request(request.map(|body| Full::new(Bytes::from(body)))).await?.into_parts();
-            let body = self.collect(body).await?;
-            let (retry_after, location) = (retry_after(&head.headers), location(&head.headers));
-            Ok(Answer { status: head.status.as_u16(), retry_after, location, body })
-        };
-        tokio::pin!(connection, answer);
-        // The connection moves the bytes and may end first; the answer decides, and dropping both closes.
-        tokio::select! {
-            answer = &mut answer => answer,
-            ended = &mut connection => {
-                let answer = answer.await;
-                if answer.is_err() { ended?; }
-                answer
-            }
+/// One request and its answer over a connection.
+async fn over(stream: impl AsyncRead + AsyncWrite + Unpin, request: Request<Vec<u8>>, from: Peer, most: usize) -> Result<Answer, Fault> {
+    let (mut sender, connection) = http1::Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await?;
+    let answer = async {
+        let (head, body) = sender.send_request(request.map(|body| Full::new(Bytes::from(body)))).await?.into_parts();
+        let body = collect(body, most).await?;
+        let (retry_after, location) = (retry_after(&head.headers), location(&head.headers));
+        Ok(Answer { from, status: head.status.as_u16(), retry_after, location, body })
+    };
+    tokio::pin!(connection, answer);
+    // The connection moves the bytes and may end first; the answer decides, and dropping both closes.
+    tokio::select! {
+        answer = &mut answer => answer,
+        ended = &mut connection => {
+            let answer = answer.await;
+            if answer.is_err() { ended?; }
+            answer
         }
     }
+}
 
-    /// The whole body in one buffer that is wiped.
-    async fn collect(&self, mut body: Incoming) -> Result<Zeroizing<Vec<u8>>, Fault> {
-        let limit = self.limits.body;
-        let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-        if announced > limit {
+/// The whole body in one buffer that is wiped.
+async fn collect(mut body: Incoming, limit: usize) -> Result<Zeroizing<Vec<u8>>, Fault> {
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > limit {
+        return Err(Fault::TooLarge(limit));
+    }
+    let mut whole = Zeroizing::new(Vec::with_capacity(announced));
+    while let Some(frame) = body.frame().await {
+        let Ok(part) = frame?.into_data() else { continue };
+        if part.len() > limit - whole.len() {
             return Err(Fault::TooLarge(limit));
         }
-        let mut whole = Zeroizing::new(Vec::with_capacity(announced));
-        while let Some(frame) = body.frame().await {
-            let Ok(part) = frame?.into_data() else { continue };
-            if part.len() > limit - whole.len() {
-                return Err(Fault::TooLarge(limit));
-            }
-            whole.extend_from_slice(&part);
-        }
-        Ok(whole)
+        whole.extend_from_slice(&part);
     }
+    Ok(whole)
+}
+
+/// The addresses in the resolver's order, those to avoid last.
+fn ordered(addresses: impl Iterator<Item = SocketAddr>, avoid: &[SocketAddr]) -> Vec<SocketAddr> {
+    let mut addresses: Vec<_> = addresses.collect();
+    addresses.sort_by_key(|address| avoid.contains(address));
+    addresses
 }
 
 /// A failed handshake in words.

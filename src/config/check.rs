@@ -9,6 +9,7 @@ use super::section::{Section, labelled};
 use super::value::{self, Bad};
 use super::{Overrides, hooks, users};
 use crate::names::{FileName, HookId, Owner, QueryId, SecretPath};
+use crate::sys::file::read_regular;
 use crate::template::{ParseError, Read, Template};
 use nix::sys::signal::Signal;
 use std::fmt::Display;
@@ -19,6 +20,8 @@ use std::time::Duration;
 const ADDRESS: &str = "https://127.0.0.1:8200";
 /// Where files are served when nobody says.
 pub const MOUNT: &str = "/app/secrets";
+/// The most that the file of a template may hold, in bytes.
+const TEMPLATE: usize = 1 << 20;
 /// How often to read again when nobody says; `lease` has the same default.
 const REFRESH: Duration = Duration::from_mins(5);
 
@@ -369,8 +372,10 @@ impl<'a> Check<'a> {
             return Template::parse(text).map_err(|e| self.no_template(&e, node.inside(e.at.offset, e.len), heredoc)).ok();
         }
         let (path, node) = section.text("source")?;
-        let failed = |e| self.report.error(node.at, format!("the template cannot be read: {e}"), "");
-        let source = Source { name: path.to_owned(), text: std::fs::read_to_string(path).map_err(failed).ok()? };
+        let failed = |why: &dyn Display| self.report.error(node.at, format!("the template {why}"), "");
+        let text = read_regular(Path::new(path), TEMPLATE).map_err(|error| failed(&error)).ok()?;
+        let text = std::str::from_utf8(&text).map_err(|_| failed(&"is not UTF-8 text")).ok()?.to_owned();
+        let source = Source { name: path.to_owned(), text };
         let at = |e: &ParseError| At::new(&source, e.at.offset, e.at.offset + e.len);
         Template::parse(&source.text).map_err(|e| self.no_template(&e, at(&e), true)).ok()
     }

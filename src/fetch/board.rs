@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
 
+/// What all replies that are kept may take in memory, in bytes, at least; it is twice `filesystem.size` where that is more.
+const KEPT: usize = 8 << 20;
+
 /// What became of a reply.
 pub(super) enum Accepted {
     /// These files changed. The first time: all files.
@@ -29,6 +32,8 @@ pub(super) struct Board<'p> {
     key: u64,
     /// Whether the first publication was made.
     complete: bool,
+    /// What the replies that are kept may take in memory, in bytes.
+    budget: usize,
 }
 
 /// What a successor must know of it.
@@ -44,6 +49,8 @@ pub(super) struct BoardNote<Q, F> {
 pub(super) struct QueryState {
     /// The last good reply; after the first publication only where a file is made of several.
     reply: Option<Reply>,
+    /// What it takes in memory, in bytes.
+    weight: usize,
     /// The version that was read last (KV v2).
     version: Option<u64>,
     /// Why the last read failed.
@@ -84,7 +91,8 @@ impl<'p> Board<'p> {
                 queries[query.index()].shared |= read.len() > 1;
             }
         }
-        Self { plan, queries, files, key, complete }
+        let served = plan.filesystem.size.and_then(|size| usize::try_from(size).ok()).unwrap_or_default();
+        Self { plan, queries, files, key, complete, budget: served.saturating_mul(2).max(KEPT) }
     }
 
     /// What a successor must know.
@@ -114,6 +122,10 @@ impl<'p> Board<'p> {
             return if bad { Accepted::Unusable(Vec::new()) } else { Accepted::Nothing };
         }
         let files = state.files.clone();
+        if let Err(problem) = self.admit(query, &reply) {
+            let errors = files.iter().map(|file| render::error(self.plan, *file, problem.clone())).collect();
+            return Accepted::Unusable(self.blame(errors));
+        }
         let look = Look { queries: &self.queries, fresh: Some((query, &reply)), token };
         match render::render(self.plan, files.iter().copied(), &look) {
             Ok(changes) => {
@@ -193,7 +205,7 @@ impl<'p> Board<'p> {
             Ok(changes) => {
                 self.complete = true;
                 for state in self.queries.iter_mut().filter(|state| !state.shared) {
-                    state.reply = None;
+                    (state.reply, state.weight) = (None, 0);
                 }
                 Accepted::Changes(self.changed(changes))
             }
@@ -201,9 +213,25 @@ impl<'p> Board<'p> {
         }
     }
 
+    /// Whether there is room to keep this reply, if it is to be kept.
+    fn admit(&self, query: QueryId, reply: &Reply) -> Result<(), Problem> {
+        let (size, limit) = (reply.weight(), self.budget);
+        let others = (0_u32..).zip(&self.queries).filter(|(id, _)| *id != query.0);
+        let kept = others.map(|(_, state)| state.weight).sum::<usize>();
+        let fits = !self.is_kept(query) || kept.saturating_add(size) <= limit;
+        if fits { Ok(()) } else { Err(Problem::NoRoom { size, kept, limit }) }
+    }
+
+    /// Before the first publication all replies are kept; later those of files that are made of several.
+    fn is_kept(&self, query: QueryId) -> bool {
+        self.queries[query.index()].shared || !self.complete
+    }
+
     fn keep(&mut self, query: QueryId, reply: Reply) {
+        let kept = self.is_kept(query);
         let state = &mut self.queries[query.index()];
-        state.reply = (state.shared || !self.complete).then_some(reply);
+        state.weight = if kept { reply.weight() } else { 0 };
+        state.reply = kept.then_some(reply);
     }
 
     fn mend(&mut self, files: &[FileId]) {

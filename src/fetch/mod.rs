@@ -35,6 +35,9 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::task::LocalSet;
 
+/// How often the credential files are looked at after a refused login.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// How fast, how patiently, and what is reported of the rest of the agent.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -88,7 +91,7 @@ where
         let (board, requests) = (Board::new(plan), Requests::new(source, &plan.queries));
         let reporter = Reporter::new(settings, clock);
         let journal = Journal::open(arena);
-        let mut fetch = Fetch { clock, plan, arena, machine, board, requests, press, reporter, journal, settle: false };
+        let mut fetch = Fetch { clock, plan, arena, machine, board, requests, press, reporter, journal, looked: None, settle: false };
         fetch.go_on(settings);
         let exit = fetch.run(&Ears { link, watch }, announcements).await;
         fetch.press.close();
@@ -106,6 +109,8 @@ enum Woken {
     Answered(Answer),
     Announced(Result<Generation, String>),
     Due,
+    /// It is time to look whether the credential files changed.
+    Look,
     Report,
 }
 
@@ -119,6 +124,8 @@ struct Fetch<'a, S: Source, O, C> {
     press: Press<'a, O>,
     reporter: Reporter,
     journal: Journal,
+    /// When it was last looked whether the credential files changed; `None` while the login does not wait for that.
+    looked: Option<Moment>,
     /// Whether a login succeeded since the whole journal was saved.
     settle: bool,
 }
@@ -133,7 +140,11 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         self.press.tell(self.clock);
         loop {
             let woken = self.wait(ears, &mut announcements).await;
-            let news = !matches!(woken, Woken::Report | Woken::Told(Received::Message(ToRole::Ping)));
+            let news = match woken {
+                Woken::Report | Woken::Told(Received::Message(ToRole::Ping)) => false,
+                Woken::Look => self.look(),
+                Woken::Told(_) | Woken::Answered(_) | Woken::Announced(_) | Woken::Due => true,
+            };
             if news {
                 self.reporter.touch();
             }
@@ -153,7 +164,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                     self.reporter.swap(found);
                     Ok(())
                 }
-                Woken::Told(Received::Empty) | Woken::Report => Ok(()),
+                Woken::Told(Received::Empty) | Woken::Report | Woken::Look => Ok(()),
                 Woken::Answered(answer) => self.answered(answer),
                 Woken::Announced(announced) => {
                     self.press.announced(announced, self.clock);
@@ -180,14 +191,33 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
 
     async fn wait(&mut self, ears: &Ears<'_>, announcements: &mut Announcements) -> Woken {
         let wake = self.machine.wake().into_iter().chain(self.press.wake()).min();
-        let (due, report) = (self.sleep(wake), self.sleep(self.reporter.wake()));
+        let look = self.next_look();
+        let (due, report, look) = (self.sleep(wake), self.sleep(self.reporter.wake()), self.sleep(look));
         tokio::select! {
             told = ears.receive() => Woken::Told(told),
             answer = self.requests.next() => Woken::Answered(answer),
             Some(announced) = announcements.recv() => Woken::Announced(announced),
             () = due => Woken::Due,
+            () = look => Woken::Look,
             () = report => Woken::Report,
         }
+    }
+
+    /// When to look at the credential files next, while a refused login waits for others.
+    fn next_look(&mut self) -> Option<Moment> {
+        let now = self.clock.now();
+        self.looked = self.machine.awaits_credentials().then(|| self.looked.unwrap_or(now));
+        self.looked.map(|looked| looked.plus(LOOK))
+    }
+
+    /// Whether the credential files changed; then the login is sent.
+    fn look(&mut self) -> bool {
+        self.looked = Some(self.clock.now());
+        let changed = self.requests.source().credentials_changed();
+        if changed {
+            self.step(Input::CredentialsChanged);
+        }
+        changed
     }
 
     /// Until then; for ever, if it is never.
@@ -257,6 +287,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                 Output::Forget(token) => self.requests.forget(token),
                 Output::Failed(Subject::Query(query), failure, _) if self.board.complete() => self.stale(query, &failure.message),
                 Output::Failed(_, failure, after) => Event::Retrying { failure: &failure.message, after }.emit(),
+                Output::Refused(failure) => Event::Refused { failure: &failure.message }.emit(),
                 Output::Ended(query) => self.stale(query, "its lease has ended, and no successor came yet"),
             }
         }

@@ -28,6 +28,8 @@ struct Script {
     /// By path: the version and fields of KV, or why it fails. `db` is a lease, `hang` never answers.
     kv: BTreeMap<String, Result<(u64, Value), Cause>>,
     login: Option<Cause>,
+    /// Whether the credential files changed since the last login.
+    changed: bool,
     /// Lives of the token and of the lease of `db`.
     token: Duration,
     lease: Duration,
@@ -79,10 +81,15 @@ impl Source for Server {
         }
         let ttl = self.script().token;
         let refused = self.script().login;
+        self.script().changed = false;
         match refused {
             Some(cause) => Err(failure(cause, "logging in")),
             None => Ok((format!("token-{}", self.serial()), TokenGrant { ttl: Some(ttl), renewable: false })),
         }
+    }
+
+    fn credentials_changed(&self) -> bool {
+        self.script().changed
     }
 
     fn expose<'a>(&self, token: &'a String) -> &'a [u8] {
@@ -233,7 +240,7 @@ impl Rig {
     ) -> Self {
         let kv = queries.iter().map(|path| ((*path).to_owned(), Ok((1, json!({"a": "one", "b": "two"}))))).collect();
         let (token, lease) = (Duration::from_hours(1), Duration::from_hours(1));
-        let mut script = Script { kv, login: None, token, lease, together: 0, gate: None, revokes: true, serial: 0 };
+        let mut script = Script { kv, login: None, changed: false, token, lease, together: 0, gate: None, revokes: true, serial: 0 };
         change(&mut script);
         let (sender, log) = channel();
         let barrier = Arc::new(tokio::sync::Barrier::new(script.together.max(1)));
@@ -435,7 +442,7 @@ fn a_new_token_is_served_in_its_sink_and_the_leases_follow_it() {
 fn giving_up_names_the_most_telling_cause_and_revokes() {
     type Change = fn(&mut Script);
     let table: &[(&str, Change, &str, Exit)] = &[
-        ("k1", |s| s.login = Some(Cause::Login), "login", Exit::Login),
+        ("k1", |s| s.login = Some(Cause::Rejected), "login", Exit::Login),
         ("k1", |s| s.login = Some(Cause::Unreachable), "login", Exit::Unavailable),
         ("k1", |s| drop(s.kv.insert("k1".to_owned(), Err(Cause::Denied))), "look up", Exit::NoSecret),
         ("k1", |s| drop(s.kv.insert("k1".to_owned(), Err(Cause::NotFound))), "read k1", Exit::NoSecret),
@@ -453,6 +460,33 @@ fn giving_up_names_the_most_telling_cause_and_revokes() {
         assert_eq!(exit, *expected, "{wait_for}");
         assert_eq!(asked.iter().any(|asked| asked.starts_with("revoke")), logged_in, "{asked:?}");
     }
+}
+
+#[test]
+fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
+    let paths = ["q0", "q1", "q2"];
+    let files = (0..3).map(|n| file(&format!("f{n}"), field(n, "a"))).collect();
+    let plan = plan(paths.iter().map(|path| query(path, None)).collect(), files);
+    let mut board = Board::new(&plan);
+    let reply = |size: usize| {
+        let fields = json!({"a": "x".repeat(size)}).as_object().expect("an object").clone();
+        Reply { fields, engine: Engine::Other, lease: None }
+    };
+    let mib = 1 << 20;
+    assert!(matches!(board.accept(QueryId(0), reply(5 * mib), Some(b"t")), Accepted::Nothing));
+    let Accepted::Unusable(errors) = board.accept(QueryId(1), reply(5 * mib), Some(b"t")) else { panic!("there is room") };
+    let words = errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert!(words.len() == 1 && words[0].starts_with("rendering f1 "), "{words:?}");
+    assert!(words[0].contains(" from q1: the answer takes 524") && words[0].contains("of the 8388608 bytes"), "{words:?}");
+    let (missing, exit) = board.missing(None);
+    assert_eq!((missing.len(), exit), (2, Exit::Data));
+    // The same query may get a smaller one, or the one that it has may give way to one that fits.
+    assert!(matches!(board.accept(QueryId(0), reply(6 * mib), Some(b"t")), Accepted::Nothing));
+    assert!(matches!(board.accept(QueryId(1), reply(mib), Some(b"t")), Accepted::Nothing));
+    let Accepted::Changes(changes) = board.accept(QueryId(2), reply(10), Some(b"t")) else { panic!("all are there") };
+    assert_eq!(changes.len(), 3);
+    // Now only what is rendered is kept.
+    assert!(matches!(board.accept(QueryId(2), reply(20 * mib), Some(b"t")), Accepted::Changes(_)));
 }
 
 #[test]
@@ -691,6 +725,24 @@ fn a_lease_that_ends_without_a_successor_is_past_its_life() {
     rig.server.script().login = None;
     rig.report(0, |file| file.condition == Condition::Fresh);
     rig.end(ToRole::Stop);
+}
+
+#[test]
+fn a_refused_login_is_sent_again_when_the_credentials_change() {
+    for cause in [Cause::Login, Cause::LockedOut { elsewhere: false }] {
+        let rig = Rig::start(&["k0"], vec![field(0, "a")], |script| script.login = Some(cause));
+        rig.report(0, |file| file.trouble.is_some());
+        rig.asked("login", 1);
+        // Longer than two looks, and no login.
+        assert!(rig.log.recv_timeout(LOOK * 3).is_err(), "{cause:?}");
+        rig.server.script().changed = true;
+        rig.asked("login", 1);
+        assert!(rig.log.recv_timeout(LOOK * 3).is_err(), "{cause:?}: refused again");
+        rig.server.script().login = None;
+        rig.server.script().changed = true;
+        rig.ready();
+        rig.end(ToRole::Stop);
+    }
 }
 
 #[test]

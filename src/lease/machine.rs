@@ -2,14 +2,19 @@
 //! one request a query and one for the session are out at a time; a lease that lives is never minted again because a
 //! renewal failed; a token goes only after its successor came, and is not revoked while a lease of it is served.
 
+use super::refusals::Refusals;
 use super::schedule::{Dates, Grant, Pace, poll};
 use super::source::{Cause, Failure, Lease, TokenGrant};
 use crate::clock::{Backoff, Jitter, Moment};
 use crate::config::plan::Query;
+use crate::exit::Exit;
 use crate::names::{LeaseId, QueryId};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+/// How many reads and renewals of leases are out at once: what their answers take in memory has a bound. Requests of the session
+/// come besides.
+const AT_ONCE: usize = 4;
 /// How long after a refresh the next one takes effect.
 const REFRESH: Duration = Duration::from_secs(1);
 /// The longest wait that a server's `Retry-After` is believed.
@@ -36,6 +41,8 @@ pub enum Input {
     Renewed(QueryId, TokenId, Result<Lease, Failure>),
     /// What was read cannot be rendered.
     Unusable(QueryId),
+    /// The credential files hold something else than the last login showed.
+    CredentialsChanged,
     /// Somebody wants it new: what has no lease is read, and what waits after a failure is tried.
     Refresh,
 }
@@ -49,6 +56,8 @@ pub enum Output {
     Forget(TokenId),
     /// A request failed for another reason than the last time, and is tried again.
     Failed(Subject, Failure, Duration),
+    /// The login was refused and is not sent again before the credential files change.
+    Refused(Failure),
     /// The query's lease ended, and no successor is there yet.
     Ended(QueryId),
 }
@@ -188,6 +197,8 @@ pub struct Machine {
     #[serde(skip)]
     jitter: Jitter,
     session: Work,
+    /// What earlier refusals mean for the next login.
+    refusals: Refusals,
     token: Option<Token>,
     retired: Vec<Retired>,
     entries: Vec<Entry>,
@@ -217,6 +228,7 @@ impl Machine {
         Self {
             entries: queries.iter().map(entry).collect(),
             session: Work::due(now),
+            refusals: Refusals::default(),
             pace,
             jitter,
             token: None,
@@ -239,6 +251,7 @@ impl Machine {
         (self.pace, self.looking) = (pace, false);
         if self.session.lost() == Some(Step::Replace) {
             self.lost_logins += 1;
+            self.refusals.unheard(now, &mut self.jitter);
         }
         for entry in &mut self.entries {
             self.unheard |= entry.work.lost() == Some(Step::Replace) && !entry.plain;
@@ -272,6 +285,7 @@ impl Machine {
             Input::Read(query, token, result) => self.read(query, token, result, now, &mut out),
             Input::Renewed(query, token, result) => self.renewed(query, token, result, now, &mut out),
             Input::Unusable(query) => self.unusable(query, now),
+            Input::CredentialsChanged => self.credentials_changed(now),
             // One that comes soon after another waits, and those that come while it waits are the same.
             Input::Refresh => self.refresh = Some(self.refreshed.map_or(now, |last| last.plus(REFRESH).max(now))),
         }
@@ -282,12 +296,12 @@ impl Machine {
     /// When `Tick` is due next; `None`: only an answer can change something.
     #[must_use]
     pub fn wake(&self) -> Option<Moment> {
-        let waits = self.waits_for_login();
-        let ready = |entry: &&Entry| !(waits && entry.is_minting());
-        let works = self.token.iter().flat_map(|_| self.entries.iter().filter(ready).filter_map(|entry| entry.work.next()));
+        // While as many as may be are out, only an answer lets the next one go.
+        let asks = self.token.is_some() && self.free() > 0;
+        let works = self.ready().filter(|_| asks).filter_map(|(_, entry)| entry.work.next());
         let ends = self.entries.iter().filter_map(|entry| entry.work.end);
         let retired = self.retired.iter().filter_map(|old| if serves(&self.entries, old.id) { old.end } else { Some(old.revoke) });
-        let works = works.chain(self.session.next()).map(|(at, _)| at);
+        let works = works.chain(self.next_of_session()).map(|(at, _)| at);
         works.chain(ends).chain(self.session.end).chain(retired).chain(self.refresh).min()
     }
 
@@ -298,15 +312,40 @@ impl Machine {
     #[must_use]
     pub fn view(&self, subject: Subject, now: Moment) -> View<'_> {
         let Subject::Query(query) = subject else {
-            return View { ended: self.token.is_none(), ..self.session.view() };
+            return self.view_of_session();
         };
         let entry = &self.entries[query.index()];
         let own = entry.work.view();
         // Without a token nothing is asked.
         let waits = self.token.is_none() && own.next.is_some_and(|next| next <= now);
-        let trouble = own.trouble.or_else(|| self.session.view().trouble.filter(|_| waits));
+        let trouble = own.trouble.or_else(|| self.view_of_session().trouble.filter(|_| waits));
         let missed = entry.lease.is_none() && entry.good[0].is_some_and(|good| now.since(good) > entry.refresh.saturating_mul(2));
         View { trouble, ended: entry.ended, missed, ..own }
+    }
+
+    /// Whether the next login waits for other credentials: then they are to be watched.
+    #[must_use]
+    pub fn awaits_credentials(&self) -> bool {
+        !self.refusals.is_open() && self.session.sent.is_none()
+    }
+
+    fn view_of_session(&self) -> View<'_> {
+        let own = self.session.view();
+        let next = self.next_of_session().map(|(at, _)| at);
+        View { trouble: own.trouble.or(self.refusals.why()), ended: self.token.is_none(), next, ..own }
+    }
+
+    /// The session's next request; a login waits for what earlier refusals ask for.
+    fn next_of_session(&self) -> Option<(Moment, Step)> {
+        self.session.next_with(self.session.replace.at.and_then(|at| self.refusals.admit(at)))
+    }
+
+    fn credentials_changed(&mut self, now: Moment) {
+        if self.awaits_credentials() {
+            self.refusals = Refusals::default();
+            self.session.replace.at = Some(now);
+            self.session.told = None;
+        }
     }
 
     fn logged_in(&mut self, result: Result<TokenGrant, Failure>, now: Moment, out: &mut Vec<Output>) {
@@ -318,6 +357,7 @@ impl Machine {
                     self.retired.push(Retired { id: old.id, revoke: self.pace.revocation(end, now), end });
                 }
                 self.unheard = false;
+                self.refusals.worked();
                 let first = grant.ttl.unwrap_or_default();
                 self.token = Some(Token { id: TokenId(self.logins), since: sent, first });
                 self.grant_token(grant, first, sent);
@@ -325,7 +365,18 @@ impl Machine {
                     entry.work.replace.at = Some(now);
                 }
             }
+            Err(failure) if failure.cause.exit() == Exit::Login => self.refuse(&failure, now, out),
             Err(failure) => self.postpone(Subject::Session, Step::Replace, &failure, now, out),
+        }
+    }
+
+    /// A refused login is a wait of its own, or one without an end.
+    fn refuse(&mut self, failure: &Failure, now: Moment, out: &mut Vec<Output>) {
+        let wait = self.refusals.refused(failure, now, &mut self.jitter);
+        self.session.failed_until(Step::Replace, failure, now);
+        match wait {
+            Some(wait) => self.session.tell(Subject::Session, failure, wait, out),
+            None => out.push(Output::Refused(failure.clone())),
         }
     }
 
@@ -424,7 +475,8 @@ impl Machine {
 
     fn postpone(&mut self, subject: Subject, step: Step, failure: &Failure, now: Moment, out: &mut Vec<Output>) {
         let backoff = match failure.cause {
-            Cause::Denied | Cause::NotFound | Cause::Login | Cause::Malformed => self.pace.slow,
+            // Of a login's own causes none comes here: see `Refusals`.
+            Cause::Denied | Cause::NotFound | Cause::Malformed | Cause::Login | Cause::Rejected | Cause::LockedOut { .. } => self.pace.slow,
             Cause::Unreachable | Cause::Unavailable | Cause::RateLimited => self.pace.retry,
         };
         if let Some(work) = work(&mut self.session, &mut self.entries, subject) {
@@ -526,6 +578,7 @@ impl Machine {
     fn turn(&mut self, now: Moment, out: &mut Vec<Output>) {
         if self.refresh.is_some_and(|at| at <= now) {
             (self.refreshed, self.refresh) = (Some(now), None);
+            self.refusals.hasten(now);
             self.hasten(now);
         }
         self.end_tokens(now, out);
@@ -540,9 +593,9 @@ impl Machine {
         self.revoke_retired(now, out);
         self.begin_session(now, out);
         let Some(token) = self.token else { return };
-        let waits = self.waits_for_login();
-        for (query, entry) in (0_u32..).map(QueryId).zip(&mut self.entries).filter(|(_, entry)| !(waits && entry.is_minting())) {
-            match (entry.work.begin(now), &entry.lease) {
+        for query in self.due(now) {
+            let Some(entry) = self.entries.get_mut(query.index()) else { continue };
+            match (entry.work.begin(entry.work.next(), now), &entry.lease) {
                 (Some(Step::Renew), Some(held)) => {
                     out.push(Output::Ask(Request::Renew(query, token.id, held.id.clone(), held.first)));
                 }
@@ -552,9 +605,29 @@ impl Machine {
         }
     }
 
+    /// The queries whose requests are to be sent now: renewals first, then what has been due for longest. So no query waits for
+    /// others that fail again and again.
+    fn due(&self, now: Moment) -> Vec<QueryId> {
+        let next = |(query, entry): (QueryId, &Entry)| entry.work.next().map(|(at, step)| (step == Step::Replace, at, query));
+        let mut due: Vec<_> = self.ready().filter_map(next).filter(|(_, at, _)| *at <= now).collect();
+        due.sort_unstable();
+        due.into_iter().take(self.free()).map(|(_, _, query)| query).collect()
+    }
+
+    /// The queries that may be asked for, now or later: a mint may have to wait for another token.
+    fn ready(&self) -> impl Iterator<Item = (QueryId, &Entry)> {
+        let waits = self.waits_for_login();
+        (0_u32..).map(QueryId).zip(&self.entries).filter(move |(_, entry)| !(waits && entry.is_minting()))
+    }
+
+    /// How many more reads and renewals may be out.
+    fn free(&self) -> usize {
+        AT_ONCE.saturating_sub(self.entries.iter().filter(|entry| entry.work.sent.is_some()).count())
+    }
+
     /// Whether the next mint is to be under another token, which a login may bring soon.
     fn waits_for_login(&self) -> bool {
-        self.unheard && self.session.replace.failures == 0
+        self.unheard && self.session.replace.failures == 0 && self.refusals.is_open()
     }
 
     /// What has no lease is read now, and what waits after a failure is tried now.
@@ -592,7 +665,7 @@ impl Machine {
     }
 
     fn begin_session(&mut self, now: Moment, out: &mut Vec<Output>) {
-        match (self.session.begin(now), self.token) {
+        match (self.session.begin(self.next_of_session(), now), self.token) {
             (Some(Step::Renew), Some(token)) => out.push(Output::Ask(Request::RenewToken(token.id))),
             (Some(Step::Renew | Step::Replace), _) => {
                 self.logins += 1;
@@ -648,15 +721,21 @@ impl Work {
 
     /// The next request and its time; none while one is out or in doubt.
     fn next(&self) -> Option<(Moment, Step)> {
+        self.next_with(self.replace.at)
+    }
+
+    /// The same, if the replacement is due at `replace`.
+    fn next_with(&self, replace: Option<Moment>) -> Option<(Moment, Step)> {
         if self.sent.is_some() || self.doubt.is_some() {
             return None;
         }
-        let both = [(self.replace.at, Step::Replace), (self.renew.at, Step::Renew)];
+        let both = [(replace, Step::Replace), (self.renew.at, Step::Renew)];
         both.into_iter().filter_map(|(at, step)| Some((at?, step))).min_by_key(|(at, _)| *at)
     }
 
-    fn begin(&mut self, now: Moment) -> Option<Step> {
-        let (_, step) = self.next().filter(|(at, _)| *at <= now)?;
+    /// Sends `next`, what is due next, if its time has come.
+    fn begin(&mut self, next: Option<(Moment, Step)>, now: Moment) -> Option<Step> {
+        let (_, step) = next.filter(|(at, _)| *at <= now)?;
         self.sent = Some((now, step));
         Some(step)
     }
@@ -680,15 +759,24 @@ impl Work {
     }
 
     fn failed(&mut self, step: Step, failure: &Failure, backoff: Backoff, now: Moment, jitter: &mut Jitter) -> Duration {
-        let errand = match step {
+        let asked = failure.retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
+        let wait = backoff.delay(self.errand(step).failures, jitter).max(asked);
+        self.failed_until(step, failure, now.plus(wait));
+        wait
+    }
+
+    /// A request failed and is wanted again at `at`.
+    fn failed_until(&mut self, step: Step, failure: &Failure, at: Moment) {
+        let errand = self.errand(step);
+        *errand = Errand { at: Some(at), failures: errand.failures.saturating_add(1) };
+        self.failure = Some(failure.clone());
+    }
+
+    fn errand(&mut self, step: Step) -> &mut Errand {
+        match step {
             Step::Renew => &mut self.renew,
             Step::Replace => &mut self.replace,
-        };
-        let asked = failure.retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
-        let wait = backoff.delay(errand.failures, jitter).max(asked);
-        *errand = Errand { at: Some(now.plus(wait)), failures: errand.failures.saturating_add(1) };
-        self.failure = Some(failure.clone());
-        wait
+        }
     }
 
     fn view(&self) -> View<'_> {

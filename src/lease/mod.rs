@@ -2,6 +2,7 @@
 //! never a value.
 
 mod machine;
+mod refusals;
 mod schedule;
 pub mod source;
 #[cfg(test)]

@@ -20,6 +20,34 @@ pub struct Reply {
     pub lease: Option<Lease>,
 }
 
+impl Reply {
+    /// About what it takes in memory, in bytes: rather more than less.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let metadata = match &self.engine {
+            Engine::Kv2 { metadata, .. } => weight_of_map(metadata),
+            Engine::Other => 0,
+        };
+        weight_of_map(&self.fields) + metadata
+    }
+}
+
+/// A value has 32 bytes of its own, in whatever it is. The depth is bounded where it was parsed.
+fn weight(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) => 32,
+        Value::Number(number) => 64 + number.as_str().len(),
+        Value::String(text) => 64 + text.len(),
+        Value::Array(values) => 64 + values.iter().map(weight).sum::<usize>(),
+        Value::Object(fields) => weight_of_map(fields),
+    }
+}
+
+/// A node of the map has room for eleven entries of 56 bytes and is half full at least, unless it is the only one.
+fn weight_of_map(fields: &Map<String, Value>) -> usize {
+    700 + fields.iter().map(|(key, value)| 136 + key.len() + weight(value)).sum::<usize>()
+}
+
 impl fmt::Debug for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reply").field("engine", &self.engine).field("lease", &self.lease).finish_non_exhaustive()
@@ -90,8 +118,15 @@ pub enum Cause {
     Denied,
     /// 404, a deleted version, or another 4xx about the path.
     NotFound,
-    /// The login was refused (400 or 403 at the login's own path), or its files cannot be read.
+    /// The login's files cannot be used: nothing was sent.
     Login,
+    /// The login was refused for its credentials (400 or another 4xx at the login's own path).
+    Rejected,
+    /// The login was refused whatever its credentials are (401 or 403 at the login's own path): the role is locked out.
+    LockedOut {
+        /// Whether the server has another address, which did not refuse a login since the last one that worked.
+        elsewhere: bool,
+    },
     /// The answer is not what this endpoint gives.
     Malformed,
 }
@@ -103,7 +138,7 @@ impl Cause {
         match self {
             Self::Unreachable | Self::Unavailable | Self::RateLimited | Self::Malformed => Exit::Unavailable,
             Self::Denied | Self::NotFound => Exit::NoSecret,
-            Self::Login => Exit::Login,
+            Self::Login | Self::Rejected | Self::LockedOut { .. } => Exit::Login,
         }
     }
 }
@@ -116,11 +151,15 @@ pub trait Source {
     /// What is kept for a successor.
     type Kept: Serialize + DeserializeOwned;
 
-    /// Logs in.
+    /// Logs in with what the credential files hold now.
     ///
     /// # Errors
-    /// `Cause::Login` when refused, else as any request.
+    /// `Cause::Login` when no credentials can be read, `Rejected` or `LockedOut` when refused, else as any request.
     async fn login(&self) -> Result<(Self::Token, TokenGrant), Failure>;
+
+    /// Whether the credential files hold something else than the last login showed. What is being written counts only when two
+    /// calls in a row see the same.
+    fn credentials_changed(&self) -> bool;
 
     /// The token's bytes, for a sink, and for a successor.
     fn expose<'a>(&self, token: &'a Self::Token) -> &'a [u8];

@@ -310,12 +310,57 @@ fn a_calm_day_costs_little_and_serves_no_dead_lease() {
 }
 
 #[test]
-fn reads_run_side_by_side_at_the_start() {
-    let mut world = World::new(3, 3, life(600, 3_600), life(3_600, 3_600));
+fn four_reads_run_side_by_side_at_the_start() {
+    let mut world = World::new(3, 6, life(600, 3_600), life(3_600, 3_600));
     world.run(1);
     assert!(matches!(world.log[0].1, Request::Login(_)));
-    let sent: BTreeSet<Moment> = world.log[1..].iter().map(|(at, _)| *at).collect();
-    assert_eq!((world.log.len(), sent.len()), (7, 1), "{:?}", world.log);
+    let sent: Vec<Duration> = world.log[1..].iter().map(|(at, _)| at.since(world.log[1].0)).collect();
+    let want: Vec<Duration> = (0..9).map(|n| LATENCY * (n / 4)).collect();
+    assert_eq!(sent, want, "{:?}", world.log);
+}
+
+#[test]
+fn reads_that_hang_delay_a_renewal_by_one_of_them_and_starve_nobody() {
+    // 40 secrets whose reads take 10 s each, one with a lease of a minute, and one that is refreshed like all others.
+    let slow = |n: u32| (1..41).contains(&n);
+    let queries: Vec<Query> =
+        (0..42).map(|n| Query { path: SecretPath::new(&format!("q{n}")).expect("a good path"), version: None, refresh: None }).collect();
+    let mut machine = Machine::new(&queries, Pace::new(S(60)), Jitter::seeded(3), at(0));
+    let (mut answers, mut now) = (BTreeMap::<(Moment, u32), Input>::new(), at(0));
+    let (mut out, mut serial, mut good, mut renewals) = (0, 0, 0, 0);
+    machine.step(Input::Tick, now);
+    let mut outputs = machine.step(Input::LoggedIn(Ok(TokenGrant { ttl: None, renewable: false })), now);
+    while now < at(1_800) {
+        for output in outputs.drain(..) {
+            let Output::Ask(request) = output else { continue };
+            serial += 1;
+            let lease = Lease { id: lease_id(0), ttl: S(60), renewable: true };
+            let (wait, input) = match request {
+                Request::Read(query, token) if slow(query.0) => (S(10), Input::Read(query, token, Err(failure(Cause::Unreachable)))),
+                Request::Read(QueryId(0), token) => (LATENCY, Input::Read(QueryId(0), token, Ok(Some(lease)))),
+                Request::Read(query, token) => {
+                    good += 1;
+                    (LATENCY, Input::Read(query, token, Ok(None)))
+                }
+                Request::Renew(query, token, ..) => {
+                    renewals += 1;
+                    (LATENCY, Input::Renewed(query, token, Ok(lease)))
+                }
+                Request::Login(_) | Request::RenewToken(_) | Request::LookUp(_) | Request::Revoke(_) => panic!("{request:?}"),
+            };
+            out += 1;
+            assert!(out <= 4, "{out} are out");
+            answers.insert((now.plus(wait), serial), input);
+        }
+        let answer = answers.first_key_value().map(|(key, _)| key.0);
+        now = answer.into_iter().chain(machine.wake()).min().expect("it goes on");
+        let input = answers.first_entry().filter(|entry| entry.key().0 <= now).map(OccupiedEntry::remove);
+        out -= u32::from(input.is_some());
+        outputs = machine.step(input.unwrap_or(Input::Tick), now);
+        assert!(!outputs.iter().any(|output| matches!(output, Output::Ended(_))), "the lease ended at {now:?}");
+    }
+    assert!((30..=60).contains(&renewals), "{renewals}");
+    assert!((4..=8).contains(&good), "{good}");
 }
 
 #[test]
@@ -436,13 +481,85 @@ fn a_server_that_is_down_at_the_start_is_asked_with_backoff() {
 }
 
 #[test]
-fn a_refused_login_is_repeated_slowly() {
-    let mut world = World::new(1, 0, life(60, 600), life(600, 6_000)).fault(|_, _| Some(Cause::Login));
-    world.run(30);
-    assert!((3..=6).contains(&world.logins()), "{}", world.logins());
+fn rejected_credentials_are_tried_twice_whatever_happens_and_others_at_once() {
+    let mut world = World::new(1, 0, life(60, 600), life(600, 6_000))
+        .fault(|request, _| matches!(request, Request::Login(TokenId(..=3))).then_some(Cause::Rejected));
+    world.run(1);
+    for _ in 0..10 {
+        world.die();
+        world.step(Input::Refresh);
+    }
     world.run(3_600);
-    assert!(world.logins() < 40, "{}", world.logins());
+    assert_eq!(logins_at(&world), [0, 2]);
+    assert!(matches!(world.said[..], [Output::Failed(_, _, S2), Output::Refused(_)]), "{:?}", world.said);
+    let view = world.machine.view(Subject::Session, world.now);
+    assert!(view.trouble.is_some() && view.next.is_none() && world.machine.awaits_credentials());
+    // The third login is rejected, too, and is said anew; the fourth works.
+    world.step(Input::CredentialsChanged);
+    world.run(4_000);
+    assert_eq!(logins_at(&world), [0, 2, 3_600, 3_602]);
+    assert_eq!(world.said.len(), 3, "{:?}", world.said);
+    assert!(!world.machine.awaits_credentials() && world.machine.view(Subject::Session, world.now).trouble.is_none());
+    assert_eq!((world.served.len(), world.bad), (1, Duration::ZERO));
 }
+
+#[test]
+fn a_role_that_is_locked_out_is_asked_again_after_a_quarter_of_an_hour() {
+    for (elsewhere, first) in [(false, vec![0]), (true, vec![0, 0])] {
+        let mut world = World::new(1, 0, life(60, 600), life(600, 6_000))
+            .fault(move |_, now| (second(now) < 1_800).then_some(Cause::LockedOut { elsewhere }));
+        world.run(890);
+        assert_eq!(logins_at(&world), first);
+        world.run(2_200);
+        assert_eq!(world.logins(), 2 * first.len() + 1, "{:?}", logins_at(&world));
+        let waits = logins_at(&world);
+        assert!(waits.windows(2).all(|pair| pair[0] == pair[1] || (900..=1_081).contains(&(pair[1] - pair[0]))), "{waits:?}");
+        assert_eq!(world.served.len(), 1);
+    }
+}
+
+#[test]
+fn a_crash_loop_does_not_spend_the_budget_of_refused_logins() {
+    // Each life dies before the answer to its login comes.
+    let mut world = World::new(1, 0, life(60, 600), life(600, 6_000)).fault(|_, _| Some(Cause::Rejected));
+    for _ in 0..60 {
+        world.step(Input::Tick);
+        world.die();
+        world.pass(world.now.plus(S(5)));
+    }
+    assert_eq!(world.logins(), 3, "{:?}", logins_at(&world));
+    // The server has forgotten them; what is rejected now is rejected for itself.
+    world.run(7_200);
+    let logins = logins_at(&world);
+    assert!(logins.len() == 5 && logins[3] >= 900 && logins[4] == logins[3] + 2, "{logins:?}");
+}
+
+#[test]
+fn a_refusal_is_told_while_the_tokens_renewals_work() {
+    // The token could not be renewed in time, a login was refused, and then renewals work again: the next login will be refused.
+    let mut world = World::new(0, 1, life(60, 600), life(600, 60_000)).fault(|request, now| {
+        let late = matches!(request, Request::RenewToken(_)) && second(now) < 540;
+        let refused = matches!(request, Request::Login(TokenId(2..))).then_some(Cause::Rejected);
+        refused.or(late.then_some(Cause::Unavailable))
+    });
+    world.run(7_200);
+    assert_eq!(world.logins(), 3, "{:?}", logins_at(&world));
+    let view = world.machine.view(Subject::Session, world.now);
+    assert!(view.trouble.is_some() && !view.ended && view.ends.is_some_and(|end| end > world.now), "{view:?}");
+    world.fault = Box::new(|_, _| None);
+    world.step(Input::CredentialsChanged);
+    world.run(7_201);
+    assert!(world.machine.view(Subject::Session, world.now).trouble.is_none());
+    assert_eq!((world.logins(), world.machine.present()), (4, Some(TokenId(4))));
+}
+
+/// When logins were sent, in seconds since the start.
+fn logins_at(world: &World) -> Vec<u64> {
+    world.log.iter().filter(|(_, request)| matches!(request, Request::Login(_))).map(|(at, _)| second(*at)).collect()
+}
+
+/// The wait before the second try of rejected credentials.
+const S2: Duration = Duration::from_secs(2);
 
 #[test]
 fn the_servers_word_on_when_to_ask_again_is_kept() {
@@ -530,10 +647,9 @@ fn a_token_is_not_revoked_while_a_lease_of_it_is_served() {
 #[test]
 fn a_single_use_secret_id_keeps_its_token_to_the_end() {
     let mut world = World::new(1, 1, life(60, 600), life(600, 900))
-        .fault(|request, _| matches!(request, Request::Login(TokenId(2..))).then_some(Cause::Login));
+        .fault(|request, _| matches!(request, Request::Login(TokenId(2..))).then_some(Cause::Rejected));
     world.run(899);
-    assert_eq!(world.bad, Duration::ZERO);
-    assert!((2..12).contains(&world.logins()), "{}", world.logins());
+    assert_eq!((world.bad, world.logins()), (Duration::ZERO, 3));
 }
 
 #[test]

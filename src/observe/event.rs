@@ -140,6 +140,11 @@ pub enum Event<'a> {
         /// When.
         after: Duration,
     },
+    /// The login was refused; it is sent again when a credential file changes.
+    Refused {
+        /// The failure's own message.
+        failure: &'a str,
+    },
     /// All first secrets are there.
     Ready {
         /// How many files.
@@ -243,6 +248,7 @@ impl Event<'_> {
             }
             Self::LoggedIn { ttl } => info!(ttl = ttl.map(|ttl| ttl.as_secs()), "logged in"),
             Self::Retrying { failure, after } => warn!(?after, "{}; trying again", line(failure)),
+            Self::Refused { failure } => error!("{}; waiting for another role_id or secret_id in its file", line(failure)),
             Self::Ready { files } => info!(files, "all secrets are there"),
             Self::Missing { file, why } => error!(file = %line(file.as_str()), why = line(why).as_str(), "a secret is missing"),
             Self::Published { generation, files } => info!(generation = generation.0, files, "published"),

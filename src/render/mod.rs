@@ -55,6 +55,15 @@ pub enum Problem {
     Empty,
     /// A template cannot be executed.
     Template(ExecError),
+    /// There is no room to keep what was read: how much it takes in memory, how much others take, and the bound, in bytes.
+    NoRoom {
+        /// Of this answer.
+        size: usize,
+        /// Of those that are kept.
+        kept: usize,
+        /// Of all.
+        limit: usize,
+    },
 }
 
 impl fmt::Display for RenderError {
@@ -69,6 +78,11 @@ impl fmt::Display for RenderError {
             Problem::Null(field) => write!(f, ": the field `{field}` is null"),
             Problem::Empty => f.write_str(": the value is empty; hint: set allow_empty if that is meant"),
             Problem::Template(error) => write!(f, ": {error}"),
+            Problem::NoRoom { size, kept, limit } => write!(
+                f,
+                ": the answer takes {size} bytes of memory, and {kept} of the {limit} bytes for answers are taken; \
+                 hint: a larger `filesystem.size` gives more"
+            ),
         }
     }
 }
@@ -82,9 +96,12 @@ impl RenderError {
     pub fn in_log(&self) -> String {
         match &self.problem {
             Problem::Missing { similar: Some(name), .. } => format!("{self}; hint: did you mean `{name}`?"),
-            Problem::Missing { similar: None, .. } | Problem::Unread | Problem::Null(_) | Problem::Empty | Problem::Template(_) => {
-                self.to_string()
-            }
+            Problem::Missing { similar: None, .. }
+            | Problem::Unread
+            | Problem::Null(_)
+            | Problem::Empty
+            | Problem::Template(_)
+            | Problem::NoRoom { .. } => self.to_string(),
         }
     }
 }
@@ -99,16 +116,20 @@ pub fn render(plan: &Plan, files: impl IntoIterator<Item = FileId>, values: &imp
         let Some(file) = plan.files.get(id.index()) else { continue };
         match content(file, values) {
             Ok(bytes) => changes.push((id, bytes)),
-            Err(problem) => errors.push(RenderError {
-                file: id,
-                name: file.name.clone(),
-                origin: file.origin.clone(),
-                path: path(plan, &file.content),
-                problem,
-            }),
+            Err(problem) => errors.push(error(plan, id, problem)),
         }
     }
     if errors.is_empty() { Ok(changes) } else { Err(errors) }
+}
+
+/// What is wrong with this file of the plan.
+///
+/// # Panics
+/// When there is no such file.
+#[must_use]
+pub fn error(plan: &Plan, file: FileId, problem: Problem) -> RenderError {
+    let File { name, origin, content, .. } = &plan.files[file.index()];
+    RenderError { file, name: name.clone(), origin: origin.clone(), path: path(plan, content), problem }
 }
 
 /// What a file reads, each once.

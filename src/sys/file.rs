@@ -1,15 +1,76 @@
-//! What nix lacks about files.
+//! What nix lacks about files, and files that others may replace by something else.
 
 use nix::errno::Errno;
 use std::ffi::CString;
-use std::io;
+use std::fmt;
+use std::fs::{File, FileType};
+use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use zeroize::Zeroizing;
 
 /// Of `stx_attributes`.
 const STATX_ATTR_MOUNT_ROOT: u64 = 0x2000;
+
+/// Why a file was not read.
+#[derive(Debug)]
+pub enum ReadError {
+    /// The system's own error.
+    Io(io::Error),
+    /// It is something else than a regular file: a directory, a FIFO, a device, a socket.
+    NotRegular(&'static str),
+    /// It holds more than this many bytes.
+    TooLarge(usize),
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => write!(f, "cannot be read: {error}"),
+            Self::NotRegular(kind) => write!(f, "is {kind}, not a regular file"),
+            Self::TooLarge(limit) => write!(f, "is larger than {limit} bytes"),
+        }
+    }
+}
+
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Reads a regular file of at most `limit` bytes, following links. Nothing else is waited for or read: a FIFO without a writer
+/// and a terminal open at once (`O_NONBLOCK`, `O_NOCTTY`) and are refused, as is a device without an end.
+///
+/// # Errors
+/// As `ReadError` has them.
+pub fn read_regular(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, ReadError> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(ReadError::NotRegular(kind(metadata.file_type())));
+    }
+    let size = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
+    if size > limit {
+        return Err(ReadError::TooLarge(limit));
+    }
+    // Files of /proc say 0, and a file may grow: the size is no promise.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(size + 1));
+    file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > limit { Err(ReadError::TooLarge(limit)) } else { Ok(bytes) }
+}
+
+fn kind(file: FileType) -> &'static str {
+    match () {
+        () if file.is_dir() => "a directory",
+        () if file.is_fifo() => "a FIFO",
+        () if file.is_char_device() || file.is_block_device() => "a device",
+        () => "something else",
+    }
+}
 
 /// Whether nobody but the caller has this file open or mapped, now: a write lease (`fcntl(2)`, `F_SETLEASE`) is granted.
 /// The lease stays until the descriptor is closed.
@@ -51,4 +112,43 @@ pub fn is_mounted(path: &Path) -> bool {
     // SAFETY: the struct is made of integers, for which zeros are valid where the kernel wrote nothing.
     let found = unsafe { found.assume_init() };
     result == 0 && found.stx_attributes & STATX_ATTR_MOUNT_ROOT != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn only_a_small_regular_file_is_read_and_nothing_is_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("full"), vec![b'x'; 64]).expect("write");
+        fs::write(at("large"), vec![b'x'; 65]).expect("write");
+        fs::write(at("empty"), "").expect("write");
+        mkfifo(&at("fifo"), Mode::S_IRWXU).expect("a FIFO");
+        for (name, to) in [("link", "full"), ("zero", "/dev/zero"), ("looped", "looped")] {
+            symlink(to, at(name)).expect("a link");
+        }
+        // A link to a file of /proc, whose size is 0, has an end of its own.
+        symlink("/proc/self/limits", at("proc")).expect("a link");
+        for (name, want) in [
+            ("full", "64"),
+            ("link", "64"),
+            ("empty", "0"),
+            ("large", "is larger than 64 bytes"),
+            ("proc", "is larger than 64 bytes"),
+            ("fifo", "is a FIFO, not a regular file"),
+            ("zero", "is a device, not a regular file"),
+            (".", "is a directory, not a regular file"),
+            ("none", "cannot be read: No such file or directory (os error 2)"),
+            ("looped", "cannot be read: Too many levels of symbolic links (os error 40)"),
+        ] {
+            let read = read_regular(&at(name), 64).map_or_else(|error| error.to_string(), |bytes| bytes.len().to_string());
+            assert_eq!(read, want, "{name}");
+        }
+    }
 }

@@ -39,6 +39,8 @@ mod hangs;
 mod hardening;
 mod health;
 mod hooks;
+mod hostile;
+mod logins;
 mod minting;
 mod neighbours;
 mod parent;

@@ -82,6 +82,16 @@ impl Bao {
         entries.map(|entry| format!("{} {}", word(&entry["request"]["operation"]), word(&entry["request"]["path"]))).collect()
     }
 
+    /// How many logins with this `role_id` were refused.
+    pub(crate) fn refused_logins(&self, role_id: &str) -> usize {
+        let hash = self.api("POST", "sys/audit-hash/requests", serde_json::json!({ "input": role_id }));
+        let audit = std::fs::read_to_string(audit_file(self.dir.path())).expect("the audit file is there");
+        let entries = audit.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let refused =
+            |entry: &Value| entry["type"] == "response" && (entry["error"].is_string() || entry["response"]["data"]["error"].is_string());
+        entries.filter(|entry| refused(entry) && entry["request"]["data"]["role_id"] == hash["data"]["hash"]).count()
+    }
+
     /// How many live tokens were made by a login of role `role`.
     pub(crate) fn tokens(&self, role: &str) -> usize {
         let of_role = |accessor: &String| {

@@ -148,7 +148,8 @@ impl Tenant {
         let (role_id, secret_id) = (format!("role-id-of-{name}"), format!("secret-id-of-{name}"));
         let allow = vec![format!("database/creds/{name}"), format!("secret/data/{name}/*")];
         let (token_ttl, token_max_ttl) = (seconds(lives.token), seconds(lives.token) * 10);
-        let role = Role { role_id: role_id.clone(), secret_id: secret_id.clone(), secret_id_uses: 0, allow, token_ttl, token_max_ttl };
+        let role =
+            Role { role_id: role_id.clone(), secret_id: secret_id.clone(), secret_id_uses: 0, refused: 0, allow, token_ttl, token_max_ttl };
         standin.state().add_role(role);
         let database = DatabaseRole { ttl: seconds(lives.lease), max_ttl: seconds(lives.lease_max), renewable: true };
         standin.state().database_role(name, database);
@@ -227,6 +228,14 @@ impl Tenant {
         match &self.server {
             Server::Real(real) => real.bao.requests(&self.name).iter().filter(|request| request.ends_with(login)).count(),
             Server::Standin(standin) => standin.state().requests.iter().filter(|it| it.path == login).count(),
+        }
+    }
+
+    /// How many of its logins were refused.
+    pub(crate) fn refused_logins(&self) -> usize {
+        match &self.server {
+            Server::Real(real) => real.bao.refused_logins(&self.role_id),
+            Server::Standin(standin) => standin.state().role().refused as usize,
         }
     }
 

@@ -57,10 +57,21 @@ impl Standin {
         Self::listen(Ipv4Addr::LOCALHOST, Some(server::tls(&certificate, &own)), Some(authority.0.pem()))
     }
 
+    /// Another one, at the same port of another address: with it, two nodes of one name.
+    #[must_use]
+    pub fn twin(&self, on: Ipv4Addr) -> Self {
+        Self::listen_at((on, self.address.port()).into(), None, None)
+    }
+
     fn listen(on: Ipv4Addr, tls: Option<tokio_rustls::TlsAcceptor>, authority: Option<String>) -> Self {
-        let listener = TcpListener::bind((on, 0)).expect("a free port");
+        Self::listen_at((on, 0).into(), tls, authority)
+    }
+
+    fn listen_at(on: SocketAddr, tls: Option<tokio_rustls::TlsAcceptor>, authority: Option<String>) -> Self {
+        let listener = TcpListener::bind(on).expect("a free port");
         listener.set_nonblocking(true).expect("a non-blocking listener");
-        let address = (Ipv4Addr::LOCALHOST, listener.local_addr().expect("a bound address").port()).into();
+        let bound = listener.local_addr().expect("a bound address");
+        let address = if on.ip().is_unspecified() { (Ipv4Addr::LOCALHOST, bound.port()).into() } else { bound };
         let state = Arc::new(Mutex::new(State::new()));
         let (stop, stopped) = oneshot::channel();
         let shared = Arc::clone(&state);

@@ -12,6 +12,9 @@ use std::time::Duration;
 const DEFAULT_POLICY: [&str; 5] =
     ["auth/token/lookup-self", "auth/token/renew-self", "auth/token/revoke-self", "sys/leases/renew", "sys/leases/lookup"];
 
+/// After so many refused logins a role is locked out (`user_lockout_threshold`); here for ever.
+const LOCKOUT_THRESHOLD: u32 = 5;
+
 /// An `AppRole`.
 #[derive(Clone, Debug)]
 #[allow(clippy::struct_field_names, reason = "the server's own word for it")]
@@ -20,6 +23,8 @@ pub struct Role {
     pub secret_id: String,
     /// How many logins the `secret_id` is good for; 0: any number.
     pub secret_id_uses: u32,
+    /// How many logins were refused for their `secret_id` since the last good one: the fifth locks the role.
+    pub refused: u32,
     /// Paths that its tokens may read, besides the `default` policy: exact, or with `*` at the end.
     pub allow: Vec<String>,
     pub token_ttl: Duration,
@@ -31,7 +36,7 @@ impl Default for Role {
     fn default() -> Self {
         let hour = Duration::from_hours(1);
         let (role_id, secret_id) = ("role".to_owned(), "secret".to_owned());
-        Self { role_id, secret_id, secret_id_uses: 0, allow: Vec::new(), token_ttl: hour, token_max_ttl: hour * 24 }
+        Self { role_id, secret_id, secret_id_uses: 0, refused: 0, allow: Vec::new(), token_ttl: hour, token_max_ttl: hour * 24 }
     }
 }
 
@@ -288,9 +293,14 @@ impl State {
             return Answer::error(400, "missing secret_id");
         }
         let role = &mut self.roles[index];
+        if role.refused >= LOCKOUT_THRESHOLD {
+            return Answer::dead_token();
+        }
         if role.secret_id != secret_id {
+            role.refused += 1;
             return Answer::error(400, "invalid role or secret ID");
         }
+        role.refused = 0;
         if role.secret_id_uses == 1 {
             role.secret_id = uuid();
         }

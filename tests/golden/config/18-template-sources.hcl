@@ -19,3 +19,7 @@ template {
   destination = "/app/secrets/d"
   source      = "tests/golden/config/18-source.tpl"
 }
+template {
+  destination = "/app/secrets/e"
+  source      = "/dev/zero"
+}

@@ -1,0 +1,259 @@
+//! When a login may be sent after the server refused one: pure. `OpenBao` locks a role for every node's clients after five
+//! refused logins (`user_lockout_threshold`; measured with 2.7.2), so refused logins are a budget that replicas share.
+//! Invariant: the same credentials are rejected at most twice, and within [`LOCKOUT`] at most [`BUDGET`] logins are sent that
+//! the server may have rejected.
+
+use super::source::{Cause, Failure};
+use crate::clock::{Jitter, Moment};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Wait before the second try of credentials that were rejected: a standby answers 400 to a new `secret_id` until the entry
+/// was replicated to it (0.2 to 1.7 s, measured).
+const REPLICATION: Duration = Duration::from_secs(2);
+/// For how long `OpenBao` locks a role, and after what time without a rejected login it forgets those before
+/// (`user_lockout_duration`, `user_lockout_counter_reset`; both have this default).
+const LOCKOUT: Duration = Duration::from_mins(15);
+/// How many logins the server may have rejected within [`LOCKOUT`]; those whose answers were never heard count, too.
+const BUDGET: u32 = 3;
+/// How often credentials may be rejected before only others are tried.
+const TRIES: u32 = 2;
+
+/// The refused logins since the last login that worked, or since the credentials changed.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Refusals {
+    gate: Gate,
+    /// Whether the last login that was answered worked: one with the same credentials whose answer was not heard did, too.
+    proven: bool,
+    /// How often these credentials were rejected (`Cause::Rejected`).
+    rejected: u32,
+    /// How many logins were sent by processes that died before the answer came.
+    unheard: u32,
+    /// Whether another address was already asked at once because one answered that the role is locked out.
+    moved: bool,
+    /// When the last login was refused, or not heard of.
+    last: Option<Moment>,
+    /// Why. Kept while the token's renewals work: the next login will be refused, too.
+    why: Option<Failure>,
+}
+
+/// What a login waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+enum Gate {
+    /// Nothing.
+    #[default]
+    Open,
+    /// This moment, or other credentials.
+    Until(Moment),
+    /// Other credentials.
+    Changed,
+}
+
+impl Refusals {
+    /// Takes a refused login; the result is the wait before the next one, `None` if only other credentials are tried.
+    pub(super) fn refused(&mut self, failure: &Failure, now: Moment, jitter: &mut Jitter) -> Option<Duration> {
+        (self.why, self.proven) = (Some(failure.clone()), false);
+        let wait = match failure.cause {
+            Cause::LockedOut { elsewhere: true } if !std::mem::replace(&mut self.moved, true) => Some(Duration::ZERO),
+            Cause::LockedOut { .. } => Some(self.lockout(jitter)),
+            Cause::Rejected => self.rejected(jitter),
+            // `Login`: no credentials could be shown, nothing was sent. Of the others none comes here.
+            Cause::Login
+            | Cause::Denied
+            | Cause::NotFound
+            | Cause::Malformed
+            | Cause::Unreachable
+            | Cause::Unavailable
+            | Cause::RateLimited => return self.close(None, now),
+        };
+        self.last = Some(now);
+        self.close(wait, now)
+    }
+
+    /// A login worked.
+    pub(super) fn worked(&mut self) {
+        *self = Self { proven: true, ..Self::default() };
+    }
+
+    /// A login was in flight when this process' predecessor died: whether the server rejected it is unknown.
+    pub(super) fn unheard(&mut self, now: Moment, jitter: &mut Jitter) {
+        if self.proven {
+            return;
+        }
+        (self.unheard, self.last) = (self.unheard + 1, Some(now));
+        if self.rejected + self.unheard >= BUDGET {
+            let wait = self.lockout(jitter);
+            self.close(Some(wait), now);
+        }
+    }
+
+    /// A person asks for a login. The server forgets a rejected login after [`LOCKOUT`], so one more is harmless then.
+    pub(super) fn hasten(&mut self, now: Moment) {
+        if self.last.is_some_and(|last| now.since(last) >= LOCKOUT) {
+            self.gate = Gate::Open;
+            self.rejected = self.rejected.min(TRIES - 1);
+        }
+    }
+
+    /// When a login that is due at `at` may be sent; `None`: once the credentials are others.
+    pub(super) fn admit(&self, at: Moment) -> Option<Moment> {
+        match self.gate {
+            Gate::Open => Some(at),
+            Gate::Until(opens) => Some(at.max(opens)),
+            Gate::Changed => None,
+        }
+    }
+
+    /// Whether no login was refused, or all that follows from it is over.
+    pub(super) fn is_open(&self) -> bool {
+        self.gate == Gate::Open
+    }
+
+    /// Why the last login was refused, if none worked since.
+    pub(super) fn why(&self) -> Option<&Failure> {
+        self.why.as_ref()
+    }
+
+    fn rejected(&mut self, jitter: &mut Jitter) -> Option<Duration> {
+        self.rejected += 1;
+        if self.rejected >= TRIES {
+            return None;
+        }
+        let spent = self.rejected + self.unheard >= BUDGET;
+        Some(if spent || self.moved { self.lockout(jitter) } else { REPLICATION })
+    }
+
+    /// Replicas that were locked out together do not come back together. What is counted for the budget is forgotten by then.
+    fn lockout(&mut self, jitter: &mut Jitter) -> Duration {
+        (self.moved, self.unheard) = (false, 0);
+        jitter.between(LOCKOUT, LOCKOUT.mul_f64(1.2))
+    }
+
+    fn close(&mut self, wait: Option<Duration>, now: Moment) -> Option<Duration> {
+        self.gate = wait.map_or(Gate::Changed, |wait| Gate::Until(now.plus(wait)));
+        wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const S: fn(u64) -> Duration = Duration::from_secs;
+    const LOCKED: Cause = Cause::LockedOut { elsewhere: false };
+    const LOCKED_HERE: Cause = Cause::LockedOut { elsewhere: true };
+
+    fn failure(cause: Cause) -> Failure {
+        Failure { cause, message: String::new(), retry_after: None }
+    }
+
+    /// What a row does: a login is refused, or its answer is never heard.
+    #[derive(Clone, Copy, Debug)]
+    enum Act {
+        Refused(Cause),
+        Unheard,
+        Worked,
+    }
+
+    #[test]
+    fn waits_after_refusals() {
+        use Act::{Refused, Unheard, Worked};
+        use Cause::{Login, Rejected};
+        // Acts, and the wait in seconds before the login after the last one: `None` is for ever.
+        type Row = (&'static [Act], Option<(u64, u64)>);
+        let long = Some((900, 1_080));
+        let table: &[Row] = &[
+            (&[Refused(Rejected)], Some((2, 2))),
+            (&[Refused(Rejected), Refused(Rejected)], None),
+            (&[Refused(LOCKED)], long),
+            (&[Refused(LOCKED), Refused(LOCKED), Refused(LOCKED)], long),
+            (&[Refused(LOCKED_HERE)], Some((0, 0))),
+            (&[Refused(LOCKED_HERE), Refused(LOCKED)], long),
+            // However many addresses there are, one more is asked at once.
+            (&[Refused(LOCKED_HERE), Refused(LOCKED_HERE)], long),
+            (&[Refused(LOCKED_HERE), Refused(LOCKED_HERE), Refused(LOCKED_HERE)], Some((0, 0))),
+            // Two refused logins a start, whatever they were.
+            (&[Refused(LOCKED_HERE), Refused(Rejected)], long),
+            (&[Refused(Rejected), Refused(LOCKED)], long),
+            // The locked role opens again, and the credentials were bad twice.
+            (&[Refused(Rejected), Refused(LOCKED), Refused(Rejected)], None),
+            // Nothing was sent.
+            (&[Refused(Login)], None),
+            // Deaths in flight: each may have been a rejection.
+            (&[Unheard], Some((0, 0))),
+            (&[Unheard, Unheard], Some((0, 0))),
+            (&[Unheard, Unheard, Unheard], long),
+            (&[Unheard, Unheard, Unheard, Unheard], long),
+            (&[Unheard, Unheard, Refused(Rejected)], long),
+            (&[Unheard, Refused(Rejected)], Some((2, 2))),
+            (&[Unheard, Refused(Rejected), Refused(Rejected)], None),
+            // Whoever is killed again and again with good credentials logs in all the same.
+            (&[Worked, Unheard, Unheard, Unheard, Unheard], Some((0, 0))),
+            (&[Worked, Unheard, Refused(Rejected), Unheard, Unheard], long),
+            (&[Refused(Rejected), Worked, Refused(Rejected)], Some((2, 2))),
+        ];
+        for (acts, want) in table {
+            for seed in 0..20 {
+                let (mut refusals, now, mut jitter) = (Refusals::default(), Moment::at(S(5_000)), Jitter::seeded(seed));
+                for act in *acts {
+                    match act {
+                        Refused(cause) => drop(refusals.refused(&failure(*cause), now, &mut jitter)),
+                        Unheard => refusals.unheard(now, &mut jitter),
+                        Worked => refusals.worked(),
+                    }
+                }
+                let wait = refusals.admit(now).map(|at| at.since(now));
+                let inside = |(low, high): (u64, u64)| wait.is_some_and(|wait| (S(low)..=S(high)).contains(&wait));
+                assert!(want.map_or(wait.is_none(), inside), "{acts:?}: {wait:?}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
+
+        /// Whatever the server answers, whoever dies and however often a person asks: the role is not locked by this agent.
+        #[test]
+        fn the_server_rejects_few_logins(acts in proptest::collection::vec((0_u8..6, 0_u64..400), 1..100), seed in any::<u64>()) {
+            let (mut refusals, mut jitter) = (Refusals::default(), Jitter::seeded(seed));
+            let (mut now, mut counted) = (Moment::at(S(5_000)), Vec::new());
+            for (act, pause) in acts {
+                now = now.plus(S(pause));
+                if act == 5 {
+                    refusals.hasten(now);
+                }
+                // A login is wanted all the time; one that has to wait long is waited for.
+                let Some(at) = refusals.admit(now) else { continue };
+                now = at;
+                match act {
+                    0 | 1 => drop(refusals.refused(&failure(Cause::Rejected), now, &mut jitter)),
+                    2 => drop(refusals.refused(&failure(Cause::LockedOut { elsewhere: true }), now, &mut jitter)),
+                    3 => drop(refusals.refused(&failure(LOCKED), now, &mut jitter)),
+                    _ => refusals.unheard(now, &mut jitter),
+                }
+                if act < 2 || act > 3 {
+                    counted.push(now);
+                }
+            }
+            for (n, first) in counted.iter().enumerate() {
+                let within = counted[n..].iter().take_while(|at| at.since(*first) < LOCKOUT).count();
+                prop_assert!(within <= BUDGET as usize, "{} logins within 15 min: {:?}", within, counted);
+            }
+        }
+    }
+
+    #[test]
+    fn a_person_may_ask_once_more_when_the_server_has_forgotten() {
+        let (mut refusals, start, mut jitter) = (Refusals::default(), Moment::at(S(1)), Jitter::seeded(1));
+        for _ in 0..2 {
+            refusals.refused(&failure(Cause::Rejected), start, &mut jitter);
+        }
+        refusals.hasten(start.plus(S(899)));
+        assert_eq!(refusals.admit(start), None, "a HUP each minute would lock the role");
+        let later = start.plus(LOCKOUT);
+        refusals.hasten(later);
+        assert_eq!(refusals.admit(later), Some(later));
+        assert_eq!(refusals.refused(&failure(Cause::Rejected), later, &mut jitter), None, "one try, not two");
+    }
+}
