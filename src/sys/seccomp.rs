@@ -27,6 +27,9 @@ const COMPAT: Option<u32> = Some(0x4000_0028);
 #[cfg(target_arch = "riscv64")]
 const COMPAT: Option<u32> = None;
 
+/// So many rules are asked one after the other.
+const LEAF: usize = 4;
+
 /// Offsets in `struct seccomp_data` (`linux/seccomp.h`).
 const NUMBER_AT: u32 = 0;
 const ARCH_AT: u32 = 4;
@@ -179,13 +182,11 @@ impl Filter<'_> {
         let mut program = vec![load(ARCH_AT)];
         let mut native = vec![load(NUMBER_AT)];
         native.extend(self.x32());
-        native.extend(self.rules.iter().filter_map(|rule| Some(checked(rule.call.native?, rule))).flatten());
-        native.push(answer(self.otherwise));
+        native.extend(self.search(|call| call.native));
         program.extend(block(NATIVE, native));
         if let (Others::SameRules, Some(arch)) = (self.others, COMPAT) {
             let mut compat = vec![load(NUMBER_AT)];
-            compat.extend(self.rules.iter().filter_map(|rule| Some(checked(rule.call.compat?, rule))).flatten());
-            compat.push(answer(self.otherwise));
+            compat.extend(self.search(|call| call.compat));
             program.extend(block(arch, compat));
         }
         program.push(answer(match self.others {
@@ -193,6 +194,14 @@ impl Filter<'_> {
             Others::Answer(answer) => answer,
         }));
         program
+    }
+
+    /// All rules by their numbers, and the last answer. Expects the number in the accumulator.
+    fn search(&self, number: impl Fn(Call) -> Option<u32>) -> Vec<libc::sock_filter> {
+        let mut rules: Vec<_> = self.rules.iter().filter_map(|rule| Some((number(rule.call)?, rule))).collect();
+        // Stable: the rules of one call keep their order.
+        rules.sort_by_key(|(number, _)| *number);
+        tree(&rules, answer(self.otherwise))
     }
 
     /// How `x32` calls, which are of the native architecture, are answered.
@@ -237,6 +246,22 @@ fn block(arch: u32, body: Vec<libc::sock_filter>) -> Vec<libc::sock_filter> {
     let mut block = vec![jump(libc::BPF_JEQ, arch, 1, 0), instruction(libc::BPF_JMP | libc::BPF_JA, over, 0, 0)];
     block.extend(body);
     block
+}
+
+/// Searches in sorted rules by halves: the kernel runs a program for each number when it is installed, to remember which calls
+/// are allowed anyhow, so that a long row would cost more than the rest of a role's birth (measured: 100 us for 70 rules).
+fn tree(rules: &[(u32, &Rule)], otherwise: libc::sock_filter) -> Vec<libc::sock_filter> {
+    let number = rules.get(rules.len() / 2).map_or(0, |(number, _)| *number);
+    let (low, high) = rules.split_at(rules.partition_point(|(other, _)| *other < number));
+    if rules.len() <= LEAF || low.is_empty() {
+        return rules.iter().flat_map(|(number, rule)| checked(*number, rule)).chain([otherwise]).collect();
+    }
+    let low = tree(low, otherwise);
+    let over = u32::try_from(low.len()).unwrap_or(u32::MAX);
+    let mut both = vec![jump(libc::BPF_JGE, number, 0, 1), instruction(libc::BPF_JMP | libc::BPF_JA, over, 0, 0)];
+    both.extend(low);
+    both.extend(tree(high, otherwise));
+    both
 }
 
 /// One rule for `number`. Expects the number in the accumulator and leaves it there for the next rule.
@@ -288,6 +313,7 @@ mod tests {
                     accumulator = u32::from_ne_bytes(data[from..from + 4].try_into().expect("four bytes"));
                 }
                 code if code == libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K => at += test(accumulator == it.k),
+                code if code == libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K => at += test(accumulator >= it.k),
                 code if code == libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K => at += test(accumulator & it.k != 0),
                 code if code == libc::BPF_JMP | libc::BPF_JA => at += it.k as usize,
                 code if code == libc::BPF_RET | libc::BPF_K => return it.k,
@@ -368,7 +394,9 @@ mod tests {
     fn a_long_filter_is_whole() {
         let rules: Vec<_> = (0..1000).map(|number| Rule::always(Call::native(number), EPERM)).collect();
         let filter = Filter { rules: &rules, otherwise: Answer::Allow, others: Others::Answer(EPERM) };
-        assert_eq!(run(&filter, NATIVE, 999, [0; 6]), EPERM.value());
+        for number in 0..1000 {
+            assert_eq!(run(&filter, NATIVE, number, [0; 6]), EPERM.value());
+        }
         assert_eq!(run(&filter, NATIVE, 1000, [0; 6]), Answer::Allow.value());
         assert!(filter.program().len() < 4096, "BPF_MAXINSNS");
     }
