@@ -43,20 +43,14 @@ impl List {
 const UNKNOWN: Answer = Answer::Errno(Errno::ENOSYS);
 const REFUSED: Answer = Answer::Errno(Errno::EPERM);
 
-/// Memory, threads, time, signals, waiting, descriptors that are open.
+/// Memory, threads, time, signals, what is open.
 const EVERYBODY: &[libc::c_long] = &[
     libc::SYS_brk,
-    libc::SYS_clock_getres,
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
     libc::SYS_close,
-    libc::SYS_epoll_create1,
-    libc::SYS_epoll_ctl,
-    libc::SYS_epoll_pwait,
-    libc::SYS_eventfd2,
     libc::SYS_exit,
     libc::SYS_exit_group,
-    libc::SYS_fstat,
     libc::SYS_futex,
     libc::SYS_getegid,
     libc::SYS_geteuid,
@@ -65,9 +59,7 @@ const EVERYBODY: &[libc::c_long] = &[
     libc::SYS_getppid,
     libc::SYS_getrandom,
     libc::SYS_gettid,
-    libc::SYS_gettimeofday,
     libc::SYS_getuid,
-    libc::SYS_lseek,
     libc::SYS_madvise,
     libc::SYS_mincore,
     libc::SYS_mlock,
@@ -76,10 +68,7 @@ const EVERYBODY: &[libc::c_long] = &[
     libc::SYS_munmap,
     libc::SYS_nanosleep,
     libc::SYS_ppoll,
-    libc::SYS_pread64,
-    libc::SYS_pwrite64,
     libc::SYS_read,
-    libc::SYS_readv,
     libc::SYS_recvfrom,
     libc::SYS_restart_syscall,
     libc::SYS_rseq,
@@ -90,44 +79,51 @@ const EVERYBODY: &[libc::c_long] = &[
     libc::SYS_sched_yield,
     libc::SYS_set_robust_list,
     libc::SYS_sigaltstack,
-    libc::SYS_sysinfo,
-    libc::SYS_timerfd_create,
-    libc::SYS_timerfd_settime,
-    libc::SYS_uname,
     libc::SYS_write,
     libc::SYS_writev,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_epoll_wait,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_time,
 ];
 
-/// Files by name, which Landlock narrows, and the network.
+/// Files by name, which Landlock narrows, the network, and waiting for many of them.
 const FETCH: &[libc::c_long] = &[
     libc::SYS_bind,
+    libc::SYS_clock_getres,
     libc::SYS_connect,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
     libc::SYS_faccessat,
+    libc::SYS_fstat,
     libc::SYS_ftruncate,
     libc::SYS_getpeername,
     libc::SYS_getsockname,
     libc::SYS_getsockopt,
+    libc::SYS_gettimeofday,
+    libc::SYS_lseek,
     libc::SYS_newfstatat,
     libc::SYS_openat,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
     libc::SYS_readlinkat,
+    libc::SYS_readv,
     libc::SYS_recvmmsg,
     libc::SYS_recvmsg,
     libc::SYS_renameat2,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
     libc::SYS_statx,
+    libc::SYS_sysinfo,
+    libc::SYS_uname,
     libc::SYS_unlinkat,
     // riscv64 has `renameat2` alone.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     libc::SYS_renameat,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_access,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_lstat,
     #[cfg(target_arch = "x86_64")]
@@ -138,6 +134,8 @@ const FETCH: &[libc::c_long] = &[
     libc::SYS_rename,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_time,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_unlink,
 ];

@@ -252,7 +252,7 @@ fn credentials_that_are_replaced_are_read(world: World) {
         let dir = agent.path(place);
         // Twice: what was made after the start is replaced, too.
         for secret in ["second", "third"] {
-            standin(&tenant).state().role().secret_id = secret.to_owned();
+            secret.clone_into(&mut standin(&tenant).state().role().secret_id);
             if place == "/run/plain" {
                 fs::write(dir.join("next"), secret).and_then(|()| fs::rename(dir.join("next"), dir.join("secret_id"))).expect("replaced");
             } else {
