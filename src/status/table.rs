@@ -51,10 +51,8 @@ fn head(report: &Report, now: Now) -> String {
         report.served.how
     );
     text.extend(overdue(report, now).into_iter().chain(unsaved(report)).chain(lack(report)).map(|line| line + "\n"));
-    if let Detail::Counts(it) = report.detail {
-        text += &format!("files   {} fresh, {} stale, {} ended, {} missing\n", it.fresh, it.stale, it.ended, it.missing);
-    }
-    text + "\n"
+    let Detail::Counts(it) = report.detail else { return text + "\n" };
+    text + &format!("files   {} fresh, {} stale, {} ended, {} missing\n\n", it.fresh, it.stale, it.ended, it.missing)
 }
 
 fn row(file: &FileReport, now: Now) -> [String; 8] {
