@@ -125,7 +125,8 @@ fn health(mount: Option<PathBuf>, probe: Option<&Probe>, strictness: Strictness)
 
 /// Each cause on a line of its own. A cause may repeat what the application answered, or the name of a mount.
 fn lines(word: &str, causes: &[String]) -> String {
-    causes.iter().map(|cause| format!("{word}: {}\n", ShownLine::from(cause.as_str()))).collect()
+    let causes: Vec<_> = causes.iter().map(|cause| ShownLine::from(cause.as_str()).to_string()).collect();
+    format!("{word}: {}\n", causes.join(&format!("\n{word}: ")))
 }
 
 /// Prints the report, parsed and written anew: whoever made the file decides nothing but what the report says.

@@ -111,12 +111,13 @@ impl Reporter {
     fn written(&mut self, report: Report, fit: Fit, error: Option<OutletError>, now: Moment) {
         let (less, why) = (fit > self.fit, error.map(|error| error.what).unwrap_or_default());
         self.fit = fit;
-        match fit {
-            Fit::Whole => {}
-            Fit::NoCauses if less => Event::Skipped { what: &format!("the report is written without causes: {why}") }.emit(),
-            Fit::Counts if less => Event::Skipped { what: &format!("the report only counts files: {why}") }.emit(),
-            Fit::Nothing if less => Event::Broken { what: &format!("the report cannot be written: {why}") }.emit(),
-            Fit::NoCauses | Fit::Counts | Fit::Nothing => {}
+        if less {
+            match fit {
+                Fit::Whole => {}
+                Fit::NoCauses => Event::Skipped { what: &format!("the report is written without causes: {why}") }.emit(),
+                Fit::Counts => Event::Skipped { what: &format!("the report only counts files: {why}") }.emit(),
+                Fit::Nothing => Event::Broken { what: &format!("the report cannot be written: {why}") }.emit(),
+            }
         }
         if fit == Fit::Nothing {
             self.touched = true;
@@ -156,8 +157,13 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             self.press.report(&bytes, self.clock)
         };
         let Err(error) = write(report) else { return (Fit::Whole, None) };
-        let smaller: [(Fit, fn(&Report) -> Report); 2] = [(Fit::NoCauses, Report::without_causes), (Fit::Counts, Report::counted)];
-        let fit = smaller.into_iter().find(|(_, smaller)| write(&smaller(report)).is_ok()).map_or(Fit::Nothing, |(fit, _)| fit);
+        let fit = if write(&report.without_causes()).is_ok() {
+            Fit::NoCauses
+        } else if write(&report.counted()).is_ok() {
+            Fit::Counts
+        } else {
+            Fit::Nothing
+        };
         (fit, Some(error))
     }
 

@@ -229,13 +229,13 @@ impl Event<'_> {
             Self::SwapFound { cause: None } => info!("secrets cannot reach a swap any more"),
             Self::AppStarted { pid } => info!(pid, "application started"),
             Self::AppNotStarted { program, why } => {
-                error!(program = line(program).as_str(), why = line(why).as_str(), "the application cannot be started")
+                error!(program = line(program).as_str(), why = line(why).as_str(), "the application cannot be started");
             }
             Self::AppEnded { code } => info!(code, "application ended"),
             Self::AppKilled => warn!("the application is killed"),
             Self::Telling { how } => info!(how = line(how).as_str(), "telling of a rotation"),
             Self::CommandFailed { program, how } => {
-                warn!(program = line(program).as_str(), how = line(how).as_str(), "the command after a rotation failed")
+                warn!(program = line(program).as_str(), how = line(how).as_str(), "the command after a rotation failed");
             }
             Self::RoleDied { role, how } => error!(role = role.as_str(), how = line(how).as_str(), "a process of the agent died"),
             Self::RoleHangs { role, since } => error!(role = role.as_str(), ?since, "a process of the agent does not answer: it is killed"),
@@ -253,13 +253,13 @@ impl Event<'_> {
             Self::Missing { file, why } => error!(file = %line(file.as_str()), why = line(why).as_str(), "a secret is missing"),
             Self::Published { generation, files } => info!(generation = generation.0, files, "published"),
             Self::Stale { file, why } => {
-                warn!(file = %line(file.as_str()), why = line(why).as_str(), "the last good value is still served")
+                warn!(file = %line(file.as_str()), why = line(why).as_str(), "the last good value is still served");
             }
             Self::Revoked => info!("token revoked"),
             Self::NotRevoked { why } => warn!(why = line(why).as_str(), "the token could not be revoked; it ends with its ttl"),
             Self::Unusable { why } => warn!("{}", line(why)),
             Self::Unverified { server } => {
-                warn!(server = line(server).as_str(), "TLS verification is off: anybody on the way can read every secret and the token")
+                warn!(server = line(server).as_str(), "TLS verification is off: anybody on the way can read every secret and the token");
             }
             Self::Evicted { file } => warn!(file = %line(file.as_str()), "an old version that is still open made room for a newer one"),
             Self::Dropped { lines } => warn!(lines, "log lines were dropped because nobody read them"),

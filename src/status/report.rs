@@ -138,6 +138,7 @@ pub enum Checkpoint {
 }
 
 impl Checkpoint {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
     fn is_whole(&self) -> bool {
         *self == Self::Whole
     }

@@ -54,10 +54,8 @@ fn head(report: &Report, now: Now) -> String {
     );
     let weak = swap(report, now).into_iter().chain(unsaved(report)).chain(lack(report));
     text.extend(overdue(report, now).into_iter().chain(weak).map(|line| line + "\n"));
-    if let Detail::Counts(it) = report.detail {
-        text += &format!("files   {} fresh, {} stale, {} ended, {} missing\n", it.fresh, it.stale, it.ended, it.missing);
-    }
-    text + "\n"
+    let Detail::Counts(it) = report.detail else { return text + "\n" };
+    text + &format!("files   {} fresh, {} stale, {} ended, {} missing\n\n", it.fresh, it.stale, it.ended, it.missing)
 }
 
 /// A line for the walls; none for a report that does not tell.
