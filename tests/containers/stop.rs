@@ -134,7 +134,7 @@ fn full_log(docker: &Docker) {
     let fill = "mkfifo /tmp/log; exec 3<>/tmp/log
         for size in 4096 1; do dd if=/dev/zero of=/tmp/log bs=$size oflag=nonblock 2>&-; done
         exec baofs run --user app -- sh -c 'trap \"exit 6\" TERM; echo started; while :; do sleep 60 & wait; done' 2>&3 3>&-";
-    let container = start_program(&site, FUSE, "sh", &["-c", fill]);
+    let container = start_program(&site, &format!("{FUSE} --tmpfs /tmp"), "sh", &["-c", fill]);
     container.wait_for_line("started");
     site.tenant.put("note", json!({ "text": "new" }));
     assert_eq!(container.read_after("app", "note", "old"), "new");

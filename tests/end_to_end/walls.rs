@@ -361,3 +361,19 @@ fn credentials_in_the_root_are_warned_of() {
         assert_eq!(end.stderr.matches(line).count(), 1, "{line}: {}", end.stderr);
     }
 }
+
+#[test]
+fn standard_streams_are_taken_where_there_is_no_null() {
+    let tenant = Tenant::standin("walls-streams", CALM);
+    tenant.put("note", json!({ "text": "old" }));
+    let setup = Setup::new(World::Tmpfs, &tenant, &config::usual(&tenant)).script("echo started; exec sleep 1000");
+    let agent = setup.prepare("umount /dev/null; rm /dev/null").started();
+    let fetch = agent.role("fetch");
+    for stream in [0, 1] {
+        let name = fs::read_link(format!("/proc/{fetch}/fd/{stream}")).expect("it is open");
+        assert!(name.to_string_lossy().starts_with("pipe:"), "{stream}: {}", name.display());
+    }
+    let mine = fs::read_link(format!("/proc/{}/fd/1", agent.pid())).expect("it is open");
+    assert_ne!(fs::read_link(format!("/proc/{fetch}/fd/1")).expect("it is open"), mine);
+    assert_eq!(agent.stop().code, 143);
+}
