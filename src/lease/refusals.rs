@@ -232,7 +232,7 @@ mod tests {
                     3 => drop(refusals.refused(&failure(LOCKED), now, &mut jitter)),
                     _ => refusals.unheard(now, &mut jitter),
                 }
-                if act < 2 || act > 3 {
+                if !(2..=3).contains(&act) {
                     counted.push(now);
                 }
             }
