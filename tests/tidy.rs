@@ -34,6 +34,22 @@ fn the_readme_names_every_exit_code() {
     assert!(missing.is_empty(), "README.md lacks the exit codes {missing:?}");
 }
 
+/// The table behind README's security section: a case in quotes, or a function behind the last `::`.
+#[test]
+fn the_readme_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).expect("README.md");
+    let (_, after) = readme.split_once("Each of these is a test.").expect("the table");
+    let (section, _) = after.split_once("\n## ").expect("a section after it");
+    let cells: Vec<&str> = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").nth(1)).skip(1).collect();
+    let code: String = ["src", "tests"].into_iter().flat_map(|dir| rust_files(root, Path::new(dir))).map(|(_, text)| text).collect();
+    let cases = cells.iter().flat_map(|cell| cell.split('"').skip(1).step_by(2)).map(|name| format!("(\"{name}\""));
+    let named = cells.iter().flat_map(|cell| cell.split('`').skip(1).step_by(2)).filter(|name| !name.contains('/'));
+    let functions = named.map(|name| format!("fn {}(", name.rsplit("::").next().unwrap_or(name)));
+    let missing: Vec<String> = cases.chain(functions).filter(|text| !code.contains(text)).collect();
+    assert!(cells.len() > 10 && missing.is_empty(), "{} rows; not found: {missing:?}", cells.len());
+}
+
 #[test]
 fn what_is_broken_is_found() {
     let layers = layers(

@@ -672,8 +672,8 @@ mod tests {
         assert_eq!(world.bulletin.kept(), [FileId(0)]);
         world.tree.forget(first.ino, 100);
         assert_eq!(world.bulletin.kept(), []);
-        for _ in 0..100 {
-            world.publish(b"another");
+        for n in 0..100 {
+            world.publish(&[n]);
         }
         assert_eq!(world.lookup(world.tid, "..old.a").map(drop), none, "a note is of one version");
         assert_eq!(world.tree.open(first.ino, Access::Read), Err(FsError::Stale));
@@ -687,10 +687,10 @@ mod tests {
         for (offset, bytes) in [(0, "one"), (2, "e"), (3, ""), (u64::MAX, "")] {
             assert_eq!(world.read(ino, offset), Ok(bytes.as_bytes().to_vec()), "at {offset}");
         }
-        for _ in 0..100 {
+        for n in 0..100 {
             let newest = world.lookup(OTHER, "a").expect("published").ino;
             assert_eq!(world.tree.open(newest, Access::Read), Ok(()));
-            world.publish(b"another");
+            world.publish(&[n]);
         }
         assert_eq!(world.read(ino, 0), Err(FsError::Evicted(FileId(0))));
         assert_eq!(world.tree.open(ino, Access::Read), Err(FsError::Stale));

@@ -1,13 +1,14 @@
 //! Writes versions: the only side that changes book and heap. It allocates over what no record describes, so
 //! there is no other account of the heap that a crash could leave wrong.
 
-use super::{Reader, State, holders, is, slot_at};
+use super::{Reader, State, current, holders, is, slot_at};
 use crate::memory::arena::{Arena, Place, Record};
 use crate::names::{FileId, Generation};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{SystemTime, UNIX_EPOCH};
+use zeroize::Zeroizing;
 
 /// New bytes of one file.
 pub struct Change<'a> {
@@ -67,13 +68,15 @@ impl Publisher {
         Self { arena }
     }
 
-    /// Publishes all changes (at most one of each file) or none; one store flips them.
+    /// Publishes all changes (at most one of each file) or none; one store flips them. Bytes that are served already make no new
+    /// version: a `fetch` that begins anew publishes what its predecessor did, and needs no room for it.
     ///
     /// # Errors
     /// `TooLarge` when they do not fit even after every old version was evicted.
     pub fn publish(&mut self, changes: &[Change<'_>], mtime: SystemTime) -> Result<Generation, PublishError> {
         self.collect();
         let generation = self.arena.head().current.load(SeqCst) + 1;
+        let changes: Vec<_> = changes.iter().filter(|change| !self.is_served(change)).collect();
         let (needed, available) = (changes.iter().map(|change| change.bytes.len() as u64).sum(), self.beside_served());
         // No old version that somebody has open is evicted in vain.
         if needed > available {
@@ -106,6 +109,13 @@ impl Publisher {
     #[must_use]
     pub fn reader(&self) -> Reader {
         Reader::new(Arc::clone(&self.arena))
+    }
+
+    /// Whether the file's version now has these bytes.
+    fn is_served(&self, change: &Change<'_>) -> bool {
+        let Some(served) = current(&self.arena, change.file).filter(|served| served.len == change.bytes.len() as u64) else { return false };
+        let mut bytes = Zeroizing::new(vec![0; change.bytes.len()]);
+        self.arena.read(served.offset, &mut bytes).is_some() && *bytes == change.bytes
     }
 
     /// Writes one version that nobody sees before the flip.

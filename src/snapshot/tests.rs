@@ -163,6 +163,24 @@ impl World {
     }
 }
 
+/// Without it, a `fetch` that begins anew would need room for all of them a second time, and not come to its first publication.
+#[test]
+fn bytes_that_are_served_make_no_new_version() {
+    let mut world = World::new();
+    let large = vec![7; world.arena.heap_len() * 2 / 3];
+    let both = |small: &[u8]| [(FileId(0), large.clone()), (FileId(1), small.to_vec())];
+    let publish = |publisher: &mut Publisher, files: [(FileId, Vec<u8>); 2]| {
+        let changes: Vec<_> = files.iter().map(|(file, bytes)| Change { file: *file, bytes }).collect();
+        publisher.publish(&changes, UNIX_EPOCH)
+    };
+    assert_eq!(publish(&mut world.publisher, both(b"one")), Ok(Generation(1)));
+    let first = [0, 1].map(|file| world.reader.current(FileId(file)).expect("published").nodeid);
+    let mut successor = Publisher::new(Arc::clone(&world.arena));
+    assert_eq!(publish(&mut successor, both(b"two")), Ok(Generation(2)));
+    let second = [0, 1].map(|file| world.reader.current(FileId(file)).expect("published").nodeid);
+    assert!(first[0] == second[0] && first[1] != second[1], "{first:?} {second:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 

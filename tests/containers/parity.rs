@@ -121,7 +121,7 @@ fn without_sys_admin() -> String {
 }
 
 fn calls(docker: &Docker) {
-    let plain = "--user app --ulimit memlock=8388608";
+    let plain = "--user app --read-only --ulimit memlock=8388608";
     let differs = [USER, &[BOUNDING]].concat();
     let observers = [OBSERVERS[0], OBSERVERS[1], CALLS];
     assert_observed_same(docker, "calls-user", &observers, [plain, FUSE], AS_APP, &differs);
@@ -144,7 +144,7 @@ fn calls_of_command(docker: &Docker) {
     let site = docker.site("calls-command", CALM, more);
     let plain = start_program(&site, "--user app --ulimit memlock=8388608", CALLS[0], &CALLS[1..]).end();
     let script = "printf %s \"$1\" >/tmp/calls.py; exec baofs run --user app -- sh -c 'echo started; exec sleep 1000'";
-    let container = start_program(&site, FUSE, "sh", &["-c", script, "sh", CALLS[2]]);
+    let container = start_program(&site, &format!("{FUSE} --tmpfs /tmp"), "sh", &["-c", script, "sh", CALLS[2]]);
     container.wait_for_line("started");
     site.tenant.put("note", serde_json::json!({ "text": "new" }));
     let done = || container.log().contains("app: all calls are made").then_some(());
@@ -247,7 +247,8 @@ fn end_with_less_rights(docker: &Docker) {
 fn set_user_id(docker: &Docker) {
     let site = docker.site("set-user-id", CALM, "app {\n  no_new_privs = false\n}\n");
     let script = "cp /usr/bin/python3 /tmp/python && chmod 4755 /tmp/python && exec baofs run --user app -- /tmp/python -c \"$1\"";
-    let end = start_program(&site, FUSE, "sh", &["-c", script, "sh", CALLS[2]]).end();
+    let options = format!("{FUSE} --tmpfs /tmp:exec,suid");
+    let end = start_program(&site, &options, "sh", &["-c", script, "sh", CALLS[2]]).end();
     let lines = marked(&end.stdout);
     for expected in ["Uid:\t1000\t0\t0\t0", "CapEff:\t00000000002000e0", "call native mount: EPERM", "call i386 unshare: users: EPERM"] {
         assert!(lines.contains(&expected), "{expected}: {lines:#?}{}", end.stderr);

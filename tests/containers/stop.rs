@@ -147,7 +147,7 @@ fn replaced_pid_file(docker: &Docker) {
     for replacement in ["mkfifo /tmp/own/agent.pid", "ln -s /dev/zero /tmp/own/agent.pid"] {
         let app = format!("rm /tmp/own/agent.pid && {replacement} && echo started && exec sleep 1000");
         let entry = format!("mkdir -m 0777 /tmp/own && exec baofs run --user app -- sh -c '{app}'");
-        let container = start_program(&site, FUSE, "sh", &["-c", &entry]);
+        let container = start_program(&site, &format!("{FUSE} --tmpfs /tmp"), "sh", &["-c", &entry]);
         container.wait_for_line("started");
         assert_ended(&site, &container.stop(&["--time", "9"]), 143);
     }
