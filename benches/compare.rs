@@ -1,5 +1,6 @@
-//! baofs beside `bao agent`, doing the same job on the same server: ten files from one database lease and eight KV v2
-//! secrets. Prints figures and how they stand to the aims; a miss is no failure, as a busy machine may cause it.
+//! baofs beside `bao agent`, doing the same job on the same server: ten files from one database
+//! lease and eight KV v2 secrets. Prints figures and how they stand to the aims; a miss is no
+//! failure, as a busy machine may cause it.
 
 #[allow(dead_code, reason = "the tests use the rest of it")]
 #[path = "../tests/rig/mod.rs"]
@@ -35,24 +36,50 @@ fn main() {
     let real = std::sync::Arc::new(Real::start(std::net::Ipv4Addr::LOCALHOST));
     let tenant = real.tenant("bench", "bench", CALM);
     for n in 0..8 {
-        tenant.put(&format!("kv{n}"), json!({ "value": format!("the value of secret number {n}") }));
+        tenant.put(
+            &format!("kv{n}"),
+            json!({ "value": format!("the value of secret number {n}") }),
+        );
     }
     let mut table = Table::new();
 
-    // A copy of its own: the server runs from the original, and shared pages would be counted by half.
+    // A copy of its own: the server runs from the original, and shared pages would be counted by
+    // half.
     let dir = tempfile::tempdir().expect("a directory");
-    let (theirs, ours) = (stripped(&bao::binary(), &dir.path().join("bao")), stripped(&agent::binary(), &dir.path().join("baofs")));
-    table.row("stripped binary, MB", megabytes(theirs), megabytes(ours), Some(30.0));
-    let job = |kind| Job { kind, tenant: &tenant, incumbent: dir.path().join("bao") };
+    let (theirs, ours) = (
+        stripped(&bao::binary(), &dir.path().join("bao")),
+        stripped(&agent::binary(), &dir.path().join("baofs")),
+    );
+    table.row(
+        "stripped binary, MB",
+        megabytes(theirs),
+        megabytes(ours),
+        Some(30.0),
+    );
+    let job = |kind| Job {
+        kind,
+        tenant: &tenant,
+        incumbent: dir.path().join("bao"),
+    };
     let (incumbent, fuse, tmpfs) = (job(Kind::Incumbent), job(Kind::Fuse), job(Kind::Tmpfs));
 
     let (theirs, ours) = starts(&incumbent, &fuse, clock);
-    table.row("exec to the last of ten files, ms", millis(theirs), millis(ours), Some(5.0));
+    table.row(
+        "exec to the last of ten files, ms",
+        millis(theirs),
+        millis(ours),
+        Some(5.0),
+    );
     let server = median((0..STARTS).map(|_| server_alone(&tenant, clock)).collect());
 
     let (theirs, their_processes) = memory(&incumbent.start());
     let (ours, our_processes) = memory(&fuse.start());
-    table.row("memory, PSS of all its processes, MB", megabytes(theirs), megabytes(ours), Some(13.0));
+    table.row(
+        "memory, PSS of all its processes, MB",
+        megabytes(theirs),
+        megabytes(ours),
+        Some(13.0),
+    );
 
     let on_tmpfs = open_read_close(&tmpfs.start(), clock);
     let on_fuse = open_read_close(&fuse.start(), clock);
@@ -60,9 +87,15 @@ fn main() {
 
     println!("measured: {}\n{}", agent::binary().display(), table.text);
     println!("resident, MB: bao agent {their_processes}; baofs {our_processes}");
-    println!("the server alone, the same ten requests in sequence: {:.1} ms", millis(server));
+    println!(
+        "the server alone, the same ten requests in sequence: {:.1} ms",
+        millis(server)
+    );
     let (fuse, tmpfs) = (micros(on_fuse), micros(on_tmpfs));
-    println!("open+read+close, median: {fuse:.1} us through FUSE, {tmpfs:.1} us on tmpfs ({:.1} times)", fuse / tmpfs);
+    println!(
+        "open+read+close, median: {fuse:.1} us through FUSE, {tmpfs:.1} us on tmpfs ({:.1} times)",
+        fuse / tmpfs
+    );
     println!("restart to ready, of {DEATHS} deaths each:{restarts}");
 }
 
@@ -103,7 +136,11 @@ impl Job<'_> {
 }
 
 fn names() -> Vec<String> {
-    ["user", "password"].into_iter().map(str::to_owned).chain((0..8).map(|n| format!("kv{n}"))).collect()
+    ["user", "password"]
+        .into_iter()
+        .map(str::to_owned)
+        .chain((0..8).map(|n| format!("kv{n}")))
+        .collect()
 }
 
 /// Medians of alternating starts: theirs, ours.
@@ -116,20 +153,32 @@ fn starts(incumbent: &Job, own: &Job, clock: RealClock) -> (Duration, Duration) 
     (median(theirs), median(ours))
 }
 
-/// From exec to the last file readable. The room is made before; its shell waits at a pipe and then becomes the agent.
+/// From exec to the last file readable. The room is made before; its shell waits at a pipe and then
+/// becomes the agent.
 fn one_start(job: &Job, clock: RealClock) -> Duration {
-    let agent = job.setup().prepare("mkfifo /etc/bao/go; read -r go </etc/bao/go").start();
+    let agent = job
+        .setup()
+        .prepare("mkfifo /etc/bao/go; read -r go </etc/bao/go")
+        .start();
     let go = agent.etc("go");
     wait_until("the room is made", || go.exists().then_some(()));
-    let mount = format!("/proc/{}/root{MOUNT}", agent.entry().expect("the room has an inhabitant"));
+    let mount = format!(
+        "/proc/{}/root{MOUNT}",
+        agent.entry().expect("the room has an inhabitant")
+    );
     // Opening for writing waits until the shell has opened it for reading.
-    let mut go = File::options().write(true).open(go).expect("the pipe is there");
+    let mut go = File::options()
+        .write(true)
+        .open(go)
+        .expect("the pipe is there");
     go.write_all(b"go\n").expect("the shell reads it");
     drop(go);
     let start = clock.now();
     for name in names() {
         let path = format!("{mount}/{name}");
-        wait_tightly(&agent, || std::fs::read(&path).is_ok_and(|bytes| !bytes.is_empty()));
+        wait_tightly(&agent, || {
+            std::fs::read(&path).is_ok_and(|bytes| !bytes.is_empty())
+        });
     }
     clock.now().since(start)
 }
@@ -139,7 +188,11 @@ fn wait_tightly(agent: &Agent, mut is_there: impl FnMut() -> bool) {
     let clock = RealClock;
     let start: Moment = clock.now();
     while !is_there() {
-        assert!(clock.now().since(start) < Duration::from_secs(30), "no file in 30 s: {}", agent.log());
+        assert!(
+            clock.now().since(start) < Duration::from_secs(30),
+            "no file in 30 s: {}",
+            agent.log()
+        );
         std::thread::sleep(Duration::from_micros(100));
     }
 }
@@ -155,7 +208,9 @@ fn server_alone(tenant: &Tenant, clock: RealClock) -> Duration {
     let start = clock.now();
     let login = json!({ "role_id": tenant.role_id, "secret_id": tenant.secret_id });
     let login = ask("POST", "auth/approle/login", "", Some(&login));
-    let token = login["auth"]["client_token"].as_str().expect("a login gives a token");
+    let token = login["auth"]["client_token"]
+        .as_str()
+        .expect("a login gives a token");
     ask("GET", &tenant.creds(), token, None);
     for n in 0..8 {
         ask("GET", &tenant.kv(&format!("kv{n}")), token, None);
@@ -163,10 +218,20 @@ fn server_alone(tenant: &Tenant, clock: RealClock) -> Duration {
     clock.now().since(start)
 }
 
-/// The proportional share of all processes of the agent in bytes, once it no longer moves, and each one's resident size.
+/// The proportional share of all processes of the agent in bytes, once it no longer moves, and each
+/// one's resident size.
 fn memory(agent: &Agent) -> (u64, String) {
-    let processes: Vec<_> = agent.processes().into_iter().filter(|(pid, _)| is_agent(*pid)).collect();
-    let share = || processes.iter().map(|(pid, _)| proportional(*pid)).sum::<u64>();
+    let processes: Vec<_> = agent
+        .processes()
+        .into_iter()
+        .filter(|(pid, _)| is_agent(*pid))
+        .collect();
+    let share = || {
+        processes
+            .iter()
+            .map(|(pid, _)| proportional(*pid))
+            .sum::<u64>()
+    };
     let mut before = 0;
     let steady = wait_until("the memory is steady", || {
         std::thread::sleep(Duration::from_millis(500));
@@ -178,7 +243,12 @@ fn memory(agent: &Agent) -> (u64, String) {
     for (pid, name) in &processes {
         let resident = status(*pid, "VmRSS").unwrap_or_default();
         let kilobytes: f64 = resident.trim_end_matches(" kB").parse().unwrap_or(0.0);
-        let _ = write!(text, "{}{name} {:.1}", if text.is_empty() { "" } else { ", " }, kilobytes / 1024.0);
+        let _ = write!(
+            text,
+            "{}{name} {:.1}",
+            if text.is_empty() { "" } else { ", " },
+            kilobytes / 1024.0
+        );
     }
     (steady, text)
 }
@@ -191,8 +261,14 @@ fn is_agent(pid: Pid) -> bool {
 /// PSS in bytes.
 fn proportional(pid: Pid) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("it runs");
-    let kilobytes = text.lines().find_map(|line| line.strip_prefix("Pss:")).and_then(|rest| rest.split_whitespace().next());
-    kilobytes.and_then(|word| word.parse::<u64>().ok()).expect("a process has a share") * 1024
+    let kilobytes = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss:"))
+        .and_then(|rest| rest.split_whitespace().next());
+    kilobytes
+        .and_then(|word| word.parse::<u64>().ok())
+        .expect("a process has a share")
+        * 1024
 }
 
 fn open_read_close(agent: &Agent, clock: RealClock) -> Duration {
@@ -205,7 +281,13 @@ fn open_read_close(agent: &Agent, clock: RealClock) -> Duration {
 fn one_open(directory: &File, clock: RealClock) -> Duration {
     let mut bytes = [0; 256];
     let start = clock.now();
-    let file = openat(directory, "kv0", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).expect("a served file opens");
+    let file = openat(
+        directory,
+        "kv0",
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .expect("a served file opens");
     let read = nix::unistd::read(&file, &mut bytes).expect("and is read");
     drop(file);
     let took = clock.now().since(start);
@@ -213,24 +295,42 @@ fn one_open(directory: &File, clock: RealClock) -> Duration {
     took
 }
 
-/// From a death of `serve` to the first read, and from one of `fetch` to its successor's first report, both seen from outside.
+/// From a death of `serve` to the first read, and from one of `fetch` to its successor's first
+/// report, both seen from outside.
 fn restarts(agent: &Agent, clock: RealClock) -> String {
     let mount = agent.path(MOUNT);
     let (path, report) = (mount.join("kv0"), mount.join(DIRECTORY).join(FILE));
     let writer = || {
         let report = std::fs::read(&report).ok()?;
-        serde_json::from_slice::<Report>(&report).ok().map(|report| report.roles.fetch)
+        serde_json::from_slice::<Report>(&report)
+            .ok()
+            .map(|report| report.roles.fetch)
     };
-    let serve = deaths(agent, "serve", clock, || (), |()| std::fs::read(&path).is_ok());
-    let fetch = deaths(agent, "fetch", clock, writer, |old| writer().is_some_and(|new| Some(new) != *old));
+    let serve = deaths(
+        agent,
+        "serve",
+        clock,
+        || (),
+        |()| std::fs::read(&path).is_ok(),
+    );
+    let fetch = deaths(agent, "fetch", clock, writer, |old| {
+        writer().is_some_and(|new| Some(new) != *old)
+    });
     let mut text = String::new();
     for (role, whole, aim) in [("serve", serve, 1.0), ("fetch", fetch, 5.0)] {
         let ready = births(agent, role);
         let (p50, max) = (ready[DEATHS / 2], ready[DEATHS - 1]);
         let verdict = if p50 < aim { "reached" } else { "missed" };
         let from_death = millis(whole[DEATHS / 2]);
-        let _ = write!(text, "\n  {role} p50 {p50:.2} ms (aim below {aim:.0} ms: {verdict}), max {max:.2} ms; ");
-        let _ = write!(text, "from KILL to the first {} p50 {from_death:.2} ms", if role == "serve" { "read" } else { "report" });
+        let _ = write!(
+            text,
+            "\n  {role} p50 {p50:.2} ms (aim below {aim:.0} ms: {verdict}), max {max:.2} ms; "
+        );
+        let _ = write!(
+            text,
+            "from KILL to the first {} p50 {from_death:.2} ms",
+            if role == "serve" { "read" } else { "report" }
+        );
     }
     text
 }
@@ -239,17 +339,30 @@ fn restarts(agent: &Agent, clock: RealClock) -> String {
 fn births(agent: &Agent, role: &str) -> Vec<f64> {
     let time = |line: &str| {
         let (_, after) = line.split_once(&format!("works in its place role=\"{role}\" after="))?;
-        let micros = after.trim().strip_suffix("µs").and_then(|text| text.parse::<f64>().ok());
-        micros.map(|micros| micros / 1000.0).or_else(|| after.trim().strip_suffix("ms")?.parse().ok())
+        let micros = after
+            .trim()
+            .strip_suffix("µs")
+            .and_then(|text| text.parse::<f64>().ok());
+        micros
+            .map(|micros| micros / 1000.0)
+            .or_else(|| after.trim().strip_suffix("ms")?.parse().ok())
     };
     let all = || agent.log().lines().filter_map(time).collect::<Vec<_>>();
-    let mut times = wait_until("every birth is logged", || Some(all()).filter(|times| times.len() == DEATHS));
+    let mut times = wait_until("every birth is logged", || {
+        Some(all()).filter(|times| times.len() == DEATHS)
+    });
     times.sort_by(f64::total_cmp);
     times
 }
 
 /// Sorted times from a KILL until `is_back`, which gets what `before` found.
-fn deaths<T>(agent: &Agent, role: &str, clock: RealClock, before: impl Fn() -> T, is_back: impl Fn(&T) -> bool) -> Vec<Duration> {
+fn deaths<T>(
+    agent: &Agent,
+    role: &str,
+    clock: RealClock,
+    before: impl Fn() -> T,
+    is_back: impl Fn(&T) -> bool,
+) -> Vec<Duration> {
     let one = |_| {
         // It is not held back when it has lived for a while.
         std::thread::sleep(Duration::from_millis(50));
@@ -295,7 +408,12 @@ struct Table {
 
 impl Table {
     fn new() -> Self {
-        Self { text: format!("{:<38}{:>10}{:>10}{:>9}{:>8}  verdict\n", "", "bao agent", "baofs", "ratio", "aim") }
+        Self {
+            text: format!(
+                "{:<38}{:>10}{:>10}{:>9}{:>8}  verdict\n",
+                "", "bao agent", "baofs", "ratio", "aim"
+            ),
+        }
     }
 
     /// One figure; `aim` is how many times smaller ours should be.
@@ -307,6 +425,9 @@ impl Table {
             Some(aim) => (format!("1/{aim:.0}"), "missed"),
             None => (String::new(), ""),
         };
-        let _ = writeln!(self.text, "{what:<38}{theirs:>10.1}{ours:>10.1}{ratio:>9}{aim:>8}  {verdict}");
+        let _ = writeln!(
+            self.text,
+            "{what:<38}{theirs:>10.1}{ours:>10.1}{ratio:>9}{aim:>8}  {verdict}"
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! The main job in one command: an embedded stand-in for OpenBao, baofs, and an application whose database password
-//! rotates. Ends by itself after two rotations, or on Ctrl-C, and leaves nothing behind.
+//! The main job in one command: an embedded stand-in for OpenBao, baofs, and an application whose
+//! database password rotates. Ends by itself after two rotations, or on Ctrl-C, and leaves nothing
+//! behind.
 
 #[path = "../tests/standin/mod.rs"]
 mod standin;
@@ -36,9 +37,12 @@ fn main() -> Result<ExitCode> {
     }
 }
 
-/// Starts the stand-in and baofs, waits for the application's end, and tells what the server is left with.
+/// Starts the stand-in and baofs, waits for the application's end, and tells what the server is
+/// left with.
 fn demonstrate() -> Result<ExitCode> {
-    let directory = tempfile::Builder::new().prefix("baofs-quickstart-").tempdir_in(place())?;
+    let directory = tempfile::Builder::new()
+        .prefix("baofs-quickstart-")
+        .tempdir_in(place())?;
     let mount = directory.path().join("secrets");
     fs::create_dir(&mount)?;
     let (go, went) = pipe()?;
@@ -49,7 +53,10 @@ fn demonstrate() -> Result<ExitCode> {
         baofs::cli::run(arguments)
     })?;
     let standin = prepare(directory.path())?;
-    println!("OpenBao    a stand-in at {}, one database role (leases of 3 s), one KV v2 secret", standin.url());
+    println!(
+        "OpenBao    a stand-in at {}, one database role (leases of 3 s), one KV v2 secret",
+        standin.url()
+    );
     println!("baofs      serves {}\n", mount.display());
     File::from(went).write_all(b"!")?;
     // Ctrl-C reaches baofs, too: it stops in order, and this process waits for it.
@@ -57,16 +64,28 @@ fn demonstrate() -> Result<ExitCode> {
     let status = waitpid(pid, None)?;
     let (tokens, leases) = standin.state().live();
     println!("\nOpenBao    {tokens} tokens and {leases} leases left alive");
-    println!("baofs      {} is gone: {}", mount.display(), fs::read_dir(&mount)?.next().is_none());
-    Ok(if matches!(status, WaitStatus::Exited(_, 0)) { ExitCode::SUCCESS } else { ExitCode::from(Exit::Software.code()) })
+    println!(
+        "baofs      {} is gone: {}",
+        mount.display(),
+        fs::read_dir(&mount)?.next().is_none()
+    );
+    Ok(if matches!(status, WaitStatus::Exited(_, 0)) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(Exit::Software.code())
+    })
 }
 
 /// Where a fallback would be in memory: a tmpfs that every user has. Root can mount one anywhere.
 fn place() -> PathBuf {
     let own = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let candidates = own.into_iter().chain([PathBuf::from("/dev/shm")]);
-    let in_memory = |path: &PathBuf| statfs(path).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
-    candidates.filter(|_| !Uid::effective().is_root()).find(in_memory).unwrap_or_else(env::temp_dir)
+    let in_memory =
+        |path: &PathBuf| statfs(path).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC);
+    candidates
+        .filter(|_| !Uid::effective().is_root())
+        .find(in_memory)
+        .unwrap_or_else(env::temp_dir)
 }
 
 fn arguments(directory: &Path, mount: &Path) -> Result<Vec<OsString>> {
@@ -93,10 +112,23 @@ fn prepare(directory: &Path) -> Result<Standin> {
     let standin = Standin::start();
     {
         let mut state = standin.state();
-        let allow = vec!["database/creds/app".to_owned(), "secret/data/app".to_owned()];
-        state.add_role(Role { allow, ..Role::default() });
+        let allow = vec![
+            "database/creds/app".to_owned(),
+            "secret/data/app".to_owned(),
+        ];
+        state.add_role(Role {
+            allow,
+            ..Role::default()
+        });
         let (ttl, max_ttl) = (Duration::from_secs(3), Duration::from_secs(4));
-        state.database_role("app", DatabaseRole { ttl, max_ttl, renewable: true });
+        state.database_role(
+            "app",
+            DatabaseRole {
+                ttl,
+                max_ttl,
+                renewable: true,
+            },
+        );
         state.put("secret/app", json!({ "api_key": "k-1234" }));
     }
     fs::write(directory.join("role_id"), "role")?;
@@ -139,7 +171,10 @@ log {{
 /// An application that knows nothing of baofs: it reads files and watches their directory.
 fn app(directory: &Path) -> Result<()> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
-    let wanted = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE;
+    let wanted = AddWatchFlags::IN_CREATE
+        | AddWatchFlags::IN_MODIFY
+        | AddWatchFlags::IN_MOVED_TO
+        | AddWatchFlags::IN_CLOSE_WRITE;
     inotify.add_watch(directory, wanted)?;
     let mut known = credential(directory)?;
     println!("app        started with {known}");
@@ -147,7 +182,8 @@ fn app(directory: &Path) -> Result<()> {
     while rotations < 2 {
         for event in inotify.read_events()? {
             let name = event.name.unwrap_or_default();
-            // Names that begin with `..` are how the others come to be; what is shown is what a program would wait for.
+            // Names that begin with `..` are how the others come to be; what is shown is what a
+            // program would wait for.
             if name == "..data" || !name.as_encoded_bytes().starts_with(b"..") {
                 let events: Vec<_> = event.mask.iter_names().map(|(event, _)| event).collect();
                 println!("app        inotify {} {}", events.join(" "), name.display());
@@ -165,5 +201,9 @@ fn app(directory: &Path) -> Result<()> {
 
 fn credential(directory: &Path) -> Result<String> {
     let read = |name| fs::read_to_string(directory.join(name));
-    Ok(format!("user {} password {}", read("db_user")?, read("db_password")?))
+    Ok(format!(
+        "user {} password {}",
+        read("db_user")?,
+        read("db_password")?
+    ))
 }

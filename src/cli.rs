@@ -1,4 +1,5 @@
-//! The command line: argv -> `Command` -> exit code. Invariant: it only splits words; what they mean is `config`'s.
+//! The command line: argv -> `Command` -> exit code. Invariant: it only splits words; what they
+//! mean is `config`'s.
 
 use crate::config::{self, Overrides, Problems};
 use crate::exit::Exit;
@@ -80,13 +81,18 @@ enum Command {
 /// Every command.
 const COMMANDS: &str = "run, mount, check, health and status";
 
-/// Runs the program with `arguments` (the program's name first) and gives the code that the process is to end with.
+/// Runs the program with `arguments` (the program's name first) and gives the code that the process
+/// is to end with.
 ///
 /// The process must have one thread only: it forks.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     match parse(arguments) {
         Ok(Command::Print(text)) => print(&text),
-        Ok(Command::Health { mount, probe, strictness }) => health(mount, probe.as_ref(), strictness),
+        Ok(Command::Health {
+            mount,
+            probe,
+            strictness,
+        }) => health(mount, probe.as_ref(), strictness),
         Ok(Command::Status { mount, json }) => status(mount, json),
         Ok(Command::Check(overrides)) => check(&overrides),
         Ok(Command::Run(overrides)) => serve(&overrides, Job::Run),
@@ -113,7 +119,10 @@ fn health(mount: Option<PathBuf>, probe: Option<&Probe>, strictness: Strictness)
         let answer = probe.map_or(Ok(()), Probe::run);
         Ok(status::judge(&report, Now::real(), answer, strictness))
     };
-    match report(mount).and_then(judge).unwrap_or_else(|cause| Verdict::Unhealthy(vec![cause])) {
+    match report(mount)
+        .and_then(judge)
+        .unwrap_or_else(|cause| Verdict::Unhealthy(vec![cause]))
+    {
         Verdict::Healthy => print("healthy\n"),
         Verdict::Degraded(causes) => print(&lines("degraded", &causes)),
         Verdict::Unhealthy(causes) => {
@@ -123,17 +132,26 @@ fn health(mount: Option<PathBuf>, probe: Option<&Probe>, strictness: Strictness)
     }
 }
 
-/// Each cause on a line of its own. A cause may repeat what the application answered, or the name of a mount.
+/// Each cause on a line of its own. A cause may repeat what the application answered, or the name
+/// of a mount.
 fn lines(word: &str, causes: &[String]) -> String {
-    let causes: Vec<_> = causes.iter().map(|cause| ShownLine::from(cause.as_str()).to_string()).collect();
+    let causes: Vec<_> = causes
+        .iter()
+        .map(|cause| ShownLine::from(cause.as_str()).to_string())
+        .collect();
     format!("{word}: {}\n", causes.join(&format!("\n{word}: ")))
 }
 
-/// Prints the report, parsed and written anew: whoever made the file decides nothing but what the report says.
+/// Prints the report, parsed and written anew: whoever made the file decides nothing but what the
+/// report says.
 fn status(mount: Option<PathBuf>, json: bool) -> u8 {
     let text = |bytes: Vec<u8>| {
         let report = status::parse(&bytes)?;
-        let json = json.then(|| serde_json::to_string(&report).map(|text| text + "\n").map_err(|error| error.to_string()));
+        let json = json.then(|| {
+            serde_json::to_string(&report)
+                .map(|text| text + "\n")
+                .map_err(|error| error.to_string())
+        });
         json.unwrap_or_else(|| Ok(status::table(&report, Now::real())))
     };
     match report(mount).and_then(text) {
@@ -147,7 +165,11 @@ fn status(mount: Option<PathBuf>, json: bool) -> u8 {
 
 /// The report in the mount that is given, named by the environment, or found.
 fn report(mount: Option<PathBuf>) -> Result<Vec<u8>, String> {
-    let named = || std::env::var_os("BAOFS_MOUNT").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let named = || {
+        std::env::var_os("BAOFS_MOUNT")
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    };
     status::read(&status::mount(mount.or_else(named))?)
 }
 
@@ -178,12 +200,17 @@ fn serve(overrides: &Overrides, job: Job) -> u8 {
     let command = &mut loaded.plan.app.command;
     match job {
         Job::Mount => command.clear(),
-        Job::Run if command.is_empty() => return misused("`run` needs a command: after `--`, or as `app { command }`"),
+        Job::Run if command.is_empty() => {
+            return misused("`run` needs a command: after `--`, or as `app { command }`");
+        }
         Job::Run => {}
     }
     observe::init(loaded.plan.log);
     for warning in &loaded.warnings {
-        Event::Skipped { what: &warning.to_string() }.emit();
+        Event::Skipped {
+            what: &warning.to_string(),
+        }
+        .emit();
     }
     supervise::run(&loaded.plan).unwrap_or_else(|refused| {
         eprintln!("baofs: {refused}");
@@ -195,9 +222,18 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Strin
     let mut parser = lexopt::Parser::from_iter(arguments);
     let name = match parser.next().map_err(text)? {
         Some(Short('h') | Long("help")) => return Ok(help()),
-        Some(Short('V') | Long("version")) => return Ok(Command::Print(concat!("baofs ", env!("CARGO_PKG_VERSION"), "\n").into())),
+        Some(Short('V') | Long("version")) => {
+            return Ok(Command::Print(
+                concat!("baofs ", env!("CARGO_PKG_VERSION"), "\n").into(),
+            ));
+        }
         Some(Value(name)) => name.string().map_err(text)?,
-        Some(other) => return Err(format!("{} comes after a command: {COMMANDS}", text(other.unexpected()))),
+        Some(other) => {
+            return Err(format!(
+                "{} comes after a command: {COMMANDS}",
+                text(other.unexpected())
+            ));
+        }
         None => return Err(format!("a command is missing: {COMMANDS}")),
     };
     let command = match name.as_str() {
@@ -207,9 +243,16 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Strin
         "health" | "status" => return Ok(check_words(&name, &mut parser)?.unwrap_or_else(help)),
         _ => return Err(format!("unknown command `{name}`; known are {COMMANDS}")),
     };
-    let Some(overrides) = options(&mut parser)? else { return Ok(help()) };
+    let Some(overrides) = options(&mut parser)? else {
+        return Ok(help());
+    };
     match (command(overrides), name.as_str()) {
-        (Command::Mount(Overrides { command: Some(_), .. }), _) => Err("`mount` takes no command; `run` does".into()),
+        (
+            Command::Mount(Overrides {
+                command: Some(_), ..
+            }),
+            _,
+        ) => Err("`mount` takes no command; `run` does".into()),
         (command, _) => Ok(command),
     }
 }
@@ -237,8 +280,19 @@ fn check_words(name: &str, parser: &mut lexopt::Parser) -> Result<Option<Command
     if http.is_some() && tcp.is_some() {
         return Err("--http and --tcp are both given: one is enough".into());
     }
-    let probe = http.map(|url| Probe::http(&url)).or_else(|| tcp.map(|address| Probe::tcp(&address))).transpose()?;
-    Ok(Some(if health { Command::Health { mount, probe, strictness } } else { Command::Status { mount, json } }))
+    let probe = http
+        .map(|url| Probe::http(&url))
+        .or_else(|| tcp.map(|address| Probe::tcp(&address)))
+        .transpose()?;
+    Ok(Some(if health {
+        Command::Health {
+            mount,
+            probe,
+            strictness,
+        }
+    } else {
+        Command::Status { mount, json }
+    }))
 }
 
 /// The flags of a command; `None` when one of them was `--help`.
@@ -253,25 +307,46 @@ fn options(parser: &mut lexopt::Parser) -> Result<Option<Overrides>, String> {
             Long("user") => once("user", &mut overrides.user, parser)?,
             Long("wait") => once("wait", &mut overrides.wait, parser)?,
             Short('h') | Long("help") => return Ok(None),
-            Value(word) => return command_words(word, parser).map(|words| Some(Overrides { command: Some(words), ..overrides })),
+            Value(word) => {
+                return command_words(word, parser).map(|words| {
+                    Some(Overrides {
+                        command: Some(words),
+                        ..overrides
+                    })
+                });
+            }
             other @ (Short(_) | Long(_)) => return Err(text(other.unexpected())),
         }
     }
     Ok(Some(overrides))
 }
 
-fn once<T: From<String>>(name: &str, slot: &mut Option<T>, parser: &mut lexopt::Parser) -> Result<(), String> {
+fn once<T: From<String>>(
+    name: &str,
+    slot: &mut Option<T>,
+    parser: &mut lexopt::Parser,
+) -> Result<(), String> {
     let value = parser.value().and_then(ValueExt::string).map_err(text)?;
-    if slot.replace(value.into()).is_some() { Err(format!("--{name} is given twice")) } else { Ok(()) }
+    if slot.replace(value.into()).is_some() {
+        Err(format!("--{name} is given twice"))
+    } else {
+        Ok(())
+    }
 }
 
 /// The application's words: all that follows, its own flags included.
 fn command_words(first: OsString, parser: &mut lexopt::Parser) -> Result<Vec<String>, String> {
     let rest = parser.raw_args().map_err(text)?;
-    std::iter::once(first).chain(rest).map(|word| word.string().map_err(text)).collect()
+    std::iter::once(first)
+        .chain(rest)
+        .map(|word| word.string().map_err(text))
+        .collect()
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "a function to map errors with")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a function to map errors with"
+)]
 fn text(error: lexopt::Error) -> String {
     error.to_string()
 }
@@ -281,7 +356,11 @@ mod tests {
     use super::*;
 
     fn parsed(line: &str) -> Result<Command, String> {
-        parse(std::iter::once("baofs").chain(line.split_whitespace()).map(OsString::from))
+        parse(
+            std::iter::once("baofs")
+                .chain(line.split_whitespace())
+                .map(OsString::from),
+        )
     }
 
     #[test]
@@ -294,9 +373,20 @@ mod tests {
             command: words(&["env", "-i", "--user"]),
             ..Overrides::default()
         };
-        assert_eq!(parsed("run --config a --config=b --user app --wait 2s -- env -i --user"), Ok(Command::Run(run)));
-        let mount = Overrides { mount: Some("/m".into()), fallback: Some("tmpfs".into()), allow_swap: true, ..Overrides::default() };
-        assert_eq!(parsed("mount --mount /m --fallback tmpfs --allow-swap"), Ok(Command::Mount(mount)));
+        assert_eq!(
+            parsed("run --config a --config=b --user app --wait 2s -- env -i --user"),
+            Ok(Command::Run(run))
+        );
+        let mount = Overrides {
+            mount: Some("/m".into()),
+            fallback: Some("tmpfs".into()),
+            allow_swap: true,
+            ..Overrides::default()
+        };
+        assert_eq!(
+            parsed("mount --mount /m --fallback tmpfs --allow-swap"),
+            Ok(Command::Mount(mount))
+        );
         assert_eq!(parsed("check"), Ok(Command::Check(Overrides::default())));
         for line in ["run --help", "health -h", "status --json --help"] {
             assert_eq!(parsed(line), Ok(Command::Print(HELP.into())), "{line}");
@@ -305,13 +395,37 @@ mod tests {
 
     #[test]
     fn checks_and_their_words() {
-        let health = |mount: Option<&str>, probe, strictness| Ok(Command::Health { mount: mount.map(PathBuf::from), probe, strictness });
+        let health = |mount: Option<&str>, probe, strictness| {
+            Ok(Command::Health {
+                mount: mount.map(PathBuf::from),
+                probe,
+                strictness,
+            })
+        };
         assert_eq!(parsed("health"), health(None, None, Strictness::Tolerant));
         let http = Probe::http("http://[::1]:8080/x").ok();
-        assert_eq!(parsed("health --strict --mount /m --http http://[::1]:8080/x"), health(Some("/m"), http, Strictness::Strict));
-        assert_eq!(parsed("health --tcp localhost:80"), health(None, Probe::tcp("localhost:80").ok(), Strictness::Tolerant));
-        assert_eq!(parsed("status"), Ok(Command::Status { mount: None, json: false }));
-        assert_eq!(parsed("status --json --mount=/m"), Ok(Command::Status { mount: Some("/m".into()), json: true }));
+        assert_eq!(
+            parsed("health --strict --mount /m --http http://[::1]:8080/x"),
+            health(Some("/m"), http, Strictness::Strict)
+        );
+        assert_eq!(
+            parsed("health --tcp localhost:80"),
+            health(None, Probe::tcp("localhost:80").ok(), Strictness::Tolerant)
+        );
+        assert_eq!(
+            parsed("status"),
+            Ok(Command::Status {
+                mount: None,
+                json: false
+            })
+        );
+        assert_eq!(
+            parsed("status --json --mount=/m"),
+            Ok(Command::Status {
+                mount: Some("/m".into()),
+                json: true
+            })
+        );
     }
 
     #[test]

@@ -1,13 +1,13 @@
-//! Time as an argument: the only place that reads a clock or draws a random number. Invariant: everything that decides
-//! takes a `Moment`, so that a test can set it.
+//! Time as an argument: the only place that reads a clock or draws a random number. Invariant:
+//! everything that decides takes a `Moment`, so that a test can set it.
 
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, SystemTime};
 
-/// A point in monotonic time (`CLOCK_MONOTONIC`; it does not count a suspended machine's sleep). Those of `RealClock` mean
-/// the same in every process of a machine (of a time namespace).
+/// A point in monotonic time (`CLOCK_MONOTONIC`; it does not count a suspended machine's sleep).
+/// Those of `RealClock` mean the same in every process of a machine (of a time namespace).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Moment(Duration);
 
@@ -99,7 +99,8 @@ impl Default for Jitter {
     }
 }
 
-/// Exponential backoff with jitter: attempt n (from 0) waits between half and all of `min * 2^n`, never more than `max`.
+/// Exponential backoff with jitter: attempt n (from 0) waits between half and all of `min * 2^n`,
+/// never more than `max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backoff {
     /// The longest first wait.
@@ -113,13 +114,19 @@ impl Backoff {
     #[must_use]
     pub fn new(min: Duration, max: Duration) -> Self {
         let min = min.max(Duration::from_millis(1));
-        Self { min, max: max.max(min) }
+        Self {
+            min,
+            max: max.max(min),
+        }
     }
 
     /// How long to wait after failure number `attempt`, counted from 0.
     #[must_use]
     pub fn delay(&self, attempt: u32, jitter: &mut Jitter) -> Duration {
-        let full = self.min.saturating_mul(2_u32.saturating_pow(attempt.min(31))).min(self.max);
+        let full = self
+            .min
+            .saturating_mul(2_u32.saturating_pow(attempt.min(31)))
+            .min(self.max);
         jitter.between(full / 2, full)
     }
 }

@@ -1,7 +1,8 @@
-//! Every exit code of baofs, once. Invariant: a code has one meaning, and README's table is this one.
+//! Every exit code of baofs, once. Invariant: a code has one meaning, and README's table is this
+//! one.
 //!
-//! The application's own code is passed on unchanged (128+n for a signal n, as a shell does). The codes of the agent
-//! follow `sysexits.h`, so that they rarely collide with an application's.
+//! The application's own code is passed on unchanged (128+n for a signal n, as a shell does). The
+//! codes of the agent follow `sysexits.h`, so that they rarely collide with an application's.
 
 /// Why the agent itself ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,11 +10,13 @@
 pub enum Exit {
     /// All went as asked.
     Ok = 0,
-    /// `baofs health`: unhealthy (1 is what Docker wants). `baofs status`: there is no status to be read.
+    /// `baofs health`: unhealthy (1 is what Docker wants). `baofs status`: there is no status to be
+    /// read.
     Unhealthy = 1,
     /// The command line cannot be understood.
     Usage = 64,
-    /// A value that was read cannot be served: a field is missing, a secret is empty, a template asks for what is not there.
+    /// A value that was read cannot be served: a field is missing, a secret is empty, a template
+    /// asks for what is not there.
     Data = 65,
     /// A configured path is denied by policy or does not exist at the server.
     NoSecret = 66,
@@ -23,7 +26,8 @@ pub enum Exit {
     Software = 70,
     /// Memory for secrets cannot be locked, or processes cannot be hardened.
     Memory = 71,
-    /// The tmpfs target is refused: not memory, not limited, swappable. Or another agent serves the directory, by FUSE or tmpfs.
+    /// The tmpfs target is refused: not memory, not limited, swappable. Or another agent serves the
+    /// directory, by FUSE or tmpfs.
     Tmpfs = 73,
     /// FUSE is refused here, and no fallback was allowed.
     Fuse = 74,
@@ -43,16 +47,34 @@ impl Exit {
     /// All codes, in order, each with the words of README's table.
     pub const TABLE: &'static [(Self, &'static str)] = &[
         (Self::Ok, "all went as asked"),
-        (Self::Unhealthy, "`baofs health`: unhealthy; `baofs status`: no agent found"),
+        (
+            Self::Unhealthy,
+            "`baofs health`: unhealthy; `baofs status`: no agent found",
+        ),
         (Self::Usage, "the command line cannot be understood"),
-        (Self::Data, "a value that was read cannot be served (missing field, empty secret)"),
-        (Self::NoSecret, "a configured path is denied by policy or does not exist"),
-        (Self::Unavailable, "OpenBao was not reachable, sealed, or did not answer in time"),
+        (
+            Self::Data,
+            "a value that was read cannot be served (missing field, empty secret)",
+        ),
+        (
+            Self::NoSecret,
+            "a configured path is denied by policy or does not exist",
+        ),
+        (
+            Self::Unavailable,
+            "OpenBao was not reachable, sealed, or did not answer in time",
+        ),
         (Self::Software, "the agent itself failed"),
         (Self::Memory, "memory for secrets cannot be locked"),
-        (Self::Tmpfs, "the tmpfs target is refused, or another agent serves the directory"),
+        (
+            Self::Tmpfs,
+            "the tmpfs target is refused, or another agent serves the directory",
+        ),
         (Self::Fuse, "FUSE is refused and no fallback was allowed"),
-        (Self::CrashLoop, "a process of the agent died again and again"),
+        (
+            Self::CrashLoop,
+            "a process of the agent died again and again",
+        ),
         (Self::Login, "the login was refused"),
         (Self::Config, "the configuration cannot be used"),
         (Self::CannotExecute, "the application cannot be executed"),
@@ -65,10 +87,15 @@ impl Exit {
         self as u8
     }
 
-    /// The meaning of a code that came over a link from a role; an unknown one is a failure of the agent.
+    /// The meaning of a code that came over a link from a role; an unknown one is a failure of the
+    /// agent.
     #[must_use]
     pub fn from_code(code: u8) -> Self {
-        Self::TABLE.iter().map(|(exit, _)| *exit).find(|exit| exit.code() == code).unwrap_or(Self::Software)
+        Self::TABLE
+            .iter()
+            .map(|(exit, _)| *exit)
+            .find(|exit| exit.code() == code)
+            .unwrap_or(Self::Software)
     }
 }
 
@@ -83,7 +110,11 @@ mod tests {
             assert!(pair[0].0.code() < pair[1].0.code(), "{pair:?}");
         }
         for (exit, words) in Exit::TABLE {
-            assert!(readme.contains(&format!("| {} | {words} |", exit.code())), "README lacks {} {words}", exit.code());
+            assert!(
+                readme.contains(&format!("| {} | {words} |", exit.code())),
+                "README lacks {} {words}",
+                exit.code()
+            );
             assert_eq!(Exit::from_code(exit.code()), *exit);
         }
     }

@@ -1,5 +1,5 @@
-//! baofs serves the secrets of an `OpenBao` server as files from locked memory and supervises the application that reads
-//! them. This page is the plan of the house; README is for users.
+//! baofs serves the secrets of an `OpenBao` server as files from locked memory and supervises the
+//! application that reads them. This page is the plan of the house; README is for users.
 //!
 //! # Three processes, one binary
 //!
@@ -12,26 +12,31 @@
 //!                          '-> guard   only outside a container: cleans up if supervise is killed; no secret, no input
 //! ```
 //!
-//! The process that answers the kernel must not hang or die, so it does nothing else; the one that parses the network must
-//! not be able to hurt it; and no process may touch a filesystem that it answers itself (a thread that waits for its own
-//! process cannot be killed), so `fetch` announces what `serve` answers. On a tmpfs there is no `serve`.
+//! The process that answers the kernel must not hang or die, so it does nothing else; the one that
+//! parses the network must not be able to hurt it; and no process may touch a filesystem that it
+//! answers itself (a thread that waits for its own process cannot be killed), so `fetch` announces
+//! what `serve` answers. On a tmpfs there is no `serve`.
 //!
 //! # Any role may be taken over
 //!
-//! A forked role gives up its capabilities, then files, TCP ports, signals (Landlock) and system calls (seccomp), before its first
-//! thread starts and its first hostile byte comes: `supervise::walls` says what is left, as a table of directories and one of
-//! calls. A role works behind all the walls that the kernel has, or not at all; the report names them.
+//! A forked role gives up its capabilities, then files, TCP ports, signals (Landlock) and system
+//! calls (seccomp), before its first thread starts and its first hostile byte comes:
+//! `supervise::walls` says what is left, as a table of directories and one of calls. A role works
+//! behind all the walls that the kernel has, or not at all; the report names them.
 //!
 //! # Any role may die
 //!
-//! Supervise forks a successor at once ([`supervise::rebirth`] says when, if it happens again and again). What a role needs to
-//! go on is not in the role: `serve` has no state but the arena, and adopts the session with the kernel under the same mount
-//! ([`fuse::session`]); `fetch` finds its schedule, its tokens and what it owes in a journal in the arena, written before each
-//! request is sent. What an unheard answer may have minted dies with the token that it was minted under, which is replaced.
+//! Supervise forks a successor at once ([`supervise::rebirth`] says when, if it happens again and
+//! again). What a role needs to go on is not in the role: `serve` has no state but the arena, and
+//! adopts the session with the kernel under the same mount ([`fuse::session`]); `fetch` finds its
+//! schedule, its tokens and what it owes in a journal in the arena, written before each request is
+//! sent. What an unheard answer may have minted dies with the token that it was minted under, which
+//! is replaced.
 //!
-//! A role that hangs is killed, and so becomes one that died ([`supervise::watchdog`]). `fetch` has to answer a question of supervise;
-//! `serve` waits for the kernel alone, so it is asked nothing: it counts its operations in the arena. At the end all roles are killed and
-//! the mount is aborted before anybody is waited for, and nobody is waited for without a bound.
+//! A role that hangs is killed, and so becomes one that died ([`supervise::watchdog`]). `fetch` has
+//! to answer a question of supervise; `serve` waits for the kernel alone, so it is asked nothing:
+//! it counts its operations in the arena. At the end all roles are killed and the mount is aborted
+//! before anybody is waited for, and nobody is waited for without a bound.
 //!
 //! # The way of the data
 //!
@@ -47,7 +52,8 @@
 //!
 //! # Layers
 //!
-//! A module uses only modules of lower layers (`tests/tidy.rs` keeps that true); `unsafe` is only in `sys` and `memory`.
+//! A module uses only modules of lower layers (`tests/tidy.rs` keeps that true); `unsafe` is only
+//! in `sys` and `memory`.
 //!
 //! | layer | module | its one job |
 //! |---|---|---|

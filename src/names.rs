@@ -1,5 +1,5 @@
-//! The words that every module speaks: newtypes that are valid by construction. Invariant: a value of such a type has
-//! passed its check; nothing re-checks it.
+//! The words that every module speaks: newtypes that are valid by construction. Invariant: a value
+//! of such a type has passed its check; nothing re-checks it.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -8,8 +8,8 @@ use std::time::Duration;
 /// The directory of the agent's own state in the mount: found by name; on FUSE not listed.
 pub const STATE_DIRECTORY: &str = "..baofs";
 
-/// The name of a served file: one path component, no control character, not `.` or `..`, not beginning with `..`
-/// (those names belong to the machinery), at most 255 bytes (`NAME_MAX`).
+/// The name of a served file: one path component, no control character, not `.` or `..`, not
+/// beginning with `..` (those names belong to the machinery), at most 255 bytes (`NAME_MAX`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileName(String);
 
@@ -23,8 +23,12 @@ impl FileName {
             "" => Err("a file name cannot be empty"),
             "." => Err("`.` is not a file name"),
             _ if name.starts_with("..") => Err("names that begin with `..` belong to baofs"),
-            _ if name.contains('/') => Err("a file name cannot contain `/`: files are served in one directory"),
-            _ if name.chars().any(char::is_control) => Err("a file name cannot contain control characters"),
+            _ if name.contains('/') => {
+                Err("a file name cannot contain `/`: files are served in one directory")
+            }
+            _ if name.chars().any(char::is_control) => {
+                Err("a file name cannot contain control characters")
+            }
             _ if name.len() > 248 => Err("a file name cannot be longer than 248 bytes"),
             _ => Ok(Self(name.to_owned())),
         }
@@ -43,7 +47,8 @@ impl fmt::Display for FileName {
     }
 }
 
-/// A path at the server, without `/v1/`, without leading or trailing slash, with no empty, `.` or `..` segment.
+/// A path at the server, without `/v1/`, without leading or trailing slash, with no empty, `.` or
+/// `..` segment.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SecretPath(String);
 
@@ -80,7 +85,8 @@ impl fmt::Display for SecretPath {
     }
 }
 
-/// Which served file: its index in `Plan::files` and in the arena, fixed for the life of the process.
+/// Which served file: its index in `Plan::files` and in the arena, fixed for the life of the
+/// process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FileId(pub u32);
 
@@ -117,7 +123,9 @@ impl HookId {
 }
 
 /// The number of a complete snapshot; only grows. 0 is "nothing published yet".
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Generation(pub u64);
 
 /// The server's name of a lease. It is no credential, yet it is not written to the log.
@@ -205,8 +213,9 @@ pub enum NoSwapProof {
     Unknown = 1,
     /// There is a swap, and no cgroup of ours has `memory.swap.max` at 0.
     Reachable = 2,
-    /// The same under cgroup v1, whose limits prove nothing: with `memory.memsw.limit_in_bytes` equal to
-    /// `memory.limit_in_bytes` a reclaim still swaps pages out, because their sum stays as it is (measured on 6.18).
+    /// The same under cgroup v1, whose limits prove nothing: with `memory.memsw.limit_in_bytes`
+    /// equal to `memory.limit_in_bytes` a reclaim still swaps pages out, because their sum
+    /// stays as it is (measured on 6.18).
     CgroupV1 = 3,
 }
 
@@ -214,7 +223,9 @@ impl NoSwapProof {
     /// The one with this number (`as u8`).
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
-        [Self::Unknown, Self::Reachable, Self::CgroupV1].into_iter().find(|known| *known as u8 == number)
+        [Self::Unknown, Self::Reachable, Self::CgroupV1]
+            .into_iter()
+            .find(|known| *known as u8 == number)
     }
 }
 
@@ -222,8 +233,12 @@ impl fmt::Display for NoSwapProof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unknown => "/proc/swaps cannot be read",
-            Self::Reachable => "the machine has a swap and no cgroup forbids it (memory.swap.max is not 0)",
-            Self::CgroupV1 => "the machine has a swap, and a limit of cgroup v1 does not keep pages out of it",
+            Self::Reachable => {
+                "the machine has a swap and no cgroup forbids it (memory.swap.max is not 0)"
+            }
+            Self::CgroupV1 => {
+                "the machine has a swap, and a limit of cgroup v1 does not keep pages out of it"
+            }
         })
     }
 }
@@ -243,17 +258,36 @@ mod tests {
 
     #[test]
     fn file_names() {
-        for good in ["a", "tls.crt", ".env", "db password", "x".repeat(248).as_str()] {
+        for good in [
+            "a",
+            "tls.crt",
+            ".env",
+            "db password",
+            "x".repeat(248).as_str(),
+        ] {
             assert!(FileName::new(good).is_ok(), "{good}");
         }
-        for bad in ["", ".", "..", "..data", "a/b", "a\nb", "x".repeat(249).as_str()] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "..data",
+            "a/b",
+            "a\nb",
+            "x".repeat(249).as_str(),
+        ] {
             assert!(FileName::new(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn secret_paths() {
-        assert_eq!(SecretPath::new("/v1/secret/data/a b/").expect("good").as_str(), "secret/data/a b");
+        assert_eq!(
+            SecretPath::new("/v1/secret/data/a b/")
+                .expect("good")
+                .as_str(),
+            "secret/data/a b"
+        );
         for bad in ["", "/", "a//b", "a/../b", "a?version=1", "a\n"] {
             assert!(SecretPath::new(bad).is_err(), "{bad}");
         }

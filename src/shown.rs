@@ -1,6 +1,7 @@
-//! Texts that somebody else wrote, made fit for a log line, a report and a terminal. Invariants: a `Shown` has at most its
-//! number of characters, and none of them moves a cursor, ends a line, changes the direction of writing or is invisible;
-//! deserialising makes a `Shown` by the same rule.
+//! Texts that somebody else wrote, made fit for a log line, a report and a terminal. Invariants: a
+//! `Shown` has at most its number of characters, and none of them moves a cursor, ends a line,
+//! changes the direction of writing or is invisible; deserialising makes a `Shown` by the same
+//! rule.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -18,8 +19,8 @@ const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 /// The last character of a text that was cut.
 const CUT: char = '…';
 
-/// At most `MAX` characters (not bytes) of a text: white space is a space, a control or format character is U+FFFD, and the
-/// last character is `…` where the text was longer.
+/// At most `MAX` characters (not bytes) of a text: white space is a space, a control or format
+/// character is U+FFFD, and the last character is `…` where the text was longer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String")]
 pub struct Shown<const MAX: usize>(String);
@@ -73,8 +74,8 @@ fn visible(c: char) -> char {
     }
 }
 
-/// Whether `c` is a format character (Unicode 16, general category Cf: signs of direction, joiners, tags), or has no width
-/// although its category is another one (fillers, selectors of variants).
+/// Whether `c` is a format character (Unicode 16, general category Cf: signs of direction, joiners,
+/// tags), or has no width although its category is another one (fillers, selectors of variants).
 fn is_format(c: char) -> bool {
     matches!(
         u32::from(c),
@@ -112,9 +113,18 @@ mod tests {
             ("pässwörd 密码 🔑", "pässwörd 密码 🔑"),
             ("a\u{1b}[31m\u{7}b", "a\u{fffd}[31m\u{fffd}b"),
             ("a\u{9b}31mb\u{7f}", "a\u{fffd}31mb\u{fffd}"),
-            ("one\ntwo\r\n\tthree\u{85}\u{2028}\u{2029}\u{a0}", "one two   three    "),
-            ("\u{202e}drowssap\u{202c}\u{2066}\u{200f}", "\u{fffd}drowssap\u{fffd}\u{fffd}\u{fffd}"),
-            ("pass\u{200b}\u{200d}\u{feff}\u{ad}word\u{e0041}", "pass\u{fffd}\u{fffd}\u{fffd}\u{fffd}word\u{fffd}"),
+            (
+                "one\ntwo\r\n\tthree\u{85}\u{2028}\u{2029}\u{a0}",
+                "one two   three    ",
+            ),
+            (
+                "\u{202e}drowssap\u{202c}\u{2066}\u{200f}",
+                "\u{fffd}drowssap\u{fffd}\u{fffd}\u{fffd}",
+            ),
+            (
+                "pass\u{200b}\u{200d}\u{feff}\u{ad}word\u{e0041}",
+                "pass\u{fffd}\u{fffd}\u{fffd}\u{fffd}word\u{fffd}",
+            ),
         ] {
             assert_eq!(&*ShownName::from(text), shown, "{text:?}");
         }
@@ -126,7 +136,12 @@ mod tests {
 
     #[test]
     fn distances() {
-        for (a, b, n) in [("", "", 0), ("a", "", 1), ("kitten", "sitting", 3), ("path", "pth", 1)] {
+        for (a, b, n) in [
+            ("", "", 0),
+            ("a", "", 1),
+            ("kitten", "sitting", 3),
+            ("path", "pth", 1),
+        ] {
             assert_eq!(distance(a, b), n, "{a} {b}");
         }
     }
@@ -136,8 +151,11 @@ mod tests {
         let bad = prop::sample::select(
             "\u{0}\u{1b}\n\r\u{7f}\u{80}\u{9b}\u{ad}\u{200b}\u{200f}\u{2028}\u{202e}\u{2069}\u{feff}".chars().collect::<Vec<_>>(),
         );
-        proptest::collection::vec(prop_oneof![any::<char>(), bad, prop::char::range(' ', '~')], 0..900)
-            .prop_map(|all| all.into_iter().collect())
+        proptest::collection::vec(
+            prop_oneof![any::<char>(), bad, prop::char::range(' ', '~')],
+            0..900,
+        )
+        .prop_map(|all| all.into_iter().collect())
     }
 
     proptest! {

@@ -1,5 +1,5 @@
-//! The stand-in keeps the real server's contract: the same requests go to both, and the answers are compared. Invariant: one
-//! script, `Script::run`, asks both; it never asks which one it talks to.
+//! The stand-in keeps the real server's contract: the same requests go to both, and the answers are
+//! compared. Invariant: one script, `Script::run`, asks both; it never asks which one it talks to.
 
 #[path = "rig/mod.rs"]
 #[allow(dead_code, reason = "the servers of the rig without its agent")]
@@ -14,23 +14,40 @@ use serde_json::{Value, json};
 
 /// The tenant of both servers, so that paths and errors are the same word for word.
 const NAME: &str = "contract";
-/// What the tenant may read besides its own paths, to get past the policy to the engine's own answer.
-const ALLOWED: [&str; 4] = ["kv/contract/*", "secret/contract/*", "nowhere/*", "database/creds/no-such-role"];
-/// Keys that both must have but whose values no client reads: what whoever made a mount wrote, hints to a person, and the
-/// policies' names, which the stand-in has not.
+/// What the tenant may read besides its own paths, to get past the policy to the engine's own
+/// answer.
+const ALLOWED: [&str; 4] = [
+    "kv/contract/*",
+    "secret/contract/*",
+    "nowhere/*",
+    "database/creds/no-such-role",
+];
+/// Keys that both must have but whose values no client reads: what whoever made a mount wrote,
+/// hints to a person, and the policies' names, which the stand-in has not.
 const UNREAD: [&str; 4] = ["description", "warnings", "policies", "token_policies"];
 
 #[test]
 fn the_stand_in_answers_as_the_real_server_does() {
-    let (real, standin) = (Script::run(Tenant::real(NAME, CALM)), Script::run(Tenant::standin(NAME, CALM)));
+    let (real, standin) = (
+        Script::run(Tenant::real(NAME, CALM)),
+        Script::run(Tenant::standin(NAME, CALM)),
+    );
     assert_eq!(real.len(), standin.len(), "a script has one length");
     let differences: Vec<String> = real
         .iter()
         .zip(&standin)
         .filter(|(real, standin)| real != standin)
-        .map(|((case, real), (_, standin))| format!("{case}\n  real:     {real}\n  stand-in: {standin}\n"))
+        .map(|((case, real), (_, standin))| {
+            format!("{case}\n  real:     {real}\n  stand-in: {standin}\n")
+        })
         .collect();
-    assert!(differences.is_empty(), "{} of {} answers differ:\n{}", differences.len(), real.len(), differences.concat());
+    assert!(
+        differences.is_empty(),
+        "{} of {} answers differ:\n{}",
+        differences.len(),
+        real.len(),
+        differences.concat()
+    );
 }
 
 /// A case and the shape of its answer.
@@ -50,7 +67,12 @@ impl Script {
     fn run(tenant: Tenant) -> Vec<Seen> {
         prepare(&tenant);
         let address = tenant.url().trim_start_matches("http://").to_owned();
-        let mut script = Self { tenant, address, token: String::new(), seen: Vec::new() };
+        let mut script = Self {
+            tenant,
+            address,
+            token: String::new(),
+            seen: Vec::new(),
+        };
         script.login();
         script.versioned();
         script.plain();
@@ -66,11 +88,31 @@ impl Script {
         let wrong = "8f2c9a52-5d0e-4b0a-9d43-8c5e4a1f0b77";
         self.get("health", "sys/health");
         self.get("no token", "secret/data/contract/app");
-        self.post("login: wrong secret_id", "auth/approle/login", &json!({ "role_id": role_id, "secret_id": wrong }));
-        self.post("login: wrong role_id", "auth/approle/login", &json!({ "role_id": wrong, "secret_id": secret_id }));
-        self.post("login: no secret_id", "auth/approle/login", &json!({ "role_id": role_id }));
-        self.post("login: no role_id", "auth/approle/login", &json!({ "secret_id": secret_id }));
-        self.post("login: not mounted", "auth/nowhere/login", &json!({ "role_id": role_id, "secret_id": secret_id }));
+        self.post(
+            "login: wrong secret_id",
+            "auth/approle/login",
+            &json!({ "role_id": role_id, "secret_id": wrong }),
+        );
+        self.post(
+            "login: wrong role_id",
+            "auth/approle/login",
+            &json!({ "role_id": wrong, "secret_id": secret_id }),
+        );
+        self.post(
+            "login: no secret_id",
+            "auth/approle/login",
+            &json!({ "role_id": role_id }),
+        );
+        self.post(
+            "login: no role_id",
+            "auth/approle/login",
+            &json!({ "secret_id": secret_id }),
+        );
+        self.post(
+            "login: not mounted",
+            "auth/nowhere/login",
+            &json!({ "role_id": role_id, "secret_id": secret_id }),
+        );
         self.log_in_again("login: good");
     }
 
@@ -78,17 +120,26 @@ impl Script {
         let body = json!({ "role_id": self.tenant.role_id, "secret_id": self.tenant.secret_id });
         self.token.clear();
         let answer = self.post(case, "auth/approle/login", &body);
-        answer["auth"]["client_token"].as_str().expect("a login gives a token").clone_into(&mut self.token);
+        answer["auth"]["client_token"]
+            .as_str()
+            .expect("a login gives a token")
+            .clone_into(&mut self.token);
     }
 
     fn versioned(&mut self) {
         self.get("kv 2: newest", "secret/data/contract/app");
         self.get("kv 2: a version", "secret/data/contract/app?version=1");
         self.get("kv 2: version 0", "secret/data/contract/app?version=0");
-        self.get("kv 2: a version that never was", "secret/data/contract/app?version=9");
+        self.get(
+            "kv 2: a version that never was",
+            "secret/data/contract/app?version=9",
+        );
         self.get("kv 2: missing", "secret/data/contract/none");
         self.get("kv 2: deleted", "secret/data/contract/deleted");
-        self.get("kv 2: older than the deleted", "secret/data/contract/deleted?version=1");
+        self.get(
+            "kv 2: older than the deleted",
+            "secret/data/contract/deleted?version=1",
+        );
         self.get("kv 2: destroyed", "secret/data/contract/destroyed");
         self.get("kv 2: to be deleted in time", "secret/data/contract/later");
         self.get("kv 2: without data/", "secret/contract/app");
@@ -105,28 +156,54 @@ impl Script {
     }
 
     fn mounts(&mut self) {
-        self.get("mount of kv 2", "sys/internal/ui/mounts/secret/contract/app");
-        self.get("mount of kv 2, of a path denied", "sys/internal/ui/mounts/secret/other");
+        self.get(
+            "mount of kv 2",
+            "sys/internal/ui/mounts/secret/contract/app",
+        );
+        self.get(
+            "mount of kv 2, of a path denied",
+            "sys/internal/ui/mounts/secret/other",
+        );
         self.get("mount of kv 1", "sys/internal/ui/mounts/kv/contract/app");
-        self.get("mount of a database", "sys/internal/ui/mounts/database/creds/contract");
+        self.get(
+            "mount of a database",
+            "sys/internal/ui/mounts/database/creds/contract",
+        );
         self.get("mount denied", "sys/internal/ui/mounts/closed/app");
         self.get("mount unknown", "sys/internal/ui/mounts/elsewhere/app");
     }
 
     fn leases(&mut self) {
         let creds = self.get("creds", "database/creds/contract");
-        let lease = creds["lease_id"].as_str().expect("credentials have a lease").to_owned();
+        let lease = creds["lease_id"]
+            .as_str()
+            .expect("credentials have a lease")
+            .to_owned();
         self.get("creds: denied", "database/creds/other");
         self.get("creds: no such role", "database/creds/no-such-role");
         self.renew("lease: renew", &lease);
-        self.post("lease: renew for a time", "sys/leases/renew", &json!({ "lease_id": lease, "increment": 60 }));
-        self.post("lease: renew beyond its end", "sys/leases/renew", &json!({ "lease_id": lease, "increment": 99_999 }));
+        self.post(
+            "lease: renew for a time",
+            "sys/leases/renew",
+            &json!({ "lease_id": lease, "increment": 60 }),
+        );
+        self.post(
+            "lease: renew beyond its end",
+            "sys/leases/renew",
+            &json!({ "lease_id": lease, "increment": 99_999 }),
+        );
         self.renew("lease: unknown", "database/creds/contract/no-such-lease");
         self.renew("lease: of no mount", "elsewhere/no-such-lease");
         self.post("lease: none named", "sys/leases/renew", &json!({}));
-        self.post("revoke the token of the lease", "auth/token/revoke-self", &json!({}));
+        self.post(
+            "revoke the token of the lease",
+            "auth/token/revoke-self",
+            &json!({}),
+        );
         let tenant = self.tenant.clone();
-        wait_until("the lease dies with its token", || (tenant.leases() == 0).then_some(()));
+        wait_until("the lease dies with its token", || {
+            (tenant.leases() == 0).then_some(())
+        });
         self.log_in_again("login: again");
         self.renew("lease: dead", &lease);
     }
@@ -143,7 +220,10 @@ impl Script {
         self.post("revoked: renew", "auth/token/renew-self", &json!({}));
         self.post("revoked: revoke", "auth/token/revoke-self", &json!({}));
         self.get("revoked: read", "secret/data/contract/app");
-        self.get("revoked: mount", "sys/internal/ui/mounts/secret/contract/app");
+        self.get(
+            "revoked: mount",
+            "sys/internal/ui/mounts/secret/contract/app",
+        );
     }
 
     /// The last: the role stays locked.
@@ -151,12 +231,22 @@ impl Script {
         let (role_id, good) = (self.tenant.role_id.clone(), self.tenant.secret_id.clone());
         self.token.clear();
         // An empty one does not count, and a good login ends the count.
-        for case in ["", "wrong", "good", "wrong", "wrong", "", "wrong", "wrong", "good"] {
+        for case in [
+            "", "wrong", "good", "wrong", "wrong", "", "wrong", "wrong", "good",
+        ] {
             let secret_id = if case == "good" { &good } else { case };
-            self.post("login: counted", "auth/approle/login", &json!({ "role_id": role_id, "secret_id": secret_id }));
+            self.post(
+                "login: counted",
+                "auth/approle/login",
+                &json!({ "role_id": role_id, "secret_id": secret_id }),
+            );
         }
         for secret_id in ["wrong", "wrong", "wrong", "wrong", "wrong", "wrong", &good] {
-            self.post("login: locked out", "auth/approle/login", &json!({ "role_id": role_id, "secret_id": secret_id }));
+            self.post(
+                "login: locked out",
+                "auth/approle/login",
+                &json!({ "role_id": role_id, "secret_id": secret_id }),
+            );
         }
     }
 
@@ -169,8 +259,12 @@ impl Script {
     }
 
     fn ask(&mut self, case: &'static str, method: &str, path: &str, body: Option<&Value>) -> Value {
-        let answer = http::request(&self.address, method, path, &self.token, body).expect("the server answers");
-        self.seen.push((case, json!({ "status": answer.status, "body": shape(&answer.body) })));
+        let answer = http::request(&self.address, method, path, &self.token, body)
+            .expect("the server answers");
+        self.seen.push((
+            case,
+            json!({ "status": answer.status, "body": shape(&answer.body) }),
+        ));
         answer.body
     }
 }
@@ -188,15 +282,43 @@ fn prepare(tenant: &Tenant) {
 
 fn prepare_real(bao: &Bao) {
     let own = ["database/creds/contract", "secret/data/contract/*"];
-    let rules: Vec<String> = own.iter().chain(&ALLOWED).map(|path| format!("path \"{path}\" {{ capabilities = [\"read\"] }}\n")).collect();
-    bao.api("POST", &format!("sys/policies/acl/{NAME}"), json!({ "policy": rules.concat() }));
-    bao.api("POST", "sys/mounts/kv", json!({ "type": "kv", "options": { "version": "1" } }));
-    bao.api("POST", "sys/mounts/closed", json!({ "type": "kv", "options": { "version": "1" } }));
+    let rules: Vec<String> = own
+        .iter()
+        .chain(&ALLOWED)
+        .map(|path| format!("path \"{path}\" {{ capabilities = [\"read\"] }}\n"))
+        .collect();
+    bao.api(
+        "POST",
+        &format!("sys/policies/acl/{NAME}"),
+        json!({ "policy": rules.concat() }),
+    );
+    bao.api(
+        "POST",
+        "sys/mounts/kv",
+        json!({ "type": "kv", "options": { "version": "1" } }),
+    );
+    bao.api(
+        "POST",
+        "sys/mounts/closed",
+        json!({ "type": "kv", "options": { "version": "1" } }),
+    );
     bao.api("POST", "kv/contract/app", json!({ "password": "a" }));
     bao.api("DELETE", "secret/data/contract/deleted", Value::Null);
-    bao.api("POST", "secret/destroy/contract/destroyed", json!({ "versions": [1] }));
-    bao.api("POST", "secret/metadata/contract/later", json!({ "delete_version_after": "24h" }));
-    bao.api("POST", "secret/data/contract/later", json!({ "data": { "password": "a" } }));
+    bao.api(
+        "POST",
+        "secret/destroy/contract/destroyed",
+        json!({ "versions": [1] }),
+    );
+    bao.api(
+        "POST",
+        "secret/metadata/contract/later",
+        json!({ "delete_version_after": "24h" }),
+    );
+    bao.api(
+        "POST",
+        "secret/data/contract/later",
+        json!({ "data": { "password": "a" } }),
+    );
 }
 
 fn prepare_standin(state: &mut State) {
@@ -209,15 +331,23 @@ fn prepare_standin(state: &mut State) {
     state.delete("secret/contract/later", "2999-01-01T00:00:00Z");
 }
 
-/// What a client can tell two answers apart by: keys at any depth, errors word for word, truth, emptiness, kinds, small
-/// numbers (versions, states), and durations to the minute; not the random and the times of day.
+/// What a client can tell two answers apart by: keys at any depth, errors word for word, truth,
+/// emptiness, kinds, small numbers (versions, states), and durations to the minute; not the random
+/// and the times of day.
 fn shape(value: &Value) -> Value {
     match value {
-        Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), field(key, value))).collect(),
+        Value::Object(map) => map
+            .iter()
+            .map(|(key, value)| (key.clone(), field(key, value)))
+            .collect(),
         Value::Array(_) => json!("a list"),
         Value::String(text) => json!(if text.is_empty() { "" } else { "text" }),
         Value::Number(number) => match number.as_u64() {
-            Some(10..1_000_000) => json!(number.as_u64().map(|seconds| format!("{} min", (seconds + 30) / 60))),
+            Some(10..1_000_000) => json!(
+                number
+                    .as_u64()
+                    .map(|seconds| format!("{} min", (seconds + 30) / 60))
+            ),
             Some(0..10) => value.clone(),
             Some(1_000_000..) | None => json!("a number"),
         },

@@ -1,10 +1,12 @@
-//! Readers that race with a publication. First without chance: an operation of a reader is stopped before its k-th access to
-//! the arena, a publisher runs up to its j-th store and is stopped there, the operation is completed and judged, the publisher
-//! goes to its end, and what the operation holds is judged again; for all pairs of k and j. Then with chance: readers that are
-//! paused at random while a publisher runs at full speed. One thread, no test harness: it forks without exec.
+//! Readers that race with a publication. First without chance: an operation of a reader is stopped
+//! before its k-th access to the arena, a publisher runs up to its j-th store and is stopped there,
+//! the operation is completed and judged, the publisher goes to its end, and what the operation
+//! holds is judged again; for all pairs of k and j. Then with chance: readers that are
+//! paused at random while a publisher runs at full speed. One thread, no test harness: it forks
+//! without exec.
 //!
-//! `cargo test --test interleave`: all pairs, and two seconds of chance. `cargo test --test interleave -- chance 300 7`: five
-//! minutes of chance, from seed 7.
+//! `cargo test --test interleave`: all pairs, and two seconds of chance. `cargo test --test
+//! interleave -- chance 300 7`: five minutes of chance, from seed 7.
 #![allow(unsafe_code, reason = "forks, and a signal handler")]
 #![allow(clippy::unwrap_used, reason = "a test ends where it is wrong")]
 
@@ -37,10 +39,26 @@ struct Scene {
     more: u64,
 }
 
-const ROTATION: Scene = Scene { name: "a rotation", before: 2, held: false, more: 0 };
-const EVICTION: Scene = Scene { name: "a rotation that evicts", before: 4, held: true, more: 0 };
-/// `current` moves, and records that were seen are used anew, before the publication that is stopped.
-const FIFTH: Scene = Scene { name: "the last of five rotations", before: 2, held: false, more: 4 };
+const ROTATION: Scene = Scene {
+    name: "a rotation",
+    before: 2,
+    held: false,
+    more: 0,
+};
+const EVICTION: Scene = Scene {
+    name: "a rotation that evicts",
+    before: 4,
+    held: true,
+    more: 0,
+};
+/// `current` moves, and records that were seen are used anew, before the publication that is
+/// stopped.
+const FIFTH: Scene = Scene {
+    name: "the last of five rotations",
+    before: 2,
+    held: false,
+    more: 4,
+};
 
 /// What is wrong with an outcome; its place in `WRONGS` is an exit code.
 type Wrong = &'static str;
@@ -55,7 +73,8 @@ const DUE: Wrong = "an announcement that is not due, or one that is missing";
 const ENDLESS: Wrong = "an operation that does not end";
 const WRONGS: [Wrong; 8] = [MISSING, FUTURE, OLD, TORN, FREED, KEPT, DUE, ENDLESS];
 
-/// The operation in a process of its own: it makes ready, calls `Steps::stopped`, judges, calls `rest`, judges again.
+/// The operation in a process of its own: it makes ready, calls `Steps::stopped`, judges, calls
+/// `rest`, judges again.
 type Operation = fn(&World, Steps) -> Result<(), Wrong>;
 
 const OPERATIONS: &[(&str, Operation, &[Scene])] = &[
@@ -70,17 +89,28 @@ const OPERATIONS: &[(&str, Operation, &[Scene])] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut words = std::env::args().skip(1).filter(|word| !word.starts_with('-'));
-    let (filter, mut number) = (words.next().unwrap_or_default(), || words.next()?.parse().ok());
+    let mut words = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with('-'));
+    let (filter, mut number) = (words.next().unwrap_or_default(), || {
+        words.next()?.parse().ok()
+    });
     let (seconds, seed) = (number().unwrap_or(2), number().unwrap_or(9));
     let mut trials = Trials::default();
-    for (name, operation, scenes) in OPERATIONS.iter().filter(|(name, ..)| name.contains(&filter)) {
+    for (name, operation, scenes) in OPERATIONS
+        .iter()
+        .filter(|(name, ..)| name.contains(&filter))
+    {
         for scene in *scenes {
-            trials.start(&format!("{name} during {}", scene.name), || all_pairs(*operation, scene));
+            trials.start(&format!("{name} during {}", scene.name), || {
+                all_pairs(*operation, scene)
+            });
         }
     }
     if "chance".contains(&filter) {
-        trials.start(&format!("paused readers, seed {seed}"), || chance(Duration::from_secs(seconds), seed));
+        trials.start(&format!("paused readers, seed {seed}"), || {
+            chance(Duration::from_secs(seconds), seed)
+        });
     }
     trials.end()
 }
@@ -112,7 +142,11 @@ impl Trials {
     fn wait(&mut self) {
         let ended = wait().unwrap();
         self.running -= 1;
-        if matches!(ended, WaitStatus::Exited(_, 0)) { self.passed += 1 } else { self.failed += 1 }
+        if matches!(ended, WaitStatus::Exited(_, 0)) {
+            self.passed += 1
+        } else {
+            self.failed += 1
+        }
     }
 
     fn end(mut self) -> ExitCode {
@@ -120,7 +154,11 @@ impl Trials {
             self.wait();
         }
         println!("{} passed, {} failed", self.passed, self.failed);
-        if self.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if self.failed == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -131,8 +169,14 @@ fn all_pairs(operation: Operation, scene: &Scene) -> Result<String, String> {
         for store in 0.. {
             let Some((outcome, is_last)) = pair(operation, scene, access, store) else {
                 let all = format!("({pairs} interleavings)");
-                let said = |(wrong, at): (&Wrong, &Vec<_>)| format!("{} times {wrong}, first at {:?}; ", at.len(), at[0]);
-                return if wrong.is_empty() { Ok(all) } else { Err(wrong.iter().map(said).collect::<String>() + &all) };
+                let said = |(wrong, at): (&Wrong, &Vec<_>)| {
+                    format!("{} times {wrong}, first at {:?}; ", at.len(), at[0])
+                };
+                return if wrong.is_empty() {
+                    Ok(all)
+                } else {
+                    Err(wrong.iter().map(said).collect::<String>() + &all)
+                };
             };
             pairs += 1;
             if let Err(why) = outcome {
@@ -146,12 +190,24 @@ fn all_pairs(operation: Operation, scene: &Scene) -> Result<String, String> {
     unreachable!("an operation has a last access")
 }
 
-/// One pair: the outcome, and whether the publisher has no store after `store`. Nothing when the operation has no such access.
-fn pair(operation: Operation, scene: &Scene, access: u64, store: u64) -> Option<(Result<(), Wrong>, bool)> {
+/// One pair: the outcome, and whether the publisher has no store after `store`. Nothing when the
+/// operation has no such access.
+fn pair(
+    operation: Operation,
+    scene: &Scene,
+    access: u64,
+    store: u64,
+) -> Option<(Result<(), Wrong>, bool)> {
     let world = World::new(scene.before, scene.held);
     let reader = child(|| {
         alarm::set(20);
-        let outcome = operation(&world, Steps { access, may_evict: scene.held });
+        let outcome = operation(
+            &world,
+            Steps {
+                access,
+                may_evict: scene.held,
+            },
+        );
         outcome.map_or_else(code, |()| 0)
     });
     if waits(reader) == Turn::Ended(NO_SUCH_ACCESS) {
@@ -169,11 +225,24 @@ fn pair(operation: Operation, scene: &Scene, access: u64, store: u64) -> Option<
     let is_last = waits(publisher) == Turn::Ended(0);
     let first = goes_on(reader);
     if !is_last {
-        assert_eq!(goes_on(publisher), Turn::Ended(0), "the publisher goes to its end");
+        assert_eq!(
+            goes_on(publisher),
+            Turn::Ended(0),
+            "the publisher goes to its end"
+        );
     }
-    let last = if first == Turn::Stopped { goes_on(reader) } else { first };
-    let Turn::Ended(code) = last else { panic!("a reader stops twice, and then ends") };
-    let wrong = WRONGS.iter().copied().find(|wrong| self::code(wrong) == code);
+    let last = if first == Turn::Stopped {
+        goes_on(reader)
+    } else {
+        first
+    };
+    let Turn::Ended(code) = last else {
+        panic!("a reader stops twice, and then ends")
+    };
+    let wrong = WRONGS
+        .iter()
+        .copied()
+        .find(|wrong| self::code(wrong) == code);
     assert!(wrong.is_some() || code == 0, "a reader ended with {code}");
     Some((wrong.map_or(Ok(()), Err), is_last))
 }
@@ -200,7 +269,9 @@ fn waits(process: Pid) -> Turn {
     if let WaitStatus::Signaled(_, Signal::SIGALRM, _) = status {
         return Turn::Ended(code(ENDLESS));
     }
-    let WaitStatus::Exited(_, code) = status else { panic!("{status:?}") };
+    let WaitStatus::Exited(_, code) = status else {
+        panic!("{status:?}")
+    };
     Turn::Ended(code)
 }
 
@@ -218,7 +289,8 @@ struct Steps {
 }
 
 impl Steps {
-    /// Runs `body`, stopped before its access of that number; ends the process when it has not so many.
+    /// Runs `body`, stopped before its access of that number; ends the process when it has not so
+    /// many.
     fn stopped<T>(&self, world: &World, body: impl FnOnce() -> T) -> T {
         arm(&world.arena, Counted::All, self.access, Signal::SIGSTOP);
         let result = body();
@@ -274,12 +346,20 @@ fn make(world: &World, steps: Steps) -> Result<(), Wrong> {
     is_current(world, found.as_ref(), since)?;
     let nodeid = found.ok_or(MISSING)?.nodeid;
     rest();
-    if reader.made(FILES[0]) == Some(nodeid) { steps.held(world, nodeid) } else { Err(MISSING) }
+    if reader.made(FILES[0]) == Some(nodeid) {
+        steps.held(world, nodeid)
+    } else {
+        Err(MISSING)
+    }
 }
 
 /// The oldest version that is open; where none is yet, the current one is opened.
 fn opened(world: &World) -> u64 {
-    world.held.first().copied().unwrap_or_else(|| world.reader().hold_current(FILES[0]).unwrap().nodeid)
+    world
+        .held
+        .first()
+        .copied()
+        .unwrap_or_else(|| world.reader().hold_current(FILES[0]).unwrap().nodeid)
 }
 
 fn hold(world: &World, steps: Steps) -> Result<(), Wrong> {
@@ -295,7 +375,11 @@ fn version(world: &World, steps: Steps) -> Result<(), Wrong> {
     let before = reader.version(nodeid);
     let found = steps.stopped(world, || reader.version(nodeid));
     is_that(&steps, found, nodeid)?;
-    if found.is_none() || found == before { Ok(()) } else { Err(TORN) }
+    if found.is_none() || found == before {
+        Ok(())
+    } else {
+        Err(TORN)
+    }
 }
 
 /// A version of that number was found, unless it may be gone.
@@ -329,15 +413,27 @@ fn forget(world: &World, steps: Steps) -> Result<(), Wrong> {
     world.announce(&FILES);
     world.publisher().collect();
     world.is_tidy();
-    if reader.version(nodeid).is_none() { Ok(()) } else { Err(KEPT) }
+    if reader.version(nodeid).is_none() {
+        Ok(())
+    } else {
+        Err(KEPT)
+    }
 }
 
 fn due(world: &World, steps: Steps) -> Result<(), Wrong> {
     let (bulletin, before) = (Bulletin::sign(Arc::clone(&world.arena)), world.generation());
     let found = steps.stopped(world, || bulletin.due());
     // The second file was due before, the first one is from the flip on.
-    let expected: &[&[FileId]] = if world.generation() == before { &[&FILES[1..]] } else { &[&FILES[1..], &FILES] };
-    if expected.contains(&found.as_slice()) { Ok(()) } else { Err(DUE) }
+    let expected: &[&[FileId]] = if world.generation() == before {
+        &[&FILES[1..]]
+    } else {
+        &[&FILES[1..], &FILES]
+    };
+    if expected.contains(&found.as_slice()) {
+        Ok(())
+    } else {
+        Err(DUE)
+    }
 }
 
 /// The version that the announcing thread asks for after its create.
@@ -347,17 +443,26 @@ fn made(world: &World, steps: Steps) -> Result<(), Wrong> {
     let nodeid = world.reader().make(FILES[0]).unwrap().nodeid;
     let found = steps.stopped(world, || bulletin.made(FILES[0]));
     // The current version is never evicted.
-    is_that(&Steps { may_evict: false, ..steps }, found, nodeid)
+    is_that(
+        &Steps {
+            may_evict: false,
+            ..steps
+        },
+        found,
+        nodeid,
+    )
 }
 
 /// Readers in this trial.
 const READERS: usize = 6;
 
-/// Readers that look up, hold and read without end, are stopped and continued at random places, as a busy machine or a CPU
-/// quota does it, while one publisher runs at full speed.
+/// Readers that look up, hold and read without end, are stopped and continued at random places, as
+/// a busy machine or a CPU quota does it, while one publisher runs at full speed.
 fn chance(duration: Duration, seed: u64) -> Result<String, String> {
     let world = World::new(2, false);
-    let readers: Vec<Pid> = (0..READERS).map(|_| child(|| read_for_ever(&world).map_or_else(code, |()| 0))).collect();
+    let readers: Vec<Pid> = (0..READERS)
+        .map(|_| child(|| read_for_ever(&world).map_or_else(code, |()| 0)))
+        .collect();
     let publisher = child(|| rotate_for_ever(&world));
     let (clock, mut seed) = (RealClock, seed);
     let (start, mut pauses) = (clock.now(), 0);
@@ -365,23 +470,38 @@ fn chance(duration: Duration, seed: u64) -> Result<String, String> {
     let lives = |reader: Pid| waitpid(reader, Some(WaitPidFlag::WNOHANG)).unwrap();
     let mut wrong = None;
     while wrong.is_none() && clock.now().since(start) < duration {
-        let still: Vec<Pid> = all().filter(|_| random(&mut seed).is_multiple_of(2)).collect();
+        let still: Vec<Pid> = all()
+            .filter(|_| random(&mut seed).is_multiple_of(2))
+            .collect();
         send(&still, Signal::SIGSTOP);
         std::thread::sleep(Duration::from_micros(20 + random(&mut seed) % 100));
         send(&still, Signal::SIGCONT);
         std::thread::sleep(Duration::from_micros(20 + random(&mut seed) % 100));
         pauses += 1;
         wrong = all().find_map(|reader| {
-            let WaitStatus::Exited(reader, code) = lives(reader) else { return None };
+            let WaitStatus::Exited(reader, code) = lives(reader) else {
+                return None;
+            };
             Some((reader, code))
         });
     }
     end(publisher);
-    all().filter(|reader| wrong.is_none_or(|(ended, _)| ended != *reader)).for_each(end);
-    let (rotations, reads) = (world.generation(), world.arena.desk_head().opens.load(SeqCst));
+    all()
+        .filter(|reader| wrong.is_none_or(|(ended, _)| ended != *reader))
+        .for_each(end);
+    let (rotations, reads) = (
+        world.generation(),
+        world.arena.desk_head().opens.load(SeqCst),
+    );
     let said = format!("({rotations} rotations, {reads} reads, {pauses} pauses)");
     match wrong {
-        Some((_, code)) => Err(format!("{} {said}", WRONGS.iter().find(|wrong| self::code(wrong) == code).unwrap_or(&"a panic"))),
+        Some((_, code)) => Err(format!(
+            "{} {said}",
+            WRONGS
+                .iter()
+                .find(|wrong| self::code(wrong) == code)
+                .unwrap_or(&"a panic")
+        )),
         None if rotations > 100 && reads > 100 => Ok(said),
         None => Err(format!("too few {said}")),
     }
@@ -393,7 +513,8 @@ fn send(to: &[Pid], signal: Signal) {
     }
 }
 
-/// Looks up in both orders, mostly without reading, since the lookup is what races; ends at the first wrong outcome.
+/// Looks up in both orders, mostly without reading, since the lookup is what races; ends at the
+/// first wrong outcome.
 fn read_for_ever(world: &World) -> Result<(), Wrong> {
     let (reader, mut last) = (world.reader(), 0);
     for turn in 0_u64.. {
@@ -404,7 +525,8 @@ fn read_for_ever(world: &World) -> Result<(), Wrong> {
             late if late < last => return Err(OLD),
             generation => last = generation,
         }
-        // While this reader was paused its version may have had to make room; never is it half there.
+        // While this reader was paused its version may have had to make room; never is it half
+        // there.
         if turn % 64 == 0 && whole(&reader, held.nodeid) == Some(false) {
             return Err(TORN);
         }

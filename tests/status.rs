@@ -1,8 +1,12 @@
-//! `baofs health` and `baofs status` as programs, on directories that hold reports made by hand, and on applications that
-//! answer, refuse or say nothing. No server is needed, and no mount but one that never answers.
+//! `baofs health` and `baofs status` as programs, on directories that hold reports made by hand,
+//! and on applications that answer, refuse or say nothing. No server is needed, and no mount but
+//! one that never answers.
 
 use baofs::clock::{Clock, RealClock};
-use baofs::status::{Condition, DIRECTORY, Detail, FILE, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, Walls, seconds};
+use baofs::status::{
+    Condition, DIRECTORY, Detail, FILE, FORMAT, FileReport, Report, Roles, Served, Session,
+    Trouble, Walls, seconds,
+};
 use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
@@ -23,17 +27,29 @@ const SINCE: u64 = 200;
 
 /// `baofs` with the words of `line` on a mount, with nothing of this process' environment.
 fn command(mount: &Path, line: &str) -> Command {
-    let program = std::env::var_os("BAOFS_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_baofs")), PathBuf::from);
+    let program = std::env::var_os("BAOFS_BIN")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_baofs")), PathBuf::from);
     let mut command = Command::new(program);
-    command.args(line.split_whitespace()).env_clear().env("BAOFS_MOUNT", mount);
+    command
+        .args(line.split_whitespace())
+        .env_clear()
+        .env("BAOFS_MOUNT", mount);
     command
 }
 
 /// Runs it: code, output, errors.
 fn baofs(mount: &Path, line: &str) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = command(mount, line).output().expect("baofs runs");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command(mount, line).output().expect("baofs runs");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    (status.code().expect("no signal ended it"), text(stdout), text(stderr))
+    (
+        status.code().expect("no signal ended it"),
+        text(stdout),
+        text(stderr),
+    )
 }
 
 /// A directory with a file like the agent's report.
@@ -59,72 +75,158 @@ fn report(files: Vec<FileReport>, late: Duration) -> Report {
         written: now,
         due_monotonic_ms: u64::try_from(due.as_millis()).expect("small"),
         detail: Detail::Full,
-        served: Served { how: "tmpfs".into(), fallback: Some("no /dev/fuse".into()), swap: None },
+        served: Served {
+            how: "tmpfs".into(),
+            fallback: Some("no /dev/fuse".into()),
+            swap: None,
+        },
         walls: Walls::default(),
-        roles: Roles { supervise: 1, fetch: 7, serve: None, ..Roles::default() },
-        session: Session { ends: Some(now + 4_000), ..Session::default() },
+        roles: Roles {
+            supervise: 1,
+            fetch: 7,
+            serve: None,
+            ..Roles::default()
+        },
+        session: Session {
+            ends: Some(now + 4_000),
+            ..Session::default()
+        },
         files,
     }
 }
 
 fn file(name: &str, condition: Condition) -> FileReport {
     let now = seconds(RealClock.wall());
-    let trouble = (condition != Condition::Fresh).then(|| Trouble { cause: "OpenBao is sealed".into(), since: now - SINCE });
+    let trouble = (condition != Condition::Fresh).then(|| Trouble {
+        cause: "OpenBao is sealed".into(),
+        since: now - SINCE,
+    });
     let (changed, lease_ends) = (Some(now - 3_600), Some(now - 30));
-    FileReport { name: name.into(), condition, changes: 3, version: Some(12), changed, lease_ends, next: None, strict: false, trouble }
+    FileReport {
+        name: name.into(),
+        condition,
+        changes: 3,
+        version: Some(12),
+        changed,
+        lease_ends,
+        next: None,
+        strict: false,
+        trouble,
+    }
 }
 
 #[test]
 fn every_verdict_has_its_code_and_its_words() {
     let fresh = || file("user", Condition::Fresh);
-    let strict = FileReport { strict: true, ..file("db", Condition::Ended) };
+    let strict = FileReport {
+        strict: true,
+        ..file("db", Condition::Ended)
+    };
     for (files, code, strict_code, word, parts) in [
         (vec![fresh()], 0, 0, "healthy", vec![]),
-        (vec![fresh(), file("db", Condition::Stale)], 0, 1, "degraded", vec!["db: stale: OpenBao is sealed (for 3m2"]),
-        (vec![file("db", Condition::Ended), fresh()], 0, 1, "degraded", vec!["db: past its life: OpenBao is sealed (for 3m2"]),
-        (vec![strict, file("x", Condition::Stale)], 1, 1, "unhealthy", vec!["db: past its life", "x: stale"]),
-        (vec![fresh(), file("db", Condition::Missing)], 1, 1, "unhealthy", vec!["db: has no value yet: OpenBao is sealed"]),
+        (
+            vec![fresh(), file("db", Condition::Stale)],
+            0,
+            1,
+            "degraded",
+            vec!["db: stale: OpenBao is sealed (for 3m2"],
+        ),
+        (
+            vec![file("db", Condition::Ended), fresh()],
+            0,
+            1,
+            "degraded",
+            vec!["db: past its life: OpenBao is sealed (for 3m2"],
+        ),
+        (
+            vec![strict, file("x", Condition::Stale)],
+            1,
+            1,
+            "unhealthy",
+            vec!["db: past its life", "x: stale"],
+        ),
+        (
+            vec![fresh(), file("db", Condition::Missing)],
+            1,
+            1,
+            "unhealthy",
+            vec!["db: has no value yet: OpenBao is sealed"],
+        ),
     ] {
         let dir = mount_of(&report(files, Duration::ZERO));
         let (found, out, err) = baofs(dir.path(), "health");
         assert_eq!((found, err.as_str()), (code, ""), "{out}");
         assert_eq!(out.lines().count(), parts.len().max(1), "{out}");
-        assert!(out.lines().all(|line| line.split(':').next() == Some(word)), "{word}: {out}");
-        assert!(parts.iter().zip(out.lines()).all(|(part, line)| line.contains(part)), "{parts:?}: {out}");
-        assert_eq!(baofs(dir.path(), "health --strict").0, strict_code, "{word}");
+        assert!(
+            out.lines().all(|line| line.split(':').next() == Some(word)),
+            "{word}: {out}"
+        );
+        assert!(
+            parts
+                .iter()
+                .zip(out.lines())
+                .all(|(part, line)| line.contains(part)),
+            "{parts:?}: {out}"
+        );
+        assert_eq!(
+            baofs(dir.path(), "health --strict").0,
+            strict_code,
+            "{word}"
+        );
     }
 }
 
 #[test]
 fn an_agent_that_does_not_work_is_unhealthy() {
     let fresh = || vec![file("db", Condition::Fresh)];
-    let future = Report { format: FORMAT + 1, ..report(fresh(), Duration::ZERO) };
+    let future = Report {
+        format: FORMAT + 1,
+        ..report(fresh(), Duration::ZERO)
+    };
     let whole = serde_json::to_vec(&report(fresh(), Duration::ZERO)).expect("JSON");
     for (dir, part) in [
-        (mount_of(&report(fresh(), Duration::from_secs(80))), ": fetch (pid 7) hangs or is dead"),
+        (
+            mount_of(&report(fresh(), Duration::from_secs(80))),
+            ": fetch (pid 7) hangs or is dead",
+        ),
         (mount_of(&future), "has format 2"),
         (mount(b"geheim"), "no report of baofs"),
         (mount(&whole[..whole.len() / 2]), "no report of baofs"),
         (mount(b""), "no report of baofs"),
-        (tempfile::tempdir().expect("a directory"), "no agent serves there"),
+        (
+            tempfile::tempdir().expect("a directory"),
+            "no agent serves there",
+        ),
     ] {
         let (code, out, err) = baofs(dir.path(), "health");
         assert_eq!((code, err.as_str()), (1, ""), "{out}");
-        assert!(out.starts_with("unhealthy: ") && out.contains(part) && !out.contains("geheim"), "{part}: {out}");
+        assert!(
+            out.starts_with("unhealthy: ") && out.contains(part) && !out.contains("geheim"),
+            "{part}: {out}"
+        );
     }
     let dir = mount(b"");
     let path = dir.path().join(DIRECTORY).join(FILE);
     fs::remove_file(&path).expect("removed");
     fs::create_dir(path).expect("made");
     let (code, out, _) = baofs(dir.path(), "health");
-    assert!(code == 1 && out.contains("cannot be read: it is no regular file"), "{out}");
+    assert!(
+        code == 1 && out.contains("cannot be read: it is no regular file"),
+        "{out}"
+    );
 }
 
 #[test]
 fn the_flag_wins_over_the_environment() {
-    let (healthy, empty) = (mount_of(&report(vec![], Duration::ZERO)), tempfile::tempdir().expect("a directory"));
+    let (healthy, empty) = (
+        mount_of(&report(vec![], Duration::ZERO)),
+        tempfile::tempdir().expect("a directory"),
+    );
     let line = format!("health --mount {}", healthy.path().display());
-    assert_eq!(baofs(empty.path(), &line), (0, "healthy\n".into(), String::new()));
+    assert_eq!(
+        baofs(empty.path(), &line),
+        (0, "healthy\n".into(), String::new())
+    );
     assert_eq!(baofs(Path::new(""), &line).0, 0);
 }
 
@@ -138,14 +240,32 @@ const HOSTILE: &str = r#"{"format":1,"version":"\u001b[2J\u009b1m","since":1,"wr
 fn texts_of_a_report_are_cleaned() {
     let dir = mount(HOSTILE.as_bytes());
     for (line, parts) in [
-        ("status", &["agent   \u{fffd}[2J\u{fffd}1m", "served  \u{fffd}]0;x\u{fffd}", "\u{fffd}[1A forged  stale"][..]),
+        (
+            "status",
+            &[
+                "agent   \u{fffd}[2J\u{fffd}1m",
+                "served  \u{fffd}]0;x\u{fffd}",
+                "\u{fffd}[1A forged  stale",
+            ][..],
+        ),
         ("status --json", &["\u{fffd}[1A forged"]),
-        ("health", &["degraded: login: \u{fffd}[31m \u{fffd}", "degraded: \u{fffd}[1A forged: stale:  \u{fffd}[K  (for"]),
+        (
+            "health",
+            &[
+                "degraded: login: \u{fffd}[31m \u{fffd}",
+                "degraded: \u{fffd}[1A forged: stale:  \u{fffd}[K  (for",
+            ],
+        ),
     ] {
         let (code, out, err) = baofs(dir.path(), line);
         assert_eq!((code, err.as_str()), (0, ""), "{line}: {out}");
-        let bad = |c: char| (c.is_control() && c != '\n') || "\u{202e}\u{2066}\u{200b}\u{2028}".contains(c);
-        assert!(!out.contains(bad) && !out.contains("\nforged"), "{line}: {out:?}");
+        let bad = |c: char| {
+            (c.is_control() && c != '\n') || "\u{202e}\u{2066}\u{200b}\u{2028}".contains(c)
+        };
+        assert!(
+            !out.contains(bad) && !out.contains("\nforged"),
+            "{line}: {out:?}"
+        );
         assert!(parts.iter().all(|part| out.contains(part)), "{line}: {out}");
     }
 }
@@ -154,11 +274,26 @@ fn texts_of_a_report_are_cleaned() {
 type Plant = fn(&Path);
 
 const PLANTS: [(Plant, &str); 8] = [
-    (|dir| symlink("/etc/shadow", dir.join("..baofs/status.json")).expect("planted"), "it is a link"),
-    (|dir| symlink("../real.json", dir.join("..baofs/status.json")).expect("planted"), "it is a link"),
-    (|dir| mkfifo(&dir.join("..baofs/status.json"), Mode::S_IRWXU).expect("planted"), "it is no regular file"),
-    (|dir| fs::create_dir(dir.join("..baofs/status.json")).expect("planted"), "it is no regular file"),
-    (|dir| drop(UnixListener::bind(dir.join("..baofs/status.json")).expect("planted")), "cannot be read"),
+    (
+        |dir| symlink("/etc/shadow", dir.join("..baofs/status.json")).expect("planted"),
+        "it is a link",
+    ),
+    (
+        |dir| symlink("../real.json", dir.join("..baofs/status.json")).expect("planted"),
+        "it is a link",
+    ),
+    (
+        |dir| mkfifo(&dir.join("..baofs/status.json"), Mode::S_IRWXU).expect("planted"),
+        "it is no regular file",
+    ),
+    (
+        |dir| fs::create_dir(dir.join("..baofs/status.json")).expect("planted"),
+        "it is no regular file",
+    ),
+    (
+        |dir| drop(UnixListener::bind(dir.join("..baofs/status.json")).expect("planted")),
+        "cannot be read",
+    ),
     (
         |dir| {
             fs::rename(dir.join("real.json"), dir.join("..baofs/status.json")).expect("planted");
@@ -193,10 +328,16 @@ fn what_an_application_planted_is_neither_followed_nor_printed() {
         plant(dir.path());
         let (code, out, err) = baofs(dir.path(), "status --json");
         assert_eq!((code, out.as_str()), (1, ""), "plant {n}: {err}");
-        assert!(err.contains(part) && !err.contains("root:"), "plant {n}: {part}: {err}");
+        assert!(
+            err.contains(part) && !err.contains("root:"),
+            "plant {n}: {part}: {err}"
+        );
         let (code, out, err) = baofs(dir.path(), "health");
         assert_eq!((code, err.as_str()), (1, ""), "plant {n}: {out}");
-        assert!(out.starts_with("unhealthy: ") && out.contains(part), "plant {n}: {part}: {out}");
+        assert!(
+            out.starts_with("unhealthy: ") && out.contains(part),
+            "plant {n}: {part}: {out}"
+        );
     }
 }
 
@@ -204,21 +345,50 @@ fn what_an_application_planted_is_neither_followed_nor_printed() {
 fn a_request_that_no_signal_ends_holds_nobody() {
     // A thread may have a mount namespace of its own, which its children get.
     let stuck = || {
-        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace needs root: run the tests with sudo");
-        mount_at(None, Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, "");
+        unshare(CloneFlags::CLONE_NEWNS)
+            .expect("a mount namespace needs root: run the tests with sudo");
+        mount_at(
+            None,
+            Path::new("/"),
+            None,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            "",
+        );
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut device = fs::File::options().read(true).write(true).open("/dev/fuse").expect("FUSE");
-        let options = format!("fd={},rootmode=40755,user_id=0,group_id=0", device.as_raw_fd());
-        mount_at(Some("baofs"), dir.path(), Some("fuse"), MsFlags::empty(), &options);
+        let mut device = fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .expect("FUSE");
+        let options = format!(
+            "fd={},rootmode=40755,user_id=0,group_id=0",
+            device.as_raw_fd()
+        );
+        mount_at(
+            Some("baofs"),
+            dir.path(),
+            Some("fuse"),
+            MsFlags::empty(),
+            &options,
+        );
         greet(&mut device);
-        let check = command(dir.path(), "health").stdout(Stdio::piped()).spawn().expect("baofs runs");
+        let check = command(dir.path(), "health")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("baofs runs");
         // The kernel does not let a process go while its request is ours.
         assert_eq!(take(&mut device)[4], 1, "a LOOKUP");
-        let output = check.wait_with_output().expect("it ends, and nobody else holds its output");
+        let output = check
+            .wait_with_output()
+            .expect("it ends, and nobody else holds its output");
         drop(device);
         assert_eq!(output.status.code(), Some(1));
         let said = String::from_utf8(output.stdout).expect("UTF-8");
-        assert!(said.contains("no answer within 2s") && said.contains(dir.path().to_str().expect("UTF-8")), "{said}");
+        assert!(
+            said.contains("no answer within 2s")
+                && said.contains(dir.path().to_str().expect("UTF-8")),
+            "{said}"
+        );
     };
     std::thread::spawn(stuck).join().expect("the check gave up");
 }
@@ -241,7 +411,11 @@ fn greet(device: &mut fs::File) {
     let mut answer = [80_u32.to_ne_bytes(), 0_u32.to_ne_bytes()].concat();
     answer.extend(unique);
     // Version 7.31, no read-ahead, no flags, no queue, and 64 KiB in one write.
-    answer.extend([7_u32, 31, 0, 0, 0, 1 << 16].into_iter().flat_map(u32::to_ne_bytes));
+    answer.extend(
+        [7_u32, 31, 0, 0, 0, 1 << 16]
+            .into_iter()
+            .flat_map(u32::to_ne_bytes),
+    );
     answer.resize(80, 0);
     device.write_all(&answer).expect("the kernel takes it");
 }
@@ -257,7 +431,9 @@ fn application(answer: Option<&'static str>) -> (u16, std::thread::JoinHandle<St
         while let Ok(n @ 1..) = stream.read(&mut piece) {
             asked.extend_from_slice(&piece[..n]);
             if let Some(answer) = answer.filter(|_| asked.ends_with(b"\r\n\r\n")) {
-                stream.write_all(answer.as_bytes()).expect("the check reads");
+                stream
+                    .write_all(answer.as_bytes())
+                    .expect("the check reads");
                 break;
             }
         }
@@ -270,10 +446,22 @@ fn application(answer: Option<&'static str>) -> (u16, std::thread::JoinHandle<St
 fn the_application_is_asked() {
     let dir = mount_of(&report(vec![], Duration::ZERO));
     for (answer, code, part) in [
-        (Some("HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\nx"), 0, "healthy"),
+        (
+            Some("HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\nx"),
+            0,
+            "healthy",
+        ),
         (Some("HTTP/1.1 204 No Content\r\n\r\n"), 0, "healthy"),
-        (Some("HTTP/1.0 302 Found\r\nlocation: http://127.0.0.1:1/\r\n\r\n"), 0, "healthy"),
-        (Some("HTTP/1.1 500 Internal Server Error\r\n\r\n"), 1, "answered 500"),
+        (
+            Some("HTTP/1.0 302 Found\r\nlocation: http://127.0.0.1:1/\r\n\r\n"),
+            0,
+            "healthy",
+        ),
+        (
+            Some("HTTP/1.1 500 Internal Server Error\r\n\r\n"),
+            1,
+            "answered 500",
+        ),
         (Some("HTTP/1.1 404 Not Found\r\n\r\n"), 1, "answered 404"),
         (Some("SSH-2.0-OpenSSH_9.2\r\n"), 1, "no HTTP answer"),
         (Some("HTTP/1.1 500 \x1b[2J\r\n\r\n"), 1, "no HTTP answer"),
@@ -281,11 +469,18 @@ fn the_application_is_asked() {
         (None, 1, "no answer within 2s"),
     ] {
         let (port, thread) = application(answer);
-        let (found, out, err) = baofs(dir.path(), &format!("health --http http://127.0.0.1:{port}/up?a=b"));
+        let (found, out, err) = baofs(
+            dir.path(),
+            &format!("health --http http://127.0.0.1:{port}/up?a=b"),
+        );
         assert_eq!((found, err.as_str()), (code, ""), "{answer:?}: {out}");
         assert!(out.contains(part), "{answer:?}: {out}");
         let asked = thread.join().expect("asked");
-        assert!(asked.starts_with("GET /up?a=b HTTP/1.1\r\n") && asked.contains(&format!("host: 127.0.0.1:{port}\r\n")), "{asked}");
+        assert!(
+            asked.starts_with("GET /up?a=b HTTP/1.1\r\n")
+                && asked.contains(&format!("host: 127.0.0.1:{port}\r\n")),
+            "{asked}"
+        );
     }
 }
 
@@ -293,19 +488,36 @@ fn the_application_is_asked() {
 fn a_connection_is_enough_for_tcp() {
     let dir = mount_of(&report(vec![], Duration::ZERO));
     let (port, thread) = application(None);
-    assert_eq!(baofs(dir.path(), &format!("health --tcp localhost:{port}")), (0, "healthy\n".into(), String::new()));
+    assert_eq!(
+        baofs(dir.path(), &format!("health --tcp localhost:{port}")),
+        (0, "healthy\n".into(), String::new())
+    );
     assert_eq!(thread.join().expect("asked"), "");
     // The listener is gone.
-    for line in [format!("--tcp 127.0.0.1:{port}"), format!("--http http://127.0.0.1:{port}/")] {
+    for line in [
+        format!("--tcp 127.0.0.1:{port}"),
+        format!("--http http://127.0.0.1:{port}/"),
+    ] {
         let (code, out, _) = baofs(dir.path(), &format!("health {line}"));
         assert_eq!(code, 1);
-        assert!(out.starts_with(&format!("unhealthy: probe of 127.0.0.1:{port}: no connection: ")), "{out}");
+        assert!(
+            out.starts_with(&format!(
+                "unhealthy: probe of 127.0.0.1:{port}: no connection: "
+            )),
+            "{out}"
+        );
     }
 }
 
 #[test]
 fn wrong_words_are_64() {
-    for line in ["health --tcp", "health --http https://localhost/", "health --tcp a:1 --http http://a/", "health x", "status --strict"] {
+    for line in [
+        "health --tcp",
+        "health --http https://localhost/",
+        "health --tcp a:1 --http http://a/",
+        "health x",
+        "status --strict",
+    ] {
         let (code, out, err) = baofs(Path::new("/nowhere"), line);
         assert_eq!((code, out.as_str()), (64, ""), "{line}: {err}");
     }
@@ -313,8 +525,15 @@ fn wrong_words_are_64() {
 
 #[test]
 fn the_status_is_a_table_or_the_file() {
-    let user = FileReport { lease_ends: None, version: None, ..file("user", Condition::Fresh) };
-    let report = report(vec![user, file("db_password", Condition::Ended)], Duration::ZERO);
+    let user = FileReport {
+        lease_ends: None,
+        version: None,
+        ..file("user", Condition::Fresh)
+    };
+    let report = report(
+        vec![user, file("db_password", Condition::Ended)],
+        Duration::ZERO,
+    );
     let dir = mount_of(&report);
     let (code, out, err) = baofs(dir.path(), "status");
     assert_eq!((code, err.as_str()), (0, ""));
@@ -331,5 +550,8 @@ fn the_status_is_a_table_or_the_file() {
     let (code, out, _) = baofs(dir.path(), "status --json");
     assert_eq!((code, serde_json::from_str(&out).ok()), (0, Some(report)));
     let (code, out, err) = baofs(Path::new("/nowhere"), "status");
-    assert!(code == 1 && out.is_empty() && err.contains("no agent serves there"), "{err}");
+    assert!(
+        code == 1 && out.is_empty() && err.contains("no agent serves there"),
+        "{err}"
+    );
 }

@@ -1,5 +1,6 @@
-//! Keeps the shape of the code true: layers, the gates of `unsafe` and of time, docs, lengths, names. Each broken rule is
-//! named with file and line. What clippy can check stands in `Cargo.toml`.
+//! Keeps the shape of the code true: layers, the gates of `unsafe` and of time, docs, lengths,
+//! names. Each broken rule is named with file and line. What clippy can check stands in
+//! `Cargo.toml`.
 
 use baofs::exit::Exit;
 use std::fs;
@@ -16,7 +17,10 @@ const EMPTY_WORDS: &[&str] = &["Manager", "Helper", "Utils", "Common", "Misc"];
 fn the_code_is_tidy() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let layers = layers(&fs::read_to_string(root.join("src/lib.rs")).expect("src/lib.rs"));
-    assert!(layers.len() > 10, "the table of layers in src/lib.rs cannot be read: {layers:?}");
+    assert!(
+        layers.len() > 10,
+        "the table of layers in src/lib.rs cannot be read: {layers:?}"
+    );
     let mut broken = Vec::new();
     for dir in ["src", "tests", "benches", "examples"] {
         for (path, text) in rust_files(root, Path::new(dir)) {
@@ -28,26 +32,57 @@ fn the_code_is_tidy() {
 
 #[test]
 fn the_readme_names_every_exit_code() {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
-    let missing: Vec<u8> =
-        Exit::TABLE.iter().map(|(exit, _)| exit.code()).filter(|code| !readme.contains(&format!("| {code} |"))).collect();
-    assert!(missing.is_empty(), "README.md lacks the exit codes {missing:?}");
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))
+        .expect("README.md");
+    let missing: Vec<u8> = Exit::TABLE
+        .iter()
+        .map(|(exit, _)| exit.code())
+        .filter(|code| !readme.contains(&format!("| {code} |")))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "README.md lacks the exit codes {missing:?}"
+    );
 }
 
-/// The table behind README's security section: a case in quotes, or a function behind the last `::`.
+/// The table behind README's security section: a case in quotes, or a function behind the last
+/// `::`.
 #[test]
 fn the_readme_names_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = fs::read_to_string(root.join("README.md")).expect("README.md");
-    let (_, after) = readme.split_once("Each of these is a test.").expect("the table");
+    let (_, after) = readme
+        .split_once("Each of these is a test.")
+        .expect("the table");
     let (section, _) = after.split_once("\n## ").expect("a section after it");
-    let cells: Vec<&str> = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").nth(1)).skip(1).collect();
-    let code: String = ["src", "tests"].into_iter().flat_map(|dir| rust_files(root, Path::new(dir))).map(|(_, text)| text).collect();
-    let cases = cells.iter().flat_map(|cell| cell.split('"').skip(1).step_by(2)).map(|name| format!("(\"{name}\""));
-    let named = cells.iter().flat_map(|cell| cell.split('`').skip(1).step_by(2)).filter(|name| !name.contains('/'));
+    let cells: Vec<&str> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" | ").nth(1))
+        .skip(1)
+        .collect();
+    let code: String = ["src", "tests"]
+        .into_iter()
+        .flat_map(|dir| rust_files(root, Path::new(dir)))
+        .map(|(_, text)| text)
+        .collect();
+    let cases = cells
+        .iter()
+        .flat_map(|cell| cell.split('"').skip(1).step_by(2))
+        .map(|name| format!("(\"{name}\""));
+    let named = cells
+        .iter()
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .filter(|name| !name.contains('/'));
     let functions = named.map(|name| format!("fn {}(", name.rsplit("::").next().unwrap_or(name)));
-    let missing: Vec<String> = cases.chain(functions).filter(|text| !code.contains(text)).collect();
-    assert!(cells.len() > 10 && missing.is_empty(), "{} rows; not found: {missing:?}", cells.len());
+    let missing: Vec<String> = cases
+        .chain(functions)
+        .filter(|text| !code.contains(text))
+        .collect();
+    assert!(
+        cells.len() > 10 && missing.is_empty(),
+        "{} rows; not found: {missing:?}",
+        cells.len()
+    );
 }
 
 #[test]
@@ -58,30 +93,100 @@ fn what_is_broken_is_found() {
     );
     let doc = |text: &str| format!("//! Doc.\n{text}\n");
     let table: &[(&str, String, &[&str])] = &[
-        ("src/tmpfs/x.rs", doc("use crate::sys::mount;\nuse crate::tmpfs::y;\nuse super::z;"), &[]),
-        ("src/tmpfs/x.rs", doc("use crate::fuse::tree;"), &["src/tmpfs/x.rs:2: `tmpfs` (layer 5) may not use `fuse` (layer 5)"]),
-        ("src/clock.rs", doc("\nfn f() { crate::observe::f() }"), &["src/clock.rs:3: `clock` (layer 0) may not use `observe` (layer 1)"]),
+        (
+            "src/tmpfs/x.rs",
+            doc("use crate::sys::mount;\nuse crate::tmpfs::y;\nuse super::z;"),
+            &[],
+        ),
+        (
+            "src/tmpfs/x.rs",
+            doc("use crate::fuse::tree;"),
+            &["src/tmpfs/x.rs:2: `tmpfs` (layer 5) may not use `fuse` (layer 5)"],
+        ),
+        (
+            "src/clock.rs",
+            doc("\nfn f() { crate::observe::f() }"),
+            &["src/clock.rs:3: `clock` (layer 0) may not use `observe` (layer 1)"],
+        ),
         (
             "src/lease/mod.rs",
             doc("use crate::{names::{FileId, LeaseId},\n    fetch, exit::Exit};"),
             &["src/lease/mod.rs:2: `lease` (layer 4) may not use `fetch` (layer 6)"],
         ),
-        ("src/lease/mod.rs", doc("use crate::nowhere;"), &["src/lease/mod.rs:2: `nowhere` has no layer"]),
-        ("src/nowhere/mod.rs", doc(""), &["src/nowhere/mod.rs:1: `nowhere` has no layer"]),
-        ("src/exit.rs", doc("// crate::fetch, unsafe { Instant::now() }\nconst X: &str = \"unsafe { crate::fetch }\";"), &[]),
-        ("src/exit.rs", doc("const X: char = '\"';\nfn f() { unsafe { g() } }"), &["src/exit.rs:3: `unsafe` outside of its gates"]),
-        ("src/exit.rs", doc("const X: &str = r#\"\"\n\"#; unsafe fn f() {}"), &["src/exit.rs:3: `unsafe` outside of its gates"]),
+        (
+            "src/lease/mod.rs",
+            doc("use crate::nowhere;"),
+            &["src/lease/mod.rs:2: `nowhere` has no layer"],
+        ),
+        (
+            "src/nowhere/mod.rs",
+            doc(""),
+            &["src/nowhere/mod.rs:1: `nowhere` has no layer"],
+        ),
+        (
+            "src/exit.rs",
+            doc(
+                "// crate::fetch, unsafe { Instant::now() }\nconst X: &str = \"unsafe { crate::fetch }\";",
+            ),
+            &[],
+        ),
+        (
+            "src/exit.rs",
+            doc("const X: char = '\"';\nfn f() { unsafe { g() } }"),
+            &["src/exit.rs:3: `unsafe` outside of its gates"],
+        ),
+        (
+            "src/exit.rs",
+            doc("const X: &str = r#\"\"\n\"#; unsafe fn f() {}"),
+            &["src/exit.rs:3: `unsafe` outside of its gates"],
+        ),
         ("src/sys/x.rs", doc("fn f() { unsafe { g() } }"), &[]),
-        ("src/lib.rs", doc("pub mod fetch;\npub use crate::fetch::run;"), &[]),
-        ("src/fetch/mod.rs", doc("fn f() { Instant::now(); }"), &["src/fetch/mod.rs:2: `Instant::now` outside of `clock`"]),
-        ("src/clock.rs", doc("fn f() { Instant::now(); SystemTime::now(); }"), &[]),
+        (
+            "src/lib.rs",
+            doc("pub mod fetch;\npub use crate::fetch::run;"),
+            &[],
+        ),
+        (
+            "src/fetch/mod.rs",
+            doc("fn f() { Instant::now(); }"),
+            &["src/fetch/mod.rs:2: `Instant::now` outside of `clock`"],
+        ),
+        (
+            "src/clock.rs",
+            doc("fn f() { Instant::now(); SystemTime::now(); }"),
+            &[],
+        ),
         ("tests/x.rs", doc("fn f() { Instant::now(); }"), &[]),
-        ("tests/x.rs", doc("#[allow(dead_code)]\nfn f() {}"), &["tests/x.rs:2: a lint is silenced without a reason"]),
-        ("tests/x.rs", doc("#[expect(\n    dead_code,\n    reason = \"x\",\n)]\nfn f() { x.expect(\"y\") }"), &[]),
-        ("src/exit.rs", "use std::io;\n".to_owned(), &["src/exit.rs:1: no `//!` doc at the top"]),
-        ("src/exit.rs", doc(&"\n".repeat(900)), &["src/exit.rs:901: more than 900 lines"]),
-        ("src/exit.rs", doc("pub struct LeaseManager;"), &["src/exit.rs:2: `LeaseManager` says nothing: name what it does"]),
-        ("src/fuse/utils.rs", doc(""), &["src/fuse/utils.rs:1: `utils` says nothing: name what it does"]),
+        (
+            "tests/x.rs",
+            doc("#[allow(dead_code)]\nfn f() {}"),
+            &["tests/x.rs:2: a lint is silenced without a reason"],
+        ),
+        (
+            "tests/x.rs",
+            doc("#[expect(\n    dead_code,\n    reason = \"x\",\n)]\nfn f() { x.expect(\"y\") }"),
+            &[],
+        ),
+        (
+            "src/exit.rs",
+            "use std::io;\n".to_owned(),
+            &["src/exit.rs:1: no `//!` doc at the top"],
+        ),
+        (
+            "src/exit.rs",
+            doc(&"\n".repeat(900)),
+            &["src/exit.rs:901: more than 900 lines"],
+        ),
+        (
+            "src/exit.rs",
+            doc("pub struct LeaseManager;"),
+            &["src/exit.rs:2: `LeaseManager` says nothing: name what it does"],
+        ),
+        (
+            "src/fuse/utils.rs",
+            doc(""),
+            &["src/fuse/utils.rs:1: `utils` says nothing: name what it does"],
+        ),
     ];
     for (path, text, expected) in table {
         assert_eq!(check(path, text, &layers), *expected, "{path}: {text}");
@@ -96,10 +201,17 @@ fn layers(lib: &str) -> Layers {
     let mut layers = Layers::new();
     for row in lib.lines().filter_map(|line| line.strip_prefix("//! | ")) {
         let mut cells = row.split('|');
-        let (number, modules) = (cells.next().unwrap_or_default().trim(), cells.next().unwrap_or_default());
+        let (number, modules) = (
+            cells.next().unwrap_or_default().trim(),
+            cells.next().unwrap_or_default(),
+        );
         if let Ok(number) = number.parse() {
-            layers
-                .extend(modules.split(['[', '`', ']', ',', ' ']).filter(|part| !part.is_empty()).map(|module| (module.to_owned(), number)));
+            layers.extend(
+                modules
+                    .split(['[', '`', ']', ',', ' '])
+                    .filter(|part| !part.is_empty())
+                    .map(|module| (module.to_owned(), number)),
+            );
         }
     }
     layers
@@ -117,29 +229,44 @@ fn check(path: &str, text: &str, layers: &Layers) -> Vec<String> {
     }
     check_names(path, &code, &mut broken);
     check_silenced(text, &code, &mut broken);
-    if let Some(module) =
-        path.strip_prefix("src/").and_then(|rest| rest.split(['/', '.']).next()).filter(|module| !matches!(*module, "lib" | "main"))
+    if let Some(module) = path
+        .strip_prefix("src/")
+        .and_then(|rest| rest.split(['/', '.']).next())
+        .filter(|module| !matches!(*module, "lib" | "main"))
     {
         check_layers(module, &code, layers, &mut broken);
         check_gates(module, &code, &mut broken);
     }
     broken.sort();
-    broken.into_iter().map(|(line, what)| format!("{path}:{line}: {what}")).collect()
+    broken
+        .into_iter()
+        .map(|(line, what)| format!("{path}:{line}: {what}"))
+        .collect()
 }
 
 /// Line, counted from 1, and what is wrong there.
 type Broken = Vec<(usize, String)>;
 
 fn check_layers(module: &str, code: &str, layers: &Layers, broken: &mut Broken) {
-    let layer = |module: &str| layers.iter().find(|(name, _)| name == module).map(|(_, layer)| *layer);
-    let Some(own) = layer(module) else { return broken.push((1, format!("`{module}` has no layer"))) };
+    let layer = |module: &str| {
+        layers
+            .iter()
+            .find(|(name, _)| name == module)
+            .map(|(_, layer)| *layer)
+    };
+    let Some(own) = layer(module) else {
+        return broken.push((1, format!("`{module}` has no layer")));
+    };
     for (at, _) in code.match_indices("crate::") {
         for used in used_modules(&code[at + "crate::".len()..]) {
             match layer(used) {
                 None => broken.push((line_of(code, at), format!("`{used}` has no layer"))),
                 Some(other) if other < own || used == module => {}
                 Some(other) => {
-                    broken.push((line_of(code, at), format!("`{module}` (layer {own}) may not use `{used}` (layer {other})")));
+                    broken.push((
+                        line_of(code, at),
+                        format!("`{module}` (layer {own}) may not use `{used}` (layer {other})"),
+                    ));
                 }
             }
         }
@@ -149,22 +276,41 @@ fn check_layers(module: &str, code: &str, layers: &Layers, broken: &mut Broken) 
 fn check_gates(module: &str, code: &str, broken: &mut Broken) {
     if !UNSAFE.contains(&module) {
         let found = words(code).filter(|(_, word)| *word == "unsafe");
-        broken.extend(found.map(|(at, _)| (line_of(code, at), "`unsafe` outside of its gates".to_owned())));
+        broken.extend(found.map(|(at, _)| {
+            (
+                line_of(code, at),
+                "`unsafe` outside of its gates".to_owned(),
+            )
+        }));
     }
-    for clock in ["Instant::now", "SystemTime::now"].iter().filter(|_| module != "clock") {
-        broken.extend(code.match_indices(clock).map(|(at, _)| (line_of(code, at), format!("`{clock}` outside of `clock`"))));
+    for clock in ["Instant::now", "SystemTime::now"]
+        .iter()
+        .filter(|_| module != "clock")
+    {
+        broken.extend(
+            code.match_indices(clock)
+                .map(|(at, _)| (line_of(code, at), format!("`{clock}` outside of `clock`"))),
+        );
     }
 }
 
 fn check_names(path: &str, code: &str, broken: &mut Broken) {
     let says_nothing = |name: &str| format!("`{name}` says nothing: name what it does");
-    let stem = Path::new(path).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    if EMPTY_WORDS.iter().any(|word| stem.eq_ignore_ascii_case(word)) {
+    let stem = Path::new(path)
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .unwrap_or_default();
+    if EMPTY_WORDS
+        .iter()
+        .any(|word| stem.eq_ignore_ascii_case(word))
+    {
         broken.push((1, says_nothing(stem)));
     }
     let mut previous = "";
     for (at, word) in words(code) {
-        if matches!(previous, "struct" | "enum" | "trait" | "type") && EMPTY_WORDS.iter().any(|empty| word.ends_with(empty)) {
+        if matches!(previous, "struct" | "enum" | "trait" | "type")
+            && EMPTY_WORDS.iter().any(|empty| word.ends_with(empty))
+        {
             broken.push((line_of(code, at), says_nothing(word)));
         }
         previous = word;
@@ -176,7 +322,10 @@ fn check_silenced(text: &str, code: &str, broken: &mut Broken) {
         for (at, _) in code.match_indices(opening) {
             let attribute = code[at..].split(']').next().unwrap_or_default();
             if !attribute.contains("reason =") {
-                broken.push((line_of(text, at), "a lint is silenced without a reason".to_owned()));
+                broken.push((
+                    line_of(text, at),
+                    "a lint is silenced without a reason".to_owned(),
+                ));
             }
         }
     }
@@ -184,7 +333,13 @@ fn check_silenced(text: &str, code: &str, broken: &mut Broken) {
 
 /// The modules that a path begins with, after `crate::`: one, or each of a group.
 fn used_modules(path: &str) -> Vec<&str> {
-    let Some(group) = path.strip_prefix('{') else { return words(path).next().map(|(_, word)| word).into_iter().collect() };
+    let Some(group) = path.strip_prefix('{') else {
+        return words(path)
+            .next()
+            .map(|(_, word)| word)
+            .into_iter()
+            .collect();
+    };
     let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
     for (at, c) in group.char_indices() {
         match c {
@@ -200,14 +355,20 @@ fn used_modules(path: &str) -> Vec<&str> {
             _ => {}
         }
     }
-    parts.into_iter().filter_map(|part| words(part).next()).map(|(_, word)| word).collect()
+    parts
+        .into_iter()
+        .filter_map(|part| words(part).next())
+        .map(|(_, word)| word)
+        .collect()
 }
 
 /// Words of `code` with their positions.
 fn words(code: &str) -> impl Iterator<Item = (usize, &str)> {
     let word = |c: char| c.is_alphanumeric() || c == '_';
     let start = code.as_ptr() as usize;
-    code.split(move |c| !word(c)).filter(|part| !part.is_empty()).map(move |part| (part.as_ptr() as usize - start, part))
+    code.split(move |c| !word(c))
+        .filter(|part| !part.is_empty())
+        .map(move |part| (part.as_ptr() as usize - start, part))
 }
 
 fn line_of(text: &str, at: usize) -> usize {
@@ -232,8 +393,14 @@ fn code_of(text: &str) -> String {
 
 /// The length of the comment, string or character that `text` begins with.
 fn quoted(text: &str) -> Option<usize> {
-    let until = |from: usize, end: &str| text[from..].find(end).map_or(text.len(), |at| from + at + end.len());
-    let hashes = text.strip_prefix('r').map_or(0, |raw| raw.len() - raw.trim_start_matches('#').len());
+    let until = |from: usize, end: &str| {
+        text[from..]
+            .find(end)
+            .map_or(text.len(), |at| from + at + end.len())
+    };
+    let hashes = text
+        .strip_prefix('r')
+        .map_or(0, |raw| raw.len() - raw.trim_start_matches('#').len());
     if text.starts_with("//") {
         Some(text.find('\n').unwrap_or(text.len()))
     } else if text.starts_with("/*") {
@@ -267,13 +434,18 @@ fn closing(text: &str, quote: char) -> usize {
 /// All Rust files below `dir`, as paths relative to `root`, with their text.
 fn rust_files(root: &Path, dir: &Path) -> Vec<(String, String)> {
     let mut files = Vec::new();
-    let Ok(entries) = fs::read_dir(root.join(dir)) else { return files };
+    let Ok(entries) = fs::read_dir(root.join(dir)) else {
+        return files;
+    };
     for entry in entries {
         let path = dir.join(entry.expect("an entry").file_name());
         if root.join(&path).is_dir() {
             files.extend(rust_files(root, &path));
         } else if path.extension().is_some_and(|ext| ext == "rs") {
-            files.push((path.display().to_string(), fs::read_to_string(root.join(&path)).expect("a readable file")));
+            files.push((
+                path.display().to_string(),
+                fs::read_to_string(root.join(&path)).expect("a readable file"),
+            ));
         }
     }
     files

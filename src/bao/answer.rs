@@ -1,5 +1,6 @@
-//! What the server said: its JSON, and what each status means. Invariant: words for people come from the server's
-//! `errors` alone, cleaned and cut; nothing else of a body leaves this module as text.
+//! What the server said: its JSON, and what each status means. Invariant: words for people come
+//! from the server's `errors` alone, cleaned and cut; nothing else of a body leaves this module as
+//! text.
 
 use crate::lease::source::{Cause, Engine, Failure, Lease, Reply, TokenGrant};
 use crate::names::{LeaseId, SecretPath};
@@ -12,10 +13,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// The most of the server's words that a message repeats, in characters: fewer than a cause has, so that the status stays.
+/// The most of the server's words that a message repeats, in characters: fewer than a cause has, so
+/// that the status stays.
 const WORDS: usize = 280;
 
-/// The most that an answer may take in memory once it is parsed, in bytes: JSON of many small values is a multiple of its text.
+/// The most that an answer may take in memory once it is parsed, in bytes: JSON of many small
+/// values is a multiple of its text.
 const PARSED: usize = 4 << 20;
 
 /// What a rejected login can be.
@@ -59,15 +62,23 @@ impl fmt::Display for Task<'_> {
 }
 
 impl Task<'_> {
-    /// A failure of this task; `why` holds no value. It may repeat what the server sent (its errors, a certificate's names, a
-    /// redirect's host): here all of that is cut and cleaned.
+    /// A failure of this task; `why` holds no value. It may repeat what the server sent (its
+    /// errors, a certificate's names, a redirect's host): here all of that is cut and cleaned.
     pub(super) fn failure(&self, cause: Cause, why: &str) -> Failure {
-        Failure { cause, message: format!("{self}: {}", ShownCause::from(why)), retry_after: None }
+        Failure {
+            cause,
+            message: format!("{self}: {}", ShownCause::from(why)),
+            retry_after: None,
+        }
     }
 
     /// What a status means; `None` is success. `words` are the server's own.
     fn cause(&self, status: u16, words: &str) -> Option<Cause> {
-        let lease_gone = || ["lease not found", "invalid lease"].iter().any(|known| words.contains(known));
+        let lease_gone = || {
+            ["lease not found", "invalid lease"]
+                .iter()
+                .any(|known| words.contains(known))
+        };
         match (self, status) {
             (_, 200..=299) => None,
             (Self::RenewLease, 400..) if lease_gone() => Some(Cause::NotFound),
@@ -110,29 +121,46 @@ pub(super) struct Answer {
 impl Answer {
     /// Why it is no success, if it is none.
     pub(super) fn cause(&self, task: &Task<'_>) -> Option<Cause> {
-        if self.wants_tls() { Some(Cause::Unreachable) } else { task.cause(self.status, &self.words()) }
+        if self.wants_tls() {
+            Some(Cause::Unreachable)
+        } else {
+            task.cause(self.status, &self.words())
+        }
     }
 
-    /// What a server with TLS says to a request without (Go's `net/http`): it is no word on the login.
+    /// What a server with TLS says to a request without (Go's `net/http`): it is no word on the
+    /// login.
     fn wants_tls(&self) -> bool {
-        self.status == 400 && self.body.starts_with(b"Client sent an HTTP request to an HTTPS server")
+        self.status == 400
+            && self
+                .body
+                .starts_with(b"Client sent an HTTP request to an HTTPS server")
     }
 
     /// The failure that it is.
     pub(super) fn failure(&self, task: &Task<'_>, cause: Cause) -> Failure {
-        Failure { retry_after: self.retry_after, ..task.failure(cause, &self.why(task)) }
+        Failure {
+            retry_after: self.retry_after,
+            ..task.failure(cause, &self.why(task))
+        }
     }
 
     /// The JSON that `task` gives.
     pub(super) fn parse<T: DeserializeOwned>(&self, task: &Task<'_>) -> Result<T, Failure> {
         let (size, parsed) = (self.body.len(), parsed_size(&self.body));
         if parsed > PARSED {
-            let why = format!("the answer of {size} bytes has too many values: in memory it takes {parsed} bytes, more than {PARSED}");
+            let why = format!(
+                "the answer of {size} bytes has too many values: in memory it takes {parsed} bytes, more than {PARSED}"
+            );
             return Err(task.failure(Cause::Malformed, &why));
         }
         // serde_json's own message may quote a value: only its position is told.
         serde_json::from_slice(&self.body).map_err(|error| {
-            let why = format!("the answer is not what this request gives (line {}, column {})", error.line(), error.column());
+            let why = format!(
+                "the answer is not what this request gives (line {}, column {})",
+                error.line(),
+                error.column()
+            );
             task.failure(Cause::Malformed, &why)
         })
     }
@@ -146,25 +174,41 @@ impl Answer {
     pub(super) fn reply(&self, task: &Task<'_>, versioned: bool) -> Result<Reply, Failure> {
         if versioned {
             let Versioned { data, metadata } = self.data(task)?;
-            let fields = data.ok_or_else(|| task.failure(Cause::NotFound, "this version holds nothing"))?;
+            let fields =
+                data.ok_or_else(|| task.failure(Cause::NotFound, "this version holds nothing"))?;
             let version = metadata.get("version").and_then(Value::as_u64);
-            let version = version.ok_or_else(|| task.failure(Cause::Malformed, "the answer has no version"))?;
-            return Ok(Reply { fields, engine: Engine::Kv2 { version, metadata }, lease: None });
+            let version = version
+                .ok_or_else(|| task.failure(Cause::Malformed, "the answer has no version"))?;
+            return Ok(Reply {
+                fields,
+                engine: Engine::Kv2 { version, metadata },
+                lease: None,
+            });
         }
         let envelope: Envelope = self.parse(task)?;
         let lease = envelope.lease();
-        let fields = envelope.data.ok_or_else(|| task.failure(Cause::Malformed, "the answer has no data"))?;
-        Ok(Reply { fields, engine: Engine::Other, lease })
+        let fields = envelope
+            .data
+            .ok_or_else(|| task.failure(Cause::Malformed, "the answer has no data"))?;
+        Ok(Reply {
+            fields,
+            engine: Engine::Other,
+            lease,
+        })
     }
 
-    /// The failure of a version that is no more: KV version 2 answers 404 with the version's metadata.
+    /// The failure of a version that is no more: KV version 2 answers 404 with the version's
+    /// metadata.
     pub(super) fn gone(&self, task: &Task<'_>) -> Option<Failure> {
         if self.status != 404 {
             return None;
         }
         let Versioned { metadata, .. } = self.data(task).ok()?;
         let version = metadata.get("version")?.as_u64()?;
-        let deleted = metadata.get("deletion_time").and_then(Value::as_str).unwrap_or_default();
+        let deleted = metadata
+            .get("deletion_time")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         let how = match metadata.get("destroyed").and_then(Value::as_bool) {
             Some(true) => "was destroyed".to_owned(),
             Some(false) | None => format!("was deleted at {deleted}"),
@@ -184,10 +228,13 @@ impl Answer {
         if parsed_size(&self.body) > PARSED {
             return String::new();
         }
-        let errors = serde_json::from_slice::<Errors>(&self.body).ok().and_then(|answer| answer.errors);
+        let errors = serde_json::from_slice::<Errors>(&self.body)
+            .ok()
+            .and_then(|answer| answer.errors);
         let words = errors.unwrap_or_default().join("; ");
         let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
-        Shown::<WORDS>::from(words.strip_prefix("1 error occurred: * ").unwrap_or(&words)).to_string()
+        Shown::<WORDS>::from(words.strip_prefix("1 error occurred: * ").unwrap_or(&words))
+            .to_string()
     }
 
     fn why(&self, task: &Task<'_>) -> String {
@@ -195,10 +242,17 @@ impl Answer {
         let words = self.words();
         match (task, status) {
             (_, 300..=399) => {
-                let to = self.location.as_deref().unwrap_or("an address that cannot be read");
-                format!("the server redirects to {to} ({status}), which is not followed; hint: set `address` to the active server itself")
+                let to = self
+                    .location
+                    .as_deref()
+                    .unwrap_or("an address that cannot be read");
+                format!(
+                    "the server redirects to {to} ({status}), which is not followed; hint: set `address` to the active server itself"
+                )
             }
-            (_, 400) if self.wants_tls() => "the server speaks TLS; hint: write its address with `https://`".to_owned(),
+            (_, 400) if self.wants_tls() => {
+                "the server speaks TLS; hint: write its address with `https://`".to_owned()
+            }
             (_, 503) if words.contains("sealed") => format!("the server is sealed ({status})"),
             (_, 404) if words.is_empty() => "nothing is there (404)".to_owned(),
             _ if words.is_empty() => format!("the server answered {status}"),
@@ -209,9 +263,9 @@ impl Answer {
     }
 }
 
-/// What JSON takes in memory once it is parsed, in bytes, at most: a comma stands for a value (32 bytes), its key and its
-/// number or text (two allocations), and its share of a map's node; a brace stands for the node of a map with one entry. The
-/// depth is `serde_json`'s own bound (128).
+/// What JSON takes in memory once it is parsed, in bytes, at most: a comma stands for a value (32
+/// bytes), its key and its number or text (two allocations), and its share of a map's node; a brace
+/// stands for the node of a map with one entry. The depth is `serde_json`'s own bound (128).
 fn parsed_size(text: &[u8]) -> usize {
     let (mut size, mut quoted, mut escaped) = (text.len(), false, false);
     for byte in text {
@@ -243,11 +297,16 @@ impl Envelope {
     pub(super) fn lease(&self) -> Option<Lease> {
         let id = LeaseId::new(self.lease_id.as_deref()?)?;
         let ttl = Duration::from_secs(self.lease_duration.unwrap_or_default());
-        Some(Lease { id, ttl, renewable: self.renewable.unwrap_or_default() })
+        Some(Lease {
+            id,
+            ttl,
+            renewable: self.renewable.unwrap_or_default(),
+        })
     }
 }
 
-/// A token as a login or a renewal gives it. Nothing else of it is asked for: `policies` may be null or absent.
+/// A token as a login or a renewal gives it. Nothing else of it is asked for: `policies` may be
+/// null or absent.
 #[derive(Deserialize)]
 pub(super) struct AuthInfo {
     /// The token itself.
@@ -279,7 +338,10 @@ impl TokenInfo {
 
 /// A ttl of 0 is that of a token that does not end.
 fn grant(ttl: u64, renewable: bool) -> TokenGrant {
-    TokenGrant { ttl: (ttl > 0).then(|| Duration::from_secs(ttl)), renewable }
+    TokenGrant {
+        ttl: (ttl > 0).then(|| Duration::from_secs(ttl)),
+        renewable,
+    }
 }
 
 /// A mount as `sys/internal/ui/mounts` gives it.
@@ -299,7 +361,10 @@ struct MountOptions {
 impl MountInfo {
     /// Whether it is KV version 2.
     pub(super) fn versioned(&self) -> bool {
-        let version = self.options.as_ref().and_then(|options| options.version.as_deref());
+        let version = self
+            .options
+            .as_ref()
+            .and_then(|options| options.version.as_deref());
         matches!(self.r#type.as_str(), "kv" | "generic") && version == Some("2")
     }
 }
@@ -322,8 +387,17 @@ mod tests {
     use super::*;
 
     fn answer(status: u16, body: &str) -> Answer {
-        let from = Peer { address: ([127, 0, 0, 1], 8200).into(), elsewhere: false };
-        Answer { from, status, retry_after: None, location: None, body: Zeroizing::new(body.as_bytes().to_vec()) }
+        let from = Peer {
+            address: ([127, 0, 0, 1], 8200).into(),
+            elsewhere: false,
+        };
+        Answer {
+            from,
+            status,
+            retry_after: None,
+            location: None,
+            body: Zeroizing::new(body.as_bytes().to_vec()),
+        }
     }
 
     #[test]
@@ -332,8 +406,18 @@ mod tests {
         let (login, read, renew) = (Task::Login("approle"), Task::Read(&path), Task::RenewLease);
         for (task, status, words, want) in [
             (login, 200, "", None),
-            (login, 400, "invalid role or secret ID", Some(Cause::Rejected)),
-            (login, 403, "permission denied", Some(Cause::LockedOut { elsewhere: false })),
+            (
+                login,
+                400,
+                "invalid role or secret ID",
+                Some(Cause::Rejected),
+            ),
+            (
+                login,
+                403,
+                "permission denied",
+                Some(Cause::LockedOut { elsewhere: false }),
+            ),
             (login, 404, "", Some(Cause::Rejected)),
             (login, 429, "", Some(Cause::RateLimited)),
             (login, 503, "Vault is sealed", Some(Cause::Unavailable)),
@@ -347,15 +431,30 @@ mod tests {
             (read, 429, "", Some(Cause::RateLimited)),
             (read, 472, "", Some(Cause::Unavailable)),
             (read, 473, "", Some(Cause::Unavailable)),
-            (read, 500, "invalid lease of another kind", Some(Cause::Unavailable)),
+            (
+                read,
+                500,
+                "invalid lease of another kind",
+                Some(Cause::Unavailable),
+            ),
             (read, 502, "", Some(Cause::Unavailable)),
             (read, 503, "", Some(Cause::Unavailable)),
             (read, 600, "", Some(Cause::Malformed)),
             (renew, 400, "lease not found", Some(Cause::NotFound)),
             (renew, 500, "failed: invalid lease", Some(Cause::NotFound)),
-            (renew, 500, "failed to renew entry", Some(Cause::Unavailable)),
+            (
+                renew,
+                500,
+                "failed to renew entry",
+                Some(Cause::Unavailable),
+            ),
             (renew, 403, "permission denied", Some(Cause::Denied)),
-            (Task::RevokeToken, 403, "permission denied", Some(Cause::Denied)),
+            (
+                Task::RevokeToken,
+                403,
+                "permission denied",
+                Some(Cause::Denied),
+            ),
         ] {
             assert_eq!(task.cause(status, words), want, "{task} {status}");
         }
@@ -365,11 +464,23 @@ mod tests {
     fn words_are_the_servers_errors_alone() {
         let long = format!(r#"{{"errors":["{}"]}}"#, "x".repeat(5000));
         for (body, want) in [
-            (r#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#, "permission denied (403)"),
-            (r#"{"errors":["a\u001b[31m","b\u0000"]}"#, "a\u{fffd}[31m; b\u{fffd} (403)"),
+            (
+                r#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#,
+                "permission denied (403)",
+            ),
+            (
+                r#"{"errors":["a\u001b[31m","b\u0000"]}"#,
+                "a\u{fffd}[31m; b\u{fffd} (403)",
+            ),
             (r#"{"errors":[]}"#, "the server answered 403"),
-            (r#"{"errors":null,"data":{"password":"hunter2"}}"#, "the server answered 403"),
-            (r#"{"errors":{"password":"hunter2"}}"#, "the server answered 403"),
+            (
+                r#"{"errors":null,"data":{"password":"hunter2"}}"#,
+                "the server answered 403",
+            ),
+            (
+                r#"{"errors":{"password":"hunter2"}}"#,
+                "the server answered 403",
+            ),
             ("<html>hunter2</html>", "the server answered 403"),
             (&long, &format!("{}… (403)", "x".repeat(279))),
         ] {
@@ -381,7 +492,12 @@ mod tests {
     #[test]
     fn an_answer_of_many_small_values_is_refused_before_it_is_parsed() {
         type Field = fn(usize) -> String;
-        let fields = |one: Field, count| format!(r#"{{"data":{{{}}}}}"#, (0..count).map(one).collect::<Vec<_>>().join(","));
+        let fields = |one: Field, count| {
+            format!(
+                r#"{{"data":{{{}}}}}"#,
+                (0..count).map(one).collect::<Vec<_>>().join(",")
+            )
+        };
         // (how a field is written, how many are taken, how many are not)
         let table: [(Field, usize, usize); 3] = [
             (|n| format!(r#""{n}":1"#), 19_000, 21_000),
@@ -392,24 +508,57 @@ mod tests {
             for (count, cause) in [(taken, None), (refused, Some(Cause::Malformed))] {
                 let reply = answer(200, &fields(one, count)).reply(&Task::RenewToken, false);
                 let len = reply.as_ref().ok().map(|reply| reply.fields.len());
-                assert_eq!((len, reply.as_ref().err().map(|failure| failure.cause)), (cause.is_none().then_some(count), cause), "row {n}");
-                let why = reply.err().map(|failure| failure.message).unwrap_or_default();
-                assert!(cause.is_none() || (why.contains("too many values") && why.contains("4194304")), "{why}");
+                assert_eq!(
+                    (len, reply.as_ref().err().map(|failure| failure.cause)),
+                    (cause.is_none().then_some(count), cause),
+                    "row {n}"
+                );
+                let why = reply
+                    .err()
+                    .map(|failure| failure.message)
+                    .unwrap_or_default();
+                assert!(
+                    cause.is_none() || (why.contains("too many values") && why.contains("4194304")),
+                    "{why}"
+                );
             }
         }
         // Text is what it is, whatever is in it.
         let text = r#"{"a":",[{\\\",[{"}"#;
         assert_eq!(parsed_size(text.as_bytes()), text.len() + 800);
-        let deep = format!(r#"{{"data":{{"a":{}{}}}}}"#, "[".repeat(200), "]".repeat(200));
-        assert_eq!(answer(200, &deep).reply(&Task::RenewToken, false).expect_err("too deep").cause, Cause::Malformed);
+        let deep = format!(
+            r#"{{"data":{{"a":{}{}}}}}"#,
+            "[".repeat(200),
+            "]".repeat(200)
+        );
+        assert_eq!(
+            answer(200, &deep)
+                .reply(&Task::RenewToken, false)
+                .expect_err("too deep")
+                .cause,
+            Cause::Malformed
+        );
         let errors = format!(r#"{{"errors":[{}""]}}"#, "\"\",".repeat(30_000));
-        assert_eq!(answer(403, &errors).failure(&Task::RenewToken, Cause::Denied).message, "renewing the token: the server answered 403");
+        assert_eq!(
+            answer(403, &errors)
+                .failure(&Task::RenewToken, Cause::Denied)
+                .message,
+            "renewing the token: the server answered 403"
+        );
     }
 
     #[test]
     fn malformed_json_is_not_quoted() {
-        for body in [r#"{"data":"hunter2"}"#, r#"{"data":{"ttl":"hunter2"}}"#, r#"{"data":{"hunter2"#, "hunter2"] {
-            let failure = answer(200, body).data::<TokenInfo>(&Task::LookUpToken).err().expect("a failure");
+        for body in [
+            r#"{"data":"hunter2"}"#,
+            r#"{"data":{"ttl":"hunter2"}}"#,
+            r#"{"data":{"hunter2"#,
+            "hunter2",
+        ] {
+            let failure = answer(200, body)
+                .data::<TokenInfo>(&Task::LookUpToken)
+                .err()
+                .expect("a failure");
             assert_eq!(failure.cause, Cause::Malformed);
             assert!(!format!("{failure:?}").contains("hunter2"), "{failure}");
         }

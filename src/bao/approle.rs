@@ -1,6 +1,7 @@
-//! `AppRole` credentials: read from files, kept in memory for the next login. Invariant: the file of the `secret_id` is
-//! removed only after a login with it succeeded and a successor of this process would know it: a server that was away at the
-//! first try leaves a container that can be started again.
+//! `AppRole` credentials: read from files, kept in memory for the next login. Invariant: the file
+//! of the `secret_id` is removed only after a login with it succeeded and a successor of this
+//! process would know it: a server that was away at the first try leaves a container that can be
+//! started again.
 
 use crate::config::plan::AfterReading;
 use crate::observe::Event;
@@ -33,7 +34,8 @@ struct Seen {
     known: Option<Credentials>,
     /// What the last login showed, whatever became of it; `None` if no file could be used.
     shown: Option<Credentials>,
-    /// What the files held when it was last looked whether they changed, if that was something new.
+    /// What the files held when it was last looked whether they changed, if that was something
+    /// new.
     fresh: Option<Credentials>,
 }
 
@@ -52,7 +54,10 @@ impl PartialEq for Credentials {
 
 impl Credentials {
     fn texts(&self) -> (&str, Option<&str>) {
-        (self.role_id.expose_secret(), self.secret_id.as_ref().map(ExposeSecret::expose_secret))
+        (
+            self.role_id.expose_secret(),
+            self.secret_id.as_ref().map(ExposeSecret::expose_secret),
+        )
     }
 }
 
@@ -85,10 +90,21 @@ impl fmt::Display for FileError {
 }
 
 impl AppRole {
-    pub(super) fn new(mount: &str, role_id_file: PathBuf, secret_id_file: Option<PathBuf>, after_reading: AfterReading) -> Self {
+    pub(super) fn new(
+        mount: &str,
+        role_id_file: PathBuf,
+        secret_id_file: Option<PathBuf>,
+        after_reading: AfterReading,
+    ) -> Self {
         let mount = mount.trim_matches('/');
         let mount = mount.strip_prefix("auth/").unwrap_or(mount).to_owned();
-        Self { mount, role_id_file, secret_id_file, after_reading, seen: Mutex::default() }
+        Self {
+            mount,
+            role_id_file,
+            secret_id_file,
+            after_reading,
+            seen: Mutex::default(),
+        }
     }
 
     /// What the files hold now, else what worked before: to be shown by a login.
@@ -100,11 +116,14 @@ impl AppRole {
         credentials
     }
 
-    /// Whether the files hold something else than the last login showed. A file, or one of two, may be half written: what is
-    /// new must be the same in two calls in a row.
+    /// Whether the files hold something else than the last login showed. A file, or one of two, may
+    /// be half written: what is new must be the same in two calls in a row.
     pub(super) fn changed(&self) -> bool {
         let mut seen = self.seen();
-        let now = self.read().ok().filter(|now| seen.shown.as_ref() != Some(now));
+        let now = self
+            .read()
+            .ok()
+            .filter(|now| seen.shown.as_ref() != Some(now));
         let settled = now.is_some() && seen.fresh == now;
         seen.fresh = now;
         settled
@@ -127,22 +146,41 @@ impl AppRole {
             (role_id.to_owned(), secret_id.map(str::to_owned))
         };
         let seen = self.seen();
-        Kept { known: seen.known.as_ref().map(texts), shown: seen.shown.as_ref().map(texts) }
+        Kept {
+            known: seen.known.as_ref().map(texts),
+            shown: seen.shown.as_ref().map(texts),
+        }
     }
 
     /// Takes what a predecessor kept.
     pub(super) fn restore(&self, kept: Kept) {
-        let credentials =
-            |(role_id, secret_id): (String, Option<String>)| Credentials { role_id: role_id.into(), secret_id: secret_id.map(Into::into) };
-        *self.seen() = Seen { known: kept.known.map(credentials), shown: kept.shown.map(credentials), fresh: None };
+        let credentials = |(role_id, secret_id): (String, Option<String>)| Credentials {
+            role_id: role_id.into(),
+            secret_id: secret_id.map(Into::into),
+        };
+        *self.seen() = Seen {
+            known: kept.known.map(credentials),
+            shown: kept.shown.map(credentials),
+            fresh: None,
+        };
     }
 
     /// Removes the file of the `secret_id`, if that is configured.
     pub(super) fn remove_file(&self) {
-        let Some(path) = self.secret_id_file.as_ref().filter(|_| self.after_reading == AfterReading::Remove) else { return };
+        let Some(path) = self
+            .secret_id_file
+            .as_ref()
+            .filter(|_| self.after_reading == AfterReading::Remove)
+        else {
+            return;
+        };
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                let what = format!("{} could not be removed after reading: {}", path.display(), error.kind());
+                let what = format!(
+                    "{} could not be removed after reading: {}",
+                    path.display(),
+                    error.kind()
+                );
                 Event::Skipped { what: &what }.emit();
             }
             Ok(()) | Err(_) => {}
@@ -162,7 +200,8 @@ impl AppRole {
 
 /// One credential, without the white space around it.
 fn read(path: &Path) -> Result<SecretString, FileError> {
-    let bytes = read_regular(path, LIMIT).map_err(|error| FileError::Read(path.to_owned(), error))?;
+    let bytes =
+        read_regular(path, LIMIT).map_err(|error| FileError::Read(path.to_owned(), error))?;
     match std::str::from_utf8(&bytes).map(str::trim) {
         Err(_) => Err(FileError::NotText(path.to_owned())),
         Ok("") => Err(FileError::Empty(path.to_owned())),

@@ -1,4 +1,5 @@
-//! Where a configured path really is. Invariant: KV version 2 is what the server says it is, never a guess.
+//! Where a configured path really is. Invariant: KV version 2 is what the server says it is, never
+//! a guess.
 
 use super::answer::MountInfo;
 use crate::names::SecretPath;
@@ -26,18 +27,32 @@ impl Mount {
     /// The mount of `path`, unless the answer is about another one.
     pub(super) fn new(path: &SecretPath, info: &MountInfo) -> Option<Self> {
         let prefix = format!("{}/", info.path.trim_matches('/'));
-        path.as_str().starts_with(&prefix).then(|| Self { prefix, versioned: info.versioned() })
+        path.as_str().starts_with(&prefix).then(|| Self {
+            prefix,
+            versioned: info.versioned(),
+        })
     }
 
-    /// The way to `path`, if it lies in this mount. `data/`, `metadata/` and `subkeys/` after the mount are taken as
-    /// already written out.
+    /// The way to `path`, if it lies in this mount. `data/`, `metadata/` and `subkeys/` after the
+    /// mount are taken as already written out.
     pub(super) fn route(&self, path: &SecretPath) -> Option<Route> {
         let rest = path.as_str().strip_prefix(&self.prefix)?;
-        let written_out = ["data/", "metadata/", "subkeys/"].into_iter().find(|part| rest.starts_with(part));
+        let written_out = ["data/", "metadata/", "subkeys/"]
+            .into_iter()
+            .find(|part| rest.starts_with(part));
         Some(match written_out {
-            _ if !self.versioned => Route { path: path.to_string(), versioned: false },
-            None => Route { path: format!("{}data/{rest}", self.prefix), versioned: true },
-            Some(part) => Route { path: path.to_string(), versioned: part == "data/" },
+            _ if !self.versioned => Route {
+                path: path.to_string(),
+                versioned: false,
+            },
+            None => Route {
+                path: format!("{}data/{rest}", self.prefix),
+                versioned: true,
+            },
+            Some(part) => Route {
+                path: path.to_string(),
+                versioned: part == "data/",
+            },
         })
     }
 }
@@ -48,7 +63,10 @@ mod tests {
 
     fn route(mount: &str, versioned: bool, path: &str) -> Option<(String, bool)> {
         let options = versioned.then(|| serde_json::json!({ "version": "2" }));
-        let info = serde_json::from_value(serde_json::json!({ "path": mount, "type": "kv", "options": options })).expect("info");
+        let info = serde_json::from_value(
+            serde_json::json!({ "path": mount, "type": "kv", "options": options }),
+        )
+        .expect("info");
         let path = SecretPath::new(path).expect("path");
         let route = Mount::new(&path, &info)?.route(&path)?;
         Some((route.path, route.versioned))
@@ -57,14 +75,49 @@ mod tests {
     #[test]
     fn paths_are_written_out_once() {
         for (mount, versioned, path, want) in [
-            ("secret/", true, "secret/app", Some(("secret/data/app", true))),
-            ("secret/", true, "secret/data/app", Some(("secret/data/app", true))),
-            ("secret/", true, "secret/data", Some(("secret/data/data", true))),
-            ("secret/", true, "secret/metadata/app", Some(("secret/metadata/app", false))),
-            ("team/kv/", true, "team/kv/a/data/b", Some(("team/kv/data/a/data/b", true))),
-            ("ns/secret/", true, "ns/secret/app", Some(("ns/secret/data/app", true))),
+            (
+                "secret/",
+                true,
+                "secret/app",
+                Some(("secret/data/app", true)),
+            ),
+            (
+                "secret/",
+                true,
+                "secret/data/app",
+                Some(("secret/data/app", true)),
+            ),
+            (
+                "secret/",
+                true,
+                "secret/data",
+                Some(("secret/data/data", true)),
+            ),
+            (
+                "secret/",
+                true,
+                "secret/metadata/app",
+                Some(("secret/metadata/app", false)),
+            ),
+            (
+                "team/kv/",
+                true,
+                "team/kv/a/data/b",
+                Some(("team/kv/data/a/data/b", true)),
+            ),
+            (
+                "ns/secret/",
+                true,
+                "ns/secret/app",
+                Some(("ns/secret/data/app", true)),
+            ),
             ("kv/", false, "kv/data/app", Some(("kv/data/app", false))),
-            ("database/", false, "database/creds/app", Some(("database/creds/app", false))),
+            (
+                "database/",
+                false,
+                "database/creds/app",
+                Some(("database/creds/app", false)),
+            ),
             ("other/", true, "secret/app", None),
             ("sec/", true, "secret/app", None),
             ("secret/", true, "secret", None),

@@ -1,5 +1,5 @@
-//! Whom to trust and what to show. Invariant: the configured authorities replace the system's; an empty trust store is
-//! an error of its own, never a connection that cannot work.
+//! Whom to trust and what to show. Invariant: the configured authorities replace the system's; an
+//! empty trust store is an error of its own, never a connection that cannot work.
 
 use super::approle::LIMIT;
 use crate::config::plan::{Tls, Verify};
@@ -9,7 +9,10 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier};
+use rustls::{
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore,
+    SignatureScheme, WantsVerifier,
+};
 use rustls_native_certs::load_native_certs;
 use std::fmt;
 use std::fs;
@@ -47,11 +50,20 @@ impl fmt::Display for SetupError {
                 "no certificate authority to trust the server by: this system has no CA bundle; \
                  hint: mount one and name it in `ca_cert`, or in the environment's SSL_CERT_FILE",
             ),
-            Self::Authorities(path, why) => write!(f, "no certificate authority could be taken from {}: {why}", path.display()),
+            Self::Authorities(path, why) => write!(
+                f,
+                "no certificate authority could be taken from {}: {why}",
+                path.display()
+            ),
             Self::Identity(why) => write!(f, "the client certificate cannot be used: {why}"),
-            Self::ServerName(name) => write!(f, "{name:?} is no name that a server's certificate can be verified by"),
+            Self::ServerName(name) => write!(
+                f,
+                "{name:?} is no name that a server's certificate can be verified by"
+            ),
             Self::Address(why) => write!(f, "the server's address cannot be used: {why}"),
-            Self::Namespace => f.write_str("the namespace has a character that no header can carry"),
+            Self::Namespace => {
+                f.write_str("the namespace has a character that no header can carry")
+            }
         }
     }
 }
@@ -66,14 +78,19 @@ pub(super) fn config(tls: &Tls) -> Result<Arc<ClientConfig>, SetupError> {
         .with_safe_default_protocol_versions()
         .map_err(|error| SetupError::Identity(error.to_string()))?;
     let builder = match tls.verify {
-        Verify::Skip => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(schemes))),
+        Verify::Skip => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anybody(schemes))),
         Verify::Full => with_roots(builder, tls)?,
     };
     let mut config = match identity(tls)? {
         None => builder.with_no_client_auth(),
-        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(|error| SetupError::Identity(error.to_string()))?,
+        Some((chain, key)) => builder
+            .with_client_auth_cert(chain, key)
+            .map_err(|error| SetupError::Identity(error.to_string()))?,
     };
-    // A session that can be resumed keeps its secrets: of TLS 1.2 the one that deciphers all that was said in it.
+    // A session that can be resumed keeps its secrets: of TLS 1.2 the one that deciphers all that
+    // was said in it.
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
@@ -86,19 +103,27 @@ pub(super) fn server_name(tls: &Tls, host: &str) -> Result<ServerName<'static>, 
 
 type Verified = ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
 
-fn with_roots(builder: ConfigBuilder<ClientConfig, WantsVerifier>, tls: &Tls) -> Result<Verified, SetupError> {
+fn with_roots(
+    builder: ConfigBuilder<ClientConfig, WantsVerifier>,
+    tls: &Tls,
+) -> Result<Verified, SetupError> {
     let found = match (&tls.ca_cert, &tls.ca_path) {
-        (Some(file), _) => authorities(file).map_err(|why| SetupError::Authorities(file.clone(), why))?,
-        (None, Some(dir)) => authorities_in(dir).map_err(|why| SetupError::Authorities(dir.clone(), why))?,
+        (Some(file), _) => {
+            authorities(file).map_err(|why| SetupError::Authorities(file.clone(), why))?
+        }
+        (None, Some(dir)) => {
+            authorities_in(dir).map_err(|why| SetupError::Authorities(dir.clone(), why))?
+        }
         (None, None) => load_native_certs().certs,
     };
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found);
     match (roots.is_empty(), &tls.ca_cert, &tls.ca_path) {
         (false, _, _) => Ok(builder.with_root_certificates(roots)),
-        (true, Some(path), _) | (true, None, Some(path)) => {
-            Err(SetupError::Authorities(path.clone(), "it holds no certificate that can be used".to_owned()))
-        }
+        (true, Some(path), _) | (true, None, Some(path)) => Err(SetupError::Authorities(
+            path.clone(),
+            "it holds no certificate that can be used".to_owned(),
+        )),
         (true, None, None) => Err(SetupError::NoTrustStore),
     }
 }
@@ -111,7 +136,8 @@ fn authorities(file: &Path) -> Result<Certificates, String> {
     certificates(&bytes)
 }
 
-/// The certificates of all regular files in a directory, through links, as `openssl rehash` makes them: each must be readable.
+/// The certificates of all regular files in a directory, through links, as `openssl rehash` makes
+/// them: each must be readable.
 fn authorities_in(dir: &Path) -> Result<Certificates, String> {
     let unreadable = |error: io::Error| format!("it cannot be read: {error}");
     let (mut found, mut size) = (Vec::new(), 0);
@@ -121,10 +147,13 @@ fn authorities_in(dir: &Path) -> Result<Certificates, String> {
         if !fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
             continue;
         }
-        let bytes = read_regular(&path, BUNDLE).map_err(|error| format!("{} {error}", path.display()))?;
+        let bytes =
+            read_regular(&path, BUNDLE).map_err(|error| format!("{} {error}", path.display()))?;
         size += bytes.len();
         if size > DIRECTORY {
-            return Err(format!("its files are larger than {DIRECTORY} bytes together"));
+            return Err(format!(
+                "its files are larger than {DIRECTORY} bytes together"
+            ));
         }
         found.extend(certificates(&bytes).map_err(|why| format!("{}: {why}", path.display()))?);
     }
@@ -134,7 +163,9 @@ fn authorities_in(dir: &Path) -> Result<Certificates, String> {
 }
 
 fn certificates(pem: &[u8]) -> Result<Certificates, String> {
-    CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| error.to_string())
+    CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| error.to_string())
 }
 
 type Identity = (Certificates, PrivateKeyDer<'static>);
@@ -146,10 +177,15 @@ fn identity(tls: &Tls) -> Result<Option<Identity>, SetupError> {
         (Some(_), None) => return Err(SetupError::Identity("`client_key` is missing".to_owned())),
         (None, Some(_)) => return Err(SetupError::Identity("`client_cert` is missing".to_owned())),
     };
-    let read = |path: &Path| read_regular(path, LIMIT).map_err(|error| SetupError::Identity(format!("{} {error}", path.display())));
-    let broken = |path: &Path, why: &str| SetupError::Identity(format!("{}: {why}", path.display()));
+    let read = |path: &Path| {
+        read_regular(path, LIMIT)
+            .map_err(|error| SetupError::Identity(format!("{} {error}", path.display())))
+    };
+    let broken =
+        |path: &Path, why: &str| SetupError::Identity(format!("{}: {why}", path.display()));
     let chain = certificates(&read(cert)?).map_err(|why| broken(cert, &why))?;
-    let key = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|error| broken(key, &error.to_string()))?;
+    let key = PrivateKeyDer::from_pem_slice(&read(key)?)
+        .map_err(|error| broken(key, &error.to_string()))?;
     Ok(Some((chain, key)))
 }
 
@@ -164,7 +200,8 @@ pub(super) fn explain(error: &rustls::Error) -> String {
     };
     // A bad signature is an authority's that was made anew under its old name.
     if matches!(why, E::UnknownIssuer | E::BadSignature) {
-        "the server's certificate is of an unknown issuer; hint: name its authority in `ca_cert`".to_owned()
+        "the server's certificate is of an unknown issuer; hint: name its authority in `ca_cert`"
+            .to_owned()
     } else if matches!(why, E::NotValidForName | E::NotValidForNameContext { .. }) {
         format!("the server's certificate is for another name ({why}); hint: set `tls_server_name`")
     } else if matches!(why, E::Expired | E::ExpiredContext { .. }) {
@@ -223,12 +260,21 @@ mod tests {
     fn a_refused_certificate_is_named_with_its_remedy() {
         let certificate = rustls::Error::InvalidCertificate;
         for (error, want) in [
-            (certificate(CertificateError::UnknownIssuer), "hint: name its authority in `ca_cert`"),
-            (certificate(CertificateError::NotValidForName), "hint: set `tls_server_name`"),
+            (
+                certificate(CertificateError::UnknownIssuer),
+                "hint: name its authority in `ca_cert`",
+            ),
+            (
+                certificate(CertificateError::NotValidForName),
+                "hint: set `tls_server_name`",
+            ),
             (certificate(CertificateError::Expired), "has expired"),
             (certificate(CertificateError::NotValidYet), "clock"),
             (certificate(CertificateError::Revoked), "is refused"),
-            (rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType), "`http://`"),
+            (
+                rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType),
+                "`http://`",
+            ),
             (rustls::Error::DecryptError, "handshake failed"),
         ] {
             let words = explain(&error);

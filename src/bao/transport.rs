@@ -1,5 +1,6 @@
-//! One request, one connection, one answer. Invariants: a redirect comes back as an answer and is never followed; time
-//! and size are bounded; a connection is closed with its answer, so that no plaintext stays in its buffers.
+//! One request, one connection, one answer. Invariants: a redirect comes back as an answer and is
+//! never followed; time and size are bounded; a connection is closed with its answer, so that no
+//! plaintext stays in its buffers.
 
 use super::answer::{Answer, Peer};
 use super::tls::{self, SetupError};
@@ -32,7 +33,8 @@ pub struct Limits {
     pub connect: Duration,
     /// For the whole exchange (default 10 s).
     pub total: Duration,
-    /// The largest body of a secret that is taken, in bytes (default 1 MiB, which is OpenBao's own bound of what it stores).
+    /// The largest body of a secret that is taken, in bytes (default 1 MiB, which is OpenBao's own
+    /// bound of what it stores).
     pub secret: usize,
     /// The largest body of any other answer, in bytes (default 64 KiB).
     pub other: usize,
@@ -40,7 +42,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(3), total: Duration::from_secs(10), secret: 1 << 20, other: 64 << 10 }
+        Self {
+            connect: Duration::from_secs(3),
+            total: Duration::from_secs(10),
+            secret: 1 << 20,
+            other: 64 << 10,
+        }
     }
 }
 
@@ -67,7 +74,9 @@ impl Fault {
     /// The class that the schedule decides on.
     pub(super) fn cause(&self) -> Cause {
         match self {
-            Self::Resolve(..) | Self::Connect(..) | Self::Tls(_) | Self::Late(_) | Self::Cut => Cause::Unreachable,
+            Self::Resolve(..) | Self::Connect(..) | Self::Tls(_) | Self::Late(_) | Self::Cut => {
+                Cause::Unreachable
+            }
             Self::TooLarge(_) | Self::NotHttp => Cause::Malformed,
         }
     }
@@ -77,19 +86,27 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Resolve(host, error) => write!(f, "{host} cannot be resolved: {error}"),
-            Self::Connect(address, error) => write!(f, "no connection to {address}: {}", error.kind()),
+            Self::Connect(address, error) => {
+                write!(f, "no connection to {address}: {}", error.kind())
+            }
             Self::Tls(words) => f.write_str(words),
             Self::Late(limit) => write!(f, "no answer within {limit:?}"),
             Self::Cut => f.write_str("the connection ended before the answer was whole"),
             Self::TooLarge(limit) => write!(f, "the answer is larger than {limit} bytes"),
-            Self::NotHttp => f.write_str("the answer is not HTTP; hint: is the address `https://`?"),
+            Self::NotHttp => {
+                f.write_str("the answer is not HTTP; hint: is the address `https://`?")
+            }
         }
     }
 }
 
 impl From<hyper::Error> for Fault {
     fn from(error: hyper::Error) -> Self {
-        if error.is_parse() { Self::NotHttp } else { Self::Cut }
+        if error.is_parse() {
+            Self::NotHttp
+        } else {
+            Self::Cut
+        }
     }
 }
 
@@ -98,7 +115,8 @@ pub(super) struct Transport {
     /// The bounds of each request.
     pub(super) limits: Limits,
     address: Address,
-    /// `scheme://host:port`, for building requests: a prefix in it would end up behind `/v1` or doubled.
+    /// `scheme://host:port`, for building requests: a prefix in it would end up behind `/v1` or
+    /// doubled.
     origin: String,
     host: HeaderValue,
     tls: Option<(TlsConnector, ServerName<'static>)>,
@@ -106,15 +124,34 @@ pub(super) struct Transport {
 
 impl Transport {
     pub(super) fn new(address: &Address, tls: &Tls) -> Result<Self, SetupError> {
-        let literal = if address.host.contains(':') { format!("[{}]", address.host) } else { address.host.clone() };
+        let literal = if address.host.contains(':') {
+            format!("[{}]", address.host)
+        } else {
+            address.host.clone()
+        };
         let (scheme, tls) = match address.scheme {
             Scheme::Http => ("http", None),
-            Scheme::Https => ("https", Some((TlsConnector::from(tls::config(tls)?), tls::server_name(tls, &address.host)?))),
+            Scheme::Https => (
+                "https",
+                Some((
+                    TlsConnector::from(tls::config(tls)?),
+                    tls::server_name(tls, &address.host)?,
+                )),
+            ),
         };
         let origin = format!("{scheme}://{literal}:{}", address.port);
-        format!("{origin}{}/", address.prefix).parse::<Uri>().map_err(|error| SetupError::Address(error.to_string()))?;
-        let host = HeaderValue::try_from(format!("{literal}:{}", address.port)).map_err(|error| SetupError::Address(error.to_string()))?;
-        Ok(Self { limits: Limits::default(), address: address.clone(), origin, host, tls })
+        format!("{origin}{}/", address.prefix)
+            .parse::<Uri>()
+            .map_err(|error| SetupError::Address(error.to_string()))?;
+        let host = HeaderValue::try_from(format!("{literal}:{}", address.port))
+            .map_err(|error| SetupError::Address(error.to_string()))?;
+        Ok(Self {
+            limits: Limits::default(),
+            address: address.clone(),
+            origin,
+            host,
+            tls,
+        })
     }
 
     /// What requests are built on.
@@ -122,23 +159,45 @@ impl Transport {
         &self.origin
     }
 
-    /// Sends `request`, whose path is the one below `/v1`, and takes the whole answer, of at most `most` bytes. Addresses to
-    /// `avoid` are tried last.
-    pub(super) async fn send(&self, request: Request<Vec<u8>>, most: usize, avoid: &[SocketAddr]) -> Result<Answer, Fault> {
+    /// Sends `request`, whose path is the one below `/v1`, and takes the whole answer, of at most
+    /// `most` bytes. Addresses to `avoid` are tried last.
+    pub(super) async fn send(
+        &self,
+        request: Request<Vec<u8>>,
+        most: usize,
+        avoid: &[SocketAddr],
+    ) -> Result<Answer, Fault> {
         let limit = self.limits.total;
-        timeout(limit, self.exchange(request, most, avoid)).await.unwrap_or(Err(Fault::Late(limit)))
+        timeout(limit, self.exchange(request, most, avoid))
+            .await
+            .unwrap_or(Err(Fault::Late(limit)))
     }
 
-    async fn exchange(&self, mut request: Request<Vec<u8>>, most: usize, avoid: &[SocketAddr]) -> Result<Answer, Fault> {
-        let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        *request.uri_mut() = format!("{}/v1{path}", self.address.prefix).parse().map_err(|_| Fault::NotHttp)?;
+    async fn exchange(
+        &self,
+        mut request: Request<Vec<u8>>,
+        most: usize,
+        avoid: &[SocketAddr],
+    ) -> Result<Answer, Fault> {
+        let path = request
+            .uri()
+            .path_and_query()
+            .map_or("/", http::uri::PathAndQuery::as_str);
+        *request.uri_mut() = format!("{}/v1{path}", self.address.prefix)
+            .parse()
+            .map_err(|_| Fault::NotHttp)?;
         request.headers_mut().insert(HOST, self.host.clone());
-        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        request
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
         let (stream, from) = self.connect(avoid).await?;
         match &self.tls {
             None => over(stream, request, from, most).await,
             Some((connector, name)) => {
-                let stream = connector.connect(name.clone(), stream).await.map_err(|error| handshake(&error))?;
+                let stream = connector
+                    .connect(name.clone(), stream)
+                    .await
+                    .map_err(|error| handshake(&error))?;
                 over(stream, request, from, most).await
             }
         }
@@ -149,13 +208,23 @@ impl Transport {
         let (host, port) = (self.address.host.as_str(), self.address.port);
         let unresolved = |error| Fault::Resolve(host.to_owned(), error);
         let mut last = unresolved(io::ErrorKind::NotFound.into());
-        let addresses = ordered(tokio::net::lookup_host((host, port)).await.map_err(unresolved)?, avoid);
+        let addresses = ordered(
+            tokio::net::lookup_host((host, port))
+                .await
+                .map_err(unresolved)?,
+            avoid,
+        );
         for &address in &addresses {
             match timeout(self.limits.connect, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
-                    // A request behind a TLS handshake does not wait 40 ms for the handshake's delayed ACK.
-                    stream.set_nodelay(true).map_err(|error| Fault::Connect(address, error))?;
-                    let elsewhere = addresses.iter().any(|other| *other != address && !avoid.contains(other));
+                    // A request behind a TLS handshake does not wait 40 ms for the handshake's
+                    // delayed ACK.
+                    stream
+                        .set_nodelay(true)
+                        .map_err(|error| Fault::Connect(address, error))?;
+                    let elsewhere = addresses
+                        .iter()
+                        .any(|other| *other != address && !avoid.contains(other));
                     return Ok((stream, Peer { address, elsewhere }));
                 }
                 Ok(Err(error)) => last = Fault::Connect(address, error),
@@ -167,16 +236,34 @@ impl Transport {
 }
 
 /// One request and its answer over a connection.
-async fn over(stream: impl AsyncRead + AsyncWrite + Unpin, request: Request<Vec<u8>>, from: Peer, most: usize) -> Result<Answer, Fault> {
-    let (mut sender, connection) = http1::Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await?;
+async fn over(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: Request<Vec<u8>>,
+    from: Peer,
+    most: usize,
+) -> Result<Answer, Fault> {
+    let (mut sender, connection) = http1::Builder::new()
+        .max_buf_size(BUFFER)
+        .handshake(TokioIo::new(stream))
+        .await?;
     let answer = async {
-        let (head, body) = sender.send_request(request.map(|body| Full::new(Bytes::from(body)))).await?.into_parts();
+        let (head, body) = sender
+            .send_request(request.map(|body| Full::new(Bytes::from(body))))
+            .await?
+            .into_parts();
         let body = collect(body, most).await?;
         let (retry_after, location) = (retry_after(&head.headers), location(&head.headers));
-        Ok(Answer { from, status: head.status.as_u16(), retry_after, location, body })
+        Ok(Answer {
+            from,
+            status: head.status.as_u16(),
+            retry_after,
+            location,
+            body,
+        })
     };
     tokio::pin!(connection, answer);
-    // The connection moves the bytes and may end first; the answer decides, and dropping both closes.
+    // The connection moves the bytes and may end first; the answer decides, and dropping both
+    // closes.
     tokio::select! {
         answer = &mut answer => answer,
         ended = &mut connection => {
@@ -195,7 +282,9 @@ async fn collect(mut body: Incoming, limit: usize) -> Result<Zeroizing<Vec<u8>>,
     }
     let mut whole = Zeroizing::new(Vec::with_capacity(announced));
     while let Some(frame) = body.frame().await {
-        let Ok(part) = frame?.into_data() else { continue };
+        let Ok(part) = frame?.into_data() else {
+            continue;
+        };
         if part.len() > limit - whole.len() {
             return Err(Fault::TooLarge(limit));
         }
@@ -213,14 +302,23 @@ fn ordered(addresses: impl Iterator<Item = SocketAddr>, avoid: &[SocketAddr]) ->
 
 /// A failed handshake in words.
 fn handshake(error: &io::Error) -> Fault {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+    match error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+    {
         Some(cause) => Fault::Tls(tls::explain(cause)),
         None => Fault::Tls(format!("the TLS handshake was cut: {}", error.kind())),
     }
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    let seconds = headers
+        .get(RETRY_AFTER)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
     Some(Duration::from_secs(seconds))
 }
 
@@ -228,7 +326,10 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 fn location(headers: &HeaderMap) -> Option<String> {
     let uri: Uri = headers.get(LOCATION)?.to_str().ok()?.parse().ok()?;
     match (uri.scheme_str(), uri.authority()) {
-        (Some(scheme), Some(at)) => Some(format!("{scheme}://{}", at.as_str().rsplit('@').next().unwrap_or_default())),
+        (Some(scheme), Some(at)) => Some(format!(
+            "{scheme}://{}",
+            at.as_str().rsplit('@').next().unwrap_or_default()
+        )),
         _ => Some("another path of the same address".to_owned()),
     }
 }

@@ -1,5 +1,5 @@
-//! The known keys, one table per block. Invariant: sorted and without repetition; a key that `bao agent` knows stands
-//! here with what becomes of it, so that nobody's setting is lost in silence.
+//! The known keys, one table per block. Invariant: sorted and without repetition; a key that `bao
+//! agent` knows stands here with what becomes of it, so that nobody's setting is lost in silence.
 
 /// A kind of block.
 #[derive(Debug)]
@@ -30,17 +30,27 @@ pub(super) enum Fate {
 use crate::shown::distance;
 use Fate::{Ignored, Only, Refused};
 
-const EMPTY: Block = Block { name: "", used: "", many: "", quiet: "", other: &[] };
+const EMPTY: Block = Block {
+    name: "",
+    used: "",
+    many: "",
+    quiet: "",
+    other: &[],
+};
 
 const LATER: &str = "remove it, or keep `bao agent` for it until a later version of baofs knows it";
-const PROXY: &str = "baofs is no proxy; an application that talks to OpenBao itself needs one beside it";
+const PROXY: &str =
+    "baofs is no proxy; an application that talks to OpenBao itself needs one beside it";
 const ENCRYPTED: &str = "encrypted sinks are not supported yet";
 const WRAPPED: &str = "wrapped tokens and secret_ids are not supported yet";
-const COMMAND: &str = "write `app { command = [\"PROGRAM\", \"ARG\"] }`, or the command behind `--`";
-const ENVIRONMENT: &str = "secrets in the environment are not supported: every child would inherit them";
+const COMMAND: &str =
+    "write `app { command = [\"PROGRAM\", \"ARG\"] }`, or the command behind `--`";
+const ENVIRONMENT: &str =
+    "secrets in the environment are not supported: every child would inherit them";
 const FILES: &str = "serve a file: `secret \"NAME\" { path, field }`";
 const DELIMITERS: &str = "other delimiters are not supported yet";
-const WAITS: &str = "a start that lacks a secret ends after `app.wait`; later the last good secret stays";
+const WAITS: &str =
+    "a start that lacks a secret ends after `app.wait`; later the last good secret stays";
 
 pub(super) const ROOT: Block = Block {
     name: "the configuration",
@@ -49,10 +59,16 @@ pub(super) const ROOT: Block = Block {
     quiet: "cluster_name disable_idle_connections disable_keep_alives disable_mlock log_rotate_bytes log_rotate_duration log_rotate_max_files",
     other: &[
         ("api_proxy", Refused(PROXY, LATER)),
-        ("cache", Ignored("baofs fetches each secret once and needs no cache")),
+        (
+            "cache",
+            Ignored("baofs fetches each secret once and needs no cache"),
+        ),
         ("env_template", Refused(ENVIRONMENT, FILES)),
         ("exec", Refused("its place here is `app`", COMMAND)),
-        ("exit_after_auth", Only("false", "baofs lives as long as its application")),
+        (
+            "exit_after_auth",
+            Only("false", "baofs lives as long as its application"),
+        ),
         ("listener", Refused(PROXY, LATER)),
         ("log_file", Ignored("the log goes to standard error")),
         ("telemetry", Ignored("there are no metrics yet")),
@@ -65,14 +81,22 @@ pub(super) const VAULT: Block = Block {
     ..EMPTY
 };
 
-/// A secret is asked for again, with a growing wait, for as long as it is wanted: the number changes nothing.
-pub(super) const RETRY: Block = Block { name: "`retry`", quiet: "num_retries", ..EMPTY };
+/// A secret is asked for again, with a growing wait, for as long as it is wanted: the number
+/// changes nothing.
+pub(super) const RETRY: Block = Block {
+    name: "`retry`",
+    quiet: "num_retries",
+    ..EMPTY
+};
 
 pub(super) const AUTO_AUTH: Block = Block {
     name: "`auto_auth`",
     used: "method",
     many: "sink sinks",
-    other: &[("enable_reauth_on_new_credentials", Ignored("credentials are read again at each login"))],
+    other: &[(
+        "enable_reauth_on_new_credentials",
+        Ignored("credentials are read again at each login"),
+    )],
     ..EMPTY
 };
 
@@ -80,7 +104,10 @@ pub(super) const METHOD: Block = Block {
     name: "`method`",
     used: "config max_backoff mount_path namespace type",
     quiet: "exit_on_err min_backoff",
-    other: &[("wrap_ttl", Refused(WRAPPED, "remove it: the token stays in locked memory"))],
+    other: &[(
+        "wrap_ttl",
+        Refused(WRAPPED, "remove it: the token stays in locked memory"),
+    )],
     ..EMPTY
 };
 
@@ -105,17 +132,27 @@ pub(super) const SINK: Block = Block {
     ..EMPTY
 };
 
-pub(super) const SINK_CONFIG: Block = Block { name: "`config`", used: "gid mode path uid", ..EMPTY };
+pub(super) const SINK_CONFIG: Block = Block {
+    name: "`config`",
+    used: "gid mode path uid",
+    ..EMPTY
+};
 
 pub(super) const TEMPLATE: Block = Block {
     name: "`template`",
     used: "command command_timeout contents destination exec gid group on_change perms source stale uid user",
     quiet: "create_dest_dirs error_fatal error_on_missing_key function_blacklist function_denylist sandbox_path",
     other: &[
-        ("backup", Only("false", "baofs keeps no copy of an old secret")),
+        (
+            "backup",
+            Only("false", "baofs keeps no copy of an old secret"),
+        ),
         ("left_delimiter", Only("{{", DELIMITERS)),
         ("right_delimiter", Only("}}", DELIMITERS)),
-        ("wait", Ignored("the files of one change are published at once")),
+        (
+            "wait",
+            Ignored("the files of one change are published at once"),
+        ),
     ],
     ..EMPTY
 };
@@ -124,14 +161,27 @@ pub(super) const TEMPLATE_CONFIG: Block = Block {
     name: "`template_config`",
     used: "static_secret_render_interval",
     quiet: "max_connections_per_host",
-    other: &[("exit_on_retry_failure", Ignored(WAITS)), ("lease_renewal_threshold", Ignored("baofs has a schedule of its own"))],
+    other: &[
+        ("exit_on_retry_failure", Ignored(WAITS)),
+        (
+            "lease_renewal_threshold",
+            Ignored("baofs has a schedule of its own"),
+        ),
+    ],
     ..EMPTY
 };
 
-pub(super) const FILESYSTEM: Block = Block { name: "`filesystem`", used: "dir_mode fallback group mode path size user", ..EMPTY };
+pub(super) const FILESYSTEM: Block = Block {
+    name: "`filesystem`",
+    used: "dir_mode fallback group mode path size user",
+    ..EMPTY
+};
 
-pub(super) const SECRET: Block =
-    Block { name: "`secret`", used: "allow_empty field format group mode on_change path refresh stale user version", ..EMPTY };
+pub(super) const SECRET: Block = Block {
+    name: "`secret`",
+    used: "allow_empty field format group mode on_change path refresh stale user version",
+    ..EMPTY
+};
 
 pub(super) const APP: Block = Block {
     name: "`app`",
@@ -139,7 +189,11 @@ pub(super) const APP: Block = Block {
     ..EMPTY
 };
 
-pub(super) const ON_CHANGE: Block = Block { name: "`on_change`", used: "command debounce restart signal splay timeout", ..EMPTY };
+pub(super) const ON_CHANGE: Block = Block {
+    name: "`on_change`",
+    used: "command debounce restart signal splay timeout",
+    ..EMPTY
+};
 
 pub(super) const EXEC: Block = Block {
     name: "`exec`",
@@ -147,23 +201,48 @@ pub(super) const EXEC: Block = Block {
     quiet: "kill_timeout reload_signal",
     other: &[
         ("enabled", Only("true", "remove the whole `exec` instead")),
-        ("env", Refused("a command has the application's environment", "let a shell line set what it needs")),
-        ("kill_signal", Ignored("a command that takes too long is killed")),
+        (
+            "env",
+            Refused(
+                "a command has the application's environment",
+                "let a shell line set what it needs",
+            ),
+        ),
+        (
+            "kill_signal",
+            Ignored("a command that takes too long is killed"),
+        ),
     ],
     ..EMPTY
 };
 
-pub(super) const LOG: Block = Block { name: "`log`", used: "format level", ..EMPTY };
+pub(super) const LOG: Block = Block {
+    name: "`log`",
+    used: "format level",
+    ..EMPTY
+};
 
 impl Block {
     /// Every key of the table.
     pub(super) fn all(&self) -> impl Iterator<Item = &'static str> + use<> {
-        [self.used, self.many, self.quiet].into_iter().flat_map(keys).chain(self.other.iter().map(|(key, _)| *key))
+        [self.used, self.many, self.quiet]
+            .into_iter()
+            .flat_map(keys)
+            .chain(self.other.iter().map(|(key, _)| *key))
     }
 
     /// The known key that was probably meant by `key`.
     pub(super) fn nearest(&self, key: &str) -> Option<&'static str> {
-        let far = |known: &'static str| (if key.len() > 2 && known.starts_with(key) { 1 } else { distance(key, known) }, known);
+        let far = |known: &'static str| {
+            (
+                if key.len() > 2 && known.starts_with(key) {
+                    1
+                } else {
+                    distance(key, known)
+                },
+                known,
+            )
+        };
         let (distance, known) = self.all().map(far).min()?;
         (distance <= 1 + key.len() / 4).then_some(known)
     }
@@ -201,21 +280,31 @@ mod tests {
     fn tables_are_sorted_and_unique() {
         for block in ALL {
             let other: Vec<_> = block.other.iter().map(|(key, _)| *key).collect();
-            let [used, many, quiet] = [block.used, block.many, block.quiet].map(|list| keys(list).collect::<Vec<_>>());
+            let [used, many, quiet] =
+                [block.used, block.many, block.quiet].map(|list| keys(list).collect::<Vec<_>>());
             for list in [used, many, quiet, other] {
                 assert!(list.is_sorted(), "{}: {list:?}", block.name);
             }
             let mut all: Vec<_> = block.all().collect();
             all.sort_unstable();
-            assert!(all.windows(2).all(|pair| pair[0] != pair[1]), "{}: {all:?}", block.name);
+            assert!(
+                all.windows(2).all(|pair| pair[0] != pair[1]),
+                "{}: {all:?}",
+                block.name
+            );
         }
     }
 
     #[test]
     fn readme_names_every_key() {
         let readme = include_str!("../../README.md");
-        for key in ALL.iter().flat_map(|block| keys(block.used).chain(keys(block.many))) {
-            let named = ["`", "{ "].iter().any(|before| readme.contains(&format!("{before}{key}")));
+        for key in ALL
+            .iter()
+            .flat_map(|block| keys(block.used).chain(keys(block.many)))
+        {
+            let named = ["`", "{ "]
+                .iter()
+                .any(|before| readme.contains(&format!("{before}{key}")));
             let named = named || ["sinks", "type"].contains(&key);
             assert!(named, "README lacks `{key}`");
         }

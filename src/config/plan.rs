@@ -1,5 +1,5 @@
-//! What baofs will do, checked and complete. Invariant: only `check` makes a `Plan`; it holds references to
-//! credentials (paths), never credentials.
+//! What baofs will do, checked and complete. Invariant: only `check` makes a `Plan`; it holds
+//! references to credentials (paths), never credentials.
 
 use crate::names::{FileName, HookId, Owner, QueryId, SecretPath};
 pub use crate::observe::{Level, Log, LogFormat};
@@ -140,8 +140,9 @@ pub struct Filesystem {
     pub swap: Swap,
     /// Bytes: limits the arena on FUSE and the mount on tmpfs. `None`: see `memory::arena`.
     pub size: Option<u64>,
-    /// Permission bits of the directory (default 0755: names are not secret). The owner's are always set: the agent
-    /// announces changes with them, and everybody else's mount is read-only anyway.
+    /// Permission bits of the directory (default 0755: names are not secret). The owner's are
+    /// always set: the agent announces changes with them, and everybody else's mount is
+    /// read-only anyway.
     pub dir_mode: u32,
 }
 
@@ -195,8 +196,8 @@ pub struct File {
     pub origin: String,
 }
 
-/// What `baofs health` says of a secret past its life: its lease has ended, or, where it has none, two refreshes in a row
-/// are missed.
+/// What `baofs health` says of a secret past its life: its lease has ended, or, where it has none,
+/// two refreshes in a row are missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stale {
     /// Degraded: the last good value serves on.
@@ -210,9 +211,11 @@ pub enum Stale {
 pub struct Hook {
     /// What.
     pub action: Action,
-    /// How long to wait, after the first change, for more of them: all are told as one (default: not at all).
+    /// How long to wait, after the first change, for more of them: all are told as one (default:
+    /// not at all).
     pub debounce: Duration,
-    /// And then a random time up to this, so that the replicas of a service do not all do it at once (default: none).
+    /// And then a random time up to this, so that the replicas of a service do not all do it at
+    /// once (default: none).
     pub splay: Duration,
 }
 
@@ -284,7 +287,8 @@ pub struct App {
     pub stop_signal: Signal,
     /// How long it may take before KILL (default 6 s).
     pub stop_timeout: Duration,
-    /// For how long a process of the agent may die again and again before the container ends (default 5 min).
+    /// For how long a process of the agent may die again and again before the container ends
+    /// (default 5 min).
     pub crash_loop_timeout: Duration,
     /// What HUP does.
     pub on_hup: OnHup,
@@ -305,7 +309,8 @@ pub enum OnHup {
     Refresh,
 }
 
-/// Whether the application may gain rights by executing a file: set-user-id programs (sudo), file capabilities (ping).
+/// Whether the application may gain rights by executing a file: set-user-id programs (sudo), file
+/// capabilities (ping).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NewPrivileges {
     /// `no_new_privs` is set (`PR_SET_NO_NEW_PRIVS`, the default).
@@ -314,11 +319,12 @@ pub enum NewPrivileges {
     Inherited,
 }
 
-/// Which filter of system calls (`seccomp(2)`) the application and the commands run under, in a container that was given
-/// `SYS_ADMIN` for baofs.
+/// Which filter of system calls (`seccomp(2)`) the application and the commands run under, in a
+/// container that was given `SYS_ADMIN` for baofs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seccomp {
-    /// The container's, and what Docker's default profile refuses to a container without `SYS_ADMIN` (the default).
+    /// The container's, and what Docker's default profile refuses to a container without
+    /// `SYS_ADMIN` (the default).
     Default,
     /// The container's alone (`seccomp = "inherit"`).
     Inherited,

@@ -1,5 +1,5 @@
-//! What is wrong, where, and what to do about it. Invariant: a problem shows a source line only as far as it cannot hold
-//! a credential: nothing behind an unknown key, and other quoted text masked.
+//! What is wrong, where, and what to do about it. Invariant: a problem shows a source line only as
+//! far as it cannot hold a credential: nothing behind an unknown key, and other quoted text masked.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -28,8 +28,17 @@ pub(super) struct At<'a> {
 impl<'a> At<'a> {
     /// The range from `start` to `end`, moved into the text and onto the beginnings of characters.
     pub(super) fn new(source: &'a Source, start: usize, end: usize) -> Self {
-        let floor = |at: usize| (0..=at.min(source.text.len())).rev().find(|&at| source.text.is_char_boundary(at)).unwrap_or(0);
-        Self { source, start: floor(start), end: floor(end.max(start)) }
+        let floor = |at: usize| {
+            (0..=at.min(source.text.len()))
+                .rev()
+                .find(|&at| source.text.is_char_boundary(at))
+                .unwrap_or(0)
+        };
+        Self {
+            source,
+            start: floor(start),
+            end: floor(end.max(start)),
+        }
     }
 
     /// The text that is meant.
@@ -49,13 +58,18 @@ impl<'a> At<'a> {
     fn place(self, show: Show) -> Place {
         let text = &self.source.text;
         let begin = text[..self.start].rfind('\n').map_or(0, |at| at + 1);
-        let end = text[self.start..].find('\n').map_or(text.len(), |at| self.start + at);
+        let end = text[self.start..]
+            .find('\n')
+            .map_or(text.len(), |at| self.start + at);
         let caret = self.start - begin..self.end.clamp(self.start, end) - begin;
         let line = text[begin..end].trim_end();
         let shown = match show {
             Show::All => line.to_owned(),
             Show::Value => mask(line, &caret),
-            Show::Key => mask(&line[..caret.end.min(line.len())], &caret) + if caret.end < line.len() { " ..." } else { "" },
+            Show::Key => {
+                mask(&line[..caret.end.min(line.len())], &caret)
+                    + if caret.end < line.len() { " ..." } else { "" }
+            }
             Show::Shape => mask(line, &(0..0)),
         };
         Place {
@@ -81,7 +95,8 @@ enum Show {
     Shape,
 }
 
-/// `line` with what stands in quotes replaced by `*`, except for keys, labels, and a text that `keep` touches.
+/// `line` with what stands in quotes replaced by `*`, except for keys, labels, and a text that
+/// `keep` touches.
 fn mask(line: &str, keep: &Range<usize>) -> String {
     let mut out = String::with_capacity(line.len());
     let mut rest = line;
@@ -166,9 +181,19 @@ impl fmt::Display for Problem {
 
 impl Place {
     fn write(&self, f: &mut fmt::Formatter<'_>, word: &str, message: &str) -> fmt::Result {
-        let Self { file, line, column, width, shown } = self;
+        let Self {
+            file,
+            line,
+            column,
+            width,
+            shown,
+        } = self;
         let gutter = " ".repeat(line.to_string().len());
-        let indent: String = shown.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+        let indent: String = shown
+            .chars()
+            .take(column - 1)
+            .map(|c| if c == '\t' { '\t' } else { ' ' })
+            .collect();
         writeln!(f, "{file}:{line}:{column}: {word}: {message}")?;
         writeln!(f, "  {line} | {shown}")?;
         write!(f, "  {gutter} | {indent}{}", "^".repeat(*width))
@@ -184,8 +209,16 @@ impl fmt::Display for Problems {
         for problem in &self.0 {
             writeln!(f, "{problem}")?;
         }
-        let errors = self.0.iter().filter(|p| p.severity == Severity::Error).count();
-        write!(f, "{errors} error{} in the configuration", if errors == 1 { "" } else { "s" })
+        let errors = self
+            .0
+            .iter()
+            .filter(|p| p.severity == Severity::Error)
+            .count();
+        write!(
+            f,
+            "{errors} error{} in the configuration",
+            if errors == 1 { "" } else { "s" }
+        )
     }
 }
 
@@ -196,22 +229,57 @@ pub(super) struct Report(RefCell<Vec<Problem>>);
 impl Report {
     /// An error at a value of a known key.
     pub(super) fn error(&self, at: At<'_>, message: impl Into<String>, hint: impl Into<String>) {
-        self.add(Severity::Error, Some(at.place(Show::Value)), message.into(), hint.into());
+        self.add(
+            Severity::Error,
+            Some(at.place(Show::Value)),
+            message.into(),
+            hint.into(),
+        );
     }
 
     /// An error at a key whose value may be anything.
-    pub(super) fn error_at_key(&self, at: At<'_>, message: impl Into<String>, hint: impl Into<String>) {
-        self.add(Severity::Error, Some(at.place(Show::Key)), message.into(), hint.into());
+    pub(super) fn error_at_key(
+        &self,
+        at: At<'_>,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        self.add(
+            Severity::Error,
+            Some(at.place(Show::Key)),
+            message.into(),
+            hint.into(),
+        );
     }
 
     /// An error in the lines of a template.
-    pub(super) fn error_in_text(&self, at: At<'_>, message: impl Into<String>, hint: impl Into<String>) {
-        self.add(Severity::Error, Some(at.place(Show::All)), message.into(), hint.into());
+    pub(super) fn error_in_text(
+        &self,
+        at: At<'_>,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        self.add(
+            Severity::Error,
+            Some(at.place(Show::All)),
+            message.into(),
+            hint.into(),
+        );
     }
 
     /// A text of another shape than the one that belongs here.
-    pub(super) fn error_of_shape(&self, at: At<'_>, message: impl Into<String>, hint: impl Into<String>) {
-        self.add(Severity::Error, Some(at.place(Show::Shape)), message.into(), hint.into());
+    pub(super) fn error_of_shape(
+        &self,
+        at: At<'_>,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        self.add(
+            Severity::Error,
+            Some(at.place(Show::Shape)),
+            message.into(),
+            hint.into(),
+        );
     }
 
     /// An error of a flag, of the environment, or of all files together.
@@ -220,17 +288,35 @@ impl Report {
     }
 
     /// Something to say that stops nothing.
-    pub(super) fn warn(&self, at: Option<At<'_>>, message: impl Into<String>, hint: impl Into<String>) {
-        self.add(Severity::Warning, at.map(|at| at.place(Show::Key)), message.into(), hint.into());
+    pub(super) fn warn(
+        &self,
+        at: Option<At<'_>>,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        self.add(
+            Severity::Warning,
+            at.map(|at| at.place(Show::Key)),
+            message.into(),
+            hint.into(),
+        );
     }
 
     fn add(&self, severity: Severity, place: Option<Place>, message: String, hint: String) {
-        self.0.borrow_mut().push(Problem { severity, message, hint, place });
+        self.0.borrow_mut().push(Problem {
+            severity,
+            message,
+            hint,
+            place,
+        });
     }
 
     /// Whether an error was found so far.
     pub(super) fn has_errors(&self) -> bool {
-        self.0.borrow().iter().any(|problem| problem.severity == Severity::Error)
+        self.0
+            .borrow()
+            .iter()
+            .any(|problem| problem.severity == Severity::Error)
     }
 
     /// All problems, sorted: `Err` if one of them is an error, else the warnings.
@@ -245,6 +331,8 @@ impl Report {
 
 impl Problem {
     fn key(&self) -> Option<(&str, usize, usize)> {
-        self.place.as_ref().map(|p| (p.file.as_str(), p.line, p.column))
+        self.place
+            .as_ref()
+            .map(|p| (p.file.as_str(), p.line, p.column))
     }
 }

@@ -1,10 +1,10 @@
-//! Text to a tree that is the same for HCL and JSON: what was typed, with positions, and nothing more. Invariant: every
-//! position is one of the original text.
+//! Text to a tree that is the same for HCL and JSON: what was typed, with positions, and nothing
+//! more. Invariant: every position is one of the original text.
 //!
-//! `hcl-edit` parses both. What it reads differently from `bao agent` (HCL 1) is rewritten first, byte for byte of the
-//! same length, so that positions stay: `${` and `%{` are plain text, keys may be quoted; of JSON the escapes that HCL
-//! lacks. `OPEN` stands for a brace that must not begin an interpolation and `PAD` for nothing; both leave the texts
-//! again when these are taken out.
+//! `hcl-edit` parses both. What it reads differently from `bao agent` (HCL 1) is rewritten first,
+//! byte for byte of the same length, so that positions stay: `${` and `%{` are plain text, keys may
+//! be quoted; of JSON the escapes that HCL lacks. `OPEN` stands for a brace that must not begin an
+//! interpolation and `PAD` for nothing; both leave the texts again when these are taken out.
 
 use super::problem::{At, Report, Source};
 use hcl_edit::Span;
@@ -61,13 +61,19 @@ impl<'a> Node<'a> {
         match &self.value {
             Value::Table(entries) => Some(entries),
             Value::List(items) if items.len() == 1 => items[0].table(),
-            Value::List(_) | Value::Text(_) | Value::Number(_) | Value::Bool(_) | Value::Other => None,
+            Value::List(_) | Value::Text(_) | Value::Number(_) | Value::Bool(_) | Value::Other => {
+                None
+            }
         }
     }
 
     /// The items of a list; anything else is its own only item.
     pub(super) fn items(&self) -> &[Self] {
-        if let Value::List(items) = &self.value { items } else { std::slice::from_ref(self) }
+        if let Value::List(items) = &self.value {
+            items
+        } else {
+            std::slice::from_ref(self)
+        }
     }
 
     /// What a single value says.
@@ -82,11 +88,23 @@ impl<'a> Node<'a> {
 
     /// The position of byte `offset` of this text: through escapes and a heredoc's indentation.
     pub(super) fn inside(&self, offset: usize, len: usize) -> At<'a> {
-        let Value::Text(text) = &self.value else { return self.at };
+        let Value::Text(text) = &self.value else {
+            return self.at;
+        };
         let raw = self.at.text();
-        let find = |offset: usize| if raw.starts_with('"') { in_quotes(raw, offset) } else { in_heredoc(raw, text, offset) };
+        let find = |offset: usize| {
+            if raw.starts_with('"') {
+                in_quotes(raw, offset)
+            } else {
+                in_heredoc(raw, text, offset)
+            }
+        };
         let end = find((offset + len).min(text.len()));
-        At::new(self.at.source, self.at.start + find(offset), self.at.start + end)
+        At::new(
+            self.at.source,
+            self.at.start + find(offset),
+            self.at.start + end,
+        )
     }
 }
 
@@ -95,7 +113,13 @@ fn in_quotes(raw: &str, offset: usize) -> usize {
     let (mut at, mut left) = (1, offset);
     while left > 0 && at < raw.len() {
         let (typed, meant) = match &raw.as_bytes()[at..] {
-            [b'\\', b'u', b'd' | b'D', b'8' | b'9' | b'a' | b'b' | b'A' | b'B', ..] => (12, 4),
+            [
+                b'\\',
+                b'u',
+                b'd' | b'D',
+                b'8' | b'9' | b'a' | b'b' | b'A' | b'B',
+                ..,
+            ] => (12, 4),
             [b'\\', b'u', ..] => (6, unicode(raw, at + 2..at + 6)),
             [b'\\', b'U', ..] => (10, unicode(raw, at + 2..at + 10)),
             [b'\\', ..] => (2, 1),
@@ -109,14 +133,20 @@ fn in_quotes(raw: &str, offset: usize) -> usize {
 
 /// How many bytes the character with the hexadecimal number at `digits` takes.
 fn unicode(raw: &str, digits: Range<usize>) -> usize {
-    let number = raw.get(digits).and_then(|hex| u32::from_str_radix(hex, 16).ok());
+    let number = raw
+        .get(digits)
+        .and_then(|hex| u32::from_str_radix(hex, 16).ok());
     number.and_then(char::from_u32).map_or(1, char::len_utf8)
 }
 
-/// Where byte `offset` of the heredoc's `text` stands in `raw`: lines are whole but for their indentation.
+/// Where byte `offset` of the heredoc's `text` stands in `raw`: lines are whole but for their
+/// indentation.
 fn in_heredoc(raw: &str, text: &str, offset: usize) -> usize {
     let line = text[..offset].matches('\n').count();
-    let begin = raw.match_indices('\n').nth(line).map_or(raw.len(), |(at, _)| at + 1);
+    let begin = raw
+        .match_indices('\n')
+        .nth(line)
+        .map_or(raw.len(), |(at, _)| at + 1);
     let text_begin = text[..offset].rfind('\n').map_or(0, |at| at + 1);
     let length = |text: &str| text.find('\n').unwrap_or(text.len());
     let removed = length(&raw[begin..]).saturating_sub(length(&text[text_begin..]));
@@ -125,13 +155,21 @@ fn in_heredoc(raw: &str, text: &str, offset: usize) -> usize {
 
 /// Parses `source`; a syntax error is reported and gives `None`.
 pub(super) fn parse<'a>(source: &'a Source, report: &Report) -> Option<Node<'a>> {
-    let text = source.text.trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']);
+    let text = source
+        .text
+        .trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']);
     let parsed = if text.starts_with('{') {
-        Tree { source, skipped: source.text.len() - text.len() }.json(text.trim_end())
+        Tree {
+            source,
+            skipped: source.text.len() - text.len(),
+        }
+        .json(text.trim_end())
     } else {
         Tree { source, skipped: 0 }.hcl()
     };
-    parsed.map_err(|(at, message)| report.error_of_shape(At::new(source, at, at + 1), message, "")).ok()
+    parsed
+        .map_err(|(at, message)| report.error_of_shape(At::new(source, at, at + 1), message, ""))
+        .ok()
 }
 
 /// A byte offset and what is wrong there.
@@ -146,24 +184,43 @@ struct Tree<'a> {
 
 impl<'a> Tree<'a> {
     fn at(&self, span: Range<usize>) -> At<'a> {
-        At::new(self.source, self.skipped + span.start, self.skipped + span.end)
+        At::new(
+            self.source,
+            self.skipped + span.start,
+            self.skipped + span.end,
+        )
     }
 
     fn hcl(&self) -> Result<Node<'a>, Refusal> {
-        let body = hcl_edit::parser::parse_body(&rewrite(&self.source.text, Form::Hcl)?).map_err(|e| refusal(&e))?;
-        Ok(Node { at: self.at(0..0), value: self.body(&body) })
+        let body = hcl_edit::parser::parse_body(&rewrite(&self.source.text, Form::Hcl)?)
+            .map_err(|e| refusal(&e))?;
+        Ok(Node {
+            at: self.at(0..0),
+            value: self.body(&body),
+        })
     }
 
-    /// Is it JSON at all? Then it is HCL's expression too, but for the escapes that `rewrite` knows.
+    /// Is it JSON at all? Then it is HCL's expression too, but for the escapes that `rewrite`
+    /// knows.
     fn json(&self, text: &str) -> Result<Node<'a>, Refusal> {
         let here = |(at, message)| (self.skipped + at, message);
         serde_json::from_str::<IgnoredAny>(text).map_err(|e| {
-            let begin = e.line().checked_sub(2).and_then(|line| text.match_indices('\n').nth(line)).map_or(0, |(at, _)| at + 1);
+            let begin = e
+                .line()
+                .checked_sub(2)
+                .and_then(|line| text.match_indices('\n').nth(line))
+                .map_or(0, |(at, _)| at + 1);
             let message = e.to_string();
             let message = message.split(" at line ").next().unwrap_or_default();
-            here((begin + e.column().saturating_sub(1), format!("this is no JSON: {message}")))
+            here((
+                begin + e.column().saturating_sub(1),
+                format!("this is no JSON: {message}"),
+            ))
         })?;
-        let expr: Expression = rewrite(text, Form::Json).map_err(here)?.parse().map_err(|e| here(refusal(&e)))?;
+        let expr: Expression = rewrite(text, Form::Json)
+            .map_err(here)?
+            .parse()
+            .map_err(|e| here(refusal(&e)))?;
         Ok(self.expr(&expr))
     }
 
@@ -172,39 +229,74 @@ impl<'a> Tree<'a> {
     }
 
     fn body(&self, body: &Body) -> Value<'a> {
-        Value::Table(body.iter().map(|structure| self.structure(structure)).collect())
+        Value::Table(
+            body.iter()
+                .map(|structure| self.structure(structure))
+                .collect(),
+        )
     }
 
     fn structure(&self, structure: &Structure) -> Entry<'a> {
         match structure {
-            Structure::Attribute(attribute) => {
-                Entry { key: attribute.key.to_string(), at: self.span(&attribute.key), node: self.expr(&attribute.value) }
-            }
+            Structure::Attribute(attribute) => Entry {
+                key: attribute.key.to_string(),
+                at: self.span(&attribute.key),
+                node: self.expr(&attribute.value),
+            },
             Structure::Block(block) => {
-                let mut node = Node { at: self.span(&block.ident), value: self.body(&block.body) };
+                let mut node = Node {
+                    at: self.span(&block.ident),
+                    value: self.body(&block.body),
+                };
                 for label in block.labels.iter().rev() {
                     let at = self.span(label);
-                    let entry = Entry { key: label.as_str().to_owned(), at, node };
-                    node = Node { at, value: Value::Table(vec![entry]) };
+                    let entry = Entry {
+                        key: label.as_str().to_owned(),
+                        at,
+                        node,
+                    };
+                    node = Node {
+                        at,
+                        value: Value::Table(vec![entry]),
+                    };
                 }
-                Entry { key: block.ident.to_string(), at: self.span(&block.ident), node }
+                Entry {
+                    key: block.ident.to_string(),
+                    at: self.span(&block.ident),
+                    node,
+                }
             }
         }
     }
 
     fn expr(&self, expr: &Expression) -> Node<'a> {
         let at = self.span(expr);
-        #[expect(clippy::wildcard_enum_match_arm, reason = "the other crate's eight kinds of computed values are refused alike")]
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "the other crate's eight kinds of computed values are refused alike"
+        )]
         let value = match expr {
             Expression::Bool(value) => Value::Bool(*value.value()),
             Expression::Number(_) => Value::Number(at.text()),
             Expression::UnaryOp(op) if op.expr.is_number() => Value::Number(at.text()),
             Expression::String(text) => Value::Text(restore(text.value())),
-            Expression::HeredocTemplate(heredoc) => {
-                Value::Text(heredoc.template.iter().filter_map(Element::as_literal).map(|t| restore(t)).collect())
+            Expression::HeredocTemplate(heredoc) => Value::Text(
+                heredoc
+                    .template
+                    .iter()
+                    .filter_map(Element::as_literal)
+                    .map(|t| restore(t))
+                    .collect(),
+            ),
+            Expression::Array(items) => {
+                Value::List(items.iter().map(|item| self.expr(item)).collect())
             }
-            Expression::Array(items) => Value::List(items.iter().map(|item| self.expr(item)).collect()),
-            Expression::Object(object) => Value::Table(object.iter().map(|(key, value)| self.entry(key, value.expr())).collect()),
+            Expression::Object(object) => Value::Table(
+                object
+                    .iter()
+                    .map(|(key, value)| self.entry(key, value.expr()))
+                    .collect(),
+            ),
             _ => Value::Other,
         };
         Node { at, value }
@@ -213,19 +305,31 @@ impl<'a> Tree<'a> {
     fn entry(&self, key: &ObjectKey, value: &Expression) -> Entry<'a> {
         let (key, at) = match key {
             ObjectKey::Ident(ident) => (ident.to_string(), self.span(ident)),
-            ObjectKey::Expression(expr) => (expr.as_str().map_or_else(|| self.span(expr).text().to_owned(), restore), self.span(expr)),
+            ObjectKey::Expression(expr) => (
+                expr.as_str()
+                    .map_or_else(|| self.span(expr).text().to_owned(), restore),
+                self.span(expr),
+            ),
         };
-        Entry { key, at, node: self.expr(value) }
+        Entry {
+            key,
+            at,
+            node: self.expr(value),
+        }
     }
 }
 
 fn refusal(error: &hcl_edit::parser::Error) -> Refusal {
-    (error.location().offset(), format!("this cannot be parsed: {}", error.message()))
+    (
+        error.location().offset(),
+        format!("this cannot be parsed: {}", error.message()),
+    )
 }
 
 /// A text without the marks of `rewrite`.
 fn restore(text: &str) -> String {
-    text.replace(char::from(OPEN), "{").replace(char::from(PAD), "")
+    text.replace(char::from(OPEN), "{")
+        .replace(char::from(PAD), "")
 }
 
 /// Which language a source is written in.
@@ -241,7 +345,10 @@ fn rewrite(text: &str, form: Form) -> Result<String, Refusal> {
     if text.starts_with('\u{feff}') {
         out[..3].fill(b' ');
     }
-    if let Some(at) = out.iter().position(|&b| b < b' ' && !matches!(b, b'\n' | b'\r' | b'\t')) {
+    if let Some(at) = out
+        .iter()
+        .position(|&b| b < b' ' && !matches!(b, b'\n' | b'\r' | b'\t'))
+    {
         return Err((at, CONTROL.to_owned()));
     }
     let mut at = 0;
@@ -254,11 +361,13 @@ fn rewrite(text: &str, form: Form) -> Result<String, Refusal> {
             _ => at + 1,
         };
     }
-    String::from_utf8(out).map_err(|e| (e.utf8_error().valid_up_to(), "this is not UTF-8".to_owned()))
+    String::from_utf8(out)
+        .map_err(|e| (e.utf8_error().valid_up_to(), "this is not UTF-8".to_owned()))
 }
 
 fn end_of(rest: &str, what: &str, at: usize) -> usize {
-    rest.find(what).map_or(at + rest.len(), |found| at + found + what.len())
+    rest.find(what)
+        .map_or(at + rest.len(), |found| at + found + what.len())
 }
 
 /// Rewrites the string that begins at `start`; gives the offset behind it.
@@ -289,7 +398,11 @@ fn string(out: &mut [u8], start: usize, form: Form) -> Result<usize, Refusal> {
 
 /// Rewrites a `\u` escape: a surrogate pair becomes `\U` and padding. Gives its length.
 fn unicode_escape(out: &mut [u8], at: usize, form: Form) -> Result<usize, Refusal> {
-    let digits = |from: usize| std::str::from_utf8(out.get(from..from + 4)?).ok().and_then(|hex| u32::from_str_radix(hex, 16).ok());
+    let digits = |from: usize| {
+        std::str::from_utf8(out.get(from..from + 4)?)
+            .ok()
+            .and_then(|hex| u32::from_str_radix(hex, 16).ok())
+    };
     let second = out.get(at + 6..at + 8) == Some(b"\\u".as_slice());
     match (digits(at + 2), digits(at + 8).filter(|_| second)) {
         (Some(0..=8), _) => Err((at, CONTROL.to_owned())),
@@ -303,12 +416,19 @@ fn unicode_escape(out: &mut [u8], at: usize, form: Form) -> Result<usize, Refusa
     }
 }
 
-/// Whether the quoted text between `start` and `end` is a key at the beginning of a line: HCL 1 allows quotes there.
+/// Whether the quoted text between `start` and `end` is a key at the beginning of a line: HCL 1
+/// allows quotes there.
 fn is_key(out: &[u8], start: usize, end: usize) -> bool {
-    let before = out[..start].iter().rev().find(|b| !matches!(b, b' ' | b'\t'));
-    let after = out.get(end + 1..).and_then(|rest| rest.iter().find(|b| !matches!(b, b' ' | b'\t')));
+    let before = out[..start]
+        .iter()
+        .rev()
+        .find(|b| !matches!(b, b' ' | b'\t'));
+    let after = out
+        .get(end + 1..)
+        .and_then(|rest| rest.iter().find(|b| !matches!(b, b' ' | b'\t')));
     let word = out.get(start + 1..end).unwrap_or_default();
-    let is_word = word.first().is_some_and(u8::is_ascii_alphabetic) && word.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_');
+    let is_word = word.first().is_some_and(u8::is_ascii_alphabetic)
+        && word.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_');
     is_word && matches!(before, None | Some(b'\n' | b'{')) && matches!(after, Some(b'=' | b'{'))
 }
 
@@ -322,8 +442,9 @@ fn heredoc(text: &str, out: &mut [u8], start: usize) -> usize {
     }
     while at < text.len() {
         let line = text[at..].split_inclusive('\n').next().unwrap_or_default();
-        if line.trim_start().strip_prefix(word).is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_' || c == '-'))
-        {
+        if line.trim_start().strip_prefix(word).is_some_and(|rest| {
+            !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_' || c == '-')
+        }) {
             return at + line.len();
         }
         for (found, _) in line.match_indices("${").chain(line.match_indices("%{")) {

@@ -1,5 +1,5 @@
-//! Typed access to what was typed. Invariant: every key of every opened block is looked up in its table, and whatever
-//! is not as it should be is reported once, where it stands.
+//! Typed access to what was typed. Invariant: every key of every opened block is looked up in its
+//! table, and whatever is not as it should be is reported once, where it stands.
 
 use super::keys::{Block, Fate, ROOT, keys};
 use super::problem::{At, Report};
@@ -18,43 +18,101 @@ pub(super) struct Section<'a> {
 
 impl<'a> Section<'a> {
     /// Looks up every key of `node`, which must be a block or an object.
-    pub(super) fn open(node: &'a Node<'a>, block: &'static Block, report: &'a Report) -> Option<Self> {
+    pub(super) fn open(
+        node: &'a Node<'a>,
+        block: &'static Block,
+        report: &'a Report,
+    ) -> Option<Self> {
         let Some(entries) = node.table() else {
-            report.error_of_shape(node.at, format!("{} is a block", block.name), "write `NAME { KEY = VALUE }`");
+            report.error_of_shape(
+                node.at,
+                format!("{} is a block", block.name),
+                "write `NAME { KEY = VALUE }`",
+            );
             return None;
         };
-        let section = Self { entries, report, name: block.name, at: node.at };
+        let section = Self {
+            entries,
+            report,
+            name: block.name,
+            at: node.at,
+        };
         for (index, entry) in entries.iter().enumerate() {
-            section.look_up(entry, block, entries[..index].iter().any(|earlier| earlier.key == entry.key));
+            section.look_up(
+                entry,
+                block,
+                entries[..index]
+                    .iter()
+                    .any(|earlier| earlier.key == entry.key),
+            );
         }
         Some(section)
     }
 
     fn look_up(&self, entry: &Entry<'_>, block: &Block, repeated: bool) {
         let key = entry.key.as_str();
-        let fate = block.other.iter().find(|(known, _)| *known == key).map(|(_, fate)| *fate);
+        let fate = block
+            .other
+            .iter()
+            .find(|(known, _)| *known == key)
+            .map(|(_, fate)| *fate);
         match fate {
-            Some(Fate::Ignored(why)) => self.report.warn(Some(entry.at), format!("`{key}` has no effect"), why),
+            Some(Fate::Ignored(why)) => {
+                self.report
+                    .warn(Some(entry.at), format!("`{key}` has no effect"), why)
+            }
             Some(Fate::Only(value, _)) if entry.node.scalar() == Some(value) => {}
-            Some(Fate::Only(value, why)) => self.report.error_at_key(entry.at, format!("`{key}` can only be `{value}`: {why}"), ""),
-            Some(Fate::Refused(why, hint)) => self.report.error_at_key(entry.at, format!("`{key}`: {why}"), hint),
-            None if [block.many, block.quiet].into_iter().flat_map(keys).any(|known| known == key) => {}
+            Some(Fate::Only(value, why)) => self.report.error_at_key(
+                entry.at,
+                format!("`{key}` can only be `{value}`: {why}"),
+                "",
+            ),
+            Some(Fate::Refused(why, hint)) => {
+                self.report
+                    .error_at_key(entry.at, format!("`{key}`: {why}"), hint)
+            }
+            None if [block.many, block.quiet]
+                .into_iter()
+                .flat_map(keys)
+                .any(|known| known == key) => {}
             None if keys(block.used).any(|known| known == key) && !repeated => {}
-            None if repeated => self.report.error_at_key(entry.at, format!("`{key}` is given twice"), ""),
+            None if repeated => {
+                self.report
+                    .error_at_key(entry.at, format!("`{key}` is given twice"), "")
+            }
             None => self.unknown(entry, block),
         }
     }
 
     fn unknown(&self, entry: &Entry<'_>, block: &Block) {
-        let known = || keys(block.used).chain(keys(block.many)).collect::<Vec<_>>().join(", ");
-        let hint = block.nearest(&entry.key).map_or_else(|| format!("it knows {}", known()), |known| format!("did you mean `{known}`?"));
-        let place = if block.name == ROOT.name { String::new() } else { format!(" in {}", block.name) };
-        self.report.error_at_key(entry.at, format!("unknown key `{}`{place}", entry.key), hint);
+        let known = || {
+            keys(block.used)
+                .chain(keys(block.many))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let hint = block.nearest(&entry.key).map_or_else(
+            || format!("it knows {}", known()),
+            |known| format!("did you mean `{known}`?"),
+        );
+        let place = if block.name == ROOT.name {
+            String::new()
+        } else {
+            format!(" in {}", block.name)
+        };
+        self.report.error_at_key(
+            entry.at,
+            format!("unknown key `{}`{place}", entry.key),
+            hint,
+        );
     }
 
     /// The value of `key`.
     pub(super) fn get(&self, key: &str) -> Option<&'a Node<'a>> {
-        self.entries.iter().find(|entry| entry.key == key).map(|entry| &entry.node)
+        self.entries
+            .iter()
+            .find(|entry| entry.key == key)
+            .map(|entry| &entry.node)
     }
 
     /// Where `key` stands, else the block.
@@ -69,7 +127,10 @@ impl<'a> Section<'a> {
 
     /// Every value of a repeated `key`; a list counts as its items.
     pub(super) fn each(&self, key: &'static str) -> impl Iterator<Item = &'a Node<'a>> + use<'a> {
-        self.entries.iter().filter(move |entry| entry.key == key).flat_map(|entry| entry.node.items())
+        self.entries
+            .iter()
+            .filter(move |entry| entry.key == key)
+            .flat_map(|entry| entry.node.items())
     }
 
     /// The value of `key` as typed, and its node; a list, a block or nothing at all is an error.
@@ -78,7 +139,11 @@ impl<'a> Section<'a> {
         match node.scalar() {
             Some(text) if !text.trim().is_empty() => return Some((text, node)),
             Some(_) => self.report.error(node.at, format!("`{key}` is empty"), ""),
-            None => self.report.error(node.at, format!("`{key}` is a single value"), "write text in quotes"),
+            None => self.report.error(
+                node.at,
+                format!("`{key}` is a single value"),
+                "write text in quotes",
+            ),
         }
         None
     }
@@ -89,7 +154,8 @@ impl<'a> Section<'a> {
         if matches!(node.value, Value::Text(_)) {
             return Some((text, node));
         }
-        self.report.error(node.at, format!("`{key}` is a text in quotes"), "");
+        self.report
+            .error(node.at, format!("`{key}` is a text in quotes"), "");
         None
     }
 
@@ -102,16 +168,24 @@ impl<'a> Section<'a> {
     /// Reports `key` if it is missing.
     pub(super) fn lacks(&self, key: &str) {
         if self.get(key).is_none() {
-            self.report.error_of_shape(self.at, format!("{} lacks `{key}`", self.name), "");
+            self.report
+                .error_of_shape(self.at, format!("{} lacks `{key}`", self.name), "");
         }
     }
 
     /// Reports more than one of `keys`; gives whether there is any.
     pub(super) fn at_most_one(&self, keys: &[&str]) -> bool {
-        let given: Vec<_> = keys.iter().filter_map(|key| Some((format!("`{key}`"), self.get(key)?))).collect();
+        let given: Vec<_> = keys
+            .iter()
+            .filter_map(|key| Some((format!("`{key}`"), self.get(key)?)))
+            .collect();
         if let [_, .., (_, last)] = given.as_slice() {
             let names: Vec<_> = given.iter().map(|(name, _)| name.as_str()).collect();
-            self.report.error_of_shape(last.at, format!("{} exclude each other", names.join(" and ")), "remove one of them");
+            self.report.error_of_shape(
+                last.at,
+                format!("{} exclude each other", names.join(" and ")),
+                "remove one of them",
+            );
         }
         !given.is_empty()
     }
@@ -119,7 +193,11 @@ impl<'a> Section<'a> {
     /// Reports none, or more than one, of `keys`.
     pub(super) fn exactly_one(&self, keys: &[&str], hint: &str) {
         if !self.at_most_one(keys) {
-            self.report.error_of_shape(self.at, format!("{} needs `{}`", self.name, keys.join("` or `")), hint);
+            self.report.error_of_shape(
+                self.at,
+                format!("{} needs `{}`", self.name, keys.join("` or `")),
+                hint,
+            );
         }
     }
 
@@ -138,21 +216,37 @@ impl<'a> Section<'a> {
     /// The permission bits of `key`: octal in quotes, or with a leading zero.
     pub(super) fn mode(&self, key: &str) -> Option<u32> {
         let number = matches!(self.get(key)?.value, Value::Number(_));
-        self.parsed(key, if number { value::octal_number } else { value::octal })
+        self.parsed(
+            key,
+            if number {
+                value::octal_number
+            } else {
+                value::octal
+            },
+        )
     }
 }
 
-/// The kind of a block, where it is said, and what it configures: `sink "file" { ... }` and JSON's `"sink": {"file": {...}}`
-/// are one table whose only value is a table under a key that the block does not know. Without a label, `type` says it.
-pub(super) fn labelled<'a>(node: &'a Node<'a>, block: &'static Block, report: &'a Report) -> Option<(&'a str, At<'a>, Section<'a>)> {
+/// The kind of a block, where it is said, and what it configures: `sink "file" { ... }` and JSON's
+/// `"sink": {"file": {...}}` are one table whose only value is a table under a key that the block
+/// does not know. Without a label, `type` says it.
+pub(super) fn labelled<'a>(
+    node: &'a Node<'a>,
+    block: &'static Block,
+    report: &'a Report,
+) -> Option<(&'a str, At<'a>, Section<'a>)> {
     let (label, node) = match node.table() {
-        Some([only]) if only.node.scalar().is_none() && block.all().all(|key| key != only.key) => (Some(only), &only.node),
+        Some([only]) if only.node.scalar().is_none() && block.all().all(|key| key != only.key) => {
+            (Some(only), &only.node)
+        }
         Some(_) | None => (None, node),
     };
     let section = Section::open(node, block, report)?;
     section.lacks("config");
     match label {
         Some(label) => Some((&label.key, label.at, section)),
-        None => section.required("type").map(|(kind, node)| (kind, node.at, section)),
+        None => section
+            .required("type")
+            .map(|(kind, node)| (kind, node.at, section)),
     }
 }

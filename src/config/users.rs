@@ -1,5 +1,5 @@
-//! Names of users and groups to numbers, from the system's tables. Invariant: what it gives exists, or was given as a
-//! number.
+//! Names of users and groups to numbers, from the system's tables. Invariant: what it gives exists,
+//! or was given as a number.
 
 use super::plan::Identity;
 use crate::names::Owner;
@@ -12,13 +12,18 @@ type Bad = (String, &'static str);
 
 /// As whom baofs runs.
 pub(super) fn current() -> Owner {
-    Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() }
+    Owner {
+        uid: geteuid().as_raw(),
+        gid: getegid().as_raw(),
+    }
 }
 
 /// `USER[:GROUP]` as an owner of files; without a group it is the user's own, else `default`.
 pub(super) fn owner(user: Option<&str>, group: Option<&str>, default: Owner) -> Result<Owner, Bad> {
     let (user, group) = match user.map(|user| user.split_once(':')) {
-        Some(Some(_)) if group.is_some() => return Err(("the group is given twice".to_owned(), "")),
+        Some(Some(_)) if group.is_some() => {
+            return Err(("the group is given twice".to_owned(), ""));
+        }
         Some(Some((user, group))) => (Some(user), Some(group)),
         Some(None) | None => (user, group),
     };
@@ -35,17 +40,37 @@ pub(super) fn owner(user: Option<&str>, group: Option<&str>, default: Owner) -> 
 
 /// `USER[:GROUP]` as an identity to run as.
 pub(super) fn identity(text: &str) -> Result<Identity, Bad> {
-    let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+    let (user, group) = text
+        .split_once(':')
+        .map_or((text, None), |(user, group)| (user, Some(group)));
     let (uid, own) = find_user(user)?;
     let gid = match (group, &own) {
         (Some(group), _) => find_group(group)?,
         (None, Some(own)) => own.gid.as_raw(),
-        (None, None) => return Err((format!("user {uid} has no entry in /etc/passwd, so its group is unknown"), "write `UID:GID`")),
+        (None, None) => {
+            return Err((
+                format!("user {uid} has no entry in /etc/passwd, so its group is unknown"),
+                "write `UID:GID`",
+            ));
+        }
     };
-    let supplementary = |user: &User| getgrouplist(&CString::new(user.name.as_str()).ok()?, Gid::from_raw(gid)).ok();
-    let groups = own.as_ref().and_then(supplementary).map_or_else(|| vec![gid], |all| all.into_iter().map(Gid::as_raw).collect());
-    let (home, name) = own.map_or_else(|| (PathBuf::from("/"), uid.to_string()), |own| (own.dir, own.name));
-    Ok(Identity { owner: Owner { uid, gid }, groups, home, name })
+    let supplementary = |user: &User| {
+        getgrouplist(&CString::new(user.name.as_str()).ok()?, Gid::from_raw(gid)).ok()
+    };
+    let groups = own.as_ref().and_then(supplementary).map_or_else(
+        || vec![gid],
+        |all| all.into_iter().map(Gid::as_raw).collect(),
+    );
+    let (home, name) = own.map_or_else(
+        || (PathBuf::from("/"), uid.to_string()),
+        |own| (own.dir, own.name),
+    );
+    Ok(Identity {
+        owner: Owner { uid, gid },
+        groups,
+        home,
+        name,
+    })
 }
 
 fn find_user(text: &str) -> Result<(u32, Option<User>), Bad> {
@@ -54,7 +79,10 @@ fn find_user(text: &str) -> Result<(u32, Option<User>), Bad> {
     }
     match User::from_name(text) {
         Ok(Some(user)) => Ok((user.uid.as_raw(), Some(user))),
-        Ok(None) | Err(_) => Err((format!("there is no user `{text}`"), "a number is accepted too")),
+        Ok(None) | Err(_) => Err((
+            format!("there is no user `{text}`"),
+            "a number is accepted too",
+        )),
     }
 }
 
@@ -64,7 +92,10 @@ fn find_group(text: &str) -> Result<u32, Bad> {
     }
     match Group::from_name(text) {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
-        Ok(None) | Err(_) => Err((format!("there is no group `{text}`"), "a number is accepted too")),
+        Ok(None) | Err(_) => Err((
+            format!("there is no group `{text}`"),
+            "a number is accepted too",
+        )),
     }
 }
 
@@ -75,24 +106,43 @@ mod tests {
     #[test]
     fn owners() {
         let default = Owner { uid: 7, gid: 8 };
-        let of = |user, group| owner(user, group, default).map(|o| (o.uid, o.gid)).map_err(|bad| bad.0);
+        let of = |user, group| {
+            owner(user, group, default)
+                .map(|o| (o.uid, o.gid))
+                .map_err(|bad| bad.0)
+        };
         assert_eq!(of(None, None), Ok((7, 8)));
         assert_eq!(of(Some("root"), None), Ok((0, 0)));
         assert_eq!(of(Some("54321"), None), Ok((54321, 8)));
         assert_eq!(of(Some("root:9"), None), Ok((0, 9)));
         assert_eq!(of(None, Some("root")), Ok((7, 0)));
-        assert_eq!(of(Some("1:2"), Some("3")), Err("the group is given twice".to_owned()));
-        assert_eq!(of(Some("no such user"), None), Err("there is no user `no such user`".to_owned()));
-        assert_eq!(of(Some("0:no such group"), None), Err("there is no group `no such group`".to_owned()));
+        assert_eq!(
+            of(Some("1:2"), Some("3")),
+            Err("the group is given twice".to_owned())
+        );
+        assert_eq!(
+            of(Some("no such user"), None),
+            Err("there is no user `no such user`".to_owned())
+        );
+        assert_eq!(
+            of(Some("0:no such group"), None),
+            Err("there is no group `no such group`".to_owned())
+        );
     }
 
     #[test]
     fn identities() {
         let root = identity("root").expect("root is everywhere");
-        assert_eq!((root.owner.uid, root.owner.gid, root.name.as_str()), (0, 0, "root"));
+        assert_eq!(
+            (root.owner.uid, root.owner.gid, root.name.as_str()),
+            (0, 0, "root")
+        );
         assert!(root.groups.contains(&0));
         let stranger = identity("54321:54322").expect("numbers need no entry");
-        assert_eq!((stranger.groups, stranger.home, stranger.name), (vec![54322], PathBuf::from("/"), "54321".to_owned()));
+        assert_eq!(
+            (stranger.groups, stranger.home, stranger.name),
+            (vec![54322], PathBuf::from("/"), "54321".to_owned())
+        );
         assert!(identity("54321").expect_err("no group").0.contains("54321"));
     }
 }

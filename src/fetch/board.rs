@@ -1,5 +1,6 @@
-//! What was read, what of it is published, and what is missing. Invariants: the first publication is complete; a file that
-//! cannot be rendered anew keeps its last good content, and so do all files of the same query.
+//! What was read, what of it is published, and what is missing. Invariants: the first publication
+//! is complete; a file that cannot be rendered anew keeps its last good content, and so do all
+//! files of the same query.
 
 use crate::config::plan::{Content, Plan};
 use crate::exit::Exit;
@@ -10,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
 
-/// What all replies that are kept may take in memory, in bytes, at least; it is twice `filesystem.size` where that is more.
+/// What all replies that are kept may take in memory, in bytes, at least; it is twice
+/// `filesystem.size` where that is more.
 const KEPT: usize = 8 << 20;
 
 /// What became of a reply.
@@ -65,8 +67,8 @@ pub(super) struct QueryState {
 
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct FileState {
-    /// Keyed hash of the content that was rendered last: contents are compared without being kept. (64 bits under a
-    /// random key: two contents are taken for one in 2^-64 of all changes.)
+    /// Keyed hash of the content that was rendered last: contents are compared without being kept.
+    /// (64 bits under a random key: two contents are taken for one in 2^-64 of all changes.)
     hash: Option<u64>,
     /// Why it cannot be rendered.
     #[serde(skip)]
@@ -78,12 +80,25 @@ impl<'p> Board<'p> {
         let queries = plan.queries.iter().map(|_| QueryState::default()).collect();
         let files = plan.files.iter().map(|_| FileState::default()).collect();
         let key = RandomState::new().hash_one(());
-        Self::with(plan, BoardNote { queries, files, key, complete: false })
+        Self::with(
+            plan,
+            BoardNote {
+                queries,
+                files,
+                key,
+                complete: false,
+            },
+        )
     }
 
     /// Goes on from what a predecessor wrote down.
     pub(super) fn with(plan: &'p Plan, note: BoardNote<Vec<QueryState>, Vec<FileState>>) -> Self {
-        let BoardNote { mut queries, files, key, complete } = note;
+        let BoardNote {
+            mut queries,
+            files,
+            key,
+            complete,
+        } = note;
         for (id, file) in ids(plan).zip(&plan.files) {
             let read = render::queries(&file.content);
             for query in &read {
@@ -91,13 +106,29 @@ impl<'p> Board<'p> {
                 queries[query.index()].shared |= read.len() > 1;
             }
         }
-        let served = plan.filesystem.size.and_then(|size| usize::try_from(size).ok()).unwrap_or_default();
-        Self { plan, queries, files, key, complete, budget: served.saturating_mul(2).max(KEPT) }
+        let served = plan
+            .filesystem
+            .size
+            .and_then(|size| usize::try_from(size).ok())
+            .unwrap_or_default();
+        Self {
+            plan,
+            queries,
+            files,
+            key,
+            complete,
+            budget: served.saturating_mul(2).max(KEPT),
+        }
     }
 
     /// What a successor must know.
     pub(super) fn note(&self) -> BoardNote<&[QueryState], &[FileState]> {
-        BoardNote { queries: &self.queries, files: &self.files, key: self.key, complete: self.complete }
+        BoardNote {
+            queries: &self.queries,
+            files: &self.files,
+            key: self.key,
+            complete: self.complete,
+        }
     }
 
     /// Whether the first publication was made.
@@ -108,38 +139,69 @@ impl<'p> Board<'p> {
     /// The names of the files that a query is in.
     pub(super) fn names(&self, query: QueryId) -> impl Iterator<Item = &'p FileName> {
         let plan = self.plan;
-        self.queries[query.index()].files.iter().map(|file| &plan.files[file.index()].name)
+        self.queries[query.index()]
+            .files
+            .iter()
+            .map(|file| &plan.files[file.index()].name)
     }
 
     /// Takes the reply to `query`.
-    pub(super) fn accept(&mut self, query: QueryId, reply: Reply, token: Option<&[u8]>) -> Accepted {
+    pub(super) fn accept(
+        &mut self,
+        query: QueryId,
+        reply: Reply,
+        token: Option<&[u8]>,
+    ) -> Accepted {
         let state = &mut self.queries[query.index()];
         state.failure = None;
         let version = version(&reply);
         let seen = version.is_some() && std::mem::replace(&mut state.version, version) == version;
-        let bad = state.files.iter().any(|file| self.files[file.index()].error.is_some());
+        let bad = state
+            .files
+            .iter()
+            .any(|file| self.files[file.index()].error.is_some());
         if seen {
-            return if bad { Accepted::Unusable(Vec::new()) } else { Accepted::Nothing };
+            return if bad {
+                Accepted::Unusable(Vec::new())
+            } else {
+                Accepted::Nothing
+            };
         }
         let files = state.files.clone();
         if let Err(problem) = self.admit(query, &reply) {
-            let errors = files.iter().map(|file| render::error(self.plan, *file, problem.clone())).collect();
+            let errors = files
+                .iter()
+                .map(|file| render::error(self.plan, *file, problem.clone()))
+                .collect();
             return Accepted::Unusable(self.blame(errors));
         }
-        let look = Look { queries: &self.queries, fresh: Some((query, &reply)), token };
+        let look = Look {
+            queries: &self.queries,
+            fresh: Some((query, &reply)),
+            token,
+        };
         match render::render(self.plan, files.iter().copied(), &look) {
             Ok(changes) => {
                 self.mend(&files);
                 self.keep(query, reply);
-                if self.complete { Accepted::Changes(self.changed(changes)) } else { self.first(token) }
+                if self.complete {
+                    Accepted::Changes(self.changed(changes))
+                } else {
+                    self.first(token)
+                }
             }
             Err(mut errors) => {
-                // Before the first publication there is no good reply to fall back on, and others may still be missing.
+                // Before the first publication there is no good reply to fall back on, and others
+                // may still be missing.
                 if !self.complete {
                     self.keep(query, reply);
                     errors.retain(|error| error.problem != Problem::Unread);
                 }
-                if errors.is_empty() { Accepted::Nothing } else { Accepted::Unusable(self.blame(errors)) }
+                if errors.is_empty() {
+                    Accepted::Nothing
+                } else {
+                    Accepted::Unusable(self.blame(errors))
+                }
             }
         }
     }
@@ -149,8 +211,17 @@ impl<'p> Board<'p> {
         if !self.complete {
             return self.first(Some(token));
         }
-        let sinks = ids(self.plan).filter(|id| matches!(self.plan.files[id.index()].content, Content::Token));
-        match render::render(self.plan, sinks, &Look { queries: &self.queries, fresh: None, token: Some(token) }) {
+        let sinks = ids(self.plan)
+            .filter(|id| matches!(self.plan.files[id.index()].content, Content::Token));
+        match render::render(
+            self.plan,
+            sinks,
+            &Look {
+                queries: &self.queries,
+                fresh: None,
+                token: Some(token),
+            },
+        ) {
             Ok(changes) => Accepted::Changes(self.changed(changes)),
             Err(errors) => Accepted::Unusable(self.blame(errors)),
         }
@@ -163,7 +234,10 @@ impl<'p> Board<'p> {
 
     /// Why the file cannot be rendered anew, if so, for the report.
     pub(super) fn error(&self, file: FileId) -> Option<String> {
-        self.files[file.index()].error.as_ref().map(ToString::to_string)
+        self.files[file.index()]
+            .error
+            .as_ref()
+            .map(ToString::to_string)
     }
 
     /// The version that was read last, of what is made of one secret of KV v2.
@@ -174,34 +248,68 @@ impl<'p> Board<'p> {
         }
     }
 
-    /// Each file that cannot be served, with the reason, and the exit code of the most telling one. `login` is why there is
-    /// no token, if there is none. For the log.
+    /// Each file that cannot be served, with the reason, and the exit code of the most telling one.
+    /// `login` is why there is no token, if there is none. For the log.
     pub(super) fn missing(&self, login: Option<&Failure>) -> (Vec<(&'p FileName, String)>, Exit) {
-        let reasons =
-            ids(self.plan).filter_map(|id| Some((&self.plan.files[id.index()].name, self.reason(id, login, RenderError::in_log)?)));
-        let (missing, exits): (Vec<_>, Vec<_>) = reasons.map(|(name, (why, exit))| ((name, why), exit)).unzip();
-        let exit = [Exit::Login, Exit::Data, Exit::NoSecret].into_iter().find(|exit| exits.contains(exit));
+        let reasons = ids(self.plan).filter_map(|id| {
+            Some((
+                &self.plan.files[id.index()].name,
+                self.reason(id, login, RenderError::in_log)?,
+            ))
+        });
+        let (missing, exits): (Vec<_>, Vec<_>) = reasons
+            .map(|(name, (why, exit))| ((name, why), exit))
+            .unzip();
+        let exit = [Exit::Login, Exit::Data, Exit::NoSecret]
+            .into_iter()
+            .find(|exit| exits.contains(exit));
         (missing, exit.unwrap_or(Exit::Unavailable))
     }
 
-    /// Why the file cannot be served, and the exit code of it; `login` is why there is no token, if there is none. `words` are
-    /// what is said of an error: more to the log than to the report.
-    pub(super) fn reason(&self, file: FileId, login: Option<&Failure>, words: fn(&RenderError) -> String) -> Option<(String, Exit)> {
+    /// Why the file cannot be served, and the exit code of it; `login` is why there is no token, if
+    /// there is none. `words` are what is said of an error: more to the log than to the report.
+    pub(super) fn reason(
+        &self,
+        file: FileId,
+        login: Option<&Failure>,
+        words: fn(&RenderError) -> String,
+    ) -> Option<(String, Exit)> {
         let failed = |failure: &Failure| (failure.message.clone(), failure.cause.exit());
-        let error = self.files[file.index()].error.as_ref().map(|error| (words(error), Exit::Data));
+        let error = self.files[file.index()]
+            .error
+            .as_ref()
+            .map(|error| (words(error), Exit::Data));
         let unread = || {
             let mut read = render::queries(&self.plan.files[file.index()].content).into_iter();
             let query = read.find(|query| self.queries[query.index()].reply.is_none())?;
             let path = &self.plan.queries[query.index()].path;
-            let silent = || (format!("reading {path}: no answer came yet"), Exit::Unavailable);
-            Some(self.queries[query.index()].failure.as_ref().map_or_else(silent, failed))
+            let silent = || {
+                (
+                    format!("reading {path}: no answer came yet"),
+                    Exit::Unavailable,
+                )
+            };
+            Some(
+                self.queries[query.index()]
+                    .failure
+                    .as_ref()
+                    .map_or_else(silent, failed),
+            )
         };
         login.map(failed).or(error).or_else(unread)
     }
 
     /// All files, once each can be rendered.
     fn first(&mut self, token: Option<&[u8]>) -> Accepted {
-        match render::render(self.plan, ids(self.plan), &Look { queries: &self.queries, fresh: None, token }) {
+        match render::render(
+            self.plan,
+            ids(self.plan),
+            &Look {
+                queries: &self.queries,
+                fresh: None,
+                token,
+            },
+        ) {
             Ok(changes) => {
                 self.complete = true;
                 for state in self.queries.iter_mut().filter(|state| !state.shared) {
@@ -216,13 +324,20 @@ impl<'p> Board<'p> {
     /// Whether there is room to keep this reply, if it is to be kept.
     fn admit(&self, query: QueryId, reply: &Reply) -> Result<(), Problem> {
         let (size, limit) = (reply.weight(), self.budget);
-        let others = (0_u32..).zip(&self.queries).filter(|(id, _)| *id != query.0);
+        let others = (0_u32..)
+            .zip(&self.queries)
+            .filter(|(id, _)| *id != query.0);
         let kept = others.map(|(_, state)| state.weight).sum::<usize>();
         let fits = !self.is_kept(query) || kept.saturating_add(size) <= limit;
-        if fits { Ok(()) } else { Err(Problem::NoRoom { size, kept, limit }) }
+        if fits {
+            Ok(())
+        } else {
+            Err(Problem::NoRoom { size, kept, limit })
+        }
     }
 
-    /// Before the first publication all replies are kept; later those of files that are made of several.
+    /// Before the first publication all replies are kept; later those of files that are made of
+    /// several.
     fn is_kept(&self, query: QueryId) -> bool {
         self.queries[query.index()].shared || !self.complete
     }
@@ -242,7 +357,13 @@ impl<'p> Board<'p> {
 
     /// Notes the errors; gives those that are new.
     fn blame(&mut self, mut errors: Vec<RenderError>) -> Vec<RenderError> {
-        errors.retain(|error| self.files[error.file.index()].error.replace(error.clone()).as_ref() != Some(error));
+        errors.retain(|error| {
+            self.files[error.file.index()]
+                .error
+                .replace(error.clone())
+                .as_ref()
+                != Some(error)
+        });
         errors
     }
 

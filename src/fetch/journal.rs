@@ -1,6 +1,7 @@
-//! What `fetch` writes down for a successor: its schedule, its tokens, what it knows of files. It is a file of the arena that
-//! nobody is served. Invariants: it is written before the requests that it speaks of are sent; one that cannot be read is none;
-//! the credential's file is removed only once the whole of it is saved. Where the whole does not fit, the credentials alone are
+//! What `fetch` writes down for a successor: its schedule, its tokens, what it knows of files. It
+//! is a file of the arena that nobody is served. Invariants: it is written before the requests that
+//! it speaks of are sent; one that cannot be read is none; the credential's file is removed only
+//! once the whole of it is saved. Where the whole does not fit, the credentials alone are
 //! saved: a successor then begins anew, and can log in although the credential's file is gone.
 
 use super::board::{Board, BoardNote, FileState, QueryState};
@@ -78,17 +79,24 @@ impl Journal {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Replaces it by `note`, else by `kept` alone, else by nothing: an old one would be worse. Says once when the whole does
-    /// not fit. Whether the whole was saved.
+    /// Replaces it by `note`, else by `kept` alone, else by nothing: an old one would be worse.
+    /// Says once when the whole does not fit. Whether the whole was saved.
     fn save(&mut self, note: impl Serialize, kept: impl Serialize, clock: &dyn Clock) -> bool {
-        let (whole, less) = (Saved::<_, ()>::Whole(note), Saved::<(), _>::Credentials(kept));
+        let (whole, less) = (
+            Saved::<_, ()>::Whole(note),
+            Saved::<(), _>::Credentials(kept),
+        );
         self.state = match self.write(&whole, clock) {
             Ok(()) => Checkpoint::Whole,
             Err(why) => {
                 if !std::mem::replace(&mut self.warned, true) {
                     Event::NotRecoverable { why: &why }.emit();
                 }
-                if self.write(&less, clock).is_ok() { Checkpoint::Credentials } else { self.clear(clock) }
+                if self.write(&less, clock).is_ok() {
+                    Checkpoint::Credentials
+                } else {
+                    self.clear(clock)
+                }
             }
         };
         // The old one names tokens, and nobody reads it any more.
@@ -99,7 +107,13 @@ impl Journal {
     fn write(&mut self, saved: &impl Serialize, clock: &dyn Clock) -> Result<(), String> {
         let file = self.file.ok_or("the arena has no room for it")?;
         let bytes = Zeroizing::new(serde_json::to_vec(saved).map_err(|error| error.to_string())?);
-        let published = self.publisher.publish(&[Change { file, bytes: &bytes }], clock.wall());
+        let published = self.publisher.publish(
+            &[Change {
+                file,
+                bytes: &bytes,
+            }],
+            clock.wall(),
+        );
         published.map(drop).map_err(|error| error.to_string())
     }
 
@@ -107,7 +121,9 @@ impl Journal {
     fn clear(&mut self, clock: &dyn Clock) -> Checkpoint {
         if let Some(file) = self.file {
             // An empty one always fits: it takes the place of what it replaces.
-            let _ = self.publisher.publish(&[Change { file, bytes: &[] }], clock.wall());
+            let _ = self
+                .publisher
+                .publish(&[Change { file, bytes: &[] }], clock.wall());
         }
         Checkpoint::Nothing
     }
@@ -118,22 +134,36 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     pub(super) fn write_down(&mut self) {
         let (kept, tokens) = (self.requests.source().keep(), self.requests.note());
         let (board, press, report) = (self.board.note(), self.press.note(), self.reporter.last());
-        let note = Note { machine: &self.machine, source: &kept, tokens, board, press, report };
+        let note = Note {
+            machine: &self.machine,
+            source: &kept,
+            tokens,
+            board,
+            press,
+            report,
+        };
         let whole = self.journal.save(note, &kept, self.clock);
         if whole && std::mem::take(&mut self.settle) {
             self.requests.source().settle();
         }
     }
 
-    /// Goes on where a predecessor died, if there was one. Of one whose checkpoint did not fit only the credentials are known:
-    /// its token lives to its ttl.
+    /// Goes on where a predecessor died, if there was one. Of one whose checkpoint did not fit only
+    /// the credentials are known: its token lives to its ttl.
     pub(super) fn go_on(&mut self, settings: &Settings) {
         let found = match self.journal.read::<Saved<Found<S::Kept>, S::Kept>>() {
             Some(Saved::Whole(found)) => found,
             Some(Saved::Credentials(kept)) => return self.requests.source().restore(kept),
             None => return,
         };
-        let Note { machine, source, tokens, board, press, report } = found;
+        let Note {
+            machine,
+            source,
+            tokens,
+            board,
+            press,
+            report,
+        } = found;
         self.machine = machine.revived(settings.pace, self.clock.now());
         self.requests.source().restore(source);
         self.requests.go_on(tokens);
@@ -141,6 +171,9 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         self.press.go_on(press, self.clock);
         self.reporter.go_on(report);
         self.settle = true;
-        Event::WentOn { lost_logins: self.machine.lost_logins() }.emit();
+        Event::WentOn {
+            lost_logins: self.machine.lost_logins(),
+        }
+        .emit();
     }
 }

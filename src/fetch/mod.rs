@@ -1,5 +1,6 @@
-//! The role that talks to the server: one event loop that obeys `lease::Machine`, renders what was read and hands it to an
-//! outlet. Invariants: nothing partial is published; values stay here and in the outlet; it leaves no token behind.
+//! The role that talks to the server: one event loop that obeys `lease::Machine`, renders what was
+//! read and hands it to an outlet. Invariants: nothing partial is published; values stay here and
+//! in the outlet; it leaves no token behind.
 
 mod board;
 mod journal;
@@ -57,27 +58,51 @@ impl Settings {
     /// What a plan asks for, two seconds to leave, and no walls.
     #[must_use]
     pub fn new(plan: &Plan, served: Served, past: Past) -> Self {
-        Self { pace: Pace::new(plan.server.retry_max), leave: Duration::from_secs(2), served, past, walls: Walls::default() }
+        Self {
+            pace: Pace::new(plan.server.retry_max),
+            leave: Duration::from_secs(2),
+            served,
+            past,
+            walls: Walls::default(),
+        }
     }
 }
 
-/// Runs until supervise says so or is gone. `open` makes the outlet, whose announcements come through what it is given.
-/// `Ready` and `Changed` are sent on `link`; sending `Failed` is left to the caller.
+/// Runs until supervise says so or is gone. `open` makes the outlet, whose announcements come
+/// through what it is given. `Ready` and `Changed` are sent on `link`; sending `Failed` is left to
+/// the caller.
 ///
 /// The result is `Ok` after a stop, else why the first secrets could not be served.
-pub fn run<S, O, F>(plan: &Plan, source: S, arena: &Arc<Arena>, open: F, link: &End, clock: &impl Clock, settings: &Settings) -> Exit
+pub fn run<S, O, F>(
+    plan: &Plan,
+    source: S,
+    arena: &Arc<Arena>,
+    open: F,
+    link: &End,
+    clock: &impl Clock,
+    settings: &Settings,
+) -> Exit
 where
     S: Source + 'static,
     O: Outlet,
     F: FnOnce(Announced) -> Result<O, OutletError>,
 {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
-        Event::Broken { what: "the event loop of fetch cannot be built" }.emit();
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    else {
+        Event::Broken {
+            what: "the event loop of fetch cannot be built",
+        }
+        .emit();
         return Exit::Software;
     };
     let exit = LocalSet::new().block_on(&runtime, async {
         let Ok(watch) = watch::readable(link.as_fd()) else {
-            Event::Broken { what: "the link to supervise cannot be watched" }.emit();
+            Event::Broken {
+                what: "the link to supervise cannot be watched",
+            }
+            .emit();
             return Exit::Software;
         };
         let (press, announcements) = match Press::open(open, link, plan, settings.pace) {
@@ -91,7 +116,19 @@ where
         let (board, requests) = (Board::new(plan), Requests::new(source, &plan.queries));
         let reporter = Reporter::new(settings, clock);
         let journal = Journal::open(arena);
-        let mut fetch = Fetch { clock, plan, arena, machine, board, requests, press, reporter, journal, looked: None, settle: false };
+        let mut fetch = Fetch {
+            clock,
+            plan,
+            arena,
+            machine,
+            board,
+            requests,
+            press,
+            reporter,
+            journal,
+            looked: None,
+            settle: false,
+        };
         fetch.go_on(settings);
         let exit = fetch.run(&Ears { link, watch }, announcements).await;
         fetch.press.close();
@@ -124,7 +161,8 @@ struct Fetch<'a, S: Source, O, C> {
     press: Press<'a, O>,
     reporter: Reporter,
     journal: Journal,
-    /// When it was last looked whether the credential files changed; `None` while the login does not wait for that.
+    /// When it was last looked whether the credential files changed; `None` while the login does
+    /// not wait for that.
     looked: Option<Moment>,
     /// Whether a login succeeded since the whole journal was saved.
     settle: bool,
@@ -190,9 +228,18 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     }
 
     async fn wait(&mut self, ears: &Ears<'_>, announcements: &mut Announcements) -> Woken {
-        let wake = self.machine.wake().into_iter().chain(self.press.wake()).min();
+        let wake = self
+            .machine
+            .wake()
+            .into_iter()
+            .chain(self.press.wake())
+            .min();
         let look = self.next_look();
-        let (due, report, look) = (self.sleep(wake), self.sleep(self.reporter.wake()), self.sleep(look));
+        let (due, report, look) = (
+            self.sleep(wake),
+            self.sleep(self.reporter.wake()),
+            self.sleep(look),
+        );
         tokio::select! {
             told = ears.receive() => Woken::Told(told),
             answer = self.requests.next() => Woken::Answered(answer),
@@ -206,7 +253,10 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     /// When to look at the credential files next, while a refused login waits for others.
     fn next_look(&mut self) -> Option<Moment> {
         let now = self.clock.now();
-        self.looked = self.machine.awaits_credentials().then(|| self.looked.unwrap_or(now));
+        self.looked = self
+            .machine
+            .awaits_credentials()
+            .then(|| self.looked.unwrap_or(now));
         self.looked.map(|looked| looked.plus(LOOK))
     }
 
@@ -248,7 +298,12 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         Ok(())
     }
 
-    fn read(&mut self, query: QueryId, token: TokenId, result: Result<Reply, Failure>) -> Result<(), Exit> {
+    fn read(
+        &mut self,
+        query: QueryId,
+        token: TokenId,
+        result: Result<Reply, Failure>,
+    ) -> Result<(), Exit> {
         match result {
             Ok(reply) => {
                 self.step(Input::Read(query, token, Ok(reply.lease.clone())));
@@ -270,7 +325,12 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             Accepted::Unusable(errors) => {
                 for error in errors {
                     let (file, why) = (&error.name, &*error.in_log());
-                    if self.board.complete() { Event::Stale { file, why } } else { Event::Unusable { why } }.emit();
+                    if self.board.complete() {
+                        Event::Stale { file, why }
+                    } else {
+                        Event::Unusable { why }
+                    }
+                    .emit();
                 }
                 if let Some(query) = query {
                     self.step(Input::Unusable(query));
@@ -285,10 +345,21 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             match output {
                 Output::Ask(request) => self.requests.start(request),
                 Output::Forget(token) => self.requests.forget(token),
-                Output::Failed(Subject::Query(query), failure, _) if self.board.complete() => self.stale(query, &failure.message),
-                Output::Failed(_, failure, after) => Event::Retrying { failure: &failure.message, after }.emit(),
-                Output::Refused(failure) => Event::Refused { failure: &failure.message }.emit(),
-                Output::Ended(query) => self.stale(query, "its lease has ended, and no successor came yet"),
+                Output::Failed(Subject::Query(query), failure, _) if self.board.complete() => {
+                    self.stale(query, &failure.message)
+                }
+                Output::Failed(_, failure, after) => Event::Retrying {
+                    failure: &failure.message,
+                    after,
+                }
+                .emit(),
+                Output::Refused(failure) => Event::Refused {
+                    failure: &failure.message,
+                }
+                .emit(),
+                Output::Ended(query) => {
+                    self.stale(query, "its lease has ended, and no successor came yet")
+                }
             }
         }
     }
@@ -323,7 +394,9 @@ struct Ears<'a> {
 impl Ears<'_> {
     async fn receive(&self) -> Received<ToRole> {
         loop {
-            let Ok(mut ready) = self.watch.readable().await else { return Received::Closed };
+            let Ok(mut ready) = self.watch.readable().await else {
+                return Received::Closed;
+            };
             match self.link.receive() {
                 Received::Empty => ready.clear_ready(),
                 told @ (Received::Message(_) | Received::Closed) => return told,

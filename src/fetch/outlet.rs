@@ -16,7 +16,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long after a rotation, and how often while somebody keeps an old version open, old versions are freed and wiped.
+/// How long after a rotation, and how often while somebody keeps an old version open, old versions
+/// are freed and wiped.
 const COLLECT: Duration = Duration::from_secs(2);
 
 /// Publishes into the arena: `serve` answers from it, and the announcing thread makes the events.
@@ -33,7 +34,11 @@ impl ArenaOutlet {
     ///
     /// # Errors
     /// When the system gives no thread to announce with.
-    pub fn open(arena: &Arc<Arena>, private: OwnedFd, announced: Announced) -> Result<Self, OutletError> {
+    pub fn open(
+        arena: &Arc<Arena>,
+        private: OwnedFd,
+        announced: Announced,
+    ) -> Result<Self, OutletError> {
         let publisher = Publisher::new(Arc::clone(arena));
         let done = move |round: Result<Generation, _>| match round {
             Ok(generation) => announced.done(generation),
@@ -41,20 +46,39 @@ impl ArenaOutlet {
         };
         let thread = Announcer::start(Arc::clone(arena), private, done);
         let report = arena.files_in(Place::State).next();
-        Ok(Self { publisher, report, announcer: thread.map_err(|error| refused(&error, Exit::Software))? })
+        Ok(Self {
+            publisher,
+            report,
+            announcer: thread.map_err(|error| refused(&error, Exit::Software))?,
+        })
     }
 }
 
 impl Outlet for ArenaOutlet {
-    fn publish(&mut self, changes: &[Change], clock: &dyn Clock) -> Result<Generation, OutletError> {
-        let changes: Vec<_> = changes.iter().map(|(file, bytes)| snapshot::Change { file: *file, bytes }).collect();
-        self.publisher.publish(&changes, clock.wall()).map_err(|error| refused(&error, Exit::Memory))
+    fn publish(
+        &mut self,
+        changes: &[Change],
+        clock: &dyn Clock,
+    ) -> Result<Generation, OutletError> {
+        let changes: Vec<_> = changes
+            .iter()
+            .map(|(file, bytes)| snapshot::Change { file: *file, bytes })
+            .collect();
+        self.publisher
+            .publish(&changes, clock.wall())
+            .map_err(|error| refused(&error, Exit::Memory))
     }
 
     fn report(&mut self, bytes: &[u8], clock: &dyn Clock) -> Result<(), OutletError> {
-        let Some(file) = self.report else { return Ok(()) };
-        let published = self.publisher.publish(&[snapshot::Change { file, bytes }], clock.wall());
-        published.map(drop).map_err(|error| refused(&error, Exit::Memory))
+        let Some(file) = self.report else {
+            return Ok(());
+        };
+        let published = self
+            .publisher
+            .publish(&[snapshot::Change { file, bytes }], clock.wall());
+        published
+            .map(drop)
+            .map_err(|error| refused(&error, Exit::Memory))
     }
 
     fn tend(&mut self, _clock: &dyn Clock) -> Option<Duration> {
@@ -80,14 +104,23 @@ impl TmpfsOutlet {
 }
 
 impl Outlet for TmpfsOutlet {
-    fn publish(&mut self, changes: &[Change], clock: &dyn Clock) -> Result<Generation, OutletError> {
-        let generation = self.writer.publish(changes, clock.now()).map_err(|error| refused(&error, Exit::Tmpfs))?;
+    fn publish(
+        &mut self,
+        changes: &[Change],
+        clock: &dyn Clock,
+    ) -> Result<Generation, OutletError> {
+        let generation = self
+            .writer
+            .publish(changes, clock.now())
+            .map_err(|error| refused(&error, Exit::Tmpfs))?;
         self.announced.done(generation);
         Ok(generation)
     }
 
     fn report(&mut self, bytes: &[u8], _clock: &dyn Clock) -> Result<(), OutletError> {
-        self.writer.publish_state(status::FILE, bytes).map_err(|error| refused(&error, Exit::Tmpfs))
+        self.writer
+            .publish_state(status::FILE, bytes)
+            .map_err(|error| refused(&error, Exit::Tmpfs))
     }
 
     fn tend(&mut self, clock: &dyn Clock) -> Option<Duration> {
@@ -96,11 +129,17 @@ impl Outlet for TmpfsOutlet {
 
     fn close(self) {
         if let Err(error) = self.writer.clear() {
-            Event::Skipped { what: &format!("not all files could be removed: {error}") }.emit();
+            Event::Skipped {
+                what: &format!("not all files could be removed: {error}"),
+            }
+            .emit();
         }
     }
 }
 
 fn refused(error: &dyn fmt::Display, exit: Exit) -> OutletError {
-    OutletError { what: error.to_string(), exit }
+    OutletError {
+        what: error.to_string(),
+        exit,
+    }
 }

@@ -1,5 +1,6 @@
-//! Publishing, and telling supervise of it. Invariants: what the outlet does not take is offered again, newer content in
-//! place of older; `Ready` is sent once; later changes are told when they were announced, each hook once for all of them.
+//! Publishing, and telling supervise of it. Invariants: what the outlet does not take is offered
+//! again, newer content in place of older; `Ready` is sent once; later changes are told when they
+//! were announced, each hook once for all of them.
 
 use crate::clock::{Clock, Jitter, Moment};
 use crate::config::plan::Plan;
@@ -22,7 +23,8 @@ pub trait Outlet {
     ///
     /// # Errors
     /// Why the last generation stays; the same changes are offered again later.
-    fn publish(&mut self, changes: &[Change], clock: &dyn Clock) -> Result<Generation, OutletError>;
+    fn publish(&mut self, changes: &[Change], clock: &dyn Clock)
+    -> Result<Generation, OutletError>;
 
     /// Replaces the report on all this, which is no secret and is not announced.
     ///
@@ -30,8 +32,8 @@ pub trait Outlet {
     /// Why the last one stays.
     fn report(&mut self, bytes: &[u8], clock: &dyn Clock) -> Result<(), OutletError>;
 
-    /// What is to be done besides: wiping old versions, announcing again what could not be announced. Called after every
-    /// publication, and again after what it returns.
+    /// What is to be done besides: wiping old versions, announcing again what could not be
+    /// announced. Called after every publication, and again after what it returns.
     fn tend(&mut self, clock: &dyn Clock) -> Option<Duration>;
 
     /// Takes away what is left of the files, at the end.
@@ -47,7 +49,8 @@ pub struct OutletError {
     pub exit: Exit,
 }
 
-/// How an outlet says that inotify watchers have seen a generation, or why not; may be used in any thread.
+/// How an outlet says that inotify watchers have seen a generation, or why not; may be used in any
+/// thread.
 #[derive(Clone, Debug)]
 pub struct Announced(UnboundedSender<Result<Generation, String>>);
 
@@ -96,7 +99,8 @@ pub(super) struct Press<'a, O> {
     ready: bool,
     /// What the outlet did not take.
     refused: BTreeMap<FileId, Zeroizing<Vec<u8>>>,
-    /// The last trouble that was told, how often in a row there was any, and when it is tried again.
+    /// The last trouble that was told, how often in a row there was any, and when it is tried
+    /// again.
     trouble: Option<String>,
     failures: u32,
     again: Option<Moment>,
@@ -109,7 +113,12 @@ impl<'a, O: Outlet> Press<'a, O> {
     ///
     /// # Errors
     /// As `open`.
-    pub(super) fn open<F>(open: F, link: &'a End, plan: &'a Plan, pace: Pace) -> Result<(Self, Announcements), OutletError>
+    pub(super) fn open<F>(
+        open: F,
+        link: &'a End,
+        plan: &'a Plan,
+        pace: Pace,
+    ) -> Result<(Self, Announcements), OutletError>
     where
         F: FnOnce(Announced) -> Result<O, OutletError>,
     {
@@ -141,16 +150,30 @@ impl<'a, O: Outlet> Press<'a, O> {
         });
         PressNote {
             history: self.history.clone(),
-            hooks: self.unheard.iter().map(|(_, hook)| *hook).chain(owed).collect(),
+            hooks: self
+                .unheard
+                .iter()
+                .map(|(_, hook)| *hook)
+                .chain(owed)
+                .collect(),
             ready: self.ready,
-            refused: self.refused.iter().map(|(file, bytes)| (*file, bytes.to_vec())).collect(),
+            refused: self
+                .refused
+                .iter()
+                .map(|(file, bytes)| (*file, bytes.to_vec()))
+                .collect(),
         }
     }
 
-    /// Goes on from what a predecessor wrote down: supervise is told again what it may not have heard.
+    /// Goes on from what a predecessor wrote down: supervise is told again what it may not have
+    /// heard.
     pub(super) fn go_on(&mut self, note: PressNote, clock: &dyn Clock) {
         (self.history, self.ready) = (note.history, note.ready);
-        self.refused = note.refused.into_iter().map(|(file, bytes)| (file, Zeroizing::new(bytes))).collect();
+        self.refused = note
+            .refused
+            .into_iter()
+            .map(|(file, bytes)| (file, Zeroizing::new(bytes)))
+            .collect();
         self.owed = note.hooks.into_iter().map(FromRole::Changed).collect();
         if self.ready {
             self.owed.insert(0, FromRole::Ready);
@@ -181,9 +204,17 @@ impl<'a, O: Outlet> Press<'a, O> {
     pub(super) fn announced(&mut self, announced: Result<Generation, String>, clock: &dyn Clock) {
         match announced {
             Ok(Generation(generation)) => {
-                let later = self.unheard.split_off(&(Generation(generation + 1), HookId(0)));
-                let heard: BTreeSet<HookId> = std::mem::replace(&mut self.unheard, later).into_iter().map(|(_, hook)| hook).collect();
-                let new = heard.into_iter().map(FromRole::Changed).filter(|message| !self.owed.contains(message));
+                let later = self
+                    .unheard
+                    .split_off(&(Generation(generation + 1), HookId(0)));
+                let heard: BTreeSet<HookId> = std::mem::replace(&mut self.unheard, later)
+                    .into_iter()
+                    .map(|(_, hook)| hook)
+                    .collect();
+                let new = heard
+                    .into_iter()
+                    .map(FromRole::Changed)
+                    .filter(|message| !self.owed.contains(message));
                 self.owed.extend(new.collect::<Vec<_>>());
             }
             Err(why) => {
@@ -213,7 +244,11 @@ impl<'a, O: Outlet> Press<'a, O> {
                 let wait = self.fail(error.what);
                 self.again = Some(clock.now().plus(wait));
                 self.refused = all.into_iter().collect();
-                if self.is_ready() { Ok(()) } else { Err(error.exit) }
+                if self.is_ready() {
+                    Ok(())
+                } else {
+                    Err(error.exit)
+                }
             }
         }
     }
@@ -221,7 +256,11 @@ impl<'a, O: Outlet> Press<'a, O> {
     /// Tells supervise what it is owed; what a full link does not take is told later.
     pub(super) fn tell(&mut self, clock: &dyn Clock) {
         // When supervise is gone, the loop hears that by itself.
-        let full = |message: &FromRole| self.link.send(message).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        let full = |message: &FromRole| {
+            self.link
+                .send(message)
+                .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        };
         let sent = self.owed.iter().position(full).unwrap_or(self.owed.len());
         self.owed.drain(..sent);
         if !self.owed.is_empty() {
@@ -242,7 +281,9 @@ impl<'a, O: Outlet> Press<'a, O> {
 
     /// Why the newest content of the file is not served, if it is not.
     pub(super) fn refusal(&self, file: FileId) -> Option<&str> {
-        self.trouble.as_deref().filter(|_| self.refused.contains_key(&file))
+        self.trouble
+            .as_deref()
+            .filter(|_| self.refused.contains_key(&file))
     }
 
     /// Replaces the report.
@@ -264,7 +305,12 @@ impl<'a, O: Outlet> Press<'a, O> {
         Event::Published { generation, files }.emit();
         if self.is_ready() {
             let hook = |(file, _): &Change| self.plan.files[file.index()].on_change;
-            self.unheard.extend(changes.iter().filter_map(hook).map(|hook| (generation, hook)));
+            self.unheard.extend(
+                changes
+                    .iter()
+                    .filter_map(hook)
+                    .map(|hook| (generation, hook)),
+            );
         } else {
             self.ready = true;
             Event::Ready { files }.emit();
@@ -277,7 +323,10 @@ impl<'a, O: Outlet> Press<'a, O> {
     }
 
     fn tend(&mut self, clock: &dyn Clock) {
-        self.tend = self.outlet.tend(clock).map(|after| clock.now().plus(after.max(Duration::from_millis(20))));
+        self.tend = self
+            .outlet
+            .tend(clock)
+            .map(|after| clock.now().plus(after.max(Duration::from_millis(20))));
     }
 
     /// Says a trouble, if it is not the last one; gives the wait before the next try.

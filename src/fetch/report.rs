@@ -1,6 +1,7 @@
-//! The report on all this (`..baofs/status.json`), put together from what the parts of `fetch` know. It is written at the
-//! start, when its substance changed, and as a sign of life. Invariants: no value, token or lease's name is in it, and no name of a
-//! secret's field but those that the configuration has; where it does not fit, a smaller one is written.
+//! The report on all this (`..baofs/status.json`), put together from what the parts of `fetch`
+//! know. It is written at the start, when its substance changed, and as a sign of life. Invariants:
+//! no value, token or lease's name is in it, and no name of a secret's field but those that the
+//! configuration has; where it does not fit, a smaller one is written.
 
 use super::press::{Outlet, OutletError};
 use super::{Fetch, Settings};
@@ -12,13 +13,16 @@ use crate::lease::{Subject, View};
 use crate::names::{FileId, NoSwapProof, Past};
 use crate::observe::Event;
 use crate::render;
-use crate::status::{Condition, Detail, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, Walls, seconds};
+use crate::status::{
+    Condition, Detail, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, Walls, seconds,
+};
 use nix::unistd::{getpid, getppid};
 use std::time::{Duration, SystemTime};
 
 /// The longest time between two reports.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// The shortest time between two looks at whether there is news; what is served first is news at once.
+/// The shortest time between two looks at whether there is news; what is served first is news at
+/// once.
 const CALM: Duration = Duration::from_millis(500);
 
 /// When the report is due, and what was in the last one.
@@ -46,7 +50,11 @@ pub(super) struct Reporter {
 
 impl Reporter {
     pub(super) fn new(settings: &Settings, clock: &impl Clock) -> Self {
-        let (served, walls, past) = (settings.served.clone(), settings.walls.clone(), settings.past);
+        let (served, walls, past) = (
+            settings.served.clone(),
+            settings.walls.clone(),
+            settings.past,
+        );
         let since = seconds(clock.wall());
         let born = clock.now();
         Self {
@@ -70,7 +78,8 @@ impl Reporter {
         self.last.as_ref()
     }
 
-    /// Goes on from a predecessor's last report, if it wrote one: what began before its death began then.
+    /// Goes on from a predecessor's last report, if it wrote one: what began before its death began
+    /// then.
     pub(super) fn go_on(&mut self, last: Option<Report>) {
         self.since = last.as_ref().map_or(self.since, |last| last.since);
         self.last = last;
@@ -89,7 +98,11 @@ impl Reporter {
     /// When to look next; `None` before the first time.
     pub(super) fn wake(&self) -> Option<Moment> {
         let calm = self.looked?.plus(CALM);
-        Some(if self.touched { calm } else { calm.max(self.written.plus(HEARTBEAT)) })
+        Some(if self.touched {
+            calm
+        } else {
+            calm.max(self.written.plus(HEARTBEAT))
+        })
     }
 
     /// Whether it is time to look.
@@ -107,16 +120,29 @@ impl Reporter {
         news || now.since(self.written) >= HEARTBEAT
     }
 
-    /// Takes note of what was written of `report`, and says once when it is less than before. `error` is why.
+    /// Takes note of what was written of `report`, and says once when it is less than before.
+    /// `error` is why.
     fn written(&mut self, report: Report, fit: Fit, error: Option<OutletError>, now: Moment) {
-        let (less, why) = (fit > self.fit, error.map(|error| error.what).unwrap_or_default());
+        let (less, why) = (
+            fit > self.fit,
+            error.map(|error| error.what).unwrap_or_default(),
+        );
         self.fit = fit;
         if less {
             match fit {
                 Fit::Whole => {}
-                Fit::NoCauses => Event::Skipped { what: &format!("the report is written without causes: {why}") }.emit(),
-                Fit::Counts => Event::Skipped { what: &format!("the report only counts files: {why}") }.emit(),
-                Fit::Nothing => Event::Broken { what: &format!("the report cannot be written: {why}") }.emit(),
+                Fit::NoCauses => Event::Skipped {
+                    what: &format!("the report is written without causes: {why}"),
+                }
+                .emit(),
+                Fit::Counts => Event::Skipped {
+                    what: &format!("the report only counts files: {why}"),
+                }
+                .emit(),
+                Fit::Nothing => Event::Broken {
+                    what: &format!("the report cannot be written: {why}"),
+                }
+                .emit(),
             }
         }
         if fit == Fit::Nothing {
@@ -143,7 +169,10 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         if !self.reporter.look(now, self.press.is_ready()) {
             return;
         }
-        let report = self.describe(Times { now, wall: self.clock.wall() });
+        let report = self.describe(Times {
+            now,
+            wall: self.clock.wall(),
+        });
         if self.reporter.is_due(&report, now) {
             let (fit, error) = self.write_report(&report);
             self.reporter.written(report, fit, error, now);
@@ -153,10 +182,15 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     /// Writes as much of it as there is room for: how much that is, and why it is not the whole.
     fn write_report(&mut self, report: &Report) -> (Fit, Option<OutletError>) {
         let mut write = |report: &Report| {
-            let bytes = serde_json::to_vec(report).map_err(|error| OutletError { what: error.to_string(), exit: Exit::Software })?;
+            let bytes = serde_json::to_vec(report).map_err(|error| OutletError {
+                what: error.to_string(),
+                exit: Exit::Software,
+            })?;
             self.press.report(&bytes, self.clock)
         };
-        let Err(error) = write(report) else { return (Fit::Whole, None) };
+        let Err(error) = write(report) else {
+            return (Fit::Whole, None);
+        };
         let fit = if write(&report.without_causes()).is_ok() {
             Fit::NoCauses
         } else if write(&report.counted()).is_ok() {
@@ -171,7 +205,11 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         let session = self.machine.view(Subject::Session, times.now);
         let last = self.reporter.last.as_ref();
         let cause = session.trouble.map(|failure| failure.message.clone());
-        let trouble = lasting(cause, last.and_then(|last| last.session.trouble.as_ref()), times);
+        let trouble = lasting(
+            cause,
+            last.and_then(|last| last.session.trouble.as_ref()),
+            times,
+        );
         let files = (0_u32..).map(FileId).zip(&self.plan.files);
         let swap = self.reporter.swap.map(|why| why.to_string());
         Report {
@@ -179,13 +217,23 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             version: env!("CARGO_PKG_VERSION").into(),
             since: self.reporter.since,
             written: seconds(times.wall),
-            due_monotonic_ms: u64::try_from(times.now.plus(HEARTBEAT).since_origin().as_millis()).unwrap_or(u64::MAX),
+            due_monotonic_ms: u64::try_from(times.now.plus(HEARTBEAT).since_origin().as_millis())
+                .unwrap_or(u64::MAX),
             detail: Detail::Full,
-            served: Served { swap: lasting(swap, last.and_then(|last| last.served.swap.as_ref()), times), ..self.reporter.served.clone() },
+            served: Served {
+                swap: lasting(swap, last.and_then(|last| last.served.swap.as_ref()), times),
+                ..self.reporter.served.clone()
+            },
             walls: self.reporter.walls.clone(),
             roles: self.roles(times.now),
-            session: Session { ends: session.ends.map(|end| times.at(end)), lost_logins: self.machine.lost_logins(), trouble },
-            files: files.map(|(id, file)| self.describe_file(id, file, times)).collect(),
+            session: Session {
+                ends: session.ends.map(|end| times.at(end)),
+                lost_logins: self.machine.lost_logins(),
+                trouble,
+            },
+            files: files
+                .map(|(id, file)| self.describe_file(id, file, times))
+                .collect(),
         }
     }
 
@@ -206,8 +254,16 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
 
     fn describe_file(&self, id: FileId, file: &File, times: Times) -> FileReport {
         let views = self.views(&file.content, times.now);
-        let unread = || self.board.reason(id, self.no_login(), ToString::to_string).map(|(why, _)| why);
-        let cause = if self.press.is_ready() { self.cause(id, &views) } else { unread() };
+        let unread = || {
+            self.board
+                .reason(id, self.no_login(), ToString::to_string)
+                .map(|(why, _)| why)
+        };
+        let cause = if self.press.is_ready() {
+            self.cause(id, &views)
+        } else {
+            unread()
+        };
         let past = |view: &View| view.ended || (view.missed && cause.is_some());
         let condition = match &cause {
             _ if !self.press.is_ready() => Condition::Missing,
@@ -215,7 +271,11 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             Some(_) => Condition::Stale,
             None => Condition::Fresh,
         };
-        let last = self.reporter.last.as_ref().and_then(|last| last.files.get(id.index()));
+        let last = self
+            .reporter
+            .last
+            .as_ref()
+            .and_then(|last| last.files.get(id.index()));
         let (changes, latest) = self.press.history(id);
         FileReport {
             name: file.name.as_str().into(),
@@ -223,8 +283,16 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             changes,
             version: self.board.version(&file.content),
             changed: latest.map(seconds),
-            lease_ends: views.iter().filter_map(|view| view.ends).min().map(|end| times.at(end)),
-            next: views.iter().filter_map(|view| view.next).min().map(|next| times.at(next)),
+            lease_ends: views
+                .iter()
+                .filter_map(|view| view.ends)
+                .min()
+                .map(|end| times.at(end)),
+            next: views
+                .iter()
+                .filter_map(|view| view.next)
+                .min()
+                .map(|next| times.at(next)),
             strict: file.stale == Stale::Unhealthy,
             trouble: lasting(cause, last.and_then(|last| last.trouble.as_ref()), times),
         }
@@ -233,16 +301,34 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     /// What is known of all that a file is made of.
     fn views(&self, content: &Content, now: Moment) -> Vec<View<'_>> {
         let session = matches!(content, Content::Token).then_some(Subject::Session);
-        let subjects = render::queries(content).into_iter().map(Subject::Query).chain(session);
-        subjects.map(|subject| self.machine.view(subject, now)).collect()
+        let subjects = render::queries(content)
+            .into_iter()
+            .map(Subject::Query)
+            .chain(session);
+        subjects
+            .map(|subject| self.machine.view(subject, now))
+            .collect()
     }
 
     /// What goes wrong with a file that is served.
     fn cause(&self, file: FileId, views: &[View<'_>]) -> Option<String> {
-        let failure = || views.iter().find_map(|view| view.trouble).map(|failure| failure.message.clone());
-        let ended = || views.iter().any(|view| view.ended).then(|| "it has ended, and no successor came yet".to_owned());
+        let failure = || {
+            views
+                .iter()
+                .find_map(|view| view.trouble)
+                .map(|failure| failure.message.clone())
+        };
+        let ended = || {
+            views
+                .iter()
+                .any(|view| view.ended)
+                .then(|| "it has ended, and no successor came yet".to_owned())
+        };
         let refused = self.press.refusal(file).map(str::to_owned);
-        refused.or_else(|| self.board.error(file)).or_else(failure).or_else(ended)
+        refused
+            .or_else(|| self.board.error(file))
+            .or_else(failure)
+            .or_else(ended)
     }
 }
 
@@ -256,21 +342,30 @@ struct Times {
 impl Times {
     /// A moment in seconds since 1970, as far as the clocks agree.
     fn at(self, moment: Moment) -> u64 {
-        let wall = self.wall.checked_add(moment.since(self.now)).and_then(|wall| wall.checked_sub(self.now.since(moment)));
+        let wall = self
+            .wall
+            .checked_add(moment.since(self.now))
+            .and_then(|wall| wall.checked_sub(self.now.since(moment)));
         wall.map_or(u64::MAX, seconds)
     }
 }
 
 /// A trouble lasts since it was first reported.
 fn lasting(cause: Option<String>, last: Option<&Trouble>, times: Times) -> Option<Trouble> {
-    cause.map(|cause| Trouble { cause: cause.into(), since: last.map_or(seconds(times.wall), |last| last.since) })
+    cause.map(|cause| Trouble {
+        cause: cause.into(),
+        since: last.map_or(seconds(times.wall), |last| last.since),
+    })
 }
 
 /// Whether two reports differ only in what time alone changes.
 fn is_same(a: &Report, b: &Report) -> bool {
-    let cause = |a: &Option<Trouble>, b: &Option<Trouble>| a.as_ref().map(|it| &it.cause) == b.as_ref().map(|it| &it.cause);
+    let cause = |a: &Option<Trouble>, b: &Option<Trouble>| {
+        a.as_ref().map(|it| &it.cause) == b.as_ref().map(|it| &it.cause)
+    };
     let same = |(a, b): (&FileReport, &FileReport)| {
-        (a.condition, a.changes, a.version) == (b.condition, b.changes, b.version) && cause(&a.trouble, &b.trouble)
+        (a.condition, a.changes, a.version) == (b.condition, b.changes, b.version)
+            && cause(&a.trouble, &b.trouble)
     };
     a.roles == b.roles
         && cause(&a.served.swap, &b.served.swap)
@@ -286,12 +381,20 @@ mod tests {
 
     #[test]
     fn it_is_looked_at_twice_a_second_at_most_and_written_every_five() {
-        let served = Served { how: "tmpfs".into(), fallback: None, swap: None };
-        let mut reporter = Reporter::new(&Settings::new(&plan(Vec::new(), Vec::new()), served, Past::default()), &RealClock);
+        let served = Served {
+            how: "tmpfs".into(),
+            fallback: None,
+            swap: None,
+        };
+        let mut reporter = Reporter::new(
+            &Settings::new(&plan(Vec::new(), Vec::new()), served, Past::default()),
+            &RealClock,
+        );
         let at = |millis: u64| Moment::at(Duration::from_millis(millis));
         reporter.written = at(0);
         assert_eq!(reporter.wake(), None);
-        // (when, whether something happened before it, whether the first publication was made, whether it is time)
+        // (when, whether something happened before it, whether the first publication was made,
+        // whether it is time)
         let table = [
             (0, false, false, true),
             (1, true, false, false),
@@ -309,14 +412,23 @@ mod tests {
                 reporter.touch();
             }
             assert_eq!(reporter.look(at(millis), ready), due, "at {millis} ms");
-            assert!(reporter.wake() > Some(at(millis)) || !due, "a hot loop at {millis} ms");
+            assert!(
+                reporter.wake() > Some(at(millis)) || !due,
+                "a hot loop at {millis} ms"
+            );
         }
     }
 
     #[test]
     fn moments_become_seconds_by_their_distance_to_now() {
         let at = |seconds: u64| Moment::at(Duration::from_secs(seconds));
-        let times = Times { now: at(100), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000) };
-        assert_eq!([90, 100, 110].map(|second| times.at(at(second))), [990, 1_000, 1_010]);
+        let times = Times {
+            now: at(100),
+            wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000),
+        };
+        assert_eq!(
+            [90, 100, 110].map(|second| times.at(at(second))),
+            [990, 1_000, 1_010]
+        );
     }
 }

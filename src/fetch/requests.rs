@@ -1,4 +1,5 @@
-//! The requests that are out, and the tokens that live. Invariant: a token that came is revoked, or known to be dead.
+//! The requests that are out, and the tokens that live. Invariant: a token that came is revoked, or
+//! known to be dead.
 
 use crate::config::plan::Query;
 use crate::lease::source::{Failure, Lease, Reply, Source, TokenGrant};
@@ -70,7 +71,12 @@ impl<S: Source + 'static> Requests<S> {
 
     /// What a successor must know.
     pub(super) fn note(&self) -> TokenNote {
-        let text = |(id, token): (&TokenId, &Rc<S::Token>)| Some((*id, String::from_utf8(self.source.expose(token).to_vec()).ok()?));
+        let text = |(id, token): (&TokenId, &Rc<S::Token>)| {
+            Some((
+                *id,
+                String::from_utf8(self.source.expose(token).to_vec()).ok()?,
+            ))
+        };
         TokenNote {
             tokens: self.tokens.iter().filter_map(text).collect(),
             doomed: self.doomed.iter().filter_map(text).collect(),
@@ -78,12 +84,20 @@ impl<S: Source + 'static> Requests<S> {
         }
     }
 
-    /// Goes on from what a predecessor wrote down; a revocation whose answer it did not hear is sent again.
+    /// Goes on from what a predecessor wrote down; a revocation whose answer it did not hear is
+    /// sent again.
     pub(super) fn go_on(&mut self, note: TokenNote) {
-        let token = |(id, text): (TokenId, String)| Some((id, Rc::new(self.source.token(text.as_bytes())?)));
+        let token = |(id, text): (TokenId, String)| {
+            Some((id, Rc::new(self.source.token(text.as_bytes())?)))
+        };
         self.tokens = note.tokens.into_iter().filter_map(token).collect();
         self.current = note.current;
-        for (id, token) in note.doomed.into_iter().filter_map(token).collect::<Vec<_>>() {
+        for (id, token) in note
+            .doomed
+            .into_iter()
+            .filter_map(token)
+            .collect::<Vec<_>>()
+        {
             self.revoke(id, token);
         }
     }
@@ -98,7 +112,8 @@ impl<S: Source + 'static> Requests<S> {
         let source = Rc::clone(&self.source);
         match request {
             Request::Login(id) => {
-                self.session.spawn_local(async move { Done::LoggedIn(id, source.login().await) });
+                self.session
+                    .spawn_local(async move { Done::LoggedIn(id, source.login().await) });
             }
             Request::Revoke(id) => {
                 let token = self.token(id);
@@ -107,19 +122,27 @@ impl<S: Source + 'static> Requests<S> {
             }
             Request::RenewToken(id) => {
                 let token = self.token(id);
-                self.others.spawn_local(async move { Done::TokenRenewed(id, source.renew_token(&token).await) });
+                self.others.spawn_local(async move {
+                    Done::TokenRenewed(id, source.renew_token(&token).await)
+                });
             }
             Request::LookUp(id) => {
                 let token = self.token(id);
-                self.others.spawn_local(async move { Done::LookedUp(id, source.look_up_token(&token).await) });
+                self.others.spawn_local(async move {
+                    Done::LookedUp(id, source.look_up_token(&token).await)
+                });
             }
             Request::Read(query, id) => {
                 let (token, what) = (self.token(id), self.queries[query.index()].clone());
-                self.others.spawn_local(async move { Done::Read(query, id, source.read(&token, &what).await) });
+                self.others.spawn_local(async move {
+                    Done::Read(query, id, source.read(&token, &what).await)
+                });
             }
             Request::Renew(query, id, lease, increment) => {
                 let token = self.token(id);
-                self.others.spawn_local(async move { Done::Renewed(query, id, source.renew(&token, &lease, increment).await) });
+                self.others.spawn_local(async move {
+                    Done::Renewed(query, id, source.renew(&token, &lease, increment).await)
+                });
             }
         }
     }
@@ -146,7 +169,8 @@ impl<S: Source + 'static> Requests<S> {
         Some(self.source.expose(token))
     }
 
-    /// Gives up all other requests and revokes every token, one that a login still brings too, within `bound`.
+    /// Gives up all other requests and revokes every token, one that a login still brings too,
+    /// within `bound`.
     pub(super) async fn leave(mut self, bound: Duration) {
         self.others.abort_all();
         let all = async {
@@ -154,14 +178,19 @@ impl<S: Source + 'static> Requests<S> {
                 for (id, token) in std::mem::take(&mut self.tokens) {
                     self.revoke(id, token);
                 }
-                let Some(done) = self.session.join_next().await else { return };
+                let Some(done) = self.session.join_next().await else {
+                    return;
+                };
                 if let Answer::Revoked(result) = self.take(done) {
                     say_revoked(&result);
                 }
             }
         };
         if tokio::time::timeout(bound, all).await.is_err() {
-            Event::NotRevoked { why: "no answer in time" }.emit();
+            Event::NotRevoked {
+                why: "no answer in time",
+            }
+            .emit();
         }
     }
 
@@ -185,13 +214,18 @@ impl<S: Source + 'static> Requests<S> {
     }
 
     fn token(&self, id: TokenId) -> Rc<S::Token> {
-        Rc::clone(self.tokens.get(&id).expect("the machine names tokens that came and were not dropped"))
+        Rc::clone(
+            self.tokens
+                .get(&id)
+                .expect("the machine names tokens that came and were not dropped"),
+        )
     }
 
     fn revoke(&mut self, id: TokenId, token: Rc<S::Token>) {
         self.doomed.insert(id, Rc::clone(&token));
         let source = Rc::clone(&self.source);
-        self.session.spawn_local(async move { Done::Revoked(id, source.revoke_token(&token).await) });
+        self.session
+            .spawn_local(async move { Done::Revoked(id, source.revoke_token(&token).await) });
     }
 }
 
@@ -199,6 +233,9 @@ impl<S: Source + 'static> Requests<S> {
 pub(super) fn say_revoked(result: &Result<(), Failure>) {
     match result {
         Ok(()) => Event::Revoked.emit(),
-        Err(failure) => Event::NotRevoked { why: &failure.message }.emit(),
+        Err(failure) => Event::NotRevoked {
+            why: &failure.message,
+        }
+        .emit(),
     }
 }

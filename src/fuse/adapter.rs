@@ -1,12 +1,14 @@
-//! Lets the kernel ask the tree: one call and one reply for each request. Invariants: a secret byte stands only in the
-//! bounce buffer, and only until the reply is written; every refusal becomes an errno in one place.
+//! Lets the kernel ask the tree: one call and one reply for each request. Invariants: a secret byte
+//! stands only in the bounce buffer, and only until the reply is written; every refusal becomes an
+//! errno in one place.
 
 use super::tree::{Access, Attr, FsError, Kind, Operation, Tree};
 use crate::memory::locked::Bounce;
 use crate::observe::Event;
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
     Request, TimeOrNow,
 };
 use std::ffi::OsStr;
@@ -14,7 +16,8 @@ use std::io;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
-/// How long the kernel may keep attributes: an inode's never change (but for its link count, which its renames refresh).
+/// How long the kernel may keep attributes: an inode's never change (but for its link count, which
+/// its renames refresh).
 const ATTRIBUTES: Duration = Duration::from_hours(1);
 /// How long it may keep what a name leads to: each open asks again.
 const NAMES: Duration = Duration::ZERO;
@@ -37,11 +40,14 @@ impl Adapter {
     /// Answers from this tree, through this buffer.
     #[must_use]
     pub fn new(tree: Tree, bounce: Bounce) -> Self {
-        Self { tree, bounce: Mutex::new(bounce) }
+        Self {
+            tree,
+            bounce: Mutex::new(bounce),
+        }
     }
 
-    /// Notes the request in hand, for whoever must answer it should this process die, and that an operation is under way, until the reply
-    /// was written and the result is dropped.
+    /// Notes the request in hand, for whoever must answer it should this process die, and that an
+    /// operation is under way, until the reply was written and the result is dropped.
     fn take(&self, request: &Request) -> Operation<'_> {
         self.tree.note(request.unique().0);
         self.tree.begin()
@@ -49,7 +55,10 @@ impl Adapter {
 
     fn say_evicted(&self, error: FsError) {
         if let FsError::Evicted(file) = error {
-            Event::Evicted { file: self.tree.name(file) }.emit();
+            Event::Evicted {
+                file: self.tree.name(file),
+            }
+            .emit();
         }
     }
 }
@@ -61,9 +70,11 @@ impl From<FsError> for Errno {
             FsError::NotFound => Self::ENOENT,
             // As the public mount itself answers, so that nobody sees a difference.
             FsError::ReadOnly => Self::EROFS,
-            // `open` and path walks repeat the lookup on it and so find the newer version; EIO would reach the reader.
+            // `open` and path walks repeat the lookup on it and so find the newer version; EIO
+            // would reach the reader.
             FsError::Stale => Self::ESTALE,
-            // Not ESTALE: a descriptor cannot be healed by another lookup, and readers know EIO as final.
+            // Not ESTALE: a descriptor cannot be healed by another lookup, and readers know EIO as
+            // final.
             FsError::Evicted(_) => Self::EIO,
             FsError::NotDirectory => Self::ENOTDIR,
             FsError::IsDirectory => Self::EISDIR,
@@ -100,9 +111,11 @@ fn file_type(kind: Kind) -> FileType {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Lookups of different readers need not wait for each other in the kernel; a kernel that cannot, does not.
+        // Lookups of different readers need not wait for each other in the kernel; a kernel that
+        // cannot, does not.
         let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
-        // A version's content never changes; this is how the pages of an old one are dropped (`announce`).
+        // A version's content never changes; this is how the pages of an old one are dropped
+        // (`announce`).
         let _ = config.add_capabilities(InitFlags::FUSE_AUTO_INVAL_DATA);
         // Nothing is ever written; the least that FUSE allows.
         let _ = config.set_max_write(4096);
@@ -125,7 +138,13 @@ impl Filesystem for Adapter {
         self.tree.forget(ino.0, count);
     }
 
-    fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
         let _operation = self.take(request);
         match self.tree.getattr(ino.0) {
             Ok(attr) => reply.attr(&ATTRIBUTES, &file_attr(&attr)),
@@ -153,7 +172,11 @@ impl Filesystem for Adapter {
     ) {
         let _operation = self.take(request);
         let truncates = size.is_some() && mode.is_none() && uid.is_none() && gid.is_none();
-        match if truncates { self.tree.truncate(request.pid(), ino.0) } else { Err(FsError::ReadOnly) } {
+        match if truncates {
+            self.tree.truncate(request.pid(), ino.0)
+        } else {
+            Err(FsError::ReadOnly)
+        } {
             Ok(attr) => reply.attr(&ATTRIBUTES, &file_attr(&attr)),
             Err(error) => reply.error(error.into()),
         }
@@ -183,11 +206,15 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let _operation = self.take(request);
-        // A read by a process names the owner of its locks; one that fills the page cache is nobody's.
+        // A read by a process names the owner of its locks; one that fills the page cache is
+        // nobody's.
         if owner.is_none() {
             self.tree.kept(ino.0);
         }
-        let mut bounce = self.bounce.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut bounce = self
+            .bounce
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         // Wiped when it goes out of scope, after the reply was written.
         let mut lent = bounce.lend(size as usize);
         match self.tree.read(ino.0, offset, &mut lent) {
@@ -199,7 +226,16 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn create(&self, request: &Request, parent: INodeNo, name: &OsStr, _mode: u32, _umask: u32, _flags: i32, reply: ReplyCreate) {
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
         let _operation = self.take(request);
         match self.tree.create(request.pid(), parent.0, name) {
             Ok(attr) => reply.created(&NAMES, &file_attr(&attr), Generation(0), NO_HANDLE, DIRECT),
@@ -219,7 +255,8 @@ impl Filesystem for Adapter {
     ) {
         let _operation = self.take(request);
         let renamed = if flags.is_empty() {
-            self.tree.rename(request.pid(), (parent.0, name), (new_parent.0, new_name))
+            self.tree
+                .rename(request.pid(), (parent.0, name), (new_parent.0, new_name))
         } else {
             Err(FsError::ReadOnly)
         };
@@ -229,12 +266,27 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn readdir(&self, request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
         let _operation = self.take(request);
         match self.tree.entries(ino.0, offset) {
             Ok(mut entries) => {
-                // `add` is true when the buffer is full: the rest is asked for from the last `next` on.
-                let _ = entries.any(|entry| reply.add(INodeNo(entry.ino), entry.next, file_type(entry.kind), entry.name));
+                // `add` is true when the buffer is full: the rest is asked for from the last `next`
+                // on.
+                let _ = entries.any(|entry| {
+                    reply.add(
+                        INodeNo(entry.ino),
+                        entry.next,
+                        file_type(entry.kind),
+                        entry.name,
+                    )
+                });
                 reply.ok();
             }
             Err(error) => reply.error(error.into()),

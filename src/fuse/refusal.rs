@@ -1,5 +1,5 @@
-//! Why FUSE is refused here, told apart by call, errno and rights, each with the remedy that works for it. Invariant:
-//! `Refusal::of` is a pure table.
+//! Why FUSE is refused here, told apart by call, errno and rights, each with the remedy that works
+//! for it. Invariant: `Refusal::of` is a pure table.
 
 use crate::sys::mount::Call;
 use nix::errno::Errno;
@@ -35,7 +35,9 @@ impl Rights {
     pub fn parse(status: &str) -> Self {
         let has = |key: &str| {
             let value = status.lines().find_map(|line| line.strip_prefix(key));
-            value.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|set| set >> SYS_ADMIN & 1 == 1)
+            value
+                .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+                .is_some_and(|set| set >> SYS_ADMIN & 1 == 1)
         };
         match (has("CapEff:"), has("CapBnd:")) {
             (true, _) => Self::Effective,
@@ -60,7 +62,8 @@ pub enum Refusal {
     NoSysAdmin,
     /// Only the container has `SYS_ADMIN`, not this user.
     NotRoot,
-    /// `SYS_ADMIN` is held and the call is denied all the same: seccomp, or a device of another user namespace.
+    /// `SYS_ADMIN` is held and the call is denied all the same: seccomp, or a device of another
+    /// user namespace.
     Filtered(Call),
     /// A security module denies mounting.
     Confined(Call),
@@ -73,7 +76,8 @@ pub enum Refusal {
         /// Why.
         cause: String,
     },
-    /// Another agent that lives serves the mount point, by FUSE or in a tmpfs. No fallback may be taken there.
+    /// Another agent that lives serves the mount point, by FUSE or in a tmpfs. No fallback may be
+    /// taken there.
     Held(PathBuf),
     /// Something else, in the kernel's words.
     Other(String),
@@ -85,11 +89,14 @@ impl Refusal {
     pub fn of(step: Step, errno: Errno, rights: Rights) -> Self {
         match (step, errno, rights) {
             (Step::Device, Errno::ENOENT, _) => Self::NoDevice,
-            (Step::Device, Errno::ENXIO | Errno::ENODEV, _) | (Step::Mount(Call::Fsopen), Errno::ENODEV, _) => Self::NoFuse,
+            (Step::Device, Errno::ENXIO | Errno::ENODEV, _)
+            | (Step::Mount(Call::Fsopen), Errno::ENODEV, _) => Self::NoFuse,
             (Step::Device, Errno::EPERM, _) => Self::DeviceDenied,
             (Step::Device, Errno::EACCES, Rights::Effective) => Self::DeviceMode,
-            (Step::Device, Errno::EACCES, Rights::BoundingOnly) | (Step::Mount(_), Errno::EPERM, Rights::BoundingOnly) => Self::NotRoot,
-            (Step::Device, Errno::EACCES, Rights::None) | (Step::Mount(_), Errno::EPERM, Rights::None) => Self::NoSysAdmin,
+            (Step::Device, Errno::EACCES, Rights::BoundingOnly)
+            | (Step::Mount(_), Errno::EPERM, Rights::BoundingOnly) => Self::NotRoot,
+            (Step::Device, Errno::EACCES, Rights::None)
+            | (Step::Mount(_), Errno::EPERM, Rights::None) => Self::NoSysAdmin,
             (Step::Mount(call), Errno::EPERM, Rights::Effective) => Self::Filtered(call),
             (Step::Mount(call), Errno::EACCES, _) => Self::Confined(call),
             (Step::Mount(call), Errno::ENOSYS, _) => Self::OldKernel(call),
@@ -163,21 +170,111 @@ mod tests {
         use Rights::{BoundingOnly, Effective, None};
         let mount = Step::Mount;
         let rows = [
-            (Step::Device, Errno::ENOENT, Effective, Refusal::NoDevice, "--device /dev/fuse"),
-            (Step::Device, Errno::EPERM, Effective, Refusal::DeviceDenied, "--device-cgroup-rule"),
-            (Step::Device, Errno::EACCES, Effective, Refusal::DeviceMode, "0666"),
-            (Step::Device, Errno::EACCES, BoundingOnly, Refusal::NotRoot, "take `user:` away"),
-            (Step::Device, Errno::EACCES, None, Refusal::NoSysAdmin, "--cap-add SYS_ADMIN"),
-            (Step::Device, Errno::ENXIO, Effective, Refusal::NoFuse, "modprobe"),
-            (mount(Fsopen), Errno::ENODEV, Effective, Refusal::NoFuse, "modprobe"),
-            (mount(Fsopen), Errno::EPERM, BoundingOnly, Refusal::NotRoot, "start as root"),
-            (mount(Fsopen), Errno::EPERM, None, Refusal::NoSysAdmin, "--cap-add SYS_ADMIN"),
-            (mount(Fsopen), Errno::EPERM, Effective, Refusal::Filtered(Fsopen), "seccomp"),
-            (mount(Fsopen), Errno::ENOSYS, Effective, Refusal::OldKernel(Fsopen), "5.12"),
-            (mount(MountSetattr), Errno::ENOSYS, Effective, Refusal::OldKernel(MountSetattr), "mount_setattr"),
-            (mount(MoveMount), Errno::EACCES, Effective, Refusal::Confined(MoveMount), "apparmor=unconfined"),
-            (mount(Fsmount), Errno::EACCES, Effective, Refusal::Confined(Fsmount), "apparmor=unconfined"),
-            (mount(Fsconfig), Errno::EINVAL, Effective, Refusal::Other("fsconfig: EINVAL: Invalid argument".into()), "fsconfig"),
+            (
+                Step::Device,
+                Errno::ENOENT,
+                Effective,
+                Refusal::NoDevice,
+                "--device /dev/fuse",
+            ),
+            (
+                Step::Device,
+                Errno::EPERM,
+                Effective,
+                Refusal::DeviceDenied,
+                "--device-cgroup-rule",
+            ),
+            (
+                Step::Device,
+                Errno::EACCES,
+                Effective,
+                Refusal::DeviceMode,
+                "0666",
+            ),
+            (
+                Step::Device,
+                Errno::EACCES,
+                BoundingOnly,
+                Refusal::NotRoot,
+                "take `user:` away",
+            ),
+            (
+                Step::Device,
+                Errno::EACCES,
+                None,
+                Refusal::NoSysAdmin,
+                "--cap-add SYS_ADMIN",
+            ),
+            (
+                Step::Device,
+                Errno::ENXIO,
+                Effective,
+                Refusal::NoFuse,
+                "modprobe",
+            ),
+            (
+                mount(Fsopen),
+                Errno::ENODEV,
+                Effective,
+                Refusal::NoFuse,
+                "modprobe",
+            ),
+            (
+                mount(Fsopen),
+                Errno::EPERM,
+                BoundingOnly,
+                Refusal::NotRoot,
+                "start as root",
+            ),
+            (
+                mount(Fsopen),
+                Errno::EPERM,
+                None,
+                Refusal::NoSysAdmin,
+                "--cap-add SYS_ADMIN",
+            ),
+            (
+                mount(Fsopen),
+                Errno::EPERM,
+                Effective,
+                Refusal::Filtered(Fsopen),
+                "seccomp",
+            ),
+            (
+                mount(Fsopen),
+                Errno::ENOSYS,
+                Effective,
+                Refusal::OldKernel(Fsopen),
+                "5.12",
+            ),
+            (
+                mount(MountSetattr),
+                Errno::ENOSYS,
+                Effective,
+                Refusal::OldKernel(MountSetattr),
+                "mount_setattr",
+            ),
+            (
+                mount(MoveMount),
+                Errno::EACCES,
+                Effective,
+                Refusal::Confined(MoveMount),
+                "apparmor=unconfined",
+            ),
+            (
+                mount(Fsmount),
+                Errno::EACCES,
+                Effective,
+                Refusal::Confined(Fsmount),
+                "apparmor=unconfined",
+            ),
+            (
+                mount(Fsconfig),
+                Errno::EINVAL,
+                Effective,
+                Refusal::Other("fsconfig: EINVAL: Invalid argument".into()),
+                "fsconfig",
+            ),
         ];
         for (step, errno, rights, refusal, word) in rows {
             let found = Refusal::of(step, errno, rights);
@@ -188,7 +285,9 @@ mod tests {
 
     #[test]
     fn rights_are_read_from_status() {
-        let status = |eff: &str, bnd: &str| format!("Name:\tbaofs\nCapPrm:\tffff\nCapEff:\t{eff}\nCapBnd:\t{bnd}\n");
+        let status = |eff: &str, bnd: &str| {
+            format!("Name:\tbaofs\nCapPrm:\tffff\nCapEff:\t{eff}\nCapBnd:\t{bnd}\n")
+        };
         for (eff, bnd, rights) in [
             ("000001ffffffffff", "000001ffffffffff", Rights::Effective),
             ("0000000000000000", "00000000a82425fb", Rights::BoundingOnly),

@@ -1,8 +1,10 @@
-//! The session with the kernel, which outlives the process that holds it: whoever comes next answers under the same mount.
-//! Invariant: of what a dead process had taken, every request is asked again or answered; nobody waits for ever.
+//! The session with the kernel, which outlives the process that holds it: whoever comes next
+//! answers under the same mount. Invariant: of what a dead process had taken, every request is
+//! asked again or answered; nobody waits for ever.
 //!
-//! fuser begins a session with the kernel's INIT request and cannot skip it. So supervise reads that request before any fork,
-//! and each `serve` shakes hands with a socket that repeats it; then the device takes the socket's place.
+//! fuser begins a session with the kernel's INIT request and cannot skip it. So supervise reads
+//! that request before any fork, and each `serve` shakes hands with a socket that repeats it; then
+//! the device takes the socket's place.
 
 use super::adapter::Adapter;
 use crate::names::Recovery;
@@ -18,7 +20,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 const READ_BUFFER: usize = 8192;
 /// `FUSE_NOTIFY_RESEND` (Linux 6.9): what was taken and not answered is asked again.
 const RESEND: i32 = 7;
-/// How many requests from the last one on that the adapter saw are answered: it does not see every kind.
+/// How many requests from the last one on that the adapter saw are answered: it does not see every
+/// kind.
 const TAKEN: usize = 64;
 /// The distance between the numbers of two requests.
 const STEP: usize = 2;
@@ -50,7 +53,12 @@ impl Init {
 /// # Errors
 /// When fuser or the kernel refuses, which they have no reason to.
 pub fn open(adapter: Adapter, device: &OwnedFd, init: &Init) -> io::Result<Session<Adapter>> {
-    let (kernel, ours) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let (kernel, ours) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )?;
     write(&kernel, &init.0)?;
     let session = Session::from_fd(adapter, ours, SessionACL::All, Config::default())?;
     let mut reply = [0; 256];
@@ -61,7 +69,8 @@ pub fn open(adapter: Adapter, device: &OwnedFd, init: &Init) -> io::Result<Sessi
     Ok(session)
 }
 
-/// Brings back what a predecessor had taken; `last` is the last request that it is known to have taken, 0 if there was none.
+/// Brings back what a predecessor had taken; `last` is the last request that it is known to have
+/// taken, 0 if there was none.
 ///
 /// # Errors
 /// When the kernel refuses for another reason than that it does not know the way.
@@ -74,7 +83,10 @@ pub fn recover(device: BorrowedFd<'_>, last: u64, allowed: Recovery) -> io::Resu
         }
     }
     for request in (last..).step_by(STEP).take(TAKEN).filter(|_| last != 0) {
-        unless(write(device, &message(-libc::EINTR, request)), Errno::ENOENT)?;
+        unless(
+            write(device, &message(-libc::EINTR, request)),
+            Errno::ENOENT,
+        )?;
     }
     Ok(Recovery::Interrupt)
 }

@@ -1,9 +1,11 @@
-//! The filesystem without FUSE: one directory of files whose versions are inodes, and in it, found by name and not listed,
-//! one of the agent's own state. Invariants: every answer comes from memory; only the announcing thread may create, rename
-//! and truncate, and only as an announcement does.
+//! The filesystem without FUSE: one directory of files whose versions are inodes, and in it, found
+//! by name and not listed, one of the agent's own state. Invariants: every answer comes from
+//! memory; only the announcing thread may create, rename and truncate, and only as an announcement
+//! does.
 //!
-//! A version has two inode numbers: `2 * nodeid` until its announcing rename, `2 * nodeid + 1` from its create on. The
-//! rename must give the name to another inode than it had, since the kernel skips a rename onto itself, and its event.
+//! A version has two inode numbers: `2 * nodeid` until its announcing rename, `2 * nodeid + 1` from
+//! its create on. The rename must give the name to another inode than it had, since the kernel
+//! skips a rename onto itself, and its event.
 
 use crate::memory::arena::Place;
 use crate::names::{FileId, FileName, STATE_DIRECTORY};
@@ -146,13 +148,18 @@ impl Tree {
             names.insert(format!("{HIDDEN}{name}").into(), (file, Name::Hidden));
             names.insert(format!("{OLD}{name}").into(), (file, Name::Old));
         }
-        Self { reader, directory, names }
+        Self {
+            reader,
+            directory,
+            names,
+        }
     }
 
     /// The inode that `name` leads to for thread `tid`; held until as many `forget`s.
     ///
     /// # Errors
-    /// `NotFound` also for a file that has no version yet, and for hidden names to all but the announcing thread.
+    /// `NotFound` also for a file that has no version yet, and for hidden names to all but the
+    /// announcing thread.
     pub fn lookup(&self, tid: u32, parent: u64, name: &OsStr) -> Result<Attr, FsError> {
         match self.names.get(name) {
             _ if place(parent)? == Place::State => self.lookup_state(name),
@@ -172,15 +179,20 @@ impl Tree {
         }
     }
 
-    /// Each inode of a superseded version whose pages the kernel may keep, one after the other, and then none. Its modification
-    /// time is another one than before, by a nanosecond: the kernel takes that for changed content.
+    /// Each inode of a superseded version whose pages the kernel may keep, one after the other, and
+    /// then none. Its modification time is another one than before, by a nanosecond: the kernel
+    /// takes that for changed content.
     fn lookup_old(&self, file: FileId) -> Result<Attr, FsError> {
         let (version, inode) = self.reader.next_kept(file).ok_or(FsError::NotFound)?;
         Ok(self.attr(&version, inode))
     }
 
     fn lookup_state(&self, name: &OsStr) -> Result<Attr, FsError> {
-        let file = self.reader.arena().files_in(Place::State).find(|file| self.name(*file).as_str() == name);
+        let file = self
+            .reader
+            .arena()
+            .files_in(Place::State)
+            .find(|file| self.name(*file).as_str() == name);
         self.lookup_current(file.ok_or(FsError::NotFound)?)
     }
 
@@ -189,11 +201,17 @@ impl Tree {
         Ok(self.attr(&version, self.phase(&version)))
     }
 
-    /// The announcing rename must take the name from the inode that watchers know: the last announced version's. With the
-    /// current one's, which the kernel would then drop unseen, a watch on the file itself would hear nothing.
+    /// The announcing rename must take the name from the inode that watchers know: the last
+    /// announced version's. With the current one's, which the kernel would then drop unseen, a
+    /// watch on the file itself would hear nothing.
     fn lookup_announcing(&self, file: FileId) -> Result<Attr, FsError> {
-        let announced = self.reader.hold(self.reader.renamed(file)).filter(|version| version.file == file);
-        let Some(version) = announced else { return self.lookup_current(file) };
+        let announced = self
+            .reader
+            .hold(self.reader.renamed(file))
+            .filter(|version| version.file == file);
+        let Some(version) = announced else {
+            return self.lookup_current(file);
+        };
         Ok(self.attr(&version, Inode::Announced))
     }
 
@@ -222,7 +240,8 @@ impl Tree {
         Ok(self.attr(&version, phase))
     }
 
-    /// Opens `ino`: for reading, or not at all. Who may read it the kernel decides by owner and mode.
+    /// Opens `ino`: for reading, or not at all. Who may read it the kernel decides by owner and
+    /// mode.
     ///
     /// # Errors
     /// `ReadOnly`, `Stale`, `IsDirectory`.
@@ -241,19 +260,25 @@ impl Tree {
     /// Copies bytes of `ino` from `offset` on; returns how many.
     ///
     /// # Errors
-    /// `Evicted` when memory for a newer version ran out; `buffer` then holds nothing that may be shown.
+    /// `Evicted` when memory for a newer version ran out; `buffer` then holds nothing that may be
+    /// shown.
     pub fn read(&self, ino: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, FsError> {
         if place(ino).is_ok() {
             return Err(FsError::IsDirectory);
         }
         self.reader.read(ino / 2, offset, buffer).map_err(|_gone| {
-            self.reader.arena().desk_head().evicted.fetch_add(1, Relaxed);
+            self.reader
+                .arena()
+                .desk_head()
+                .evicted
+                .fetch_add(1, Relaxed);
             FsError::Evicted(self.file_of(ino))
         })
     }
 
-    /// The kernel has the answer to a lookup of `name`, which was `ino`. To be called after the reply and not before it: should
-    /// this process die in between, its successor is asked for the same name again, and must find the same inode.
+    /// The kernel has the answer to a lookup of `name`, which was `ino`. To be called after the
+    /// reply and not before it: should this process die in between, its successor is asked for
+    /// the same name again, and must find the same inode.
     pub fn answered(&self, name: &OsStr, ino: u64) {
         if name.as_bytes().starts_with(OLD.as_bytes()) {
             self.reader.dropped(ino / 2, inode(ino));
@@ -267,7 +292,8 @@ impl Tree {
         }
     }
 
-    /// The announcement's first step: the hidden name comes to be, as the second inode of the current version. Held.
+    /// The announcement's first step: the hidden name comes to be, as the second inode of the
+    /// current version. Held.
     ///
     /// # Errors
     /// `ReadOnly` for all but the announcing thread and its hidden names.
@@ -294,22 +320,44 @@ impl Tree {
     /// # Errors
     /// `ReadOnly` for all but the announcing thread.
     pub fn truncate(&self, tid: u32, ino: u64) -> Result<Attr, FsError> {
-        let is_announced = place(ino).is_err() && self.reader.arena().place(self.file_of(ino)) == Place::Listed;
-        if self.reader.is_announcer(tid) && is_announced { self.getattr(ino) } else { Err(FsError::ReadOnly) }
+        let is_announced =
+            place(ino).is_err() && self.reader.arena().place(self.file_of(ino)) == Place::Listed;
+        if self.reader.is_announcer(tid) && is_announced {
+            self.getattr(ino)
+        } else {
+            Err(FsError::ReadOnly)
+        }
     }
 
     /// A directory's entries from `offset` on: `.`, `..`, then its files that have a version.
     ///
     /// # Errors
     /// `NotDirectory`.
-    pub fn entries(&self, ino: u64, offset: u64) -> Result<impl Iterator<Item = Entry<'_>>, FsError> {
+    pub fn entries(
+        &self,
+        ino: u64,
+        offset: u64,
+    ) -> Result<impl Iterator<Item = Entry<'_>>, FsError> {
         let dots = [(ino, "."), (ROOT, "..")].map(|(ino, name)| Some((ino, Kind::Directory, name)));
         let files = self.reader.arena().files_in(place(ino)?).map(|file| {
             let version = self.reader.current(file)?;
-            Some((number(&version, self.phase(&version)), Kind::File, self.name(file).as_str()))
+            Some((
+                number(&version, self.phase(&version)),
+                Kind::File,
+                self.name(file).as_str(),
+            ))
         });
-        let all = (1..).zip(dots.into_iter().chain(files)).skip(usize::try_from(offset).unwrap_or(usize::MAX));
-        Ok(all.filter_map(|(next, entry)| entry.map(|(ino, kind, name)| Entry { ino, kind, name, next })))
+        let all = (1..)
+            .zip(dots.into_iter().chain(files))
+            .skip(usize::try_from(offset).unwrap_or(usize::MAX));
+        Ok(all.filter_map(|(next, entry)| {
+            entry.map(|(ino, kind, name)| Entry {
+                ino,
+                kind,
+                name,
+                next,
+            })
+        }))
     }
 
     /// What `statfs` shows.
@@ -317,7 +365,11 @@ impl Tree {
     pub fn usage(&self) -> Usage {
         let size = self.reader.arena().heap_len() as u64;
         let used: u64 = self.current().map(|version| version.len).sum();
-        Usage { size, free: size.saturating_sub(used), files: self.reader.arena().files_in(Place::Listed).count() as u64 }
+        Usage {
+            size,
+            free: size.saturating_sub(used),
+            files: self.reader.arena().files_in(Place::Listed).count() as u64,
+        }
     }
 
     /// The file's name.
@@ -328,11 +380,15 @@ impl Tree {
 
     /// Notes the kernel's number of the request in hand, in the arena.
     pub fn note(&self, request: u64) {
-        self.reader.arena().desk_head().in_hand.store(request, Relaxed);
+        self.reader
+            .arena()
+            .desk_head()
+            .in_hand
+            .store(request, Relaxed);
     }
 
-    /// Begins an operation, which ends when the result is dropped: supervise sees in the arena whether this process works, and whether it
-    /// hangs in the middle of something.
+    /// Begins an operation, which ends when the result is dropped: supervise sees in the arena
+    /// whether this process works, and whether it hangs in the middle of something.
     pub fn begin(&self) -> Operation<'_> {
         let work = &self.reader.arena().desk_head().work;
         work.fetch_add(1, Relaxed);
@@ -342,17 +398,37 @@ impl Tree {
     fn directory(&self, ino: u64) -> Attr {
         let Directory { mode, uid, gid } = self.directory;
         let mode = if ino == ROOT { mode } else { 0o555 };
-        let mtime = self.current().map(|version| version.mtime).max().unwrap_or(UNIX_EPOCH);
-        Attr { ino, kind: Kind::Directory, size: 0, mode, uid, gid, mtime, links: 2 }
+        let mtime = self
+            .current()
+            .map(|version| version.mtime)
+            .max()
+            .unwrap_or(UNIX_EPOCH);
+        Attr {
+            ino,
+            kind: Kind::Directory,
+            size: 0,
+            mode,
+            uid,
+            gid,
+            mtime,
+            links: 2,
+        }
     }
 
     fn current(&self) -> impl Iterator<Item = Version> {
-        self.reader.arena().files_in(Place::Listed).filter_map(|file| self.reader.current(file))
+        self.reader
+            .arena()
+            .files_in(Place::Listed)
+            .filter_map(|file| self.reader.current(file))
     }
 
     /// Which of its two inodes the version's path leads to.
     fn phase(&self, version: &Version) -> Inode {
-        if self.reader.renamed(version.file) == version.nodeid { Inode::Announced } else { Inode::Unannounced }
+        if self.reader.renamed(version.file) == version.nodeid {
+            Inode::Announced
+        } else {
+            Inode::Unannounced
+        }
     }
 
     fn version(&self, ino: u64) -> Result<(Version, Inode), FsError> {
@@ -373,17 +449,30 @@ impl Tree {
         }
     }
 
-    /// An inode that lost its name must say so, or the kernel takes back what it concluded from the rename, and a watch
-    /// on it would not hear of its end.
+    /// An inode that lost its name must say so, or the kernel takes back what it concluded from the
+    /// rename, and a watch on it would not hear of its end.
     fn links(&self, version: &Version, phase: Inode) -> u32 {
-        let newest = self.reader.current(version.file).is_some_and(|current| current.nodeid == version.nodeid);
+        let newest = self
+            .reader
+            .current(version.file)
+            .is_some_and(|current| current.nodeid == version.nodeid);
         u32::from(newest && (phase == Inode::Announced || self.phase(version) == phase))
     }
 
     /// The file that `name` is of, if this is a step of its announcement.
-    fn announcing(&self, tid: u32, parent: u64, name: &OsStr, kind: Name) -> Result<FileId, FsError> {
+    fn announcing(
+        &self,
+        tid: u32,
+        parent: u64,
+        name: &OsStr,
+        kind: Name,
+    ) -> Result<FileId, FsError> {
         match (place(parent)?, self.names.get(name)) {
-            (Place::Listed, Some((file, found))) if *found == kind && self.reader.is_announcer(tid) => Ok(*file),
+            (Place::Listed, Some((file, found)))
+                if *found == kind && self.reader.is_announcer(tid) =>
+            {
+                Ok(*file)
+            }
             _ => Err(FsError::ReadOnly),
         }
     }
@@ -417,7 +506,11 @@ fn place(ino: u64) -> Result<Place, FsError> {
 
 /// Which of its version's inodes this is.
 fn inode(ino: u64) -> Inode {
-    if ino.is_multiple_of(2) { Inode::Unannounced } else { Inode::Announced }
+    if ino.is_multiple_of(2) {
+        Inode::Unannounced
+    } else {
+        Inode::Announced
+    }
 }
 
 fn number(version: &Version, phase: Inode) -> u64 {
@@ -443,16 +536,47 @@ mod tests {
         tid: u32,
     }
 
-    /// Two files, of which `a` has a version of 3 bytes that is not announced; and one of the agent's own state without any.
+    /// Two files, of which `a` has a version of 3 bytes that is not announced; and one of the
+    /// agent's own state without any.
     fn world() -> World {
-        let owner = Owner { uid: 1000, gid: 1001 };
-        let spec = |name| FileSpec { name: FileName::new(name).expect("name"), owner, mode: 0o440, place: Place::Listed };
-        let state = FileSpec { mode: 0o444, place: Place::State, ..spec("status.json") };
-        let arena =
-            Arc::new(Arena::create(vec![spec("a"), spec("b"), state], Some(64 << 10), Memory::Locked).expect("64 KiB can be locked"));
-        let tree = Tree::new(Reader::new(Arc::clone(&arena)), Directory { mode: 0o751, uid: 7, gid: 8 });
+        let owner = Owner {
+            uid: 1000,
+            gid: 1001,
+        };
+        let spec = |name| FileSpec {
+            name: FileName::new(name).expect("name"),
+            owner,
+            mode: 0o440,
+            place: Place::Listed,
+        };
+        let state = FileSpec {
+            mode: 0o444,
+            place: Place::State,
+            ..spec("status.json")
+        };
+        let arena = Arc::new(
+            Arena::create(
+                vec![spec("a"), spec("b"), state],
+                Some(64 << 10),
+                Memory::Locked,
+            )
+            .expect("64 KiB can be locked"),
+        );
+        let tree = Tree::new(
+            Reader::new(Arc::clone(&arena)),
+            Directory {
+                mode: 0o751,
+                uid: 7,
+                gid: 8,
+            },
+        );
         let (publisher, bulletin) = (Publisher::new(Arc::clone(&arena)), Bulletin::sign(arena));
-        let mut world = World { tree, publisher, bulletin, tid: nix::unistd::gettid().as_raw().cast_unsigned() };
+        let mut world = World {
+            tree,
+            publisher,
+            bulletin,
+            tid: nix::unistd::gettid().as_raw().cast_unsigned(),
+        };
         world.publish(b"one");
         world
     }
@@ -460,12 +584,28 @@ mod tests {
     impl World {
         fn publish(&mut self, bytes: &[u8]) {
             let mtime = UNIX_EPOCH + std::time::Duration::from_secs(bytes.len() as u64);
-            self.publisher.publish(&[Change { file: FileId(0), bytes }], mtime).expect("fits");
+            self.publisher
+                .publish(
+                    &[Change {
+                        file: FileId(0),
+                        bytes,
+                    }],
+                    mtime,
+                )
+                .expect("fits");
         }
 
         fn publish_state(&mut self, bytes: &[u8]) {
             let mtime = UNIX_EPOCH + std::time::Duration::from_hours(1);
-            self.publisher.publish(&[Change { file: FileId(2), bytes }], mtime).expect("fits");
+            self.publisher
+                .publish(
+                    &[Change {
+                        file: FileId(2),
+                        bytes,
+                    }],
+                    mtime,
+                )
+                .expect("fits");
         }
 
         fn lookup_state(&self, name: &str) -> Result<Attr, FsError> {
@@ -481,16 +621,23 @@ mod tests {
         }
 
         fn rename(&self, tid: u32, from: &str, to: &str) -> Result<(), FsError> {
-            self.tree.rename(tid, (ROOT, OsStr::new(from)), (ROOT, OsStr::new(to)))
+            self.tree
+                .rename(tid, (ROOT, OsStr::new(from)), (ROOT, OsStr::new(to)))
         }
 
         fn names(&self, offset: u64) -> Vec<&str> {
-            self.tree.entries(ROOT, offset).expect("the root").map(|entry| entry.name).collect()
+            self.tree
+                .entries(ROOT, offset)
+                .expect("the root")
+                .map(|entry| entry.name)
+                .collect()
         }
 
         fn read(&self, ino: u64, offset: u64) -> Result<Vec<u8>, FsError> {
             let mut buffer = [0xff; 8];
-            self.tree.read(ino, offset, &mut buffer).map(|len| buffer[..len].to_vec())
+            self.tree
+                .read(ino, offset, &mut buffer)
+                .map(|len| buffer[..len].to_vec())
         }
     }
 
@@ -507,13 +654,26 @@ mod tests {
             (world.tid, "..new.a", Err(FsError::NotFound)),
             (OTHER, "..new.a", Err(FsError::NotFound)),
         ] {
-            assert_eq!(world.lookup(tid, name).map(|attr| attr.size), found, "{name} by {tid}");
+            assert_eq!(
+                world.lookup(tid, name).map(|attr| attr.size),
+                found,
+                "{name} by {tid}"
+            );
         }
         let file = world.lookup(OTHER, "a").expect("published");
-        assert_eq!(world.tree.lookup(OTHER, file.ino, OsStr::new("a")), Err(FsError::NotDirectory));
-        assert_eq!((file.mode, file.uid, file.gid, file.links), (0o440, 1000, 1001, 1));
+        assert_eq!(
+            world.tree.lookup(OTHER, file.ino, OsStr::new("a")),
+            Err(FsError::NotDirectory)
+        );
+        assert_eq!(
+            (file.mode, file.uid, file.gid, file.links),
+            (0o440, 1000, 1001, 1)
+        );
         let root = world.tree.getattr(ROOT).expect("always there");
-        assert_eq!((root.mode, root.uid, root.gid, root.kind, root.mtime), (0o751, 7, 8, Kind::Directory, file.mtime));
+        assert_eq!(
+            (root.mode, root.uid, root.gid, root.kind, root.mtime),
+            (0o751, 7, 8, Kind::Directory, file.mtime)
+        );
         assert_eq!(world.names(0), [".", "..", "a"]);
         assert_eq!(world.names(2), ["a"]);
         assert_eq!(world.names(3), [""; 0]);
@@ -524,28 +684,69 @@ mod tests {
     fn state_is_found_by_name_alone() {
         let mut world = world();
         let directory = world.lookup(OTHER, "..baofs").expect("always there");
-        assert_eq!((directory.ino, directory.kind, directory.mode, directory.uid, directory.gid), (STATE, Kind::Directory, 0o555, 7, 8));
+        assert_eq!(
+            (
+                directory.ino,
+                directory.kind,
+                directory.mode,
+                directory.uid,
+                directory.gid
+            ),
+            (STATE, Kind::Directory, 0o555, 7, 8)
+        );
         assert_eq!(world.tree.getattr(STATE), Ok(directory));
-        assert_eq!(world.lookup_state("status.json"), Err(FsError::NotFound), "not yet");
+        assert_eq!(
+            world.lookup_state("status.json"),
+            Err(FsError::NotFound),
+            "not yet"
+        );
         let (root, usage) = (world.tree.getattr(ROOT), world.tree.usage());
         world.publish_state(b"{}");
         let file = world.lookup_state("status.json").expect("published");
-        assert_eq!((file.size, file.mode, file.kind, file.links), (2, 0o444, Kind::File, 1));
+        assert_eq!(
+            (file.size, file.mode, file.kind, file.links),
+            (2, 0o444, Kind::File, 1)
+        );
         assert_eq!(world.read(file.ino, 0), Ok(b"{}".to_vec()));
-        let listed = |ino| world.tree.entries(ino, 0).expect("a directory").map(|entry| (entry.ino, entry.name)).collect::<Vec<_>>();
-        assert_eq!(listed(STATE), [(STATE, "."), (ROOT, ".."), (file.ino, "status.json")]);
+        let listed = |ino| {
+            world
+                .tree
+                .entries(ino, 0)
+                .expect("a directory")
+                .map(|entry| (entry.ino, entry.name))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            listed(STATE),
+            [(STATE, "."), (ROOT, ".."), (file.ino, "status.json")]
+        );
         assert_eq!(world.names(0), [".", "..", "a"]);
-        assert_eq!((world.tree.getattr(ROOT), world.tree.usage()), (root, usage), "the root does not show it");
-        for (tid, name) in [(OTHER, "status.json"), (world.tid, "status.json"), (world.tid, "..new.status.json")] {
+        assert_eq!(
+            (world.tree.getattr(ROOT), world.tree.usage()),
+            (root, usage),
+            "the root does not show it"
+        );
+        for (tid, name) in [
+            (OTHER, "status.json"),
+            (world.tid, "status.json"),
+            (world.tid, "..new.status.json"),
+        ] {
             assert_eq!(world.lookup(tid, name), Err(FsError::NotFound), "{name}");
         }
         for name in ["a", "..new.a", "..baofs", "..new.status.json"] {
             assert_eq!(world.lookup_state(name), Err(FsError::NotFound), "{name}");
         }
         world.publish_state(b"{ }");
-        assert_eq!(world.read(file.ino, 0), Ok(b"{}".to_vec()), "a descriptor keeps its version");
+        assert_eq!(
+            world.read(file.ino, 0),
+            Ok(b"{}".to_vec()),
+            "a descriptor keeps its version"
+        );
         assert_eq!(world.tree.getattr(file.ino).expect("held").links, 0);
-        assert_eq!(world.lookup_state("status.json").expect("published").size, 3);
+        assert_eq!(
+            world.lookup_state("status.json").expect("published").size,
+            3
+        );
         world.tree.forget(STATE, 1);
         world.tree.forget(file.ino, 1);
         world.publish_state(b"{}");
@@ -559,20 +760,39 @@ mod tests {
         let (tid, name, denied) = (world.tid, OsStr::new("status.json"), Err(FsError::ReadOnly));
         let ino = world.lookup_state("status.json").expect("published").ino;
         for name in ["status.json", "..new.status.json", "..new.a", "new"] {
-            assert_eq!(world.tree.create(tid, STATE, OsStr::new(name)).map(drop), denied, "{name}");
+            assert_eq!(
+                world.tree.create(tid, STATE, OsStr::new(name)).map(drop),
+                denied,
+                "{name}"
+            );
         }
         for name in ["status.json", "..new.status.json", "..baofs"] {
             assert_eq!(world.create(tid, name).map(drop), denied, "{name}");
         }
         world.bulletin.begin(FileId(0));
-        world.create(tid, "..new.a").expect("the announcement's own");
-        assert_eq!(world.tree.rename(tid, (ROOT, OsStr::new("..new.a")), (STATE, name)), denied);
-        assert_eq!(world.tree.rename(tid, (STATE, name), (ROOT, OsStr::new("a"))), denied);
+        world
+            .create(tid, "..new.a")
+            .expect("the announcement's own");
+        assert_eq!(
+            world
+                .tree
+                .rename(tid, (ROOT, OsStr::new("..new.a")), (STATE, name)),
+            denied
+        );
+        assert_eq!(
+            world
+                .tree
+                .rename(tid, (STATE, name), (ROOT, OsStr::new("a"))),
+            denied
+        );
         for ino in [ino, STATE] {
             assert_eq!(world.tree.truncate(tid, ino).map(drop), denied);
         }
         assert_eq!(world.tree.open(ino, Access::Write), denied);
-        assert_eq!(world.tree.open(STATE, Access::Read), Err(FsError::IsDirectory));
+        assert_eq!(
+            world.tree.open(STATE, Access::Read),
+            Err(FsError::IsDirectory)
+        );
         assert_eq!(world.read(STATE, 0), Err(FsError::IsDirectory));
     }
 
@@ -581,20 +801,39 @@ mod tests {
         let world = world();
         let (tid, denied) = (world.tid, Err(FsError::ReadOnly));
         world.bulletin.begin(FileId(0));
-        for (tid, name) in [(OTHER, "..new.a"), (tid, "a"), (tid, "c"), (tid, "..new.c"), (OTHER, "a")] {
+        for (tid, name) in [
+            (OTHER, "..new.a"),
+            (tid, "a"),
+            (tid, "c"),
+            (tid, "..new.c"),
+            (OTHER, "a"),
+        ] {
             assert_eq!(world.create(tid, name).map(drop), denied, "{name} by {tid}");
         }
-        world.create(tid, "..new.a").expect("the announcement's own");
-        for (tid, from, to) in
-            [(OTHER, "..new.a", "a"), (tid, "..new.a", "b"), (tid, "a", "b"), (tid, "..new.a", "..new.a"), (tid, "a", "..new.a")]
-        {
-            assert_eq!(world.rename(tid, from, to), denied, "{from} to {to} by {tid}");
+        world
+            .create(tid, "..new.a")
+            .expect("the announcement's own");
+        for (tid, from, to) in [
+            (OTHER, "..new.a", "a"),
+            (tid, "..new.a", "b"),
+            (tid, "a", "b"),
+            (tid, "..new.a", "..new.a"),
+            (tid, "a", "..new.a"),
+        ] {
+            assert_eq!(
+                world.rename(tid, from, to),
+                denied,
+                "{from} to {to} by {tid}"
+            );
         }
         let ino = world.lookup(OTHER, "a").expect("published").ino;
         assert_eq!(world.tree.truncate(OTHER, ino).map(drop), denied);
         assert_eq!(world.tree.truncate(tid, ROOT).map(drop), denied);
         assert_eq!(world.tree.open(ino, Access::Write), denied);
-        assert_eq!(world.tree.open(ROOT, Access::Read), Err(FsError::IsDirectory));
+        assert_eq!(
+            world.tree.open(ROOT, Access::Read),
+            Err(FsError::IsDirectory)
+        );
     }
 
     #[test]
@@ -602,17 +841,39 @@ mod tests {
         let world = world();
         let before = world.lookup(OTHER, "a").expect("published");
         world.bulletin.begin(FileId(0));
-        assert_eq!(world.rename(world.tid, "..new.a", "a"), Err(FsError::NotFound), "nothing was created in this attempt");
-        let made = world.create(world.tid, "..new.a").expect("the announcement's own");
+        assert_eq!(
+            world.rename(world.tid, "..new.a", "a"),
+            Err(FsError::NotFound),
+            "nothing was created in this attempt"
+        );
+        let made = world
+            .create(world.tid, "..new.a")
+            .expect("the announcement's own");
         assert_eq!((made.ino, made.links), (before.ino + 1, 1));
-        assert_eq!(world.lookup(world.tid, "..new.a").expect("created").ino, made.ino);
+        assert_eq!(
+            world.lookup(world.tid, "..new.a").expect("created").ino,
+            made.ino
+        );
         assert_eq!(world.lookup(OTHER, "..new.a"), Err(FsError::NotFound));
-        assert_eq!(world.lookup(OTHER, "a").expect("published").ino, before.ino, "not renamed yet");
+        assert_eq!(
+            world.lookup(OTHER, "a").expect("published").ino,
+            before.ino,
+            "not renamed yet"
+        );
         for _resent in 0..2 {
-            world.rename(world.tid, "..new.a", "a").expect("the announcement's own");
+            world
+                .rename(world.tid, "..new.a", "a")
+                .expect("the announcement's own");
             assert_eq!(world.lookup(OTHER, "a").expect("published").ino, made.ino);
         }
-        assert_eq!(world.tree.truncate(world.tid, made.ino).expect("the announcement's own").size, 3);
+        assert_eq!(
+            world
+                .tree
+                .truncate(world.tid, made.ino)
+                .expect("the announcement's own")
+                .size,
+            3
+        );
         assert_eq!(world.tree.getattr(before.ino).expect("held").links, 0);
         // The next attempt begins with no hidden name.
         world.bulletin.begin(FileId(0));
@@ -623,10 +884,17 @@ mod tests {
     fn a_flip_during_an_announcement_is_announced_after_it() {
         let mut world = world();
         world.bulletin.begin(FileId(0));
-        let made = world.create(world.tid, "..new.a").expect("the announcement's own");
+        let made = world
+            .create(world.tid, "..new.a")
+            .expect("the announcement's own");
         world.publish(b"second");
-        assert_eq!(world.lookup(world.tid, "..new.a").expect("created").ino, made.ino);
-        world.rename(world.tid, "..new.a", "a").expect("the announcement's own");
+        assert_eq!(
+            world.lookup(world.tid, "..new.a").expect("created").ino,
+            made.ino
+        );
+        world
+            .rename(world.tid, "..new.a", "a")
+            .expect("the announcement's own");
         let version = world.bulletin.made(FileId(0)).expect("held");
         world.bulletin.done(FileId(0), version.generation);
         assert_eq!(version.len, 3);
@@ -634,7 +902,10 @@ mod tests {
         let newest = world.lookup(OTHER, "a").expect("published");
         assert_eq!(newest.size, 6, "a lookup sees the flip at once");
         // The thread that is about to rename over the name sees whom the watchers watch.
-        assert_eq!(world.lookup(world.tid, "a").expect("last announced").ino, made.ino);
+        assert_eq!(
+            world.lookup(world.tid, "a").expect("last announced").ino,
+            made.ino
+        );
     }
 
     #[test]
@@ -643,29 +914,49 @@ mod tests {
         let none = Err(FsError::NotFound);
         let first = world.lookup(OTHER, "a").expect("published");
         world.bulletin.begin(FileId(0));
-        let second = world.create(world.tid, "..new.a").expect("the announcement's own");
-        world.rename(world.tid, "..new.a", "a").expect("the announcement's own");
+        let second = world
+            .create(world.tid, "..new.a")
+            .expect("the announcement's own");
+        world
+            .rename(world.tid, "..new.a", "a")
+            .expect("the announcement's own");
         world.tree.kept(first.ino);
         world.tree.kept(second.ino);
-        assert_eq!(world.lookup(world.tid, "..old.a").map(drop), none, "the version is served");
+        assert_eq!(
+            world.lookup(world.tid, "..old.a").map(drop),
+            none,
+            "the version is served"
+        );
         assert_eq!(world.bulletin.kept(), []);
 
         world.publish(b"second");
         assert_eq!(world.bulletin.kept(), [FileId(0)]);
-        assert_eq!(world.lookup(OTHER, "..old.a").map(drop), none, "by another thread");
+        assert_eq!(
+            world.lookup(OTHER, "..old.a").map(drop),
+            none,
+            "by another thread"
+        );
         let mut times = vec![first.mtime];
         for ino in [first.ino, second.ino] {
-            // Asked again by a successor of a `serve` that died over the answer: again another time.
+            // Asked again by a successor of a `serve` that died over the answer: again another
+            // time.
             for _resent in 0..2 {
                 let old = world.lookup(world.tid, "..old.a").expect("kept");
                 assert_eq!((old.ino, old.size, old.links), (ino, 3, 0));
-                assert!(!times.contains(&old.mtime) && world.tree.getattr(ino).map(|attr| attr.mtime) == Ok(old.mtime));
+                assert!(
+                    !times.contains(&old.mtime)
+                        && world.tree.getattr(ino).map(|attr| attr.mtime) == Ok(old.mtime)
+                );
                 times.push(old.mtime);
             }
             world.tree.answered(OsStr::new("..old.a"), ino);
         }
         assert_eq!(world.lookup(world.tid, "..old.a").map(drop), none);
-        assert_eq!(world.read(first.ino, 0), Ok(b"one".to_vec()), "a descriptor keeps its version");
+        assert_eq!(
+            world.read(first.ino, 0),
+            Ok(b"one".to_vec()),
+            "a descriptor keeps its version"
+        );
 
         // Read into pages once more; then let go of, and its record used anew.
         world.tree.kept(first.ino);
@@ -675,8 +966,15 @@ mod tests {
         for n in 0..100 {
             world.publish(&[n]);
         }
-        assert_eq!(world.lookup(world.tid, "..old.a").map(drop), none, "a note is of one version");
-        assert_eq!(world.tree.open(first.ino, Access::Read), Err(FsError::Stale));
+        assert_eq!(
+            world.lookup(world.tid, "..old.a").map(drop),
+            none,
+            "a note is of one version"
+        );
+        assert_eq!(
+            world.tree.open(first.ino, Access::Read),
+            Err(FsError::Stale)
+        );
     }
 
     #[test]
@@ -685,7 +983,11 @@ mod tests {
         let ino = world.lookup(OTHER, "a").expect("published").ino;
         world.publish(b"second");
         for (offset, bytes) in [(0, "one"), (2, "e"), (3, ""), (u64::MAX, "")] {
-            assert_eq!(world.read(ino, offset), Ok(bytes.as_bytes().to_vec()), "at {offset}");
+            assert_eq!(
+                world.read(ino, offset),
+                Ok(bytes.as_bytes().to_vec()),
+                "at {offset}"
+            );
         }
         for n in 0..100 {
             let newest = world.lookup(OTHER, "a").expect("published").ino;

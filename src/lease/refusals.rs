@@ -1,20 +1,22 @@
-//! When a login may be sent after the server refused one: pure. `OpenBao` locks a role for every node's clients after five
-//! refused logins (`user_lockout_threshold`; measured with 2.7.2), so refused logins are a budget that replicas share.
-//! Invariant: the same credentials are rejected at most twice, and within [`LOCKOUT`] at most [`BUDGET`] logins are sent that
-//! the server may have rejected.
+//! When a login may be sent after the server refused one: pure. `OpenBao` locks a role for every
+//! node's clients after five refused logins (`user_lockout_threshold`; measured with 2.7.2), so
+//! refused logins are a budget that replicas share. Invariant: the same credentials are rejected at
+//! most twice, and within [`LOCKOUT`] at most [`BUDGET`] logins are sent that the server may have
+//! rejected.
 
 use super::source::{Cause, Failure};
 use crate::clock::{Jitter, Moment};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Wait before the second try of credentials that were rejected: a standby answers 400 to a new `secret_id` until the entry
-/// was replicated to it (0.2 to 1.7 s, measured).
+/// Wait before the second try of credentials that were rejected: a standby answers 400 to a new
+/// `secret_id` until the entry was replicated to it (0.2 to 1.7 s, measured).
 const REPLICATION: Duration = Duration::from_secs(2);
-/// For how long `OpenBao` locks a role, and after what time without a rejected login it forgets those before
-/// (`user_lockout_duration`, `user_lockout_counter_reset`; both have this default).
+/// For how long `OpenBao` locks a role, and after what time without a rejected login it forgets
+/// those before (`user_lockout_duration`, `user_lockout_counter_reset`; both have this default).
 const LOCKOUT: Duration = Duration::from_mins(15);
-/// How many logins the server may have rejected within [`LOCKOUT`]; those whose answers were never heard count, too.
+/// How many logins the server may have rejected within [`LOCKOUT`]; those whose answers were never
+/// heard count, too.
 const BUDGET: u32 = 3;
 /// How often credentials may be rejected before only others are tried.
 const TRIES: u32 = 2;
@@ -23,13 +25,15 @@ const TRIES: u32 = 2;
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Refusals {
     gate: Gate,
-    /// Whether the last login that was answered worked: one with the same credentials whose answer was not heard did, too.
+    /// Whether the last login that was answered worked: one with the same credentials whose answer
+    /// was not heard did, too.
     proven: bool,
     /// How often these credentials were rejected (`Cause::Rejected`).
     rejected: u32,
     /// How many logins were sent by processes that died before the answer came.
     unheard: u32,
-    /// Whether another address was already asked at once because one answered that the role is locked out.
+    /// Whether another address was already asked at once because one answered that the role is
+    /// locked out.
     moved: bool,
     /// When the last login was refused, or not heard of.
     last: Option<Moment>,
@@ -50,14 +54,23 @@ enum Gate {
 }
 
 impl Refusals {
-    /// Takes a refused login; the result is the wait before the next one, `None` if only other credentials are tried.
-    pub(super) fn refused(&mut self, failure: &Failure, now: Moment, jitter: &mut Jitter) -> Option<Duration> {
+    /// Takes a refused login; the result is the wait before the next one, `None` if only other
+    /// credentials are tried.
+    pub(super) fn refused(
+        &mut self,
+        failure: &Failure,
+        now: Moment,
+        jitter: &mut Jitter,
+    ) -> Option<Duration> {
         (self.why, self.proven) = (Some(failure.clone()), false);
         let wait = match failure.cause {
-            Cause::LockedOut { elsewhere: true } if !std::mem::replace(&mut self.moved, true) => Some(Duration::ZERO),
+            Cause::LockedOut { elsewhere: true } if !std::mem::replace(&mut self.moved, true) => {
+                Some(Duration::ZERO)
+            }
             Cause::LockedOut { .. } => Some(self.lockout(jitter)),
             Cause::Rejected => self.rejected(jitter),
-            // `Login`: no credentials could be shown, nothing was sent. Of the others none comes here.
+            // `Login`: no credentials could be shown, nothing was sent. Of the others none comes
+            // here.
             Cause::Login
             | Cause::Denied
             | Cause::NotFound
@@ -72,10 +85,14 @@ impl Refusals {
 
     /// A login worked.
     pub(super) fn worked(&mut self) {
-        *self = Self { proven: true, ..Self::default() };
+        *self = Self {
+            proven: true,
+            ..Self::default()
+        };
     }
 
-    /// A login was in flight when this process' predecessor died: whether the server rejected it is unknown.
+    /// A login was in flight when this process' predecessor died: whether the server rejected it is
+    /// unknown.
     pub(super) fn unheard(&mut self, now: Moment, jitter: &mut Jitter) {
         if self.proven {
             return;
@@ -87,7 +104,8 @@ impl Refusals {
         }
     }
 
-    /// A person asks for a login. The server forgets a rejected login after [`LOCKOUT`], so one more is harmless then.
+    /// A person asks for a login. The server forgets a rejected login after [`LOCKOUT`], so one
+    /// more is harmless then.
     pub(super) fn hasten(&mut self, now: Moment) {
         if self.last.is_some_and(|last| now.since(last) >= LOCKOUT) {
             self.gate = Gate::Open;
@@ -120,10 +138,15 @@ impl Refusals {
             return None;
         }
         let spent = self.rejected + self.unheard >= BUDGET;
-        Some(if spent || self.moved { self.lockout(jitter) } else { REPLICATION })
+        Some(if spent || self.moved {
+            self.lockout(jitter)
+        } else {
+            REPLICATION
+        })
     }
 
-    /// Replicas that were locked out together do not come back together. What is counted for the budget is forgotten by then.
+    /// Replicas that were locked out together do not come back together. What is counted for the
+    /// budget is forgotten by then.
     fn lockout(&mut self, jitter: &mut Jitter) -> Duration {
         (self.moved, self.unheard) = (false, 0);
         jitter.between(LOCKOUT, LOCKOUT.mul_f64(1.2))
@@ -145,7 +168,11 @@ mod tests {
     const LOCKED_HERE: Cause = Cause::LockedOut { elsewhere: true };
 
     fn failure(cause: Cause) -> Failure {
-        Failure { cause, message: String::new(), retry_after: None }
+        Failure {
+            cause,
+            message: String::new(),
+            retry_after: None,
+        }
     }
 
     /// What a row does: a login is refused, or its answer is never heard.
@@ -172,12 +199,22 @@ mod tests {
             (&[Refused(LOCKED_HERE), Refused(LOCKED)], long),
             // However many addresses there are, one more is asked at once.
             (&[Refused(LOCKED_HERE), Refused(LOCKED_HERE)], long),
-            (&[Refused(LOCKED_HERE), Refused(LOCKED_HERE), Refused(LOCKED_HERE)], Some((0, 0))),
+            (
+                &[
+                    Refused(LOCKED_HERE),
+                    Refused(LOCKED_HERE),
+                    Refused(LOCKED_HERE),
+                ],
+                Some((0, 0)),
+            ),
             // Two refused logins a start, whatever they were.
             (&[Refused(LOCKED_HERE), Refused(Rejected)], long),
             (&[Refused(Rejected), Refused(LOCKED)], long),
             // The locked role opens again, and the credentials were bad twice.
-            (&[Refused(Rejected), Refused(LOCKED), Refused(Rejected)], None),
+            (
+                &[Refused(Rejected), Refused(LOCKED), Refused(Rejected)],
+                None,
+            ),
             // Nothing was sent.
             (&[Refused(Login)], None),
             // Deaths in flight: each may have been a rejection.
@@ -190,21 +227,35 @@ mod tests {
             (&[Unheard, Refused(Rejected), Refused(Rejected)], None),
             // Whoever is killed again and again with good credentials logs in all the same.
             (&[Worked, Unheard, Unheard, Unheard, Unheard], Some((0, 0))),
-            (&[Worked, Unheard, Refused(Rejected), Unheard, Unheard], long),
-            (&[Refused(Rejected), Worked, Refused(Rejected)], Some((2, 2))),
+            (
+                &[Worked, Unheard, Refused(Rejected), Unheard, Unheard],
+                long,
+            ),
+            (
+                &[Refused(Rejected), Worked, Refused(Rejected)],
+                Some((2, 2)),
+            ),
         ];
         for (acts, want) in table {
             for seed in 0..20 {
-                let (mut refusals, now, mut jitter) = (Refusals::default(), Moment::at(S(5_000)), Jitter::seeded(seed));
+                let (mut refusals, now, mut jitter) = (
+                    Refusals::default(),
+                    Moment::at(S(5_000)),
+                    Jitter::seeded(seed),
+                );
                 for act in *acts {
                     match act {
-                        Refused(cause) => drop(refusals.refused(&failure(*cause), now, &mut jitter)),
+                        Refused(cause) => {
+                            drop(refusals.refused(&failure(*cause), now, &mut jitter))
+                        }
                         Unheard => refusals.unheard(now, &mut jitter),
                         Worked => refusals.worked(),
                     }
                 }
                 let wait = refusals.admit(now).map(|at| at.since(now));
-                let inside = |(low, high): (u64, u64)| wait.is_some_and(|wait| (S(low)..=S(high)).contains(&wait));
+                let inside = |(low, high): (u64, u64)| {
+                    wait.is_some_and(|wait| (S(low)..=S(high)).contains(&wait))
+                };
                 assert!(want.map_or(wait.is_none(), inside), "{acts:?}: {wait:?}");
             }
         }
@@ -245,15 +296,24 @@ mod tests {
 
     #[test]
     fn a_person_may_ask_once_more_when_the_server_has_forgotten() {
-        let (mut refusals, start, mut jitter) = (Refusals::default(), Moment::at(S(1)), Jitter::seeded(1));
+        let (mut refusals, start, mut jitter) =
+            (Refusals::default(), Moment::at(S(1)), Jitter::seeded(1));
         for _ in 0..2 {
             refusals.refused(&failure(Cause::Rejected), start, &mut jitter);
         }
         refusals.hasten(start.plus(S(899)));
-        assert_eq!(refusals.admit(start), None, "a HUP each minute would lock the role");
+        assert_eq!(
+            refusals.admit(start),
+            None,
+            "a HUP each minute would lock the role"
+        );
         let later = start.plus(LOCKOUT);
         refusals.hasten(later);
         assert_eq!(refusals.admit(later), Some(later));
-        assert_eq!(refusals.refused(&failure(Cause::Rejected), later, &mut jitter), None, "one try, not two");
+        assert_eq!(
+            refusals.refused(&failure(Cause::Rejected), later, &mut jitter),
+            None,
+            "one try, not two"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What the schedule needs from a server. Invariant: nothing here knows a wire format; `bao` implements it, tests script it.
+//! What the schedule needs from a server. Invariant: nothing here knows a wire format; `bao`
+//! implements it, tests script it.
 
 use crate::config::plan::Query;
 use crate::exit::Exit;
@@ -9,10 +10,12 @@ use serde_json::{Map, Value};
 use std::fmt;
 use std::time::Duration;
 
-/// What one read gave. Its heap is wiped by the allocator when it is dropped; written down for a successor alone.
+/// What one read gave. Its heap is wiped by the allocator when it is dropped; written down for a
+/// successor alone.
 #[derive(Serialize, Deserialize)]
 pub struct Reply {
-    /// The secret: of KV v2 the inner `data`, else the whole `data`. Numbers keep their digits (`arbitrary_precision`).
+    /// The secret: of KV v2 the inner `data`, else the whole `data`. Numbers keep their digits
+    /// (`arbitrary_precision`).
     pub fields: Map<String, Value>,
     /// Which engine answered.
     pub engine: Engine,
@@ -43,21 +46,29 @@ fn weight(value: &Value) -> usize {
     }
 }
 
-/// A node of the map has room for eleven entries of 56 bytes and is half full at least, unless it is the only one.
+/// A node of the map has room for eleven entries of 56 bytes and is half full at least, unless it
+/// is the only one.
 fn weight_of_map(fields: &Map<String, Value>) -> usize {
-    700 + fields.iter().map(|(key, value)| 136 + key.len() + weight(value)).sum::<usize>()
+    700 + fields
+        .iter()
+        .map(|(key, value)| 136 + key.len() + weight(value))
+        .sum::<usize>()
 }
 
 impl fmt::Debug for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reply").field("engine", &self.engine).field("lease", &self.lease).finish_non_exhaustive()
+        f.debug_struct("Reply")
+            .field("engine", &self.engine)
+            .field("lease", &self.lease)
+            .finish_non_exhaustive()
     }
 }
 
 /// Which engine a path belongs to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Engine {
-    /// KV v2 with the version that was read; `metadata` is what a template sees as `.Data.metadata`.
+    /// KV v2 with the version that was read; `metadata` is what a template sees as
+    /// `.Data.metadata`.
     Kv2 {
         /// `metadata.version`.
         version: u64,
@@ -82,7 +93,8 @@ pub struct Lease {
 /// What the server granted with a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenGrant {
-    /// How long it lives from the grant on; `None`: it does not end (a root token, a service token without ttl).
+    /// How long it lives from the grant on; `None`: it does not end (a root token, a service token
+    /// without ttl).
     pub ttl: Option<Duration>,
     /// Whether it can be renewed.
     pub renewable: bool,
@@ -122,9 +134,11 @@ pub enum Cause {
     Login,
     /// The login was refused for its credentials (400 or another 4xx at the login's own path).
     Rejected,
-    /// The login was refused whatever its credentials are (401 or 403 at the login's own path): the role is locked out.
+    /// The login was refused whatever its credentials are (401 or 403 at the login's own path): the
+    /// role is locked out.
     LockedOut {
-        /// Whether the server has another address, which did not refuse a login since the last one that worked.
+        /// Whether the server has another address, which did not refuse a login since the last one
+        /// that worked.
         elsewhere: bool,
     },
     /// The answer is not what this endpoint gives.
@@ -136,15 +150,21 @@ impl Cause {
     #[must_use]
     pub fn exit(self) -> Exit {
         match self {
-            Self::Unreachable | Self::Unavailable | Self::RateLimited | Self::Malformed => Exit::Unavailable,
+            Self::Unreachable | Self::Unavailable | Self::RateLimited | Self::Malformed => {
+                Exit::Unavailable
+            }
             Self::Denied | Self::NotFound => Exit::NoSecret,
             Self::Login | Self::Rejected | Self::LockedOut { .. } => Exit::Login,
         }
     }
 }
 
-/// A server. Every call is one bounded exchange: it ends within the client's timeouts and is never repeated inside.
-#[expect(async_fn_in_trait, reason = "the only executor is fetch's single thread: no Send is asked for")]
+/// A server. Every call is one bounded exchange: it ends within the client's timeouts and is never
+/// repeated inside.
+#[expect(
+    async_fn_in_trait,
+    reason = "the only executor is fetch's single thread: no Send is asked for"
+)]
 pub trait Source {
     /// A login's token; dropping it does not revoke it.
     type Token;
@@ -154,11 +174,12 @@ pub trait Source {
     /// Logs in with what the credential files hold now.
     ///
     /// # Errors
-    /// `Cause::Login` when no credentials can be read, `Rejected` or `LockedOut` when refused, else as any request.
+    /// `Cause::Login` when no credentials can be read, `Rejected` or `LockedOut` when refused, else
+    /// as any request.
     async fn login(&self) -> Result<(Self::Token, TokenGrant), Failure>;
 
-    /// Whether the credential files hold something else than the last login showed. What is being written counts only when two
-    /// calls in a row see the same.
+    /// Whether the credential files hold something else than the last login showed. What is being
+    /// written counts only when two calls in a row see the same.
     fn credentials_changed(&self) -> bool;
 
     /// The token's bytes, for a sink, and for a successor.
@@ -167,7 +188,8 @@ pub trait Source {
     /// The token that has these bytes.
     fn token(&self, bytes: &[u8]) -> Option<Self::Token>;
 
-    /// What a successor of this process must know beside the tokens, so that it need not ask again: credentials, mounts.
+    /// What a successor of this process must know beside the tokens, so that it need not ask again:
+    /// credentials, mounts.
     fn keep(&self) -> Self::Kept;
 
     /// Takes what a predecessor kept.
@@ -186,7 +208,12 @@ pub trait Source {
     ///
     /// # Errors
     /// As classified by `Cause`; a lease that is gone is `NotFound`.
-    async fn renew(&self, token: &Self::Token, lease: &LeaseId, increment: Duration) -> Result<Lease, Failure>;
+    async fn renew(
+        &self,
+        token: &Self::Token,
+        lease: &LeaseId,
+        increment: Duration,
+    ) -> Result<Lease, Failure>;
 
     /// Renews the token itself (`auth/token/renew-self`).
     ///
@@ -194,7 +221,8 @@ pub trait Source {
     /// As classified by `Cause`.
     async fn renew_token(&self, token: &Self::Token) -> Result<TokenGrant, Failure>;
 
-    /// Whether the token still lives (`auth/token/lookup-self`): the one lookup that a 403 leads to.
+    /// Whether the token still lives (`auth/token/lookup-self`): the one lookup that a 403 leads
+    /// to.
     ///
     /// # Errors
     /// `Denied` when it is dead or may not look itself up.

@@ -20,7 +20,11 @@ fn at(seconds: u64) -> Moment {
 }
 
 fn failure(cause: Cause) -> Failure {
-    Failure { cause, message: format!("{cause:?}"), retry_after: None }
+    Failure {
+        cause,
+        message: format!("{cause:?}"),
+        retry_after: None,
+    }
 }
 
 /// How a grant lives at the server.
@@ -41,7 +45,8 @@ struct Live {
 
 type Fault = Box<dyn FnMut(&Request, Moment) -> Option<Cause>>;
 
-/// A server and a machine in simulated time. Queries below `leased` have leases, the others are of KV.
+/// A server and a machine in simulated time. Queries below `leased` have leases, the others are of
+/// KV.
 struct World {
     machine: Machine,
     now: Moment,
@@ -70,7 +75,11 @@ struct World {
 impl World {
     fn new(leased: u32, kv: u32, lease: Life, token: Life) -> Self {
         let queries: Vec<Query> = (0..leased + kv)
-            .map(|n| Query { path: SecretPath::new(&format!("q{n}")).expect("a good path"), version: None, refresh: None })
+            .map(|n| Query {
+                path: SecretPath::new(&format!("q{n}")).expect("a good path"),
+                version: None,
+                refresh: None,
+            })
             .collect();
         let now = at(1_000);
         Self {
@@ -104,15 +113,31 @@ impl World {
         let end = at(1_000 + seconds);
         self.step(Input::Tick);
         loop {
-            if !self.answers.is_empty() && self.fate.as_mut().is_some_and(|fate| fate.unit() < 0.1) {
+            if !self.answers.is_empty() && self.fate.as_mut().is_some_and(|fate| fate.unit() < 0.1)
+            {
                 self.die();
                 self.step(Input::Tick);
             }
             let answer = self.answers.first_key_value().map(|(key, _)| key.0);
-            let Some(next) = answer.into_iter().chain(self.machine.wake()).min().filter(|next| *next <= end) else { break };
+            let Some(next) = answer
+                .into_iter()
+                .chain(self.machine.wake())
+                .min()
+                .filter(|next| *next <= end)
+            else {
+                break;
+            };
             self.pass(next.max(self.now));
-            assert!(self.log.len() < 200_000, "a hot loop: {:?}", &self.log[self.log.len() - 10..]);
-            let input = match self.answers.first_entry().filter(|entry| entry.key().0 <= next) {
+            assert!(
+                self.log.len() < 200_000,
+                "a hot loop: {:?}",
+                &self.log[self.log.len() - 10..]
+            );
+            let input = match self
+                .answers
+                .first_entry()
+                .filter(|entry| entry.key().0 <= next)
+            {
                 Some(entry) => entry.remove(),
                 None => Input::Tick,
             };
@@ -121,14 +146,17 @@ impl World {
         self.pass(end);
     }
 
-    /// The process dies, and its successor goes on from what it had written down; the answers that were on their way are lost.
+    /// The process dies, and its successor goes on from what it had written down; the answers that
+    /// were on their way are lost.
     fn die(&mut self) {
         for answer in std::mem::take(&mut self.answers).into_values() {
             self.lost.0 += u32::from(matches!(answer, Input::LoggedIn(_)));
             self.lost.1 += usize::from(matches!(answer, Input::Read(_, _, Ok(Some(_)))));
         }
         let written = serde_json::to_vec(&self.machine).expect("it can be written");
-        self.machine = serde_json::from_slice::<Machine>(&written).expect("and read").revived(Pace::new(S(60)), self.now);
+        self.machine = serde_json::from_slice::<Machine>(&written)
+            .expect("and read")
+            .revived(Pace::new(S(60)), self.now);
         self.deaths += 1;
     }
 
@@ -143,7 +171,10 @@ impl World {
 
     fn step(&mut self, input: Input) {
         if let Input::Read(query, _, Ok(Some(lease))) = &input {
-            self.served.insert(*query, lease.id.as_str().parse().expect("a lease that was given"));
+            self.served.insert(
+                *query,
+                lease.id.as_str().parse().expect("a lease that was given"),
+            );
         }
         let before = self.said.len();
         for output in self.machine.step(input, self.now) {
@@ -155,7 +186,10 @@ impl World {
             }
         }
         assert!(self.said.len() - before <= 8, "too much is said at once");
-        assert!(self.machine.wake().is_none_or(|wake| wake > self.now), "it wants to be woken in the past");
+        assert!(
+            self.machine.wake().is_none_or(|wake| wake > self.now),
+            "it wants to be woken in the past"
+        );
     }
 
     fn answer(&mut self, request: &Request) {
@@ -166,51 +200,100 @@ impl World {
         let input = match request.clone() {
             Request::Revoke(token) => {
                 let alive = |lease: &Live| lease.token == token.0 && lease.end > self.now;
-                assert!(!self.served.values().any(|lease| alive(&self.leases[lease])), "the token of a served lease was revoked");
-                self.tokens.get_mut(&token.0).expect("a token that was given").end = self.now;
+                assert!(
+                    !self.served.values().any(|lease| alive(&self.leases[lease])),
+                    "the token of a served lease was revoked"
+                );
+                self.tokens
+                    .get_mut(&token.0)
+                    .expect("a token that was given")
+                    .end = self.now;
                 return;
             }
-            Request::Login(id) => Input::LoggedIn(fault.map_or_else(|| Ok(self.log_in(id.0)), |cause| Err(failure(cause)))),
+            Request::Login(id) => Input::LoggedIn(
+                fault.map_or_else(|| Ok(self.log_in(id.0)), |cause| Err(failure(cause))),
+            ),
             Request::RenewToken(id) => Input::TokenRenewed(id, self.self_request(id, fault, true)),
             Request::LookUp(id) => Input::LookedUp(id, self.self_request(id, fault, false)),
             Request::Read(query, id) => Input::Read(query, id, self.read(query, id, fault)),
-            Request::Renew(query, id, lease, increment) => Input::Renewed(query, id, self.renew(id, &lease, increment, fault)),
+            Request::Renew(query, id, lease, increment) => {
+                Input::Renewed(query, id, self.renew(id, &lease, increment, fault))
+            }
         };
-        self.answers.insert((self.now.plus(LATENCY), self.log.len()), input);
+        self.answers
+            .insert((self.now.plus(LATENCY), self.log.len()), input);
     }
 
     fn log_in(&mut self, token: u32) -> TokenGrant {
         let (end, max) = (self.now.plus(self.token.ttl), self.now.plus(self.token.max));
         self.tokens.insert(token, Live { end, max, token });
-        TokenGrant { ttl: Some(self.token.ttl), renewable: self.token.renewable }
+        TokenGrant {
+            ttl: Some(self.token.ttl),
+            renewable: self.token.renewable,
+        }
     }
 
     fn refuse(&self, token: TokenId, fault: Option<Cause>) -> Result<(), Failure> {
         let dead = self.tokens[&token.0].end <= self.now;
-        fault.or(dead.then_some(Cause::Denied)).map_or(Ok(()), |cause| Err(failure(cause)))
+        fault
+            .or(dead.then_some(Cause::Denied))
+            .map_or(Ok(()), |cause| Err(failure(cause)))
     }
 
-    fn self_request(&mut self, token: TokenId, fault: Option<Cause>, renew: bool) -> Result<TokenGrant, Failure> {
+    fn self_request(
+        &mut self,
+        token: TokenId,
+        fault: Option<Cause>,
+        renew: bool,
+    ) -> Result<TokenGrant, Failure> {
         self.refuse(token, fault)?;
-        let live = self.tokens.get_mut(&token.0).expect("a token that was given");
+        let live = self
+            .tokens
+            .get_mut(&token.0)
+            .expect("a token that was given");
         if renew {
             live.end = self.now.plus(self.token.ttl).min(live.max);
         }
-        Ok(TokenGrant { ttl: Some(live.end.since(self.now)), renewable: self.token.renewable })
+        Ok(TokenGrant {
+            ttl: Some(live.end.since(self.now)),
+            renewable: self.token.renewable,
+        })
     }
 
-    fn read(&mut self, query: QueryId, token: TokenId, fault: Option<Cause>) -> Result<Option<Lease>, Failure> {
+    fn read(
+        &mut self,
+        query: QueryId,
+        token: TokenId,
+        fault: Option<Cause>,
+    ) -> Result<Option<Lease>, Failure> {
         self.refuse(token, fault)?;
         if query.0 >= self.leased {
             return Ok(None);
         }
         let id = u32::try_from(self.leases.len()).expect("few leases");
         let (end, max) = (self.now.plus(self.lease.ttl), self.now.plus(self.lease.max));
-        self.leases.insert(id, Live { end, max, token: token.0 });
-        Ok(Some(Lease { id: lease_id(id), ttl: self.lease.ttl, renewable: self.lease.renewable }))
+        self.leases.insert(
+            id,
+            Live {
+                end,
+                max,
+                token: token.0,
+            },
+        );
+        Ok(Some(Lease {
+            id: lease_id(id),
+            ttl: self.lease.ttl,
+            renewable: self.lease.renewable,
+        }))
     }
 
-    fn renew(&mut self, token: TokenId, lease: &LeaseId, increment: Duration, fault: Option<Cause>) -> Result<Lease, Failure> {
+    fn renew(
+        &mut self,
+        token: TokenId,
+        lease: &LeaseId,
+        increment: Duration,
+        fault: Option<Cause>,
+    ) -> Result<Lease, Failure> {
         self.refuse(token, fault)?;
         let id: u32 = lease.as_str().parse().expect("a lease that was given");
         let live = self.leases.get_mut(&id).expect("a lease that was given");
@@ -218,11 +301,18 @@ impl World {
             return Err(failure(Cause::NotFound));
         }
         live.end = self.now.plus(increment).min(live.max);
-        Ok(Lease { id: lease.clone(), ttl: live.end.since(self.now), renewable: true })
+        Ok(Lease {
+            id: lease.clone(),
+            ttl: live.end.since(self.now),
+            renewable: true,
+        })
     }
 
     fn count(&self, which: impl Fn(&Request) -> bool) -> usize {
-        self.log.iter().filter(|(_, request)| which(request)).count()
+        self.log
+            .iter()
+            .filter(|(_, request)| which(request))
+            .count()
     }
 
     fn logins(&self) -> usize {
@@ -239,7 +329,11 @@ fn lease_id(n: u32) -> LeaseId {
 }
 
 fn life(ttl: u64, max: u64) -> Life {
-    Life { ttl: S(ttl), max: S(max), renewable: true }
+    Life {
+        ttl: S(ttl),
+        max: S(max),
+        renewable: true,
+    }
 }
 
 /// Seconds since the start of a world.
@@ -256,16 +350,58 @@ fn dates_of_grants() {
     // (life, renewable, first life, reserve) -> renew and replace, as ranges in milliseconds.
     type Row = (u64, bool, u64, u64, Option<(u64, u64)>, (u64, u64));
     const TABLE: &[Row] = &[
-        (60_000, true, 60_000, 300_000, Some((36_000, 42_000)), (51_000, 51_000)),
-        (7_200_000, true, 7_200_000, 300_000, Some((4_320_000, 5_040_000)), (6_900_000, 6_900_000)),
-        (2_000, true, 2_000, 300_000, Some((1_200, 1_400)), (1_700, 1_700)),
+        (
+            60_000,
+            true,
+            60_000,
+            300_000,
+            Some((36_000, 42_000)),
+            (51_000, 51_000),
+        ),
+        (
+            7_200_000,
+            true,
+            7_200_000,
+            300_000,
+            Some((4_320_000, 5_040_000)),
+            (6_900_000, 6_900_000),
+        ),
+        (
+            2_000,
+            true,
+            2_000,
+            300_000,
+            Some((1_200, 1_400)),
+            (1_700, 1_700),
+        ),
         // A renewal that gave less has met the maximum.
         (30_000, true, 60_000, 300_000, None, (17_500, 20_000)),
-        (3_600_000, true, 7_200_000, 300_000, None, (3_225_000, 3_300_000)),
+        (
+            3_600_000,
+            true,
+            7_200_000,
+            300_000,
+            None,
+            (3_225_000, 3_300_000),
+        ),
         // Rounding of the server is no maximum.
-        (59_000, true, 60_000, 300_000, Some((35_400, 41_300)), (50_150, 50_150)),
+        (
+            59_000,
+            true,
+            60_000,
+            300_000,
+            Some((35_400, 41_300)),
+            (50_150, 50_150),
+        ),
         (60_000, false, 60_000, u64::MAX, None, (35_000, 40_000)),
-        (7_200_000, false, 7_200_000, 300_000, None, (6_825_000, 6_900_000)),
+        (
+            7_200_000,
+            false,
+            7_200_000,
+            300_000,
+            None,
+            (6_825_000, 6_900_000),
+        ),
         // Nothing is due at once.
         (0, true, 60_000, 300_000, None, (20, 20)),
         (1, false, 1, 300_000, None, (20, 20)),
@@ -273,12 +409,30 @@ fn dates_of_grants() {
     let from = at(10);
     for (ttl, renewable, first, reserve, renew, replace) in TABLE {
         for seed in 0..50 {
-            let grant = Grant { ttl: MS(*ttl), renewable: *renewable, first: MS(*first) };
+            let grant = Grant {
+                ttl: MS(*ttl),
+                renewable: *renewable,
+                first: MS(*first),
+            };
             let dates = grant.dates(MS(*reserve), from, &mut Jitter::seeded(seed));
-            let inside = |(low, high): (u64, u64), date: Moment| (MS(low)..=MS(high)).contains(&date.since(from));
-            assert!(dates.replace.is_some_and(|date| inside(*replace, date)), "{grant:?} {dates:?}");
-            assert_eq!(dates.renew.is_some(), renew.is_some(), "{grant:?} {dates:?}");
-            assert!(dates.renew.is_none_or(|date| inside(renew.unwrap_or_default(), date)), "{grant:?} {dates:?}");
+            let inside = |(low, high): (u64, u64), date: Moment| {
+                (MS(low)..=MS(high)).contains(&date.since(from))
+            };
+            assert!(
+                dates.replace.is_some_and(|date| inside(*replace, date)),
+                "{grant:?} {dates:?}"
+            );
+            assert_eq!(
+                dates.renew.is_some(),
+                renew.is_some(),
+                "{grant:?} {dates:?}"
+            );
+            assert!(
+                dates
+                    .renew
+                    .is_none_or(|date| inside(renew.unwrap_or_default(), date)),
+                "{grant:?} {dates:?}"
+            );
             assert_eq!(dates.end, Some(from.plus(MS(*ttl))));
         }
     }
@@ -286,11 +440,25 @@ fn dates_of_grants() {
 
 #[test]
 fn what_has_no_lease_is_polled_with_jitter() {
-    let due: BTreeSet<Duration> =
-        (0..50).filter_map(|seed| Some(poll(S(300), at(0), &mut Jitter::seeded(seed)).replace?.since(at(0)))).collect();
+    let due: BTreeSet<Duration> = (0..50)
+        .filter_map(|seed| {
+            Some(
+                poll(S(300), at(0), &mut Jitter::seeded(seed))
+                    .replace?
+                    .since(at(0)),
+            )
+        })
+        .collect();
     assert!(due.len() > 40, "all at the same time");
-    assert!(due.iter().all(|due| (S(270)..=S(300)).contains(due)), "{due:?}");
-    assert_eq!(poll(Duration::ZERO, at(0), &mut Jitter::seeded(1)).replace, Some(Moment::at(MS(20))), "never a hot loop");
+    assert!(
+        due.iter().all(|due| (S(270)..=S(300)).contains(due)),
+        "{due:?}"
+    );
+    assert_eq!(
+        poll(Duration::ZERO, at(0), &mut Jitter::seeded(1)).replace,
+        Some(Moment::at(MS(20))),
+        "never a hot loop"
+    );
 }
 
 #[test]
@@ -298,14 +466,33 @@ fn a_calm_day_costs_little_and_serves_no_dead_lease() {
     let mut world = World::new(2, 2, life(600, 3_600), life(3_600, 4 * 3_600));
     world.run(24 * 3_600);
     assert_eq!(world.bad, Duration::ZERO);
-    assert!(!world.said.iter().any(|said| matches!(said, Output::Failed(..) | Output::Ended(_))), "{:?}", world.said);
+    assert!(
+        !world
+            .said
+            .iter()
+            .any(|said| matches!(said, Output::Failed(..) | Output::Ended(_))),
+        "{:?}",
+        world.said
+    );
     // 24 h / 4 h successions, each before the end.
     assert!((6..=8).contains(&world.logins()), "{}", world.logins());
-    assert_eq!(world.count(|r| matches!(r, Request::Revoke(_))), world.logins() - 1, "every replaced token is revoked");
+    assert_eq!(
+        world.count(|r| matches!(r, Request::Revoke(_))),
+        world.logins() - 1,
+        "every replaced token is revoked"
+    );
     assert_eq!(world.count(|r| matches!(r, Request::LookUp(_))), 0);
     // An hour's lease is replaced before its maximum; a successor of the token brings one more.
-    assert!((24..=40).contains(&world.reads_of(0)), "{}", world.reads_of(0));
-    assert!((288..=320).contains(&world.reads_of(2)), "{}", world.reads_of(2));
+    assert!(
+        (24..=40).contains(&world.reads_of(0)),
+        "{}",
+        world.reads_of(0)
+    );
+    assert!(
+        (288..=320).contains(&world.reads_of(2)),
+        "{}",
+        world.reads_of(2)
+    );
     assert!(world.log.len() < 1_300, "{}", world.log.len());
 }
 
@@ -314,30 +501,56 @@ fn four_reads_run_side_by_side_at_the_start() {
     let mut world = World::new(3, 6, life(600, 3_600), life(3_600, 3_600));
     world.run(1);
     assert!(matches!(world.log[0].1, Request::Login(_)));
-    let sent: Vec<Duration> = world.log[1..].iter().map(|(at, _)| at.since(world.log[1].0)).collect();
+    let sent: Vec<Duration> = world.log[1..]
+        .iter()
+        .map(|(at, _)| at.since(world.log[1].0))
+        .collect();
     let want: Vec<Duration> = (0..9).map(|n| LATENCY * (n / 4)).collect();
     assert_eq!(sent, want, "{:?}", world.log);
 }
 
 #[test]
 fn reads_that_hang_delay_a_renewal_by_one_of_them_and_starve_nobody() {
-    // 40 secrets whose reads take 10 s each, one with a lease of a minute, and one that is refreshed like all others.
+    // 40 secrets whose reads take 10 s each, one with a lease of a minute, and one that is
+    // refreshed like all others.
     let slow = |n: u32| (1..41).contains(&n);
-    let queries: Vec<Query> =
-        (0..42).map(|n| Query { path: SecretPath::new(&format!("q{n}")).expect("a good path"), version: None, refresh: None }).collect();
+    let queries: Vec<Query> = (0..42)
+        .map(|n| Query {
+            path: SecretPath::new(&format!("q{n}")).expect("a good path"),
+            version: None,
+            refresh: None,
+        })
+        .collect();
     let mut machine = Machine::new(&queries, Pace::new(S(60)), Jitter::seeded(3), at(0));
     let (mut answers, mut now) = (BTreeMap::<(Moment, u32), Input>::new(), at(0));
     let (mut out, mut serial, mut good, mut renewals) = (0, 0, 0, 0);
     machine.step(Input::Tick, now);
-    let mut outputs = machine.step(Input::LoggedIn(Ok(TokenGrant { ttl: None, renewable: false })), now);
+    let mut outputs = machine.step(
+        Input::LoggedIn(Ok(TokenGrant {
+            ttl: None,
+            renewable: false,
+        })),
+        now,
+    );
     while now < at(1_800) {
         for output in outputs.drain(..) {
-            let Output::Ask(request) = output else { continue };
+            let Output::Ask(request) = output else {
+                continue;
+            };
             serial += 1;
-            let lease = Lease { id: lease_id(0), ttl: S(60), renewable: true };
+            let lease = Lease {
+                id: lease_id(0),
+                ttl: S(60),
+                renewable: true,
+            };
             let (wait, input) = match request {
-                Request::Read(query, token) if slow(query.0) => (S(10), Input::Read(query, token, Err(failure(Cause::Unreachable)))),
-                Request::Read(QueryId(0), token) => (LATENCY, Input::Read(QueryId(0), token, Ok(Some(lease)))),
+                Request::Read(query, token) if slow(query.0) => (
+                    S(10),
+                    Input::Read(query, token, Err(failure(Cause::Unreachable))),
+                ),
+                Request::Read(QueryId(0), token) => {
+                    (LATENCY, Input::Read(QueryId(0), token, Ok(Some(lease))))
+                }
                 Request::Read(query, token) => {
                     good += 1;
                     (LATENCY, Input::Read(query, token, Ok(None)))
@@ -346,18 +559,33 @@ fn reads_that_hang_delay_a_renewal_by_one_of_them_and_starve_nobody() {
                     renewals += 1;
                     (LATENCY, Input::Renewed(query, token, Ok(lease)))
                 }
-                Request::Login(_) | Request::RenewToken(_) | Request::LookUp(_) | Request::Revoke(_) => panic!("{request:?}"),
+                Request::Login(_)
+                | Request::RenewToken(_)
+                | Request::LookUp(_)
+                | Request::Revoke(_) => panic!("{request:?}"),
             };
             out += 1;
             assert!(out <= 4, "{out} are out");
             answers.insert((now.plus(wait), serial), input);
         }
         let answer = answers.first_key_value().map(|(key, _)| key.0);
-        now = answer.into_iter().chain(machine.wake()).min().expect("it goes on");
-        let input = answers.first_entry().filter(|entry| entry.key().0 <= now).map(OccupiedEntry::remove);
+        now = answer
+            .into_iter()
+            .chain(machine.wake())
+            .min()
+            .expect("it goes on");
+        let input = answers
+            .first_entry()
+            .filter(|entry| entry.key().0 <= now)
+            .map(OccupiedEntry::remove);
         out -= u32::from(input.is_some());
         outputs = machine.step(input.unwrap_or(Input::Tick), now);
-        assert!(!outputs.iter().any(|output| matches!(output, Output::Ended(_))), "the lease ended at {now:?}");
+        assert!(
+            !outputs
+                .iter()
+                .any(|output| matches!(output, Output::Ended(_))),
+            "the lease ended at {now:?}"
+        );
     }
     assert!((30..=60).contains(&renewals), "{renewals}");
     assert!((4..=8).contains(&good), "{good}");
@@ -378,7 +606,10 @@ fn a_death_between_requests_costs_nothing() {
     let (calm, dying) = (life_of(false), life_of(true));
     assert_eq!((calm.1, dying.1), (Duration::ZERO, Duration::ZERO));
     // The dice are thrown anew, so that dates differ within their jitter.
-    assert!(dying.0.abs_diff(calm.0) <= calm.0 / 10, "{calm:?} {dying:?}");
+    assert!(
+        dying.0.abs_diff(calm.0) <= calm.0 / 10,
+        "{calm:?} {dying:?}"
+    );
 }
 
 #[test]
@@ -395,62 +626,122 @@ fn what_an_unheard_answer_may_have_minted_is_not_left_behind() {
         // Each death adds at most a login and a mint for each query.
         let calm = 3_000 / 102 + 2;
         let mints = (0..3).map(|n| world.reads_of(n)).sum::<usize>();
-        assert!(world.logins() <= 2 + world.deaths, "seed {seed}: {} logins, {} deaths", world.logins(), world.deaths);
-        assert!(mints <= 3 * (calm + world.deaths), "seed {seed}: {mints} mints, {} deaths", world.deaths);
+        assert!(
+            world.logins() <= 2 + world.deaths,
+            "seed {seed}: {} logins, {} deaths",
+            world.logins(),
+            world.deaths
+        );
+        assert!(
+            mints <= 3 * (calm + world.deaths),
+            "seed {seed}: {mints} mints, {} deaths",
+            world.deaths
+        );
         // What nobody heard of dies with its token, once everything lives under another.
         world.fate = None;
         world.run(3_000 + 650);
-        let living = world.tokens.values().filter(|token| token.end > world.now).count();
-        assert!(living <= 1 + world.lost.0 as usize, "seed {seed}: {living} tokens");
-        for lease in world.leases.values().filter(|lease| lease.end > world.now && world.tokens[&lease.token].end > world.now) {
-            assert_eq!(Some(lease.token), world.machine.present().map(|token| token.0), "seed {seed}: a lease was left behind");
+        let living = world
+            .tokens
+            .values()
+            .filter(|token| token.end > world.now)
+            .count();
+        assert!(
+            living <= 1 + world.lost.0 as usize,
+            "seed {seed}: {living} tokens"
+        );
+        for lease in world
+            .leases
+            .values()
+            .filter(|lease| lease.end > world.now && world.tokens[&lease.token].end > world.now)
+        {
+            assert_eq!(
+                Some(lease.token),
+                world.machine.present().map(|token| token.0),
+                "seed {seed}: a lease was left behind"
+            );
         }
     }
-    assert!(deaths > 1_000 && unheard > 500, "{deaths} deaths, {unheard} unheard mints");
+    assert!(
+        deaths > 1_000 && unheard > 500,
+        "{deaths} deaths, {unheard} unheard mints"
+    );
 }
 
 #[test]
 fn short_leases_and_tokens_live_on() {
-    for (lease, token) in [(life(2, 6), life(4, 8)), (life(4, 4), life(3, 12)), (life(60, 120), life(8, 8))] {
+    for (lease, token) in [
+        (life(2, 6), life(4, 8)),
+        (life(4, 4), life(3, 12)),
+        (life(60, 120), life(8, 8)),
+    ] {
         let mut world = World::new(2, 0, lease, token);
         world.run(600);
         assert_eq!(world.bad, Duration::ZERO, "{lease:?} {token:?}");
-        let alive = world.tokens.values().filter(|token| token.end > world.now).count();
+        let alive = world
+            .tokens
+            .values()
+            .filter(|token| token.end > world.now)
+            .count();
         assert!(alive <= 2, "{alive} tokens are left");
     }
 }
 
 #[test]
 fn what_cannot_be_renewed_is_replaced_in_time() {
-    let once = |ttl| Life { ttl: S(ttl), max: S(ttl), renewable: false };
+    let once = |ttl| Life {
+        ttl: S(ttl),
+        max: S(ttl),
+        renewable: false,
+    };
     let mut world = World::new(1, 0, once(90), once(300));
     world.run(3_600);
     assert_eq!((world.bad, world.count(is_renewal)), (Duration::ZERO, 0));
     assert_eq!(world.count(|r| matches!(r, Request::RenewToken(_))), 0);
-    assert!((60..=90).contains(&world.reads_of(0)), "{}", world.reads_of(0));
+    assert!(
+        (60..=90).contains(&world.reads_of(0)),
+        "{}",
+        world.reads_of(0)
+    );
 }
 
 #[test]
 fn a_failed_renewal_mints_nothing_while_the_lease_lives() {
-    let mut world = World::new(1, 0, life(3_600, 36_000), life(36_000, 36_000)).fault(|request, now| {
-        let down = (1_000..3_200).contains(&second(now));
-        (down && is_renewal(request)).then_some(Cause::Unavailable)
-    });
+    let mut world =
+        World::new(1, 0, life(3_600, 36_000), life(36_000, 36_000)).fault(|request, now| {
+            let down = (1_000..3_200).contains(&second(now));
+            (down && is_renewal(request)).then_some(Cause::Unavailable)
+        });
     world.run(3_300);
     assert_eq!((world.reads_of(0), world.bad), (1, Duration::ZERO));
-    assert!((2..=40).contains(&world.count(is_renewal)), "{}", world.count(is_renewal));
-    let said = world.said.iter().filter(|said| matches!(said, Output::Failed(..))).count();
+    assert!(
+        (2..=40).contains(&world.count(is_renewal)),
+        "{}",
+        world.count(is_renewal)
+    );
+    let said = world
+        .said
+        .iter()
+        .filter(|said| matches!(said, Output::Failed(..)))
+        .count();
     assert_eq!(said, 1, "one cause is said once");
 }
 
 #[test]
 fn a_renewal_that_never_works_leads_to_a_replacement_before_the_end() {
     for cause in [Cause::Unavailable, Cause::Denied] {
-        let mut world =
-            World::new(1, 0, life(60, 6_000), life(36_000, 36_000)).fault(move |request, _| is_renewal(request).then_some(cause));
+        let mut world = World::new(1, 0, life(60, 6_000), life(36_000, 36_000))
+            .fault(move |request, _| is_renewal(request).then_some(cause));
         world.run(600);
-        assert_eq!((world.bad, world.logins()), (Duration::ZERO, 1), "{cause:?}");
-        assert!((10..=17).contains(&world.reads_of(0)), "{cause:?}: {}", world.reads_of(0));
+        assert_eq!(
+            (world.bad, world.logins()),
+            (Duration::ZERO, 1),
+            "{cause:?}"
+        );
+        assert!(
+            (10..=17).contains(&world.reads_of(0)),
+            "{cause:?}: {}",
+            world.reads_of(0)
+        );
         let lookups = world.count(|r| matches!(r, Request::LookUp(_)));
         assert!(lookups <= world.count(is_renewal), "{cause:?}: {lookups}");
     }
@@ -464,17 +755,30 @@ fn a_server_that_is_down_for_an_hour_is_asked_little() {
         world.run(600);
         let before = world.log.len();
         world.run(4_200);
-        assert!(world.log.len() - before < 2 * 100, "{} requests of two polled queries", world.log.len() - before);
+        assert!(
+            world.log.len() - before < 2 * 100,
+            "{} requests of two polled queries",
+            world.log.len() - before
+        );
         world.run(7_200);
-        assert_eq!((world.bad, world.logins(), world.reads_of(0)), (Duration::ZERO, 1, 1));
+        assert_eq!(
+            (world.bad, world.logins(), world.reads_of(0)),
+            (Duration::ZERO, 1, 1)
+        );
     }
 }
 
 #[test]
 fn a_server_that_is_down_at_the_start_is_asked_with_backoff() {
-    let mut world = World::new(1, 1, life(60, 600), life(600, 6_000)).fault(|_, now| (second(now) < 3_600).then_some(Cause::Unreachable));
+    let mut world = World::new(1, 1, life(60, 600), life(600, 6_000))
+        .fault(|_, now| (second(now) < 3_600).then_some(Cause::Unreachable));
     world.run(3_599);
-    assert!(world.log.iter().all(|(_, request)| matches!(request, Request::Login(_))));
+    assert!(
+        world
+            .log
+            .iter()
+            .all(|(_, request)| matches!(request, Request::Login(_)))
+    );
     assert!((60..=130).contains(&world.logins()), "{}", world.logins());
     world.run(3_700);
     assert_eq!((world.served.len(), world.bad), (1, Duration::ZERO));
@@ -482,8 +786,9 @@ fn a_server_that_is_down_at_the_start_is_asked_with_backoff() {
 
 #[test]
 fn rejected_credentials_are_tried_twice_whatever_happens_and_others_at_once() {
-    let mut world = World::new(1, 0, life(60, 600), life(600, 6_000))
-        .fault(|request, _| matches!(request, Request::Login(TokenId(..=3))).then_some(Cause::Rejected));
+    let mut world = World::new(1, 0, life(60, 600), life(600, 6_000)).fault(|request, _| {
+        matches!(request, Request::Login(TokenId(..=3))).then_some(Cause::Rejected)
+    });
     world.run(1);
     for _ in 0..10 {
         world.die();
@@ -491,7 +796,14 @@ fn rejected_credentials_are_tried_twice_whatever_happens_and_others_at_once() {
     }
     world.run(3_600);
     assert_eq!(logins_at(&world), [0, 2]);
-    assert!(matches!(world.said[..], [Output::Failed(_, _, S2), Output::Refused(_)]), "{:?}", world.said);
+    assert!(
+        matches!(
+            world.said[..],
+            [Output::Failed(_, _, S2), Output::Refused(_)]
+        ),
+        "{:?}",
+        world.said
+    );
     let view = world.machine.view(Subject::Session, world.now);
     assert!(view.trouble.is_some() && view.next.is_none() && world.machine.awaits_credentials());
     // The third login is rejected, too, and is said anew; the fourth works.
@@ -499,7 +811,14 @@ fn rejected_credentials_are_tried_twice_whatever_happens_and_others_at_once() {
     world.run(4_000);
     assert_eq!(logins_at(&world), [0, 2, 3_600, 3_602]);
     assert_eq!(world.said.len(), 3, "{:?}", world.said);
-    assert!(!world.machine.awaits_credentials() && world.machine.view(Subject::Session, world.now).trouble.is_none());
+    assert!(
+        !world.machine.awaits_credentials()
+            && world
+                .machine
+                .view(Subject::Session, world.now)
+                .trouble
+                .is_none()
+    );
     assert_eq!((world.served.len(), world.bad), (1, Duration::ZERO));
 }
 
@@ -511,9 +830,19 @@ fn a_role_that_is_locked_out_is_asked_again_after_a_quarter_of_an_hour() {
         world.run(890);
         assert_eq!(logins_at(&world), first);
         world.run(2_200);
-        assert_eq!(world.logins(), 2 * first.len() + 1, "{:?}", logins_at(&world));
+        assert_eq!(
+            world.logins(),
+            2 * first.len() + 1,
+            "{:?}",
+            logins_at(&world)
+        );
         let waits = logins_at(&world);
-        assert!(waits.windows(2).all(|pair| pair[0] == pair[1] || (900..=1_081).contains(&(pair[1] - pair[0]))), "{waits:?}");
+        assert!(
+            waits
+                .windows(2)
+                .all(|pair| pair[0] == pair[1] || (900..=1_081).contains(&(pair[1] - pair[0]))),
+            "{waits:?}"
+        );
         assert_eq!(world.served.len(), 1);
     }
 }
@@ -521,7 +850,8 @@ fn a_role_that_is_locked_out_is_asked_again_after_a_quarter_of_an_hour() {
 #[test]
 fn a_crash_loop_does_not_spend_the_budget_of_refused_logins() {
     // Each life dies before the answer to its login comes.
-    let mut world = World::new(1, 0, life(60, 600), life(600, 6_000)).fault(|_, _| Some(Cause::Rejected));
+    let mut world =
+        World::new(1, 0, life(60, 600), life(600, 6_000)).fault(|_, _| Some(Cause::Rejected));
     for _ in 0..60 {
         world.step(Input::Tick);
         world.die();
@@ -531,12 +861,16 @@ fn a_crash_loop_does_not_spend_the_budget_of_refused_logins() {
     // The server has forgotten them; what is rejected now is rejected for itself.
     world.run(7_200);
     let logins = logins_at(&world);
-    assert!(logins.len() == 5 && logins[3] >= 900 && logins[4] == logins[3] + 2, "{logins:?}");
+    assert!(
+        logins.len() == 5 && logins[3] >= 900 && logins[4] == logins[3] + 2,
+        "{logins:?}"
+    );
 }
 
 #[test]
 fn a_refusal_is_told_while_the_tokens_renewals_work() {
-    // The token could not be renewed in time, a login was refused, and then renewals work again: the next login will be refused.
+    // The token could not be renewed in time, a login was refused, and then renewals work again:
+    // the next login will be refused.
     let mut world = World::new(0, 1, life(60, 600), life(600, 60_000)).fault(|request, now| {
         let late = matches!(request, Request::RenewToken(_)) && second(now) < 540;
         let refused = matches!(request, Request::Login(TokenId(2..))).then_some(Cause::Rejected);
@@ -545,17 +879,34 @@ fn a_refusal_is_told_while_the_tokens_renewals_work() {
     world.run(7_200);
     assert_eq!(world.logins(), 3, "{:?}", logins_at(&world));
     let view = world.machine.view(Subject::Session, world.now);
-    assert!(view.trouble.is_some() && !view.ended && view.ends.is_some_and(|end| end > world.now), "{view:?}");
+    assert!(
+        view.trouble.is_some() && !view.ended && view.ends.is_some_and(|end| end > world.now),
+        "{view:?}"
+    );
     world.fault = Box::new(|_, _| None);
     world.step(Input::CredentialsChanged);
     world.run(7_201);
-    assert!(world.machine.view(Subject::Session, world.now).trouble.is_none());
-    assert_eq!((world.logins(), world.machine.present()), (4, Some(TokenId(4))));
+    assert!(
+        world
+            .machine
+            .view(Subject::Session, world.now)
+            .trouble
+            .is_none()
+    );
+    assert_eq!(
+        (world.logins(), world.machine.present()),
+        (4, Some(TokenId(4)))
+    );
 }
 
 /// When logins were sent, in seconds since the start.
 fn logins_at(world: &World) -> Vec<u64> {
-    world.log.iter().filter(|(_, request)| matches!(request, Request::Login(_))).map(|(at, _)| second(*at)).collect()
+    world
+        .log
+        .iter()
+        .filter(|(_, request)| matches!(request, Request::Login(_)))
+        .map(|(at, _)| second(*at))
+        .collect()
 }
 
 /// The wait before the second try of rejected credentials.
@@ -563,10 +914,17 @@ const S2: Duration = Duration::from_secs(2);
 
 #[test]
 fn the_servers_word_on_when_to_ask_again_is_kept() {
-    let query = Query { path: SecretPath::new("q").expect("good"), version: None, refresh: None };
+    let query = Query {
+        path: SecretPath::new("q").expect("good"),
+        version: None,
+        refresh: None,
+    };
     let mut machine = Machine::new(&[query], Pace::new(S(60)), Jitter::seeded(1), at(0));
     machine.step(Input::Tick, at(0));
-    let limited = Failure { retry_after: Some(S(90)), ..failure(Cause::RateLimited) };
+    let limited = Failure {
+        retry_after: Some(S(90)),
+        ..failure(Cause::RateLimited)
+    };
     machine.step(Input::LoggedIn(Err(limited)), at(1));
     assert_eq!(machine.wake(), Some(at(91)));
     assert_eq!(machine.step(Input::Tick, at(90)), []);
@@ -579,31 +937,53 @@ fn a_dead_token_costs_one_lookup_one_login_and_one_read_for_each_lease() {
     world.tokens.get_mut(&1).expect("the first token").end = world.now;
     let before = world.log.len();
     world.run(140);
-    let after: Vec<_> = world.log[before..].iter().map(|(_, request)| request.clone()).collect();
+    let after: Vec<_> = world.log[before..]
+        .iter()
+        .map(|(_, request)| request.clone())
+        .collect();
     let is = |which: fn(&Request) -> bool| after.iter().filter(|request| which(request)).count();
     assert_eq!(is(|r| matches!(r, Request::LookUp(_))), 1, "{after:?}");
     assert_eq!(is(|r| matches!(r, Request::Login(_))), 1, "{after:?}");
     assert_eq!(is(|r| matches!(r, Request::Read(..))), 2, "{after:?}");
-    let second = &world.log[before..].iter().find(|(_, r)| matches!(r, Request::Login(_))).expect("a login").0;
-    assert!(world.log.last().expect("a read").0.since(*second) < S(41), "at once");
+    let second = &world.log[before..]
+        .iter()
+        .find(|(_, r)| matches!(r, Request::Login(_)))
+        .expect("a login")
+        .0;
+    assert!(
+        world.log.last().expect("a read").0.since(*second) < S(41),
+        "at once"
+    );
 }
 
 #[test]
 fn a_denied_path_touches_nothing_else() {
-    let mut world = World::new(1, 2, life(60, 600), life(36_000, 36_000))
-        .fault(|request, now| (second(now) > 10 && matches!(request, Request::Read(QueryId(1), _))).then_some(Cause::Denied));
+    let mut world = World::new(1, 2, life(60, 600), life(36_000, 36_000)).fault(|request, now| {
+        (second(now) > 10 && matches!(request, Request::Read(QueryId(1), _)))
+            .then_some(Cause::Denied)
+    });
     world.run(7_200);
     assert_eq!((world.logins(), world.bad), (1, Duration::ZERO));
     assert!(world.reads_of(1) < 40, "{}", world.reads_of(1));
     assert!(world.count(|r| matches!(r, Request::LookUp(_))) < 40);
-    let said: Vec<_> = world.said.iter().filter(|said| matches!(said, Output::Failed(..))).collect();
+    let said: Vec<_> = world
+        .said
+        .iter()
+        .filter(|said| matches!(said, Output::Failed(..)))
+        .collect();
     assert_eq!(said.len(), 1, "{said:?}");
 }
 
 #[test]
 fn without_the_default_policy_logins_stay_few() {
     let mut world = World::new(1, 1, life(600, 6_000), life(3_600, 3_600)).fault(|request, _| {
-        let denied = matches!(request, Request::LookUp(_) | Request::RenewToken(_) | Request::Renew(..) | Request::Read(QueryId(1), _));
+        let denied = matches!(
+            request,
+            Request::LookUp(_)
+                | Request::RenewToken(_)
+                | Request::Renew(..)
+                | Request::Read(QueryId(1), _)
+        );
         denied.then_some(Cause::Denied)
     });
     world.run(36_000);
@@ -625,39 +1005,71 @@ fn a_lease_that_is_gone_is_read_again_once() {
 fn the_old_token_outlives_its_successor_by_a_grace() {
     let mut world = World::new(1, 0, life(600, 36_000), life(3_600, 3_600));
     world.run(3_600);
-    let time = |which: fn(&Request) -> bool| world.log.iter().filter(|(_, r)| which(r)).map(|(at, _)| second(*at)).collect::<Vec<_>>();
-    let (logins, revoked) = (time(|r| matches!(r, Request::Login(_))), time(|r| matches!(r, Request::Revoke(_))));
+    let time = |which: fn(&Request) -> bool| {
+        world
+            .log
+            .iter()
+            .filter(|(_, r)| which(r))
+            .map(|(at, _)| second(*at))
+            .collect::<Vec<_>>()
+    };
+    let (logins, revoked) = (
+        time(|r| matches!(r, Request::Login(_))),
+        time(|r| matches!(r, Request::Revoke(_))),
+    );
     assert_eq!((logins.len(), revoked.len()), (2, 1));
-    assert!((3_600 - 376..=3_600 - 300).contains(&logins[1]), "{logins:?}");
-    assert!(revoked[0] > logins[1] + 250 && revoked[0] < 3_600, "{logins:?} {revoked:?}");
+    assert!(
+        (3_600 - 376..=3_600 - 300).contains(&logins[1]),
+        "{logins:?}"
+    );
+    assert!(
+        revoked[0] > logins[1] + 250 && revoked[0] < 3_600,
+        "{logins:?} {revoked:?}"
+    );
 }
 
 #[test]
 fn a_token_is_not_revoked_while_a_lease_of_it_is_served() {
     // Under the second token nothing can be read: the first one's lease is served to its end.
-    let mut world = World::new(1, 0, life(36_000, 36_000), life(600, 600))
-        .fault(|request, _| matches!(request, Request::Read(_, TokenId(2..))).then_some(Cause::Unavailable));
+    let mut world = World::new(1, 0, life(36_000, 36_000), life(600, 600)).fault(|request, _| {
+        matches!(request, Request::Read(_, TokenId(2..))).then_some(Cause::Unavailable)
+    });
     world.run(599);
     assert_eq!((world.logins(), world.bad), (2, Duration::ZERO));
     assert_eq!(world.count(|r| matches!(r, Request::Revoke(_))), 0);
     world.run(700);
-    assert!(world.said.contains(&Output::Ended(QueryId(0))), "its end is said: {:?}", world.said);
+    assert!(
+        world.said.contains(&Output::Ended(QueryId(0))),
+        "its end is said: {:?}",
+        world.said
+    );
 }
 
 #[test]
 fn a_single_use_secret_id_keeps_its_token_to_the_end() {
-    let mut world = World::new(1, 1, life(60, 600), life(600, 900))
-        .fault(|request, _| matches!(request, Request::Login(TokenId(2..))).then_some(Cause::Rejected));
+    let mut world = World::new(1, 1, life(60, 600), life(600, 900)).fault(|request, _| {
+        matches!(request, Request::Login(TokenId(2..))).then_some(Cause::Rejected)
+    });
     world.run(899);
     assert_eq!((world.bad, world.logins()), (Duration::ZERO, 3));
 }
 
 #[test]
 fn what_cannot_be_rendered_is_read_again_slowly() {
-    let query = Query { path: SecretPath::new("q").expect("good"), version: None, refresh: None };
+    let query = Query {
+        path: SecretPath::new("q").expect("good"),
+        version: None,
+        refresh: None,
+    };
     let mut machine = Machine::new(&[query], Pace::new(S(60)), Jitter::seeded(1), at(0));
     machine.step(Input::Tick, at(0));
-    machine.step(Input::LoggedIn(Ok(TokenGrant { ttl: None, renewable: false })), at(0));
+    machine.step(
+        Input::LoggedIn(Ok(TokenGrant {
+            ttl: None,
+            renewable: false,
+        })),
+        at(0),
+    );
     let mut now = at(0);
     let mut reads = 0;
     while now < at(3_600) {
@@ -684,7 +1096,11 @@ fn a_refresh_reads_what_has_no_lease_and_mints_nothing() {
     world.run(12);
     assert_eq!([0, 1, 2].map(|n| world.reads_of(n)), [1, 4, 4]);
     world.run(100);
-    assert_eq!([0, 1, 2].map(|n| world.reads_of(n)), [1, 4, 4], "each took effect once");
+    assert_eq!(
+        [0, 1, 2].map(|n| world.reads_of(n)),
+        [1, 4, 4],
+        "each took effect once"
+    );
 }
 
 #[test]
@@ -695,7 +1111,12 @@ fn a_refresh_while_a_read_is_out_reads_once_more() {
     world.step(login);
     world.step(Input::Refresh);
     world.run(60);
-    let reads: Vec<u64> = world.log.iter().filter(|(_, r)| matches!(r, Request::Read(..))).map(|(at, _)| second(*at)).collect();
+    let reads: Vec<u64> = world
+        .log
+        .iter()
+        .filter(|(_, r)| matches!(r, Request::Read(..)))
+        .map(|(at, _)| second(*at))
+        .collect();
     assert_eq!(reads, [0, 1]);
 }
 
@@ -706,18 +1127,33 @@ fn a_refresh_ends_every_wait_after_a_failure() {
     let table: &[Row] = &[
         (|_| true, |r| matches!(r, Request::Login(_))),
         (is_renewal, is_renewal),
-        (|r| matches!(r, Request::RenewToken(_)), |r| matches!(r, Request::RenewToken(_))),
-        (|r| matches!(r, Request::Read(..)), |r| matches!(r, Request::Read(..))),
+        (
+            |r| matches!(r, Request::RenewToken(_)),
+            |r| matches!(r, Request::RenewToken(_)),
+        ),
+        (
+            |r| matches!(r, Request::Read(..)),
+            |r| matches!(r, Request::Read(..)),
+        ),
     ];
     for (n, (fails, tried)) in table.iter().enumerate() {
-        let mut world = World::new(1, 1, life(1_200, 36_000), life(1_300, 36_000))
-            .fault(move |request, now| (fails(request) && second(now) < 1_000).then_some(Cause::Unavailable));
+        let mut world = World::new(1, 1, life(1_200, 36_000), life(1_300, 36_000)).fault(
+            move |request, now| {
+                (fails(request) && second(now) < 1_000).then_some(Cause::Unavailable)
+            },
+        );
         world.run(999);
         world.step(Input::Tick);
         world.now = at(2_000);
         let before = world.log.len();
         world.step(Input::Refresh);
-        assert!(world.log[before..].iter().any(|(_, request)| tried(request)), "row {n}: {:?}", &world.log[before..]);
+        assert!(
+            world.log[before..]
+                .iter()
+                .any(|(_, request)| tried(request)),
+            "row {n}: {:?}",
+            &world.log[before..]
+        );
         assert_eq!(world.bad, Duration::ZERO, "row {n}");
     }
 }
@@ -730,7 +1166,8 @@ fn what_is_known_of_a_query_follows_its_life() {
     };
     let mut world = World::new(1, 1, life(600, 36_000), life(3_600, 36_000)).fault(down);
     let (leased, polled) = (Subject::Query(QueryId(0)), Subject::Query(QueryId(1)));
-    // (second, of which, trouble, ended, missed): the lease ends in the outage, and the token does; two refreshes are 600 s.
+    // (second, of which, trouble, ended, missed): the lease ends in the outage, and the token does;
+    // two refreshes are 600 s.
     let table = [
         (900, leased, false, false, false),
         (900, polled, false, false, false),
@@ -747,44 +1184,78 @@ fn what_is_known_of_a_query_follows_its_life() {
     for (until, subject, trouble, ended, missed) in table {
         world.run(until);
         let view = world.machine.view(subject, world.now);
-        assert_eq!((view.trouble.is_some(), view.ended, view.missed), (trouble, ended, missed), "{subject:?} at {until} s: {view:?}");
+        assert_eq!(
+            (view.trouble.is_some(), view.ended, view.missed),
+            (trouble, ended, missed),
+            "{subject:?} at {until} s: {view:?}"
+        );
     }
     let view = world.machine.view(leased, world.now);
-    assert!(view.ends.is_some_and(|end| end > world.now) && view.next.is_some_and(|next| next > world.now), "{view:?}");
+    assert!(
+        view.ends.is_some_and(|end| end > world.now)
+            && view.next.is_some_and(|next| next > world.now),
+        "{view:?}"
+    );
     assert_eq!(world.machine.view(polled, world.now).ends, None);
 }
 
 #[test]
 fn what_the_policy_denies_and_is_done_without_is_no_trouble() {
-    let mut world =
-        World::new(1, 0, life(600, 36_000), life(3_600, 36_000)).fault(|request, _| is_renewal(request).then_some(Cause::Denied));
+    let mut world = World::new(1, 0, life(600, 36_000), life(3_600, 36_000))
+        .fault(|request, _| is_renewal(request).then_some(Cause::Denied));
     world.run(500);
     assert_eq!(world.said.len(), 1, "it is said: {:?}", world.said);
-    assert!(world.machine.view(Subject::Query(QueryId(0)), world.now).trouble.is_none());
+    assert!(
+        world
+            .machine
+            .view(Subject::Query(QueryId(0)), world.now)
+            .trouble
+            .is_none()
+    );
 }
 
 /// Whether `a` and `b` ask for the same.
 fn same(a: &Request, b: &Request) -> bool {
     match (a, b) {
-        (Request::Read(a, _), Request::Read(b, _)) | (Request::Renew(a, ..), Request::Renew(b, ..)) => a == b,
-        _ => std::mem::discriminant(a) == std::mem::discriminant(b) && !matches!(a, Request::Read(..) | Request::Renew(..)),
+        (Request::Read(a, _), Request::Read(b, _))
+        | (Request::Renew(a, ..), Request::Renew(b, ..)) => a == b,
+        _ => {
+            std::mem::discriminant(a) == std::mem::discriminant(b)
+                && !matches!(a, Request::Read(..) | Request::Renew(..))
+        }
     }
 }
 
 /// A window of time in which one kind of request is spared, and all others fail.
 fn window() -> impl Strategy<Value = (u64, u64, Cause, usize)> {
-    let causes = [Cause::Unreachable, Cause::RateLimited, Cause::NotFound, Cause::Malformed, Cause::Denied];
-    (0_u64..7_200, 1_u64..3_600, proptest::sample::select(causes.to_vec()), 0_usize..5)
+    let causes = [
+        Cause::Unreachable,
+        Cause::RateLimited,
+        Cause::NotFound,
+        Cause::Malformed,
+        Cause::Denied,
+    ];
+    (
+        0_u64..7_200,
+        1_u64..3_600,
+        proptest::sample::select(causes.to_vec()),
+        0_usize..5,
+    )
 }
 
-fn hits((from, length, cause, spared): &(u64, u64, Cause, usize), request: &Request, now: Moment) -> Option<Cause> {
+fn hits(
+    (from, length, cause, spared): &(u64, u64, Cause, usize),
+    request: &Request,
+    now: Moment,
+) -> Option<Cause> {
     let kind = match request {
         Request::Login(_) => 1,
         Request::Read(..) => 2,
         Request::Renew(..) => 3,
         Request::RenewToken(_) | Request::LookUp(_) | Request::Revoke(_) => 4,
     };
-    // What these would say is true or another cause: the token is dead, the lease is gone, the login is refused.
+    // What these would say is true or another cause: the token is dead, the lease is gone, the
+    // login is refused.
     let real = match request {
         Request::Login(_) | Request::LookUp(_) => *cause != Cause::Denied,
         Request::Renew(..) => *cause != Cause::NotFound,

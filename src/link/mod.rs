@@ -1,5 +1,6 @@
-//! The messages between supervise and a role, over a SEQPACKET pair. Invariants: every message has the same small size;
-//! a dead peer is an event (end of file); a role asks by index into the Plan, never by command, path or pid.
+//! The messages between supervise and a role, over a SEQPACKET pair. Invariants: every message has
+//! the same small size; a dead peer is an event (end of file); a role asks by index into the Plan,
+//! never by command, path or pid.
 
 use crate::exit::Exit;
 use crate::names::{HookId, NoSwapProof};
@@ -35,7 +36,8 @@ pub enum ToRole {
     GiveUp,
     /// `fetch`: answer with `Alive`, so that supervise knows that the loop turns.
     Ping,
-    /// `fetch`: why files on a tmpfs could now reach a swap, for the report; `None` when they cannot any more.
+    /// `fetch`: why files on a tmpfs could now reach a swap, for the report; `None` when they
+    /// cannot any more.
     Swap(Option<NoSwapProof>),
 }
 
@@ -134,7 +136,11 @@ impl End {
     /// # Errors
     /// `WouldBlock` when the peer does not read, `BrokenPipe` when it is gone.
     pub fn send<M: Message>(&self, message: &M) -> io::Result<()> {
-        send(self.0.as_raw_fd(), &message.encode(), MsgFlags::MSG_NOSIGNAL)?;
+        send(
+            self.0.as_raw_fd(),
+            &message.encode(),
+            MsgFlags::MSG_NOSIGNAL,
+        )?;
         Ok(())
     }
 
@@ -163,17 +169,34 @@ mod tests {
     fn messages_arrive_and_the_end_is_seen() {
         let (a, b) = pair().expect("socketpair");
         assert_eq!(b.receive::<FromRole>(), Received::Empty);
-        for message in [FromRole::Ready, FromRole::Changed(HookId(0x102)), FromRole::Failed(Exit::Login), FromRole::Alive] {
+        for message in [
+            FromRole::Ready,
+            FromRole::Changed(HookId(0x102)),
+            FromRole::Failed(Exit::Login),
+            FromRole::Alive,
+        ] {
             a.send(&message).expect("send");
             assert_eq!(b.receive::<FromRole>(), Received::Message(message));
         }
-        let swaps = [None, Some(NoSwapProof::Unknown), Some(NoSwapProof::Reachable), Some(NoSwapProof::CgroupV1)].map(ToRole::Swap);
-        for message in [ToRole::Stop, ToRole::GiveUp, ToRole::Refresh, ToRole::Ping].into_iter().chain(swaps) {
+        let swaps = [
+            None,
+            Some(NoSwapProof::Unknown),
+            Some(NoSwapProof::Reachable),
+            Some(NoSwapProof::CgroupV1),
+        ]
+        .map(ToRole::Swap);
+        for message in [ToRole::Stop, ToRole::GiveUp, ToRole::Refresh, ToRole::Ping]
+            .into_iter()
+            .chain(swaps)
+        {
             b.send(&message).expect("send");
             assert_eq!(a.receive::<ToRole>(), Received::Message(message));
         }
         drop(a);
         assert_eq!(b.receive::<FromRole>(), Received::Closed);
-        assert_eq!(b.send(&ToRole::Stop).expect_err("the peer is gone").kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(
+            b.send(&ToRole::Stop).expect_err("the peer is gone").kind(),
+            io::ErrorKind::BrokenPipe
+        );
     }
 }

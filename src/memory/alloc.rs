@@ -1,5 +1,5 @@
-//! An allocator that wipes what it frees, so that copies made by libraries (TLS, HTTP, JSON) do not outlive their use.
-//! Invariant: no byte goes back to the system's allocator before it is zero.
+//! An allocator that wipes what it frees, so that copies made by libraries (TLS, HTTP, JSON) do not
+//! outlive their use. Invariant: no byte goes back to the system's allocator before it is zero.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -14,8 +14,9 @@ const PIECE: usize = 1 << 16;
 #[derive(Debug)]
 pub struct Wiping;
 
-// SAFETY: every call is handed to `System` with the caller's own arguments. `realloc` is the trait's own, which allocates,
-// copies and frees through this allocator: it never lets `System` move a block and leave its old bytes behind.
+// SAFETY: every call is handed to `System` with the caller's own arguments. `realloc` is the
+// trait's own, which allocates, copies and frees through this allocator: it never lets `System`
+// move a block and leave its old bytes behind.
 unsafe impl GlobalAlloc for Wiping {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps `GlobalAlloc::alloc`'s contract.
@@ -35,13 +36,18 @@ unsafe impl GlobalAlloc for Wiping {
     }
 }
 
-/// Wipes a block, leaving out the pages of a large one that were never touched: fuser's buffer has 16 MiB, of which it
-/// uses a page, and making the others only to wipe them would take longer than everything else at start.
+/// Wipes a block, leaving out the pages of a large one that were never touched: fuser's buffer has
+/// 16 MiB, of which it uses a page, and making the others only to wipe them would take longer than
+/// everything else at start.
 ///
 /// # Safety
 /// As `memory::wipe`.
 unsafe fn wipe_touched(at: *mut u8, len: usize) {
-    let head = if len < LARGE { len } else { at.align_offset(PIECE) };
+    let head = if len < LARGE {
+        len
+    } else {
+        at.align_offset(PIECE)
+    };
     let middle = (len - head) / PIECE * PIECE;
     let pieces = at.wrapping_add(head);
     // SAFETY: each is a part of the block that the caller gives up.
@@ -69,12 +75,12 @@ unsafe fn wipe_pieces(at: *mut u8, len: usize, span: usize) {
     }
 }
 
-/// Whether any page of this range of at most `SPAN` bytes, which begins at a page, is in memory. One that is not holds zeros,
-/// or is in a swap, where no wipe reaches it.
+/// Whether any page of this range of at most `SPAN` bytes, which begins at a page, is in memory.
+/// One that is not holds zeros, or is in a swap, where no wipe reaches it.
 fn is_touched(at: *mut u8, len: usize) -> bool {
     let mut pages = [0_u8; SPAN / 4096];
-    // SAFETY: the range is a mapping (a part of a live block) that begins at a page; the vector has a byte for each page
-    // even where pages are of the least size, 4 KiB.
+    // SAFETY: the range is a mapping (a part of a live block) that begins at a page; the vector has
+    // a byte for each page even where pages are of the least size, 4 KiB.
     let asked = unsafe { libc::mincore(at.cast(), len, pages.as_mut_ptr()) };
     asked != 0 || pages.iter().any(|page| page & 1 == 1)
 }
@@ -83,7 +89,8 @@ fn is_touched(at: *mut u8, len: usize) -> bool {
 mod tests {
     use super::*;
 
-    /// Reads a freed block through a second owner: a fixed buffer that stands in for the system's heap.
+    /// Reads a freed block through a second owner: a fixed buffer that stands in for the system's
+    /// heap.
     #[test]
     fn a_wiped_block_is_zero() {
         let mut block = *b"hunter2 hunter2 hunter2 hunter2!";
@@ -93,7 +100,8 @@ mod tests {
         assert_eq!(&block[16..], b"hunter2 hunter2!");
     }
 
-    /// A large block is wiped wherever it was written, at its unaligned ends too, and nowhere else made resident.
+    /// A large block is wiped wherever it was written, at its unaligned ends too, and nowhere else
+    /// made resident.
     #[test]
     fn a_large_block_is_wiped_where_it_was_touched() {
         let len = 8 * LARGE;

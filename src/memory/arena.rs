@@ -1,11 +1,14 @@
-//! The one locked mapping that supervise makes and every role inherits: *book* and *heap*, which `fetch` writes, and
-//! *desk*, which `serve` writes. Invariants: the tables are plain structs of atomics at fixed places, so that a role that
-//! is born again finds them as its predecessor left them; the heap is reached only through bounds-checked copies.
+//! The one locked mapping that supervise makes and every role inherits: *book* and *heap*, which
+//! `fetch` writes, and *desk*, which `serve` writes. Invariants: the tables are plain structs of
+//! atomics at fixed places, so that a role that is born again finds them as its predecessor left
+//! them; the heap is reached only through bounds-checked copies.
 
 use super::MemoryError;
 use crate::clock::Moment;
 use crate::names::{FileId, FileName, Owner, Past, Recovery, Role};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mprotect, munmap};
+use nix::sys::mman::{
+    MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mprotect, munmap,
+};
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
@@ -18,7 +21,8 @@ use std::time::Duration;
 const MAGIC: u64 = u64::from_be_bytes(*b"baofs\0\0\x01");
 /// Size when none is asked for and the limit allows it.
 const DEFAULT_SIZE: usize = 4 << 20;
-/// Versions of one file that can exist at once: as many as an eighth of the arena can describe, within these bounds.
+/// Versions of one file that can exist at once: as many as an eighth of the arena can describe,
+/// within these bounds.
 const VERSIONS: (usize, usize) = (4, 64);
 
 /// What the arena must know of a served file; its index is the `FileId`.
@@ -39,7 +43,8 @@ pub struct FileSpec {
 pub enum Place {
     /// In the directory, announced with each change.
     Listed,
-    /// In the directory of the agent's own state, which is found by name and not listed; never announced.
+    /// In the directory of the agent's own state, which is found by name and not listed; never
+    /// announced.
     State,
     /// Nowhere: what `fetch` writes down for its successor.
     Journal,
@@ -98,7 +103,8 @@ pub struct BookFile {
 #[repr(C)]
 #[derive(Debug)]
 pub struct Record {
-    /// Serial number, never used again: the record's index plus a multiple of the number of records.
+    /// Serial number, never used again: the record's index plus a multiple of the number of
+    /// records.
     pub nodeid: AtomicU64,
     /// The generation that it came with.
     pub generation: AtomicU64,
@@ -141,7 +147,8 @@ pub struct DeskHead {
     pub opens: AtomicU64,
     /// Reads that failed because their version was evicted.
     pub evicted: AtomicU64,
-    /// Counts up when `serve` begins an operation and when it ends one: odd while it is in one, and changing while it works.
+    /// Counts up when `serve` begins an operation and when it ends one: odd while it is in one,
+    /// and changing while it works.
     pub work: AtomicU64,
     /// Reads whose bytes the kernel keeps as pages (`sendfile`, `splice`, `mmap`).
     pub kept: AtomicU64,
@@ -186,13 +193,24 @@ struct Layout {
 impl Layout {
     /// The layout of `size` bytes for `files` files, or the least size for so many.
     fn new(size: usize, files: usize, page: usize) -> Result<Self, usize> {
-        let per_file = (size / 8 / size_of::<Record>() / files.max(1)).clamp(VERSIONS.0, VERSIONS.1);
+        let per_file =
+            (size / 8 / size_of::<Record>() / files.max(1)).clamp(VERSIONS.0, VERSIONS.1);
         let records = per_file * files.max(1);
-        let heap = Self::records_at(files).saturating_add(records * size_of::<Record>()).next_multiple_of(page);
-        let desk_len = (Self::refs_at(files) + 2 * records * size_of::<AtomicU64>()).next_multiple_of(page);
+        let heap = Self::records_at(files)
+            .saturating_add(records * size_of::<Record>())
+            .next_multiple_of(page);
+        let desk_len =
+            (Self::refs_at(files) + 2 * records * size_of::<AtomicU64>()).next_multiple_of(page);
         let size = size / page * page;
         match size.checked_sub(heap + desk_len) {
-            Some(heap_len) if heap_len >= page => Ok(Self { files, records, heap, heap_len, desk: heap + heap_len, size }),
+            Some(heap_len) if heap_len >= page => Ok(Self {
+                files,
+                records,
+                heap,
+                heap_len,
+                desk: heap + heap_len,
+                size,
+            }),
             Some(_) | None => Err(heap + desk_len + page),
         }
     }
@@ -216,74 +234,128 @@ pub struct Arena {
     files: Vec<FileSpec>,
 }
 
-// SAFETY: the mapping lives as long as the value; everything in it is reached through atomics, or through the copies of
-// `read`, `write` and `wipe`, whose callers check versions (see there).
+// SAFETY: the mapping lives as long as the value; everything in it is reached through atomics, or
+// through the copies of `read`, `write` and `wipe`, whose callers check versions (see there).
 unsafe impl Send for Arena {}
 // SAFETY: as above.
 unsafe impl Sync for Arena {}
 
 impl fmt::Debug for Arena {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Arena").field("layout", &self.layout).field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("Arena")
+            .field("layout", &self.layout)
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
     }
 }
 
 impl Arena {
-    /// Maps and locks `size` bytes (default: the smaller of 4 MiB and `RLIMIT_MEMLOCK`, raised to its hard limit) for these
-    /// files. To be called by supervise, before any fork.
+    /// Maps and locks `size` bytes (default: the smaller of 4 MiB and `RLIMIT_MEMLOCK`, raised to
+    /// its hard limit) for these files. To be called by supervise, before any fork.
     ///
     /// # Errors
     /// `NotLocked` with the flag that helps; `TooSmall` when the tables alone would fill it.
-    pub fn create(files: Vec<FileSpec>, size: Option<usize>, kind: Kind) -> Result<Self, MemoryError> {
+    pub fn create(
+        files: Vec<FileSpec>,
+        size: Option<usize>,
+        kind: Kind,
+    ) -> Result<Self, MemoryError> {
         let limit = super::lockable();
-        let wanted = size.unwrap_or_else(|| DEFAULT_SIZE.min(usize::try_from(limit).unwrap_or(usize::MAX)));
-        let not_locked = |wanted, cause| MemoryError::NotLocked { what: "secrets", wanted, limit, cause };
+        let wanted =
+            size.unwrap_or_else(|| DEFAULT_SIZE.min(usize::try_from(limit).unwrap_or(usize::MAX)));
+        let not_locked = |wanted, cause| MemoryError::NotLocked {
+            what: "secrets",
+            wanted,
+            limit,
+            cause,
+        };
         let layout = Layout::new(wanted, files.len(), page_size()).map_err(|least| match size {
-            Some(size) => MemoryError::TooSmall { size, files: files.iter().filter(|file| file.place == Place::Listed).count(), least },
+            Some(size) => MemoryError::TooSmall {
+                size,
+                files: files
+                    .iter()
+                    .filter(|file| file.place == Place::Listed)
+                    .count(),
+                least,
+            },
             None => not_locked(least, io::ErrorKind::OutOfMemory.into()),
         })?;
         let (at, kind) = map(layout.size, kind).map_err(|cause| not_locked(layout.size, cause))?;
-        let arena = Self { at, layout, kind, files };
+        let arena = Self {
+            at,
+            layout,
+            kind,
+            files,
+        };
         arena.head().magic.store(MAGIC, Ordering::SeqCst);
         Ok(arena)
     }
 
-    /// Notes the present `serve`: the calling process, which answers from now on, after so many that died.
+    /// Notes the present `serve`: the calling process, which answers from now on, after so many
+    /// that died.
     ///
     /// `fetch` may read meanwhile: the process id is 0 until the other words belong to it.
     pub fn serve_was_born(&self, past: Past, recovery: Recovery, now: Moment) {
         let desk = self.desk_head();
         desk.pid.store(0, Ordering::SeqCst);
         desk.deaths.store(past.deaths, Ordering::SeqCst);
-        desk.crashes.store(u64::from(past.crashes), Ordering::SeqCst);
-        desk.born.store(u64::try_from(now.since_origin().as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
+        desk.crashes
+            .store(u64::from(past.crashes), Ordering::SeqCst);
+        desk.born.store(
+            u64::try_from(now.since_origin().as_millis()).unwrap_or(u64::MAX),
+            Ordering::SeqCst,
+        );
         desk.recovery.store(recovery as u64 + 1, Ordering::SeqCst);
-        desk.pid.store(u64::from(std::process::id()), Ordering::SeqCst);
-        // A predecessor may have died in the middle of an operation, which comes back or is given up.
-        desk.work.fetch_add(desk.work.load(Ordering::Relaxed) & 1, Ordering::Relaxed);
+        desk.pid
+            .store(u64::from(std::process::id()), Ordering::SeqCst);
+        // A predecessor may have died in the middle of an operation, which comes back or is given
+        // up.
+        desk.work
+            .fetch_add(desk.work.load(Ordering::Relaxed) & 1, Ordering::Relaxed);
     }
 
-    /// The last `serve` that began to answer; `None` before the first one, and at the moment in which one begins.
+    /// The last `serve` that began to answer; `None` before the first one, and at the moment in
+    /// which one begins.
     #[must_use]
     pub fn last_serve(&self) -> Option<Serving> {
         let desk = self.desk_head();
-        let words = [&desk.pid, &desk.deaths, &desk.crashes, &desk.born, &desk.recovery].map(|word| word.load(Ordering::SeqCst));
+        let words = [
+            &desk.pid,
+            &desk.deaths,
+            &desk.crashes,
+            &desk.born,
+            &desk.recovery,
+        ]
+        .map(|word| word.load(Ordering::SeqCst));
         let [pid, deaths, crashes, born, recovery] = words;
         if pid == 0 || desk.pid.load(Ordering::SeqCst) != pid {
             return None;
         }
-        let recovery = [Recovery::Resend, Recovery::Interrupt].into_iter().find(|known| *known as u64 + 1 == recovery)?;
-        let past = Past { deaths, crashes: u32::try_from(crashes).ok()? };
-        Some(Serving { past, pid: i32::try_from(pid).ok()?, born: Moment::at(Duration::from_millis(born)), recovery })
+        let recovery = [Recovery::Resend, Recovery::Interrupt]
+            .into_iter()
+            .find(|known| *known as u64 + 1 == recovery)?;
+        let past = Past {
+            deaths,
+            crashes: u32::try_from(crashes).ok()?,
+        };
+        Some(Serving {
+            past,
+            pid: i32::try_from(pid).ok()?,
+            born: Moment::at(Duration::from_millis(born)),
+            recovery,
+        })
     }
 
-    /// Makes the parts that `role` does not write read-only in this process: a guard against its bugs. To be called by
-    /// each role right after its fork.
+    /// Makes the parts that `role` does not write read-only in this process: a guard against its
+    /// bugs. To be called by each role right after its fork.
     ///
     /// # Errors
     /// None is known.
     pub fn protect_for(&self, role: Role) -> io::Result<()> {
-        let (book, heap) = ((0, self.layout.heap), (self.layout.heap, self.layout.heap_len));
+        let (book, heap) = (
+            (0, self.layout.heap),
+            (self.layout.heap, self.layout.heap_len),
+        );
         let desk = (self.layout.desk, self.layout.size - self.layout.desk);
         let foreign = match role {
             Role::Fetch => vec![desk],
@@ -291,14 +363,15 @@ impl Arena {
             Role::Supervise => vec![book, heap, desk],
         };
         for (at, len) in foreign {
-            // SAFETY: the range is a page-aligned part of our mapping, and this process writes it no more.
+            // SAFETY: the range is a page-aligned part of our mapping, and this process writes it
+            // no more.
             unsafe { mprotect(self.address(at).cast(), len, ProtFlags::PROT_READ) }?;
         }
         Ok(())
     }
 
-    /// Runs `fork` while a child does not inherit the mapping: for a program of others, which is not to find it between fork and
-    /// exec. Such a child must not use the arena.
+    /// Runs `fork` while a child does not inherit the mapping: for a program of others, which is
+    /// not to find it between fork and exec. Such a child must not use the arena.
     ///
     /// # Errors
     /// Those of `fork`, and of `madvise(2)` (`MADV_DONTFORK`), of which none is known.
@@ -310,7 +383,8 @@ impl Arena {
     }
 
     fn advise(&self, advice: MmapAdvise) -> io::Result<()> {
-        // SAFETY: the range is our mapping, and the advice is about children: its content and its place stay.
+        // SAFETY: the range is our mapping, and the advice is about children: its content and its
+        // place stay.
         Ok(unsafe { madvise(self.at.cast(), self.layout.size, advice) }?)
     }
 
@@ -334,7 +408,11 @@ impl Arena {
 
     /// Those of one place.
     pub fn files_in(&self, place: Place) -> impl Iterator<Item = FileId> {
-        (0_u32..).map(FileId).zip(&self.files).filter(move |(_, spec)| spec.place == place).map(|(file, _)| file)
+        (0_u32..)
+            .map(FileId)
+            .zip(&self.files)
+            .filter(move |(_, spec)| spec.place == place)
+            .map(|(file, _)| file)
     }
 
     /// Where a file is found.
@@ -389,29 +467,36 @@ impl Arena {
     /// One word for each record; `snapshot` says what is in it.
     #[must_use]
     pub fn refs(&self) -> &[AtomicU64] {
-        self.table(self.layout.desk + Layout::refs_at(self.layout.files), self.layout.records)
+        self.table(
+            self.layout.desk + Layout::refs_at(self.layout.files),
+            self.layout.records,
+        )
     }
 
-    /// One more for each record: what pages of it the kernel may keep; `snapshot` says what is in it.
+    /// One more for each record: what pages of it the kernel may keep; `snapshot` says what is in
+    /// it.
     #[must_use]
     pub fn kept(&self) -> &[AtomicU64] {
         let at = Layout::refs_at(self.layout.files) + self.layout.records * size_of::<AtomicU64>();
         self.table(self.layout.desk + at, self.layout.records)
     }
 
-    /// Copies bytes of the heap out; `None` when the range leaves it. Another process may overwrite them meanwhile: whoever
-    /// reads checks the record afterwards and discards the copy if it changed.
+    /// Copies bytes of the heap out; `None` when the range leaves it. Another process may overwrite
+    /// them meanwhile: whoever reads checks the record afterwards and discards the copy if it
+    /// changed.
     #[must_use]
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Option<()> {
         let from = self.heap(offset, into.len())?;
-        // SAFETY: the range is inside the mapping and `into` is our own; torn bytes are discarded by the caller.
+        // SAFETY: the range is inside the mapping and `into` is our own; torn bytes are discarded
+        // by the caller.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into.as_mut_ptr(), into.len()) };
         // The check of the record that follows must not be moved before the copy.
         fence(Ordering::SeqCst);
         Some(())
     }
 
-    /// Copies bytes into the heap; `None` when the range leaves it. Only `fetch`, and only into space of no live record.
+    /// Copies bytes into the heap; `None` when the range leaves it. Only `fetch`, and only into
+    /// space of no live record.
     #[must_use]
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Option<()> {
         let to = self.heap(offset, bytes.len())?;
@@ -421,7 +506,8 @@ impl Arena {
         Some(())
     }
 
-    /// Overwrites bytes of the heap with zeros; `None` when the range leaves it. Only `fetch`, after the record was marked.
+    /// Overwrites bytes of the heap with zeros; `None` when the range leaves it. Only `fetch`,
+    /// after the record was marked.
     #[must_use]
     pub fn wipe(&self, offset: u64, len: u64) -> Option<()> {
         let len = usize::try_from(len).ok()?;
@@ -435,22 +521,29 @@ impl Arena {
     /// The place of `len` bytes of the heap.
     fn heap(&self, offset: u64, len: usize) -> Option<NonNull<u8>> {
         let offset = usize::try_from(offset).ok()?;
-        (offset.checked_add(len)? <= self.layout.heap_len).then(|| self.address(self.layout.heap + offset))
+        (offset.checked_add(len)? <= self.layout.heap_len)
+            .then(|| self.address(self.layout.heap + offset))
     }
 
     /// An address inside the mapping.
     fn address(&self, at: usize) -> NonNull<u8> {
-        assert!(at < self.layout.size.max(1) || at == self.layout.size, "places come from the layout");
+        assert!(
+            at < self.layout.size.max(1) || at == self.layout.size,
+            "places come from the layout"
+        );
         // SAFETY: `at` is at most the size of the mapping.
         unsafe { self.at.add(at) }
     }
 
     /// A table inside the mapping.
     fn table<T: Words>(&self, at: usize, count: usize) -> &[T] {
-        assert!(at + count * size_of::<T>() <= self.layout.size && at.is_multiple_of(align_of::<T>()), "tables come from the layout");
+        assert!(
+            at + count * size_of::<T>() <= self.layout.size && at.is_multiple_of(align_of::<T>()),
+            "tables come from the layout"
+        );
         let first = self.address(at).cast::<T>();
-        // SAFETY: the table is inside the mapping and aligned (checked above), it lives as long as `self`, any bytes are
-        // valid for `Words`, and writes go through atomics.
+        // SAFETY: the table is inside the mapping and aligned (checked above), it lives as long as
+        // `self`, any bytes are valid for `Words`, and writes go through atomics.
         unsafe { std::slice::from_raw_parts(first.as_ptr(), count) }
     }
 }
@@ -463,8 +556,11 @@ impl Drop for Arena {
 }
 
 fn page_size() -> usize {
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
-    page.and_then(|page| usize::try_from(page).ok()).unwrap_or(65536)
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten();
+    page.and_then(|page| usize::try_from(page).ok())
+        .unwrap_or(65536)
 }
 
 fn map(size: usize, kind: Kind) -> io::Result<(NonNull<u8>, Kind)> {
@@ -473,7 +569,14 @@ fn map(size: usize, kind: Kind) -> io::Result<(NonNull<u8>, Kind)> {
         Kind::Locked => map_locked(length),
         Kind::Secret => match secret_fd() {
             Ok(fd) => map_secret(&fd, length),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) => map_locked(length),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)
+                ) =>
+            {
+                map_locked(length)
+            }
             Err(error) => Err(error),
         },
     }
@@ -492,11 +595,21 @@ fn secret_fd() -> io::Result<OwnedFd> {
     }
 }
 
-/// The descriptor is closed by the caller right after: while it is open, `pidfd_getfd` gives the bytes away.
+/// The descriptor is closed by the caller right after: while it is open, `pidfd_getfd` gives the
+/// bytes away.
 fn map_secret(fd: &OwnedFd, length: NonZeroUsize) -> io::Result<(NonNull<u8>, Kind)> {
     nix::unistd::ftruncate(fd, i64::try_from(length.get()).map_err(io::Error::other)?)?;
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
-    let at = unsafe { mmap(None, length, READ_WRITE, MapFlags::MAP_SHARED, fd.as_fd(), 0) }?;
+    let at = unsafe {
+        mmap(
+            None,
+            length,
+            READ_WRITE,
+            MapFlags::MAP_SHARED,
+            fd.as_fd(),
+            0,
+        )
+    }?;
     Ok((at.cast(), Kind::Secret))
 }
 
@@ -520,18 +633,39 @@ mod tests {
     use super::*;
 
     fn specs(count: usize) -> Vec<FileSpec> {
-        let owner = Owner { uid: 1000, gid: 1000 };
+        let owner = Owner {
+            uid: 1000,
+            gid: 1000,
+        };
         (0..count)
-            .map(|i| FileSpec { name: FileName::new(&format!("f{i}")).expect("name"), owner, mode: 0o400, place: Place::Listed })
+            .map(|i| FileSpec {
+                name: FileName::new(&format!("f{i}")).expect("name"),
+                owner,
+                mode: 0o400,
+                place: Place::Listed,
+            })
             .collect()
     }
 
     #[test]
     fn layouts() {
-        for (size, files) in [(65536, 10), (4 << 20, 10), (4 << 20, 300), (65536, 1), (1 << 20, 0)] {
+        for (size, files) in [
+            (65536, 10),
+            (4 << 20, 10),
+            (4 << 20, 300),
+            (65536, 1),
+            (1 << 20, 0),
+        ] {
             let layout = Layout::new(size, files, 4096).expect("fits");
-            assert_eq!((layout.heap % 4096, layout.desk % 4096, layout.size), (0, 0, size), "{layout:?}");
-            assert!(layout.heap_len * 2 >= size / 2 || size == 65536, "{layout:?}");
+            assert_eq!(
+                (layout.heap % 4096, layout.desk % 4096, layout.size),
+                (0, 0, size),
+                "{layout:?}"
+            );
+            assert!(
+                layout.heap_len * 2 >= size / 2 || size == 65536,
+                "{layout:?}"
+            );
             assert_eq!(layout.records % files.max(1), 0);
         }
         let least = Layout::new(4096, 10, 4096).expect_err("too small");
@@ -542,7 +676,8 @@ mod tests {
     #[test]
     fn both_kinds_hold_bytes_and_forget_them() {
         for kind in [Kind::Secret, Kind::Locked] {
-            let arena = Arena::create(specs(2), Some(256 << 10), kind).expect("256 KiB can be locked");
+            let arena =
+                Arena::create(specs(2), Some(256 << 10), kind).expect("256 KiB can be locked");
             assert!(arena.is_intact());
             assert!(kind == Kind::Secret || arena.kind() == Kind::Locked);
             arena.write(100, b"hunter2").expect("inside");
@@ -561,7 +696,12 @@ mod tests {
 
     #[test]
     fn too_small_names_both_figures() {
-        let error = Arena::create(specs(3), Some(4096), Kind::Locked).expect_err("too small").to_string();
-        assert!(error.contains("4096 bytes") && error.contains("3 files") && error.contains("hint:"), "{error}");
+        let error = Arena::create(specs(3), Some(4096), Kind::Locked)
+            .expect_err("too small")
+            .to_string();
+        assert!(
+            error.contains("4096 bytes") && error.contains("3 files") && error.contains("hint:"),
+            "{error}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! A private locked buffer for bytes on their way out: the kernel cannot send from the arena itself (`writev` from
-//! `memfd_secret` is EFAULT). Invariant: it holds a secret only while it is lent.
+//! A private locked buffer for bytes on their way out: the kernel cannot send from the arena itself
+//! (`writev` from `memfd_secret` is EFAULT). Invariant: it holds a secret only while it is lent.
 
 use super::MemoryError;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
@@ -30,10 +30,23 @@ impl Bounce {
     /// `NotLocked` when `RLIMIT_MEMLOCK` is below its size.
     pub fn new() -> Result<Self, MemoryError> {
         let limit = super::lockable();
-        let refused = |errno: nix::errno::Errno| MemoryError::NotLocked { what: "replies", wanted: Self::SIZE, limit, cause: errno.into() };
-        // SAFETY: a new private mapping at an address of the kernel's choice touches no memory in use.
-        let at = unsafe { mmap_anonymous(None, LENGTH, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE) }
-            .map_err(refused)?;
+        let refused = |errno: nix::errno::Errno| MemoryError::NotLocked {
+            what: "replies",
+            wanted: Self::SIZE,
+            limit,
+            cause: errno.into(),
+        };
+        // SAFETY: a new private mapping at an address of the kernel's choice touches no memory in
+        // use.
+        let at = unsafe {
+            mmap_anonymous(
+                None,
+                LENGTH,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_PRIVATE,
+            )
+        }
+        .map_err(refused)?;
         let bounce = Self { at: at.cast() };
         // SAFETY: the range is the mapping just made.
         unsafe { madvise(at, Self::SIZE, MmapAdvise::MADV_DONTDUMP) }.map_err(refused)?;
@@ -44,7 +57,10 @@ impl Bounce {
 
     /// Lends the first `len` bytes (at most `SIZE`); they are wiped when the loan ends.
     pub fn lend(&mut self, len: usize) -> Lent<'_> {
-        Lent { len: len.min(Self::SIZE), bounce: self }
+        Lent {
+            len: len.min(Self::SIZE),
+            bounce: self,
+        }
     }
 }
 
@@ -56,7 +72,8 @@ impl fmt::Debug for Bounce {
 
 impl Drop for Bounce {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, nothing borrows from it any more, and it is used no more. It is unlocked with it.
+        // SAFETY: the mapping is ours, nothing borrows from it any more, and it is used no more. It
+        // is unlocked with it.
         let _ = unsafe { munmap(self.at.cast(), Self::SIZE) };
     }
 }
@@ -71,7 +88,8 @@ impl Deref for Lent<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the mapping has at least `len` bytes, initialised to zero by the kernel, and is borrowed for as long.
+        // SAFETY: the mapping has at least `len` bytes, initialised to zero by the kernel, and is
+        // borrowed for as long.
         unsafe { std::slice::from_raw_parts(self.bounce.at.as_ptr(), self.len) }
     }
 }
@@ -106,11 +124,18 @@ mod tests {
     fn its_pages_are_locked_and_not_dumped() {
         let bounce = Bounce::new().expect("64 KiB can be locked");
         let maps = std::fs::read_to_string("/proc/self/smaps").expect("/proc is mounted");
-        let ours = maps.split_inclusive("VmFlags:").zip(maps.split("VmFlags:").skip(1)).find_map(|(map, flags)| {
-            let range = map.lines().find_map(|line| line.split_once(' ')?.0.split_once('-'))?;
-            let bound = |hex| usize::from_str_radix(hex, 16).ok();
-            (bound(range.0)?..bound(range.1)?).contains(&(bounce.at.as_ptr() as usize)).then(|| flags.lines().next())?
-        });
+        let ours = maps
+            .split_inclusive("VmFlags:")
+            .zip(maps.split("VmFlags:").skip(1))
+            .find_map(|(map, flags)| {
+                let range = map
+                    .lines()
+                    .find_map(|line| line.split_once(' ')?.0.split_once('-'))?;
+                let bound = |hex| usize::from_str_radix(hex, 16).ok();
+                (bound(range.0)?..bound(range.1)?)
+                    .contains(&(bounce.at.as_ptr() as usize))
+                    .then(|| flags.lines().next())?
+            });
         let flags = ours.expect("the mapping is listed");
         assert!(flags.contains(" lo") && flags.contains(" dd"), "{flags}");
     }

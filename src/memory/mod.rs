@@ -1,6 +1,7 @@
-//! Memory for secrets: the arena of locked pages that all processes share, a locked bounce buffer, a heap that is wiped
-//! when it is freed, and processes that leave no core. Invariants: locked bytes have no `Clone`, no `Display` and no
-//! `Debug` of their content, and every wipe is one that the compiler cannot leave out.
+//! Memory for secrets: the arena of locked pages that all processes share, a locked bounce buffer,
+//! a heap that is wiped when it is freed, and processes that leave no core. Invariants: locked
+//! bytes have no `Clone`, no `Display` and no `Debug` of their content, and every wipe is one that
+//! the compiler cannot leave out.
 #![allow(unsafe_code, reason = "this is one of the two gates")]
 
 pub mod alloc;
@@ -41,7 +42,12 @@ pub enum MemoryError {
 impl fmt::Display for MemoryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotLocked { what, wanted, limit, cause } => write!(
+            Self::NotLocked {
+                what,
+                wanted,
+                limit,
+                cause,
+            } => write!(
                 f,
                 "cannot lock {wanted} bytes of memory for {what} (RLIMIT_MEMLOCK is {limit}): {cause}; \
                  hint: start the container with `--ulimit memlock=8388608`, or make `filesystem.size` smaller"
@@ -58,8 +64,9 @@ impl fmt::Display for MemoryError {
 
 impl std::error::Error for MemoryError {}
 
-/// Makes this process not dumpable: no core, no ptrace and no `/proc/PID/mem` for others of the same user. Every process
-/// of the agent calls it, after whatever needs its own `/proc` files (id maps of a user namespace).
+/// Makes this process not dumpable: no core, no ptrace and no `/proc/PID/mem` for others of the
+/// same user. Every process of the agent calls it, after whatever needs its own `/proc` files (id
+/// maps of a user namespace).
 ///
 /// # Errors
 /// None is known; a sandbox may refuse the call.
@@ -67,7 +74,8 @@ pub fn harden() -> Result<(), MemoryError> {
     nix::sys::prctl::set_dumpable(false).map_err(|errno| MemoryError::NotHardened(errno.into()))
 }
 
-/// Lowers `RLIMIT_CORE` to 0 for good. Only for roles: the application would inherit it from supervise.
+/// Lowers `RLIMIT_CORE` to 0 for good. Only for roles: the application would inherit it from
+/// supervise.
 ///
 /// # Errors
 /// None is known: lowering needs no right.
@@ -77,7 +85,9 @@ pub fn forbid_cores() -> Result<(), MemoryError> {
 
 /// Raises the soft `RLIMIT_MEMLOCK` to the hard one and returns it.
 fn lockable() -> u64 {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK) else { return 0 };
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK) else {
+        return 0;
+    };
     if soft < hard && setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard).is_err() {
         return soft;
     }
@@ -91,6 +101,7 @@ fn lockable() -> u64 {
 unsafe fn wipe(at: *mut u8, len: usize) {
     // SAFETY: the caller promises that the bytes are writable and not borrowed.
     unsafe { std::ptr::write_bytes(at, 0, len) };
-    // The compiler must assume that somebody reads through this pointer, so the zeros above cannot be left out.
+    // The compiler must assume that somebody reads through this pointer, so the zeros above cannot
+    // be left out.
     zeroize::optimization_barrier(&at);
 }

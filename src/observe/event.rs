@@ -1,6 +1,6 @@
-//! The closed set of events: each is one decision, one line. A field is a name, a number, a path, or a message that its
-//! maker has promised to hold no value. Invariant: whatever a message repeats, the line is short and has no control character:
-//! every text passes `line`.
+//! The closed set of events: each is one decision, one line. A field is a name, a number, a path,
+//! or a message that its maker has promised to hold no value. Invariant: whatever a message
+//! repeats, the line is short and has no control character: every text passes `line`.
 
 use crate::names::{FileName, Generation, Role};
 use crate::shown::ShownLine;
@@ -211,7 +211,9 @@ impl Event<'_> {
     /// Writes it.
     pub fn emit(&self) {
         match self {
-            Self::Mounted { path, how } => info!(path = %line(&path.to_string_lossy()), how, "serving"),
+            Self::Mounted { path, how } => {
+                info!(path = %line(&path.to_string_lossy()), how, "serving")
+            }
             Self::Hides { path, entries } => {
                 warn!(path = %line(&path.to_string_lossy()), entries, "the mount hides what is in the directory");
             }
@@ -223,46 +225,100 @@ impl Event<'_> {
                 let path = line(&path.to_string_lossy());
                 warn!(%path, "the mount appears in other mount namespaces, too: the one beneath it is shared");
             }
-            Self::FallingBack { cause } => warn!(cause = line(cause).as_str(), "FUSE is refused; falling back to tmpfs"),
-            Self::SwapAllowed { cause } => warn!(cause = line(cause).as_str(), "secrets may reach a swap: --allow-swap"),
-            Self::SwapFound { cause: Some(cause) } => warn!(cause, "secrets may reach a swap that was turned on since the start"),
+            Self::FallingBack { cause } => warn!(
+                cause = line(cause).as_str(),
+                "FUSE is refused; falling back to tmpfs"
+            ),
+            Self::SwapAllowed { cause } => warn!(
+                cause = line(cause).as_str(),
+                "secrets may reach a swap: --allow-swap"
+            ),
+            Self::SwapFound { cause: Some(cause) } => warn!(
+                cause,
+                "secrets may reach a swap that was turned on since the start"
+            ),
             Self::SwapFound { cause: None } => info!("secrets cannot reach a swap any more"),
             Self::AppStarted { pid } => info!(pid, "application started"),
             Self::AppNotStarted { program, why } => {
-                error!(program = line(program).as_str(), why = line(why).as_str(), "the application cannot be started");
+                error!(
+                    program = line(program).as_str(),
+                    why = line(why).as_str(),
+                    "the application cannot be started"
+                );
             }
             Self::AppEnded { code } => info!(code, "application ended"),
             Self::AppKilled => warn!("the application is killed"),
             Self::Telling { how } => info!(how = line(how).as_str(), "telling of a rotation"),
             Self::CommandFailed { program, how } => {
-                warn!(program = line(program).as_str(), how = line(how).as_str(), "the command after a rotation failed");
+                warn!(
+                    program = line(program).as_str(),
+                    how = line(how).as_str(),
+                    "the command after a rotation failed"
+                );
             }
-            Self::RoleDied { role, how } => error!(role = role.as_str(), how = line(how).as_str(), "a process of the agent died"),
-            Self::RoleHangs { role, since } => error!(role = role.as_str(), ?since, "a process of the agent does not answer: it is killed"),
-            Self::WorksAgain { role, after } => info!(role = role.as_str(), ?after, "another one works in its place"),
-            Self::GivenUp { role } => error!(role = role.as_str(), "a process of the agent died again and again: baofs ends"),
+            Self::RoleDied { role, how } => error!(
+                role = role.as_str(),
+                how = line(how).as_str(),
+                "a process of the agent died"
+            ),
+            Self::RoleHangs { role, since } => error!(
+                role = role.as_str(),
+                ?since,
+                "a process of the agent does not answer: it is killed"
+            ),
+            Self::WorksAgain { role, after } => info!(
+                role = role.as_str(),
+                ?after,
+                "another one works in its place"
+            ),
+            Self::GivenUp { role } => error!(
+                role = role.as_str(),
+                "a process of the agent died again and again: baofs ends"
+            ),
             Self::Skipped { what } => warn!("{}", line(what)),
-            Self::WentOn { lost_logins } => info!(lost_logins, "fetch goes on where its predecessor died"),
+            Self::WentOn { lost_logins } => {
+                info!(lost_logins, "fetch goes on where its predecessor died")
+            }
             Self::NotRecoverable { why } => {
-                warn!(why = line(why).as_str(), "recovery is off: if fetch dies, its successor logs in and reads everything anew");
+                warn!(
+                    why = line(why).as_str(),
+                    "recovery is off: if fetch dies, its successor logs in and reads everything anew"
+                );
             }
             Self::LoggedIn { ttl } => info!(ttl = ttl.map(|ttl| ttl.as_secs()), "logged in"),
             Self::Retrying { failure, after } => warn!(?after, "{}; trying again", line(failure)),
-            Self::Refused { failure } => error!("{}; waiting for another role_id or secret_id in its file", line(failure)),
+            Self::Refused { failure } => error!(
+                "{}; waiting for another role_id or secret_id in its file",
+                line(failure)
+            ),
             Self::Ready { files } => info!(files, "all secrets are there"),
-            Self::Missing { file, why } => error!(file = %line(file.as_str()), why = line(why).as_str(), "a secret is missing"),
-            Self::Published { generation, files } => info!(generation = generation.0, files, "published"),
+            Self::Missing { file, why } => {
+                error!(file = %line(file.as_str()), why = line(why).as_str(), "a secret is missing")
+            }
+            Self::Published { generation, files } => {
+                info!(generation = generation.0, files, "published")
+            }
             Self::Stale { file, why } => {
                 warn!(file = %line(file.as_str()), why = line(why).as_str(), "the last good value is still served");
             }
             Self::Revoked => info!("token revoked"),
-            Self::NotRevoked { why } => warn!(why = line(why).as_str(), "the token could not be revoked; it ends with its ttl"),
+            Self::NotRevoked { why } => warn!(
+                why = line(why).as_str(),
+                "the token could not be revoked; it ends with its ttl"
+            ),
             Self::Unusable { why } => warn!("{}", line(why)),
             Self::Unverified { server } => {
-                warn!(server = line(server).as_str(), "TLS verification is off: anybody on the way can read every secret and the token");
+                warn!(
+                    server = line(server).as_str(),
+                    "TLS verification is off: anybody on the way can read every secret and the token"
+                );
             }
-            Self::Evicted { file } => warn!(file = %line(file.as_str()), "an old version that is still open made room for a newer one"),
-            Self::Dropped { lines } => warn!(lines, "log lines were dropped because nobody read them"),
+            Self::Evicted { file } => {
+                warn!(file = %line(file.as_str()), "an old version that is still open made room for a newer one")
+            }
+            Self::Dropped { lines } => {
+                warn!(lines, "log lines were dropped because nobody read them")
+            }
             Self::Broken { what } => error!("{}", line(what)),
         }
     }

@@ -1,6 +1,7 @@
-//! Where lines go: a descriptor of one's own on standard error that never blocks. Docker's log pipe blocks whoever
-//! writes when nobody reads; `O_NONBLOCK` on fd 2 itself would be shared with the application (one file description).
-//! Invariant: a line is written whole or counted as dropped, and what follows a part of one begins on a line of its own.
+//! Where lines go: a descriptor of one's own on standard error that never blocks. Docker's log pipe
+//! blocks whoever writes when nobody reads; `O_NONBLOCK` on fd 2 itself would be shared with the
+//! application (one file description). Invariant: a line is written whole or counted as dropped,
+//! and what follows a part of one begins on a line of its own.
 
 use super::Event;
 use nix::errno::Errno;
@@ -49,7 +50,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// A terminal that says that it can be written to takes so many bytes (`n_tty` wakes writers for as many).
+/// A terminal that says that it can be written to takes so many bytes (`n_tty` wakes writers for as
+/// many).
 const TERMINAL: usize = 256;
 /// Lines dropped since the last line that said so.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
@@ -77,26 +79,38 @@ enum Way {
     NonBlocking,
     /// A socket cannot be opened anew, but each call may ask not to wait.
     Socket,
-    /// Asked with `poll` before each piece of at most so many bytes: a terminal or pipe that may not be opened anew (it belongs
-    /// to another user). Another writer may take the room in between; then this one waits, until somebody reads.
+    /// Asked with `poll` before each piece of at most so many bytes: a terminal or pipe that may
+    /// not be opened anew (it belongs to another user). Another writer may take the room in
+    /// between; then this one waits, until somebody reads.
     Polled(usize),
 }
 
 impl Target {
     fn open() -> Self {
         let stderr = io::stderr();
-        let kind = fstat(&stderr).map_or(SFlag::empty(), |stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
-        let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_APPEND | OFlag::O_NOCTTY;
+        let kind = fstat(&stderr).map_or(SFlag::empty(), |stat| {
+            SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
+        });
+        let flags = OFlag::O_WRONLY
+            | OFlag::O_NONBLOCK
+            | OFlag::O_CLOEXEC
+            | OFlag::O_APPEND
+            | OFlag::O_NOCTTY;
         let (own, way) = match open("/proc/self/fd/2", flags, Mode::empty()) {
             Ok(own) => (Some(own), Way::NonBlocking),
             Err(_) if kind == SFlag::S_IFSOCK => (None, Way::Socket),
             Err(_) if kind == SFlag::S_IFCHR => (None, Way::Polled(TERMINAL)),
             Err(_) => (None, Way::Polled(libc::PIPE_BUF)),
         };
-        Self { own, way, torn: false }
+        Self {
+            own,
+            way,
+            torn: false,
+        }
     }
 
-    /// Writes a line, or as much of it as there is room for now; whether it is whole. A part of an earlier line is ended first.
+    /// Writes a line, or as much of it as there is room for now; whether it is whole. A part of an
+    /// earlier line is ended first.
     fn write(&mut self, line: &[u8]) -> bool {
         let end: &[u8] = if self.torn { b"\n" } else { b"" };
         let bytes = [end, line].concat();
@@ -118,11 +132,21 @@ impl Target {
     /// One call that does not wait.
     fn write_some(&self, bytes: &[u8]) -> nix::Result<usize> {
         let stderr = io::stderr();
-        let target = self.own.as_ref().map_or_else(|| stderr.as_fd(), AsFd::as_fd);
+        let target = self
+            .own
+            .as_ref()
+            .map_or_else(|| stderr.as_fd(), AsFd::as_fd);
         match self.way {
             Way::NonBlocking => nix::unistd::write(target, bytes),
-            Way::Socket => send(target.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL),
-            Way::Polled(most) => match poll(&mut [PollFd::new(target, PollFlags::POLLOUT)], PollTimeout::ZERO)? {
+            Way::Socket => send(
+                target.as_raw_fd(),
+                bytes,
+                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+            ),
+            Way::Polled(most) => match poll(
+                &mut [PollFd::new(target, PollFlags::POLLOUT)],
+                PollTimeout::ZERO,
+            )? {
                 0 => Err(Errno::EAGAIN),
                 _ => nix::unistd::write(target, &bytes[..bytes.len().min(most)]),
             },
@@ -135,8 +159,13 @@ struct Line;
 
 impl Write for Line {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let Some(sink) = SINK.get() else { return Ok(line.len()) };
-        let mut target = sink.target.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(sink) = SINK.get() else {
+            return Ok(line.len());
+        };
+        let mut target = sink
+            .target
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if !target.write(line) {
             DROPPED.fetch_add(1, Ordering::Relaxed);
         }
@@ -159,36 +188,55 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// Starts the log of this process; later calls change nothing. Only lines of baofs itself are written: what libraries
-/// say is not known to be free of values.
+/// Starts the log of this process; later calls change nothing. Only lines of baofs itself are
+/// written: what libraries say is not known to be free of values.
 pub fn init(log: Log) {
-    if SINK.set(Sink { target: Mutex::new(Target::open()) }).is_err() {
+    if SINK
+        .set(Sink {
+            target: Mutex::new(Target::open()),
+        })
+        .is_err()
+    {
         return;
     }
     let filter = Targets::new().with_target("baofs", level(log.level));
     let registry = tracing_subscriber::registry().with(filter);
-    let format = tracing_subscriber::fmt::layer().with_writer(Lines).with_target(false).with_ansi(false);
+    let format = tracing_subscriber::fmt::layer()
+        .with_writer(Lines)
+        .with_target(false)
+        .with_ansi(false);
     let _ = match log.format {
         LogFormat::Text => tracing::subscriber::set_global_default(registry.with(format)),
-        LogFormat::Json => tracing::subscriber::set_global_default(registry.with(format.json().flatten_event(true))),
+        LogFormat::Json => tracing::subscriber::set_global_default(
+            registry.with(format.json().flatten_event(true)),
+        ),
     };
 }
 
 /// Gives a forked role a descriptor of its own.
 pub fn start_role() {
     if let Some(sink) = SINK.get() {
-        *sink.target.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Target::open();
+        *sink
+            .target
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Target::open();
     }
     DROPPED.store(0, Ordering::Relaxed);
 }
 
-/// Says how many lines were dropped since the last time, if any; called from each loop when it turns.
+/// Says how many lines were dropped since the last time, if any; called from each loop when it
+/// turns.
 pub fn report_dropped() {
     let lines = DROPPED.load(Ordering::Relaxed);
     if lines > 0 {
         Event::Dropped { lines }.emit();
-        // The line that says so may be dropped itself: it is not counted, and all others are still to be told.
-        let told = if DROPPED.load(Ordering::Relaxed) > lines { 1 } else { lines };
+        // The line that says so may be dropped itself: it is not counted, and all others are still
+        // to be told.
+        let told = if DROPPED.load(Ordering::Relaxed) > lines {
+            1
+        } else {
+            lines
+        };
         DROPPED.fetch_sub(told, Ordering::Relaxed);
     }
 }
@@ -221,7 +269,13 @@ mod tests {
     fn ends(way: Way, kind: &str) -> (File, Target) {
         let (reader, writer) = match kind {
             "stream" => {
-                let (reader, writer) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::empty()).expect("a pair");
+                let (reader, writer) = socketpair(
+                    AddressFamily::Unix,
+                    SockType::Stream,
+                    None,
+                    SockFlag::empty(),
+                )
+                .expect("a pair");
                 setsockopt(&writer, sockopt::SndBuf, &1).expect("the least buffer");
                 (reader, writer)
             }
@@ -238,10 +292,18 @@ mod tests {
         if matches!(way, Way::NonBlocking) {
             set_nonblocking(&writer);
         }
-        (reader.into(), Target { own: Some(writer), way, torn: false })
+        (
+            reader.into(),
+            Target {
+                own: Some(writer),
+                way,
+                torn: false,
+            },
+        )
     }
 
-    /// Lines of this length are written until one finds no room, twice; what a late reader finds of them.
+    /// Lines of this length are written until one finds no room, twice; what a late reader finds of
+    /// them.
     fn written_to_nobody(way: Way, kind: &str, len: usize) -> (String, usize) {
         let (mut reader, mut target) = ends(way, kind);
         let mut line = vec![b'x'; len];
@@ -276,8 +338,17 @@ mod tests {
         ] {
             let (found, whole) = written_to_nobody(way, kind, len);
             let lines: Vec<_> = found.lines().filter(|line| !line.is_empty()).collect();
-            assert!(lines.iter().all(|line| line.starts_with('>') && !line[1..].contains('>')), "{kind} {len}");
-            assert_eq!(lines.iter().filter(|line| line.len() == len - 1).count(), whole, "{kind} {len}");
+            assert!(
+                lines
+                    .iter()
+                    .all(|line| line.starts_with('>') && !line[1..].contains('>')),
+                "{kind} {len}"
+            );
+            assert_eq!(
+                lines.iter().filter(|line| line.len() == len - 1).count(),
+                whole,
+                "{kind} {len}"
+            );
             assert_eq!(lines.last(), Some(&">last"), "{kind} {len}");
             assert!(whole > 0, "{kind} {len}");
         }

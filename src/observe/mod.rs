@@ -1,5 +1,6 @@
-//! What baofs says of itself: one closed `Event` enum, written as one log line each. Invariants: no field can hold a
-//! secret, and no line ever blocks: what a full pipe does not take is dropped and counted.
+//! What baofs says of itself: one closed `Event` enum, written as one log line each. Invariants: no
+//! field can hold a secret, and no line ever blocks: what a full pipe does not take is dropped and
+//! counted.
 
 mod event;
 mod log;

@@ -1,6 +1,6 @@
-//! `Plan` x replies -> the bytes of files. Invariants: all files that are asked for, or none; bytes as the server gave them
-//! (numbers keep their digits); an error names file and configured field, never a value, and at most one other name of the
-//! secret's fields, which is for the log alone.
+//! `Plan` x replies -> the bytes of files. Invariants: all files that are asked for, or none; bytes
+//! as the server gave them (numbers keep their digits); an error names file and configured field,
+//! never a value, and at most one other name of the secret's fields, which is for the log alone.
 
 use crate::config::plan::{Content, Empty, File, Plan};
 use crate::lease::source::{Engine, Reply};
@@ -31,7 +31,8 @@ pub struct RenderError {
     pub name: FileName,
     /// Where it is configured.
     pub origin: String,
-    /// What it reads; `None` for a template, whose problem has a place of its own, and for a token.
+    /// What it reads; `None` for a template, whose problem has a place of its own, and for a
+    /// token.
     pub path: Option<SecretPath>,
     /// What is wrong.
     pub problem: Problem,
@@ -46,7 +47,8 @@ pub enum Problem {
     Missing {
         /// The field that is configured.
         field: String,
-        /// The field of the secret that was probably meant. Whoever may write the secret chooses this name.
+        /// The field of the secret that was probably meant. Whoever may write the secret chooses
+        /// this name.
         similar: Option<ShownName>,
     },
     /// The field is null.
@@ -55,7 +57,8 @@ pub enum Problem {
     Empty,
     /// A template cannot be executed.
     Template(ExecError),
-    /// There is no room to keep what was read: how much it takes in memory, how much others take, and the bound, in bytes.
+    /// There is no room to keep what was read: how much it takes in memory, how much others take,
+    /// and the bound, in bytes.
     NoRoom {
         /// Of this answer.
         size: usize,
@@ -76,7 +79,9 @@ impl fmt::Display for RenderError {
             Problem::Unread => f.write_str(": nothing was read yet"),
             Problem::Missing { field, .. } => write!(f, ": the secret has no field `{field}`"),
             Problem::Null(field) => write!(f, ": the field `{field}` is null"),
-            Problem::Empty => f.write_str(": the value is empty; hint: set allow_empty if that is meant"),
+            Problem::Empty => {
+                f.write_str(": the value is empty; hint: set allow_empty if that is meant")
+            }
             Problem::Template(error) => write!(f, ": {error}"),
             Problem::NoRoom { size, kept, limit } => write!(
                 f,
@@ -90,12 +95,15 @@ impl fmt::Display for RenderError {
 impl std::error::Error for RenderError {}
 
 impl RenderError {
-    /// The message with the field that was probably meant. It is for the log: the report may be read by everybody, and names
-    /// of fields are not for everybody.
+    /// The message with the field that was probably meant. It is for the log: the report may be
+    /// read by everybody, and names of fields are not for everybody.
     #[must_use]
     pub fn in_log(&self) -> String {
         match &self.problem {
-            Problem::Missing { similar: Some(name), .. } => format!("{self}; hint: did you mean `{name}`?"),
+            Problem::Missing {
+                similar: Some(name),
+                ..
+            } => format!("{self}; hint: did you mean `{name}`?"),
             Problem::Missing { similar: None, .. }
             | Problem::Unread
             | Problem::Null(_)
@@ -110,16 +118,26 @@ impl RenderError {
 ///
 /// # Errors
 /// One for each file that cannot be rendered.
-pub fn render(plan: &Plan, files: impl IntoIterator<Item = FileId>, values: &impl Values) -> Result<Vec<Change>, Vec<RenderError>> {
+pub fn render(
+    plan: &Plan,
+    files: impl IntoIterator<Item = FileId>,
+    values: &impl Values,
+) -> Result<Vec<Change>, Vec<RenderError>> {
     let (mut changes, mut errors) = (Vec::new(), Vec::new());
     for id in files {
-        let Some(file) = plan.files.get(id.index()) else { continue };
+        let Some(file) = plan.files.get(id.index()) else {
+            continue;
+        };
         match content(file, values) {
             Ok(bytes) => changes.push((id, bytes)),
             Err(problem) => errors.push(error(plan, id, problem)),
         }
     }
-    if errors.is_empty() { Ok(changes) } else { Err(errors) }
+    if errors.is_empty() {
+        Ok(changes)
+    } else {
+        Err(errors)
+    }
 }
 
 /// What is wrong with this file of the plan.
@@ -128,8 +146,19 @@ pub fn render(plan: &Plan, files: impl IntoIterator<Item = FileId>, values: &imp
 /// When there is no such file.
 #[must_use]
 pub fn error(plan: &Plan, file: FileId, problem: Problem) -> RenderError {
-    let File { name, origin, content, .. } = &plan.files[file.index()];
-    RenderError { file, name: name.clone(), origin: origin.clone(), path: path(plan, content), problem }
+    let File {
+        name,
+        origin,
+        content,
+        ..
+    } = &plan.files[file.index()];
+    RenderError {
+        file,
+        name: name.clone(),
+        origin: origin.clone(),
+        path: path(plan, content),
+        problem,
+    }
 }
 
 /// What a file reads, each once.
@@ -147,46 +176,73 @@ pub fn queries(content: &Content) -> Vec<QueryId> {
 
 fn path(plan: &Plan, content: &Content) -> Option<SecretPath> {
     match content {
-        Content::Field { query, .. } | Content::Json { query } => plan.queries.get(query.index()).map(|query| query.path.clone()),
+        Content::Field { query, .. } | Content::Json { query } => plan
+            .queries
+            .get(query.index())
+            .map(|query| query.path.clone()),
         Content::Template(_) | Content::Token => None,
     }
 }
 
 fn content(file: &File, values: &impl Values) -> Result<Zeroizing<Vec<u8>>, Problem> {
-    if queries(&file.content).into_iter().any(|query| values.reply(query).is_none()) {
+    if queries(&file.content)
+        .into_iter()
+        .any(|query| values.reply(query).is_none())
+    {
         return Err(Problem::Unread);
     }
     let bytes = match &file.content {
-        Content::Field { query, field } => bytes(field, find_field(values.reply(*query).ok_or(Problem::Unread)?, field)?)?,
+        Content::Field { query, field } => bytes(
+            field,
+            find_field(values.reply(*query).ok_or(Problem::Unread)?, field)?,
+        )?,
         Content::Json { query } => match &values.reply(*query).ok_or(Problem::Unread)?.fields {
             none if none.is_empty() && file.empty == Empty::Refuse => return Err(Problem::Empty),
             fields => compact(fields),
         },
-        Content::Template(template) => template.execute(&|query| values.reply(*query).map(view)).map_err(Problem::Template)?,
+        Content::Template(template) => template
+            .execute(&|query| values.reply(*query).map(view))
+            .map_err(Problem::Template)?,
         Content::Token => Zeroizing::new(values.token().ok_or(Problem::Unread)?.to_vec()),
     };
-    if bytes.is_empty() && file.empty == Empty::Refuse { Err(Problem::Empty) } else { Ok(bytes) }
+    if bytes.is_empty() && file.empty == Empty::Refuse {
+        Err(Problem::Empty)
+    } else {
+        Ok(bytes)
+    }
 }
 
 fn find_field<'a>(reply: &'a Reply, field: &str) -> Result<&'a Value, Problem> {
-    find(&reply.fields, field).ok_or_else(|| Problem::Missing { field: field.to_owned(), similar: similar(&reply.fields, field) })
+    find(&reply.fields, field).ok_or_else(|| Problem::Missing {
+        field: field.to_owned(),
+        similar: similar(&reply.fields, field),
+    })
 }
 
-/// The field that was probably meant by `field`: one that differs by letter case, or by a few bytes. Whoever may write the
-/// secret decides how many names there are and how long they are: what is compared is bounded by `COMPARED` and `LONGEST`.
+/// The field that was probably meant by `field`: one that differs by letter case, or by a few
+/// bytes. Whoever may write the secret decides how many names there are and how long they are: what
+/// is compared is bounded by `COMPARED` and `LONGEST`.
 fn similar(fields: &Map<String, Value>, field: &str) -> Option<ShownName> {
     const COMPARED: usize = 1_000;
     const LONGEST: usize = 64;
     let (limit, wanted) = (1 + field.len() / 4, field.to_lowercase());
-    let is_near = |name: &&String| name.len().max(field.len()) <= LONGEST && name.len().abs_diff(field.len()) <= limit;
+    let is_near = |name: &&String| {
+        name.len().max(field.len()) <= LONGEST && name.len().abs_diff(field.len()) <= limit
+    };
     let near = fields.keys().filter(is_near).take(COMPARED);
-    let (distance, name) = near.map(|name| (distance(&wanted, &name.to_lowercase()), name)).min()?;
+    let (distance, name) = near
+        .map(|name| (distance(&wanted, &name.to_lowercase()), name))
+        .min()?;
     (distance <= limit).then(|| name.as_str().into())
 }
 
-/// An exact key wins (`tls.crt` is an ordinary one), at each level; then the part before a dot is an object's key.
+/// An exact key wins (`tls.crt` is an ordinary one), at each level; then the part before a dot is
+/// an object's key.
 fn find<'a>(object: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
-    object.get(path).or_else(|| path.match_indices('.').find_map(|(dot, _)| find(object.get(&path[..dot])?.as_object()?, &path[dot + 1..])))
+    object.get(path).or_else(|| {
+        path.match_indices('.')
+            .find_map(|(dot, _)| find(object.get(&path[..dot])?.as_object()?, &path[dot + 1..]))
+    })
 }
 
 fn bytes(field: &str, value: &Value) -> Result<Zeroizing<Vec<u8>>, Problem> {
@@ -201,13 +257,17 @@ fn bytes(field: &str, value: &Value) -> Result<Zeroizing<Vec<u8>>, Problem> {
 /// JSON without spaces, keys sorted at every level (`serde_json`'s map is a sorted one).
 fn compact(value: &impl serde::Serialize) -> Zeroizing<Vec<u8>> {
     let mut bytes = Zeroizing::new(Vec::new());
-    serde_json::to_writer(&mut *bytes, value).expect("a parsed JSON value can be written to memory");
+    serde_json::to_writer(&mut *bytes, value)
+        .expect("a parsed JSON value can be written to memory");
     bytes
 }
 
 fn view(reply: &Reply) -> View<'_> {
     match &reply.engine {
-        Engine::Kv2 { metadata, .. } => View::Versioned { data: &reply.fields, metadata },
+        Engine::Kv2 { metadata, .. } => View::Versioned {
+            data: &reply.fields,
+            metadata,
+        },
         Engine::Other => View::Plain(&reply.fields),
     }
 }

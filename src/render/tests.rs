@@ -1,7 +1,10 @@
 //! What files hold, as tables.
 
 use super::*;
-use crate::config::plan::{Address, AfterReading, App, Auth, Fallback, Filesystem, Level, Log, LogFormat, Method, NewPrivileges, Seccomp};
+use crate::config::plan::{
+    Address, AfterReading, App, Auth, Fallback, Filesystem, Level, Log, LogFormat, Method,
+    NewPrivileges, Seccomp,
+};
 use crate::config::plan::{OnHup, Query, Scheme, Server, Stale, Swap, Tls};
 use crate::names::Owner;
 use crate::template::{Read, Template};
@@ -11,12 +14,36 @@ use std::time::Duration;
 
 /// A plan with `queries` and `files`, and nothing else that matters.
 pub(crate) fn plan(queries: Vec<Query>, files: Vec<File>) -> Plan {
-    let method = Method::AppRole { role_id_file: "/role".into(), secret_id_file: None, after_reading: AfterReading::Keep };
-    let address = Address { scheme: Scheme::Http, host: "localhost".to_owned(), port: 1, prefix: String::new() };
+    let method = Method::AppRole {
+        role_id_file: "/role".into(),
+        secret_id_file: None,
+        after_reading: AfterReading::Keep,
+    };
+    let address = Address {
+        scheme: Scheme::Http,
+        host: "localhost".to_owned(),
+        port: 1,
+        prefix: String::new(),
+    };
     Plan {
-        server: Server { address, tls: Tls::default(), namespace: None, retry_max: Duration::from_mins(1) },
-        auth: Auth { mount_path: "auth/approle".to_owned(), namespace: None, method },
-        filesystem: Filesystem { path: "/app/secrets".into(), fallback: Fallback::None, swap: Swap::Refuse, size: None, dir_mode: 0o755 },
+        server: Server {
+            address,
+            tls: Tls::default(),
+            namespace: None,
+            retry_max: Duration::from_mins(1),
+        },
+        auth: Auth {
+            mount_path: "auth/approle".to_owned(),
+            namespace: None,
+            method,
+        },
+        filesystem: Filesystem {
+            path: "/app/secrets".into(),
+            fallback: Fallback::None,
+            swap: Swap::Refuse,
+            size: None,
+            dir_mode: 0o755,
+        },
         queries,
         files,
         hooks: Vec::new(),
@@ -32,13 +59,20 @@ pub(crate) fn plan(queries: Vec<Query>, files: Vec<File>) -> Plan {
             new_privileges: NewPrivileges::Never,
             seccomp: Seccomp::Default,
         },
-        log: Log { level: Level::Info, format: LogFormat::Text },
+        log: Log {
+            level: Level::Info,
+            format: LogFormat::Text,
+        },
         pid_file: None,
     }
 }
 
 pub(crate) fn query(path: &str, refresh: Option<Duration>) -> Query {
-    Query { path: SecretPath::new(path).expect("a good path"), version: None, refresh }
+    Query {
+        path: SecretPath::new(path).expect("a good path"),
+        version: None,
+        refresh,
+    }
 }
 
 pub(crate) fn file(name: &str, content: Content) -> File {
@@ -57,17 +91,28 @@ pub(crate) fn file(name: &str, content: Content) -> File {
 }
 
 pub(crate) fn field(query: u32, field: &str) -> Content {
-    Content::Field { query: QueryId(query), field: field.to_owned() }
+    Content::Field {
+        query: QueryId(query),
+        field: field.to_owned(),
+    }
 }
 
 /// A template whose reads are numbered by the digit that ends their path.
 pub(crate) fn template(text: &str) -> Content {
     let number = |read: Read| QueryId(read.path.as_str()[1..].parse().expect("q and a digit"));
-    Content::Template(Template::parse(text).expect("a good template").map_queries(number))
+    Content::Template(
+        Template::parse(text)
+            .expect("a good template")
+            .map_queries(number),
+    )
 }
 
 pub(crate) fn reply(fields: &Value) -> Reply {
-    Reply { fields: fields.as_object().expect("an object").clone(), engine: Engine::Other, lease: None }
+    Reply {
+        fields: fields.as_object().expect("an object").clone(),
+        engine: Engine::Other,
+        lease: None,
+    }
 }
 
 struct Given(Vec<Option<Reply>>, Option<&'static [u8]>);
@@ -84,7 +129,13 @@ impl Values for Given {
 
 /// The content of one file over one reply, or the words of the error.
 fn one(content: Content, empty: Empty, fields: &str) -> Result<String, String> {
-    let plan = plan(vec![query("a/b", None)], vec![File { empty, ..file("f", content) }]);
+    let plan = plan(
+        vec![query("a/b", None)],
+        vec![File {
+            empty,
+            ..file("f", content)
+        }],
+    );
     let fields: Value = serde_json::from_str(fields).expect("JSON");
     let given = Given(vec![Some(reply(&fields))], Some(b"s.token"));
     match render(&plan, [FileId(0)], &given) {
@@ -107,11 +158,25 @@ fn fields() {
         ("on", Ok("true")),
         ("list", Ok(r#"[1,"x"]"#)),
         ("tls", Ok(r#"{"a.b":{"c":1},"crt":"dotted","key":"k"}"#)),
-        ("null", Err("rendering f (test.hcl:1) from a/b: the field `null` is null")),
-        ("empty", Err("rendering f (test.hcl:1) from a/b: the value is empty; hint: set allow_empty if that is meant")),
+        (
+            "null",
+            Err("rendering f (test.hcl:1) from a/b: the field `null` is null"),
+        ),
+        (
+            "empty",
+            Err(
+                "rendering f (test.hcl:1) from a/b: the value is empty; hint: set allow_empty if that is meant",
+            ),
+        ),
         ("port.x", Err("the secret has no field `port.x`")),
-        ("pasword", Err("the secret has no field `pasword`; hint: did you mean `password`?")),
-        ("PASSWORD", Err("the secret has no field `PASSWORD`; hint: did you mean `password`?")),
+        (
+            "pasword",
+            Err("the secret has no field `pasword`; hint: did you mean `password`?"),
+        ),
+        (
+            "PASSWORD",
+            Err("the secret has no field `PASSWORD`; hint: did you mean `password`?"),
+        ),
         ("tls.", Err("no field `tls.`")),
     ];
     for (name, expected) in TABLE {
@@ -121,34 +186,69 @@ fn fields() {
             (found, expected) => panic!("{name}: {found:?} instead of {expected:?}"),
         }
     }
-    assert_eq!(one(field(0, "empty"), Empty::Allow, REPLY), Ok(String::new()));
+    assert_eq!(
+        one(field(0, "empty"), Empty::Allow, REPLY),
+        Ok(String::new())
+    );
 }
 
 #[test]
 fn other_contents() {
     let json = || Content::Json { query: QueryId(0) };
     assert_eq!(
-        one(json(), Empty::Refuse, r#"{ "b": 1.50, "a": {"z": null, "y": "\u00fc"} }"#),
+        one(
+            json(),
+            Empty::Refuse,
+            r#"{ "b": 1.50, "a": {"z": null, "y": "\u00fc"} }"#
+        ),
         Ok(r#"{"a":{"y":"ü","z":null},"b":1.50}"#.to_owned())
     );
     assert!(one(json(), Empty::Refuse, "{}").is_err_and(|error| error.contains("is empty")));
     assert_eq!(one(json(), Empty::Allow, "{}"), Ok("{}".to_owned()));
-    assert_eq!(one(Content::Token, Empty::Refuse, "{}"), Ok("s.token".to_owned()));
+    assert_eq!(
+        one(Content::Token, Empty::Refuse, "{}"),
+        Ok("s.token".to_owned())
+    );
     let text = r#"{{ with secret "q0" }}{{ .Data.user }}:{{ .Data.password }}{{ end }}"#;
-    assert_eq!(one(template(text), Empty::Refuse, r#"{"user": "u", "password": "p"}"#), Ok("u:p".to_owned()));
-    let error = one(template(text), Empty::Refuse, r#"{"user": "u"}"#).expect_err("a field is missing");
-    assert!(error.starts_with("rendering f (test.hcl:1): template:1:") && error.contains(".Data.password"), "{error}");
+    assert_eq!(
+        one(
+            template(text),
+            Empty::Refuse,
+            r#"{"user": "u", "password": "p"}"#
+        ),
+        Ok("u:p".to_owned())
+    );
+    let error =
+        one(template(text), Empty::Refuse, r#"{"user": "u"}"#).expect_err("a field is missing");
+    assert!(
+        error.starts_with("rendering f (test.hcl:1): template:1:")
+            && error.contains(".Data.password"),
+        "{error}"
+    );
 }
 
 #[test]
 fn all_files_or_none_with_every_error() {
-    let files = vec![file("good", field(0, "a")), file("bad", field(0, "b")), file("unread", field(1, "a")), file("token", Content::Token)];
+    let files = vec![
+        file("good", field(0, "a")),
+        file("bad", field(0, "b")),
+        file("unread", field(1, "a")),
+        file("token", Content::Token),
+    ];
     let plan = plan(vec![query("q0", None), query("q1", None)], files);
     let given = Given(vec![Some(reply(&json!({"a": "secret-value"}))), None], None);
     let errors = render(&plan, (0..4).map(FileId), &given).expect_err("three cannot be rendered");
-    assert_eq!(errors.iter().map(|error| error.file).collect::<Vec<_>>(), [FileId(1), FileId(2), FileId(3)]);
+    assert_eq!(
+        errors.iter().map(|error| error.file).collect::<Vec<_>>(),
+        [FileId(1), FileId(2), FileId(3)]
+    );
     assert!(!format!("{errors:?}").contains("secret-value"));
-    assert_eq!(render(&plan, [FileId(0)], &given).expect("it can be rendered alone").len(), 1);
+    assert_eq!(
+        render(&plan, [FileId(0)], &given)
+            .expect("it can be rendered alone")
+            .len(),
+        1
+    );
 }
 
 /// The error of a file whose field is missing among these.
@@ -156,21 +256,37 @@ fn missing(wanted: &str, names: impl IntoIterator<Item = String>) -> RenderError
     let fields: Map<String, Value> = names.into_iter().map(|name| (name, json!("v"))).collect();
     let plan = plan(vec![query("a/b", None)], vec![file("f", field(0, wanted))]);
     let given = Given(vec![Some(reply(&Value::Object(fields)))], None);
-    render(&plan, [FileId(0)], &given).expect_err("it is missing").remove(0)
+    render(&plan, [FileId(0)], &given)
+        .expect_err("it is missing")
+        .remove(0)
 }
 
 #[test]
 fn names_of_fields_neither_forge_nor_fill_the_log() {
     let error = missing("ab", ["a\u{1b}".to_owned()]);
-    assert_eq!(error.in_log(), "rendering f (test.hcl:1) from a/b: the secret has no field `ab`; hint: did you mean `a\u{fffd}`?");
-    assert!(!error.to_string().contains("mean"), "the report names no other field: {error}");
+    assert_eq!(
+        error.in_log(),
+        "rendering f (test.hcl:1) from a/b: the secret has no field `ab`; hint: did you mean `a\u{fffd}`?"
+    );
+    assert!(
+        !error.to_string().contains("mean"),
+        "the report names no other field: {error}"
+    );
     let none = missing("ab", ["line\nforged".to_owned(), "another".to_owned()]);
     assert_eq!(none.in_log(), none.to_string());
     // 20,000 names that are all near to the configured one; and 20,000 long ones.
     for length in [20, 64, 200] {
         let wanted = "n".repeat(length);
-        let many = missing(&wanted, (0..20_000).map(|n| format!("{n:05}{}", "n".repeat(length - 5))));
-        assert_eq!(many.in_log().contains("did you mean"), length <= 64, "{}", many.in_log());
+        let many = missing(
+            &wanted,
+            (0..20_000).map(|n| format!("{n:05}{}", "n".repeat(length - 5))),
+        );
+        assert_eq!(
+            many.in_log().contains("did you mean"),
+            length <= 64,
+            "{}",
+            many.in_log()
+        );
         assert!(format!("{many:?}").len() < 800, "{many:?}");
     }
 }

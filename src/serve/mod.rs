@@ -1,5 +1,5 @@
-//! The role that answers the kernel: arena, tree, adapter, one loop. Invariants: it opens nothing, talks to nobody but the
-//! kernel and never waits; it can read every version and write none.
+//! The role that answers the kernel: arena, tree, adapter, one loop. Invariants: it opens nothing,
+//! talks to nobody but the kernel and never waits; it can read every version and write none.
 
 use crate::clock::{Clock, RealClock};
 use crate::exit::Exit;
@@ -54,14 +54,18 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Answers until the last mount of the filesystem is gone. To be called right after the fork, in a process that supervise
-/// has confined: no capability, no dump, no descriptor that is not in the job.
+/// Answers until the last mount of the filesystem is gone. To be called right after the fork, in a
+/// process that supervise has confined: no capability, no dump, no descriptor that is not in the
+/// job.
 #[must_use]
 pub fn run(job: &Job) -> Exit {
     match answer(job) {
         Ok(()) => Exit::Ok,
         Err(failure) => {
-            Event::Broken { what: &failure.to_string() }.emit();
+            Event::Broken {
+                what: &failure.to_string(),
+            }
+            .emit();
             match failure {
                 Failure::Memory(_) => Exit::Memory,
                 Failure::Kernel(_) => Exit::Software,
@@ -71,15 +75,29 @@ pub fn run(job: &Job) -> Exit {
 }
 
 fn answer(job: &Job) -> Result<(), Failure> {
-    job.arena.protect_for(Role::Serve).map_err(Failure::Kernel)?;
+    job.arena
+        .protect_for(Role::Serve)
+        .map_err(Failure::Kernel)?;
     let bounce = Bounce::new().map_err(Failure::Memory)?;
-    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let (uid, gid) = (
+        nix::unistd::geteuid().as_raw(),
+        nix::unistd::getegid().as_raw(),
+    );
     let last = job.arena.desk_head().in_hand.load(Relaxed);
-    let tree = Tree::new(Reader::new(Arc::clone(&job.arena)), Directory { mode: job.dir_mode, uid, gid });
+    let tree = Tree::new(
+        Reader::new(Arc::clone(&job.arena)),
+        Directory {
+            mode: job.dir_mode,
+            uid,
+            gid,
+        },
+    );
     let adapter = Adapter::new(tree, bounce);
     let session = session::open(adapter, &job.device, &job.init).map_err(Failure::Kernel)?;
-    let recovery = session::recover(session.as_fd(), last, job.recovery).map_err(Failure::Kernel)?;
-    job.arena.serve_was_born(job.past, recovery, RealClock.now());
+    let recovery =
+        session::recover(session.as_fd(), last, job.recovery).map_err(Failure::Kernel)?;
+    job.arena
+        .serve_was_born(job.past, recovery, RealClock.now());
     job.link.send(&FromRole::Ready).map_err(Failure::Kernel)?;
     session.run().map_err(Failure::Kernel)
 }

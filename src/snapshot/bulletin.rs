@@ -25,7 +25,12 @@ impl Bulletin {
     #[must_use]
     pub fn due(&self) -> Vec<FileId> {
         let files = self.arena.files_in(Place::Listed);
-        files.filter(|&file| current(&self.arena, file).is_some_and(|version| version.generation > self.announced(file))).collect()
+        files
+            .filter(|&file| {
+                current(&self.arena, file)
+                    .is_some_and(|version| version.generation > self.announced(file))
+            })
+            .collect()
     }
 
     /// Listed files that have a superseded version of which the kernel may keep pages.
@@ -35,7 +40,10 @@ impl Bulletin {
         if self.arena.desk_head().kept.load(SeqCst) == 0 {
             return Vec::new();
         }
-        self.arena.files_in(Place::Listed).filter(|&file| !pages::superseded(&self.arena, file).is_empty()).collect()
+        self.arena
+            .files_in(Place::Listed)
+            .filter(|&file| !pages::superseded(&self.arena, file).is_empty())
+            .collect()
     }
 
     /// The file's name.
@@ -52,12 +60,17 @@ impl Bulletin {
     /// The version that `serve` gave the hidden name to in this announcement.
     #[must_use]
     pub fn made(&self, file: FileId) -> Option<Version> {
-        version(&self.arena, self.arena.desk()[file.index()].made.load(SeqCst))
+        version(
+            &self.arena,
+            self.arena.desk()[file.index()].made.load(SeqCst),
+        )
     }
 
     /// Ends it.
     pub fn done(&self, file: FileId, generation: Generation) {
-        self.arena.book()[file.index()].announced.fetch_max(generation.0, SeqCst);
+        self.arena.book()[file.index()]
+            .announced
+            .fetch_max(generation.0, SeqCst);
     }
 
     fn announced(&self, file: FileId) -> Generation {

@@ -1,10 +1,12 @@
-//! Versions of files in the arena: one `Publisher` (in `fetch`), many `Reader`s (in `serve`), and the `Bulletin` of what is
-//! still to be announced. Invariants: a version's bytes never change while its number is valid; the files of one change
-//! flip together, by one store of `current`; generations only grow; a number (`nodeid`) is never used again.
+//! Versions of files in the arena: one `Publisher` (in `fetch`), many `Reader`s (in `serve`), and
+//! the `Bulletin` of what is still to be announced. Invariants: a version's bytes never change
+//! while its number is valid; the files of one change flip together, by one store of `current`;
+//! generations only grow; a number (`nodeid`) is never used again.
 //!
-//! A file's current version is its live record with the greatest generation that is not above `current`, so a file that did
-//! not change keeps its record. Freeing is safe by the order of two words (both sides sequentially consistent): the
-//! publisher first moves `current` and then looks at `refs`; the reader first raises `refs` and then looks at `current`.
+//! A file's current version is its live record with the greatest generation that is not above
+//! `current`, so a file that did not change keeps its record. Freeing is safe by the order of two
+//! words (both sides sequentially consistent): the publisher first moves `current` and then looks
+//! at `refs`; the reader first raises `refs` and then looks at `current`.
 
 mod bulletin;
 mod pages;
@@ -31,7 +33,8 @@ enum State {
     Free = 0,
     /// A version.
     Live = 1,
-    /// A version whose bytes are being wiped, although somebody may still have it open, or are being written.
+    /// A version whose bytes are being wiped, although somebody may still have it open, or are
+    /// being written.
     Evicted = 2,
 }
 
@@ -62,21 +65,28 @@ fn is(record: &Record, state: State) -> bool {
 
 /// Reads a live record; `None` when the record is not live, or changed meanwhile.
 ///
-/// The publisher may use the record anew between any two loads, so two checks frame them. It stores the new number before any
-/// other field, and the state `Live` after all of them: a record that is live after its number was read, and has the same
-/// number at the end, had no field stored in between.
+/// The publisher may use the record anew between any two loads, so two checks frame them. It stores
+/// the new number before any other field, and the state `Live` after all of them: a record that is
+/// live after its number was read, and has the same number at the end, had no field stored in
+/// between.
 fn load(record: &Record) -> Option<Version> {
     let nodeid = record.nodeid.load(SeqCst);
     if !is(record, State::Live) {
         return None;
     }
-    let since = Duration::new(u64::try_from(record.mtime.load(SeqCst)).unwrap_or(0), record.mtime_nanos.load(SeqCst) % 1_000_000_000);
+    let since = Duration::new(
+        u64::try_from(record.mtime.load(SeqCst)).unwrap_or(0),
+        record.mtime_nanos.load(SeqCst) % 1_000_000_000,
+    );
     let version = Version {
         nodeid,
         file: FileId(record.file.load(SeqCst)),
         generation: Generation(record.generation.load(SeqCst)),
         len: record.len.load(SeqCst),
-        owner: Owner { uid: record.uid.load(SeqCst), gid: record.gid.load(SeqCst) },
+        owner: Owner {
+            uid: record.uid.load(SeqCst),
+            gid: record.gid.load(SeqCst),
+        },
         mode: record.mode.load(SeqCst),
         mtime: UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH),
         offset: record.offset.load(SeqCst),
@@ -85,17 +95,22 @@ fn load(record: &Record) -> Option<Version> {
     (is(record, State::Live) && record.nodeid.load(SeqCst) == nodeid).then_some(version)
 }
 
-/// The record of a file's version at generation `at`. In another process than the publisher's, the result holds only if
-/// `current` is `at` before and after the call.
+/// The record of a file's version at generation `at`. In another process than the publisher's, the
+/// result holds only if `current` is `at` before and after the call.
 ///
-/// Each record's generation is read once, and the same value is compared with `at` and with the other records'. Two loads of
-/// it would let an old record, used anew for a version that is staged, pass the first comparison with its old generation and
-/// win the second one with its new one. Invariant: as long as `current` is `at`, the record of `at` neither changes nor ends,
+/// Each record's generation is read once, and the same value is compared with `at` and with the
+/// other records'. Two loads of it would let an old record, used anew for a version that is staged,
+/// pass the first comparison with its old generation and win the second one with its new one.
+/// Invariant: as long as `current` is `at`, the record of `at` neither changes nor ends,
 /// and every record that is used anew gets a generation above `at`.
 fn slot_at(arena: &Arena, file: FileId, at: u64) -> Option<usize> {
     let records = arena.records();
-    let live = arena.slots(file).filter(|&slot| is(&records[slot], State::Live));
-    let generations = live.map(|slot| (records[slot].generation.load(SeqCst), slot)).filter(|(generation, _)| *generation <= at);
+    let live = arena
+        .slots(file)
+        .filter(|&slot| is(&records[slot], State::Live));
+    let generations = live
+        .map(|slot| (records[slot].generation.load(SeqCst), slot))
+        .filter(|(generation, _)| *generation <= at);
     generations.max().map(|(_, slot)| slot)
 }
 
@@ -105,8 +120,9 @@ fn current(arena: &Arena, file: FileId) -> Option<Version> {
         let at = arena.head().current.load(SeqCst);
         let slot = slot_at(arena, file, at);
         let found = slot.and_then(|slot| load(&arena.records()[slot]));
-        // A record that was found and cannot be loaded was replaced by a flip, which the next turn sees. Should the publisher
-        // be dead, no record changes, and the first turn is the last one.
+        // A record that was found and cannot be loaded was replaced by a flip, which the next turn
+        // sees. Should the publisher be dead, no record changes, and the first turn is the
+        // last one.
         if arena.head().current.load(SeqCst) == at && found.is_some() == slot.is_some() {
             return found;
         }
@@ -122,8 +138,9 @@ fn slot_of(arena: &Arena, nodeid: u64) -> usize {
     usize::try_from(nodeid % arena.records().len() as u64).expect("less than a length")
 }
 
-/// How often a record had been used when it got this number; 0 is never. With the count of lookups in the other half it
-/// makes the word in `refs`, so that a word left by an earlier version counts for nothing.
+/// How often a record had been used when it got this number; 0 is never. With the count of lookups
+/// in the other half it makes the word in `refs`, so that a word left by an earlier version counts
+/// for nothing.
 fn tag(arena: &Arena, nodeid: u64) -> u64 {
     nodeid / arena.records().len() as u64
 }
@@ -131,5 +148,9 @@ fn tag(arena: &Arena, nodeid: u64) -> u64 {
 /// How many lookups hold this version.
 fn holders(arena: &Arena, nodeid: u64) -> u64 {
     let word = arena.refs()[slot_of(arena, nodeid)].load(SeqCst);
-    if word >> 32 == tag(arena, nodeid) { word & u64::from(u32::MAX) } else { 0 }
+    if word >> 32 == tag(arena, nodeid) {
+        word & u64::from(u32::MAX)
+    } else {
+        0
+    }
 }

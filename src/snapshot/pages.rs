@@ -1,10 +1,12 @@
-//! What pages of versions the kernel may keep. It keeps them for `sendfile`, `splice` and `mmap`, although files are opened for
-//! direct I/O, and it would keep those of a superseded version for as long as somebody has it open. `serve` notes each such read;
-//! `fetch` has the pages dropped once a newer version is announced. Invariant: a note is of one version, and never of the next
+//! What pages of versions the kernel may keep. It keeps them for `sendfile`, `splice` and `mmap`,
+//! although files are opened for direct I/O, and it would keep those of a superseded version for as
+//! long as somebody has it open. `serve` notes each such read; `fetch` has the pages dropped once a
+//! newer version is announced. Invariant: a note is of one version, and never of the next
 //! one that uses the same record.
 //!
-//! A note is a word of the desk, which `serve` alone writes: the version's tag in the upper half, then how often its pages were
-//! dropped, and in the lowest bits of which of its inodes pages may be kept.
+//! A note is a word of the desk, which `serve` alone writes: the version's tag in the upper half,
+//! then how often its pages were dropped, and in the lowest bits of which of its inodes pages may
+//! be kept.
 
 use super::{Reader, Version, holders, tag};
 use crate::memory::arena::Arena;
@@ -46,17 +48,19 @@ impl Reader {
         self.note(nodeid) / DROP
     }
 
-    /// A superseded version of the file whose pages the kernel may keep, held, and the inode: the same until `dropped`. One more
-    /// drop is counted.
+    /// A superseded version of the file whose pages the kernel may keep, held, and the inode: the
+    /// same until `dropped`. One more drop is counted.
     #[must_use]
     pub fn next_kept(&self, file: FileId) -> Option<(Version, Inode)> {
-        superseded(self.arena(), file).into_iter().find_map(|nodeid| {
-            let word = self.note(nodeid);
-            let inode = INODES.into_iter().find(|inode| word & inode.bit() != 0)?;
-            let held = self.hold(nodeid)?;
-            self.set_note(nodeid, word + DROP);
-            Some((held, inode))
-        })
+        superseded(self.arena(), file)
+            .into_iter()
+            .find_map(|nodeid| {
+                let word = self.note(nodeid);
+                let inode = INODES.into_iter().find(|inode| word & inode.bit() != 0)?;
+                let held = self.hold(nodeid)?;
+                self.set_note(nodeid, word + DROP);
+                Some((held, inode))
+            })
     }
 
     /// The kernel was answered with that inode, and has dropped its pages.
@@ -66,7 +70,11 @@ impl Reader {
 
     fn note(&self, nodeid: u64) -> u64 {
         let word = self.arena().kept()[super::slot_of(self.arena(), nodeid)].load(SeqCst);
-        if word >> 32 == tag(self.arena(), nodeid) { word & u64::from(u32::MAX) } else { 0 }
+        if word >> 32 == tag(self.arena(), nodeid) {
+            word & u64::from(u32::MAX)
+        } else {
+            0
+        }
     }
 
     fn set_note(&self, nodeid: u64, word: u64) {
@@ -77,12 +85,20 @@ impl Reader {
 
 /// The versions of the file, held by the kernel and superseded, of which it may keep pages.
 pub(super) fn superseded(arena: &Arena, file: FileId) -> Vec<u64> {
-    let Some(current) = super::current(arena, file) else { return Vec::new() };
+    let Some(current) = super::current(arena, file) else {
+        return Vec::new();
+    };
     let noted = arena.slots(file).filter_map(|slot| {
         let word = arena.kept()[slot].load(SeqCst);
         // The number of that record with that tag.
         (word & KEPT != 0).then(|| (word >> 32) * arena.records().len() as u64 + slot as u64)
     });
-    let is_old = |nodeid: &u64| super::version(arena, *nodeid).is_some_and(|version| version.generation < current.generation);
-    noted.filter(|nodeid| holders(arena, *nodeid) > 0).filter(is_old).collect()
+    let is_old = |nodeid: &u64| {
+        super::version(arena, *nodeid)
+            .is_some_and(|version| version.generation < current.generation)
+    };
+    noted
+        .filter(|nodeid| holders(arena, *nodeid) > 0)
+        .filter(is_old)
+        .collect()
 }

@@ -1,5 +1,5 @@
-//! Writes versions: the only side that changes book and heap. It allocates over what no record describes, so
-//! there is no other account of the heap that a crash could leave wrong.
+//! Writes versions: the only side that changes book and heap. It allocates over what no record
+//! describes, so there is no other account of the heap that a crash could leave wrong.
 
 use super::{Reader, State, current, holders, is, slot_at};
 use crate::memory::arena::{Arena, Place, Record};
@@ -56,28 +56,42 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Takes over the arena as a predecessor left it: what it had not yet flipped, or was about to wipe, is freed.
+    /// Takes over the arena as a predecessor left it: what it had not yet flipped, or was about to
+    /// wipe, is freed.
     #[must_use]
     pub fn new(arena: Arc<Arena>) -> Self {
         let current = arena.head().current.load(SeqCst);
         for record in arena.records() {
-            if is(record, State::Evicted) || (is(record, State::Live) && record.generation.load(SeqCst) > current) {
+            if is(record, State::Evicted)
+                || (is(record, State::Live) && record.generation.load(SeqCst) > current)
+            {
                 free(&arena, record);
             }
         }
         Self { arena }
     }
 
-    /// Publishes all changes (at most one of each file) or none; one store flips them. Bytes that are served already make no new
-    /// version: a `fetch` that begins anew publishes what its predecessor did, and needs no room for it.
+    /// Publishes all changes (at most one of each file) or none; one store flips them. Bytes that
+    /// are served already make no new version: a `fetch` that begins anew publishes what its
+    /// predecessor did, and needs no room for it.
     ///
     /// # Errors
     /// `TooLarge` when they do not fit even after every old version was evicted.
-    pub fn publish(&mut self, changes: &[Change<'_>], mtime: SystemTime) -> Result<Generation, PublishError> {
+    pub fn publish(
+        &mut self,
+        changes: &[Change<'_>],
+        mtime: SystemTime,
+    ) -> Result<Generation, PublishError> {
         self.collect();
         let generation = self.arena.head().current.load(SeqCst) + 1;
-        let changes: Vec<_> = changes.iter().filter(|change| !self.is_served(change)).collect();
-        let (needed, available) = (changes.iter().map(|change| change.bytes.len() as u64).sum(), self.beside_served());
+        let changes: Vec<_> = changes
+            .iter()
+            .filter(|change| !self.is_served(change))
+            .collect();
+        let (needed, available) = (
+            changes.iter().map(|change| change.bytes.len() as u64).sum(),
+            self.beside_served(),
+        );
         // No old version that somebody has open is evicted in vain.
         if needed > available {
             return Err(PublishError::TooLarge { needed, available });
@@ -85,24 +99,33 @@ impl Publisher {
         for change in changes {
             if let Err(error) = self.stage(change, generation, mtime) {
                 self.drop_staged(generation);
-                return Err(PublishError::TooLarge { needed, available: error.available });
+                return Err(PublishError::TooLarge {
+                    needed,
+                    available: error.available,
+                });
             }
         }
         self.arena.head().current.store(generation, SeqCst);
         Ok(Generation(generation))
     }
 
-    /// Frees and wipes every version that is neither served, nor last announced, nor held by a lookup. To be called after
-    /// announcements and now and then, so that old values do not stay longer than somebody has them open. Whether any is left
-    /// of a listed file.
+    /// Frees and wipes every version that is neither served, nor last announced, nor held by a
+    /// lookup. To be called after announcements and now and then, so that old values do not
+    /// stay longer than somebody has them open. Whether any is left of a listed file.
     pub fn collect(&mut self) -> bool {
         for slot in self.old() {
             let record = &self.arena.records()[slot];
-            if !self.is_last_announced(record) && holders(&self.arena, record.nodeid.load(SeqCst)) == 0 {
+            if !self.is_last_announced(record)
+                && holders(&self.arena, record.nodeid.load(SeqCst)) == 0
+            {
                 free(&self.arena, record);
             }
         }
-        self.old().into_iter().any(|slot| self.arena.place(FileId(self.arena.records()[slot].file.load(SeqCst))) == Place::Listed)
+        self.old().into_iter().any(|slot| {
+            self.arena
+                .place(FileId(self.arena.records()[slot].file.load(SeqCst)))
+                == Place::Listed
+        })
     }
 
     /// A reader of the same arena.
@@ -113,7 +136,11 @@ impl Publisher {
 
     /// Whether the file's version now has these bytes.
     fn is_served(&self, change: &Change<'_>) -> bool {
-        let Some(served) = current(&self.arena, change.file).filter(|served| served.len == change.bytes.len() as u64) else { return false };
+        let Some(served) = current(&self.arena, change.file)
+            .filter(|served| served.len == change.bytes.len() as u64)
+        else {
+            return false;
+        };
         let mut bytes = Zeroizing::new(vec![0; change.bytes.len()]);
         self.arena.read(served.offset, &mut bytes).is_some() && *bytes == change.bytes
     }
@@ -121,26 +148,53 @@ impl Publisher {
     /// Writes one version that nobody sees before the flip.
     fn stage(&self, change: &Change<'_>, generation: u64, mtime: SystemTime) -> Result<(), Full> {
         let (slots, place) = (self.arena.slots(change.file), self.arena.place(change.file));
-        let slot = self.make_room(|| slots.clone().find(|&slot| is(&self.arena.records()[slot], State::Free)), Some(change.file))?;
-        let offset = self.make_room(|| find_gap(&self.arena, change.bytes.len() as u64, place), None)?;
+        let slot = self.make_room(
+            || {
+                slots
+                    .clone()
+                    .find(|&slot| is(&self.arena.records()[slot], State::Free))
+            },
+            Some(change.file),
+        )?;
+        let offset = self.make_room(
+            || find_gap(&self.arena, change.bytes.len() as u64, place),
+            None,
+        )?;
         self.describe(slot, change, generation, offset, mtime);
-        self.arena.write(offset, change.bytes).expect("a gap is inside the heap");
-        self.arena.records()[slot].state.store(State::Live as u32, SeqCst);
+        self.arena
+            .write(offset, change.bytes)
+            .expect("a gap is inside the heap");
+        self.arena.records()[slot]
+            .state
+            .store(State::Live as u32, SeqCst);
         Ok(())
     }
 
-    /// Until its bytes are there, a version is one that is to be wiped: a successor shall find what is half written.
-    fn describe(&self, slot: usize, change: &Change<'_>, generation: u64, offset: u64, mtime: SystemTime) {
+    /// Until its bytes are there, a version is one that is to be wiped: a successor shall find what
+    /// is half written.
+    fn describe(
+        &self,
+        slot: usize,
+        change: &Change<'_>,
+        generation: u64,
+        offset: u64,
+        mtime: SystemTime,
+    ) {
         let record = &self.arena.records()[slot];
         let spec = &self.arena.files()[change.file.index()];
         let since = mtime.duration_since(UNIX_EPOCH).unwrap_or_default();
         let uses = self.arena.records().len() as u64;
         let nodeid = record.nodeid.load(SeqCst);
-        record.nodeid.store(if nodeid == 0 { slot as u64 } else { nodeid } + uses, SeqCst);
+        record.nodeid.store(
+            if nodeid == 0 { slot as u64 } else { nodeid } + uses,
+            SeqCst,
+        );
         record.generation.store(generation, SeqCst);
         record.offset.store(offset, SeqCst);
         record.len.store(change.bytes.len() as u64, SeqCst);
-        record.mtime.store(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), SeqCst);
+        record
+            .mtime
+            .store(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), SeqCst);
         record.mtime_nanos.store(since.subsec_nanos(), SeqCst);
         record.uid.store(spec.owner.uid, SeqCst);
         record.gid.store(spec.owner.gid, SeqCst);
@@ -149,18 +203,29 @@ impl Publisher {
         record.state.store(State::Evicted as u32, SeqCst);
     }
 
-    /// Asks `find` until it finds, evicting one old version (of `file`, if given) after the other: freshness wins.
+    /// Asks `find` until it finds, evicting one old version (of `file`, if given) after the other:
+    /// freshness wins.
     fn make_room<T>(&self, find: impl Fn() -> Option<T>, file: Option<FileId>) -> Result<T, Full> {
         loop {
             if let Some(found) = find() {
                 return Ok(found);
             }
-            let candidates = self.old().into_iter().filter(|slot| file.is_none_or(|file| self.arena.slots(file).contains(slot)));
+            let candidates = self
+                .old()
+                .into_iter()
+                .filter(|slot| file.is_none_or(|file| self.arena.slots(file).contains(slot)));
             let age = |slot: &usize| {
                 let record = &self.arena.records()[*slot];
-                (self.is_last_announced(record), record.generation.load(SeqCst))
+                (
+                    self.is_last_announced(record),
+                    record.generation.load(SeqCst),
+                )
             };
-            let Some(oldest) = candidates.min_by_key(age) else { return Err(Full { available: self.available() }) };
+            let Some(oldest) = candidates.min_by_key(age) else {
+                return Err(Full {
+                    available: self.available(),
+                });
+            };
             free(&self.arena, &self.arena.records()[oldest]);
         }
     }
@@ -174,13 +239,16 @@ impl Publisher {
             let served = slot_at(&self.arena, file, current);
             old.extend(self.arena.slots(file).filter(|&slot| {
                 let record = &self.arena.records()[slot];
-                is(record, State::Live) && record.generation.load(SeqCst) <= current && Some(slot) != served
+                is(record, State::Live)
+                    && record.generation.load(SeqCst) <= current
+                    && Some(slot) != served
             }));
         }
         old
     }
 
-    /// Whether the kernel may still know the file's name by this version: its successor is not announced.
+    /// Whether the kernel may still know the file's name by this version: its successor is not
+    /// announced.
     fn is_last_announced(&self, record: &Record) -> bool {
         let file = record.file.load(SeqCst) as usize;
         self.arena.book()[file].announced.load(SeqCst) == record.generation.load(SeqCst)
@@ -189,17 +257,24 @@ impl Publisher {
     /// Bytes of the heap beside the versions now served, were every old one evicted.
     fn beside_served(&self) -> u64 {
         let current = self.arena.head().current.load(SeqCst);
-        let files = (0..self.arena.files().len()).map(|file| FileId(u32::try_from(file).expect("a FileId")));
+        let files = (0..self.arena.files().len())
+            .map(|file| FileId(u32::try_from(file).expect("a FileId")));
         let served = files.filter_map(|file| slot_at(&self.arena, file, current));
-        let used: u64 = served.map(|slot| self.arena.records()[slot].len.load(SeqCst)).sum();
+        let used: u64 = served
+            .map(|slot| self.arena.records()[slot].len.load(SeqCst))
+            .sum();
         (self.arena.heap_len() as u64).saturating_sub(used)
     }
 
     /// Bytes of the heap beside the versions now live.
     fn available(&self) -> u64 {
         let current = self.arena.head().current.load(SeqCst);
-        let live = self.arena.records().iter().filter(|record| is(record, State::Live) && record.generation.load(SeqCst) <= current);
-        (self.arena.heap_len() as u64).saturating_sub(live.map(|record| record.len.load(SeqCst)).sum())
+        let live =
+            self.arena.records().iter().filter(|record| {
+                is(record, State::Live) && record.generation.load(SeqCst) <= current
+            });
+        (self.arena.heap_len() as u64)
+            .saturating_sub(live.map(|record| record.len.load(SeqCst)).sum())
     }
 
     fn drop_staged(&self, generation: u64) {
@@ -216,7 +291,8 @@ struct Full {
     available: u64,
 }
 
-/// Marks, wipes, frees: in this order a reader that copies meanwhile sees the mark and discards its copy.
+/// Marks, wipes, frees: in this order a reader that copies meanwhile sees the mark and discards its
+/// copy.
 fn free(arena: &Arena, record: &Record) {
     record.state.store(State::Evicted as u32, SeqCst);
     let wiped = arena.wipe(record.offset.load(SeqCst), record.len.load(SeqCst));
@@ -225,11 +301,16 @@ fn free(arena: &Arena, record: &Record) {
     record.state.store(State::Free as u32, SeqCst);
 }
 
-/// A gap of `len` bytes between the ranges of all records that are not free: the first, or for the agent's own state the
-/// last, so that it never stands amidst the room of a large file.
+/// A gap of `len` bytes between the ranges of all records that are not free: the first, or for the
+/// agent's own state the last, so that it never stands amidst the room of a large file.
 fn find_gap(arena: &Arena, len: u64, place: Place) -> Option<u64> {
-    let used = arena.records().iter().filter(|record| !is(record, State::Free));
-    let mut used: Vec<(u64, u64)> = used.map(|record| (record.offset.load(SeqCst), record.len.load(SeqCst))).collect();
+    let used = arena
+        .records()
+        .iter()
+        .filter(|record| !is(record, State::Free));
+    let mut used: Vec<(u64, u64)> = used
+        .map(|record| (record.offset.load(SeqCst), record.len.load(SeqCst)))
+        .collect();
     used.push((arena.heap_len() as u64, 0));
     used.sort_unstable();
     let mut end = 0;

@@ -1,5 +1,5 @@
-//! Finds versions and holds them for the kernel: the side that changes the desk. It never waits: it repeats a lookup only
-//! when a flip came in between.
+//! Finds versions and holds them for the kernel: the side that changes the desk. It never waits: it
+//! repeats a lookup only when a flip came in between.
 
 use super::{Version, current, slot_of, tag, version};
 use crate::memory::arena::Arena;
@@ -58,7 +58,8 @@ impl Reader {
         if !self.raise(nodeid) {
             return None;
         }
-        // Read after the count was raised: a version that nobody held may have been freed until then.
+        // Read after the count was raised: a version that nobody held may have been freed until
+        // then.
         let found = version(&self.arena, nodeid);
         if found.is_none() {
             self.forget(nodeid, 1);
@@ -84,13 +85,20 @@ impl Reader {
     /// Copies bytes from `offset` on; returns how many there were.
     ///
     /// # Errors
-    /// `Gone` when the version was evicted, before or during the copy: what is in `into` then is to be wiped.
+    /// `Gone` when the version was evicted, before or during the copy: what is in `into` then is to
+    /// be wiped.
     pub fn read(&self, nodeid: u64, offset: u64, into: &mut [u8]) -> Result<usize, Gone> {
         let found = version(&self.arena, nodeid).ok_or(Gone)?;
         let left = usize::try_from(found.len.saturating_sub(offset)).unwrap_or(usize::MAX);
         let len = left.min(into.len());
-        self.arena.read(found.offset + offset.min(found.len), &mut into[..len]).ok_or(Gone)?;
-        if version(&self.arena, nodeid) == Some(found) { Ok(len) } else { Err(Gone) }
+        self.arena
+            .read(found.offset + offset.min(found.len), &mut into[..len])
+            .ok_or(Gone)?;
+        if version(&self.arena, nodeid) == Some(found) {
+            Ok(len)
+        } else {
+            Err(Gone)
+        }
     }
 
     /// Whether this thread is the announcing one.
@@ -105,7 +113,8 @@ impl Reader {
         let found = self.hold_current(file)?;
         let desk = &self.arena.desk()[file.index()];
         desk.made.store(found.nodeid, SeqCst);
-        desk.attempt.store(self.arena.book()[file.index()].attempt.load(SeqCst), SeqCst);
+        desk.attempt
+            .store(self.arena.book()[file.index()].attempt.load(SeqCst), SeqCst);
         Some(found)
     }
 
@@ -127,7 +136,8 @@ impl Reader {
         Ok(())
     }
 
-    /// The number that the file's name belongs to since the last announcing rename; 0 before the first.
+    /// The number that the file's name belongs to since the last announcing rename; 0 before the
+    /// first.
     #[must_use]
     pub fn renamed(&self, file: FileId) -> u64 {
         self.arena.desk()[file.index()].renamed.load(SeqCst)
@@ -138,9 +148,13 @@ impl Reader {
         let tag = tag(&self.arena, nodeid);
         let raise = |word: u64| match (word >> 32).cmp(&tag) {
             std::cmp::Ordering::Less => Some((tag << 32) + 1),
-            std::cmp::Ordering::Equal => Some(word + u64::from(word & u64::from(u32::MAX) != u64::from(u32::MAX))),
+            std::cmp::Ordering::Equal => {
+                Some(word + u64::from(word & u64::from(u32::MAX) != u64::from(u32::MAX)))
+            }
             std::cmp::Ordering::Greater => None,
         };
-        self.arena.refs()[slot_of(&self.arena, nodeid)].fetch_update(SeqCst, SeqCst, raise).is_ok()
+        self.arena.refs()[slot_of(&self.arena, nodeid)]
+            .fetch_update(SeqCst, SeqCst, raise)
+            .is_ok()
     }
 }

@@ -17,9 +17,16 @@ fn arena(size: usize) -> Arc<Arena> {
         name: FileName::new(&format!("f{index}")).expect("name"),
         owner: Owner { uid: 1, gid: 2 },
         mode: 0o400,
-        place: if index == STATE.0 { Place::State } else { Place::Listed },
+        place: if index == STATE.0 {
+            Place::State
+        } else {
+            Place::Listed
+        },
     };
-    Arc::new(Arena::create((0..=FILES).map(spec).collect(), Some(size), Kind::Locked).expect("64 KiB can be locked"))
+    Arc::new(
+        Arena::create((0..=FILES).map(spec).collect(), Some(size), Kind::Locked)
+            .expect("64 KiB can be locked"),
+    )
 }
 
 #[derive(Clone, Debug)]
@@ -35,7 +42,8 @@ enum Op {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let changes = prop::collection::btree_map(0..FILES, 0_usize..9000, 1..4).prop_map(|map| map.into_iter().collect());
+    let changes = prop::collection::btree_map(0..FILES, 0_usize..9000, 1..4)
+        .prop_map(|map| map.into_iter().collect());
     let state = (0_usize..2000).prop_map(|size| vec![(STATE.0, size)]);
     prop_oneof![
         4 => changes.prop_map(Op::Publish),
@@ -70,7 +78,12 @@ struct World {
 impl World {
     fn new() -> Self {
         let arena = arena(64 << 10);
-        Self { publisher: Publisher::new(Arc::clone(&arena)), reader: Reader::new(Arc::clone(&arena)), arena, model: Model::default() }
+        Self {
+            publisher: Publisher::new(Arc::clone(&arena)),
+            reader: Reader::new(Arc::clone(&arena)),
+            arena,
+            model: Model::default(),
+        }
     }
 
     fn run(&mut self, op: Op) {
@@ -81,7 +94,9 @@ impl World {
                 let (version, _) = self.model.held.swap_remove(which % self.model.held.len());
                 self.reader.forget(version.nodeid, 1);
             }
-            Op::Read(which, offset) if !self.model.held.is_empty() => self.read(which % self.model.held.len(), offset),
+            Op::Read(which, offset) if !self.model.held.is_empty() => {
+                self.read(which % self.model.held.len(), offset)
+            }
             Op::Forget(_) | Op::Read(..) => {}
             Op::Announce(file) => {
                 let bulletin = Bulletin::sign(Arc::clone(&self.arena));
@@ -102,8 +117,17 @@ impl World {
 
     fn publish(&mut self, sizes: &[(u32, usize)]) {
         self.model.serial = self.model.serial.wrapping_add(1).max(1);
-        let bytes: Vec<(u32, Vec<u8>)> = sizes.iter().map(|(file, size)| (*file, vec![self.model.serial; *size])).collect();
-        let changes: Vec<_> = bytes.iter().map(|(file, bytes)| Change { file: FileId(*file), bytes }).collect();
+        let bytes: Vec<(u32, Vec<u8>)> = sizes
+            .iter()
+            .map(|(file, size)| (*file, vec![self.model.serial; *size]))
+            .collect();
+        let changes: Vec<_> = bytes
+            .iter()
+            .map(|(file, bytes)| Change {
+                file: FileId(*file),
+                bytes,
+            })
+            .collect();
         let before = self.arena.head().current.load(SeqCst);
         match self.publisher.publish(&changes, UNIX_EPOCH) {
             Ok(generation) => {
@@ -112,12 +136,19 @@ impl World {
             }
             Err(PublishError::TooLarge { needed, available }) => {
                 assert_eq!(self.arena.head().current.load(SeqCst), before);
-                assert_eq!(needed, sizes.iter().map(|(_, size)| *size as u64).sum::<u64>());
+                assert_eq!(
+                    needed,
+                    sizes.iter().map(|(_, size)| *size as u64).sum::<u64>()
+                );
                 let served: usize = self.model.newest.values().map(Vec::len).sum();
                 assert_eq!(available, (self.arena.heap_len() - served) as u64);
-                // What is served, and what of the change was staged, cannot move: between them are so many gaps, each too small.
+                // What is served, and what of the change was staged, cannot move: between them are
+                // so many gaps, each too small.
                 let gaps = 2 * self.arena.files().len() as u64 + 1;
-                assert!(needed * (gaps + 1) > available, "{needed} of {available} were refused");
+                assert!(
+                    needed * (gaps + 1) > available,
+                    "{needed} of {available} were refused"
+                );
             }
         }
     }
@@ -127,7 +158,10 @@ impl World {
         assert_eq!(held.is_some(), self.model.newest.contains_key(&file));
         if let Some(version) = held {
             let bytes = self.model.newest[&file].clone();
-            assert_eq!((version.file, version.len), (FileId(file), bytes.len() as u64));
+            assert_eq!(
+                (version.file, version.len),
+                (FileId(file), bytes.len() as u64)
+            );
             assert!(version.nodeid >= self.arena.records().len() as u64);
             self.model.held.push((version, bytes));
         }
@@ -137,11 +171,18 @@ impl World {
     fn read(&self, which: usize, offset: u64) {
         let (version, bytes) = &self.model.held[which];
         let mut into = [0xff; 4096];
-        let expected = bytes.get(usize::try_from(offset).expect("small")..).unwrap_or_default();
+        let expected = bytes
+            .get(usize::try_from(offset).expect("small")..)
+            .unwrap_or_default();
         let expected = &expected[..expected.len().min(into.len())];
         match self.reader.read(version.nodeid, offset, &mut into) {
             Ok(len) => assert_eq!(&into[..len], expected),
-            Err(Gone) => assert_ne!(self.reader.current(version.file).map(|newest| newest.nodeid), Some(version.nodeid)),
+            Err(Gone) => assert_ne!(
+                self.reader
+                    .current(version.file)
+                    .map(|newest| newest.nodeid),
+                Some(version.nodeid)
+            ),
         }
     }
 
@@ -150,7 +191,10 @@ impl World {
         for (file, bytes) in &self.model.newest {
             let version = self.reader.current(FileId(*file)).expect("published");
             let mut into = vec![0xff; bytes.len()];
-            assert_eq!(self.reader.read(version.nodeid, 0, &mut into), Ok(bytes.len()));
+            assert_eq!(
+                self.reader.read(version.nodeid, 0, &mut into),
+                Ok(bytes.len())
+            );
             assert_eq!(&into, bytes);
         }
         let mut heap = vec![0xff; self.arena.heap_len()];
@@ -159,26 +203,51 @@ impl World {
             let at = usize::try_from(record.offset).expect("inside");
             heap[at..at + usize::try_from(record.len).expect("inside")].fill(0);
         }
-        assert!(heap.iter().all(|byte| *byte == 0), "freed bytes are not wiped");
+        assert!(
+            heap.iter().all(|byte| *byte == 0),
+            "freed bytes are not wiped"
+        );
     }
 }
 
-/// Without it, a `fetch` that begins anew would need room for all of them a second time, and not come to its first publication.
+/// Without it, a `fetch` that begins anew would need room for all of them a second time, and not
+/// come to its first publication.
 #[test]
 fn bytes_that_are_served_make_no_new_version() {
     let mut world = World::new();
     let large = vec![7; world.arena.heap_len() * 2 / 3];
     let both = |small: &[u8]| [(FileId(0), large.clone()), (FileId(1), small.to_vec())];
     let publish = |publisher: &mut Publisher, files: [(FileId, Vec<u8>); 2]| {
-        let changes: Vec<_> = files.iter().map(|(file, bytes)| Change { file: *file, bytes }).collect();
+        let changes: Vec<_> = files
+            .iter()
+            .map(|(file, bytes)| Change { file: *file, bytes })
+            .collect();
         publisher.publish(&changes, UNIX_EPOCH)
     };
-    assert_eq!(publish(&mut world.publisher, both(b"one")), Ok(Generation(1)));
-    let first = [0, 1].map(|file| world.reader.current(FileId(file)).expect("published").nodeid);
+    assert_eq!(
+        publish(&mut world.publisher, both(b"one")),
+        Ok(Generation(1))
+    );
+    let first = [0, 1].map(|file| {
+        world
+            .reader
+            .current(FileId(file))
+            .expect("published")
+            .nodeid
+    });
     let mut successor = Publisher::new(Arc::clone(&world.arena));
     assert_eq!(publish(&mut successor, both(b"two")), Ok(Generation(2)));
-    let second = [0, 1].map(|file| world.reader.current(FileId(file)).expect("published").nodeid);
-    assert!(first[0] == second[0] && first[1] != second[1], "{first:?} {second:?}");
+    let second = [0, 1].map(|file| {
+        world
+            .reader
+            .current(FileId(file))
+            .expect("published")
+            .nodeid
+    });
+    assert!(
+        first[0] == second[0] && first[1] != second[1],
+        "{first:?} {second:?}"
+    );
 }
 
 proptest! {
@@ -215,7 +284,8 @@ fn a_held_version_is_kept_until_its_last_forget() {
     world.reader.forget(first.nodeid, 1);
     world.publisher.collect();
     assert_eq!(world.reader.version(first.nodeid), None);
-    // One forget too many, or one of a version whose record is used again, takes nothing from others.
+    // One forget too many, or one of a version whose record is used again, takes nothing from
+    // others.
     world.reader.forget(first.nodeid, 5);
     let second = world.reader.hold_current(FileId(0)).expect("published");
     world.publish(&[(0, 100)]);
@@ -227,7 +297,12 @@ fn a_held_version_is_kept_until_its_last_forget() {
 fn what_was_not_flipped_is_dropped_at_a_restart() {
     let mut world = World::new();
     world.publish(&[(0, 100)]);
-    let staged = world.arena.records().iter().find(|record| is(record, State::Free)).expect("a free record");
+    let staged = world
+        .arena
+        .records()
+        .iter()
+        .find(|record| is(record, State::Free))
+        .expect("a free record");
     world.arena.write(5000, b"hunter2").expect("inside");
     staged.offset.store(5000, SeqCst);
     staged.len.store(7, SeqCst);
@@ -245,10 +320,19 @@ fn state_is_never_announced_and_leaves_no_old_version() {
     for _ in 0..1_000 {
         world.publish(&[(STATE.0, 300)]);
         assert_eq!(bulletin.due(), [FileId(0)]);
-        assert!(!world.publisher.collect(), "there is nothing to come back for");
+        assert!(
+            !world.publisher.collect(),
+            "there is nothing to come back for"
+        );
         world.check();
     }
-    let states = || world.arena.slots(STATE).filter_map(|slot| load(&world.arena.records()[slot])).count();
+    let states = || {
+        world
+            .arena
+            .slots(STATE)
+            .filter_map(|slot| load(&world.arena.records()[slot]))
+            .count()
+    };
     assert_eq!(states(), 1);
 }
 

@@ -1,5 +1,5 @@
-//! What `fetch` says of itself and its secrets (`..baofs/status.json`), and what others conclude from it. Invariant: no
-//! value of a secret, and no name of a lease, is in it.
+//! What `fetch` says of itself and its secrets (`..baofs/status.json`), and what others conclude
+//! from it. Invariant: no value of a secret, and no name of a lease, is in it.
 
 mod place;
 mod probe;
@@ -10,7 +10,8 @@ mod verdict;
 pub use place::{mount, parse, read};
 pub use probe::Probe;
 pub use report::{
-    Checkpoint, Condition, Counts, Detail, FORMAT, FileReport, OVERDUE, Report, Roles, Served, Session, Trouble, Walls, seconds,
+    Checkpoint, Condition, Counts, Detail, FORMAT, FileReport, OVERDUE, Report, Roles, Served,
+    Session, Trouble, Walls, seconds,
 };
 pub use table::table;
 pub use verdict::{Strictness, Verdict, judge};
@@ -34,7 +35,10 @@ impl Now {
     /// Of the machine.
     #[must_use]
     pub fn real() -> Self {
-        Self { moment: RealClock.now(), wall: seconds(RealClock.wall()) }
+        Self {
+            moment: RealClock.now(),
+            wall: seconds(RealClock.wall()),
+        }
     }
 
     /// How long ago `then` was; nothing, when it is to come.
@@ -46,10 +50,17 @@ impl Now {
 /// Seconds for people, in the two greatest units: `3m20s`.
 fn span(seconds: u64) -> String {
     const UNITS: [(u64, char); 4] = [(86_400, 'd'), (3_600, 'h'), (60, 'm'), (1, 's')];
-    let greatest = UNITS.iter().position(|(unit, _)| seconds >= *unit).unwrap_or(UNITS.len() - 1);
+    let greatest = UNITS
+        .iter()
+        .position(|(unit, _)| seconds >= *unit)
+        .unwrap_or(UNITS.len() - 1);
     let (unit, name) = UNITS[greatest];
-    let second = UNITS.get(greatest + 1).map(|(smaller, name)| (seconds % unit / smaller, name));
-    let rest = second.filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count}{name}"));
+    let second = UNITS
+        .get(greatest + 1)
+        .map(|(smaller, name)| (seconds % unit / smaller, name));
+    let rest = second
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, name)| format!("{count}{name}"));
     format!("{}{name}{}", seconds / unit, rest.unwrap_or_default())
 }
 

@@ -1,12 +1,14 @@
-//! Finding and reading the report from outside the agent. Invariants: no read lasts longer than `PATIENCE`, whatever the
-//! mount does, because only a child touches it; below the mount no link is followed, and what is read is a regular file that
-//! belongs to the owner of its directory.
+//! Finding and reading the report from outside the agent. Invariants: no read lasts longer than
+//! `PATIENCE`, whatever the mount does, because only a child touches it; below the mount no link is
+//! followed, and what is read is a regular file that belongs to the owner of its directory.
 //!
-//! The reader may be root, and the directory may be one that others can write to: Docker gives a tmpfs the mode 1777. There an
-//! application can make whatever name does not exist yet, but it can neither remove nor rename what belongs to another user.
-//! The agent makes `..baofs` before the application starts and keeps it until the end, so that another user's `..baofs` means
-//! that no agent serves. An application with the agent's own uid can replace the report; what it can reach by that is a wrong
-//! report, never another file's content, and no escape sequence: the report is parsed and printed anew.
+//! The reader may be root, and the directory may be one that others can write to: Docker gives a
+//! tmpfs the mode 1777. There an application can make whatever name does not exist yet, but it can
+//! neither remove nor rename what belongs to another user. The agent makes `..baofs` before the
+//! application starts and keeps it until the end, so that another user's `..baofs` means
+//! that no agent serves. An application with the agent's own uid can replace the report; what it
+//! can reach by that is a wrong report, never another file's content, and no escape sequence: the
+//! report is parsed and printed anew.
 
 use super::report::{FORMAT, Report};
 use super::{DIRECTORY, FILE};
@@ -33,8 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// A report is never as long, in bytes; whatever goes on for longer is none.
 const LIMIT: u64 = 16 << 20;
 
-/// The mount to ask about: `given`, else the only one of baofs, else the default (a tmpfs that was given to the agent has
-/// another source).
+/// The mount to ask about: `given`, else the only one of baofs, else the default (a tmpfs that was
+/// given to the agent has another source).
 ///
 /// # Errors
 /// When there are several.
@@ -46,21 +48,27 @@ pub fn mount(given: Option<PathBuf>) -> Result<PathBuf, String> {
 /// The one mount point of baofs in a list of mounts, or the default.
 fn only(mountinfo: &str) -> Result<PathBuf, String> {
     // The bind of a single file has another root.
-    let ours = mounts(mountinfo).filter(|mount| mount.source == SOURCE && matches!(mount.kind, "fuse" | "tmpfs") && mount.root == "/");
+    let ours = mounts(mountinfo).filter(|mount| {
+        mount.source == SOURCE && matches!(mount.kind, "fuse" | "tmpfs") && mount.root == "/"
+    });
     let mut points: Vec<_> = ours.map(|mount| unescape(mount.point)).collect();
     points.sort();
     points.dedup();
     match points.as_slice() {
         [] => Ok(DEFAULT_MOUNT.into()),
         [only] => Ok(only.clone()),
-        many => Err(format!("{} mounts of baofs: {many:?}; hint: say which with --mount or BAOFS_MOUNT", many.len())),
+        many => Err(format!(
+            "{} mounts of baofs: {many:?}; hint: say which with --mount or BAOFS_MOUNT",
+            many.len()
+        )),
     }
 }
 
 /// The bytes of the report in `mount`. The process must have one thread only: it forks.
 ///
 /// # Errors
-/// When there is none, when it is a link or no regular file of its directory's owner, or when it cannot be read in time.
+/// When there is none, when it is a link or no regular file of its directory's owner, or when it
+/// cannot be read in time.
 pub fn read(mount: &Path) -> Result<Vec<u8>, String> {
     let path = mount.join(DIRECTORY).join(FILE);
     let shown = path.display();
@@ -82,10 +90,21 @@ pub fn parse(bytes: &[u8]) -> Result<Report, String> {
     struct Versioned {
         format: u32,
     }
-    let none = |error: serde_json::Error| format!("the status is no report of baofs (line {}, column {})", error.line(), error.column());
-    match serde_json::from_slice::<Versioned>(bytes).map_err(none)?.format {
+    let none = |error: serde_json::Error| {
+        format!(
+            "the status is no report of baofs (line {}, column {})",
+            error.line(),
+            error.column()
+        )
+    };
+    match serde_json::from_slice::<Versioned>(bytes)
+        .map_err(none)?
+        .format
+    {
         FORMAT => serde_json::from_slice(bytes).map_err(none),
-        other => Err(format!("the agent's report has format {other}, and this baofs reads {FORMAT}; hint: use the agent's own binary")),
+        other => Err(format!(
+            "the agent's report has format {other}, and this baofs reads {FORMAT}; hint: use the agent's own binary"
+        )),
     }
 }
 
@@ -106,7 +125,8 @@ fn copy(mount: &Path) -> io::Result<Vec<u8>> {
     let child = fork(&close, || send(mount, &to).map_or(1, |()| 0))?;
     drop(to);
     let sent = receive(&mut File::from(from)).inspect_err(|_| {
-        // Not waited for: no signal reaches it in a request that `serve` has taken. It is init's to reap.
+        // Not waited for: no signal reaches it in a request that `serve` has taken. It is init's to
+        // reap.
         let _ = kill(child, Signal::SIGKILL);
     })?;
     // Its result came through the pipe; there is none to wait for where SIGCHLD is ignored.
@@ -114,13 +134,15 @@ fn copy(mount: &Path) -> io::Result<Vec<u8>> {
     match sent.split_first() {
         Some((&CONTENT, bytes)) => Ok(bytes.to_vec()),
         Some((&ABSENT, _)) => Err(ErrorKind::NotFound.into()),
-        Some((_, words)) => Err(io::Error::other(String::from_utf8_lossy(words).into_owned())),
+        Some((_, words)) => Err(io::Error::other(
+            String::from_utf8_lossy(words).into_owned(),
+        )),
         None => Err(io::Error::other("the process that reads it was killed")),
     }
 }
 
-/// The child's work: sends what it found. The file, whose end may hang too, is closed before the pipe: whoever sees the
-/// pipe's end can wait for the child.
+/// The child's work: sends what it found. The file, whose end may hang too, is closed before the
+/// pipe: whoever sees the pipe's end can wait for the child.
 fn send(mount: &Path, mut to: &File) -> io::Result<()> {
     let (tag, bytes) = match open_report(mount).and_then(content) {
         Ok(bytes) => (CONTENT, bytes),
@@ -130,20 +152,43 @@ fn send(mount: &Path, mut to: &File) -> io::Result<()> {
     to.write_all(&[&[tag], bytes.as_slice()].concat())
 }
 
-/// Opens the report without following a link below `mount`, and without waiting for the other end of a FIFO or for the holder
-/// of a lease.
+/// Opens the report without following a link below `mount`, and without waiting for the other end
+/// of a FIFO or for the holder of a lease.
 fn open_report(mount: &Path) -> io::Result<File> {
     let whole = |flags| flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let root = open(mount, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let directory = openat(&root, DIRECTORY, whole(OFlag::O_PATH | OFlag::O_DIRECTORY), Mode::empty())?;
-    let file = openat(&directory, FILE, whole(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY), Mode::empty());
-    let file = file.map_err(|errno| if errno == Errno::ELOOP { io::Error::other("it is a link") } else { errno.into() })?;
+    let root = open(
+        mount,
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
+    let directory = openat(
+        &root,
+        DIRECTORY,
+        whole(OFlag::O_PATH | OFlag::O_DIRECTORY),
+        Mode::empty(),
+    )?;
+    let file = openat(
+        &directory,
+        FILE,
+        whole(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY),
+        Mode::empty(),
+    );
+    let file = file.map_err(|errno| {
+        if errno == Errno::ELOOP {
+            io::Error::other("it is a link")
+        } else {
+            errno.into()
+        }
+    })?;
     let (found, owner) = (fstat(&file)?, fstat(&directory)?.st_uid);
     if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
         return Err(io::Error::other("it is no regular file"));
     }
     if found.st_uid != owner {
-        return Err(io::Error::other(format!("it belongs to uid {}, and its directory to uid {owner}", found.st_uid)));
+        return Err(io::Error::other(format!(
+            "it belongs to uid {}, and its directory to uid {owner}",
+            found.st_uid
+        )));
     }
     Ok(file.into())
 }
@@ -152,7 +197,11 @@ fn open_report(mount: &Path) -> io::Result<File> {
 fn content(file: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(LIMIT + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LIMIT { Err(io::Error::other(format!("it is larger than {LIMIT} bytes"))) } else { Ok(bytes) }
+    if bytes.len() as u64 > LIMIT {
+        Err(io::Error::other(format!("it is larger than {LIMIT} bytes")))
+    } else {
+        Ok(bytes)
+    }
 }
 
 /// All of a pipe, until its end.
@@ -162,7 +211,9 @@ fn receive(from: &mut File) -> io::Result<Vec<u8>> {
     loop {
         let left = PollTimeout::try_from(late.since(clock.now())).unwrap_or(PollTimeout::ZERO);
         if poll(&mut [PollFd::new(from.as_fd(), PollFlags::POLLIN)], left)? == 0 {
-            return Err(io::Error::other(format!("no answer within {PATIENCE:?}: the agent hangs or is stopped")));
+            return Err(io::Error::other(format!(
+                "no answer within {PATIENCE:?}: the agent hangs or is stopped"
+            )));
         }
         match from.read(&mut part)? {
             0 => return Ok(bytes),
@@ -179,10 +230,10 @@ mod tests {
     fn the_only_mount_is_found() {
         const FUSE: &str = "50 27 0:63 / /app/secrets ro,nosuid,nodev,noexec,relatime - fuse baofs rw,user_id=0,group_id=0";
         const AGAIN: &str = "51 50 0:64 / /app/secrets ro - fuse baofs rw";
-        const TMPFS: &str = "52 27 0:65 / /mnt/a\\040b\\134 ro shared:1 - tmpfs baofs rw,size=4096k";
+        const TMPFS: &str =
+            "52 27 0:65 / /mnt/a\\040b\\134 ro shared:1 - tmpfs baofs rw,size=4096k";
         const ONE_FILE: &str = "53 27 0:63 /db /etc/db ro - fuse baofs rw";
-        const OTHERS: &str =
-            "27 1 254:0 / / rw - ext4 baofs rw\n54 27 0:66 / /app/secrets rw - tmpfs tmpfs rw\n55 27 0:67 / /x rw - fuse sshfs rw";
+        const OTHERS: &str = "27 1 254:0 / / rw - ext4 baofs rw\n54 27 0:66 / /app/secrets rw - tmpfs tmpfs rw\n55 27 0:67 / /x rw - fuse sshfs rw";
         let found = |path: &str| Ok(PathBuf::from(path));
         for (lines, expected) in [
             (vec![], found("/app/secrets")),
@@ -194,7 +245,10 @@ mod tests {
             assert_eq!(only(&lines.join("\n")), expected, "{lines:?}");
         }
         let several = only(&[FUSE, TMPFS].join("\n")).expect_err("two mounts");
-        assert!(several.contains("--mount") && several.contains("/app/secrets"), "{several}");
+        assert!(
+            several.contains("--mount") && several.contains("/app/secrets"),
+            "{several}"
+        );
     }
 
     #[test]

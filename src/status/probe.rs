@@ -1,5 +1,5 @@
-//! Asking the application itself: a connection, or one HTTP request. Invariant: it takes no longer than `PATIENCE`, follows
-//! no redirect and reads no body.
+//! Asking the application itself: a connection, or one HTTP request. Invariant: it takes no longer
+//! than `PATIENCE`, follows no redirect and reads no body.
 
 use http::header::HOST;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -31,9 +31,14 @@ impl Probe {
     /// What is wrong with the text.
     pub fn tcp(text: &str) -> Result<Self, String> {
         let authority = text.parse().ok().filter(is_plain);
-        let known = authority.and_then(|authority: Authority| Some((authority.port_u16()?, authority)));
+        let known =
+            authority.and_then(|authority: Authority| Some((authority.port_u16()?, authority)));
         let (port, authority) = known.ok_or("--tcp wants HOST:PORT")?;
-        Ok(Self { authority, port, path: None })
+        Ok(Self {
+            authority,
+            port,
+            path: None,
+        })
     }
 
     /// Whether a GET of `http://HOST[:PORT]/PATH` is answered with a success or a redirect.
@@ -43,12 +48,21 @@ impl Probe {
     pub fn http(text: &str) -> Result<Self, String> {
         let uri = text.parse::<Uri>().unwrap_or_default().into_parts();
         if uri.scheme == Some(Scheme::HTTPS) {
-            return Err("--http speaks no TLS; `--tcp HOST:PORT` asks whether a connection is accepted".into());
+            return Err(
+                "--http speaks no TLS; `--tcp HOST:PORT` asks whether a connection is accepted"
+                    .into(),
+            );
         }
-        let authority = uri.authority.filter(|authority| uri.scheme == Some(Scheme::HTTP) && is_plain(authority));
+        let authority = uri
+            .authority
+            .filter(|authority| uri.scheme == Some(Scheme::HTTP) && is_plain(authority));
         let authority = authority.ok_or("--http wants http://HOST[:PORT]/PATH")?;
         let path = uri.path_and_query.or(Some(PathAndQuery::from_static("/")));
-        Ok(Self { port: authority.port_u16().unwrap_or(80), authority, path })
+        Ok(Self {
+            port: authority.port_u16().unwrap_or(80),
+            authority,
+            path,
+        })
     }
 
     /// Asks.
@@ -57,22 +71,35 @@ impl Probe {
     /// Why the application counts as not well.
     pub fn run(&self) -> Result<(), String> {
         let failed = |cause| Err(format!("probe of {}: {cause}", self.authority));
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        let runtime = match tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+        {
             Ok(runtime) => runtime,
             Err(error) => return failed(error.to_string()),
         };
         let answer = runtime.block_on(async { timeout(PATIENCE, self.ask()).await });
         // A thread that resolves the name is not waited for.
         runtime.shutdown_background();
-        answer.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}"))).or_else(failed)
+        answer
+            .unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
+            .or_else(failed)
     }
 
     async fn ask(&self) -> Result<(), String> {
         let host = self.authority.host().trim_matches(['[', ']']);
-        let stream = TcpStream::connect((host, self.port)).await.map_err(|error| format!("no connection: {error}"))?;
-        let Some(path) = &self.path else { return Ok(()) };
+        let stream = TcpStream::connect((host, self.port))
+            .await
+            .map_err(|error| format!("no connection: {error}"))?;
+        let Some(path) = &self.path else {
+            return Ok(());
+        };
         let status = get(stream, &self.authority, path).await?;
-        if status.is_success() || status.is_redirection() { Ok(()) } else { Err(format!("answered {status}")) }
+        if status.is_success() || status.is_redirection() {
+            Ok(())
+        } else {
+            Err(format!("answered {status}"))
+        }
     }
 }
 
@@ -82,9 +109,15 @@ fn is_plain(authority: &Authority) -> bool {
 }
 
 /// The status of the answer to a GET.
-async fn get(stream: TcpStream, host: &Authority, path: &PathAndQuery) -> Result<StatusCode, String> {
+async fn get(
+    stream: TcpStream,
+    host: &Authority,
+    path: &PathAndQuery,
+) -> Result<StatusCode, String> {
     let cut = |error: hyper::Error| format!("no HTTP answer: {error}");
-    let request = Request::get(path.as_str()).header(HOST, host.as_str()).body(Empty::<Bytes>::new());
+    let request = Request::get(path.as_str())
+        .header(HOST, host.as_str())
+        .body(Empty::<Bytes>::new());
     let request = request.map_err(|error| error.to_string())?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(cut)?;
     // It moves the bytes, and ends with the runtime; what goes wrong there the request tells, too.
@@ -99,23 +132,57 @@ mod tests {
     #[test]
     fn words_become_probes() {
         let probe = |authority: &str, port, path: Option<&'static str>| {
-            Ok(Probe { authority: authority.parse().expect("an authority"), port, path: path.map(PathAndQuery::from_static) })
+            Ok(Probe {
+                authority: authority.parse().expect("an authority"),
+                port,
+                path: path.map(PathAndQuery::from_static),
+            })
         };
         assert_eq!(Probe::tcp("localhost:80"), probe("localhost:80", 80, None));
         assert_eq!(Probe::tcp("[::1]:5432"), probe("[::1]:5432", 5432, None));
-        assert_eq!(Probe::http("http://[::1]:8080/a?b=c#d"), probe("[::1]:8080", 8080, Some("/a?b=c")));
         assert_eq!(
-            Probe::http("http://app").map(|probe| (probe.port, probe.path.map(|path| path.to_string()))),
+            Probe::http("http://[::1]:8080/a?b=c#d"),
+            probe("[::1]:8080", 8080, Some("/a?b=c"))
+        );
+        assert_eq!(
+            Probe::http("http://app")
+                .map(|probe| (probe.port, probe.path.map(|path| path.to_string()))),
             Ok((80, Some("/".into())))
         );
-        for text in ["", "localhost", ":80", "localhost:x", "localhost:70000", "user:geheim@localhost:80", "http://localhost:80"] {
+        for text in [
+            "",
+            "localhost",
+            ":80",
+            "localhost:x",
+            "localhost:70000",
+            "user:geheim@localhost:80",
+            "http://localhost:80",
+        ] {
             let error = Probe::tcp(text).expect_err(text);
-            assert!(error.contains("HOST:PORT") && !error.contains("geheim"), "{text}: {error}");
+            assert!(
+                error.contains("HOST:PORT") && !error.contains("geheim"),
+                "{text}: {error}"
+            );
         }
-        for text in ["", "localhost:80", "/health", "ftp://localhost/", "http://", "http://user:geheim@localhost/", "http:///x"] {
+        for text in [
+            "",
+            "localhost:80",
+            "/health",
+            "ftp://localhost/",
+            "http://",
+            "http://user:geheim@localhost/",
+            "http:///x",
+        ] {
             let error = Probe::http(text).expect_err(text);
-            assert!(error.contains("http://HOST") && !error.contains("geheim"), "{text}: {error}");
+            assert!(
+                error.contains("http://HOST") && !error.contains("geheim"),
+                "{text}: {error}"
+            );
         }
-        assert!(Probe::http("https://localhost/").expect_err("TLS").contains("--tcp"));
+        assert!(
+            Probe::http("https://localhost/")
+                .expect_err("TLS")
+                .contains("--tcp")
+        );
     }
 }

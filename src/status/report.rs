@@ -1,5 +1,5 @@
-//! The report as it is written and read. Invariants: a reader of another version can tell so by `format`; every text in it is
-//! cut and cleaned, when it is written and again when it is read.
+//! The report as it is written and read. Invariants: a reader of another version can tell so by
+//! `format`; every text in it is cut and cleaned, when it is written and again when it is read.
 
 use crate::clock::Moment;
 use crate::names::Recovery;
@@ -23,7 +23,8 @@ pub struct Report {
     pub since: u64,
     /// When this was written.
     pub written: u64,
-    /// By when the next one will be written, in milliseconds of `CLOCK_MONOTONIC`: it does not jump.
+    /// By when the next one will be written, in milliseconds of `CLOCK_MONOTONIC`: it does not
+    /// jump.
     pub due_monotonic_ms: u64,
     /// What it lacks, because the whole of it did not fit.
     #[serde(default, skip_serializing_if = "Detail::is_full")]
@@ -82,8 +83,9 @@ pub struct Served {
     pub swap: Option<Trouble>,
 }
 
-/// What a role that was taken over would find around it, in words: `capabilities` (it has none), `seccomp` (it makes few
-/// system calls), `landlock 6` (it reaches few files, ports and processes; with the ABI, which says what the kernel can deny).
+/// What a role that was taken over would find around it, in words: `capabilities` (it has none),
+/// `seccomp` (it makes few system calls), `landlock 6` (it reaches few files, ports and processes;
+/// with the ABI, which says what the kernel can deny).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Walls {
     /// Of `fetch`.
@@ -110,7 +112,8 @@ pub struct Roles {
     /// And of those that were like `serve`.
     #[serde(default)]
     pub serve_deaths: u64,
-    /// How many of the last `fetch` in a row ended by themselves, or before they worked; 0 once the present one is well.
+    /// How many of the last `fetch` in a row ended by themselves, or before they worked; 0 once
+    /// the present one is well.
     #[serde(default)]
     pub fetch_crashes: u32,
     /// The same of `serve`.
@@ -131,7 +134,8 @@ pub enum Checkpoint {
     /// All of it: a successor asks for nothing again.
     #[default]
     Whole,
-    /// The credentials of the login alone, because the whole does not fit: a successor logs in and reads everything anew.
+    /// The credentials of the login alone, because the whole does not fit: a successor logs in and
+    /// reads everything anew.
     Credentials,
     /// Nothing: so, and it needs the files of the credentials.
     Nothing,
@@ -150,7 +154,8 @@ pub struct Session {
     /// When the token ends, if there is one and it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends: Option<u64>,
-    /// How many logins were sent whose answers nobody heard: each may have left a token that lives to its end.
+    /// How many logins were sent whose answers nobody heard: each may have left a token that lives
+    /// to its end.
     #[serde(default)]
     pub lost_logins: u32,
     /// What goes wrong with the login or the token's renewal.
@@ -195,7 +200,8 @@ pub enum Condition {
     Fresh,
     /// It serves on, although it could not be renewed, read again or rendered anew.
     Stale,
-    /// So, and it is past its life: the lease has ended, or, without one, two refreshes in a row are missed.
+    /// So, and it is past its life: the lease has ended, or, without one, two refreshes in a row
+    /// are missed.
     Ended,
     /// There is none yet.
     Missing,
@@ -218,12 +224,20 @@ impl Detail {
 
 impl Counts {
     fn of(files: &[FileReport]) -> Self {
-        let count = |condition| files.iter().filter(|file| file.condition == condition).count();
+        let count = |condition| {
+            files
+                .iter()
+                .filter(|file| file.condition == condition)
+                .count()
+        };
         Self {
             fresh: count(Condition::Fresh),
             stale: count(Condition::Stale),
             ended: count(Condition::Ended),
-            ended_strict: files.iter().filter(|file| file.condition == Condition::Ended && file.strict).count(),
+            ended_strict: files
+                .iter()
+                .filter(|file| file.condition == Condition::Ended && file.strict)
+                .count(),
             missing: count(Condition::Missing),
         }
     }
@@ -233,22 +247,41 @@ impl Report {
     /// The same without causes, for when it does not fit.
     #[must_use]
     pub fn without_causes(&self) -> Self {
-        let mut report = Self { detail: Detail::NoCauses, ..self.clone() };
-        let troubles = report.files.iter_mut().map(|file| &mut file.trouble).chain([&mut report.session.trouble]);
+        let mut report = Self {
+            detail: Detail::NoCauses,
+            ..self.clone()
+        };
+        let troubles = report
+            .files
+            .iter_mut()
+            .map(|file| &mut file.trouble)
+            .chain([&mut report.session.trouble]);
         for trouble in troubles.flatten() {
             trouble.cause = ShownCause::default();
         }
         report
     }
 
-    /// The same with its files counted, for when it does not fit without causes either: a few hundred bytes.
+    /// The same with its files counted, for when it does not fit without causes either: a few
+    /// hundred bytes.
     #[must_use]
     pub fn counted(&self) -> Self {
-        let small = Self { files: Vec::new(), served: Served { fallback: None, ..self.served.clone() }, ..self.clone() };
-        Self { detail: Detail::Counts(Counts::of(&self.files)), ..small.without_causes() }
+        let small = Self {
+            files: Vec::new(),
+            served: Served {
+                fallback: None,
+                ..self.served.clone()
+            },
+            ..self.clone()
+        };
+        Self {
+            detail: Detail::Counts(Counts::of(&self.files)),
+            ..small.without_causes()
+        }
     }
 
-    /// Whether the agent is alive, by what it promised: at `now` of the machine's `CLOCK_MONOTONIC`.
+    /// Whether the agent is alive, by what it promised: at `now` of the machine's
+    /// `CLOCK_MONOTONIC`.
     #[must_use]
     pub fn is_overdue(&self, now: Moment) -> bool {
         now > Moment::at(Duration::from_millis(self.due_monotonic_ms)).plus(OVERDUE)
@@ -258,7 +291,9 @@ impl Report {
 /// Whole seconds since 1970.
 #[must_use]
 pub fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 #[cfg(test)]
@@ -267,8 +302,19 @@ mod tests {
 
     /// A report on `count` files, each with a trouble that fills its cause.
     fn report(count: u64) -> Report {
-        let trouble = || Some(Trouble { cause: "\u{1f511}".repeat(900).into(), since: 1 });
-        let conditions = [Condition::Fresh, Condition::Stale, Condition::Ended, Condition::Ended, Condition::Missing];
+        let trouble = || {
+            Some(Trouble {
+                cause: "\u{1f511}".repeat(900).into(),
+                since: 1,
+            })
+        };
+        let conditions = [
+            Condition::Fresh,
+            Condition::Stale,
+            Condition::Ended,
+            Condition::Ended,
+            Condition::Missing,
+        ];
         let file = |n: u64| FileReport {
             name: "n".repeat(248).into(),
             condition: conditions[(n % 5) as usize],
@@ -287,10 +333,18 @@ mod tests {
             written: u64::MAX,
             due_monotonic_ms: u64::MAX,
             detail: Detail::Full,
-            served: Served { how: "tmpfs".into(), fallback: Some("why".repeat(300).into()), swap: None },
+            served: Served {
+                how: "tmpfs".into(),
+                fallback: Some("why".repeat(300).into()),
+                swap: None,
+            },
             walls: Walls::default(),
             roles: Roles::default(),
-            session: Session { ends: Some(u64::MAX), lost_logins: u32::MAX, trouble: trouble() },
+            session: Session {
+                ends: Some(u64::MAX),
+                lost_logins: u32::MAX,
+                trouble: trouble(),
+            },
             files: (0..count).map(file).collect(),
         }
     }
@@ -299,16 +353,35 @@ mod tests {
     fn each_smaller_report_says_less_and_can_be_read() {
         let full = report(10);
         let (no_causes, counted) = (full.without_causes(), full.counted());
-        let written = [&full, &no_causes, &counted].map(|report| serde_json::to_string(report).expect("JSON"));
+        let written = [&full, &no_causes, &counted]
+            .map(|report| serde_json::to_string(report).expect("JSON"));
         let [a, b, c] = [0, 1, 2].map(|n| written[n].len());
         // 300 characters of four bytes, and what surrounds them.
         assert!(a < 11 * 1_800 && b < 10 * 500 && c < 700, "{a} {b} {c}");
         for (report, text) in [&full, &no_causes, &counted].into_iter().zip(&written) {
-            assert_eq!(&serde_json::from_str::<Report>(text).expect("a report"), report);
+            assert_eq!(
+                &serde_json::from_str::<Report>(text).expect("a report"),
+                report
+            );
         }
         assert!(!written[0].contains("detail") && !written[1].contains('\u{1f511}'));
-        assert_eq!(no_causes.files[1].trouble, Some(Trouble { cause: "".into(), since: 1 }));
-        let counts = Counts { fresh: 2, stale: 2, ended: 4, ended_strict: 2, missing: 2 };
-        assert_eq!((counted.detail, counted.files.len()), (Detail::Counts(counts), 0));
+        assert_eq!(
+            no_causes.files[1].trouble,
+            Some(Trouble {
+                cause: "".into(),
+                since: 1
+            })
+        );
+        let counts = Counts {
+            fresh: 2,
+            stale: 2,
+            ended: 4,
+            ended_strict: 2,
+            missing: 2,
+        };
+        assert_eq!(
+            (counted.detail, counted.files.len()),
+            (Detail::Counts(counts), 0)
+        );
     }
 }

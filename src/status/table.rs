@@ -1,4 +1,5 @@
-//! A report for people: what `baofs status` prints. Invariant: columns are aligned, and each file has one line.
+//! A report for people: what `baofs status` prints. Invariant: columns are aligned, and each file
+//! has one line.
 
 use super::report::{Condition, Detail, FileReport, Report, Walls};
 use super::verdict::{lack, overdue, said, swap, unsaved};
@@ -7,16 +8,38 @@ use crate::names::Recovery;
 use crate::shown::ShownName;
 
 /// The titles of the columns.
-const TITLES: [&str; 8] = ["FILE", "CONDITION", "CHANGES", "VERSION", "AGE", "LEASE ENDS", "NEXT", "TROUBLE"];
+const TITLES: [&str; 8] = [
+    "FILE",
+    "CONDITION",
+    "CHANGES",
+    "VERSION",
+    "AGE",
+    "LEASE ENDS",
+    "NEXT",
+    "TROUBLE",
+];
 
 /// The agent, then a row for each file.
 #[must_use]
 pub fn table(report: &Report, now: Now) -> String {
-    let rows: Vec<_> = std::iter::once(TITLES.map(str::to_owned)).chain(report.files.iter().map(|file| row(file, now))).collect();
-    let widths: Vec<_> = (0..TITLES.len()).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+    let rows: Vec<_> = std::iter::once(TITLES.map(str::to_owned))
+        .chain(report.files.iter().map(|file| row(file, now)))
+        .collect();
+    let widths: Vec<_> = (0..TITLES.len())
+        .map(|column| {
+            rows.iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
     let mut text = head(report, now);
     for row in &rows {
-        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<_> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
@@ -25,11 +48,26 @@ pub fn table(report: &Report, now: Now) -> String {
 
 fn head(report: &Report, now: Now) -> String {
     let roles = report.roles;
-    let serve = roles.serve.map(|pid| format!(", serve {pid}")).unwrap_or_default();
-    let fallback = report.served.fallback.as_ref().map(|why| format!(", because FUSE is refused: {why}")).unwrap_or_default();
-    let token =
-        report.session.ends.map_or_else(|| "no end of the token is known".to_owned(), |ends| format!("token ends {}", until(ends, now)));
-    let trouble = report.session.trouble.as_ref().map(|trouble| format!("; {}", said(trouble, now))).unwrap_or_default();
+    let serve = roles
+        .serve
+        .map(|pid| format!(", serve {pid}"))
+        .unwrap_or_default();
+    let fallback = report
+        .served
+        .fallback
+        .as_ref()
+        .map(|why| format!(", because FUSE is refused: {why}"))
+        .unwrap_or_default();
+    let token = report.session.ends.map_or_else(
+        || "no end of the token is known".to_owned(),
+        |ends| format!("token ends {}", until(ends, now)),
+    );
+    let trouble = report
+        .session
+        .trouble
+        .as_ref()
+        .map(|trouble| format!("; {}", said(trouble, now)))
+        .unwrap_or_default();
     let recovery = match roles.recovery {
         Some(Recovery::Resend) => ", recovery by resend",
         Some(Recovery::Interrupt) => ", recovery by interrupt",
@@ -52,10 +90,23 @@ fn head(report: &Report, now: Now) -> String {
         roles.fetch,
         report.served.how
     );
-    let weak = swap(report, now).into_iter().chain(unsaved(report)).chain(lack(report));
-    text.extend(overdue(report, now).into_iter().chain(weak).map(|line| line + "\n"));
-    let Detail::Counts(it) = report.detail else { return text + "\n" };
-    text + &format!("files   {} fresh, {} stale, {} ended, {} missing\n\n", it.fresh, it.stale, it.ended, it.missing)
+    let weak = swap(report, now)
+        .into_iter()
+        .chain(unsaved(report))
+        .chain(lack(report));
+    text.extend(
+        overdue(report, now)
+            .into_iter()
+            .chain(weak)
+            .map(|line| line + "\n"),
+    );
+    let Detail::Counts(it) = report.detail else {
+        return text + "\n";
+    };
+    text + &format!(
+        "files   {} fresh, {} stale, {} ended, {} missing\n\n",
+        it.fresh, it.stale, it.ended, it.missing
+    )
 }
 
 /// A line for the walls; none for a report that does not tell.
@@ -64,8 +115,15 @@ fn walls(walls: &Walls) -> String {
         let words: Vec<_> = words.iter().map(ShownName::as_str).collect();
         (!words.is_empty()).then(|| format!("{role} behind {}", words.join(", ")))
     };
-    let all: Vec<_> = [of("fetch", &walls.fetch), of("serve", &walls.serve)].into_iter().flatten().collect();
-    if all.is_empty() { String::new() } else { format!("walls   {}\n", all.join("; ")) }
+    let all: Vec<_> = [of("fetch", &walls.fetch), of("serve", &walls.serve)]
+        .into_iter()
+        .flatten()
+        .collect();
+    if all.is_empty() {
+        String::new()
+    } else {
+        format!("walls   {}\n", all.join("; "))
+    }
 }
 
 fn row(file: &FileReport, now: Now) -> [String; 8] {
@@ -90,7 +148,11 @@ fn row(file: &FileReport, now: Now) -> [String; 8] {
 
 /// When `then` is, or was.
 fn until(then: u64, now: Now) -> String {
-    if then >= now.wall { format!("in {}", span(then - now.wall)) } else { format!("{} ago", now.since(then)) }
+    if then >= now.wall {
+        format!("in {}", span(then - now.wall))
+    } else {
+        format!("{} ago", now.since(then))
+    }
 }
 
 #[cfg(test)]
@@ -103,16 +165,51 @@ mod tests {
 
     #[test]
     fn the_head_tells_of_deaths_and_what_they_cost() {
-        let now = Now { moment: Moment::at(Duration::from_secs(10_000)), wall: 1_000_000 };
-        let served = Served { how: "fuse".into(), fallback: None, swap: None };
-        let calm = Roles { supervise: 1, fetch: 7, serve: Some(8), recovery: Some(Recovery::Resend), ..Roles::default() };
-        let before = Roles { recovery: Some(Recovery::Interrupt), fetch_deaths: 2, serve_deaths: 1, ..calm };
-        let tmpfs = Roles { serve: None, recovery: None, fetch_deaths: 1, ..calm };
+        let now = Now {
+            moment: Moment::at(Duration::from_secs(10_000)),
+            wall: 1_000_000,
+        };
+        let served = Served {
+            how: "fuse".into(),
+            fallback: None,
+            swap: None,
+        };
+        let calm = Roles {
+            supervise: 1,
+            fetch: 7,
+            serve: Some(8),
+            recovery: Some(Recovery::Resend),
+            ..Roles::default()
+        };
+        let before = Roles {
+            recovery: Some(Recovery::Interrupt),
+            fetch_deaths: 2,
+            serve_deaths: 1,
+            ..calm
+        };
+        let tmpfs = Roles {
+            serve: None,
+            recovery: None,
+            fetch_deaths: 1,
+            ..calm
+        };
         // (roles, lost logins, the lines after the first)
         let table = [
-            (calm, 0, "served  fuse, recovery by resend\nlogin   token ends in 1m\n\n"),
-            (before, 1, "served  fuse, recovery by interrupt\ndeaths  fetch 2, serve 1\nlogin   token ends in 1m; lost logins: 1\n\n"),
-            (tmpfs, 0, "served  fuse\ndeaths  fetch 1, serve 0\nlogin   token ends in 1m\n\n"),
+            (
+                calm,
+                0,
+                "served  fuse, recovery by resend\nlogin   token ends in 1m\n\n",
+            ),
+            (
+                before,
+                1,
+                "served  fuse, recovery by interrupt\ndeaths  fetch 2, serve 1\nlogin   token ends in 1m; lost logins: 1\n\n",
+            ),
+            (
+                tmpfs,
+                0,
+                "served  fuse\ndeaths  fetch 1, serve 0\nlogin   token ends in 1m\n\n",
+            ),
         ];
         for (roles, lost_logins, lines) in table {
             let report = Report {
@@ -125,20 +222,38 @@ mod tests {
                 served: served.clone(),
                 walls: Walls::default(),
                 roles,
-                session: Session { ends: Some(1_000_060), lost_logins, trouble: None },
+                session: Session {
+                    ends: Some(1_000_060),
+                    lost_logins,
+                    trouble: None,
+                },
                 files: vec![],
             };
-            assert_eq!(head(&report, now).split_once('\n').map(|(_, rest)| rest), Some(lines));
+            assert_eq!(
+                head(&report, now).split_once('\n').map(|(_, rest)| rest),
+                Some(lines)
+            );
         }
     }
 
     #[test]
     fn the_walls_of_each_role_are_told() {
         let words = |words: &[&str]| words.iter().map(|word| (*word).into()).collect();
-        let (all, few) = (words(&["capabilities", "seccomp", "landlock 7"]), words(&["capabilities but CHOWN", "seccomp"]));
+        let (all, few) = (
+            words(&["capabilities", "seccomp", "landlock 7"]),
+            words(&["capabilities but CHOWN", "seccomp"]),
+        );
         let table = [
-            (all, words(&["capabilities"]), "walls   fetch behind capabilities, seccomp, landlock 7; serve behind capabilities\n"),
-            (few, vec![], "walls   fetch behind capabilities but CHOWN, seccomp\n"),
+            (
+                all,
+                words(&["capabilities"]),
+                "walls   fetch behind capabilities, seccomp, landlock 7; serve behind capabilities\n",
+            ),
+            (
+                few,
+                vec![],
+                "walls   fetch behind capabilities but CHOWN, seccomp\n",
+            ),
             (vec![], vec![], ""),
         ];
         for (fetch, serve, line) in table {

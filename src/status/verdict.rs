@@ -1,4 +1,5 @@
-//! What a health check concludes from a report. Invariant: a pure function of the report, the time and the probe.
+//! What a health check concludes from a report. Invariant: a pure function of the report, the time
+//! and the probe.
 
 use super::report::{Checkpoint, Condition, Detail, FileReport, Report, Trouble};
 use super::{Now, span};
@@ -25,13 +26,31 @@ pub enum Strictness {
     Strict,
 }
 
-/// The verdict on `report`, and on what became of the application's probe, if there was one. What makes unhealthy stands first.
+/// The verdict on `report`, and on what became of the application's probe, if there was one. What
+/// makes unhealthy stands first.
 #[must_use]
-pub fn judge(report: &Report, now: Now, probe: Result<(), String>, strictness: Strictness) -> Verdict {
-    let (hangs, late) = if report.is_overdue(now.moment) { (overdue(report, now), None) } else { (None, overdue(report, now)) };
+pub fn judge(
+    report: &Report,
+    now: Now,
+    probe: Result<(), String>,
+    strictness: Strictness,
+) -> Verdict {
+    let (hangs, late) = if report.is_overdue(now.moment) {
+        (overdue(report, now), None)
+    } else {
+        (None, overdue(report, now))
+    };
     let mut bad: Vec<String> = hangs.into_iter().chain(probe.err()).collect();
-    let login = report.session.trouble.iter().map(|trouble| format!("login: {}", said(trouble, now)));
-    let late = late.into_iter().chain(crashes(report)).chain(swap(report, now)).chain(login);
+    let login = report
+        .session
+        .trouble
+        .iter()
+        .map(|trouble| format!("login: {}", said(trouble, now)));
+    let late = late
+        .into_iter()
+        .chain(crashes(report))
+        .chain(swap(report, now))
+        .chain(login);
     let mut weak: Vec<String> = late.chain(unsaved(report)).chain(lack(report)).collect();
     count(report, &mut bad, &mut weak);
     for file in &report.files {
@@ -51,30 +70,49 @@ pub fn judge(report: &Report, now: Now, probe: Result<(), String>, strictness: S
     }
 }
 
-/// That the agent has not reported when it should have, and for how long. It begins to write when the report is due, so that
-/// less than a second is nothing.
+/// That the agent has not reported when it should have, and for how long. It begins to write when
+/// the report is due, so that less than a second is nothing.
 pub(super) fn overdue(report: &Report, now: Now) -> Option<String> {
-    let late = now.moment.since(Moment::at(Duration::from_millis(report.due_monotonic_ms))).as_secs();
+    let late = now
+        .moment
+        .since(Moment::at(Duration::from_millis(report.due_monotonic_ms)))
+        .as_secs();
     let fetch = report.roles.fetch;
     match late {
         0 => None,
-        _ if report.is_overdue(now.moment) => {
-            Some(format!("agent: its report is overdue by {}: fetch (pid {fetch}) hangs or is dead", span(late)))
-        }
-        _ => Some(format!("agent: fetch (pid {fetch}) has not reported for {}", now.since(report.written))),
+        _ if report.is_overdue(now.moment) => Some(format!(
+            "agent: its report is overdue by {}: fetch (pid {fetch}) hangs or is dead",
+            span(late)
+        )),
+        _ => Some(format!(
+            "agent: fetch (pid {fetch}) has not reported for {}",
+            now.since(report.written)
+        )),
     }
 }
 
 /// The roles that are held back because they crash again and again.
 fn crashes(report: &Report) -> impl Iterator<Item = String> {
     let roles = report.roles;
-    let row = |(role, count)| (count > 1).then(|| format!("agent: {role} has crashed {count} times in a row"));
-    [("fetch", roles.fetch_crashes), ("serve", roles.serve_crashes)].into_iter().filter_map(row)
+    let row = |(role, count)| {
+        (count > 1).then(|| format!("agent: {role} has crashed {count} times in a row"))
+    };
+    [
+        ("fetch", roles.fetch_crashes),
+        ("serve", roles.serve_crashes),
+    ]
+    .into_iter()
+    .filter_map(row)
 }
 
 /// That files could reach a swap, which was excluded when the agent started.
 pub(super) fn swap(report: &Report, now: Now) -> Option<String> {
-    report.served.swap.as_ref().map(|trouble| format!("agent: files could be written to a swap: {}", said(trouble, now)))
+    report.served.swap.as_ref().map(|trouble| {
+        format!(
+            "agent: files could be written to a swap: {}",
+            said(trouble, now)
+        )
+    })
 }
 
 /// That a death of `fetch` would cost a login and every lease.
@@ -96,16 +134,31 @@ pub(super) fn lack(report: &Report) -> Option<String> {
         Detail::NoCauses => "has no causes",
         Detail::Counts(_) => "has no files, only their number",
     };
-    Some(format!("agent: its report {what}, because it does not fit; hint: the log has the causes; raise `filesystem.size`"))
+    Some(format!(
+        "agent: its report {what}, because it does not fit; hint: the log has the causes; raise `filesystem.size`"
+    ))
 }
 
 /// What is to be said of files that are only counted: a line for each condition.
 fn count(report: &Report, bad: &mut Vec<String>, weak: &mut Vec<String>) {
-    let Detail::Counts(counts) = report.detail else { return };
+    let Detail::Counts(counts) = report.detail else {
+        return;
+    };
     let line = |(count, what): (usize, &str)| (count > 0).then(|| format!("files: {count} {what}"));
-    bad.extend([(counts.missing, "without a value yet"), (counts.ended_strict, "past their life")].into_iter().filter_map(line));
+    bad.extend(
+        [
+            (counts.missing, "without a value yet"),
+            (counts.ended_strict, "past their life"),
+        ]
+        .into_iter()
+        .filter_map(line),
+    );
     let tolerated = counts.ended.saturating_sub(counts.ended_strict);
-    weak.extend([(counts.stale, "stale"), (tolerated, "past their life")].into_iter().filter_map(line));
+    weak.extend(
+        [(counts.stale, "stale"), (tolerated, "past their life")]
+            .into_iter()
+            .filter_map(line),
+    );
 }
 
 /// What is to be said of a file, if anything is.
@@ -117,13 +170,21 @@ fn line(file: &FileReport, now: Now) -> Option<String> {
         Condition::Missing => Some("has no value yet"),
     };
     let trouble = file.trouble.as_ref().map(|trouble| said(trouble, now));
-    let words: Vec<_> = state.map(str::to_owned).into_iter().chain(trouble).collect();
+    let words: Vec<_> = state
+        .map(str::to_owned)
+        .into_iter()
+        .chain(trouble)
+        .collect();
     (!words.is_empty()).then(|| format!("{}: {}", file.name, words.join(": ")))
 }
 
 /// Cause, and since when.
 pub(super) fn said(trouble: &Trouble, now: Now) -> String {
-    let cause = if trouble.cause.is_empty() { "the log has the cause" } else { &*trouble.cause };
+    let cause = if trouble.cause.is_empty() {
+        "the log has the cause"
+    } else {
+        &*trouble.cause
+    };
     format!("{cause} (for {})", now.since(trouble.since))
 }
 
@@ -134,7 +195,10 @@ mod tests {
     use crate::status::FORMAT;
 
     /// The present: 10,000 s after the machine's start, at 1,000,000 s.
-    const NOW: Now = Now { moment: Moment::at(Duration::from_secs(10_000)), wall: 1_000_000 };
+    const NOW: Now = Now {
+        moment: Moment::at(Duration::from_secs(10_000)),
+        wall: 1_000_000,
+    };
 
     fn report(files: Vec<FileReport>) -> Report {
         Report {
@@ -144,27 +208,53 @@ mod tests {
             written: 999_990,
             due_monotonic_ms: 10_005_000,
             detail: Detail::Full,
-            served: Served { how: "fuse".into(), fallback: None, swap: None },
+            served: Served {
+                how: "fuse".into(),
+                fallback: None,
+                swap: None,
+            },
             walls: Walls::default(),
-            roles: Roles { supervise: 1, fetch: 7, serve: Some(8), ..Roles::default() },
+            roles: Roles {
+                supervise: 1,
+                fetch: 7,
+                serve: Some(8),
+                ..Roles::default()
+            },
             session: Session::default(),
             files,
         }
     }
 
     fn file(condition: Condition, cause: Option<&str>) -> FileReport {
-        let trouble = cause.map(|cause| Trouble { cause: cause.into(), since: 999_800 });
+        let trouble = cause.map(|cause| Trouble {
+            cause: cause.into(),
+            since: 999_800,
+        });
         let name = "db".into();
-        FileReport { name, condition, changes: 1, version: None, changed: None, lease_ends: None, next: None, strict: false, trouble }
+        FileReport {
+            name,
+            condition,
+            changes: 1,
+            version: None,
+            changed: None,
+            lease_ends: None,
+            next: None,
+            strict: false,
+            trouble,
+        }
     }
 
     fn strict(condition: Condition) -> FileReport {
-        FileReport { strict: true, ..file(condition, Some("sealed")) }
+        FileReport {
+            strict: true,
+            ..file(condition, Some("sealed"))
+        }
     }
 
     /// What `judge` says of a report, with `--strict` and without.
     fn judged(report: &Report, probe: Result<(), &str>) -> [Verdict; 2] {
-        [Strictness::Tolerant, Strictness::Strict].map(|strictness| judge(report, NOW, probe.map_err(str::to_owned), strictness))
+        [Strictness::Tolerant, Strictness::Strict]
+            .map(|strictness| judge(report, NOW, probe.map_err(str::to_owned), strictness))
     }
 
     #[test]
@@ -172,23 +262,64 @@ mod tests {
         use Condition::{Ended, Fresh, Missing, Stale};
         let healthy = [Verdict::Healthy, Verdict::Healthy];
         let lines = |text: &[&str]| text.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let degraded = |text: &[&str]| [Verdict::Degraded(lines(text)), Verdict::Unhealthy(lines(text))];
-        let unhealthy = |text: &[&str]| [Verdict::Unhealthy(lines(text)), Verdict::Unhealthy(lines(text))];
+        let degraded = |text: &[&str]| {
+            [
+                Verdict::Degraded(lines(text)),
+                Verdict::Unhealthy(lines(text)),
+            ]
+        };
+        let unhealthy = |text: &[&str]| {
+            [
+                Verdict::Unhealthy(lines(text)),
+                Verdict::Unhealthy(lines(text)),
+            ]
+        };
         for (files, expected) in [
             (vec![], healthy.clone()),
             (vec![file(Fresh, None)], healthy),
-            (vec![file(Fresh, Some("sealed"))], degraded(&["db: sealed (for 3m20s)"])),
-            (vec![file(Fresh, Some("two\nlines\x1b"))], degraded(&["db: two lines\u{fffd} (for 3m20s)"])),
-            (vec![file(Stale, Some("sealed")), file(Fresh, None)], degraded(&["db: stale: sealed (for 3m20s)"])),
+            (
+                vec![file(Fresh, Some("sealed"))],
+                degraded(&["db: sealed (for 3m20s)"]),
+            ),
+            (
+                vec![file(Fresh, Some("two\nlines\x1b"))],
+                degraded(&["db: two lines\u{fffd} (for 3m20s)"]),
+            ),
+            (
+                vec![file(Stale, Some("sealed")), file(Fresh, None)],
+                degraded(&["db: stale: sealed (for 3m20s)"]),
+            ),
             (vec![file(Stale, None)], degraded(&["db: stale"])),
-            (vec![file(Stale, Some(""))], degraded(&["db: stale: the log has the cause (for 3m20s)"])),
-            (vec![strict(Stale)], degraded(&["db: stale: sealed (for 3m20s)"])),
-            (vec![file(Ended, Some("sealed"))], degraded(&["db: past its life: sealed (for 3m20s)"])),
-            (vec![strict(Ended)], unhealthy(&["db: past its life: sealed (for 3m20s)"])),
-            (vec![file(Missing, None)], unhealthy(&["db: has no value yet"])),
-            (vec![file(Stale, None), file(Missing, Some("denied"))], unhealthy(&["db: has no value yet: denied (for 3m20s)", "db: stale"])),
+            (
+                vec![file(Stale, Some(""))],
+                degraded(&["db: stale: the log has the cause (for 3m20s)"]),
+            ),
+            (
+                vec![strict(Stale)],
+                degraded(&["db: stale: sealed (for 3m20s)"]),
+            ),
+            (
+                vec![file(Ended, Some("sealed"))],
+                degraded(&["db: past its life: sealed (for 3m20s)"]),
+            ),
+            (
+                vec![strict(Ended)],
+                unhealthy(&["db: past its life: sealed (for 3m20s)"]),
+            ),
+            (
+                vec![file(Missing, None)],
+                unhealthy(&["db: has no value yet"]),
+            ),
+            (
+                vec![file(Stale, None), file(Missing, Some("denied"))],
+                unhealthy(&["db: has no value yet: denied (for 3m20s)", "db: stale"]),
+            ),
         ] {
-            assert_eq!(judged(&report(files.clone()), Ok(())), expected, "{files:?}");
+            assert_eq!(
+                judged(&report(files.clone()), Ok(())),
+                expected,
+                "{files:?}"
+            );
         }
     }
 
@@ -197,47 +328,95 @@ mod tests {
         let mut late = report(vec![file(Condition::Fresh, None)]);
         let [verdict, _] = judged(&late, Err("refused"));
         assert_eq!(verdict, Verdict::Unhealthy(vec!["refused".into()]));
-        late.session.trouble = Some(Trouble { cause: "no answer".into(), since: 999_999 });
+        late.session.trouble = Some(Trouble {
+            cause: "no answer".into(),
+            since: 999_999,
+        });
         let [verdict, strict] = judged(&late, Ok(()));
-        assert_eq!(verdict, Verdict::Degraded(vec!["login: no answer (for 1s)".into()]));
+        assert_eq!(
+            verdict,
+            Verdict::Degraded(vec!["login: no answer (for 1s)".into()])
+        );
         assert!(matches!(strict, Verdict::Unhealthy(_)));
     }
 
     #[test]
     fn a_swap_that_files_could_reach() {
         let mut report = report(vec![file(Condition::Fresh, None)]);
-        report.served.swap = Some(Trouble { cause: "the machine has a swap".into(), since: 999_800 });
-        let line = || vec!["agent: files could be written to a swap: the machine has a swap (for 3m20s)".to_owned()];
-        assert_eq!(judged(&report, Ok(())), [Verdict::Degraded(line()), Verdict::Unhealthy(line())]);
+        report.served.swap = Some(Trouble {
+            cause: "the machine has a swap".into(),
+            since: 999_800,
+        });
+        let line = || {
+            vec![
+                "agent: files could be written to a swap: the machine has a swap (for 3m20s)"
+                    .to_owned(),
+            ]
+        };
+        assert_eq!(
+            judged(&report, Ok(())),
+            [Verdict::Degraded(line()), Verdict::Unhealthy(line())]
+        );
         report.served.swap = None;
-        assert_eq!(judged(&report, Ok(())), [Verdict::Healthy, Verdict::Healthy]);
+        assert_eq!(
+            judged(&report, Ok(())),
+            [Verdict::Healthy, Verdict::Healthy]
+        );
     }
 
     #[test]
     fn a_report_that_did_not_fit_says_what_it_can() {
         use Condition::{Ended, Fresh, Missing, Stale};
         const LACKS: &str = "agent: its report has no files, only their number, because it does not fit; hint: the log has the causes; raise `filesystem.size`";
-        let weak = |lines: &[&str]| Verdict::Degraded(lines.iter().map(ToString::to_string).collect());
-        let bad = |lines: &[&str]| Verdict::Unhealthy(lines.iter().map(ToString::to_string).collect());
+        let weak =
+            |lines: &[&str]| Verdict::Degraded(lines.iter().map(ToString::to_string).collect());
+        let bad =
+            |lines: &[&str]| Verdict::Unhealthy(lines.iter().map(ToString::to_string).collect());
         for (files, expected) in [
             (vec![file(Fresh, None)], weak(&[LACKS])),
-            (vec![file(Stale, Some("x")), file(Ended, None)], weak(&[LACKS, "files: 1 stale", "files: 1 past their life"])),
-            (vec![file(Stale, None), strict(Ended)], bad(&["files: 1 past their life", LACKS, "files: 1 stale"])),
-            (vec![file(Missing, None), file(Missing, None)], bad(&["files: 2 without a value yet", LACKS])),
+            (
+                vec![file(Stale, Some("x")), file(Ended, None)],
+                weak(&[LACKS, "files: 1 stale", "files: 1 past their life"]),
+            ),
+            (
+                vec![file(Stale, None), strict(Ended)],
+                bad(&["files: 1 past their life", LACKS, "files: 1 stale"]),
+            ),
+            (
+                vec![file(Missing, None), file(Missing, None)],
+                bad(&["files: 2 without a value yet", LACKS]),
+            ),
         ] {
-            assert_eq!(judged(&report(files.clone()).counted(), Ok(()))[0], expected, "{files:?}");
+            assert_eq!(
+                judged(&report(files.clone()).counted(), Ok(()))[0],
+                expected,
+                "{files:?}"
+            );
         }
-        let no_causes = judged(&report(vec![file(Stale, Some("sealed"))]).without_causes(), Ok(()))[0].clone();
-        let Verdict::Degraded(lines) = no_causes else { panic!("{no_causes:?}") };
-        assert!(lines[0].contains("has no causes") && lines[1] == "db: stale: the log has the cause (for 3m20s)", "{lines:?}");
+        let no_causes = judged(
+            &report(vec![file(Stale, Some("sealed"))]).without_causes(),
+            Ok(()),
+        )[0]
+        .clone();
+        let Verdict::Degraded(lines) = no_causes else {
+            panic!("{no_causes:?}")
+        };
+        assert!(
+            lines[0].contains("has no causes")
+                && lines[1] == "db: stale: the log has the cause (for 3m20s)",
+            "{lines:?}"
+        );
     }
 
     #[test]
     fn roles_that_crash_again_and_again() {
         let mut report = report(vec![file(Condition::Fresh, None)]);
-        for (fetch, serve, expected) in
-            [(0, 0, None), (1, 1, None), (2, 0, Some("fetch has crashed 2")), (1, 7, Some("serve has crashed 7"))]
-        {
+        for (fetch, serve, expected) in [
+            (0, 0, None),
+            (1, 1, None),
+            (2, 0, Some("fetch has crashed 2")),
+            (1, 7, Some("serve has crashed 7")),
+        ] {
             (report.roles.fetch_crashes, report.roles.serve_crashes) = (fetch, serve);
             let line = expected.map(|row| format!("agent: {row} times in a row"));
             let expected = line.map_or(Verdict::Healthy, |line| Verdict::Degraded(vec![line]));
@@ -248,24 +427,45 @@ mod tests {
     #[test]
     fn a_checkpoint_that_does_not_fit() {
         let mut report = report(vec![file(Condition::Fresh, None)]);
-        for (checkpoint, part) in [(Checkpoint::Credentials, "fetch logs in"), (Checkpoint::Nothing, "fetch needs the credential files")] {
+        for (checkpoint, part) in [
+            (Checkpoint::Credentials, "fetch logs in"),
+            (Checkpoint::Nothing, "fetch needs the credential files"),
+        ] {
             report.roles.checkpoint = checkpoint;
-            let Verdict::Degraded(lines) = judged(&report, Ok(()))[0].clone() else { panic!("{checkpoint:?}") };
-            assert!(lines[0].contains("recovery is off") && lines[0].contains(part), "{lines:?}");
+            let Verdict::Degraded(lines) = judged(&report, Ok(()))[0].clone() else {
+                panic!("{checkpoint:?}")
+            };
+            assert!(
+                lines[0].contains("recovery is off") && lines[0].contains(part),
+                "{lines:?}"
+            );
         }
     }
 
     #[test]
     fn a_report_that_is_late() {
         let mut late = report(vec![file(Condition::Fresh, None)]);
-        // (how late in milliseconds, the verdict with and without `--strict`, what its line begins with)
+        // (how late in milliseconds, the verdict with and without `--strict`, what its line begins
+        // with)
         let table = [
             (-5_000, "HH", ""),
             (999, "HH", ""),
             (1_000, "DU", "agent: fetch (pid 7) has not reported for 10s"),
-            (10_000, "DU", "agent: fetch (pid 7) has not reported for 10s"),
-            (10_001, "UU", "agent: its report is overdue by 10s: fetch (pid 7)"),
-            (3_600_000, "UU", "agent: its report is overdue by 1h: fetch (pid 7)"),
+            (
+                10_000,
+                "DU",
+                "agent: fetch (pid 7) has not reported for 10s",
+            ),
+            (
+                10_001,
+                "UU",
+                "agent: its report is overdue by 10s: fetch (pid 7)",
+            ),
+            (
+                3_600_000,
+                "UU",
+                "agent: its report is overdue by 1h: fetch (pid 7)",
+            ),
         ];
         for (millis, letters, line) in table {
             late.due_monotonic_ms = 10_000_000_u64.saturating_add_signed(-millis);
@@ -278,7 +478,10 @@ mod tests {
                 })
                 .unzip();
             assert_eq!(found, letters, "{millis} ms");
-            assert!(lines.iter().flatten().all(|it| it.starts_with(line)), "{millis} ms: {lines:?}");
+            assert!(
+                lines.iter().flatten().all(|it| it.starts_with(line)),
+                "{millis} ms: {lines:?}"
+            );
             assert_eq!(lines.concat().is_empty(), line.is_empty(), "{millis} ms");
         }
     }

@@ -1,8 +1,10 @@
-//! The system calls that the roles may make. Invariants: what is not listed is not made; no role can start a process, execute
-//! a program, make memory executable, trace, mount, or reach a socket of another kind than its work needs.
+//! The system calls that the roles may make. Invariants: what is not listed is not made; no role
+//! can start a process, execute a program, make memory executable, trace, mount, or reach a socket
+//! of another kind than its work needs.
 //!
-//! A call that is not listed gets `ENOSYS`, as on a kernel that does not have it: the C library and the standard library then
-//! take another way, which no other error makes them do. A listed call with an argument that is refused gets `EPERM`.
+//! A call that is not listed gets `ENOSYS`, as on a kernel that does not have it: the C library and
+//! the standard library then take another way, which no other error makes them do. A listed call
+//! with an argument that is refused gets `EPERM`.
 
 use crate::sys::seccomp::{Answer, Call, Filter, Others, Rule, Test};
 use nix::errno::Errno;
@@ -20,13 +22,19 @@ pub(super) enum List {
 }
 
 impl List {
-    /// Makes the list hold for the calling thread and all that it starts, for ever. `no_new_privs` must be set.
+    /// Makes the list hold for the calling thread and all that it starts, for ever. `no_new_privs`
+    /// must be set.
     ///
     /// # Errors
     /// As [`Filter::install`].
     pub(super) fn enforce(self) -> io::Result<()> {
         let rules = self.rules();
-        Filter { rules: &rules, otherwise: UNKNOWN, others: Others::Answer(UNKNOWN) }.install()
+        Filter {
+            rules: &rules,
+            otherwise: UNKNOWN,
+            others: Others::Answer(UNKNOWN),
+        }
+        .install()
     }
 
     fn rules(self) -> Vec<Rule> {
@@ -35,8 +43,16 @@ impl List {
             Self::FetchOnTmpfs => &[(EVERYBODY, GUARDED), (FETCH, NETWORK), (TMPFS, &[LEASE])],
             Self::Serve => &[(EVERYBODY, GUARDED), (SERVE, &[PAIR])],
         };
-        let plain = |calls: &[libc::c_long]| calls.iter().map(|call| Rule::always(Call::native(*call), Answer::Allow)).collect::<Vec<_>>();
-        parts.iter().flat_map(|(calls, guarded)| guarded.iter().copied().chain(plain(calls))).collect()
+        let plain = |calls: &[libc::c_long]| {
+            calls
+                .iter()
+                .map(|call| Rule::always(Call::native(*call), Answer::Allow))
+                .collect::<Vec<_>>()
+        };
+        parts
+            .iter()
+            .flat_map(|(calls, guarded)| guarded.iter().copied().chain(plain(calls)))
+            .collect()
     }
 }
 
@@ -140,7 +156,8 @@ const FETCH: &[libc::c_long] = &[
     libc::SYS_unlink,
 ];
 
-/// Directories, owners and modes. Landlock denies no change of owner or mode, so that no other list has these calls.
+/// Directories, owners and modes. Landlock denies no change of owner or mode, so that no other list
+/// has these calls.
 const TMPFS: &[libc::c_long] = &[
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
@@ -157,12 +174,27 @@ const SERVE: &[libc::c_long] = &[libc::SYS_dup3];
 
 /// Argument `argument` of `call` must be `value`.
 const fn only(call: libc::c_long, argument: u8, value: libc::c_int) -> Rule {
-    Rule { call: Call::native(call), test: Test::Equal { argument, value: value.cast_unsigned() }, answer: Answer::Allow }
+    Rule {
+        call: Call::native(call),
+        test: Test::Equal {
+            argument,
+            value: value.cast_unsigned(),
+        },
+        answer: Answer::Allow,
+    }
 }
 
-/// Argument `argument` of `call` must not have a bit of `mask`; whether it is allowed then, later rules say.
+/// Argument `argument` of `call` must not have a bit of `mask`; whether it is allowed then, later
+/// rules say.
 const fn never(call: libc::c_long, argument: u8, mask: libc::c_int) -> Rule {
-    Rule { call: Call::native(call), test: Test::AnyBit { argument, mask: mask.cast_unsigned() }, answer: REFUSED }
+    Rule {
+        call: Call::native(call),
+        test: Test::AnyBit {
+            argument,
+            mask: mask.cast_unsigned(),
+        },
+        answer: REFUSED,
+    }
 }
 
 const fn always(call: libc::c_long) -> Rule {
@@ -182,12 +214,16 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET;
 
-/// `clone3` is in no list, because its flags lie in memory that no filter sees: the C library then takes `clone`.
+/// `clone3` is in no list, because its flags lie in memory that no filter sees: the C library then
+/// takes `clone`.
 const GUARDED: &[Rule] = &[
     never(libc::SYS_clone, 0, NAMESPACES),
     Rule {
         call: Call::native(libc::SYS_clone),
-        test: Test::AnyBit { argument: 0, mask: libc::CLONE_THREAD.cast_unsigned() },
+        test: Test::AnyBit {
+            argument: 0,
+            mask: libc::CLONE_THREAD.cast_unsigned(),
+        },
         answer: Answer::Allow,
     },
     refused(libc::SYS_clone),
@@ -216,11 +252,19 @@ const GUARDED: &[Rule] = &[
     always(libc::SYS_sendto),
 ];
 
-/// TCP and UDP over IPv4 and IPv6: no unix, netlink or packet socket, and no protocol beside TCP, such as MPTCP and SMC, whose
-/// ports Landlock does not know.
+/// TCP and UDP over IPv4 and IPv6: no unix, netlink or packet socket, and no protocol beside TCP,
+/// such as MPTCP and SMC, whose ports Landlock does not know.
 const NETWORK: &[Rule] = &[
-    never(libc::SYS_socket, 2, !(libc::IPPROTO_TCP | libc::IPPROTO_UDP)),
-    never(libc::SYS_socket, 1, 0xf & !(libc::SOCK_STREAM | libc::SOCK_DGRAM)),
+    never(
+        libc::SYS_socket,
+        2,
+        !(libc::IPPROTO_TCP | libc::IPPROTO_UDP),
+    ),
+    never(
+        libc::SYS_socket,
+        1,
+        0xf & !(libc::SOCK_STREAM | libc::SOCK_DGRAM),
+    ),
     only(libc::SYS_socket, 0, libc::AF_INET),
     only(libc::SYS_socket, 0, libc::AF_INET6),
     refused(libc::SYS_socket),
@@ -244,15 +288,21 @@ const PAIR: Rule = only(libc::SYS_socketpair, 0, libc::AF_UNIX);
 mod tests {
     use super::*;
 
-    /// The first rule of a call decides, so a call that is guarded must not be listed before, nor twice.
+    /// The first rule of a call decides, so a call that is guarded must not be listed before, nor
+    /// twice.
     #[test]
     fn no_list_undoes_a_guard() {
         for list in [List::FetchOnFuse, List::FetchOnTmpfs, List::Serve] {
             let rules = list.rules();
             for (index, rule) in rules.iter().enumerate() {
-                let earlier = rules[..index].iter().find(|earlier| earlier.call == rule.call && earlier.test == Test::Always);
+                let earlier = rules[..index]
+                    .iter()
+                    .find(|earlier| earlier.call == rule.call && earlier.test == Test::Always);
                 let is_lease = rule.test == LEASE.test;
-                assert!(earlier.is_none() || is_lease, "{list:?}: {rule:?} comes after {earlier:?}");
+                assert!(
+                    earlier.is_none() || is_lease,
+                    "{list:?}: {rule:?} comes after {earlier:?}"
+                );
             }
         }
     }
@@ -295,10 +345,22 @@ mod tests {
         ];
         for list in [List::FetchOnFuse, List::FetchOnTmpfs, List::Serve] {
             for call in evil.map(Call::native) {
-                assert!(list.rules().iter().all(|rule| rule.call != call), "{list:?}: {call:?}");
+                assert!(
+                    list.rules().iter().all(|rule| rule.call != call),
+                    "{list:?}: {call:?}"
+                );
             }
         }
-        let no_socket = |call| List::Serve.rules().iter().all(|rule| rule.call != Call::native(call));
-        assert!([libc::SYS_socket, libc::SYS_connect, libc::SYS_openat].into_iter().all(no_socket));
+        let no_socket = |call| {
+            List::Serve
+                .rules()
+                .iter()
+                .all(|rule| rule.call != Call::native(call))
+        };
+        assert!(
+            [libc::SYS_socket, libc::SYS_connect, libc::SYS_openat]
+                .into_iter()
+                .all(no_socket)
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! Who takes everything away when supervise is killed. A container needs none: nothing survives its PID 1. Invariants: it
-//! does nothing as long as supervise lives; it serves nobody, reads no secret and has no right but to unmount and to kill.
+//! Who takes everything away when supervise is killed. A container needs none: nothing survives its
+//! PID 1. Invariants: it does nothing as long as supervise lives; it serves nobody, reads no secret
+//! and has no right but to unmount and to kill.
 
 use super::REVOKE_TIMEOUT;
 use super::roles::{confine, kill_and_reap};
@@ -22,37 +23,69 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 #[derive(Debug)]
 pub struct Guard {
     pid: Pid,
-    /// Supervise's end of a socket: it closes with its death. Process groups to be killed then are told through it.
+    /// Supervise's end of a socket: it closes with its death. Process groups to be killed then are
+    /// told through it.
     life: OwnedFd,
     /// The end of a pipe, which `fetch` holds, too: it closes when that has left.
     leave: OwnedFd,
 }
 
 impl Guard {
-    /// Starts one that takes `world` away; none for PID 1. `held` are descriptors that no child needs.
-    pub(super) fn start(world: &World, signals: &SignalFd, held: &[BorrowedFd<'_>]) -> io::Result<Option<Self>> {
+    /// Starts one that takes `world` away; none for PID 1. `held` are descriptors that no child
+    /// needs.
+    pub(super) fn start(
+        world: &World,
+        signals: &SignalFd,
+        held: &[BorrowedFd<'_>],
+    ) -> io::Result<Option<Self>> {
         if getpid() == Pid::from_raw(1) {
             return Ok(None);
         }
-        let (lives, life) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let (lives, life) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )?;
         let (leaves, leave) = pipe2(OFlag::O_CLOEXEC)?;
         let own = [signals.as_fd(), life.as_fd(), leave.as_fd()];
-        let foreign: Vec<_> = world.descriptors().into_iter().chain(own).chain(held.iter().copied()).collect();
+        let foreign: Vec<_> = world
+            .descriptors()
+            .into_iter()
+            .chain(own)
+            .chain(held.iter().copied())
+            .collect();
         let inherited = process::inherited()?;
         let pid = process::fork(&foreign, move || {
-            let rights = [Capability::SysAdmin, Capability::Kill].into_iter().filter(|right| caps::has(*right).unwrap_or(false));
-            if let Err(error) = confine(c"baofs-guard", &inherited, &rights.collect::<Vec<_>>(), getpid()) {
-                Event::Skipped { what: &format!("nobody will clean up if baofs is killed: {error}") }.emit();
+            let rights = [Capability::SysAdmin, Capability::Kill]
+                .into_iter()
+                .filter(|right| caps::has(*right).unwrap_or(false));
+            if let Err(error) = confine(
+                c"baofs-guard",
+                &inherited,
+                &rights.collect::<Vec<_>>(),
+                getpid(),
+            ) {
+                Event::Skipped {
+                    what: &format!("nobody will clean up if baofs is killed: {error}"),
+                }
+                .emit();
                 return 0;
             }
             let groups = groups(&lives);
-            Event::Broken { what: "supervise was killed: all is stopped and taken away" }.emit();
+            Event::Broken {
+                what: "supervise was killed: all is stopped and taken away",
+            }
+            .emit();
             for group in groups {
                 let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
             }
             // Until `fetch` has revoked.
             let timeout = PollTimeout::try_from(REVOKE_TIMEOUT).unwrap_or(PollTimeout::MAX);
-            let _ = poll(&mut [PollFd::new(leaves.as_fd(), PollFlags::empty())], timeout);
+            let _ = poll(
+                &mut [PollFd::new(leaves.as_fd(), PollFlags::empty())],
+                timeout,
+            );
             world.close();
             // A role that hangs, and the guard itself.
             let _ = killpg(Pid::from_raw(0), Signal::SIGKILL);
@@ -70,14 +103,23 @@ impl Guard {
 
     /// What this role must close. `fetch` keeps one until it dies.
     pub(super) fn foreign_to(&self, role: Role) -> impl Iterator<Item = BorrowedFd<'_>> {
-        [Some(self.life.as_fd()), (role != Role::Fetch).then(|| self.leave.as_fd())].into_iter().flatten()
+        [
+            Some(self.life.as_fd()),
+            (role != Role::Fetch).then(|| self.leave.as_fd()),
+        ]
+        .into_iter()
+        .flatten()
     }
 
-    /// The process group of this number is to be killed with supervise (its leader says so itself: it never runs without
-    /// being known); of a negative one: not any more.
+    /// The process group of this number is to be killed with supervise (its leader says so itself:
+    /// it never runs without being known); of a negative one: not any more.
     pub(super) fn tell(&self, group: i32) {
         // Who does not listen is dead or stopped: nobody waits for it.
-        let _ = send(self.life.as_raw_fd(), &group.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT);
+        let _ = send(
+            self.life.as_raw_fd(),
+            &group.to_ne_bytes(),
+            MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+        );
     }
 
     /// Ends it when supervise has taken everything away itself.

@@ -1,6 +1,7 @@
-//! When each thing that a rotation asks for is due: the first change starts the wait, what comes meanwhile is merged into
-//! it. Invariants: pure; a change that was told is followed by one doing that begins after it; a hook's command runs once
-//! at a time; two doings of one hook begin at least `DISTANCE` apart.
+//! When each thing that a rotation asks for is due: the first change starts the wait, what comes
+//! meanwhile is merged into it. Invariants: pure; a change that was told is followed by one doing
+//! that begins after it; a hook's command runs once at a time; two doings of one hook begin at
+//! least `DISTANCE` apart.
 
 use crate::clock::{Jitter, Moment};
 use crate::config::plan::Hook;
@@ -8,8 +9,9 @@ use crate::names::HookId;
 use nix::unistd::Pid;
 use std::time::Duration;
 
-/// The least time between the beginnings of two doings of one hook, whatever changes: who may write a secret that is read again every 20 ms
-/// must not be able to restart the application at that rate.
+/// The least time between the beginnings of two doings of one hook, whatever changes: who may write
+/// a secret that is read again every 20 ms must not be able to restart the application at that
+/// rate.
 pub const DISTANCE: Duration = Duration::from_secs(1);
 
 /// The hooks of a plan, and how far each is.
@@ -53,7 +55,11 @@ impl<'a> Hooks<'a> {
     /// None is asked for yet.
     #[must_use]
     pub fn new(hooks: &'a [Hook], jitter: Jitter) -> Self {
-        Self { plan: hooks, states: hooks.iter().map(|_| State::default()).collect(), jitter }
+        Self {
+            plan: hooks,
+            states: hooks.iter().map(|_| State::default()).collect(),
+            jitter,
+        }
     }
 
     /// The hook itself; `None` for an index that the plan does not have.
@@ -64,12 +70,18 @@ impl<'a> Hooks<'a> {
 
     /// Files of this hook changed.
     pub fn asked(&mut self, id: HookId, now: Moment) {
-        let (Some(hook), Some(state)) = (self.plan.get(id.index()), self.states.get_mut(id.index())) else { return };
+        let (Some(hook), Some(state)) =
+            (self.plan.get(id.index()), self.states.get_mut(id.index()))
+        else {
+            return;
+        };
         let (jitter, splay) = (&mut self.jitter, hook.splay);
         let earliest = state.done.map(|done| done.plus(DISTANCE));
-        state
-            .due
-            .get_or_insert_with(|| now.plus(hook.debounce).plus(jitter.between(Duration::ZERO, splay)).max(earliest.unwrap_or_default()));
+        state.due.get_or_insert_with(|| {
+            now.plus(hook.debounce)
+                .plus(jitter.between(Duration::ZERO, splay))
+                .max(earliest.unwrap_or_default())
+        });
     }
 
     /// What is to be done now; it is not asked for any more then. What still runs has to end first.
@@ -87,31 +99,53 @@ impl<'a> Hooks<'a> {
     /// The hook's command runs as `pid`, which may take until then.
     pub fn started(&mut self, id: HookId, pid: Pid, until: Moment) {
         if let Some(state) = self.states.get_mut(id.index()) {
-            state.run = Some(Run { pid, until: Some(until) });
+            state.run = Some(Run {
+                pid,
+                until: Some(until),
+            });
         }
     }
 
     /// The commands to be killed because their time is over, each once.
     pub fn overdue(&mut self, now: Moment) -> Vec<Pid> {
-        let runs = self.states.iter_mut().filter_map(|state| state.run.as_mut());
-        runs.filter_map(|run| run.until.take_if(|until| *until <= now).map(|_| run.pid)).collect()
+        let runs = self
+            .states
+            .iter_mut()
+            .filter_map(|state| state.run.as_mut());
+        runs.filter_map(|run| run.until.take_if(|until| *until <= now).map(|_| run.pid))
+            .collect()
     }
 
     /// A process ended: whose command it was, if it was one.
     pub fn ended(&mut self, pid: Pid) -> Option<(HookId, Took)> {
-        let (id, run) = self.ids().find_map(|(id, state)| Some((id, state.run.take_if(|run| run.pid == pid)?)))?;
-        Some((id, if run.until.is_some() { Took::InTime } else { Took::TooLong }))
+        let (id, run) = self
+            .ids()
+            .find_map(|(id, state)| Some((id, state.run.take_if(|run| run.pid == pid)?)))?;
+        Some((
+            id,
+            if run.until.is_some() {
+                Took::InTime
+            } else {
+                Took::TooLong
+            },
+        ))
     }
 
     /// The commands that run.
     pub fn running(&self) -> impl Iterator<Item = Pid> {
-        self.states.iter().filter_map(|state| state.run).map(|run| run.pid)
+        self.states
+            .iter()
+            .filter_map(|state| state.run)
+            .map(|run| run.pid)
     }
 
     /// When `due` or `overdue` has something.
     #[must_use]
     pub fn wake(&self) -> Option<Moment> {
-        self.states.iter().filter_map(|state| state.run.map_or(state.due, |run| run.until)).min()
+        self.states
+            .iter()
+            .filter_map(|state| state.run.map_or(state.due, |run| run.until))
+            .min()
     }
 
     fn ids(&mut self) -> impl Iterator<Item = (HookId, &mut State)> {
@@ -130,7 +164,11 @@ mod tests {
     }
 
     fn hook(debounce: u64, splay: u64) -> Hook {
-        Hook { action: Action::Restart, debounce: Duration::from_millis(debounce), splay: Duration::from_millis(splay) }
+        Hook {
+            action: Action::Restart,
+            debounce: Duration::from_millis(debounce),
+            splay: Duration::from_millis(splay),
+        }
     }
 
     /// Which, and when.
@@ -149,17 +187,31 @@ mod tests {
             (&[(FIRST, 0)], 99, &[], Some(100)),
             (&[(FIRST, 99), (FIRST, 100)], 100, &[FIRST], None),
             (&[], 500, &[], None),
-            (&[(FIRST, 1_500), (SECOND, 1_550)], 1_550, &[SECOND], Some(1_600)),
+            (
+                &[(FIRST, 1_500), (SECOND, 1_550)],
+                1_550,
+                &[SECOND],
+                Some(1_600),
+            ),
             // The second one was done at 1,550: not again before 2,550.
             (&[(SECOND, 1_560)], 1_700, &[FIRST], Some(2_550)),
-            (&[(SECOND, 2_000), (FIRST, 2_500)], 2_550, &[SECOND], Some(2_700)),
+            (
+                &[(SECOND, 2_000), (FIRST, 2_500)],
+                2_550,
+                &[SECOND],
+                Some(2_700),
+            ),
             (&[(HookId(2), 2_700)], 2_700, &[FIRST], None),
         ];
         for (asked, now, due, wake) in table {
             for (hook, when) in *asked {
                 hooks.asked(*hook, at(*when));
             }
-            assert_eq!((hooks.due(at(*now)), hooks.wake()), (due.to_vec(), wake.map(at)), "{asked:?} at {now}");
+            assert_eq!(
+                (hooks.due(at(*now)), hooks.wake()),
+                (due.to_vec(), wake.map(at)),
+                "{asked:?} at {now}"
+            );
         }
     }
 
@@ -175,11 +227,18 @@ mod tests {
         }
         assert_eq!((hooks.wake(), hooks.ended(two)), (Some(at(1000)), None));
         assert_eq!(hooks.ended(one), Some((FIRST, Took::InTime)));
-        assert_eq!((hooks.due(at(40)), hooks.due(at(50))), (vec![FIRST], vec![]));
+        assert_eq!(
+            (hooks.due(at(40)), hooks.due(at(50))),
+            (vec![FIRST], vec![])
+        );
         hooks.started(FIRST, two, at(5_000));
         hooks.asked(FIRST, at(60));
         assert_eq!(hooks.ended(two), Some((FIRST, Took::InTime)));
-        assert_eq!((hooks.due(at(1_039)), hooks.due(at(1_040))), (vec![], vec![FIRST]), "a second after the last one began");
+        assert_eq!(
+            (hooks.due(at(1_039)), hooks.due(at(1_040))),
+            (vec![], vec![FIRST]),
+            "a second after the last one began"
+        );
     }
 
     #[test]
@@ -188,9 +247,19 @@ mod tests {
         let mut hooks = Hooks::new(&plan, Jitter::seeded(1));
         let pid = Pid::from_raw(11);
         hooks.started(FIRST, pid, at(1000));
-        assert_eq!((hooks.overdue(at(999)), hooks.overdue(at(1000)), hooks.overdue(at(1001))), (vec![], vec![pid], vec![]));
+        assert_eq!(
+            (
+                hooks.overdue(at(999)),
+                hooks.overdue(at(1000)),
+                hooks.overdue(at(1001))
+            ),
+            (vec![], vec![pid], vec![])
+        );
         assert_eq!((hooks.wake(), hooks.running().collect()), (None, vec![pid]));
-        assert_eq!((hooks.ended(pid), hooks.running().next()), (Some((FIRST, Took::TooLong)), None));
+        assert_eq!(
+            (hooks.ended(pid), hooks.running().next()),
+            (Some((FIRST, Took::TooLong)), None)
+        );
     }
 
     proptest! {

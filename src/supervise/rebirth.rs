@@ -1,5 +1,6 @@
-//! When a role that died is started again. Pure. Invariants: the first death costs nothing; a role that dies by itself again
-//! and again waits longer and longer, and one that is killed again and again waits a little: no loop is hot.
+//! When a role that died is started again. Pure. Invariants: the first death costs nothing; a role
+//! that dies by itself again and again waits longer and longer, and one that is killed again and
+//! again waits a little: no loop is hot.
 
 use crate::clock::{Backoff, Jitter, Moment};
 use crate::names::Past;
@@ -44,7 +45,14 @@ impl Rebirth {
     #[must_use]
     pub fn new(now: Moment) -> Self {
         let backoff = Backoff::new(Duration::from_millis(20), LONGEST);
-        Self { born: now, ready: false, crashes: 0, ill: None, due: None, backoff }
+        Self {
+            born: now,
+            ready: false,
+            crashes: 0,
+            ill: None,
+            due: None,
+            backoff,
+        }
     }
 
     /// It works, so long after its birth; `None` if that was known.
@@ -55,7 +63,11 @@ impl Rebirth {
 
     /// It died: the next life begins when `wake` says so.
     pub fn died(&mut self, death: Death, now: Moment, jitter: &mut Jitter) {
-        let end = if let Death::Hung(since) = death { since } else { now };
+        let end = if let Death::Hung(since) = death {
+            since
+        } else {
+            now
+        };
         let was_well = end.since(self.born) >= WELL;
         if was_well {
             (self.crashes, self.ill) = (0, None);
@@ -101,8 +113,8 @@ impl Rebirth {
         begins
     }
 
-    /// When there is no more hope for one that is dead: `patience` after the first death of the row. A life that is under way
-    /// may turn out well.
+    /// When there is no more hope for one that is dead: `patience` after the first death of the
+    /// row. A life that is under way may turn out well.
     #[must_use]
     pub fn end_of_hope(&self, patience: Duration) -> Option<Moment> {
         self.due.and(self.ill).map(|ill| ill.plus(patience))
@@ -140,7 +152,11 @@ mod tests {
         assert_eq!(waits(Death::Killed, true, MS(1), 3), [MS(0), MS(4), MS(4)]);
         assert_eq!(waits(Death::Killed, true, MS(50), 3), [MS(0); 3]);
         assert_eq!(waits(Death::Crashed, true, MS(20_000), 3), [MS(0); 3]);
-        for (death, ready) in [(Death::Crashed, true), (Death::Crashed, false), (Death::Killed, false)] {
+        for (death, ready) in [
+            (Death::Crashed, true),
+            (Death::Crashed, false),
+            (Death::Killed, false),
+        ] {
             let waits = waits(death, ready, MS(1), 12);
             assert_eq!(waits[0], MS(0));
             assert!((MS(10)..=MS(20)).contains(&waits[1]), "{waits:?}");
@@ -157,7 +173,10 @@ mod tests {
             let heard = now.plus(MS(50));
             now = now.plus(WELL * 2);
             rebirth.died(Death::Hung(heard), now, &mut jitter);
-            assert_eq!((rebirth.crashes(), rebirth.end_of_hope(patience)), (row, Some(first.plus(patience))));
+            assert_eq!(
+                (rebirth.crashes(), rebirth.end_of_hope(patience)),
+                (row, Some(first.plus(patience)))
+            );
             now = now.max(rebirth.wake().expect("it lives again"));
             assert!(rebirth.begin(now));
         }
@@ -175,12 +194,24 @@ mod tests {
         assert_eq!(rebirth.end_of_hope(patience), Some(start.plus(patience)));
         assert!(rebirth.begin(start));
         assert_eq!(rebirth.end_of_hope(patience), None, "it lives");
-        rebirth.died(Death::Crashed, start.plus(MS(9_999)), &mut Jitter::seeded(1));
-        assert_eq!(rebirth.end_of_hope(patience), Some(start.plus(patience)), "it is the same row");
+        rebirth.died(
+            Death::Crashed,
+            start.plus(MS(9_999)),
+            &mut Jitter::seeded(1),
+        );
+        assert_eq!(
+            rebirth.end_of_hope(patience),
+            Some(start.plus(patience)),
+            "it is the same row"
+        );
         let again = start.plus(WELL * 2);
         assert!(rebirth.begin(again));
         rebirth.died(Death::Crashed, again.plus(WELL), &mut Jitter::seeded(1));
-        assert_eq!(rebirth.end_of_hope(patience), Some(again.plus(WELL).plus(patience)), "it was well");
+        assert_eq!(
+            rebirth.end_of_hope(patience),
+            Some(again.plus(WELL).plus(patience)),
+            "it was well"
+        );
     }
 
     proptest! {

@@ -1,5 +1,6 @@
-//! The roles as processes: forked, confined, and born again when they die. Invariants: of each role at most one lives; a
-//! successor is forked by supervise alone, from the state in which the first one was.
+//! The roles as processes: forked, confined, and born again when they die. Invariants: of each role
+//! at most one lives; a successor is forked by supervise alone, from the state in which the first
+//! one was.
 
 use super::END_TIMEOUT;
 use super::guard::Guard;
@@ -30,8 +31,8 @@ use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
-/// How many messages of one role are taken before anything else is looked at: more than a link holds, so that only a role which sends without
-/// end is interrupted.
+/// How many messages of one role are taken before anything else is looked at: more than a link
+/// holds, so that only a role which sends without end is interrupted.
 const AT_ONCE: usize = 1024;
 
 /// One role: its process, while it has one, and its lives.
@@ -42,7 +43,8 @@ struct Member {
     lives: Rebirth,
     /// How many lives ended.
     deaths: u64,
-    /// Whether it ever said that it works: until then a failure that it gives a reason for is a refusal.
+    /// Whether it ever said that it works: until then a failure that it gives a reason for is a
+    /// refusal.
     proven: bool,
     /// Whether its end is wanted: it was killed on purpose.
     dismissed: bool,
@@ -65,10 +67,18 @@ struct Process {
 
 impl Process {
     fn new(pid: Pid, link: End, now: Moment) -> Self {
-        Self { pid, link: Some(link), explained: false, ready: false, watch: Watch::new(now), hung: false }
+        Self {
+            pid,
+            link: Some(link),
+            explained: false,
+            ready: false,
+            watch: Watch::new(now),
+            hung: false,
+        }
     }
 
-    /// What a look sees of it. `serve` is asked nothing, because it waits for the kernel and must wait for nobody else.
+    /// What a look sees of it. `serve` is asked nothing, because it waits for the kernel and must
+    /// wait for nobody else.
     fn sign(&mut self, role: Role, work: Option<u64>) -> Sign {
         match role {
             Role::Serve => self.watch.sign_of_work(work.filter(|_| self.ready)),
@@ -109,10 +119,19 @@ impl<'a> Roles<'a> {
         held: &'a [BorrowedFd<'a>],
         now: Moment,
     ) -> io::Result<Self> {
-        let mut roles =
-            Self { plan, guard, held, members: vec![], inherited: process::inherited()?, jitter: Jitter::new(), walls: Walls::find() };
+        let mut roles = Self {
+            plan,
+            guard,
+            held,
+            members: vec![],
+            inherited: process::inherited()?,
+            jitter: Jitter::new(),
+            walls: Walls::find(),
+        };
         for role in world.roles() {
-            let started = roles.fork(*role, Past::default(), world, signals).inspect_err(|_| kill_and_reap(&roles.leave()))?;
+            let started = roles
+                .fork(*role, Past::default(), world, signals)
+                .inspect_err(|_| kill_and_reap(&roles.leave()))?;
             roles.members.push(Member {
                 role: *role,
                 process: Some(started),
@@ -127,19 +146,29 @@ impl<'a> Roles<'a> {
 
     /// The links, to be waited for.
     pub(super) fn links(&self) -> impl Iterator<Item = &End> {
-        self.members.iter().filter_map(|member| member.process.as_ref()?.link.as_ref())
+        self.members
+            .iter()
+            .filter_map(|member| member.process.as_ref()?.link.as_ref())
     }
 
     /// The link to `fetch`.
     pub(super) fn fetch(&self) -> Option<&End> {
-        self.members.iter().find(|member| member.role == Role::Fetch)?.process.as_ref()?.link.as_ref()
+        self.members
+            .iter()
+            .find(|member| member.role == Role::Fetch)?
+            .process
+            .as_ref()?
+            .link
+            .as_ref()
     }
 
     /// What they said: inputs, and hooks that are asked for.
     pub(super) fn messages(&mut self, now: Moment) -> (Vec<Input>, Vec<HookId>) {
         let (mut inputs, mut hooks) = (vec![], vec![]);
         for member in &mut self.members {
-            let Some(process) = &mut member.process else { continue };
+            let Some(process) = &mut member.process else {
+                continue;
+            };
             for _ in 0..AT_ONCE {
                 let Some(link) = &process.link else { break };
                 let received = link.receive();
@@ -151,7 +180,11 @@ impl<'a> Roles<'a> {
                     Received::Message(FromRole::Ready) => {
                         process.ready = true;
                         if let Some(after) = member.lives.ready(now).filter(|_| member.deaths > 0) {
-                            Event::WorksAgain { role: member.role, after }.emit();
+                            Event::WorksAgain {
+                                role: member.role,
+                                after,
+                            }
+                            .emit();
                         }
                         member.proven = true;
                         inputs.extend((member.role == Role::Fetch).then_some(Input::SecretsReady));
@@ -175,12 +208,21 @@ impl<'a> Roles<'a> {
 
     /// A child ended. If it was a role that is not to be born again: its end, as an input.
     pub(super) fn ended(&mut self, pid: Pid, ending: Ending, now: Moment) -> Option<Input> {
-        let is_it = |member: &&mut Member| member.process.as_ref().is_some_and(|process| process.pid == pid);
+        let is_it = |member: &&mut Member| {
+            member
+                .process
+                .as_ref()
+                .is_some_and(|process| process.pid == pid)
+        };
         let member = self.members.iter_mut().find(is_it)?;
         let process = member.process.take()?;
         let explained = process.explained;
         if ending != Ending::Exited(0) && !explained && !member.dismissed {
-            Event::RoleDied { role: member.role, how: &ending.to_string() }.emit();
+            Event::RoleDied {
+                role: member.role,
+                how: &ending.to_string(),
+            }
+            .emit();
         }
         let last = ending == Ending::Exited(0) || (explained && !member.proven) || member.dismissed;
         if last {
@@ -200,17 +242,38 @@ impl<'a> Roles<'a> {
 
     /// A child was stopped, or goes on.
     pub(super) fn stopped(&mut self, pid: Pid, stopped: bool) {
-        let processes = self.members.iter_mut().filter_map(|member| member.process.as_mut());
-        processes.filter(|process| process.pid == pid).for_each(|process| process.watch.stopped(stopped));
+        let processes = self
+            .members
+            .iter_mut()
+            .filter_map(|member| member.process.as_mut());
+        processes
+            .filter(|process| process.pid == pid)
+            .for_each(|process| process.watch.stopped(stopped));
     }
 
-    /// Looks after all of them, and kills who hangs: its successor does the work. `work` is how far `serve` is.
+    /// Looks after all of them, and kills who hangs: its successor does the work. `work` is how far
+    /// `serve` is.
     pub(super) fn look(&mut self, look: Look, work: Option<u64>, now: Moment) {
-        for Member { role, process, dismissed, .. } in &mut self.members {
-            let Some(process) = process.as_mut().filter(|process| !process.hung && !*dismissed) else { continue };
+        for Member {
+            role,
+            process,
+            dismissed,
+            ..
+        } in &mut self.members
+        {
+            let Some(process) = process
+                .as_mut()
+                .filter(|process| !process.hung && !*dismissed)
+            else {
+                continue;
+            };
             let sign = process.sign(*role, work);
             if process.watch.look(look, sign, Timing::USUAL, now) {
-                Event::RoleHangs { role: *role, since: now.since(process.watch.heard()) }.emit();
+                Event::RoleHangs {
+                    role: *role,
+                    since: now.since(process.watch.heard()),
+                }
+                .emit();
                 process.hung = true;
                 let _ = kill(process.pid, Signal::SIGKILL);
             } else if *role == Role::Fetch {
@@ -222,31 +285,62 @@ impl<'a> Roles<'a> {
     /// When `turn` has something to do.
     pub(super) fn wake(&self) -> Option<Moment> {
         let patience = self.plan.app.crash_loop_timeout;
-        self.members.iter().filter_map(|member| member.lives.wake().into_iter().chain(member.lives.end_of_hope(patience)).min()).min()
+        self.members
+            .iter()
+            .filter_map(|member| {
+                member
+                    .lives
+                    .wake()
+                    .into_iter()
+                    .chain(member.lives.end_of_hope(patience))
+                    .min()
+            })
+            .min()
     }
 
     /// Starts whose time has come; who was not well for too long is given up.
     pub(super) fn turn(&mut self, world: &World, signals: &SignalFd, now: Moment) -> Vec<Input> {
         let mut inputs = vec![];
         let patience = self.plan.app.crash_loop_timeout;
-        let hopeless = |member: &Member| member.lives.end_of_hope(patience).is_some_and(|end| end <= now);
+        let hopeless = |member: &Member| {
+            member
+                .lives
+                .end_of_hope(patience)
+                .is_some_and(|end| end <= now)
+        };
         // It is dead, or there would be hope.
         for member in self.members.extract_if(.., |member| hopeless(member)) {
             Event::GivenUp { role: member.role }.emit();
-            inputs.extend([Input::RoleFailed(member.role, Exit::CrashLoop), Input::RoleEnded(member.role)]);
+            inputs.extend([
+                Input::RoleFailed(member.role, Exit::CrashLoop),
+                Input::RoleEnded(member.role),
+            ]);
         }
         for index in 0..self.members.len() {
             if self.members[index].lives.begin(now) {
-                let Member { role, deaths, lives, .. } = &self.members[index];
-                let past = Past { deaths: *deaths, crashes: lives.crashes() };
+                let Member {
+                    role,
+                    deaths,
+                    lives,
+                    ..
+                } = &self.members[index];
+                let past = Past {
+                    deaths: *deaths,
+                    crashes: lives.crashes(),
+                };
                 match self.fork(*role, past, world, signals) {
                     Ok(process) => {
                         self.members[index].process = Some(process);
                         inputs.push(Input::RoleBorn(self.members[index].role));
                     }
                     Err(error) => {
-                        Event::Broken { what: &format!("a process of the agent cannot be forked: {error}") }.emit();
-                        self.members[index].lives.died(Death::Crashed, now, &mut self.jitter);
+                        Event::Broken {
+                            what: &format!("a process of the agent cannot be forked: {error}"),
+                        }
+                        .emit();
+                        self.members[index]
+                            .lives
+                            .died(Death::Crashed, now, &mut self.jitter);
                     }
                 }
             }
@@ -254,7 +348,8 @@ impl<'a> Roles<'a> {
         inputs
     }
 
-    /// Kills all of them for good; an input for each that has no process, so that nobody waits for its end.
+    /// Kills all of them for good; an input for each that has no process, so that nobody waits for
+    /// its end.
     pub(super) fn dismiss(&mut self) -> Vec<Input> {
         for member in &mut self.members {
             member.dismissed = true;
@@ -262,29 +357,57 @@ impl<'a> Roles<'a> {
                 let _ = kill(process.pid, Signal::SIGKILL);
             }
         }
-        self.members.extract_if(.., |member| member.process.is_none()).map(|member| Input::RoleEnded(member.role)).collect()
+        self.members
+            .extract_if(.., |member| member.process.is_none())
+            .map(|member| Input::RoleEnded(member.role))
+            .collect()
     }
 
     /// Lets go of whoever is left: their processes, `serve` first, still to be killed.
     pub(super) fn leave(&mut self) -> Vec<Pid> {
-        self.members.drain(..).filter_map(|member| member.process).map(|process| process.pid).collect()
+        self.members
+            .drain(..)
+            .filter_map(|member| member.process)
+            .map(|process| process.pid)
+            .collect()
     }
 
-    fn fork(&self, role: Role, past: Past, world: &World, signals: &SignalFd) -> io::Result<Process> {
-        let of_guard = self.guard.into_iter().flat_map(|guard| guard.foreign_to(role));
+    fn fork(
+        &self,
+        role: Role,
+        past: Past,
+        world: &World,
+        signals: &SignalFd,
+    ) -> io::Result<Process> {
+        let of_guard = self
+            .guard
+            .into_iter()
+            .flat_map(|guard| guard.foreign_to(role));
         let of_world = world.descriptors().into_iter().chain(world.root());
         let of_world = of_world.chain(self.held.iter().copied());
-        let foreign: Vec<_> = of_world.chain([signals.as_fd()]).chain(of_guard).chain(self.links().map(AsFd::as_fd)).collect();
+        let foreign: Vec<_> = of_world
+            .chain([signals.as_fd()])
+            .chain(of_guard)
+            .chain(self.links().map(AsFd::as_fd))
+            .collect();
         match role {
-            Role::Serve => self.start_role(role, &foreign, &[], world.serve(self.plan, past, self.walls)?),
-            Role::Fetch | Role::Supervise => {
-                self.start_role(role, &foreign, world.rights_of_fetch(self.plan), world.fetch(self.plan, past, self.walls)?)
-            }
+            Role::Serve => self.start_role(
+                role,
+                &foreign,
+                &[],
+                world.serve(self.plan, past, self.walls)?,
+            ),
+            Role::Fetch | Role::Supervise => self.start_role(
+                role,
+                &foreign,
+                world.rights_of_fetch(self.plan),
+                world.fetch(self.plan, past, self.walls)?,
+            ),
         }
     }
 
-    /// Forks a role that closes what is `foreign` or inherited, drops every right but `keep`, and says why when it does not end
-    /// well.
+    /// Forks a role that closes what is `foreign` or inherited, drops every right but `keep`, and
+    /// says why when it does not end well.
     fn start_role(
         &self,
         role: Role,
@@ -292,16 +415,24 @@ impl<'a> Roles<'a> {
         keep: &[Capability],
         body: impl FnOnce(End) -> Exit,
     ) -> io::Result<Process> {
-        let (inherited, group) = (&self.inherited, self.guard.map_or(Pid::from_raw(0), Guard::group));
+        let (inherited, group) = (
+            &self.inherited,
+            self.guard.map_or(Pid::from_raw(0), Guard::group),
+        );
         let (ours, theirs) = link::pair()?;
         let last = theirs.try_clone()?;
         let parent = getpid();
         let close: Vec<_> = foreign.iter().copied().chain([ours.as_fd()]).collect();
         let pid = process::fork(&close, move || {
-            let exit = match confine(name(role), inherited, keep, group).and_then(|()| end_with(parent, role)) {
+            let exit = match confine(name(role), inherited, keep, group)
+                .and_then(|()| end_with(parent, role))
+            {
                 Ok(()) => body(theirs),
                 Err(error) => {
-                    Event::Broken { what: &format!("{} cannot be confined: {error}", role.as_str()) }.emit();
+                    Event::Broken {
+                        what: &format!("{} cannot be confined: {error}", role.as_str()),
+                    }
+                    .emit();
                     Exit::Memory
                 }
             };
@@ -316,8 +447,9 @@ impl<'a> Roles<'a> {
     }
 }
 
-/// Kills children that have nothing left to do, and reaps them as far as they die within `END_TIMEOUT`. One that hangs in the kernel
-/// is left to whoever inherits it: nobody waits for it without a bound.
+/// Kills children that have nothing left to do, and reaps them as far as they die within
+/// `END_TIMEOUT`. One that hangs in the kernel is left to whoever inherits it: nobody waits for it
+/// without a bound.
 pub(super) fn kill_and_reap(children: &[Pid]) {
     for pid in children {
         let _ = kill(*pid, Signal::SIGKILL);
@@ -331,12 +463,20 @@ pub(super) fn reap(mut children: Vec<Pid>) {
     let end = clock.now().plus(END_TIMEOUT);
     loop {
         // Reaped, or no child of ours any more.
-        children.retain(|pid| matches!(waitpid(*pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive) | Err(Errno::EINTR)));
+        children.retain(|pid| {
+            matches!(
+                waitpid(*pid, Some(WaitPidFlag::WNOHANG)),
+                Ok(WaitStatus::StillAlive) | Err(Errno::EINTR)
+            )
+        });
         let now = clock.now();
         if children.is_empty() || now >= end {
             return;
         }
-        let _ = poll(&mut [], PollTimeout::try_from(pause.min(end.since(now))).unwrap_or(PollTimeout::ZERO));
+        let _ = poll(
+            &mut [],
+            PollTimeout::try_from(pause.min(end.since(now))).unwrap_or(PollTimeout::ZERO),
+        );
         pause = (pause * 2).min(Duration::from_millis(20));
     }
 }
@@ -351,7 +491,12 @@ fn name(role: Role) -> &'static CStr {
 
 /// Makes a forked process what all of the agent's are: in `group`, without what was `inherited`
 /// and the streams that the application has, no right but `keep`, no dump.
-pub(super) fn confine(name: &CStr, inherited: &[RawFd], keep: &[Capability], group: Pid) -> io::Result<()> {
+pub(super) fn confine(
+    name: &CStr,
+    inherited: &[RawFd],
+    keep: &[Capability],
+    group: Pid,
+) -> io::Result<()> {
     let own = Pid::from_raw(0);
     // What a terminal sends is the application's alone. A dead guard leaves no group to join.
     setpgid(own, group).or_else(|_| setpgid(own, own))?;
@@ -365,12 +510,17 @@ pub(super) fn confine(name: &CStr, inherited: &[RawFd], keep: &[Capability], gro
     memory::forbid_cores().map_err(io::Error::other)
 }
 
-/// `serve` dies with its parent. `fetch` hears the end of its link, and revokes before it ends; if it hangs, the guard kills it.
+/// `serve` dies with its parent. `fetch` hears the end of its link, and revokes before it ends; if
+/// it hangs, the guard kills it.
 fn end_with(parent: Pid, role: Role) -> io::Result<()> {
     if role == Role::Fetch {
         return Ok(());
     }
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The parent may have died before the line above.
-    if getppid() == parent { Ok(()) } else { Err(io::Error::other("the supervisor is gone")) }
+    if getppid() == parent {
+        Ok(())
+    } else {
+        Err(io::Error::other("the supervisor is gone"))
+    }
 }

@@ -1,5 +1,6 @@
-//! The loop that obeys the machine and the hooks: one `poll` over signals and links, until the next moment of theirs.
-//! Invariant: it decides nothing; a role's last message is read before its death is.
+//! The loop that obeys the machine and the hooks: one `poll` over signals and links, until the next
+//! moment of theirs. Invariant: it decides nothing; a role's last message is read before its death
+//! is.
 
 use super::app::{self, Inherited, Part, Terminal};
 use super::guard::Guard;
@@ -65,7 +66,11 @@ impl<C: Clock> Loop<'_, C> {
                 if let Output::Finish(code) = output {
                     return code;
                 }
-                outputs.extend(self.obey(output).into_iter().flat_map(|input| machine.step(input)));
+                outputs.extend(
+                    self.obey(output)
+                        .into_iter()
+                        .flat_map(|input| machine.step(input)),
+                );
             }
             self.wait();
             for input in self.inputs() {
@@ -75,8 +80,9 @@ impl<C: Clock> Loop<'_, C> {
         }
     }
 
-    /// Takes everything down, so that nobody is waited for who waits for `serve`: first all children are killed, then the mount is
-    /// aborted, which gives an error to whoever waits for an answer, and then children are reaped for a bounded time.
+    /// Takes everything down, so that nobody is waited for who waits for `serve`: first all
+    /// children are killed, then the mount is aborted, which gives an error to whoever waits
+    /// for an answer, and then children are reaped for a bounded time.
     pub(super) fn tear_down(&mut self) {
         let mut children = self.roles.leave();
         for role in &children {
@@ -88,7 +94,11 @@ impl<C: Clock> Loop<'_, C> {
         }
         self.world.abort();
         self.world.unmount();
-        children.extend(self.hooks.running().chain(self.group.filter(|_| self.app_lives)));
+        children.extend(
+            self.hooks
+                .running()
+                .chain(self.group.filter(|_| self.app_lives)),
+        );
         reap(children);
     }
 
@@ -109,14 +119,25 @@ impl<C: Clock> Loop<'_, C> {
 
     fn start_app(&mut self) -> Option<Input> {
         let part = Part::App(self.terminal.as_ref());
-        match self.world.without_arena(|| app::start(&self.app.command, part, self.app, self.inherited, self.guard)) {
+        match self.world.without_arena(|| {
+            app::start(
+                &self.app.command,
+                part,
+                self.app,
+                self.inherited,
+                self.guard,
+            )
+        }) {
             Ok(pid) => {
                 Event::AppStarted { pid: pid.as_raw() }.emit();
                 (self.group, self.app_lives) = (Some(pid), true);
                 None
             }
             Err(error) => {
-                Event::Broken { what: &format!("no process can be forked for the application: {error}") }.emit();
+                Event::Broken {
+                    what: &format!("no process can be forked for the application: {error}"),
+                }
+                .emit();
                 Some(Input::AppEnded(Ending::Exited(Exit::CannotExecute.code())))
             }
         }
@@ -130,15 +151,24 @@ impl<C: Clock> Loop<'_, C> {
         match killpg(group, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => {
-                let what = format!("the application cannot be sent {signal}: {error}; hint: start the container with `--cap-add KILL`");
+                let what = format!(
+                    "the application cannot be sent {signal}: {error}; hint: start the container with `--cap-add KILL`"
+                );
                 Event::Skipped { what: &what }.emit();
             }
         }
     }
 
     fn run_command(&mut self, id: HookId) {
-        let Some(Action::Command { command, timeout }) = self.hooks.hook(id).map(|hook| &hook.action) else { return };
-        match self.world.without_arena(|| app::start(command, Part::Hook, self.app, self.inherited, self.guard)) {
+        let Some(Action::Command { command, timeout }) =
+            self.hooks.hook(id).map(|hook| &hook.action)
+        else {
+            return;
+        };
+        match self
+            .world
+            .without_arena(|| app::start(command, Part::Hook, self.app, self.inherited, self.guard))
+        {
             Ok(pid) => self.hooks.started(id, pid, self.clock.now().plus(*timeout)),
             Err(error) => self.command_failed(id, &format!("no process can be forked: {error}")),
         }
@@ -148,36 +178,59 @@ impl<C: Clock> Loop<'_, C> {
         match (took, ending) {
             (Took::TooLong, _) => self.command_failed(id, "killed after its timeout"),
             (Took::InTime, Ending::Exited(0)) => {}
-            (Took::InTime, Ending::Exited(126)) => self.command_failed(id, "it cannot be executed (exit code 126)"),
-            (Took::InTime, Ending::Exited(127)) => self.command_failed(id, "not found (exit code 127)"),
+            (Took::InTime, Ending::Exited(126)) => {
+                self.command_failed(id, "it cannot be executed (exit code 126)")
+            }
+            (Took::InTime, Ending::Exited(127)) => {
+                self.command_failed(id, "not found (exit code 127)")
+            }
             (Took::InTime, ending) => self.command_failed(id, &ending.to_string()),
         }
     }
 
     /// One warning with the program's name: its arguments are the user's affair.
     fn command_failed(&self, id: HookId, how: &str) {
-        if let Some(Action::Command { command, .. }) = self.hooks.hook(id).map(|hook| &hook.action) {
-            Event::CommandFailed { program: command.first().map_or("", String::as_str), how }.emit();
+        if let Some(Action::Command { command, .. }) = self.hooks.hook(id).map(|hook| &hook.action)
+        {
+            Event::CommandFailed {
+                program: command.first().map_or("", String::as_str),
+                how,
+            }
+            .emit();
         }
     }
 
     fn tell_fetch(&mut self, message: ToRole) {
-        // A role that does not take it is dead or hangs: its successor is told, or the timer says so.
+        // A role that does not take it is dead or hangs: its successor is told, or the timer says
+        // so.
         let _ = self.roles.fetch().map(|link| link.send(&message));
     }
 
     fn kill_roles(&mut self) -> Vec<Input> {
-        Event::NotRevoked { why: "fetch did not end in time" }.emit();
+        Event::NotRevoked {
+            why: "fetch did not end in time",
+        }
+        .emit();
         self.roles.dismiss()
     }
 
     /// Waits for a signal, a message, or the next moment of the machine or the hooks.
     fn wait(&self) {
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        fds.extend(self.roles.links().map(|link| PollFd::new(link.as_fd(), PollFlags::POLLIN)));
+        fds.extend(
+            self.roles
+                .links()
+                .map(|link| PollFd::new(link.as_fd(), PollFlags::POLLIN)),
+        );
         // Rounded up: a timer that is not quite due must not spin.
-        let wake =
-            self.timer.map(|(_, due)| due).into_iter().chain(self.hooks.wake()).chain(self.roles.wake()).chain([self.looks.wake()]).min();
+        let wake = self
+            .timer
+            .map(|(_, due)| due)
+            .into_iter()
+            .chain(self.hooks.wake())
+            .chain(self.roles.wake())
+            .chain([self.looks.wake()])
+            .min();
         let timeout = wake.map_or(PollTimeout::NONE, |due| {
             let left = due.since(self.clock.now()) + Duration::from_millis(1);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
@@ -190,7 +243,10 @@ impl<C: Clock> Loop<'_, C> {
     fn inputs(&mut self) -> Vec<Input> {
         let mut inputs = self.messages();
         while let Ok(Some(info)) = self.signals.read_signal() {
-            match i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok()) {
+            match i32::try_from(info.ssi_signo)
+                .ok()
+                .and_then(|number| Signal::try_from(number).ok())
+            {
                 Some(Signal::SIGCHLD) | None => {}
                 Some(signal) => inputs.push(Input::Signal(signal)),
             }
@@ -202,7 +258,10 @@ impl<C: Clock> Loop<'_, C> {
         }
         inputs.extend(dead);
         let app_lives = self.app_lives;
-        if let Some(group) = self.group.take_if(|group| !app_lives && killpg(*group, None) == Err(Errno::ESRCH)) {
+        if let Some(group) = self
+            .group
+            .take_if(|group| !app_lives && killpg(*group, None) == Err(Errno::ESRCH))
+        {
             self.guard.inspect(|guard| guard.tell(-group.as_raw()));
             inputs.push(Input::GroupGone);
         }
@@ -212,15 +271,25 @@ impl<C: Clock> Loop<'_, C> {
 
     /// What it is time for.
     fn elapsed(&mut self, now: Moment) -> Vec<Input> {
-        let timer = self.timer.take_if(|(_, due)| *due <= now).map(|(timer, _)| Input::Elapsed(timer));
+        let timer = self
+            .timer
+            .take_if(|(_, due)| *due <= now)
+            .map(|(timer, _)| Input::Elapsed(timer));
         for group in self.hooks.overdue(now) {
             let _ = killpg(group, Signal::SIGKILL);
         }
-        let due: Vec<_> = self.hooks.due(now).into_iter().filter_map(|id| Some((id, &self.hooks.hook(id)?.action))).collect();
+        let due: Vec<_> = self
+            .hooks
+            .due(now)
+            .into_iter()
+            .filter_map(|id| Some((id, &self.hooks.hook(id)?.action)))
+            .collect();
         let told = due.into_iter().map(|(id, action)| {
             let (how, due) = match action {
                 Action::Signal(signal) => (signal.as_str(), Due::Signal(*signal)),
-                Action::Command { command, .. } => (command.first().map_or("", String::as_str), Due::Command(id)),
+                Action::Command { command, .. } => {
+                    (command.first().map_or("", String::as_str), Due::Command(id))
+                }
                 Action::Restart => ("restart", Due::Restart),
             };
             Event::Telling { how }.emit();
@@ -238,12 +307,16 @@ impl<C: Clock> Loop<'_, C> {
         timer.into_iter().chain(told).chain(born).collect()
     }
 
-    /// Looks whether the machine has turned a swap on, or off: that files cannot reach one was proved for the start alone.
+    /// Looks whether the machine has turned a swap on, or off: that files cannot reach one was
+    /// proved for the start alone.
     fn look_for_swap(&mut self) {
         let found = self.world.swap_risk();
         if found != self.swap {
             self.swap = found;
-            Event::SwapFound { cause: found.map(|why| why.to_string()).as_deref() }.emit();
+            Event::SwapFound {
+                cause: found.map(|why| why.to_string()).as_deref(),
+            }
+            .emit();
             self.tell_fetch(ToRole::Swap(found));
         }
     }
@@ -256,12 +329,19 @@ impl<C: Clock> Loop<'_, C> {
         inputs
     }
 
-    /// Takes every child that has ended: roles, the application, commands, and orphans, which nobody else reaps.
+    /// Takes every child that has ended: roles, the application, commands, and orphans, which
+    /// nobody else reaps.
     fn reap(&mut self) -> Vec<Input> {
         let mut inputs = vec![];
         loop {
-            let (pid, ending) = match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, Ending::Exited(u8::try_from(code & 0xff).unwrap_or(u8::MAX))),
+            let (pid, ending) = match waitpid(
+                None,
+                Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED),
+            ) {
+                Ok(WaitStatus::Exited(pid, code)) => (
+                    pid,
+                    Ending::Exited(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
+                ),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Ending::Killed(signal as i32)),
                 Ok(WaitStatus::Stopped(pid, _)) => {
                     self.roles.stopped(pid, true);
@@ -276,7 +356,10 @@ impl<C: Clock> Loop<'_, C> {
             };
             if self.group == Some(pid) {
                 self.app_lives = false;
-                Event::AppEnded { code: ending.code() }.emit();
+                Event::AppEnded {
+                    code: ending.code(),
+                }
+                .emit();
                 inputs.push(Input::AppEnded(ending));
             } else if let Some((hook, took)) = self.hooks.ended(pid) {
                 self.guard.inspect(|guard| guard.tell(-pid.as_raw()));

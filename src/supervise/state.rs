@@ -1,6 +1,7 @@
-//! All of PID 1's policy, without machinery: `step(input) -> outputs`. Invariants: the application is started after the
-//! first secrets, and again only when a restart has ended the one before; nothing is started once a stop began; the token is
-//! revoked after the application is gone; exactly one `Finish` ends the machine.
+//! All of PID 1's policy, without machinery: `step(input) -> outputs`. Invariants: the application
+//! is started after the first secrets, and again only when a restart has ended the one before;
+//! nothing is started once a stop began; the token is revoked after the application is gone;
+//! exactly one `Finish` ends the machine.
 
 use crate::config::plan::OnHup;
 use crate::exit::Exit;
@@ -20,14 +21,15 @@ const KILLED: u8 = 128 + 9;
 pub enum Meaning {
     /// It begins the ordered stop; a second one hurries it.
     Stop,
-    /// The application may read its configuration again, and `fetch` what has no lease; see `OnHup`.
+    /// The application may read its configuration again, and `fetch` what has no lease; see
+    /// `OnHup`.
     Reload,
     /// It is the application's.
     Relay,
 }
 
-/// A row of README's table: signals, what they mean, and that in words while the first secrets are awaited, while the
-/// application runs, and while it stops.
+/// A row of README's table: signals, what they mean, and that in words while the first secrets are
+/// awaited, while the application runs, and while it stops.
 type Row = (&'static [Signal], Meaning, [&'static str; 3]);
 
 /// Every signal that baofs hears; the others do what the kernel lets them do.
@@ -35,11 +37,29 @@ pub const SIGNALS: [Row; 3] = [
     (
         &[Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT],
         Meaning::Stop,
-        ["the token is revoked, exit 128+n", "relayed, and the stop begins", "the application is killed"],
+        [
+            "the token is revoked, exit 128+n",
+            "relayed, and the stop begins",
+            "the application is killed",
+        ],
     ),
-    (&[Signal::SIGHUP], Meaning::Reload, ["secrets are read again", "relayed, and secrets are read again", "relayed"]),
     (
-        &[Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGCONT, Signal::SIGTSTP],
+        &[Signal::SIGHUP],
+        Meaning::Reload,
+        [
+            "secrets are read again",
+            "relayed, and secrets are read again",
+            "relayed",
+        ],
+    ),
+    (
+        &[
+            Signal::SIGUSR1,
+            Signal::SIGUSR2,
+            Signal::SIGWINCH,
+            Signal::SIGCONT,
+            Signal::SIGTSTP,
+        ],
         Meaning::Relay,
         ["nothing", "relayed", "relayed"],
     ),
@@ -168,13 +188,16 @@ enum Phase {
     Running,
     /// The application was asked to end, or killed, to be started again.
     Restarting { killed: bool },
-    /// It ended with `code`; what it left in its group is killed, and gone before the next one needs its port.
+    /// It ended with `code`; what it left in its group is killed, and gone before the next one
+    /// needs its port.
     Clearing { code: u8 },
-    /// The application was asked to end, or killed; `code` is the agent's own, if it was its trouble.
+    /// The application was asked to end, or killed; `code` is the agent's own, if it was its
+    /// trouble.
     StoppingApp { code: Option<u8>, killed: bool },
     /// `fetch` revokes; then the end with `code`.
     Revoking { code: u8 },
-    /// `fetch` did not end in time and was killed; then the end with `code`, or with the reason that it gave.
+    /// `fetch` did not end in time and was killed; then the end with `code`, or with the reason
+    /// that it gave.
     Abandoning { code: Option<u8> },
     /// Over.
     Finished,
@@ -212,7 +235,12 @@ impl Machine {
     /// A machine and the first thing to do.
     #[must_use]
     pub fn start(policy: Policy) -> (Self, Vec<Output>) {
-        let machine = Self { policy, phase: Phase::Waiting, reasons: Reasons::default(), fetch_lives: true };
+        let machine = Self {
+            policy,
+            phase: Phase::Waiting,
+            reasons: Reasons::default(),
+            fetch_lives: true,
+        };
         (machine, vec![Output::Arm(Timer::Secrets, policy.wait)])
     }
 
@@ -235,7 +263,11 @@ impl Machine {
     }
 
     fn signal(&mut self, signal: Signal) -> Vec<Output> {
-        match SIGNALS.iter().find(|(signals, ..)| signals.contains(&signal)).map(|(_, meaning, _)| meaning) {
+        match SIGNALS
+            .iter()
+            .find(|(signals, ..)| signals.contains(&signal))
+            .map(|(_, meaning, _)| meaning)
+        {
             Some(Meaning::Stop) => self.stop(signal),
             Some(Meaning::Reload) => self.reload(signal),
             Some(Meaning::Relay) => self.relay(signal),
@@ -251,12 +283,19 @@ impl Machine {
             Phase::Restarting { killed } => self.stop_restart(killed, None),
             Phase::Clearing { code } => self.revoke(code),
             Phase::StoppingApp { code, .. } => self.kill_app(code),
-            Phase::GivingUp | Phase::Revoking { .. } | Phase::Abandoning { .. } | Phase::Finished => vec![],
+            Phase::GivingUp
+            | Phase::Revoking { .. }
+            | Phase::Abandoning { .. }
+            | Phase::Finished => vec![],
         }
     }
 
     fn reload(&self, signal: Signal) -> Vec<Output> {
-        let mut outputs = if self.policy.on_hup == OnHup::Refresh { vec![] } else { self.relay(signal) };
+        let mut outputs = if self.policy.on_hup == OnHup::Refresh {
+            vec![]
+        } else {
+            self.relay(signal)
+        };
         if self.policy.on_hup != OnHup::App && (self.phase == Phase::Waiting || self.serves()) {
             outputs.push(Output::TellFetch(ToRole::Refresh));
         }
@@ -265,12 +304,19 @@ impl Machine {
 
     fn relay(&self, signal: Signal) -> Vec<Output> {
         let stopping = matches!(self.phase, Phase::StoppingApp { .. });
-        if self.policy.has_app && (stopping || self.serves()) { vec![Output::SignalApp(signal)] } else { vec![] }
+        if self.policy.has_app && (stopping || self.serves()) {
+            vec![Output::SignalApp(signal)]
+        } else {
+            vec![]
+        }
     }
 
     /// Whether the first secrets came and no stop began.
     fn serves(&self) -> bool {
-        matches!(self.phase, Phase::Running | Phase::Restarting { .. } | Phase::Clearing { .. })
+        matches!(
+            self.phase,
+            Phase::Running | Phase::Restarting { .. } | Phase::Clearing { .. }
+        )
     }
 
     fn ready(&mut self) -> Vec<Output> {
@@ -278,7 +324,11 @@ impl Machine {
             return vec![];
         }
         self.phase = Phase::Running;
-        if self.policy.has_app { vec![Output::StartApp] } else { vec![] }
+        if self.policy.has_app {
+            vec![Output::StartApp]
+        } else {
+            vec![]
+        }
     }
 
     /// An application that is being started again reads the new files anyway.
@@ -295,7 +345,8 @@ impl Machine {
         }
     }
 
-    /// A successor is told what its predecessor was told last. The predecessor's reason is void; the other role's stands.
+    /// A successor is told what its predecessor was told last. The predecessor's reason is void;
+    /// the other role's stands.
     fn role_born(&mut self, role: Role) -> Vec<Output> {
         *self.reasons.of(role) = None;
         match (role, self.phase) {
@@ -306,7 +357,11 @@ impl Machine {
     }
 
     fn role_ended(&mut self, role: Role) -> Vec<Output> {
-        let mut outputs = if role == Role::Serve { vec![Output::AbortMount] } else { vec![] };
+        let mut outputs = if role == Role::Serve {
+            vec![Output::AbortMount]
+        } else {
+            vec![]
+        };
         outputs.extend(self.lost(role));
         outputs
     }
@@ -316,30 +371,49 @@ impl Machine {
         let trouble = self.trouble(role);
         match self.phase {
             Phase::GivingUp if role == Role::Fetch => self.finish(trouble),
-            Phase::Running if self.policy.has_app => self.stop_app(self.policy.stop_signal, Some(trouble)),
+            Phase::Running if self.policy.has_app => {
+                self.stop_app(self.policy.stop_signal, Some(trouble))
+            }
             Phase::Waiting | Phase::Running | Phase::Clearing { .. } => self.revoke(trouble),
             Phase::Restarting { killed } => self.stop_restart(killed, Some(trouble)),
             Phase::Revoking { code } if role == Role::Fetch => self.finish(code),
-            Phase::Abandoning { code } if role == Role::Fetch => self.finish(code.unwrap_or(trouble)),
+            Phase::Abandoning { code } if role == Role::Fetch => {
+                self.finish(code.unwrap_or(trouble))
+            }
             Phase::StoppingApp { code, killed } => {
-                self.phase = Phase::StoppingApp { code: Some(code.unwrap_or(trouble)), killed };
+                self.phase = Phase::StoppingApp {
+                    code: Some(code.unwrap_or(trouble)),
+                    killed,
+                };
                 vec![]
             }
-            Phase::GivingUp | Phase::Revoking { .. } | Phase::Abandoning { .. } | Phase::Finished => vec![],
+            Phase::GivingUp
+            | Phase::Revoking { .. }
+            | Phase::Abandoning { .. }
+            | Phase::Finished => vec![],
         }
     }
 
     /// The agent's own code when `role` ends: the reason that it gave, if it gave one.
     fn trouble(&mut self, role: Role) -> u8 {
-        self.reasons.of(role).filter(|reason| *reason != Exit::Ok).unwrap_or(Exit::Software).code()
+        self.reasons
+            .of(role)
+            .filter(|reason| *reason != Exit::Ok)
+            .unwrap_or(Exit::Software)
+            .code()
     }
 
     fn app_ended(&mut self, ending: Ending) -> Vec<Output> {
         match self.phase {
             Phase::Running => self.revoke(ending.code()),
             Phase::Restarting { .. } => {
-                self.phase = Phase::Clearing { code: ending.code() };
-                vec![Output::SignalApp(Signal::SIGKILL), Output::Arm(Timer::App, KILL_TIMEOUT)]
+                self.phase = Phase::Clearing {
+                    code: ending.code(),
+                };
+                vec![
+                    Output::SignalApp(Signal::SIGKILL),
+                    Output::Arm(Timer::App, KILL_TIMEOUT),
+                ]
             }
             Phase::StoppingApp { code, .. } => self.revoke(code.unwrap_or(ending.code())),
             Phase::Waiting
@@ -363,23 +437,39 @@ impl Machine {
         match (self.phase, timer) {
             (Phase::Waiting, Timer::Secrets) => {
                 self.phase = Phase::GivingUp;
-                vec![Output::TellFetch(ToRole::GiveUp), Output::Arm(Timer::Revocation, self.policy.revoke_timeout)]
+                vec![
+                    Output::TellFetch(ToRole::GiveUp),
+                    Output::Arm(Timer::Revocation, self.policy.revoke_timeout),
+                ]
             }
-            (Phase::StoppingApp { code, killed: false }, Timer::App) => self.kill_app(code),
-            // Once it is killed there is nothing to do but to wait for its end: there is never a second one beside it.
+            (
+                Phase::StoppingApp {
+                    code,
+                    killed: false,
+                },
+                Timer::App,
+            ) => self.kill_app(code),
+            // Once it is killed there is nothing to do but to wait for its end: there is never a
+            // second one beside it.
             (Phase::Restarting { killed: false }, Timer::App) => {
                 self.phase = Phase::Restarting { killed: true };
                 vec![Output::SignalApp(Signal::SIGKILL)]
             }
             // What does not go is somebody else's child: it is not waited for.
             (Phase::Clearing { .. }, Timer::App) => self.cleared(),
-            // Not even KILL ends a process that hangs in the kernel: the token is not left alive for it.
-            (Phase::StoppingApp { code, killed: true }, Timer::App) => self.revoke(code.unwrap_or(KILLED)),
+            // Not even KILL ends a process that hangs in the kernel: the token is not left alive
+            // for it.
+            (Phase::StoppingApp { code, killed: true }, Timer::App) => {
+                self.revoke(code.unwrap_or(KILLED))
+            }
             (Phase::GivingUp, Timer::Revocation) => self.give_up_fetch(None),
             // That is no end with 0, which Swarm would take for a job that is done.
-            (Phase::Revoking { code: 0 }, Timer::Revocation) => self.give_up_fetch(Some(Exit::Software.code())),
+            (Phase::Revoking { code: 0 }, Timer::Revocation) => {
+                self.give_up_fetch(Some(Exit::Software.code()))
+            }
             (Phase::Revoking { code }, Timer::Revocation) => self.give_up_fetch(Some(code)),
-            // A process that hangs in the kernel outlives KILL, and the container does not wait for it.
+            // A process that hangs in the kernel outlives KILL, and the container does not wait for
+            // it.
             (Phase::Abandoning { code }, Timer::Revocation) => {
                 let code = code.unwrap_or_else(|| self.trouble(Role::Fetch));
                 self.finish(code)
@@ -388,23 +478,36 @@ impl Machine {
         }
     }
 
-    /// `fetch` bounds its own requests, so it hangs. A thread of it that waits for an answer of `serve` dies only when it gets one.
+    /// `fetch` bounds its own requests, so it hangs. A thread of it that waits for an answer of
+    /// `serve` dies only when it gets one.
     fn give_up_fetch(&mut self, code: Option<u8>) -> Vec<Output> {
         self.phase = Phase::Abandoning { code };
-        vec![Output::KillRoles, Output::AbortMount, Output::Arm(Timer::Revocation, KILL_TIMEOUT)]
+        vec![
+            Output::KillRoles,
+            Output::AbortMount,
+            Output::Arm(Timer::Revocation, KILL_TIMEOUT),
+        ]
     }
 
     fn stop_app(&mut self, signal: Signal, code: Option<u8>) -> Vec<Output> {
-        self.phase = Phase::StoppingApp { code, killed: false };
+        self.phase = Phase::StoppingApp {
+            code,
+            killed: false,
+        };
         self.ask_app(signal)
     }
 
     /// CONT, because a stopped process cannot end in order.
     fn ask_app(&self, signal: Signal) -> Vec<Output> {
-        vec![Output::SignalApp(signal), Output::SignalApp(Signal::SIGCONT), Output::Arm(Timer::App, self.policy.stop_timeout)]
+        vec![
+            Output::SignalApp(signal),
+            Output::SignalApp(Signal::SIGCONT),
+            Output::Arm(Timer::App, self.policy.stop_timeout),
+        ]
     }
 
-    /// A stop during a restart: the application was asked already, and the time that it has goes on.
+    /// A stop during a restart: the application was asked already, and the time that it has goes
+    /// on.
     fn stop_restart(&mut self, killed: bool, code: Option<u8>) -> Vec<Output> {
         if killed {
             return self.kill_app(code);
@@ -415,7 +518,10 @@ impl Machine {
 
     fn kill_app(&mut self, code: Option<u8>) -> Vec<Output> {
         self.phase = Phase::StoppingApp { code, killed: true };
-        vec![Output::SignalApp(Signal::SIGKILL), Output::Arm(Timer::App, KILL_TIMEOUT)]
+        vec![
+            Output::SignalApp(Signal::SIGKILL),
+            Output::Arm(Timer::App, KILL_TIMEOUT),
+        ]
     }
 
     fn revoke(&mut self, code: u8) -> Vec<Output> {
@@ -423,7 +529,10 @@ impl Machine {
             return self.finish(code);
         }
         self.phase = Phase::Revoking { code };
-        vec![Output::TellFetch(ToRole::Stop), Output::Arm(Timer::Revocation, self.policy.revoke_timeout)]
+        vec![
+            Output::TellFetch(ToRole::Stop),
+            Output::Arm(Timer::Revocation, self.policy.revoke_timeout),
+        ]
     }
 
     fn finish(&mut self, code: u8) -> Vec<Output> {
@@ -445,7 +554,11 @@ mod tests {
     const REVOKE: Duration = Duration::from_secs(2);
     const TERM: Input = Input::Signal(Signal::SIGTERM);
     const ASK_REVOKE: [Output; 2] = [TellFetch(Stop), Arm(Timer::Revocation, REVOKE)];
-    const ASK_TERM: [Output; 3] = [SignalApp(Signal::SIGTERM), SignalApp(Signal::SIGCONT), Arm(Timer::App, STOP)];
+    const ASK_TERM: [Output; 3] = [
+        SignalApp(Signal::SIGTERM),
+        SignalApp(Signal::SIGCONT),
+        Arm(Timer::App, STOP),
+    ];
     const KILL: [Output; 2] = [SignalApp(Signal::SIGKILL), Arm(Timer::App, KILL_TIMEOUT)];
     const ABANDON: [Output; 3] = [KillRoles, AbortMount, Arm(Timer::Revocation, KILL_TIMEOUT)];
     const RESTART: Input = Input::Due(Due::Restart);
@@ -455,7 +568,14 @@ mod tests {
 
     fn policy(has_app: bool) -> Policy {
         let (stop_signal, on_hup) = (Signal::SIGTERM, OnHup::Both);
-        Policy { has_app, wait: WAIT, stop_signal, stop_timeout: STOP, revoke_timeout: REVOKE, on_hup }
+        Policy {
+            has_app,
+            wait: WAIT,
+            stop_signal,
+            stop_timeout: STOP,
+            revoke_timeout: REVOKE,
+            on_hup,
+        }
     }
 
     /// Drives a fresh machine through `script` and compares what it wants done at each step.
@@ -470,13 +590,27 @@ mod tests {
     #[test]
     fn the_ordinary_life() {
         let ended = AppEnded(Ending::Exited(7));
-        drive(true, &[(SecretsReady, &[StartApp]), (ended, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(7)])]);
+        drive(
+            true,
+            &[
+                (SecretsReady, &[StartApp]),
+                (ended, &ASK_REVOKE),
+                (RoleEnded(Role::Fetch), &[Finish(7)]),
+            ],
+        );
     }
 
     #[test]
     fn a_signal_death_is_128_plus_n() {
         let ended = AppEnded(Ending::Killed(9));
-        drive(true, &[(SecretsReady, &[StartApp]), (ended, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(137)])]);
+        drive(
+            true,
+            &[
+                (SecretsReady, &[StartApp]),
+                (ended, &ASK_REVOKE),
+                (RoleEnded(Role::Fetch), &[Finish(137)]),
+            ],
+        );
     }
 
     #[test]
@@ -497,41 +631,86 @@ mod tests {
     #[test]
     fn a_fetch_that_hangs_is_no_end_with_0() {
         let (hung, killed) = (Elapsed(Timer::Revocation), ABANDON);
-        let stop = |ended| [(SecretsReady, &[StartApp][..]), (AppEnded(Ending::Exited(ended)), &ASK_REVOKE), (hung, &killed)];
+        let stop = |ended| {
+            [
+                (SecretsReady, &[StartApp][..]),
+                (AppEnded(Ending::Exited(ended)), &ASK_REVOKE),
+                (hung, &killed),
+            ]
+        };
         for (ended, code) in [(0, Exit::Software.code()), (7, 7)] {
             // Killed, it ends; or it hangs in the kernel, where KILL does not reach it.
             for last in [RoleEnded(Role::Fetch), hung] {
-                drive(true, &[&stop(ended)[..], &[(last, &[Finish(code)])]].concat());
+                drive(
+                    true,
+                    &[&stop(ended)[..], &[(last, &[Finish(code)])]].concat(),
+                );
             }
         }
         let gave_up = [TellFetch(GiveUp), Arm(Timer::Revocation, REVOKE)];
         let said = RoleFailed(Role::Fetch, Exit::Login);
-        drive(true, &[(Elapsed(Timer::Secrets), &gave_up), (said, &[]), (hung, &ABANDON), (hung, &[Finish(Exit::Login.code())])]);
+        drive(
+            true,
+            &[
+                (Elapsed(Timer::Secrets), &gave_up),
+                (said, &[]),
+                (hung, &ABANDON),
+                (hung, &[Finish(Exit::Login.code())]),
+            ],
+        );
     }
 
     #[test]
     fn a_second_term_skips_the_wait_for_the_app_but_not_the_revocation() {
         let killed = AppEnded(Ending::Killed(9));
-        drive(true, &[(SecretsReady, &[StartApp]), (TERM, &ASK_TERM), (TERM, &KILL), (killed, &ASK_REVOKE), (TERM, &[])]);
+        drive(
+            true,
+            &[
+                (SecretsReady, &[StartApp]),
+                (TERM, &ASK_TERM),
+                (TERM, &KILL),
+                (killed, &ASK_REVOKE),
+                (TERM, &[]),
+            ],
+        );
     }
 
     #[test]
     fn an_app_that_cannot_even_be_killed_does_not_keep_the_token_alive() {
         let elapsed = Elapsed(Timer::App);
-        drive(true, &[(SecretsReady, &[StartApp]), (TERM, &ASK_TERM), (elapsed, &KILL), (elapsed, &ASK_REVOKE)]);
+        drive(
+            true,
+            &[
+                (SecretsReady, &[StartApp]),
+                (TERM, &ASK_TERM),
+                (elapsed, &KILL),
+                (elapsed, &ASK_REVOKE),
+            ],
+        );
     }
 
     #[test]
     fn hup_does_what_the_plan_says() {
-        let (hup, relayed, refresh) = (Input::Signal(Signal::SIGHUP), SignalApp(Signal::SIGHUP), TellFetch(Refresh));
+        let (hup, relayed, refresh) = (
+            Input::Signal(Signal::SIGHUP),
+            SignalApp(Signal::SIGHUP),
+            TellFetch(Refresh),
+        );
         let table: [(OnHup, bool, [&[Output]; 3]); 4] = [
-            (OnHup::Both, true, [&[refresh], &[relayed, refresh], &[relayed]]),
+            (
+                OnHup::Both,
+                true,
+                [&[refresh], &[relayed, refresh], &[relayed]],
+            ),
             (OnHup::App, true, [&[], &[relayed], &[relayed]]),
             (OnHup::Refresh, true, [&[refresh], &[refresh], &[]]),
             (OnHup::Both, false, [&[refresh], &[refresh], &[]]),
         ];
         for (on_hup, has_app, [waiting, running, stopping]) in table {
-            let (mut machine, _) = Machine::start(Policy { on_hup, ..policy(has_app) });
+            let (mut machine, _) = Machine::start(Policy {
+                on_hup,
+                ..policy(has_app)
+            });
             assert_eq!(machine.step(hup), waiting, "{on_hup:?}, waiting");
             machine.step(SecretsReady);
             assert_eq!(machine.step(hup), running, "{on_hup:?}, running");
@@ -542,7 +721,11 @@ mod tests {
 
     #[test]
     fn the_signals_of_the_application_are_relayed_while_it_lives() {
-        for signal in SIGNALS.iter().filter(|(_, meaning, _)| *meaning == Meaning::Relay).flat_map(|(signals, ..)| *signals) {
+        for signal in SIGNALS
+            .iter()
+            .filter(|(_, meaning, _)| *meaning == Meaning::Relay)
+            .flat_map(|(signals, ..)| *signals)
+        {
             let (input, relayed) = (Input::Signal(*signal), [SignalApp(*signal)]);
             let ended = AppEnded(Ending::Exited(0));
             let script: &[(Input, &[Output])] = &[
@@ -562,7 +745,10 @@ mod tests {
     fn readme_has_the_table_of_signals() {
         let readme = include_str!("../../README.md");
         for (signals, _, words) in SIGNALS {
-            let names: Vec<_> = signals.iter().map(|signal| signal.as_str().trim_start_matches("SIG")).collect();
+            let names: Vec<_> = signals
+                .iter()
+                .map(|signal| signal.as_str().trim_start_matches("SIG"))
+                .collect();
             let row = format!("| {} | {} |", names.join(", "), words.join(" | "));
             assert!(readme.contains(&row), "README lacks {row}");
         }
@@ -570,7 +756,14 @@ mod tests {
 
     #[test]
     fn term_while_waiting_revokes_and_ends_with_143() {
-        drive(true, &[(TERM, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(143)]), (SecretsReady, &[])]);
+        drive(
+            true,
+            &[
+                (TERM, &ASK_REVOKE),
+                (RoleEnded(Role::Fetch), &[Finish(143)]),
+                (SecretsReady, &[]),
+            ],
+        );
     }
 
     #[test]
@@ -587,31 +780,57 @@ mod tests {
         );
         drive(
             true,
-            &[(Elapsed(Timer::Secrets), &gave_up), (Elapsed(Timer::Revocation), &ABANDON), (RoleEnded(Role::Fetch), &[Finish(70)])],
+            &[
+                (Elapsed(Timer::Secrets), &gave_up),
+                (Elapsed(Timer::Revocation), &ABANDON),
+                (RoleEnded(Role::Fetch), &[Finish(70)]),
+            ],
         );
     }
 
     #[test]
     fn the_death_of_a_role_stops_the_app_and_has_a_code_of_its_own() {
         let ended = AppEnded(Ending::Exited(0));
-        drive(true, &[(SecretsReady, &[StartApp]), (RoleEnded(Role::Fetch), &ASK_TERM), (ended, &[Finish(70)])]);
         drive(
             true,
             &[
                 (SecretsReady, &[StartApp]),
-                (RoleEnded(Role::Serve), &[AbortMount, ASK_TERM[0], ASK_TERM[1], ASK_TERM[2]]),
+                (RoleEnded(Role::Fetch), &ASK_TERM),
+                (ended, &[Finish(70)]),
+            ],
+        );
+        drive(
+            true,
+            &[
+                (SecretsReady, &[StartApp]),
+                (
+                    RoleEnded(Role::Serve),
+                    &[AbortMount, ASK_TERM[0], ASK_TERM[1], ASK_TERM[2]],
+                ),
                 (ended, &ASK_REVOKE),
                 (RoleEnded(Role::Fetch), &[Finish(70)]),
             ],
         );
-        drive(true, &[(SecretsReady, &[StartApp]), (TERM, &ASK_TERM), (RoleEnded(Role::Fetch), &[]), (ended, &[Finish(70)])]);
+        drive(
+            true,
+            &[
+                (SecretsReady, &[StartApp]),
+                (TERM, &ASK_TERM),
+                (RoleEnded(Role::Fetch), &[]),
+                (ended, &[Finish(70)]),
+            ],
+        );
     }
 
     #[test]
     fn the_birth_of_one_role_leaves_the_reason_of_another() {
-        let (fetch, serve) = (RoleFailed(Role::Fetch, Exit::Login), RoleFailed(Role::Serve, Exit::Memory));
+        let (fetch, serve) = (
+            RoleFailed(Role::Fetch, Exit::Login),
+            RoleFailed(Role::Serve, Exit::Memory),
+        );
         let (login, memory) = (Exit::Login.code(), Exit::Memory.code());
-        // What is said and born before the role of the row ends for good, and the code of the agent.
+        // What is said and born before the role of the row ends for good, and the code of the
+        // agent.
         let table: &[(&[Input], Role, u8)] = &[
             (&[fetch, RoleBorn(Role::Serve)], Role::Fetch, login),
             (&[serve, RoleBorn(Role::Fetch)], Role::Serve, memory),
@@ -622,18 +841,49 @@ mod tests {
         ];
         for (before, role, code) in table {
             let (mut machine, _) = Machine::start(policy(true));
-            let mut outputs: Vec<_> = before.iter().flat_map(|input| machine.step(*input)).collect();
-            outputs.extend([RoleEnded(*role), RoleEnded(Role::Fetch)].into_iter().flat_map(|input| machine.step(input)));
-            assert_eq!(outputs.last(), Some(&Finish(*code)), "{before:?}, then {role:?} ends");
+            let mut outputs: Vec<_> = before
+                .iter()
+                .flat_map(|input| machine.step(*input))
+                .collect();
+            outputs.extend(
+                [RoleEnded(*role), RoleEnded(Role::Fetch)]
+                    .into_iter()
+                    .flat_map(|input| machine.step(input)),
+            );
+            assert_eq!(
+                outputs.last(),
+                Some(&Finish(*code)),
+                "{before:?}, then {role:?} ends"
+            );
         }
     }
 
     #[test]
     fn mount_has_no_app_and_ends_well_when_asked() {
-        drive(false, &[(TERM, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(0)])]);
+        drive(
+            false,
+            &[(TERM, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(0)])],
+        );
         let run = [RunCommand(HookId(3))];
-        drive(false, &[(SecretsReady, &[]), (TELL, &[]), (RESTART, &[]), (COMMAND, &run), (TERM, &ASK_REVOKE), (COMMAND, &[])]);
-        drive(false, &[(SecretsReady, &[]), (TERM, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(0)])]);
+        drive(
+            false,
+            &[
+                (SecretsReady, &[]),
+                (TELL, &[]),
+                (RESTART, &[]),
+                (COMMAND, &run),
+                (TERM, &ASK_REVOKE),
+                (COMMAND, &[]),
+            ],
+        );
+        drive(
+            false,
+            &[
+                (SecretsReady, &[]),
+                (TERM, &ASK_REVOKE),
+                (RoleEnded(Role::Fetch), &[Finish(0)]),
+            ],
+        );
     }
 
     #[test]
@@ -692,12 +942,34 @@ mod tests {
         let serve = RoleEnded(Role::Serve);
         let lost = [AbortMount, ASK_REVOKE[0], ASK_REVOKE[1]];
         let table: &[&[(Input, &[Output])]] = &[
-            &[(TERM, &[]), (TERM, &KILL), (ENDED, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(7)])],
-            &[(TERM, &[]), (Elapsed(Timer::App), &KILL), (Elapsed(Timer::App), &ASK_REVOKE)],
+            &[
+                (TERM, &[]),
+                (TERM, &KILL),
+                (ENDED, &ASK_REVOKE),
+                (RoleEnded(Role::Fetch), &[Finish(7)]),
+            ],
+            &[
+                (TERM, &[]),
+                (Elapsed(Timer::App), &KILL),
+                (Elapsed(Timer::App), &ASK_REVOKE),
+            ],
             &[killed[0], (TERM, &KILL), (Elapsed(Timer::App), &ASK_REVOKE)],
-            &[(ENDED, &KILL), (TERM, &ASK_REVOKE), (GroupGone, &[]), (RoleEnded(Role::Fetch), &[Finish(7)])],
-            &[(serve, &[AbortMount]), (ENDED, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(TROUBLE)])],
-            &[(ENDED, &KILL), (serve, &lost), (RoleEnded(Role::Fetch), &[Finish(TROUBLE)])],
+            &[
+                (ENDED, &KILL),
+                (TERM, &ASK_REVOKE),
+                (GroupGone, &[]),
+                (RoleEnded(Role::Fetch), &[Finish(7)]),
+            ],
+            &[
+                (serve, &[AbortMount]),
+                (ENDED, &ASK_REVOKE),
+                (RoleEnded(Role::Fetch), &[Finish(TROUBLE)]),
+            ],
+            &[
+                (ENDED, &KILL),
+                (serve, &lost),
+                (RoleEnded(Role::Fetch), &[Finish(TROUBLE)]),
+            ],
         ];
         for rest in table {
             drive(true, &[&began, *rest].concat());
@@ -706,25 +978,41 @@ mod tests {
 
     fn any_input() -> impl Strategy<Value = Input> {
         prop_oneof![
-            prop_oneof![Just(Signal::SIGTERM), Just(Signal::SIGHUP), Just(Signal::SIGINT)].prop_map(Input::Signal),
+            prop_oneof![
+                Just(Signal::SIGTERM),
+                Just(Signal::SIGHUP),
+                Just(Signal::SIGINT)
+            ]
+            .prop_map(Input::Signal),
             Just(SecretsReady),
             prop_oneof![Just(RESTART), Just(TELL), Just(COMMAND)],
-            prop_oneof![Just(RoleFailed(Role::Fetch, Exit::Login)), Just(RoleFailed(Role::Serve, Exit::Memory))],
+            prop_oneof![
+                Just(RoleFailed(Role::Fetch, Exit::Login)),
+                Just(RoleFailed(Role::Serve, Exit::Memory))
+            ],
             prop_oneof![Just(Role::Fetch), Just(Role::Serve)].prop_map(RoleEnded),
             prop_oneof![Just(Role::Fetch), Just(Role::Serve)].prop_map(RoleBorn),
             any::<u8>().prop_map(|code| AppEnded(Ending::Exited(code))),
             Just(GroupGone),
-            prop_oneof![Just(Timer::Secrets), Just(Timer::App), Just(Timer::Revocation)].prop_map(Elapsed),
+            prop_oneof![
+                Just(Timer::Secrets),
+                Just(Timer::App),
+                Just(Timer::Revocation)
+            ]
+            .prop_map(Elapsed),
         ]
     }
 
     /// Whether an input leaves the agent where it is: no stop, no end, no wait that is over.
     fn is_no_end(input: &Input) -> bool {
-        matches!(input, SecretsReady | Input::Due(_) | RoleFailed(..) | RoleBorn(_))
+        matches!(
+            input,
+            SecretsReady | Input::Due(_) | RoleFailed(..) | RoleBorn(_)
+        )
     }
 
-    /// All that a machine wants done for `inputs`, an end of the application only while it lives; whether it lives is
-    /// followed, and that there is never a second one.
+    /// All that a machine wants done for `inputs`, an end of the application only while it lives;
+    /// whether it lives is followed, and that there is never a second one.
     fn live(machine: &mut Machine, inputs: Vec<Input>, lives: &mut bool) -> Vec<Output> {
         let mut all = vec![];
         for input in inputs {

@@ -1,6 +1,7 @@
-//! What the agent leaves outside the mount while it runs: its pid file and the links to sinks. Invariants: nothing that
-//! another user planted is followed, opened, overwritten or removed; a sink's path leads to the served file or the agent does
-//! not start; each name is reached through its directory, which is held from before the mount to the end.
+//! What the agent leaves outside the mount while it runs: its pid file and the links to sinks.
+//! Invariants: nothing that another user planted is followed, opened, overwritten or removed; a
+//! sink's path leads to the served file or the agent does not start; each name is reached through
+//! its directory, which is held from before the mount to the end.
 
 use super::Refused;
 use crate::config::plan::Plan;
@@ -32,7 +33,8 @@ pub struct Traces {
 #[derive(Debug)]
 struct PidFile {
     spot: Spot,
-    /// The file itself, once it was written. While it is open, no other file gets its inode number.
+    /// The file itself, once it was written. While it is open, no other file gets its inode
+    /// number.
     file: Option<File>,
 }
 
@@ -66,44 +68,61 @@ struct Identity {
 
 impl Identity {
     fn of(stat: &FileStat) -> Self {
-        Self { device: stat.st_dev, inode: stat.st_ino, kind: SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT }
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            kind: SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT,
+        }
     }
 }
 
 impl Traces {
-    /// Opens the directories of what `plan` asks for. To be called before the mount, so that no path leads into it. A directory that
-    /// cannot be opened is one warning.
+    /// Opens the directories of what `plan` asks for. To be called before the mount, so that no
+    /// path leads into it. A directory that cannot be opened is one warning.
     #[must_use]
     pub fn open(plan: &Plan) -> Self {
         let app = plan.app.user.as_ref().map(|user| user.owner.uid);
         let trusted = [0, geteuid().as_raw()].into_iter().chain(app).collect();
-        let pid_file = plan.pid_file.as_ref().and_then(|path| match Spot::open(path) {
-            Ok(spot) => Some(PidFile { spot, file: None }),
-            Err(error) => {
-                skipped(&cannot_write(path, &error));
-                None
-            }
-        });
+        let pid_file = plan
+            .pid_file
+            .as_ref()
+            .and_then(|path| match Spot::open(path) {
+                Ok(spot) => Some(PidFile { spot, file: None }),
+                Err(error) => {
+                    skipped(&cannot_write(path, &error));
+                    None
+                }
+            });
         let links = plan.links.iter().filter_map(|link| {
             let target = plan.filesystem.path.join(link.name.as_str());
             match Spot::open(&link.path) {
-                Ok(spot) => Some(SinkLink { spot, target, made: None }),
+                Ok(spot) => Some(SinkLink {
+                    spot,
+                    target,
+                    made: None,
+                }),
                 Err(error) => {
                     skipped(&cannot_link(&link.path, &target, &error));
                     None
                 }
             }
         });
-        Self { pid_file, links: links.collect(), trusted }
+        Self {
+            pid_file,
+            links: links.collect(),
+            trusted,
+        }
     }
 
     /// Writes the pid file and makes the links, with one warning for each that cannot be made.
     ///
     /// # Errors
-    /// When something foreign lies at the path of a link: the application would read what another user gives it.
+    /// When something foreign lies at the path of a link: the application would read what another
+    /// user gives it.
     pub fn make(&mut self) -> Result<(), Refused> {
         if let Some(pid_file) = &mut self.pid_file {
-            let allowed = foreign_step(&pid_file.spot.path, &self.trusted).map_or(Ok(()), |step| Err(io::Error::other(step)));
+            let allowed = foreign_step(&pid_file.spot.path, &self.trusted)
+                .map_or(Ok(()), |step| Err(io::Error::other(step)));
             match allowed.and_then(|()| write_pid(&pid_file.spot)) {
                 Ok(file) => pid_file.file = Some(file),
                 Err(error) => skipped(&cannot_write(&pid_file.spot.path, &error)),
@@ -126,17 +145,33 @@ impl Traces {
 
     /// The descriptors that are held, which no child needs.
     pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        let of_pid = self.pid_file.iter().flat_map(|it| [Some(it.spot.dir.as_fd()), it.file.as_ref().map(AsFd::as_fd)]).flatten();
-        of_pid.chain(self.links.iter().map(|link| link.spot.dir.as_fd())).collect()
+        let of_pid = self
+            .pid_file
+            .iter()
+            .flat_map(|it| [Some(it.spot.dir.as_fd()), it.file.as_ref().map(AsFd::as_fd)])
+            .flatten();
+        of_pid
+            .chain(self.links.iter().map(|link| link.spot.dir.as_fd()))
+            .collect()
     }
 
-    /// Removes what was made and is still there. Opens and reads nothing: what lies at a path now may be a FIFO or a device.
+    /// Removes what was made and is still there. Opens and reads nothing: what lies at a path now
+    /// may be a FIFO or a device.
     pub fn remove(&self) {
-        let pid_file = self.pid_file.iter().filter_map(|it| Some((&it.spot, Identity::of(&fstat(it.file.as_ref()?).ok()?))));
-        let links = self.links.iter().filter_map(|link| Some((&link.spot, link.made?)));
+        let pid_file = self
+            .pid_file
+            .iter()
+            .filter_map(|it| Some((&it.spot, Identity::of(&fstat(it.file.as_ref()?).ok()?))));
+        let links = self
+            .links
+            .iter()
+            .filter_map(|link| Some((&link.spot, link.made?)));
         for (spot, made) in pid_file.chain(links) {
             if let Err(errno) = spot.remove(made) {
-                skipped(&format!("{} cannot be removed: {errno}", spot.path.display()));
+                skipped(&format!(
+                    "{} cannot be removed: {errno}",
+                    spot.path.display()
+                ));
             }
         }
     }
@@ -144,23 +179,44 @@ impl Traces {
 
 impl Spot {
     fn open(path: &Path) -> io::Result<Self> {
-        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return Err(io::ErrorKind::InvalidInput.into()) };
-        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-        let held = open(dir, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-        Ok(Self { path: path.to_owned(), dir: held, name: name.to_owned() })
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let dir = if dir.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            dir
+        };
+        let held = open(
+            dir,
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        Ok(Self {
+            path: path.to_owned(),
+            dir: held,
+            name: name.to_owned(),
+        })
     }
 
     /// What the name leads to now; a link is not followed.
     fn look(&self) -> nix::Result<FileStat> {
-        fstatat(&self.dir, self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
+        fstatat(
+            &self.dir,
+            self.name.as_os_str(),
+            AtFlags::AT_SYMLINK_NOFOLLOW,
+        )
     }
 
-    /// Removes the name if it still leads to `made`. Supervise may have given up its right over the files of others (`DAC_OVERRIDE`)
-    /// since it was made: in a directory of another user it acts as that user.
+    /// Removes the name if it still leads to `made`. Supervise may have given up its right over the
+    /// files of others (`DAC_OVERRIDE`) since it was made: in a directory of another user it
+    /// acts as that user.
     fn remove(&self, made: Identity) -> nix::Result<()> {
         let owner = fstat(&self.dir).map_or_else(|_| geteuid(), |dir| Uid::from_raw(dir.st_uid));
         process::as_user(owner, || match self.look() {
-            Ok(stat) if Identity::of(&stat) == made => unlinkat(&self.dir, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir),
+            Ok(stat) if Identity::of(&stat) == made => {
+                unlinkat(&self.dir, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir)
+            }
             // Replaced or removed: what lies there now is somebody else's.
             Ok(_) | Err(_) => Ok(()),
         })
@@ -168,8 +224,8 @@ impl Spot {
 }
 
 impl SinkLink {
-    /// Makes the link. An equal one of an earlier run will do; anything else in its place is the outer error, and the inner one says
-    /// why the system does not make it.
+    /// Makes the link. An equal one of an earlier run will do; anything else in its place is the
+    /// outer error, and the inner one says why the system does not make it.
     fn make(&self, trusted: &[u32]) -> Result<nix::Result<Identity>, Refused> {
         let Spot { path, dir, name } = &self.spot;
         let made = match symlinkat(&self.target, dir, name.as_os_str()) {
@@ -179,7 +235,8 @@ impl SinkLink {
                     Ok(stat) => stat,
                     Err(errno) => return Ok(Err(errno)),
                 };
-                let points_there = readlinkat(dir, name.as_os_str()).is_ok_and(|found| found == self.target);
+                let points_there =
+                    readlinkat(dir, name.as_os_str()).is_ok_and(|found| found == self.target);
                 if !points_there || !trusted.contains(&stat.st_uid) {
                     return Err(taken(path, &describe(&stat)));
                 }
@@ -206,11 +263,18 @@ fn describe(stat: &FileStat) -> String {
 fn taken(path: &Path, what: &str) -> Refused {
     let why = "the application would read what it holds instead of the token";
     let hint = "remove it, or give the sink another `path`; in a directory that only root may write nobody can plant one";
-    Refused::new(Exit::Config, format_args!("the link to a sink cannot be made at {}: {what}, and {why}\nhint: {hint}", path.display()))
+    Refused::new(
+        Exit::Config,
+        format_args!(
+            "the link to a sink cannot be made at {}: {what}, and {why}\nhint: {hint}",
+            path.display()
+        ),
+    )
 }
 
-/// Says when another user may replace the link at any time, because its directory is that user's, or everybody's without a sticky bit. Some
-/// administrator made the directory so, which is no attack and no refusal.
+/// Says when another user may replace the link at any time, because its directory is that user's,
+/// or everybody's without a sticky bit. Some administrator made the directory so, which is no
+/// attack and no refusal.
 fn warn_of_replacement(spot: &Spot, trusted: &[u32]) {
     let Ok(dir) = fstat(&spot.dir) else { return };
     let who = match dir.st_mode & 0o1002 {
@@ -218,19 +282,29 @@ fn warn_of_replacement(spot: &Spot, trusted: &[u32]) {
         _ if trusted.contains(&dir.st_uid) => return,
         _ => format!("uid {}", dir.st_uid),
     };
-    skipped(&format!("{who} may replace the link to a sink at {}, because of the directory that it lies in", spot.path.display()));
+    skipped(&format!(
+        "{who} may replace the link to a sink at {}, because of the directory that it lies in",
+        spot.path.display()
+    ));
 }
 
-/// The first directory or link on the way to `path` that another user put into a directory which everybody may write: its owner can
-/// replace what lies below.
+/// The first directory or link on the way to `path` that another user put into a directory which
+/// everybody may write: its owner can replace what lies below.
 fn foreign_step(path: &Path, trusted: &[u32]) -> Option<String> {
     let mut steps: Vec<&Path> = path.ancestors().skip(1).collect();
     steps.reverse();
-    let is_shared = |dir: &Path| std::fs::metadata(dir).is_ok_and(|found| found.mode() & 0o002 != 0);
+    let is_shared =
+        |dir: &Path| std::fs::metadata(dir).is_ok_and(|found| found.mode() & 0o002 != 0);
     steps.windows(2).find_map(|pair| {
         let step = std::fs::symlink_metadata(pair[1]).ok()?;
         let foreign = !trusted.contains(&step.uid()) && is_shared(pair[0]);
-        foreign.then(|| format!("{}, which leads there, belongs to uid {}", pair[1].display(), step.uid()))
+        foreign.then(|| {
+            format!(
+                "{}, which leads there, belongs to uid {}",
+                pair[1].display(),
+                step.uid()
+            )
+        })
     })
 }
 
@@ -243,21 +317,47 @@ fn cannot_write(path: &Path, why: &dyn fmt::Display) -> String {
 }
 
 fn cannot_link(path: &Path, target: &Path, why: &dyn fmt::Display) -> String {
-    format!("the link {} to {} cannot be made: {why}", path.display(), target.display())
+    format!(
+        "the link {} to {} cannot be made: {why}",
+        path.display(),
+        target.display()
+    )
 }
 
-/// Writes beside and renames: a link that somebody planted at the path is replaced, not followed. The result is the file.
+/// Writes beside and renames: a link that somebody planted at the path is replaced, not followed.
+/// The result is the file.
 fn write_pid(spot: &Spot) -> io::Result<File> {
     let (dir, pid) = (&spot.dir, std::process::id());
     let mut beside = spot.name.clone();
     beside.push(format!(".{pid}"));
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let create = || openat(dir, beside.as_os_str(), flags, Mode::from_bits_truncate(0o644));
+    let flags =
+        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let create = || {
+        openat(
+            dir,
+            beside.as_os_str(),
+            flags,
+            Mode::from_bits_truncate(0o644),
+        )
+    };
     let discard = || unlinkat(dir, beside.as_os_str(), UnlinkatFlags::NoRemoveDir);
     // PID 1 of the container before this one may have been killed halfway.
-    let file = create().or_else(|errno| if errno == Errno::EEXIST { discard().and_then(|()| create()) } else { Err(errno) })?;
+    let file = create().or_else(|errno| {
+        if errno == Errno::EEXIST {
+            discard().and_then(|()| create())
+        } else {
+            Err(errno)
+        }
+    })?;
     let mut file = File::from(file);
-    let done = writeln!(file, "{pid}").and_then(|()| Ok(renameat(dir, beside.as_os_str(), dir, spot.name.as_os_str())?));
+    let done = writeln!(file, "{pid}").and_then(|()| {
+        Ok(renameat(
+            dir,
+            beside.as_os_str(),
+            dir,
+            spot.name.as_os_str(),
+        )?)
+    });
     if done.is_err() {
         let _ = discard();
     }
@@ -280,15 +380,36 @@ mod tests {
     fn traces() -> (TempDir, Traces) {
         let dir = tempfile::tempdir().expect("a directory");
         let spot = |name: &str| Spot::open(&dir.path().join(name)).expect("the directory is there");
-        let pid_file = Some(PidFile { spot: spot("pid"), file: None });
-        let links = vec![SinkLink { spot: spot("token"), target: TARGET.into(), made: None }];
+        let pid_file = Some(PidFile {
+            spot: spot("pid"),
+            file: None,
+        });
+        let links = vec![SinkLink {
+            spot: spot("token"),
+            target: TARGET.into(),
+            made: None,
+        }];
         let trusted = vec![0, geteuid().as_raw()];
-        (dir, Traces { pid_file, links, trusted })
+        (
+            dir,
+            Traces {
+                pid_file,
+                links,
+                trusted,
+            },
+        )
     }
 
     fn give_away(path: &Path) {
         let (uid, gid) = (Uid::from_raw(STRANGER), Gid::from_raw(STRANGER));
-        fchownat(nix::fcntl::AT_FDCWD, path, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).expect("the tests run as root");
+        fchownat(
+            nix::fcntl::AT_FDCWD,
+            path,
+            Some(uid),
+            Some(gid),
+            AtFlags::AT_SYMLINK_NOFOLLOW,
+        )
+        .expect("the tests run as root");
     }
 
     #[test]
@@ -298,12 +419,23 @@ mod tests {
             let (pid, token) = (dir.path().join("pid"), dir.path().join("token"));
             if earlier {
                 symlink(TARGET, &token).expect("an earlier run's link");
-                fs::write(dir.path().join(format!("pid.{}", std::process::id())), "half").expect("an earlier run's half");
+                fs::write(
+                    dir.path().join(format!("pid.{}", std::process::id())),
+                    "half",
+                )
+                .expect("an earlier run's half");
             }
             traces.make().expect("nothing foreign");
-            assert_eq!(fs::read_to_string(&pid).expect("the pid file"), format!("{}\n", std::process::id()));
+            assert_eq!(
+                fs::read_to_string(&pid).expect("the pid file"),
+                format!("{}\n", std::process::id())
+            );
             assert_eq!(fs::read_link(&token).expect("the link"), Path::new(TARGET));
-            assert_eq!(fs::read_dir(dir.path()).expect("the directory").count(), 2, "nothing else is left");
+            assert_eq!(
+                fs::read_dir(dir.path()).expect("the directory").count(),
+                2,
+                "nothing else is left"
+            );
             traces.remove();
             assert_eq!(fs::read_dir(dir.path()).expect("the directory").count(), 0);
         }
@@ -315,19 +447,30 @@ mod tests {
     #[test]
     fn whatever_else_lies_at_a_links_path_is_refused_and_stays() {
         let table: [(&str, Plant); 7] = [
-            ("a file of uid 0", |path| fs::write(path, "planted").expect("a file")),
+            ("a file of uid 0", |path| {
+                fs::write(path, "planted").expect("a file")
+            }),
             ("a file of uid 4242", |path| {
                 fs::write(path, "planted").expect("a file");
                 give_away(path);
             }),
-            ("a symbolic link of uid 0", |path| symlink("/elsewhere", path).expect("a link")),
+            ("a symbolic link of uid 0", |path| {
+                symlink("/elsewhere", path).expect("a link")
+            }),
             ("a symbolic link of uid 4242", |path| {
-                symlink(TARGET, path).expect("a link to the right place, which its owner may change");
+                symlink(TARGET, path)
+                    .expect("a link to the right place, which its owner may change");
                 give_away(path);
             }),
-            ("a directory of uid 0", |path| fs::create_dir(path).expect("a directory")),
-            ("a FIFO of uid 0", |path| mkfifo(path, Mode::S_IRWXU).expect("a FIFO")),
-            ("a special file of uid 0", |path| mknod(path, SFlag::S_IFSOCK, Mode::S_IRWXU, 0).expect("a socket")),
+            ("a directory of uid 0", |path| {
+                fs::create_dir(path).expect("a directory")
+            }),
+            ("a FIFO of uid 0", |path| {
+                mkfifo(path, Mode::S_IRWXU).expect("a FIFO")
+            }),
+            ("a special file of uid 0", |path| {
+                mknod(path, SFlag::S_IFSOCK, Mode::S_IRWXU, 0).expect("a socket")
+            }),
         ];
         for (what, plant) in table {
             let (dir, mut traces) = traces();
@@ -337,10 +480,17 @@ mod tests {
             let refused = traces.make().expect_err(what);
             assert_eq!(refused.exit, Exit::Config);
             for part in [what, &token.display().to_string(), "hint: remove it"] {
-                assert!(refused.message.contains(part), "{part}: {}", refused.message);
+                assert!(
+                    refused.message.contains(part),
+                    "{part}: {}",
+                    refused.message
+                );
             }
             traces.remove();
-            assert_eq!(Identity::of(&traces.links[0].spot.look().expect("it stays")), before);
+            assert_eq!(
+                Identity::of(&traces.links[0].spot.look().expect("it stays")),
+                before
+            );
         }
     }
 
@@ -351,11 +501,19 @@ mod tests {
         fs::create_dir(&inner).expect("a directory");
         traces.links[0].spot = Spot::open(&inner.join("token")).expect("it is there");
         give_away(&inner);
-        traces.make().expect("where only root may write, somebody with rights gave it away");
+        traces
+            .make()
+            .expect("where only root may write, somebody with rights gave it away");
         traces.remove();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1777)).expect("as /tmp");
         let refused = traces.make().expect_err("a stranger's directory");
-        assert!(refused.message.contains("inner, which leads there, belongs to uid 4242"), "{}", refused.message);
+        assert!(
+            refused
+                .message
+                .contains("inner, which leads there, belongs to uid 4242"),
+            "{}",
+            refused.message
+        );
         traces.trusted.push(STRANGER);
         traces.make().expect("the application's own directory");
     }
@@ -363,23 +521,40 @@ mod tests {
     #[test]
     fn what_replaced_the_traces_stays_unopened() {
         let table: [(&str, Plant); 5] = [
-            ("a FIFO", |path| mkfifo(path, Mode::S_IRWXU).expect("a FIFO")),
-            ("an endless device", |path| symlink("/dev/zero", path).expect("a link")),
-            ("the right words in another file", |path| fs::write(path, format!("{}\n", std::process::id())).expect("a file")),
-            ("a copy of the link", |path| symlink(TARGET, path).expect("a link")),
-            ("a directory", |path| fs::create_dir(path).expect("a directory")),
+            ("a FIFO", |path| {
+                mkfifo(path, Mode::S_IRWXU).expect("a FIFO")
+            }),
+            ("an endless device", |path| {
+                symlink("/dev/zero", path).expect("a link")
+            }),
+            ("the right words in another file", |path| {
+                fs::write(path, format!("{}\n", std::process::id())).expect("a file")
+            }),
+            ("a copy of the link", |path| {
+                symlink(TARGET, path).expect("a link")
+            }),
+            ("a directory", |path| {
+                fs::create_dir(path).expect("a directory")
+            }),
         ];
         for (what, plant) in table {
             let (dir, mut traces) = traces();
             traces.make().expect("nothing foreign");
             for name in ["pid", "token"] {
                 // Moved and not removed: a freed inode number is given again at once.
-                fs::rename(dir.path().join(name), dir.path().join(format!("{name}.moved"))).expect("it was made");
+                fs::rename(
+                    dir.path().join(name),
+                    dir.path().join(format!("{name}.moved")),
+                )
+                .expect("it was made");
                 plant(&dir.path().join(name));
             }
             traces.remove();
             for name in ["pid", "token"] {
-                assert!(dir.path().join(name).symlink_metadata().is_ok(), "{what} at {name} is somebody else's");
+                assert!(
+                    dir.path().join(name).symlink_metadata().is_ok(),
+                    "{what} at {name} is somebody else's"
+                );
             }
         }
     }
@@ -388,7 +563,10 @@ mod tests {
     fn a_replaced_directory_leads_no_removal_elsewhere() {
         let (dir, mut traces) = traces();
         traces.make().expect("nothing foreign");
-        let (aside, victims) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+        let (aside, victims) = (
+            tempfile::tempdir().expect("a directory"),
+            tempfile::tempdir().expect("a directory"),
+        );
         let inner = aside.path().join("inner");
         fs::rename(dir.path(), &inner).expect("both on one filesystem");
         for name in ["pid", "token"] {
@@ -396,7 +574,10 @@ mod tests {
         }
         symlink(victims.path(), dir.path()).expect("the directory is replaced");
         traces.remove();
-        assert_eq!(fs::read_dir(victims.path()).expect("the directory").count(), 2);
+        assert_eq!(
+            fs::read_dir(victims.path()).expect("the directory").count(),
+            2
+        );
         assert_eq!(fs::read_dir(&inner).expect("the directory").count(), 0);
         fs::remove_file(dir.path()).expect("the link");
     }

@@ -1,6 +1,7 @@
-//! What a role that was taken over can still ask of the kernel: Landlock says which files, ports and processes it reaches,
-//! a filter which system calls it makes. Invariants: a role works behind every wall that supervise found, or not at all; both
-//! stand before the role's first thread starts and before the first byte from the network or the kernel's FUSE is read.
+//! What a role that was taken over can still ask of the kernel: Landlock says which files, ports
+//! and processes it reaches, a filter which system calls it makes. Invariants: a role works behind
+//! every wall that supervise found, or not at all; both stand before the role's first thread starts
+//! and before the first byte from the network or the kernel's FUSE is read.
 
 use super::calls::List;
 use super::reach::{self, Reach};
@@ -23,7 +24,13 @@ use std::path::Path;
 const DNS: u16 = 53;
 /// What a resolver reads while it runs: that of musl, and that of glibc.
 const OF_MUSL: &[&str] = &["/etc/hosts", "/etc/resolv.conf"];
-const OF_GLIBC: &[&str] = &["/etc/gai.conf", "/etc/host.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf"];
+const OF_GLIBC: &[&str] = &[
+    "/etc/gai.conf",
+    "/etc/host.conf",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/resolv.conf",
+];
 
 /// The walls that this kernel can build.
 #[derive(Clone, Copy, Debug)]
@@ -61,19 +68,37 @@ impl Walls {
                         hint: a kernel with CONFIG_SECCOMP_FILTER";
             Event::Skipped { what }.emit();
         }
-        Self { landlock: landlock.ok(), seccomp }
+        Self {
+            landlock: landlock.ok(),
+            seccomp,
+        }
     }
 
     /// The walls of `fetch`, which keeps `rights`, and of `serve` if there is one, for the report.
     pub(super) fn report(self, rights: &[Capability], roles: &[Role]) -> status::Walls {
         let of = |rights: &[Capability]| {
             let kept: Vec<_> = rights.iter().map(|right| right.name()).collect();
-            let capabilities = if kept.is_empty() { "capabilities".to_owned() } else { format!("capabilities but {}", kept.join(", ")) };
+            let capabilities = if kept.is_empty() {
+                "capabilities".to_owned()
+            } else {
+                format!("capabilities but {}", kept.join(", "))
+            };
             let seccomp = self.seccomp.then(|| "seccomp".to_owned());
             let landlock = self.landlock.map(|abi| format!("landlock {abi}"));
-            [Some(capabilities), seccomp, landlock].into_iter().flatten().map(Into::into).collect()
+            [Some(capabilities), seccomp, landlock]
+                .into_iter()
+                .flatten()
+                .map(Into::into)
+                .collect()
         };
-        status::Walls { fetch: of(rights), serve: if roles.contains(&Role::Serve) { of(&[]) } else { vec![] } }
+        status::Walls {
+            fetch: of(rights),
+            serve: if roles.contains(&Role::Serve) {
+                of(&[])
+            } else {
+                vec![]
+            },
+        }
     }
 
     /// Leaves nothing to `serve` but what it has open.
@@ -82,19 +107,23 @@ impl Walls {
     /// Which wall cannot be built, and why.
     pub(super) fn around_serve(self) -> io::Result<()> {
         if let Some(abi) = self.landlock {
-            Ruleset::new(abi).and_then(Ruleset::restrict).map_err(named("landlock"))?;
+            Ruleset::new(abi)
+                .and_then(Ruleset::restrict)
+                .map_err(named("landlock"))?;
         }
         self.filter(List::Serve)
     }
 
-    /// Leaves to `fetch` the files of its login and of the resolver, the server's port and DNS, and its outlet. To be called
-    /// once the files of TLS are read: nothing reads them again.
+    /// Leaves to `fetch` the files of its login and of the resolver, the server's port and DNS, and
+    /// its outlet. To be called once the files of TLS are read: nothing reads them again.
     ///
     /// # Errors
     /// Which wall cannot be built, and why.
     pub(super) fn around_fetch(self, plan: &Plan, outlet: Outlet<'_>) -> io::Result<()> {
         if let Some(abi) = self.landlock {
-            rules_of_fetch(abi, plan, outlet).and_then(Ruleset::restrict).map_err(named("landlock"))?;
+            rules_of_fetch(abi, plan, outlet)
+                .and_then(Ruleset::restrict)
+                .map_err(named("landlock"))?;
         }
         self.filter(match outlet {
             Outlet::Mount(_) => List::FetchOnFuse,
@@ -103,7 +132,11 @@ impl Walls {
     }
 
     fn filter(self, list: List) -> io::Result<()> {
-        if self.seccomp { list.enforce().map_err(named("seccomp")) } else { Ok(()) }
+        if self.seccomp {
+            list.enforce().map_err(named("seccomp"))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -114,10 +147,21 @@ fn named(wall: &'static str) -> impl Fn(io::Error) -> io::Error {
 fn rules_of_fetch(abi: u32, plan: &Plan, outlet: Outlet<'_>) -> io::Result<Ruleset> {
     let rules = Ruleset::new(abi)?;
     let (at, access) = match outlet {
-        Outlet::Mount(root) => (root, Access::WRITE | Access::TRUNCATE | Access::MAKE | Access::REMOVE),
+        Outlet::Mount(root) => (
+            root,
+            Access::WRITE | Access::TRUNCATE | Access::MAKE | Access::REMOVE,
+        ),
         Outlet::Tmpfs(root) => {
-            let files = Access::READ | Access::WRITE | Access::TRUNCATE | Access::MAKE | Access::REMOVE | Access::MAKE_LINK;
-            (root, files | Access::LIST | Access::MAKE_DIR | Access::REMOVE_DIR)
+            let files = Access::READ
+                | Access::WRITE
+                | Access::TRUNCATE
+                | Access::MAKE
+                | Access::REMOVE
+                | Access::MAKE_LINK;
+            (
+                root,
+                files | Access::LIST | Access::MAKE_DIR | Access::REMOVE_DIR,
+            )
         }
     };
     rules.allow(at, access)?;
@@ -125,7 +169,11 @@ fn rules_of_fetch(abi: u32, plan: &Plan, outlet: Outlet<'_>) -> io::Result<Rules
     allow_login(&rules, &plan.auth.method)?;
     // An address needs no resolver.
     if plan.server.address.host.parse::<IpAddr>().is_err() {
-        for file in if cfg!(target_env = "musl") { OF_MUSL } else { OF_GLIBC } {
+        for file in if cfg!(target_env = "musl") {
+            OF_MUSL
+        } else {
+            OF_GLIBC
+        } {
             allow_reading(&rules, Path::new(file))?;
         }
         rules.allow_connect(DNS)?;
@@ -134,13 +182,22 @@ fn rules_of_fetch(abi: u32, plan: &Plan, outlet: Outlet<'_>) -> io::Result<Rules
 }
 
 fn allow_login(rules: &Ruleset, method: &Method) -> io::Result<()> {
-    let Method::AppRole { role_id_file, secret_id_file, after_reading } = method;
-    for file in [Some(role_id_file), secret_id_file.as_ref()].into_iter().flatten() {
+    let Method::AppRole {
+        role_id_file,
+        secret_id_file,
+        after_reading,
+    } = method;
+    for file in [Some(role_id_file), secret_id_file.as_ref()]
+        .into_iter()
+        .flatten()
+    {
         if let Some(weakness) = allow_reading(rules, file)? {
             warn(file, weakness);
         }
     }
-    let removed = secret_id_file.as_ref().filter(|_| *after_reading == AfterReading::Remove);
+    let removed = secret_id_file
+        .as_ref()
+        .filter(|_| *after_reading == AfterReading::Remove);
     match removed.map(|file| (file, reach::directory_of(file))) {
         Some((_, Some(directory))) => allow(rules, &directory, Access::REMOVE),
         Some((file, None)) => {
@@ -161,7 +218,11 @@ fn allow_reading(rules: &Ruleset, file: &Path) -> io::Result<Option<&'static str
 }
 
 fn allow(rules: &Ruleset, place: &Path, access: Access) -> io::Result<()> {
-    match open(place, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()) {
+    match open(
+        place,
+        OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    ) {
         Ok(at) => rules.allow(at.as_fd(), access),
         // It went since it was found. The login says so when it misses it.
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => Ok(()),
@@ -170,6 +231,9 @@ fn allow(rules: &Ruleset, place: &Path, access: Access) -> io::Result<()> {
 }
 
 fn warn(file: &Path, weakness: &str) {
-    let what = format!("{}: {weakness}; hint: put it into a directory of its own", file.display());
+    let what = format!(
+        "{}: {weakness}; hint: put it into a directory of its own",
+        file.display()
+    );
     Event::Skipped { what: &what }.emit();
 }

@@ -1,6 +1,7 @@
-//! When a role that gives no sign of life is killed. Pure. Invariants: only looks that supervise itself made on time count against a role,
-//! so that a suspended machine, a frozen container and one that gets no processor kill nobody; a role that hangs is killed after
-//! `Timing::silent` such looks.
+//! When a role that gives no sign of life is killed. Pure. Invariants: only looks that supervise
+//! itself made on time count against a role, so that a suspended machine, a frozen container and
+//! one that gets no processor kill nobody; a role that hangs is killed after `Timing::silent` such
+//! looks.
 
 use crate::clock::Moment;
 use std::time::Duration;
@@ -10,7 +11,8 @@ use std::time::Duration;
 pub struct Timing {
     /// The time between two looks.
     pub every: Duration,
-    /// A look that comes this much later than planned does not count: supervise was not scheduled, so neither were the roles.
+    /// A look that comes this much later than planned does not count: supervise was not scheduled,
+    /// so neither were the roles.
     pub late: Duration,
     /// After how many silent looks in a row a role is killed.
     pub silent: u32,
@@ -18,7 +20,11 @@ pub struct Timing {
 
 impl Timing {
     /// Ten seconds: five looks, one every two seconds.
-    pub const USUAL: Self = Self { every: Duration::from_secs(2), late: Duration::from_millis(100), silent: 5 };
+    pub const USUAL: Self = Self {
+        every: Duration::from_secs(2),
+        late: Duration::from_millis(100),
+        silent: 5,
+    };
 }
 
 /// Whether supervise looked when it had planned to.
@@ -51,7 +57,10 @@ impl Looks {
     /// Looks from now on.
     #[must_use]
     pub fn new(timing: Timing, now: Moment) -> Self {
-        Self { timing, due: now.plus(timing.every) }
+        Self {
+            timing,
+            due: now.plus(timing.every),
+        }
     }
 
     /// When the next look is.
@@ -65,7 +74,11 @@ impl Looks {
         if now < self.due {
             return None;
         }
-        let look = if now.since(self.due) < self.timing.late { Look::OnTime } else { Look::Late };
+        let look = if now.since(self.due) < self.timing.late {
+            Look::OnTime
+        } else {
+            Look::Late
+        };
         self.due = now.plus(self.timing.every);
         Some(look)
     }
@@ -90,7 +103,13 @@ impl Watch {
     /// A life that begins now.
     #[must_use]
     pub fn new(now: Moment) -> Self {
-        Self { silent: 0, heard: now, stopped: false, asked: false, work: None }
+        Self {
+            silent: 0,
+            heard: now,
+            stopped: false,
+            asked: false,
+            work: None,
+        }
     }
 
     /// When it last gave a sign of life.
@@ -120,15 +139,20 @@ impl Watch {
         self.unless(self.asked)
     }
 
-    /// What a look sees of a role that shows its work: a number that changes when an operation begins or ends, odd in the middle of one.
-    /// `None` while it does not work yet. One operation takes microseconds, so one that goes on from look to look hangs.
+    /// What a look sees of a role that shows its work: a number that changes when an operation
+    /// begins or ends, odd in the middle of one. `None` while it does not work yet. One
+    /// operation takes microseconds, so one that goes on from look to look hangs.
     pub fn sign_of_work(&mut self, work: Option<u64>) -> Sign {
         let before = std::mem::replace(&mut self.work, work);
         self.unless(work.is_none_or(|number| number % 2 == 1 && before == work))
     }
 
     fn unless(&self, silent: bool) -> Sign {
-        if silent || self.stopped { Sign::Silent } else { Sign::Alive }
+        if silent || self.stopped {
+            Sign::Silent
+        } else {
+            Sign::Alive
+        }
     }
 
     /// Takes what a look has seen; whether the role is to be killed.
@@ -167,13 +191,32 @@ mod tests {
         watch.answered();
         assert_eq!(watch.sign_of_answer(), Alive);
         // How far the work is at each look: it does not work yet, is idle, works, hangs, goes on.
-        let work = [None, Some(4), Some(4), Some(7), Some(9), Some(9), Some(9), Some(10), Some(10), None];
-        let seen = [Silent, Alive, Alive, Alive, Alive, Silent, Silent, Alive, Alive, Silent];
+        let work = [
+            None,
+            Some(4),
+            Some(4),
+            Some(7),
+            Some(9),
+            Some(9),
+            Some(9),
+            Some(10),
+            Some(10),
+            None,
+        ];
+        let seen = [
+            Silent, Alive, Alive, Alive, Alive, Silent, Silent, Alive, Alive, Silent,
+        ];
         assert_eq!(work.map(|work| watch.sign_of_work(work)), seen);
         watch.stopped(true);
-        assert_eq!((watch.sign_of_answer(), watch.sign_of_work(Some(12))), (Silent, Silent));
+        assert_eq!(
+            (watch.sign_of_answer(), watch.sign_of_work(Some(12))),
+            (Silent, Silent)
+        );
         watch.stopped(false);
-        assert_eq!((watch.sign_of_answer(), watch.sign_of_work(Some(12))), (Alive, Alive));
+        assert_eq!(
+            (watch.sign_of_answer(), watch.sign_of_work(Some(12))),
+            (Alive, Alive)
+        );
     }
 
     #[test]
@@ -186,13 +229,45 @@ mod tests {
             (&[(OnTime, Alive); 9], None),
             (&[(Late, Silent); 9], None),
             // One that is late neither counts nor begins anew.
-            (&[(OnTime, Silent), (OnTime, Silent), (Late, Silent), (OnTime, Silent), (OnTime, Silent), (OnTime, Silent)], Some(5)),
-            (&[(OnTime, Silent), (OnTime, Silent), (OnTime, Silent), (OnTime, Silent), (OnTime, Alive), (OnTime, Silent)], None),
-            (&[(OnTime, Silent), (OnTime, Silent), (OnTime, Silent), (OnTime, Silent), (Late, Alive), (OnTime, Silent)], None),
+            (
+                &[
+                    (OnTime, Silent),
+                    (OnTime, Silent),
+                    (Late, Silent),
+                    (OnTime, Silent),
+                    (OnTime, Silent),
+                    (OnTime, Silent),
+                ],
+                Some(5),
+            ),
+            (
+                &[
+                    (OnTime, Silent),
+                    (OnTime, Silent),
+                    (OnTime, Silent),
+                    (OnTime, Silent),
+                    (OnTime, Alive),
+                    (OnTime, Silent),
+                ],
+                None,
+            ),
+            (
+                &[
+                    (OnTime, Silent),
+                    (OnTime, Silent),
+                    (OnTime, Silent),
+                    (OnTime, Silent),
+                    (Late, Alive),
+                    (OnTime, Silent),
+                ],
+                None,
+            ),
         ];
         for (looks, killed) in table {
             let mut watch = Watch::new(at(0));
-            let found = looks.iter().position(|(look, sign)| watch.look(*look, *sign, TIMING, at(1)));
+            let found = looks
+                .iter()
+                .position(|(look, sign)| watch.look(*look, *sign, TIMING, at(1)));
             assert_eq!(found, *killed, "{looks:?}");
         }
     }
@@ -211,12 +286,16 @@ mod tests {
             (3_602_001, Some(Look::OnTime), 3_604_001),
         ];
         for (now, look, next) in table {
-            assert_eq!((looks.look(at(now)), looks.wake()), (look, at(next)), "at {now} ms");
+            assert_eq!(
+                (looks.look(at(now)), looks.wake()),
+                (look, at(next)),
+                "at {now} ms"
+            );
         }
     }
 
-    /// Lets time pass: supervise wakes so many milliseconds after each look is due, and sees a role that is silent from the beginning; the
-    /// number of looks that were made when it is killed.
+    /// Lets time pass: supervise wakes so many milliseconds after each look is due, and sees a role
+    /// that is silent from the beginning; the number of looks that were made when it is killed.
     fn killed_after(delays: &[u64]) -> Option<usize> {
         let (mut looks, mut watch) = (Looks::new(TIMING, at(0)), Watch::new(at(0)));
         let seen = delays.iter().position(|delay| {

@@ -1,5 +1,5 @@
-//! How files reach the application: FUSE over an arena, or a tmpfs. Invariant: what was opened is closed by the process
-//! that opened it, whatever happens in between.
+//! How files reach the application: FUSE over an arena, or a tmpfs. Invariant: what was opened is
+//! closed by the process that opened it, whatever happens in between.
 
 use super::Refused;
 use super::walls::{Outlet, Walls};
@@ -35,38 +35,81 @@ const NO_RESEND: &str = "BAOFS_NO_RESEND";
 #[derive(Debug)]
 pub(super) enum World {
     /// The arena, and the mount that `serve` answers; its device until it is aborted.
-    Fuse { arena: Arc<Arena>, device: Option<OwnedFd>, init: Init, private: OwnedFd, public: Public },
-    /// A directory in memory that `fetch` writes, why FUSE was refused, and an arena for the journal alone.
-    Tmpfs { target: Target, refusal: String, arena: Arc<Arena> },
+    Fuse {
+        arena: Arc<Arena>,
+        device: Option<OwnedFd>,
+        init: Init,
+        private: OwnedFd,
+        public: Public,
+    },
+    /// A directory in memory that `fetch` writes, why FUSE was refused, and an arena for the
+    /// journal alone.
+    Tmpfs {
+        target: Target,
+        refusal: String,
+        arena: Arc<Arena>,
+    },
 }
 
 impl World {
     /// Mounts; where FUSE is refused and the plan allows it, prepares the tmpfs.
     pub(super) fn open(plan: &Plan) -> Result<Self, Refused> {
         let filesystem = &plan.filesystem;
-        let world = match (FuseMount::create(&filesystem.path, filesystem.dir_mode), filesystem.fallback) {
-            (Ok(FuseMount { device, init, private, public, ground }), _) => {
+        let world = match (
+            FuseMount::create(&filesystem.path, filesystem.dir_mode),
+            filesystem.fallback,
+        ) {
+            (
+                Ok(FuseMount {
+                    device,
+                    init,
+                    private,
+                    public,
+                    ground,
+                }),
+                _,
+            ) => {
                 warn_of(&ground, &filesystem.path);
-                Self::Fuse { arena: arena(plan)?, device: Some(device), init, private, public }
+                Self::Fuse {
+                    arena: arena(plan)?,
+                    device: Some(device),
+                    init,
+                    private,
+                    public,
+                }
             }
             // Neither way is open where another agent serves.
-            (Err(refusal @ fuse::Refusal::Held(_)), _) => return Err(Refused::new(Exit::Tmpfs, refusal)),
+            (Err(refusal @ fuse::Refusal::Held(_)), _) => {
+                return Err(Refused::new(Exit::Tmpfs, refusal));
+            }
             (Err(refusal), Fallback::None) => {
                 let hint = "or let baofs write into a verified tmpfs: --fallback tmpfs";
-                return Err(Refused::new(Exit::Fuse, format_args!("{refusal}\nhint: {hint}")));
+                return Err(Refused::new(
+                    Exit::Fuse,
+                    format_args!("{refusal}\nhint: {hint}"),
+                ));
             }
             (Err(refusal), Fallback::Tmpfs) => {
                 let cause = refusal.to_string();
                 Event::FallingBack { cause: &cause }.emit();
-                let target = Target::prepare(filesystem, &plan.files).map_err(|refusal| Refused::new(Exit::Tmpfs, refusal))?;
+                let target = Target::prepare(filesystem, &plan.files)
+                    .map_err(|refusal| Refused::new(Exit::Tmpfs, refusal))?;
                 if let Some(ground) = target.ground() {
                     warn_of(ground, &filesystem.path);
                 }
                 let arena = create(vec![journal()], None)?;
-                Self::Tmpfs { target, refusal: cause, arena }
+                Self::Tmpfs {
+                    target,
+                    refusal: cause,
+                    arena,
+                }
             }
         };
-        Event::Mounted { path: &filesystem.path, how: world.name() }.emit();
+        Event::Mounted {
+            path: &filesystem.path,
+            how: world.name(),
+        }
+        .emit();
         Ok(world)
     }
 
@@ -88,7 +131,9 @@ impl World {
     /// The descriptors that no role inherits as they are: each is given a copy of what it needs.
     pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
-            Self::Fuse { device, private, .. } => device.iter().chain([private]).map(AsFd::as_fd).collect(),
+            Self::Fuse {
+                device, private, ..
+            } => device.iter().chain([private]).map(AsFd::as_fd).collect(),
             Self::Tmpfs { .. } => vec![],
         }
     }
@@ -110,19 +155,53 @@ impl World {
     }
 
     /// What runs as `serve`, with its copy of the device.
-    pub(super) fn serve(&self, plan: &Plan, past: Past, walls: Walls) -> io::Result<impl FnOnce(End) -> Exit + use<>> {
-        let Self::Fuse { arena, device: Some(device), init, .. } = self else { return Err(io::ErrorKind::NotConnected.into()) };
-        let (arena, device, dir_mode) = (Arc::clone(arena), device.try_clone()?, plan.filesystem.dir_mode);
-        let recovery = if env::var_os(NO_RESEND).is_some() { Recovery::Interrupt } else { Recovery::Resend };
+    pub(super) fn serve(
+        &self,
+        plan: &Plan,
+        past: Past,
+        walls: Walls,
+    ) -> io::Result<impl FnOnce(End) -> Exit + use<>> {
+        let Self::Fuse {
+            arena,
+            device: Some(device),
+            init,
+            ..
+        } = self
+        else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let (arena, device, dir_mode) = (
+            Arc::clone(arena),
+            device.try_clone()?,
+            plan.filesystem.dir_mode,
+        );
+        let recovery = if env::var_os(NO_RESEND).is_some() {
+            Recovery::Interrupt
+        } else {
+            Recovery::Resend
+        };
         let init = init.clone();
         Ok(move |link| match walls.around_serve() {
-            Ok(()) => serve::run(&Job { arena, device, init, past, recovery, dir_mode, link }),
+            Ok(()) => serve::run(&Job {
+                arena,
+                device,
+                init,
+                past,
+                recovery,
+                dir_mode,
+                link,
+            }),
             Err(error) => unwalled(Role::Serve, &error),
         })
     }
 
     /// What runs as `fetch`, with its copy of the private mount.
-    pub(super) fn fetch<'a>(&'a self, plan: &'a Plan, past: Past, walls: Walls) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
+    pub(super) fn fetch<'a>(
+        &'a self,
+        plan: &'a Plan,
+        past: Past,
+        walls: Walls,
+    ) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
         let private = match self {
             Self::Fuse { private, .. } => Some(private.try_clone()?),
             Self::Tmpfs { .. } => None,
@@ -136,11 +215,15 @@ impl World {
             Self::Fuse { .. } => None,
             Self::Tmpfs { refusal, .. } => Some(refusal.as_str().into()),
         };
-        Served { how: self.name().into(), fallback, swap: None }
+        Served {
+            how: self.name().into(),
+            fallback,
+            swap: None,
+        }
     }
 
-    /// How far `serve` is with its work: a number that changes with each operation's begin and end, and is odd in the middle of one. None
-    /// on a tmpfs.
+    /// How far `serve` is with its work: a number that changes with each operation's begin and end,
+    /// and is odd in the middle of one. None on a tmpfs.
     pub(super) fn work_of_serve(&self) -> Option<u64> {
         match self {
             Self::Fuse { arena, .. } => Some(arena.desk_head().work.load(Relaxed)),
@@ -156,7 +239,14 @@ impl World {
         }
     }
 
-    fn run_fetch(&self, plan: &Plan, private: Option<OwnedFd>, past: Past, walls: Walls, link: &End) -> Exit {
+    fn run_fetch(
+        &self,
+        plan: &Plan,
+        private: Option<OwnedFd>,
+        past: Past,
+        walls: Walls,
+        link: &End,
+    ) -> Exit {
         let broken = |what: &str, exit| {
             Event::Broken { what }.emit();
             exit
@@ -166,60 +256,92 @@ impl World {
             Err(error) => return broken(&error.to_string(), Exit::Config),
         };
         let of_walls = walls.report(self.rights_of_fetch(plan), self.roles());
-        let (clock, settings) = (RealClock, Settings { walls: of_walls, ..Settings::new(plan, self.served(), past) });
+        let (clock, settings) = (
+            RealClock,
+            Settings {
+                walls: of_walls,
+                ..Settings::new(plan, self.served(), past)
+            },
+        );
         let (Self::Fuse { arena, .. } | Self::Tmpfs { arena, .. }) = self;
         if let Err(error) = arena.protect_for(Role::Fetch) {
-            return broken(&format!("the arena cannot be protected: {error}"), Exit::Memory);
+            return broken(
+                &format!("the arena cannot be protected: {error}"),
+                Exit::Memory,
+            );
         }
         let walled = match (self, &private) {
-            (Self::Tmpfs { target, .. }, _) => walls.around_fetch(plan, Outlet::Tmpfs(target.as_fd())),
-            (Self::Fuse { .. }, Some(private)) => walls.around_fetch(plan, Outlet::Mount(private.as_fd())),
+            (Self::Tmpfs { target, .. }, _) => {
+                walls.around_fetch(plan, Outlet::Tmpfs(target.as_fd()))
+            }
+            (Self::Fuse { .. }, Some(private)) => {
+                walls.around_fetch(plan, Outlet::Mount(private.as_fd()))
+            }
             (Self::Fuse { .. }, None) => Err(io::Error::other("fetch was given no mount")),
         };
         if let Err(error) = walled {
             return unwalled(Role::Fetch, &error);
         }
         match (self, private) {
-            (Self::Fuse { .. }, Some(private)) => {
-                fetch::run(plan, client, arena, |announced| ArenaOutlet::open(arena, private, announced), link, &clock, &settings)
-            }
+            (Self::Fuse { .. }, Some(private)) => fetch::run(
+                plan,
+                client,
+                arena,
+                |announced| ArenaOutlet::open(arena, private, announced),
+                link,
+                &clock,
+                &settings,
+            ),
             (Self::Tmpfs { target, .. }, _) => match target.writer(&plan.files, clock.now()) {
-                Ok(writer) => {
-                    fetch::run(plan, client, arena, |announced| Ok(TmpfsOutlet::open(writer, announced)), link, &clock, &settings)
-                }
+                Ok(writer) => fetch::run(
+                    plan,
+                    client,
+                    arena,
+                    |announced| Ok(TmpfsOutlet::open(writer, announced)),
+                    link,
+                    &clock,
+                    &settings,
+                ),
                 Err(error) => broken(&error.to_string(), Exit::Tmpfs),
             },
             (Self::Fuse { .. }, None) => broken("fetch was given no mount", Exit::Software),
         }
     }
 
-    /// Forks a process that has nothing to do with secrets: `fork` runs while children do not inherit the arena.
+    /// Forks a process that has nothing to do with secrets: `fork` runs while children do not
+    /// inherit the arena.
     pub(super) fn without_arena<T>(&self, fork: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let (Self::Fuse { arena, .. } | Self::Tmpfs { arena, .. }) = self;
         arena.not_inherited(fork)
     }
 
-    /// Ends the connection to the kernel, once `serve` is dead: who waits for an answer gets an error instead of none.
+    /// Ends the connection to the kernel, once `serve` is dead: who waits for an answer gets an
+    /// error instead of none.
     pub(super) fn abort(&mut self) {
         if let Self::Fuse { device, .. } = self {
             drop(device.take());
         }
     }
 
-    /// Takes the FUSE mount away. Requests under way end with an error, whether or not `serve` is dead yet.
+    /// Takes the FUSE mount away. Requests under way end with an error, whether or not `serve` is
+    /// dead yet.
     pub(super) fn unmount(&self) {
         if let Self::Fuse { public, .. } = self {
             public.abort();
         }
     }
 
-    /// Takes away what others see, whoever calls: the mount, or the files, when no `fetch` writes any more.
+    /// Takes away what others see, whoever calls: the mount, or the files, when no `fetch` writes
+    /// any more.
     pub(super) fn close(&self) {
         match self {
             Self::Fuse { public, .. } => public.abort(),
             Self::Tmpfs { target, .. } => {
                 if let Err(error) = target.clear() {
-                    Event::Skipped { what: &format!("not all files could be removed: {error}") }.emit();
+                    Event::Skipped {
+                        what: &format!("not all files could be removed: {error}"),
+                    }
+                    .emit();
                 }
             }
         }
@@ -228,14 +350,21 @@ impl World {
 
 /// A role works behind its walls or not at all.
 fn unwalled(role: Role, error: &io::Error) -> Exit {
-    Event::Broken { what: &format!("{} cannot be confined: {error}", role.as_str()) }.emit();
+    Event::Broken {
+        what: &format!("{} cannot be confined: {error}", role.as_str()),
+    }
+    .emit();
     Exit::Software
 }
 
 /// Says what is unusual about the directory that is mounted over.
 fn warn_of(ground: &Ground, path: &Path) {
     if ground.entries > 0 {
-        Event::Hides { path, entries: ground.entries }.emit();
+        Event::Hides {
+            path,
+            entries: ground.entries,
+        }
+        .emit();
     }
     if let Some(own) = &ground.behind_link {
         Event::BehindLink { path, own }.emit();
@@ -247,10 +376,25 @@ fn warn_of(ground: &Ground, path: &Path) {
 
 /// Locked memory for the files of the plan, for the report and the journal.
 fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
-    let spec = |file: &plan::File| FileSpec { name: file.name.clone(), owner: file.owner, mode: file.mode, place: Place::Listed };
+    let spec = |file: &plan::File| FileSpec {
+        name: file.name.clone(),
+        owner: file.owner,
+        mode: file.mode,
+        place: Place::Listed,
+    };
     let report = own(status::FILE, 0o444, Place::State);
-    let size = plan.filesystem.size.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
-    create(plan.files.iter().map(spec).chain([report, journal()]).collect(), size)
+    let size = plan
+        .filesystem
+        .size
+        .map(|size| usize::try_from(size).unwrap_or(usize::MAX));
+    create(
+        plan.files
+            .iter()
+            .map(spec)
+            .chain([report, journal()])
+            .collect(),
+        size,
+    )
 }
 
 /// What `fetch` writes down for its successor.
@@ -260,10 +404,20 @@ fn journal() -> FileSpec {
 
 /// A file of the agent's own.
 fn own(name: &str, mode: u32, place: Place) -> FileSpec {
-    let owner = Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() };
-    FileSpec { name: FileName::new(name).expect("a good name"), owner, mode, place }
+    let owner = Owner {
+        uid: geteuid().as_raw(),
+        gid: getegid().as_raw(),
+    };
+    FileSpec {
+        name: FileName::new(name).expect("a good name"),
+        owner,
+        mode,
+        place,
+    }
 }
 
 fn create(files: Vec<FileSpec>, size: Option<usize>) -> Result<Arc<Arena>, Refused> {
-    Arena::create(files, size, Kind::Secret).map(Arc::new).map_err(|error| Refused::new(Exit::Memory, error))
+    Arena::create(files, size, Kind::Secret)
+        .map(Arc::new)
+        .map_err(|error| Refused::new(Exit::Memory, error))
 }

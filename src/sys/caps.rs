@@ -79,27 +79,40 @@ pub fn has(capability: Capability) -> io::Result<bool> {
     Ok(effective & capability.bit() != 0)
 }
 
-/// Whether `capability` is in the calling thread's bounding set: a container runtime puts there what the container was given.
+/// Whether `capability` is in the calling thread's bounding set: a container runtime puts there
+/// what the container was given.
 #[must_use]
 pub fn is_bounding(capability: Capability) -> bool {
     // SAFETY: all arguments are numbers; a number that the kernel does not know is EINVAL.
     unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability as libc::c_ulong, 0, 0, 0) == 1 }
 }
 
-/// Gives up every capability but `keep`, for ever (with `no_new_privs`, which the caller sets). The bounding set stays: it
-/// means nothing to a process that can gain no right from a program.
+/// Gives up every capability but `keep`, for ever (with `no_new_privs`, which the caller sets). The
+/// bounding set stays: it means nothing to a process that can gain no right from a program.
 ///
 /// # Errors
 /// When the kernel refuses to lower a set, which it has no reason to.
 pub fn keep_only(keep: &[Capability]) -> io::Result<()> {
     let kept = bits(keep);
     // SAFETY: all arguments are numbers.
-    unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
-    set(words(kept).map(|kept| Data { effective: kept, permitted: kept, inheritable: 0 }))
+    unsafe {
+        libc::prctl(
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_CLEAR_ALL,
+            0,
+            0,
+            0,
+        )
+    };
+    set(words(kept).map(|kept| Data {
+        effective: kept,
+        permitted: kept,
+        inheritable: 0,
+    }))
 }
 
-/// Lowers the effective and the permitted set to what they have of `keep`. The inheritable and the bounding set, which a
-/// program that is executed later inherits, stay as they are.
+/// Lowers the effective and the permitted set to what they have of `keep`. The inheritable and the
+/// bounding set, which a program that is executed later inherits, stay as they are.
 ///
 /// # Errors
 /// As `has`.
@@ -112,8 +125,8 @@ pub fn lower_to(keep: &[Capability]) -> io::Result<()> {
     set(data)
 }
 
-/// Takes `lost` from the bounding set: no program that is executed later can bring it back. Needs `SETPCAP`; where that is
-/// missing the set stays as it is.
+/// Takes `lost` from the bounding set: no program that is executed later can bring it back. Needs
+/// `SETPCAP`; where that is missing the set stays as it is.
 pub fn forbid(lost: &[Capability]) {
     let lost = bits(lost);
     for number in (0..=LAST).filter(|number| lost & (1 << number) != 0) {
@@ -122,7 +135,8 @@ pub fn forbid(lost: &[Capability]) {
     }
 }
 
-/// Gives up `lost`, from all sets but the bounding one (see `forbid`); the kernel takes it from the ambient set by itself.
+/// Gives up `lost`, from all sets but the bounding one (see `forbid`); the kernel takes it from the
+/// ambient set by itself.
 ///
 /// # Errors
 /// As `has`.
@@ -137,7 +151,9 @@ pub fn drop(lost: &[Capability]) -> io::Result<()> {
 }
 
 fn bits(capabilities: &[Capability]) -> u64 {
-    capabilities.iter().fold(0, |bits, capability| bits | capability.bit())
+    capabilities
+        .iter()
+        .fold(0, |bits, capability| bits | capability.bit())
 }
 
 fn words(bits: u64) -> [u32; 2] {
@@ -145,17 +161,25 @@ fn words(bits: u64) -> [u32; 2] {
 }
 
 fn get() -> io::Result<[Data; 2]> {
-    let mut header = Header { version: VERSION_3, pid: 0 };
+    let mut header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
     let mut data = [Data::default(); 2];
-    // SAFETY: the header names version 3, for which the call writes two `Data`; both live through the call.
+    // SAFETY: the header names version 3, for which the call writes two `Data`; both live through
+    // the call.
     let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) };
     Errno::result(result)?;
     Ok(data)
 }
 
 fn set(data: [Data; 2]) -> io::Result<()> {
-    let mut header = Header { version: VERSION_3, pid: 0 };
-    // SAFETY: the header names version 3, for which the call reads two `Data`; both live through the call.
+    let mut header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
+    // SAFETY: the header names version 3, for which the call reads two `Data`; both live through
+    // the call.
     let result = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };
     Errno::result(result)?;
     Ok(())

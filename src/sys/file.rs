@@ -42,13 +42,17 @@ impl From<io::Error> for ReadError {
     }
 }
 
-/// Reads a regular file of at most `limit` bytes, following links. Nothing else is waited for or read: a FIFO without a writer
-/// and a terminal open at once (`O_NONBLOCK`, `O_NOCTTY`) and are refused, as is a device without an end.
+/// Reads a regular file of at most `limit` bytes, following links. Nothing else is waited for or
+/// read: a FIFO without a writer and a terminal open at once (`O_NONBLOCK`, `O_NOCTTY`) and are
+/// refused, as is a device without an end.
 ///
 /// # Errors
 /// As `ReadError` has them.
 pub fn read_regular(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, ReadError> {
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(ReadError::NotRegular(kind(metadata.file_type())));
@@ -60,7 +64,11 @@ pub fn read_regular(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Rea
     // Files of /proc say 0, and a file may grow: the size is no promise.
     let mut bytes = Zeroizing::new(Vec::with_capacity(size + 1));
     file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > limit { Err(ReadError::TooLarge(limit)) } else { Ok(bytes) }
+    if bytes.len() > limit {
+        Err(ReadError::TooLarge(limit))
+    } else {
+        Ok(bytes)
+    }
 }
 
 fn kind(file: FileType) -> &'static str {
@@ -72,10 +80,11 @@ fn kind(file: FileType) -> &'static str {
     }
 }
 
-/// Whether nobody but the caller has this file open or mapped, now: a write lease (`fcntl(2)`, `F_SETLEASE`) is granted.
-/// The lease stays until the descriptor is closed.
+/// Whether nobody but the caller has this file open or mapped, now: a write lease (`fcntl(2)`,
+/// `F_SETLEASE`) is granted. The lease stays until the descriptor is closed.
 ///
-/// The file must belong to the caller's uid (or `CAP_LEASE` is needed), and `file` must be the caller's only descriptor of it.
+/// The file must belong to the caller's uid (or `CAP_LEASE` is needed), and `file` must be the
+/// caller's only descriptor of it.
 ///
 /// # Errors
 /// `EACCES` for a file of another uid; `EINVAL` where the filesystem has no leases.
@@ -94,22 +103,37 @@ pub fn lease_alone(file: BorrowedFd<'_>) -> io::Result<bool> {
 /// # Errors
 /// `EBUSY` in a race with `open(2)`, which a process with one thread has not.
 pub fn replace(number: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: both descriptors are open for the time of the call; the owner of `number` goes on owning it.
+    // SAFETY: both descriptors are open for the time of the call; the owner of `number` goes on
+    // owning it.
     let result = unsafe { libc::dup3(file.as_raw_fd(), number.as_raw_fd(), libc::O_CLOEXEC) };
     Errno::result(result)?;
     Ok(())
 }
 
-/// Whether `path` is where something is mounted, be it a single file (`statx(2)`, `STATX_ATTR_MOUNT_ROOT`, Linux 5.8): then
-/// nobody can rename or remove it, or put something else in its place. A link is not followed.
+/// Whether `path` is where something is mounted, be it a single file (`statx(2)`,
+/// `STATX_ATTR_MOUNT_ROOT`, Linux 5.8): then nobody can rename or remove it, or put something else
+/// in its place. A link is not followed.
 #[must_use]
 pub fn is_mounted(path: &Path) -> bool {
-    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
+        return false;
+    };
     let mut found = MaybeUninit::<libc::statx>::zeroed();
     let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT;
-    // SAFETY: the path is a C string and `found` has room for the struct that the call writes; both live through the call.
-    let result = unsafe { libc::syscall(libc::SYS_statx, libc::AT_FDCWD, path.as_ptr(), flags, 0, found.as_mut_ptr()) };
-    // SAFETY: the struct is made of integers, for which zeros are valid where the kernel wrote nothing.
+    // SAFETY: the path is a C string and `found` has room for the struct that the call writes; both
+    // live through the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_statx,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            flags,
+            0,
+            found.as_mut_ptr(),
+        )
+    };
+    // SAFETY: the struct is made of integers, for which zeros are valid where the kernel wrote
+    // nothing.
     let found = unsafe { found.assume_init() };
     result == 0 && found.stx_attributes & STATX_ATTR_MOUNT_ROOT != 0
 }
@@ -130,7 +154,11 @@ mod tests {
         fs::write(at("large"), vec![b'x'; 65]).expect("write");
         fs::write(at("empty"), "").expect("write");
         mkfifo(&at("fifo"), Mode::S_IRWXU).expect("a FIFO");
-        for (name, to) in [("link", "full"), ("zero", "/dev/zero"), ("looped", "looped")] {
+        for (name, to) in [
+            ("link", "full"),
+            ("zero", "/dev/zero"),
+            ("looped", "looped"),
+        ] {
             symlink(to, at(name)).expect("a link");
         }
         // A link to a file of /proc, whose size is 0, has an end of its own.
@@ -144,10 +172,17 @@ mod tests {
             ("fifo", "is a FIFO, not a regular file"),
             ("zero", "is a device, not a regular file"),
             (".", "is a directory, not a regular file"),
-            ("none", "cannot be read: No such file or directory (os error 2)"),
-            ("looped", "cannot be read: Too many levels of symbolic links (os error 40)"),
+            (
+                "none",
+                "cannot be read: No such file or directory (os error 2)",
+            ),
+            (
+                "looped",
+                "cannot be read: Too many levels of symbolic links (os error 40)",
+            ),
         ] {
-            let read = read_regular(&at(name), 64).map_or_else(|error| error.to_string(), |bytes| bytes.len().to_string());
+            let read = read_regular(&at(name), 64)
+                .map_or_else(|error| error.to_string(), |bytes| bytes.len().to_string());
             assert_eq!(read, want, "{name}");
         }
     }

@@ -1,9 +1,11 @@
-//! Landlock (`landlock(7)`): a process gives up reaching files, TCP ports, signals and abstract sockets outside of what it
-//! names, for ever. Invariant: a ruleset denies all that this kernel can deny; only `allow` and `allow_connect` open something.
+//! Landlock (`landlock(7)`): a process gives up reaching files, TCP ports, signals and abstract
+//! sockets outside of what it names, for ever. Invariant: a ruleset denies all that this kernel can
+//! deny; only `allow` and `allow_connect` open something.
 //!
-//! What a kernel can deny depends on its ABI: 1 (Linux 5.13) files; 2 (5.19) links and renames across directories; 3 (6.2)
-//! truncation; 4 (6.7) TCP ports; 5 (6.10) commands to devices; 6 (6.12) signals and abstract sockets. Files that were open
-//! before stay usable, and `chmod`, `chown`, `stat` and UDP are denied by no ABI.
+//! What a kernel can deny depends on its ABI: 1 (Linux 5.13) files; 2 (5.19) links and renames
+//! across directories; 3 (6.2) truncation; 4 (6.7) TCP ports; 5 (6.10) commands to devices; 6
+//! (6.12) signals and abstract sockets. Files that were open before stay usable, and `chmod`,
+//! `chown`, `stat` and UDP are denied by no ABI.
 
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -94,7 +96,8 @@ struct NetPortAttr {
 /// The ABI of this kernel, from 1.
 ///
 /// # Errors
-/// `ENOSYS` before Linux 5.13, or where a filter hides the call; `EOPNOTSUPP` where Landlock is not enabled at boot.
+/// `ENOSYS` before Linux 5.13, or where a filter hides the call; `EOPNOTSUPP` where Landlock is not
+/// enabled at boot.
 pub fn abi() -> io::Result<u32> {
     let null = std::ptr::null::<RulesetAttr>();
     // SAFETY: with this flag the call wants a null pointer and no length.
@@ -117,22 +120,31 @@ impl Ruleset {
     /// # Errors
     /// As [`abi`]; `EINVAL` for an ABI that this kernel does not have.
     pub fn new(abi: u32) -> io::Result<Self> {
-        let attr = RulesetAttr { fs: Access::known(abi).0, net: BIND_TCP | CONNECT_TCP, scoped: SCOPES };
+        let attr = RulesetAttr {
+            fs: Access::known(abi).0,
+            net: BIND_TCP | CONNECT_TCP,
+            scoped: SCOPES,
+        };
         let len = match abi {
             0..=3 => size_of::<u64>(),
             4 | 5 => 2 * size_of::<u64>(),
             _ => size_of::<RulesetAttr>(),
         };
         // SAFETY: `attr` has at least `len` bytes and lives through the call, which only reads it.
-        let fd = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const attr, len, 0) };
+        let fd =
+            unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const attr, len, 0) };
         let fd = i32::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
         // SAFETY: the call made this descriptor (close-on-exec), and nobody else has seen it.
-        Ok(Self { rules: unsafe { OwnedFd::from_raw_fd(fd) }, abi })
+        Ok(Self {
+            rules: unsafe { OwnedFd::from_raw_fd(fd) },
+            abi,
+        })
     }
 
-    /// Allows `access` to `at` (an `O_PATH` descriptor is enough): a directory and all beneath it, or a file that is not a
-    /// directory. The rule holds for the inode, whatever its name becomes. Rights that this ABI does not know, or that are
-    /// for directories when `at` is none, are left out.
+    /// Allows `access` to `at` (an `O_PATH` descriptor is enough): a directory and all beneath it,
+    /// or a file that is not a directory. The rule holds for the inode, whatever its name
+    /// becomes. Rights that this ABI does not know, or that are for directories when `at` is
+    /// none, are left out.
     ///
     /// # Errors
     /// `EBADFD` for a descriptor of no file.
@@ -145,14 +157,27 @@ impl Ruleset {
             // The kernel refuses a rule that allows nothing.
             return Ok(());
         }
-        let attr = PathBeneathAttr { access, parent: at.as_raw_fd() };
-        // SAFETY: `attr` is the struct of this kind of rule and lives through the call, which only reads it.
-        let done = unsafe { libc::syscall(libc::SYS_landlock_add_rule, self.rules.as_raw_fd(), PATH_BENEATH, &raw const attr, 0) };
+        let attr = PathBeneathAttr {
+            access,
+            parent: at.as_raw_fd(),
+        };
+        // SAFETY: `attr` is the struct of this kind of rule and lives through the call, which only
+        // reads it.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_landlock_add_rule,
+                self.rules.as_raw_fd(),
+                PATH_BENEATH,
+                &raw const attr,
+                0,
+            )
+        };
         Errno::result(done)?;
         Ok(())
     }
 
-    /// Allows TCP connections to `port` of any address. Before ABI 4 all ports are free, and this does nothing.
+    /// Allows TCP connections to `port` of any address. Before ABI 4 all ports are free, and this
+    /// does nothing.
     ///
     /// # Errors
     /// None is known.
@@ -160,21 +185,35 @@ impl Ruleset {
         if self.abi < 4 {
             return Ok(());
         }
-        let attr = NetPortAttr { access: CONNECT_TCP, port: port.into() };
-        // SAFETY: `attr` is the struct of this kind of rule and lives through the call, which only reads it.
-        let done = unsafe { libc::syscall(libc::SYS_landlock_add_rule, self.rules.as_raw_fd(), NET_PORT, &raw const attr, 0) };
+        let attr = NetPortAttr {
+            access: CONNECT_TCP,
+            port: port.into(),
+        };
+        // SAFETY: `attr` is the struct of this kind of rule and lives through the call, which only
+        // reads it.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_landlock_add_rule,
+                self.rules.as_raw_fd(),
+                NET_PORT,
+                &raw const attr,
+                0,
+            )
+        };
         Errno::result(done)?;
         Ok(())
     }
 
-    /// Gives up the rest, for the calling thread and all that it starts. Sets `no_new_privs`, which is needed for it.
+    /// Gives up the rest, for the calling thread and all that it starts. Sets `no_new_privs`, which
+    /// is needed for it.
     ///
     /// # Errors
     /// `E2BIG` below 16 such rulesets already.
     pub fn restrict(self) -> io::Result<()> {
         prctl::set_no_new_privs()?;
         // SAFETY: all arguments are numbers.
-        let done = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, self.rules.as_raw_fd(), 0) };
+        let done =
+            unsafe { libc::syscall(libc::SYS_landlock_restrict_self, self.rules.as_raw_fd(), 0) };
         Errno::result(done)?;
         Ok(())
     }
@@ -189,13 +228,22 @@ mod tests {
 
     #[test]
     fn each_abi_knows_what_its_kernel_does() {
-        for (abi, highest) in [(1, 1 << 12), (2, 1 << 13), (3, 1 << 14), (4, 1 << 14), (5, 1 << 15), (6, 1 << 15), (99, 1 << 15)] {
+        for (abi, highest) in [
+            (1, 1 << 12),
+            (2, 1 << 13),
+            (3, 1 << 14),
+            (4, 1 << 14),
+            (5, 1 << 15),
+            (6, 1 << 15),
+            (99, 1 << 15),
+        ] {
             assert_eq!(Access::known(abi).0, highest * 2 - 1, "ABI {abi}");
         }
         assert_eq!(Access::known(0).0, 0);
     }
 
-    /// Each ABI up to this kernel's takes its own ruleset, and the rules hold for the thread alone that restricts itself.
+    /// Each ABI up to this kernel's takes its own ruleset, and the rules hold for the thread alone
+    /// that restricts itself.
     #[test]
     fn a_thread_keeps_what_it_names() {
         let Ok(newest) = abi() else { return };
@@ -210,18 +258,35 @@ mod tests {
             let restricted = move || {
                 let rules = Ruleset::new(abi).expect("this kernel has the ABI");
                 let open = File::open(&kept).expect("the directory is there");
-                rules.allow(open.as_fd(), Access::READ | Access::TRUNCATE).expect("a rule");
+                rules
+                    .allow(open.as_fd(), Access::READ | Access::TRUNCATE)
+                    .expect("a rule");
                 let file = File::open(other.join("file")).expect("the file is there");
-                rules.allow(file.as_fd(), Access::LIST | Access::REMOVE).expect("a rule without a right");
+                rules
+                    .allow(file.as_fd(), Access::LIST | Access::REMOVE)
+                    .expect("a rule without a right");
                 rules.allow_connect(1).expect("a rule");
                 rules.restrict().expect("few rulesets hold here");
-                let read = |path: &std::path::Path| fs::read_to_string(path.join("file")).map_err(|error| error.kind());
-                (read(&kept), read(&other), fs::write(kept.join("file"), "new").map_err(|error| error.kind()))
+                let read = |path: &std::path::Path| {
+                    fs::read_to_string(path.join("file")).map_err(|error| error.kind())
+                };
+                (
+                    read(&kept),
+                    read(&other),
+                    fs::write(kept.join("file"), "new").map_err(|error| error.kind()),
+                )
             };
             let denied = io::ErrorKind::PermissionDenied;
             let found = thread::spawn(restricted).join().expect("it does not panic");
-            assert_eq!(found, (Ok("text".to_owned()), Err(denied), Err(denied)), "ABI {abi}");
+            assert_eq!(
+                found,
+                (Ok("text".to_owned()), Err(denied), Err(denied)),
+                "ABI {abi}"
+            );
         }
-        assert!(fs::read_to_string(other.join("file")).is_ok(), "other threads are free");
+        assert!(
+            fs::read_to_string(other.join("file")).is_ok(),
+            "other threads are free"
+        );
     }
 }

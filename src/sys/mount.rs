@@ -1,5 +1,6 @@
-//! The mount API of Linux 5.2 and later (`fsopen(2)`, `fsmount(2)`, `open_tree(2)`, `mount_setattr(2)`, 5.12): one
-//! superblock, a private read-write mount that has no path, and a public read-only one.
+//! The mount API of Linux 5.2 and later (`fsopen(2)`, `fsmount(2)`, `open_tree(2)`,
+//! `mount_setattr(2)`, 5.12): one superblock, a private read-write mount that has no path, and a
+//! public read-only one.
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
@@ -68,7 +69,12 @@ impl Call {
 fn check(result: libc::c_long, call: Call, about: &str) -> io::Result<i32> {
     if result < 0 {
         let error = io::Error::last_os_error();
-        return Err(MountError { call, about: about.to_owned(), error }.into());
+        return Err(MountError {
+            call,
+            about: about.to_owned(),
+            error,
+        }
+        .into());
     }
     i32::try_from(result).map_err(io::Error::other)
 }
@@ -109,17 +115,24 @@ pub fn errno(error: &io::Error) -> Option<i32> {
 }
 
 fn owned(fd: i32) -> OwnedFd {
-    // SAFETY: `fd` was returned by a successful call that makes a new descriptor, and nobody else has seen it.
+    // SAFETY: `fd` was returned by a successful call that makes a new descriptor, and nobody else
+    // has seen it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 fn c_string(text: &str) -> io::Result<CString> {
-    CString::new(text).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a mount option holds a zero byte"))
+    CString::new(text).map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "a mount option holds a zero byte",
+        )
+    })
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {
     use std::os::unix::ffi::OsStrExt;
-    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a path holds a zero byte"))
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a path holds a zero byte"))
 }
 
 /// One `key` or `key=value` of a new superblock.
@@ -141,9 +154,14 @@ impl FsContext {
     /// # Errors
     /// `PermissionDenied` without `SYS_ADMIN`; `ENODEV` when the kernel has no such filesystem.
     pub fn open(kind: &CStr) -> io::Result<Self> {
-        // SAFETY: `kind` is a valid C string for the time of the call; the call touches no other memory of ours.
+        // SAFETY: `kind` is a valid C string for the time of the call; the call touches no other
+        // memory of ours.
         let fd = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) };
-        Ok(Self(owned(check(fd, Call::Fsopen, &kind.to_string_lossy())?)))
+        Ok(Self(owned(check(
+            fd,
+            Call::Fsopen,
+            &kind.to_string_lossy(),
+        )?)))
     }
 
     /// `fsconfig(2)` with one option.
@@ -153,26 +171,55 @@ impl FsContext {
     pub fn set(&self, option: &SuperOption) -> io::Result<()> {
         let (command, key, value) = match option {
             SuperOption::Flag(key) => (FSCONFIG_SET_FLAG, c_string(key)?, None),
-            SuperOption::Value(key, value) => (FSCONFIG_SET_STRING, c_string(key)?, Some(c_string(value)?)),
+            SuperOption::Value(key, value) => {
+                (FSCONFIG_SET_STRING, c_string(key)?, Some(c_string(value)?))
+            }
         };
         let value = value.as_ref().map_or(std::ptr::null(), |v| v.as_ptr());
-        // SAFETY: key and value are valid C strings, or null where the command takes none, for the time of the call.
-        let result = unsafe { libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), command, key.as_ptr(), value, 0) };
+        // SAFETY: key and value are valid C strings, or null where the command takes none, for the
+        // time of the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_fsconfig,
+                self.0.as_raw_fd(),
+                command,
+                key.as_ptr(),
+                value,
+                0,
+            )
+        };
         check(result, Call::Fsconfig, &key.to_string_lossy()).map(|_| ())
     }
 
-    /// Makes the superblock and a detached mount of it: nosuid, nodev, noexec, read-only if `read_only`.
+    /// Makes the superblock and a detached mount of it: nosuid, nodev, noexec, read-only if
+    /// `read_only`.
     ///
     /// # Errors
     /// What the filesystem says of its options.
     pub fn mount(self, read_only: bool) -> io::Result<OwnedFd> {
         let null = std::ptr::null::<libc::c_char>();
         // SAFETY: the command takes neither key nor value; both are null.
-        let made = unsafe { libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), FSCONFIG_CMD_CREATE, null, null, 0) };
+        let made = unsafe {
+            libc::syscall(
+                libc::SYS_fsconfig,
+                self.0.as_raw_fd(),
+                FSCONFIG_CMD_CREATE,
+                null,
+                null,
+                0,
+            )
+        };
         check(made, Call::Fsconfig, "create")?;
         let attributes = MOUNT_ATTR_HARMLESS | if read_only { MOUNT_ATTR_RDONLY } else { 0 };
         // SAFETY: all arguments are numbers.
-        let fd = unsafe { libc::syscall(libc::SYS_fsmount, self.0.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) };
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_fsmount,
+                self.0.as_raw_fd(),
+                FSMOUNT_CLOEXEC,
+                attributes,
+            )
+        };
         Ok(owned(check(fd, Call::Fsmount, "new superblock")?))
     }
 }
@@ -182,7 +229,8 @@ impl FsContext {
 /// # Errors
 /// `EINVAL` for a clone of a mount that is not attached (before Linux 6.15).
 pub fn clone(of: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC.cast_unsigned() | libc::AT_EMPTY_PATH.cast_unsigned();
+    let flags =
+        OPEN_TREE_CLONE | libc::O_CLOEXEC.cast_unsigned() | libc::AT_EMPTY_PATH.cast_unsigned();
     // SAFETY: the path is an empty static C string.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, of.as_raw_fd(), c"".as_ptr(), flags) };
     Ok(owned(check(fd, Call::OpenTree, "clone")?))
@@ -202,10 +250,24 @@ pub fn set_read_only(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
         attributes.propagation = libc::MS_PRIVATE;
     }
     let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
-    // SAFETY: `attributes` is the struct that the call reads, of the size that is passed; the path is an empty static C string.
-    let result =
-        unsafe { libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), path, flags, &raw const attributes, size_of::<MountAttr>()) };
-    check(result, Call::MountSetattr, if read_only { "read-only" } else { "read-write" }).map(|_| ())
+    // SAFETY: `attributes` is the struct that the call reads, of the size that is passed; the path
+    // is an empty static C string.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            path,
+            flags,
+            &raw const attributes,
+            size_of::<MountAttr>(),
+        )
+    };
+    check(
+        result,
+        Call::MountSetattr,
+        if read_only { "read-only" } else { "read-write" },
+    )
+    .map(|_| ())
 }
 
 /// `move_mount(2)`: attaches a detached mount at `path`.
@@ -216,21 +278,32 @@ pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let target = c_path(path)?;
     let empty = c"".as_ptr();
     // SAFETY: both paths are valid C strings for the time of the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_move_mount, mount.as_raw_fd(), empty, libc::AT_FDCWD, target.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            empty,
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
     check(result, Call::MoveMount, &path.display().to_string()).map(|_| ())
 }
 
-/// Attaches the detached read-only mount `public` at `path`, and gives its private read-write twin, which has no path.
+/// Attaches the detached read-only mount `public` at `path`, and gives its private read-write twin,
+/// which has no path.
 ///
-/// The read-only one is attached first and the private one cloned from it, which works since Linux 5.12. (Since 6.15 the
-/// clone could come first; nobody sees a writable mount either way, so there is one order for all kernels.)
+/// The read-only one is attached first and the private one cloned from it, which works since Linux
+/// 5.12. (Since 6.15 the clone could come first; nobody sees a writable mount either way, so there
+/// is one order for all kernels.)
 ///
 /// # Errors
 /// As the calls above; nothing stays mounted.
 pub fn attach_with_twin(public: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     attach(public, path)?;
-    let private = clone(public).and_then(|private| set_read_only(private.as_fd(), false).map(|()| private));
+    let private =
+        clone(public).and_then(|private| set_read_only(private.as_fd(), false).map(|()| private));
     if private.is_err() {
         // Not by the path: another mount may lie on top of this one by now.
         let _ = unmount_root(public, Requests::Kept);
@@ -245,8 +318,14 @@ pub fn attach_with_twin(public: BorrowedFd<'_>, path: &Path) -> io::Result<Owned
 pub fn unmount(path: &Path) -> io::Result<()> {
     let target = c_path(path)?;
     // SAFETY: the path is a valid C string for the time of the call.
-    let result = unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) };
-    check(libc::c_long::from(result), Call::Umount, &path.display().to_string()).map(|_| ())
+    let result =
+        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) };
+    check(
+        libc::c_long::from(result),
+        Call::Umount,
+        &path.display().to_string(),
+    )
+    .map(|_| ())
 }
 
 /// What becomes of requests that nobody has answered when a filesystem is unmounted.
@@ -258,8 +337,9 @@ pub enum Requests {
     Aborted,
 }
 
-/// The same as `unmount` for the mount that `root` is the root of, and no other. Where the kernel refuses to abort (`EPERM` for whoever is
-/// administrator of a user namespace only), the mount is taken away without that.
+/// The same as `unmount` for the mount that `root` is the root of, and no other. Where the kernel
+/// refuses to abort (`EPERM` for whoever is administrator of a user namespace only), the mount is
+/// taken away without that.
 ///
 /// # Errors
 /// `EINVAL` when it is not mounted any more.

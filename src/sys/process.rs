@@ -18,14 +18,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// # Errors
 /// `EAGAIN` at the limit of processes, `ENOMEM`.
 pub fn fork(close: &[BorrowedFd<'_>], body: impl FnOnce() -> u8) -> io::Result<Pid> {
-    // SAFETY: the process has one thread (the caller's duty, kept by `supervise`, which starts none), so the child may
-    // allocate and take locks.
+    // SAFETY: the process has one thread (the caller's duty, kept by `supervise`, which starts
+    // none), so the child may allocate and take locks.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
             for fd in close {
-                // SAFETY: the owner of this descriptor is a frame of the parent, which the child never returns to, so
-                // nobody closes or uses the number again.
+                // SAFETY: the owner of this descriptor is a frame of the parent, which the child
+                // never returns to, so nobody closes or uses the number again.
                 unsafe { libc::close(fd.as_raw_fd()) };
             }
             // A panic must not unwind into the parent's frames.
@@ -34,13 +34,15 @@ pub fn fork(close: &[BorrowedFd<'_>], body: impl FnOnce() -> u8) -> io::Result<P
     }
 }
 
-/// Ends the process at once: no destructor and no exit handler runs, since they belong to the parent.
+/// Ends the process at once: no destructor and no exit handler runs, since they belong to the
+/// parent.
 fn end(code: u8) -> ! {
     // SAFETY: the call takes a number and does not return.
     unsafe { libc::_exit(i32::from(code)) }
 }
 
-/// Replaces the process by `program`, found along `PATH` of the present environment; returns only on failure.
+/// Replaces the process by `program`, found along `PATH` of the present environment; returns only
+/// on failure.
 ///
 /// # Errors
 /// `ENOENT` when there is no such program, `EACCES` when it cannot be executed, and as `execve(2)`.
@@ -52,8 +54,9 @@ pub fn exec(program: &CStr, arguments: &[CString], environment: &[CString]) -> E
     }
 }
 
-/// Runs `body` with the rights over files that user `uid` has, instead of one's own (`setfsuid(2)`; its capabilities over files
-/// are gone meanwhile). Without `SETUID`, or for one's own id, nothing changes. The process must have one thread.
+/// Runs `body` with the rights over files that user `uid` has, instead of one's own (`setfsuid(2)`;
+/// its capabilities over files are gone meanwhile). Without `SETUID`, or for one's own id, nothing
+/// changes. The process must have one thread.
 pub fn as_user<T>(uid: Uid, body: impl FnOnce() -> T) -> T {
     let dumpable = prctl::get_dumpable();
     setfsuid(uid);
@@ -73,7 +76,8 @@ pub enum Disposition {
     Ignored,
 }
 
-/// Sets what `signal` does; gives what it did before (a handler, which no program inherits, counts as the default).
+/// Sets what `signal` does; gives what it did before (a handler, which no program inherits, counts
+/// as the default).
 ///
 /// # Errors
 /// `EINVAL` for KILL and STOP.
@@ -85,27 +89,34 @@ pub fn set_disposition(signal: Signal, disposition: Disposition) -> io::Result<D
     let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
     // SAFETY: neither of the two actions runs code of ours.
     let before = unsafe { sigaction(signal, &action) }?;
-    Ok(if matches!(before.handler(), SigHandler::SigIgn) { Disposition::Ignored } else { Disposition::Default })
+    Ok(if matches!(before.handler(), SigHandler::SigIgn) {
+        Disposition::Ignored
+    } else {
+        Disposition::Default
+    })
 }
 
-/// The descriptors above 2 that this program was started with: those without the close-on-exec flag, which everything that is
-/// opened here carries.
+/// The descriptors above 2 that this program was started with: those without the close-on-exec
+/// flag, which everything that is opened here carries.
 ///
 /// # Errors
 /// When `/proc/self/fd` cannot be read.
 pub fn inherited() -> io::Result<Vec<libc::c_int>> {
-    let names = std::fs::read_dir("/proc/self/fd")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let names = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let mut all: Vec<libc::c_int> = names.filter(|fd| *fd > 2).collect();
     all.retain(|fd| {
-        // SAFETY: the arguments are numbers; the listing's own descriptor is closed by now, which is EBADF.
+        // SAFETY: the arguments are numbers; the listing's own descriptor is closed by now, which
+        // is EBADF.
         let flags = unsafe { libc::fcntl(*fd, libc::F_GETFD) };
         flags != -1 && flags & libc::FD_CLOEXEC == 0
     });
     Ok(all)
 }
 
-/// Replaces standard input and output, in a forked process that uses neither: by `/dev/null`, or, where that is missing, by
-/// a pipe to itself that never blocks. The numbers stay taken, so that no file is opened under them.
+/// Replaces standard input and output, in a forked process that uses neither: by `/dev/null`, or,
+/// where that is missing, by a pipe to itself that never blocks. The numbers stay taken, so that no
+/// file is opened under them.
 ///
 /// # Errors
 /// `EMFILE`, `ENFILE`.

@@ -1,8 +1,10 @@
-//! Filters of system calls (`seccomp(2)`): rules to a BPF program, and its installation. Invariant: a program answers a call
-//! of every architecture that the kernel of this machine takes calls of, not of the native one alone.
+//! Filters of system calls (`seccomp(2)`): rules to a BPF program, and its installation. Invariant:
+//! a program answers a call of every architecture that the kernel of this machine takes calls of,
+//! not of the native one alone.
 //!
-//! On `x86_64` a program may make calls in three ways: natively, as `x32` (the native architecture with [`X32`] in the number)
-//! and as `i386` (`int 0x80`, numbers of its own). On `aarch64` there is 32-bit `arm` besides.
+//! On `x86_64` a program may make calls in three ways: natively, as `x32` (the native architecture
+//! with [`X32`] in the number) and as `i386` (`int 0x80`, numbers of its own). On `aarch64` there
+//! is 32-bit `arm` besides.
 
 use nix::errno::Errno;
 use std::collections::BTreeMap;
@@ -41,7 +43,8 @@ const ARGUMENTS_AT: u32 = 16;
 pub struct Call {
     /// The native number, as in `libc::SYS_*`; `None` where this architecture has no such call.
     native: Option<u32>,
-    /// The number of the 32-bit call: `i386` on `x86_64`, `arm` on `aarch64`; `None` where there is none.
+    /// The number of the 32-bit call: `i386` on `x86_64`, `arm` on `aarch64`; `None` where there
+    /// is none.
     compat: Option<u32>,
 }
 
@@ -49,25 +52,42 @@ impl Call {
     /// A call by its native number alone (`libc::SYS_*`), for filters with [`Others::Answer`].
     #[must_use]
     pub const fn native(number: libc::c_long) -> Self {
-        Self { native: Some(word(number)), compat: None }
+        Self {
+            native: Some(word(number)),
+            compat: None,
+        }
     }
 
-    /// A call by its native number and its numbers in `i386` and `arm`, for filters with [`Others::SameRules`].
+    /// A call by its native number and its numbers in `i386` and `arm`, for filters with
+    /// [`Others::SameRules`].
     #[must_use]
     pub const fn with_compat(native: libc::c_long, i386: u32, arm: u32) -> Self {
-        Self { native: Some(word(native)), compat: Some(compat(i386, arm)) }
+        Self {
+            native: Some(word(native)),
+            compat: Some(compat(i386, arm)),
+        }
     }
 
     /// A call of Linux 5.1 or later: such calls have one number on all architectures.
     #[must_use]
     pub const fn unified(number: u32) -> Self {
-        Self { native: Some(number), compat: Some(number) }
+        Self {
+            native: Some(number),
+            compat: Some(number),
+        }
     }
 
     /// A call that only `i386` has.
     #[must_use]
     pub const fn of_i386(number: u32) -> Self {
-        Self { native: None, compat: if cfg!(target_arch = "x86_64") { Some(number) } else { None } }
+        Self {
+            native: None,
+            compat: if cfg!(target_arch = "x86_64") {
+                Some(number)
+            } else {
+                None
+            },
+        }
     }
 }
 
@@ -78,26 +98,39 @@ impl Call {
         self.native
     }
 
-    /// Whether the kernel and the filters of the calling thread know the native call, whatever they answer: `false` when they
-    /// answer `ENOSYS`. The call is made, with all bits of all arguments set: only for calls that refuse such arguments
-    /// (flags that do not exist, a descriptor of -1) before they do anything.
+    /// Whether the kernel and the filters of the calling thread know the native call, whatever they
+    /// answer: `false` when they answer `ENOSYS`. The call is made, with all bits of all
+    /// arguments set: only for calls that refuse such arguments (flags that do not exist, a
+    /// descriptor of -1) before they do anything.
     #[must_use]
     pub fn is_known(self) -> bool {
-        let Some(number) = self.native else { return false };
+        let Some(number) = self.native else {
+            return false;
+        };
         let all = -1 as libc::c_long;
-        // SAFETY: the caller promises that the call refuses these arguments; no pointer among them can be read or written.
-        let result = unsafe { libc::syscall(libc::c_long::from(number), all, all, all, all, all, all) };
+        // SAFETY: the caller promises that the call refuses these arguments; no pointer among them
+        // can be read or written.
+        let result =
+            unsafe { libc::syscall(libc::c_long::from(number), all, all, all, all, all, all) };
         result != -1 || Errno::last() != Errno::ENOSYS
     }
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "numbers of calls are small and positive")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "numbers of calls are small and positive"
+)]
 const fn word(number: libc::c_long) -> u32 {
     number as u32
 }
 
 const fn compat(i386: u32, arm: u32) -> u32 {
-    if cfg!(target_arch = "x86_64") { i386 } else { arm }
+    if cfg!(target_arch = "x86_64") {
+        i386
+    } else {
+        arm
+    }
 }
 
 /// What the filter says to a call.
@@ -122,8 +155,8 @@ impl Answer {
     }
 }
 
-/// What is asked of a call's arguments. Only the low 32 bits of an argument are looked at: enough for flags, families and
-/// commands, which the kernel takes as 32-bit numbers.
+/// What is asked of a call's arguments. Only the low 32 bits of an argument are looked at: enough
+/// for flags, families and commands, which the kernel takes as 32-bit numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Test {
     /// Nothing.
@@ -159,16 +192,21 @@ impl Rule {
     /// `call` is answered so, whatever its arguments are.
     #[must_use]
     pub const fn always(call: Call, answer: Answer) -> Self {
-        Self { call, test: Test::Always, answer }
+        Self {
+            call,
+            test: Test::Always,
+            answer,
+        }
     }
 }
 
 /// What is said to calls of other architectures than the native one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Others {
-    /// The same as to native ones: the rules hold for `x32` and the 32-bit architecture, too. An `x32` call is found by its
-    /// native number, so a call that `x32` numbers anew (512 and above) must not be among the rules. An architecture that
-    /// is not known here is answered `ENOSYS`.
+    /// The same as to native ones: the rules hold for `x32` and the 32-bit architecture, too. An
+    /// `x32` call is found by its native number, so a call that `x32` numbers anew (512 and
+    /// above) must not be among the rules. An architecture that is not known here is answered
+    /// `ENOSYS`.
     SameRules,
     /// This, to every call.
     Answer(Answer),
@@ -186,13 +224,14 @@ pub struct Filter<'a> {
 }
 
 impl Filter<'_> {
-    /// Installs the filter in the calling thread, for it and all that it forks or executes, for ever. Earlier filters stay:
-    /// the strictest answer wins, and of two errors the one of the last filter. The thread must have `SYS_ADMIN` or
-    /// `no_new_privs`. The filter does not touch speculation (`SECCOMP_FILTER_FLAG_SPEC_ALLOW`).
+    /// Installs the filter in the calling thread, for it and all that it forks or executes, for
+    /// ever. Earlier filters stay: the strictest answer wins, and of two errors the one of the
+    /// last filter. The thread must have `SYS_ADMIN` or `no_new_privs`. The filter does not
+    /// touch speculation (`SECCOMP_FILTER_FLAG_SPEC_ALLOW`).
     ///
     /// # Errors
-    /// `EACCES` without `SYS_ADMIN` and `no_new_privs`; `ENOMEM` when all filters of the thread are too long together; what
-    /// an earlier filter answers to `seccomp(2)`.
+    /// `EACCES` without `SYS_ADMIN` and `no_new_privs`; `ENOMEM` when all filters of the thread are
+    /// too long together; what an earlier filter answers to `seccomp(2)`.
     pub fn install(&self) -> io::Result<()> {
         let program = self.program();
         match set_filter(&program, libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW) {
@@ -207,7 +246,8 @@ impl Filter<'_> {
         let mut program = vec![load(ARCH_AT)];
         let mut native = vec![load(NUMBER_AT)];
         match self.others {
-            Others::SameRules => native.extend(self.search(|call| call.native.into_iter().flat_map(with_x32).collect())),
+            Others::SameRules => native
+                .extend(self.search(|call| call.native.into_iter().flat_map(with_x32).collect())),
             Others::Answer(other) => {
                 native.extend(x32(other));
                 native.extend(self.search(|call| call.native.into_iter().collect()));
@@ -226,7 +266,8 @@ impl Filter<'_> {
         program
     }
 
-    /// All rules by the numbers that their calls have, and the last answer. Expects the number in the accumulator.
+    /// All rules by the numbers that their calls have, and the last answer. Expects the number in
+    /// the accumulator.
     fn search(&self, numbers: impl Fn(Call) -> Vec<u32>) -> Vec<libc::sock_filter> {
         let mut calls: BTreeMap<u32, Vec<&Rule>> = BTreeMap::new();
         for rule in self.rules {
@@ -260,12 +301,20 @@ fn x32(_: Answer) -> Vec<libc::sock_filter> {
     vec![]
 }
 
-/// Whether the kernel has filters, and no filter forbids to install one (`SECCOMP_GET_ACTION_AVAIL`, Linux 4.14).
+/// Whether the kernel has filters, and no filter forbids to install one
+/// (`SECCOMP_GET_ACTION_AVAIL`, Linux 4.14).
 #[must_use]
 pub fn is_available() -> bool {
     let action = libc::SECCOMP_RET_ERRNO;
     // SAFETY: the call reads the number that the pointer names, which lives through the call.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_GET_ACTION_AVAIL,
+            0,
+            &raw const action,
+        )
+    };
     result == 0
 }
 
@@ -278,12 +327,15 @@ pub fn is_active() -> bool {
     mode == 2 || (mode == -1 && Errno::last() != Errno::EINVAL)
 }
 
-/// `body` for calls of `arch`; what follows it for others. Expects the architecture in the accumulator and leaves it there
-/// for what follows.
+/// `body` for calls of `arch`; what follows it for others. Expects the architecture in the
+/// accumulator and leaves it there for what follows.
 fn block(arch: u32, body: Vec<libc::sock_filter>) -> Vec<libc::sock_filter> {
     // A conditional jump reaches 255 instructions, an unconditional one all.
     let over = u32::try_from(body.len()).unwrap_or(u32::MAX);
-    let mut block = vec![jump(libc::BPF_JEQ, arch, 1, 0), instruction(libc::BPF_JMP | libc::BPF_JA, over, 0, 0)];
+    let mut block = vec![
+        jump(libc::BPF_JEQ, arch, 1, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JA, over, 0, 0),
+    ];
     block.extend(body);
     block
 }
@@ -291,8 +343,9 @@ fn block(arch: u32, body: Vec<libc::sock_filter>) -> Vec<libc::sock_filter> {
 /// One call by its number, and its rules.
 type Numbered<'a> = (u32, Vec<&'a Rule>);
 
-/// Searches by halves, in few instructions. The kernel compiles the program when it is installed, and runs it for each number to
-/// remember which calls are allowed anyhow: 70 rules in a row took 100 us of a role's birth.
+/// Searches by halves, in few instructions. The kernel compiles the program when it is installed,
+/// and runs it for each number to remember which calls are allowed anyhow: 70 rules in a row took
+/// 100 us of a role's birth.
 fn tree(calls: &[Numbered<'_>], otherwise: Answer) -> Vec<libc::sock_filter> {
     if calls.len() <= LEAF {
         return leaf(calls, otherwise);
@@ -300,25 +353,42 @@ fn tree(calls: &[Numbered<'_>], otherwise: Answer) -> Vec<libc::sock_filter> {
     let (low, high) = calls.split_at(calls.len() / 2);
     let low = tree(low, otherwise);
     let over = u32::try_from(low.len()).unwrap_or(u32::MAX);
-    let mut both = vec![jump(libc::BPF_JGE, high[0].0, 0, 1), instruction(libc::BPF_JMP | libc::BPF_JA, over, 0, 0)];
+    let mut both = vec![
+        jump(libc::BPF_JGE, high[0].0, 0, 1),
+        instruction(libc::BPF_JMP | libc::BPF_JA, over, 0, 0),
+    ];
     both.extend(low);
     both.extend(tree(high, otherwise));
     both
 }
 
-/// Asks for one number after the other. Those that are always answered the same come last, and share the answer.
+/// Asks for one number after the other. Those that are always answered the same come last, and
+/// share the answer.
 fn leaf(calls: &[Numbered<'_>], otherwise: Answer) -> Vec<libc::sock_filter> {
-    let always = |(_, rules): &Numbered<'_>| (rules[0].test == Test::Always).then_some(rules[0].answer);
+    let always =
+        |(_, rules): &Numbered<'_>| (rules[0].test == Test::Always).then_some(rules[0].answer);
     let shared = calls.iter().find_map(always);
-    let (plain, others): (Vec<_>, Vec<_>) = calls.iter().partition(|call| shared.is_some() && always(call) == shared);
+    let (plain, others): (Vec<_>, Vec<_>) = calls
+        .iter()
+        .partition(|call| shared.is_some() && always(call) == shared);
     let mut leaf = vec![];
     for (number, rules) in others {
         let body = body(rules, otherwise);
-        leaf.push(jump(libc::BPF_JEQ, *number, 0, u8::try_from(body.len()).expect("a call has few rules")));
+        leaf.push(jump(
+            libc::BPF_JEQ,
+            *number,
+            0,
+            u8::try_from(body.len()).expect("a call has few rules"),
+        ));
         leaf.extend(body);
     }
     let count = u8::try_from(plain.len()).expect("a leaf is small");
-    leaf.extend((1..=count).rev().zip(plain).map(|(left, (number, _))| jump(libc::BPF_JEQ, *number, left, 0)));
+    leaf.extend(
+        (1..=count)
+            .rev()
+            .zip(plain)
+            .map(|(left, (number, _))| jump(libc::BPF_JEQ, *number, left, 0)),
+    );
     leaf.push(answer(otherwise));
     leaf.extend(shared.map(answer));
     leaf
@@ -349,9 +419,20 @@ fn body(rules: &[&Rule], otherwise: Answer) -> Vec<libc::sock_filter> {
 /// `seccomp(2)`.
 fn set_filter(program: &[libc::sock_filter], flags: libc::c_ulong) -> nix::Result<()> {
     let len = u16::try_from(program.len()).map_err(|_| Errno::E2BIG)?;
-    let header = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
-    // SAFETY: the header names `len` instructions, which live through the call; the kernel copies and does not write them.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const header) };
+    let header = libc::sock_fprog {
+        len,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: the header names `len` instructions, which live through the call; the kernel copies
+    // and does not write them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const header,
+        )
+    };
     Errno::result(result).map(drop)
 }
 
@@ -369,15 +450,21 @@ fn answer(answer: Answer) -> libc::sock_filter {
 }
 
 fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
-    libc::sock_filter { code: u16::try_from(code).unwrap_or(u16::MAX), jt, jf, k }
+    libc::sock_filter {
+        code: u16::try_from(code).unwrap_or(u16::MAX),
+        jt,
+        jf,
+        k,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What the kernel would answer, by its own rules for these programs (`bpf_prog_run` of `seccomp_data`). Panics where the
-    /// kernel would refuse the program: a jump out of it, an unknown instruction, an end without an answer.
+    /// What the kernel would answer, by its own rules for these programs (`bpf_prog_run` of
+    /// `seccomp_data`). Panics where the kernel would refuse the program: a jump out of it, an
+    /// unknown instruction, an end without an answer.
     fn run(filter: &Filter<'_>, arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
         let mut data = [number, arch, 0, 0].map(u32::to_ne_bytes).concat();
         data.extend(arguments.iter().flat_map(|argument| argument.to_ne_bytes()));
@@ -389,11 +476,18 @@ mod tests {
             match u32::from(it.code) {
                 code if code == libc::BPF_LD | libc::BPF_W | libc::BPF_ABS => {
                     let from = it.k as usize;
-                    accumulator = u32::from_ne_bytes(data[from..from + 4].try_into().expect("four bytes"));
+                    accumulator =
+                        u32::from_ne_bytes(data[from..from + 4].try_into().expect("four bytes"));
                 }
-                code if code == libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K => at += test(accumulator == it.k),
-                code if code == libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K => at += test(accumulator >= it.k),
-                code if code == libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K => at += test(accumulator & it.k != 0),
+                code if code == libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K => {
+                    at += test(accumulator == it.k)
+                }
+                code if code == libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K => {
+                    at += test(accumulator >= it.k)
+                }
+                code if code == libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K => {
+                    at += test(accumulator & it.k != 0)
+                }
                 code if code == libc::BPF_JMP | libc::BPF_JA => at += it.k as usize,
                 code if code == libc::BPF_RET | libc::BPF_K => return it.k,
                 code => panic!("unknown instruction {code:#x} at {}", at - 1),
@@ -405,8 +499,22 @@ mod tests {
     const TWO: Call = Call::with_compat(2, 6, 7);
     const EPERM: Answer = Answer::Errno(Errno::EPERM);
     const RULES: &[Rule] = &[
-        Rule { call: ONE, test: Test::AnyBit { argument: 1, mask: 0x30 }, answer: EPERM },
-        Rule { call: TWO, test: Test::Equal { argument: 5, value: 8 }, answer: Answer::Allow },
+        Rule {
+            call: ONE,
+            test: Test::AnyBit {
+                argument: 1,
+                mask: 0x30,
+            },
+            answer: EPERM,
+        },
+        Rule {
+            call: TWO,
+            test: Test::Equal {
+                argument: 5,
+                value: 8,
+            },
+            answer: Answer::Allow,
+        },
         Rule::always(TWO, Answer::KillProcess),
     ];
 
@@ -418,7 +526,11 @@ mod tests {
 
     #[test]
     fn the_first_rule_that_applies_answers() {
-        let filter = Filter { rules: RULES, otherwise: Answer::Allow, others: Others::Answer(Answer::KillProcess) };
+        let filter = Filter {
+            rules: RULES,
+            otherwise: Answer::Allow,
+            others: Others::Answer(Answer::KillProcess),
+        };
         let table = [
             (1, args(1, 0x10), EPERM),
             (1, args(1, 0x2f), EPERM),
@@ -430,31 +542,62 @@ mod tests {
             (3, args(0, 0), Answer::Allow),
         ];
         for (number, arguments, expected) in table {
-            assert_eq!(run(&filter, NATIVE, number, arguments), expected.value(), "{number} {arguments:x?}");
+            assert_eq!(
+                run(&filter, NATIVE, number, arguments),
+                expected.value(),
+                "{number} {arguments:x?}"
+            );
         }
         for arch in COMPAT.into_iter().chain([7]) {
-            assert_eq!(run(&filter, arch, 0, args(0, 0)), Answer::KillProcess.value(), "architecture {arch:#x}");
+            assert_eq!(
+                run(&filter, arch, 0, args(0, 0)),
+                Answer::KillProcess.value(),
+                "architecture {arch:#x}"
+            );
         }
     }
 
     #[test]
     fn other_architectures_may_have_the_same_rules() {
-        let filter = Filter { rules: RULES, otherwise: Answer::Allow, others: Others::SameRules };
-        let mut table = vec![(NATIVE, 1, EPERM), (NATIVE, 4, Answer::Allow), (7, 1, Answer::Errno(Errno::ENOSYS))];
+        let filter = Filter {
+            rules: RULES,
+            otherwise: Answer::Allow,
+            others: Others::SameRules,
+        };
+        let mut table = vec![
+            (NATIVE, 1, EPERM),
+            (NATIVE, 4, Answer::Allow),
+            (7, 1, Answer::Errno(Errno::ENOSYS)),
+        ];
         if let Some(arch) = COMPAT {
             let number = ONE.compat.expect("it has one");
-            table.extend([(arch, number, EPERM), (arch, 1, Answer::Allow), (arch, 99, Answer::Allow)]);
+            table.extend([
+                (arch, number, EPERM),
+                (arch, 1, Answer::Allow),
+                (arch, 99, Answer::Allow),
+            ]);
         }
         for (arch, number, expected) in table {
-            assert_eq!(run(&filter, arch, number, args(1, 0x30)), expected.value(), "{arch:#x} {number}");
+            assert_eq!(
+                run(&filter, arch, number, args(1, 0x30)),
+                expected.value(),
+                "{arch:#x} {number}"
+            );
         }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn an_x32_call_is_none_of_the_native_ones() {
-        let same = Filter { rules: RULES, otherwise: Answer::Allow, others: Others::SameRules };
-        let other = Filter { others: Others::Answer(EPERM), ..same.clone() };
+        let same = Filter {
+            rules: RULES,
+            otherwise: Answer::Allow,
+            others: Others::SameRules,
+        };
+        let other = Filter {
+            others: Others::Answer(EPERM),
+            ..same.clone()
+        };
         let table = [
             (&same, 1 | X32, args(1, 0x30), EPERM),
             (&same, 1 | X32, args(1, 0), Answer::Allow),
@@ -465,14 +608,25 @@ mod tests {
             (&other, 9, args(0, 0), Answer::Allow),
         ];
         for (filter, number, arguments, expected) in table {
-            assert_eq!(run(filter, NATIVE, number, arguments), expected.value(), "{:?} {number:#x}", filter.others);
+            assert_eq!(
+                run(filter, NATIVE, number, arguments),
+                expected.value(),
+                "{:?} {number:#x}",
+                filter.others
+            );
         }
     }
 
     #[test]
     fn a_long_filter_is_whole() {
-        let rules: Vec<_> = (0..1000).map(|number| Rule::always(Call::native(number), EPERM)).collect();
-        let filter = Filter { rules: &rules, otherwise: Answer::Allow, others: Others::Answer(EPERM) };
+        let rules: Vec<_> = (0..1000)
+            .map(|number| Rule::always(Call::native(number), EPERM))
+            .collect();
+        let filter = Filter {
+            rules: &rules,
+            otherwise: Answer::Allow,
+            others: Others::Answer(EPERM),
+        };
         for number in 0..1000 {
             assert_eq!(run(&filter, NATIVE, number, [0; 6]), EPERM.value());
         }
@@ -483,14 +637,24 @@ mod tests {
     #[test]
     fn an_installed_filter_answers_the_thread() {
         let held = std::thread::spawn(|| {
-            let rules = [Rule::always(Call::native(libc::SYS_getpriority), Answer::Errno(Errno::EXDEV))];
+            let rules = [Rule::always(
+                Call::native(libc::SYS_getpriority),
+                Answer::Errno(Errno::EXDEV),
+            )];
             nix::sys::prctl::set_no_new_privs().expect("nothing forbids it");
-            let filter = Filter { rules: &rules, otherwise: Answer::Allow, others: Others::Answer(Answer::KillProcess) };
+            let filter = Filter {
+                rules: &rules,
+                otherwise: Answer::Allow,
+                others: Others::Answer(Answer::KillProcess),
+            };
             filter.install().expect("no_new_privs is enough");
             // SAFETY: all arguments are numbers.
             let result = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
             (is_active(), result, Errno::last())
         });
-        assert_eq!(held.join().expect("it was not killed"), (true, -1, Errno::EXDEV));
+        assert_eq!(
+            held.join().expect("it was not killed"),
+            (true, -1, Errno::EXDEV)
+        );
     }
 }

@@ -10,6 +10,7 @@ use tokio::io::unix::AsyncFd;
 /// # Errors
 /// When epoll refuses it: no runtime descriptor left, or a regular file.
 pub fn readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
-    // SAFETY: the borrow keeps the descriptor open, and the same file, for as long as the result lives.
+    // SAFETY: the borrow keeps the descriptor open, and the same file, for as long as the result
+    // lives.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }

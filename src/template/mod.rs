@@ -1,10 +1,11 @@
-//! The template language: a small honest subset of Go's `text/template` as `bao agent` uses it. Invariant: pure, and
-//! no error ever holds a value.
+//! The template language: a small honest subset of Go's `text/template` as `bao agent` uses it.
+//! Invariant: pure, and no error ever holds a value.
 //!
-//! Understood: text, `{{ with secret "PATH" }}` ... `{{ end }}` (nested too), `{{ .Data.x }}`, `{{ .Data.data.x }}`,
-//! `{{ .Data.metadata.version }}`, `{{ "text" }}`, `` {{ `text` }} ``, comments and trim markers. All else is refused with
-//! its position. Stricter than Go on purpose: a field that is missing or null is an error, never `<no value>`; a list
-//! or an object is written as compact JSON, not as Go's `map[...]`.
+//! Understood: text, `{{ with secret "PATH" }}` ... `{{ end }}` (nested too), `{{ .Data.x }}`, `{{
+//! .Data.data.x }}`, `{{ .Data.metadata.version }}`, `{{ "text" }}`, `` {{ `text` }} ``, comments
+//! and trim markers. All else is refused with its position. Stricter than Go on purpose: a field
+//! that is missing or null is an error, never `<no value>`; a list or an object is written as
+//! compact JSON, not as Go's `map[...]`.
 
 mod parse;
 
@@ -40,7 +41,11 @@ enum Node<Q> {
     /// `{{ expr }}`.
     Print(Expr),
     /// `{{ with secret "PATH" }} body {{ end }}`: the body's dot is the secret.
-    With { read: Q, at: Place, body: Vec<Node<Q>> },
+    With {
+        read: Q,
+        at: Place,
+        body: Vec<Node<Q>>,
+    },
 }
 
 /// What an action prints.
@@ -68,7 +73,11 @@ impl Place {
     fn of(text: &str, offset: usize) -> Self {
         let before = &text[..offset];
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        Self { offset, line: before.matches('\n').count() + 1, column: before[line_start..].chars().count() + 1 }
+        Self {
+            offset,
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+        }
     }
 }
 
@@ -124,7 +133,10 @@ impl fmt::Display for ExecError {
             ExecProblem::Missing(path) => write!(f, "the secret has no field `{path}`"),
             ExecProblem::MissingAboveData(path) => {
                 let rest = path.strip_prefix(".Data").unwrap_or(path);
-                write!(f, "the secret has no field `{path}`; hint: it is of KV v2, whose fields are `.Data.data{rest}`")
+                write!(
+                    f,
+                    "the secret has no field `{path}`; hint: it is of KV v2, whose fields are `.Data.data{rest}`"
+                )
             }
             ExecProblem::Null(path) => write!(f, "the field `{path}` is null"),
             ExecProblem::TooLarge => write!(f, "the output is larger than {MAX_OUTPUT} bytes"),
@@ -160,7 +172,10 @@ impl<Q> Template<Q> {
     ///
     /// # Errors
     /// The first field that is missing or null, or an output that is too large.
-    pub fn execute<'a>(&self, lookup: &dyn Fn(&Q) -> Option<View<'a>>) -> Result<Zeroizing<Vec<u8>>, ExecError> {
+    pub fn execute<'a>(
+        &self,
+        lookup: &dyn Fn(&Q) -> Option<View<'a>>,
+    ) -> Result<Zeroizing<Vec<u8>>, ExecError> {
         let mut out = Output(Zeroizing::new(Vec::new()));
         run(&self.0, None, lookup, &mut out).map(|()| out.0)
     }
@@ -170,7 +185,11 @@ fn map_nodes<Q, R>(nodes: Vec<Node<Q>>, rename: &mut impl FnMut(Q) -> R) -> Vec<
     let one = |node| match node {
         Node::Text(text) => Node::Text(text),
         Node::Print(expr) => Node::Print(expr),
-        Node::With { read, at, body } => Node::With { read: rename(read), at, body: map_nodes(body, rename) },
+        Node::With { read, at, body } => Node::With {
+            read: rename(read),
+            at,
+            body: map_nodes(body, rename),
+        },
     };
     nodes.into_iter().map(one).collect()
 }
@@ -190,13 +209,22 @@ fn run<'a, Q>(
     lookup: &dyn Fn(&Q) -> Option<View<'a>>,
     out: &mut Output,
 ) -> Result<(), ExecError> {
-    let start = Place { offset: 0, line: 1, column: 1 };
+    let start = Place {
+        offset: 0,
+        line: 1,
+        column: 1,
+    };
     for node in nodes {
         match node {
-            Node::Text(text) | Node::Print(Expr::Text(text)) => out.print(text.as_bytes(), start)?,
+            Node::Text(text) | Node::Print(Expr::Text(text)) => {
+                out.print(text.as_bytes(), start)?
+            }
             Node::Print(Expr::Field { path, at }) => print_field(dot, path, *at, out)?,
             Node::With { read, at, body } => {
-                let view = lookup(read).ok_or(ExecError { at: *at, problem: ExecProblem::NoSecret })?;
+                let view = lookup(read).ok_or(ExecError {
+                    at: *at,
+                    problem: ExecProblem::NoSecret,
+                })?;
                 run(body, Some(view), lookup, out)?;
             }
         }
@@ -204,7 +232,12 @@ fn run<'a, Q>(
     Ok(())
 }
 
-fn print_field(dot: Option<View<'_>>, path: &[String], at: Place, out: &mut Output) -> Result<(), ExecError> {
+fn print_field(
+    dot: Option<View<'_>>,
+    path: &[String],
+    at: Place,
+    out: &mut Output,
+) -> Result<(), ExecError> {
     let name = || format!(".{}", path.join("."));
     let fail = |problem| ExecError { at, problem };
     let view = dot.ok_or_else(|| fail(ExecProblem::NoSecret))?;
@@ -215,7 +248,9 @@ fn print_field(dot: Option<View<'_>>, path: &[String], at: Place, out: &mut Outp
             serde_json::to_writer(&mut *out, other).map_err(|_| fail(ExecProblem::TooLarge))
         }
         None => Err(fail(match view {
-            View::Versioned { data, .. } if descend(data, &path[1..]).is_some() => ExecProblem::MissingAboveData(name()),
+            View::Versioned { data, .. } if descend(data, &path[1..]).is_some() => {
+                ExecProblem::MissingAboveData(name())
+            }
             View::Versioned { .. } | View::Plain(_) => ExecProblem::Missing(name()),
         })),
     }
@@ -235,7 +270,8 @@ fn field<'a>(view: View<'a>, path: &[String]) -> Option<&'a Value> {
 
 fn descend<'a>(fields: &'a Map<String, Value>, path: &[String]) -> Option<&'a Value> {
     let (first, rest) = path.split_first()?;
-    rest.iter().try_fold(fields.get(first)?, |value, key| value.as_object()?.get(key))
+    rest.iter()
+        .try_fold(fields.get(first)?, |value, key| value.as_object()?.get(key))
 }
 
 /// The rendered bytes, bounded and wiped.
@@ -243,7 +279,10 @@ struct Output(Zeroizing<Vec<u8>>);
 
 impl Output {
     fn print(&mut self, bytes: &[u8], at: Place) -> Result<(), ExecError> {
-        self.write_all(bytes).map_err(|_| ExecError { at, problem: ExecProblem::TooLarge })
+        self.write_all(bytes).map_err(|_| ExecError {
+            at,
+            problem: ExecProblem::TooLarge,
+        })
     }
 }
 

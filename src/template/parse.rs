@@ -1,5 +1,5 @@
-//! Text to nodes. Invariant: every byte of the text is either copied, trimmed on request, or understood; nothing is
-//! skipped, and every error points at where it stands.
+//! Text to nodes. Invariant: every byte of the text is either copied, trimmed on request, or
+//! understood; nothing is skipped, and every error points at where it stands.
 
 use super::{Expr, Node, Place, Read};
 use crate::names::SecretPath;
@@ -41,10 +41,16 @@ const STRAY_END: ParseProblem = ParseProblem::Wrong("`{{ end }}` ends nothing", 
 const EMPTY: ParseProblem = ParseProblem::Wrong("the action is empty", "");
 const TRAILING: ParseProblem = ParseProblem::Wrong("nothing may follow here", "");
 const TOO_DEEP: ParseProblem = ParseProblem::Wrong("`with` is nested too deep", "");
-const ESCAPE: ParseProblem =
-    ParseProblem::Wrong("this escape is not understood", "write \\\" \\\\ \\n \\t or \\r; between backquotes nothing is escaped");
-const WITH_WHAT: ParseProblem = ParseProblem::Wrong("only `with secret \"PATH\"` is supported so far", SUBSET);
-const SECRET_ALONE: ParseProblem = ParseProblem::Wrong("`secret` is only supported in `with secret \"PATH\"` so far", SUBSET);
+const ESCAPE: ParseProblem = ParseProblem::Wrong(
+    "this escape is not understood",
+    "write \\\" \\\\ \\n \\t or \\r; between backquotes nothing is escaped",
+);
+const WITH_WHAT: ParseProblem =
+    ParseProblem::Wrong("only `with secret \"PATH\"` is supported so far", SUBSET);
+const SECRET_ALONE: ParseProblem = ParseProblem::Wrong(
+    "`secret` is only supported in `with secret \"PATH\"` so far",
+    SUBSET,
+);
 const NO_DOT: ParseProblem = ParseProblem::Wrong(
     "a field outside of `with secret` belongs to nothing",
     "put it between `{{ with secret \"PATH\" }}` and `{{ end }}`",
@@ -81,7 +87,11 @@ impl fmt::Display for ParseError {
 
 /// Parses a whole template.
 pub(super) fn parse(text: &str) -> Result<Vec<Node<Read>>, ParseError> {
-    let mut parser = Parser { text, pos: 0, trim: false };
+    let mut parser = Parser {
+        text,
+        pos: 0,
+        trim: false,
+    };
     match parser.list(0)? {
         (nodes, None) => Ok(nodes),
         (_, Some(end)) => Err(parser.error(end, 2, STRAY_END)),
@@ -117,8 +127,12 @@ impl<'t> Parser<'t> {
         loop {
             let open = self.rest().find("{{").map(|at| self.pos + at);
             self.copy(open, &mut nodes);
-            let Some(open) = open else { return Ok((nodes, None)) };
-            let Some(tokens) = self.action(open)? else { continue };
+            let Some(open) = open else {
+                return Ok((nodes, None));
+            };
+            let Some(tokens) = self.action(open)? else {
+                continue;
+            };
             let mut tokens = tokens.into_iter();
             match tokens.next() {
                 None => return Err(self.error(open, self.pos - open, EMPTY)),
@@ -184,7 +198,11 @@ impl<'t> Parser<'t> {
         let end = self.rest().find("*/").ok_or_else(|| unclosed.clone())?;
         self.pos += end + 2;
         let spaced = self.rest().starts_with(SPACE);
-        if self.closes() && spaced == self.trim { Ok(()) } else { Err(unclosed) }
+        if self.closes() && spaced == self.trim {
+            Ok(())
+        } else {
+            Err(unclosed)
+        }
     }
 
     fn token(&mut self) -> Result<Placed<'t>, ParseError> {
@@ -195,7 +213,9 @@ impl<'t> Parser<'t> {
             '`' => Token::Text(self.backquoted()?),
             '.' => Token::Field(self.fields()),
             c if c == '_' || c.is_alphabetic() => self.word()?,
-            '|' | '$' | '(' | ')' | ':' | '0'..='9' => return Err(self.error(start, 1, ParseProblem::Unsupported(next.into()))),
+            '|' | '$' | '(' | ')' | ':' | '0'..='9' => {
+                return Err(self.error(start, 1, ParseProblem::Unsupported(next.into())));
+            }
             c => return Err(self.error(start, c.len_utf8(), ParseProblem::Character(c))),
         };
         Ok((token, start))
@@ -206,14 +226,20 @@ impl<'t> Parser<'t> {
         let start = self.pos;
         match self.identifier() {
             word @ ("with" | "secret" | "end") => Ok(Token::Word(word)),
-            word => Err(self.error(start, word.len(), ParseProblem::Unsupported(word.to_owned()))),
+            word => Err(self.error(
+                start,
+                word.len(),
+                ParseProblem::Unsupported(word.to_owned()),
+            )),
         }
     }
 
     fn quoted(&mut self) -> Result<String, ParseError> {
         let start = self.pos;
         let mut out = String::new();
-        let mut chars = self.text[start + 1..].char_indices().map(|(at, c)| (start + 1 + at, c));
+        let mut chars = self.text[start + 1..]
+            .char_indices()
+            .map(|(at, c)| (start + 1 + at, c));
         while let Some((at, c)) = chars.next() {
             match c {
                 '"' => {
@@ -236,7 +262,9 @@ impl<'t> Parser<'t> {
 
     fn backquoted(&mut self) -> Result<String, ParseError> {
         let start = self.pos + 1;
-        let len = self.text[start..].find('`').ok_or_else(|| self.error(self.pos, 1, ParseProblem::Unclosed("closing quote")))?;
+        let len = self.text[start..]
+            .find('`')
+            .ok_or_else(|| self.error(self.pos, 1, ParseProblem::Unclosed("closing quote")))?;
         self.pos = start + len + 1;
         Ok(self.text[start..start + len].to_owned())
     }
@@ -254,7 +282,9 @@ impl<'t> Parser<'t> {
     /// Letters, digits and underscores from here.
     fn identifier(&mut self) -> &'t str {
         let rest = self.rest();
-        let len = rest.find(|c: char| c != '_' && !c.is_alphanumeric()).unwrap_or(rest.len());
+        let len = rest
+            .find(|c: char| c != '_' && !c.is_alphanumeric())
+            .unwrap_or(rest.len());
         self.pos += len;
         &rest[..len]
     }
@@ -271,25 +301,42 @@ impl<'t> Parser<'t> {
         let name = format!(".{}", path.join("."));
         let problem = match path.first() {
             _ if depth == 0 => NO_DOT,
-            Some(first) if first == "Data" && path.len() > 1 && !path.iter().any(String::is_empty) => {
-                return Ok(Expr::Field { path, at: Place::of(self.text, at) });
+            Some(first)
+                if first == "Data" && path.len() > 1 && !path.iter().any(String::is_empty) =>
+            {
+                return Ok(Expr::Field {
+                    path,
+                    at: Place::of(self.text, at),
+                });
             }
             _ => ParseProblem::Unsupported(name.clone()),
         };
         Err(self.error(at, name.len(), problem))
     }
 
-    fn with(&mut self, at: usize, tokens: &mut impl Iterator<Item = Placed<'t>>, depth: usize) -> Result<Node<Read>, ParseError> {
-        let (Some((Token::Word("secret"), _)), Some((Token::Text(path), path_at))) = (tokens.next(), tokens.next()) else {
+    fn with(
+        &mut self,
+        at: usize,
+        tokens: &mut impl Iterator<Item = Placed<'t>>,
+        depth: usize,
+    ) -> Result<Node<Read>, ParseError> {
+        let (Some((Token::Word("secret"), _)), Some((Token::Text(path), path_at))) =
+            (tokens.next(), tokens.next())
+        else {
             return Err(self.error(at, 4, WITH_WHAT));
         };
         self.nothing_after(tokens.next())?;
-        let read = read(&path).map_err(|why| self.error(path_at, path.len() + 2, ParseProblem::Wrong(why, "")))?;
+        let read = read(&path)
+            .map_err(|why| self.error(path_at, path.len() + 2, ParseProblem::Wrong(why, "")))?;
         if depth == MAX_DEPTH {
             return Err(self.error(at, 4, TOO_DEEP));
         }
         match self.list(depth + 1)? {
-            (body, Some(_)) => Ok(Node::With { read, at: Place::of(self.text, at), body }),
+            (body, Some(_)) => Ok(Node::With {
+                read,
+                at: Place::of(self.text, at),
+                body,
+            }),
             (_, None) => Err(self.error(at, 4, ParseProblem::Unclosed("`{{ end }}`"))),
         }
     }
@@ -310,20 +357,36 @@ impl<'t> Parser<'t> {
     }
 
     fn error(&self, offset: usize, len: usize, problem: ParseProblem) -> ParseError {
-        ParseError { at: Place::of(self.text, offset), len: len.min(self.text.len() - offset).max(1), problem }
+        ParseError {
+            at: Place::of(self.text, offset),
+            len: len.min(self.text.len() - offset).max(1),
+            problem,
+        }
     }
 }
 
 /// Whether an action that continues so begins with a trim marker.
 fn trims(action: &str) -> bool {
-    action.strip_prefix('-').is_some_and(|rest| rest.starts_with(SPACE))
+    action
+        .strip_prefix('-')
+        .is_some_and(|rest| rest.starts_with(SPACE))
 }
 
 /// `PATH` or `PATH?version=N`.
 fn read(text: &str) -> Result<Read, &'static str> {
     let (path, version) = match text.split_once("?version=") {
-        Some((path, version)) => (path, Some(version.parse().map_err(|_| "`?version=` takes a whole number")?)),
+        Some((path, version)) => (
+            path,
+            Some(
+                version
+                    .parse()
+                    .map_err(|_| "`?version=` takes a whole number")?,
+            ),
+        ),
         None => (text, None),
     };
-    Ok(Read { path: SecretPath::new(path)?, version })
+    Ok(Read {
+        path: SecretPath::new(path)?,
+        version,
+    })
 }

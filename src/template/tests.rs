@@ -13,11 +13,17 @@ fn render(text: &str) -> Result<String, String> {
     let db = object(
         serde_json::from_str(r#"{"user":"u","n":10000000000000000000001,"t":true,"l":[1,{"a":"b"}],"z":null,"data":"d"}"#).expect("json"),
     );
-    let (kv, metadata) = (object(json!({"k": {"x": "deep"}, "a": "v"})), object(json!({"version": 7})));
+    let (kv, metadata) = (
+        object(json!({"k": {"x": "deep"}, "a": "v"})),
+        object(json!({"version": 7})),
+    );
     let template = Template::parse(text).map_err(|e| format!("{e}"))?;
     let lookup = |read: &Read| match read.path.as_str() {
         "db" => Some(View::Plain(&db)),
-        "kv" => Some(View::Versioned { data: &kv, metadata: &metadata }),
+        "kv" => Some(View::Versioned {
+            data: &kv,
+            metadata: &metadata,
+        }),
         _ => None,
     };
     let out = template.execute(&lookup).map_err(|e| e.to_string())?;
@@ -39,12 +45,21 @@ fn renders() {
             r#"{{ with secret "kv" }}{{ .Data.data.a }} {{ .Data.data.k.x }} {{ .Data.metadata.version }} {{ .Data.data.k }}{{ end }}"#,
             r#"v deep 7 {"x":"deep"}"#,
         ),
-        (r#"{{ with secret "kv" }}{{ with secret "db" }}{{ .Data.user }}{{ end }}{{ .Data.data.a }}{{ end }}"#, "uv"),
+        (
+            r#"{{ with secret "kv" }}{{ with secret "db" }}{{ .Data.user }}{{ end }}{{ .Data.data.a }}{{ end }}"#,
+            "uv",
+        ),
         ("a \n{{- /* note }} */ -}}\n b", "ab"),
         ("a {{/* note */}} b", "a  b"),
         ("a {{- \" \\\"}}\\n\" -}} b", "a \"}}\nb"),
-        ("a {{- with secret \"db\" -}} \n{{ .Data.user }} {{- end }} b", "au b"),
-        ("{{ with secret \"db?version=3\" }}{{ .Data.user\n}}{{ end }}", "u"),
+        (
+            "a {{- with secret \"db\" -}} \n{{ .Data.user }} {{- end }} b",
+            "au b",
+        ),
+        (
+            "{{ with secret \"db?version=3\" }}{{ .Data.user\n}}{{ end }}",
+            "u",
+        ),
     ] {
         assert_eq!(render(text).as_deref(), Ok(expected), "{text}");
     }
@@ -53,48 +68,124 @@ fn renders() {
 #[test]
 fn refuses() {
     for (text, expected) in [
-        ("ab\ncé {{ range .x }}", "template:2:7: `range` is not supported yet"),
-        ("{{ range $k, $v := .Data }}{{ end }}", "template:1:4: `range` is not supported yet"),
+        (
+            "ab\ncé {{ range .x }}",
+            "template:2:7: `range` is not supported yet",
+        ),
+        (
+            "{{ range $k, $v := .Data }}{{ end }}",
+            "template:1:4: `range` is not supported yet",
+        ),
         ("{{", "template:1:1: what begins here lacks its `}}`"),
         ("{{ end }}", "template:1:4: `{{ end }}` ends nothing"),
         ("{{ }}", "template:1:1: the action is empty"),
-        ("{{ .Data.x }}", "template:1:4: a field outside of `with secret` belongs to nothing"),
-        ("{{ with secret \"db\" }}", "template:1:4: what begins here lacks its `{{ end }}`"),
-        ("{{ with .Data }}{{ end }}", "template:1:4: only `with secret \"PATH\"` is supported so far"),
-        ("{{ with secret \"db\" \"a=b\" }}{{ end }}", "template:1:21: nothing may follow here"),
-        ("{{ with secret \"db\" }}{{ .Data.x-y }}{{ end }}", "template:1:33: '-' has no meaning here"),
-        ("{{ with secret \"db\" }}{{ .Data }}{{ end }}", "template:1:26: `.Data` is not supported yet"),
-        ("{{ with secret \"db\" }}{{ .LeaseID }}{{ end }}", "template:1:26: `.LeaseID` is not supported yet"),
-        ("{{ with secret \"db\" }}{{ .Data.x | toJSON }}{{ end }}", "template:1:34: `|` is not supported yet"),
-        ("{{ with secret \"a//b\" }}{{ end }}", "template:1:16: a secret's path cannot contain an empty, `.` or `..` segment"),
-        ("{{ with secret \"db?version=x\" }}{{ end }}", "template:1:16: `?version=` takes a whole number"),
-        ("{{ \"a\\q\" }}", "template:1:6: this escape is not understood"),
-        ("{{ \"a }}", "template:1:4: what begins here lacks its closing quote"),
-        ("{{ `a }}", "template:1:4: what begins here lacks its closing quote"),
-        ("{{/* a }}", "template:1:1: what begins here lacks its `*/}}`"),
-        ("{{/* a */ b }}", "template:1:1: what begins here lacks its `*/}}`"),
-        ("{{ secret \"db\" }}", "template:1:4: `secret` is only supported in `with secret \"PATH\"` so far"),
-        ("{{ (secret \"db\").Data.x }}", "template:1:4: `(` is not supported yet"),
+        (
+            "{{ .Data.x }}",
+            "template:1:4: a field outside of `with secret` belongs to nothing",
+        ),
+        (
+            "{{ with secret \"db\" }}",
+            "template:1:4: what begins here lacks its `{{ end }}`",
+        ),
+        (
+            "{{ with .Data }}{{ end }}",
+            "template:1:4: only `with secret \"PATH\"` is supported so far",
+        ),
+        (
+            "{{ with secret \"db\" \"a=b\" }}{{ end }}",
+            "template:1:21: nothing may follow here",
+        ),
+        (
+            "{{ with secret \"db\" }}{{ .Data.x-y }}{{ end }}",
+            "template:1:33: '-' has no meaning here",
+        ),
+        (
+            "{{ with secret \"db\" }}{{ .Data }}{{ end }}",
+            "template:1:26: `.Data` is not supported yet",
+        ),
+        (
+            "{{ with secret \"db\" }}{{ .LeaseID }}{{ end }}",
+            "template:1:26: `.LeaseID` is not supported yet",
+        ),
+        (
+            "{{ with secret \"db\" }}{{ .Data.x | toJSON }}{{ end }}",
+            "template:1:34: `|` is not supported yet",
+        ),
+        (
+            "{{ with secret \"a//b\" }}{{ end }}",
+            "template:1:16: a secret's path cannot contain an empty, `.` or `..` segment",
+        ),
+        (
+            "{{ with secret \"db?version=x\" }}{{ end }}",
+            "template:1:16: `?version=` takes a whole number",
+        ),
+        (
+            "{{ \"a\\q\" }}",
+            "template:1:6: this escape is not understood",
+        ),
+        (
+            "{{ \"a }}",
+            "template:1:4: what begins here lacks its closing quote",
+        ),
+        (
+            "{{ `a }}",
+            "template:1:4: what begins here lacks its closing quote",
+        ),
+        (
+            "{{/* a }}",
+            "template:1:1: what begins here lacks its `*/}}`",
+        ),
+        (
+            "{{/* a */ b }}",
+            "template:1:1: what begins here lacks its `*/}}`",
+        ),
+        (
+            "{{ secret \"db\" }}",
+            "template:1:4: `secret` is only supported in `with secret \"PATH\"` so far",
+        ),
+        (
+            "{{ (secret \"db\").Data.x }}",
+            "template:1:4: `(` is not supported yet",
+        ),
         ("{{ .Data.x -}", "template:1:12: '-' has no meaning here"),
     ] {
         assert_eq!(render(text), Err(expected.to_owned()), "{text}");
     }
     let deep = "{{ with secret \"db\" }}".repeat(40) + &"{{ end }}".repeat(40);
-    assert!(render(&deep).expect_err("too deep").contains("nested too deep"));
+    assert!(
+        render(&deep)
+            .expect_err("too deep")
+            .contains("nested too deep")
+    );
 }
 
 #[test]
 fn what_is_not_there_is_an_error_that_names_it() {
     for (text, expected) in [
-        ("{{ with secret \"db\" }}{{ .Data.nope }}{{ end }}", "template:1:26: the secret has no field `.Data.nope`"),
-        ("{{ with secret \"db\" }}{{ .Data.user.x }}{{ end }}", "template:1:26: the secret has no field `.Data.user.x`"),
-        ("{{ with secret \"db\" }}{{ .Data.z }}{{ end }}", "template:1:26: the field `.Data.z` is null"),
+        (
+            "{{ with secret \"db\" }}{{ .Data.nope }}{{ end }}",
+            "template:1:26: the secret has no field `.Data.nope`",
+        ),
+        (
+            "{{ with secret \"db\" }}{{ .Data.user.x }}{{ end }}",
+            "template:1:26: the secret has no field `.Data.user.x`",
+        ),
+        (
+            "{{ with secret \"db\" }}{{ .Data.z }}{{ end }}",
+            "template:1:26: the field `.Data.z` is null",
+        ),
         (
             "{{ with secret \"kv\" }}{{ .Data.a }}{{ end }}",
             "template:1:26: the secret has no field `.Data.a`; hint: it is of KV v2, whose fields are `.Data.data.a`",
         ),
-        ("{{ with secret \"kv\" }}{{ .Data.data }}{{ end }}", "template:1:26: the secret has no field `.Data.data`"),
-        ("{{ with secret \"other\" }}{{ .Data.a }}{{ end }}", "template:1:4: the secret of this `with` was not read"),
+        (
+            "{{ with secret \"kv\" }}{{ .Data.data }}{{ end }}",
+            "template:1:26: the secret has no field `.Data.data`",
+        ),
+        (
+            "{{ with secret \"other\" }}{{ .Data.a }}{{ end }}",
+            "template:1:4: the secret of this `with` was not read",
+        ),
     ] {
         assert_eq!(render(text), Err(expected.to_owned()), "{text}");
     }
@@ -103,8 +194,13 @@ fn what_is_not_there_is_an_error_that_names_it() {
 #[test]
 fn output_is_bounded() {
     let big = object(json!({"x": "y".repeat(MAX_OUTPUT), "l": ["z".repeat(MAX_OUTPUT)]}));
-    for (text, fits) in [("{{ .Data.x }}", true), ("{{ .Data.x }}+", false), ("{{ .Data.l }}", false)] {
-        let template = Template::parse(&format!("{{{{ with secret \"db\" }}}}{text}{{{{ end }}}}")).expect("template");
+    for (text, fits) in [
+        ("{{ .Data.x }}", true),
+        ("{{ .Data.x }}+", false),
+        ("{{ .Data.l }}", false),
+    ] {
+        let template = Template::parse(&format!("{{{{ with secret \"db\" }}}}{text}{{{{ end }}}}"))
+            .expect("template");
         let result = template.execute(&|_| Some(View::Plain(&big)));
         assert_eq!(result.is_ok(), fits, "{text}");
     }
@@ -114,11 +210,20 @@ fn output_is_bounded() {
 fn reads_are_listed_and_renamed() {
     let text = r#"{{ with secret "a" }}{{ with secret "b?version=2" }}{{ end }}{{ end }}{{ with secret "a" }}{{ end }}"#;
     let mut paths = Vec::new();
-    let template = Template::parse(text).expect("template").map_queries(|read| {
-        paths.push((read.path.to_string(), read.version));
-        paths.len()
-    });
-    assert_eq!(paths, [("a".into(), None), ("b".into(), Some(2)), ("a".into(), None)]);
+    let template = Template::parse(text)
+        .expect("template")
+        .map_queries(|read| {
+            paths.push((read.path.to_string(), read.version));
+            paths.len()
+        });
+    assert_eq!(
+        paths,
+        [
+            ("a".into(), None),
+            ("b".into(), Some(2)),
+            ("a".into(), None)
+        ]
+    );
     assert_eq!(template.queries(), [&1, &2, &3]);
 }
 

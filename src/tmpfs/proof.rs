@@ -1,5 +1,6 @@
-//! Whether a directory is memory: a pure function of the kernel's texts. Invariant: only this module makes a
-//! `MemoryBacked`, and it does so only for a tmpfs that is limited in size and whose pages reach no swap (or may).
+//! Whether a directory is memory: a pure function of the kernel's texts. Invariant: only this
+//! module makes a `MemoryBacked`, and it does so only for a tmpfs that is limited in size and whose
+//! pages reach no swap (or may).
 
 use super::refusal::Cause;
 use crate::config::plan::Swap;
@@ -12,7 +13,8 @@ use std::path::{Path, PathBuf};
 pub struct MemoryBacked {
     /// Why a swap cannot be excluded, where `Swap::Allow` let that pass.
     swap: Option<NoSwapProof>,
-    /// Whether a swap that is turned on later is to be found: not where none can reach the pages (`noswap`), nor where one is allowed.
+    /// Whether a swap that is turned on later is to be found: not where none can reach the pages
+    /// (`noswap`), nor where one is allowed.
     watched: bool,
 }
 
@@ -23,28 +25,42 @@ impl MemoryBacked {
         self.swap.as_ref().map(ToString::to_string)
     }
 
-    /// Why a swap cannot be excluded any more: the proof is one of the moment, because the machine may turn a swap on at any time.
+    /// Why a swap cannot be excluded any more: the proof is one of the moment, because the machine
+    /// may turn a swap on at any time.
     pub(super) fn look_again(&self, read: &dyn Fn(&Path) -> Option<String>) -> Option<NoSwapProof> {
         if self.watched { swap_reach(read) } else { None }
     }
 }
 
-/// Decides on the filesystem with device number `device` (`major:minor`, as `stat` gives it for the directory).
+/// Decides on the filesystem with device number `device` (`major:minor`, as `stat` gives it for the
+/// directory).
 ///
-/// `denied` says why baofs could not mount a tmpfs itself. `read` gives the text of a file of `/proc` or `/sys`, or nothing where there is none.
+/// `denied` says why baofs could not mount a tmpfs itself. `read` gives the text of a file of
+/// `/proc` or `/sys`, or nothing where there is none.
 ///
 /// # Errors
 /// The first reason against it.
-pub(super) fn prove(device: &str, swap: Swap, denied: &str, read: &dyn Fn(&Path) -> Option<String>) -> Result<MemoryBacked, Cause> {
-    let not_memory = |kind| Cause::NotMemory { kind, denied: denied.to_owned() };
+pub(super) fn prove(
+    device: &str,
+    swap: Swap,
+    denied: &str,
+    read: &dyn Fn(&Path) -> Option<String>,
+) -> Result<MemoryBacked, Cause> {
+    let not_memory = |kind| Cause::NotMemory {
+        kind,
+        denied: denied.to_owned(),
+    };
     let mountinfo = read(Path::new("/proc/self/mountinfo")).unwrap_or_default();
-    let mount = mounts(&mountinfo).find(|mount| mount.device == device).ok_or_else(|| not_memory(None))?;
+    let mount = mounts(&mountinfo)
+        .find(|mount| mount.device == device)
+        .ok_or_else(|| not_memory(None))?;
     match mount.kind {
         "tmpfs" => {}
         "ramfs" => return Err(Cause::Unlimited("a ramfs has no limit")),
         other => return Err(not_memory(Some(other.to_owned()))),
     }
-    // The kernel shows no size when it is the default, half of the machine's memory, and 0 when there is no limit.
+    // The kernel shows no size when it is the default, half of the machine's memory, and 0 when
+    // there is no limit.
     if mount.has_option("size=0k") {
         return Err(Cause::Unlimited("it is mounted with size=0"));
     }
@@ -52,7 +68,10 @@ pub(super) fn prove(device: &str, swap: Swap, denied: &str, read: &dyn Fn(&Path)
     let reach = if noswap { None } else { swap_reach(read) };
     match (reach, swap) {
         (Some(why), Swap::Refuse) => Err(Cause::Swappable(why)),
-        (reach, Swap::Refuse | Swap::Allow) => Ok(MemoryBacked { swap: reach, watched: !noswap && swap == Swap::Refuse }),
+        (reach, Swap::Refuse | Swap::Allow) => Ok(MemoryBacked {
+            swap: reach,
+            watched: !noswap && swap == Swap::Refuse,
+        }),
     }
 }
 
@@ -72,35 +91,63 @@ pub(super) fn standing(device: &str, path: &Path, mountinfo: &str, source: &str)
     let here = || mounts(mountinfo).filter(|mount| mount.device == device && mount.kind == "tmpfs");
     match here().next() {
         None => Standing::Other,
-        Some(_) if here().any(|mount| mount.source == source && unescape(mount.point) == path) => Standing::OfAgent,
+        Some(_) if here().any(|mount| mount.source == source && unescape(mount.point) == path) => {
+            Standing::OfAgent
+        }
         Some(_) => Standing::Tmpfs,
     }
 }
 
 /// Why a swap cannot be excluded for pages of this process.
 fn swap_reach(read: &dyn Fn(&Path) -> Option<String>) -> Option<NoSwapProof> {
-    let Some(swaps) = read(Path::new("/proc/swaps")) else { return Some(NoSwapProof::Unknown) };
+    let Some(swaps) = read(Path::new("/proc/swaps")) else {
+        return Some(NoSwapProof::Unknown);
+    };
     if swaps.lines().skip(1).all(|line| line.trim().is_empty()) {
         return None;
     }
-    let [mountinfo, cgroup] = ["mountinfo", "cgroup"].map(|name| read(&Path::new("/proc/self").join(name)).unwrap_or_default());
+    let [mountinfo, cgroup] = ["mountinfo", "cgroup"]
+        .map(|name| read(&Path::new("/proc/self").join(name)).unwrap_or_default());
     // One 0 is enough, ours or any ancestor's: the limits of v2 hold for everything below.
-    if swap_limits(&mountinfo, &cgroup).iter().any(|file| read(file).is_some_and(|limit| limit.trim() == "0")) {
+    if swap_limits(&mountinfo, &cgroup)
+        .iter()
+        .any(|file| read(file).is_some_and(|limit| limit.trim() == "0"))
+    {
         return None;
     }
-    let v1 = cgroup.lines().filter_map(|line| line.split(':').nth(1)).any(|list| list.split(',').any(|name| name == "memory"));
-    Some(if v1 { NoSwapProof::CgroupV1 } else { NoSwapProof::Reachable })
+    let v1 = cgroup
+        .lines()
+        .filter_map(|line| line.split(':').nth(1))
+        .any(|list| list.split(',').any(|name| name == "memory"));
+    Some(if v1 {
+        NoSwapProof::CgroupV1
+    } else {
+        NoSwapProof::Reachable
+    })
 }
 
 /// The `memory.swap.max` of our cgroup (v2) and of its ancestors, as far as they are mounted here.
 fn swap_limits(mountinfo: &str, cgroup: &str) -> Vec<PathBuf> {
-    let Some(own) = cgroup.lines().find_map(|line| line.strip_prefix("0::")) else { return Vec::new() };
-    let places = mounts(mountinfo).filter(|mount| mount.kind == "cgroup2").filter_map(|mount| {
-        let below = Path::new(own).strip_prefix(unescape(mount.root)).ok()?.to_owned();
-        // A cgroup outside of our cgroup namespace is shown with `..`: not what is mounted here.
-        (!own.contains("/..")).then(|| (unescape(mount.point), below))
-    });
-    let up = |(point, below): (PathBuf, PathBuf)| below.ancestors().map(|dir| point.join(dir).join("memory.swap.max")).collect::<Vec<_>>();
+    let Some(own) = cgroup.lines().find_map(|line| line.strip_prefix("0::")) else {
+        return Vec::new();
+    };
+    let places = mounts(mountinfo)
+        .filter(|mount| mount.kind == "cgroup2")
+        .filter_map(|mount| {
+            let below = Path::new(own)
+                .strip_prefix(unescape(mount.root))
+                .ok()?
+                .to_owned();
+            // A cgroup outside of our cgroup namespace is shown with `..`: not what is mounted
+            // here.
+            (!own.contains("/..")).then(|| (unescape(mount.point), below))
+        });
+    let up = |(point, below): (PathBuf, PathBuf)| {
+        below
+            .ancestors()
+            .map(|dir| point.join(dir).join("memory.swap.max"))
+            .collect::<Vec<_>>()
+    };
     places.flat_map(up).collect()
 }
 
@@ -109,10 +156,10 @@ mod tests {
     use super::*;
 
     const HEADER: &str = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
-    const SWAP: &str =
-        "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n/dev/dm-1                               partition\t8388604\t0\t-2\n";
+    const SWAP: &str = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n/dev/dm-1                               partition\t8388604\t0\t-2\n";
     const V2: &str = "29 23 0:26 / /sys/fs/cgroup ro,nosuid,nodev,noexec,relatime - cgroup2 cgroup rw,nsdelegate,memory_recursiveprot";
-    const V2_HOST: &str = "29 23 0:26 /system.slice/docker-1f.scope /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw";
+    const V2_HOST: &str =
+        "29 23 0:26 /system.slice/docker-1f.scope /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw";
     const V2_SPACE: &str = "29 23 0:26 / /mnt/c\\040g\\134 rw - cgroup2 cgroup rw";
     const HYBRID: &str = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw";
     const V1_CGROUP: &str = "4:memory:/docker/1f\n1:name=systemd:/docker/1f\n0::/\n";
@@ -125,41 +172,91 @@ mod tests {
         assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{row}");
     }
 
-    /// Device 0:63 with the rest of its mountinfo line, another line, `/proc/swaps`, `/proc/self/cgroup`, further files.
-    fn verdict(mount: &str, other: &str, swaps: Option<&str>, cgroup: &str, files: &[(&str, &str)], swap: Swap) -> Verdict {
+    /// Device 0:63 with the rest of its mountinfo line, another line, `/proc/swaps`,
+    /// `/proc/self/cgroup`, further files.
+    fn verdict(
+        mount: &str,
+        other: &str,
+        swaps: Option<&str>,
+        cgroup: &str,
+        files: &[(&str, &str)],
+        swap: Swap,
+    ) -> Verdict {
         let root = "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw";
         let mountinfo = format!("{root}\n{mount}\n{other}\n");
         let read = |path: &Path| match path.to_str() {
             Some("/proc/self/mountinfo") => Some(mountinfo.clone()),
             Some("/proc/swaps") => swaps.map(str::to_owned),
             Some("/proc/self/cgroup") => Some(cgroup.to_owned()),
-            _ => files.iter().find(|(name, _)| Path::new(name) == path).map(|(_, text)| (*text).to_owned()),
+            _ => files
+                .iter()
+                .find(|(name, _)| Path::new(name) == path)
+                .map(|(_, text)| (*text).to_owned()),
         };
         prove("0:63", swap, "denied", &read).map(|memory| memory.swap)
     }
 
     #[test]
     fn only_a_limited_tmpfs_is_memory() {
-        let not_memory = |kind: Option<&str>| Err(Cause::NotMemory { kind: kind.map(str::to_owned), denied: "denied".to_owned() });
+        let not_memory = |kind: Option<&str>| {
+            Err(Cause::NotMemory {
+                kind: kind.map(str::to_owned),
+                denied: "denied".to_owned(),
+            })
+        };
         let not = |kind: &str| not_memory(Some(kind));
         let table: &[(&str, Verdict)] = &[
-            ("50 27 0:63 / /app/secrets rw,nosuid,nodev,noexec,relatime - tmpfs tmpfs rw,size=4096k,mode=755", Ok(None)),
+            (
+                "50 27 0:63 / /app/secrets rw,nosuid,nodev,noexec,relatime - tmpfs tmpfs rw,size=4096k,mode=755",
+                Ok(None),
+            ),
             // A subdirectory of a mount, and a bind of one: the device is what counts.
-            ("50 27 0:63 / /dev/shm rw,nosuid,nodev shared:4 - tmpfs tmpfs rw", Ok(None)),
-            ("50 27 0:63 /a\\040b /app/sec\\040rets rw master:9 - tmpfs tmpfs rw,size=20480k,uid=1000", Ok(None)),
-            ("50 27 0:63 / /x rw shared:1 master:2 propagate_from:3 - tmpfs with\\040space rw,size=4k", Ok(None)),
-            ("50 27 0:63 / /x rw - tmpfs tmpfs rw,size=0k", Err(Cause::Unlimited("it is mounted with size=0"))),
-            ("50 27 0:63 / /x rw - ramfs none rw", Err(Cause::Unlimited("a ramfs has no limit"))),
-            ("50 27 0:63 / /x rw - devtmpfs devtmpfs rw,size=8k", not("devtmpfs")),
-            ("50 27 0:63 / / rw - overlay overlay rw,lowerdir=/a,upperdir=/tmpfs", not("overlay")),
-            ("50 27 0:63 / /x rw - fuse.sshfs tmpfs rw,size=4k", not("fuse.sshfs")),
+            (
+                "50 27 0:63 / /dev/shm rw,nosuid,nodev shared:4 - tmpfs tmpfs rw",
+                Ok(None),
+            ),
+            (
+                "50 27 0:63 /a\\040b /app/sec\\040rets rw master:9 - tmpfs tmpfs rw,size=20480k,uid=1000",
+                Ok(None),
+            ),
+            (
+                "50 27 0:63 / /x rw shared:1 master:2 propagate_from:3 - tmpfs with\\040space rw,size=4k",
+                Ok(None),
+            ),
+            (
+                "50 27 0:63 / /x rw - tmpfs tmpfs rw,size=0k",
+                Err(Cause::Unlimited("it is mounted with size=0")),
+            ),
+            (
+                "50 27 0:63 / /x rw - ramfs none rw",
+                Err(Cause::Unlimited("a ramfs has no limit")),
+            ),
+            (
+                "50 27 0:63 / /x rw - devtmpfs devtmpfs rw,size=8k",
+                not("devtmpfs"),
+            ),
+            (
+                "50 27 0:63 / / rw - overlay overlay rw,lowerdir=/a,upperdir=/tmpfs",
+                not("overlay"),
+            ),
+            (
+                "50 27 0:63 / /x rw - fuse.sshfs tmpfs rw,size=4k",
+                not("fuse.sshfs"),
+            ),
             // Another filesystem's line, a line cut short, none at all.
-            ("50 27 0:64 / /x rw - tmpfs tmpfs rw,size=4k", not_memory(None)),
+            (
+                "50 27 0:64 / /x rw - tmpfs tmpfs rw,size=4k",
+                not_memory(None),
+            ),
             ("50 27 0:63 / /x rw - tmpfs", not_memory(None)),
             ("", not_memory(None)),
         ];
         for (mount, expected) in table {
-            assert_same(&verdict(mount, V2, Some(HEADER), "0::/\n", &[], Swap::Refuse), expected, mount);
+            assert_same(
+                &verdict(mount, V2, Some(HEADER), "0::/\n", &[], Swap::Refuse),
+                expected,
+                mount,
+            );
         }
     }
 
@@ -169,22 +266,64 @@ mod tests {
         const OWN: &str = "/sys/fs/cgroup/memory.swap.max";
         const A: &str = "/sys/fs/cgroup/a/memory.swap.max";
         const AB: &str = "/sys/fs/cgroup/a/b/memory.swap.max";
-        type Row<'a> = (&'a str, Option<&'a str>, &'a str, &'a [(&'a str, &'a str)], Option<NoSwapProof>);
+        type Row<'a> = (
+            &'a str,
+            Option<&'a str>,
+            &'a str,
+            &'a [(&'a str, &'a str)],
+            Option<NoSwapProof>,
+        );
         let table: &[Row<'_>] = &[
             (V2, Some(HEADER), "0::/\n", &[], None),
             (V2, Some(""), "0::/\n", &[], None),
             (V2, None, "0::/\n", &[(OWN, "0\n")], Some(Unknown)),
             (V2, Some(SWAP), "0::/\n", &[], Some(Reachable)),
             (V2, Some(SWAP), "0::/\n", &[(OWN, "max\n")], Some(Reachable)),
-            (V2, Some(SWAP), "0::/\n", &[(OWN, "4096\n")], Some(Reachable)),
+            (
+                V2,
+                Some(SWAP),
+                "0::/\n",
+                &[(OWN, "4096\n")],
+                Some(Reachable),
+            ),
             (V2, Some(SWAP), "0::/\n", &[(OWN, "0\n")], None),
             (V2, Some(SWAP), "0::/a/b\n", &[(AB, "0\n")], None),
-            (V2, Some(SWAP), "0::/a/b\n", &[(AB, "max\n"), (A, "0\n")], None),
+            (
+                V2,
+                Some(SWAP),
+                "0::/a/b\n",
+                &[(AB, "max\n"), (A, "0\n")],
+                None,
+            ),
             (V2, Some(SWAP), "0::/a\n", &[(AB, "0\n")], Some(Reachable)),
-            (V2, Some(SWAP), "0::/../a\n", &[(OWN, "0\n"), (A, "0\n")], Some(Reachable)),
-            (V2_HOST, Some(SWAP), "0::/system.slice/docker-1f.scope\n", &[(OWN, "0\n")], None),
-            (V2_HOST, Some(SWAP), "0::/system.slice/docker-2e.scope\n", &[(OWN, "0\n")], Some(Reachable)),
-            (V2_SPACE, Some(SWAP), "0::/\n", &[("/mnt/c g\\/memory.swap.max", "0\n")], None),
+            (
+                V2,
+                Some(SWAP),
+                "0::/../a\n",
+                &[(OWN, "0\n"), (A, "0\n")],
+                Some(Reachable),
+            ),
+            (
+                V2_HOST,
+                Some(SWAP),
+                "0::/system.slice/docker-1f.scope\n",
+                &[(OWN, "0\n")],
+                None,
+            ),
+            (
+                V2_HOST,
+                Some(SWAP),
+                "0::/system.slice/docker-2e.scope\n",
+                &[(OWN, "0\n")],
+                Some(Reachable),
+            ),
+            (
+                V2_SPACE,
+                Some(SWAP),
+                "0::/\n",
+                &[("/mnt/c g\\/memory.swap.max", "0\n")],
+                None,
+            ),
             ("", Some(SWAP), "0::/\n", &[(OWN, "0\n")], Some(Reachable)),
             ("", Some(SWAP), "", &[], Some(Reachable)),
             // v1: no limit is a proof, whatever it says.
@@ -196,23 +335,44 @@ mod tests {
         for (other, swaps, cgroup, files, expected) in table {
             let refused = verdict(mount, other, *swaps, cgroup, files, Swap::Refuse);
             let row = format!("{other} {swaps:?} {cgroup} {files:?}");
-            assert_same(&refused, &expected.map_or(Ok(None), |why| Err(Cause::Swappable(why))), &row);
+            assert_same(
+                &refused,
+                &expected.map_or(Ok(None), |why| Err(Cause::Swappable(why))),
+                &row,
+            );
             // Allowed, and said.
-            assert_same(&verdict(mount, other, *swaps, cgroup, files, Swap::Allow), &Ok(*expected), &row);
+            assert_same(
+                &verdict(mount, other, *swaps, cgroup, files, Swap::Allow),
+                &Ok(*expected),
+                &row,
+            );
         }
         let noswap = "50 27 0:63 / /app/secrets rw - tmpfs tmpfs rw,size=4096k,mode=755,noswap";
-        assert_same(&verdict(noswap, V2, Some(SWAP), "0::/\n", &[], Swap::Refuse), &Ok(None), noswap);
+        assert_same(
+            &verdict(noswap, V2, Some(SWAP), "0::/\n", &[], Swap::Refuse),
+            &Ok(None),
+            noswap,
+        );
         let elsewhere = "50 27 0:63 / /x rw,noswap - tmpfs noswap rw";
-        assert_same(&verdict(elsewhere, V2, None, "", &[], Swap::Refuse), &Err(Cause::Swappable(Unknown)), elsewhere);
+        assert_same(
+            &verdict(elsewhere, V2, None, "", &[], Swap::Refuse),
+            &Err(Cause::Swappable(Unknown)),
+            elsewhere,
+        );
     }
 
     #[test]
     fn a_swap_that_is_turned_on_later_is_found_and_missed_again() {
-        let mount = |options: &str| format!("50 27 0:63 / /app/secrets rw - tmpfs tmpfs rw,size=4096k{options}\n");
-        // Options of the mount, what the plan says of swaps, and what a later look at a machine with a swap finds.
-        for (options, swap, found) in
-            [("", Swap::Refuse, Some(NoSwapProof::Reachable)), ("", Swap::Allow, None), (",noswap", Swap::Refuse, None)]
-        {
+        let mount = |options: &str| {
+            format!("50 27 0:63 / /app/secrets rw - tmpfs tmpfs rw,size=4096k{options}\n")
+        };
+        // Options of the mount, what the plan says of swaps, and what a later look at a machine
+        // with a swap finds.
+        for (options, swap, found) in [
+            ("", Swap::Refuse, Some(NoSwapProof::Reachable)),
+            ("", Swap::Allow, None),
+            (",noswap", Swap::Refuse, None),
+        ] {
             let reader = |swaps: &'static str| {
                 let mountinfo = mount(options);
                 move |path: &Path| match path.to_str() {
@@ -229,8 +389,7 @@ mod tests {
 
     #[test]
     fn a_mount_of_an_agent_is_told_from_a_given_one() {
-        let mountinfo =
-            "50 27 0:63 / /a\\040b rw - tmpfs baofs rw,size=4k\n51 27 0:64 / /c rw - tmpfs tmpfs rw\n52 27 254:0 / /d rw - ext4 baofs rw\n";
+        let mountinfo = "50 27 0:63 / /a\\040b rw - tmpfs baofs rw,size=4k\n51 27 0:64 / /c rw - tmpfs tmpfs rw\n52 27 254:0 / /d rw - ext4 baofs rw\n";
         for (device, path, expected) in [
             ("0:63", "/a b", Standing::OfAgent),
             ("0:63", "/a b/c", Standing::Tmpfs),
@@ -238,7 +397,11 @@ mod tests {
             ("254:0", "/d", Standing::Other),
             ("0:99", "/a b", Standing::Other),
         ] {
-            assert_eq!(standing(device, Path::new(path), mountinfo, "baofs"), expected, "{device} {path}");
+            assert_eq!(
+                standing(device, Path::new(path), mountinfo, "baofs"),
+                expected,
+                "{device} {path}"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The directory that files are written to. Invariants: nothing is made in it before it was proved and locked; what was
-//! changed on the way to a refusal is put back.
+//! The directory that files are written to. Invariants: nothing is made in it before it was proved
+//! and locked; what was changed on the way to a refusal is put back.
 
 use super::proof::{MemoryBacked, Standing, prove, standing};
 use super::refusal::{Cause, Refusal};
@@ -23,14 +23,16 @@ use std::path::{Path, PathBuf};
 /// Size of a mount of ours where the plan has none: 4 MiB.
 const DEFAULT_SIZE: u64 = 4 << 20;
 
-/// A directory that is proved to be memory, and held for this agent as long as it or a child of it lives.
+/// A directory that is proved to be memory, and held for this agent as long as it or a child of it
+/// lives.
 #[derive(Debug)]
 pub struct Target {
     /// Where applications find it.
     path: PathBuf,
     /// Whose mount it is.
     place: Place,
-    /// The directory as `path` shows it. A lock on it says that an agent lives; fork shares it, exec closes it.
+    /// The directory as `path` shows it. A lock on it says that an agent lives; fork shares it,
+    /// exec closes it.
     public: File,
     /// Mode of the directories in it.
     dir_mode: u32,
@@ -50,14 +52,18 @@ enum Place {
 }
 
 impl Target {
-    /// Mounts a tmpfs at the path if that is allowed, else takes what is there; proves it, locks it, removes what a dead
-    /// agent left. Called once, before any fork, with the rights that the agent was started with.
+    /// Mounts a tmpfs at the path if that is allowed, else takes what is there; proves it, locks
+    /// it, removes what a dead agent left. Called once, before any fork, with the rights that
+    /// the agent was started with.
     ///
     /// # Errors
     /// The first reason against it; then nothing was made, and nothing of ours is mounted.
     pub fn prepare(filesystem: &Filesystem, files: &[plan::File]) -> Result<Self, Refusal> {
         let path = &filesystem.path;
-        Self::try_prepare(filesystem, files).map_err(|cause| Refusal { path: path.clone(), cause })
+        Self::try_prepare(filesystem, files).map_err(|cause| Refusal {
+            path: path.clone(),
+            cause,
+        })
     }
 
     fn try_prepare(filesystem: &Filesystem, files: &[plan::File]) -> Result<Self, Cause> {
@@ -74,13 +80,21 @@ impl Target {
             Err(error) if is_denied(&error) => (Place::Given(error), open(&path)),
             Err(error) => return Err(Cause::Mount(error)),
         };
-        let checked = opened.and_then(|public| Ok((check(&place, &public, filesystem.swap, files)?, public)));
+        let checked =
+            opened.and_then(|public| Ok((check(&place, &public, filesystem.swap, files)?, public)));
         let (memory, public) = checked.inspect_err(|_| place.unmount(&path))?;
         if let Some(cause) = memory.swap_risk() {
             Event::SwapAllowed { cause: &cause }.emit();
         }
         let ground = matches!(place, Place::Own(_)).then_some(ground);
-        Ok(Self { path, place, public, dir_mode: filesystem.dir_mode, memory, ground })
+        Ok(Self {
+            path,
+            place,
+            public,
+            dir_mode: filesystem.dir_mode,
+            memory,
+            ground,
+        })
     }
 
     /// What our own mount lies on; `None` when the directory was given.
@@ -94,26 +108,39 @@ impl Target {
     /// # Errors
     /// When the directory of contents cannot be made.
     pub fn writer(&self, files: &[plan::File], now: Moment) -> Result<Writer, WriteError> {
-        let failed = |error: nix::Error| WriteError::Io { doing: format!("opening {}", self.path.display()), error: error.into() };
-        Writer::new(self.place.root(&self.public).map_err(failed)?, self.dir_mode, files, now)
+        let failed = |error: nix::Error| WriteError::Io {
+            doing: format!("opening {}", self.path.display()),
+            error: error.into(),
+        };
+        Writer::new(
+            self.place.root(&self.public).map_err(failed)?,
+            self.dir_mode,
+            files,
+            now,
+        )
     }
 
-    /// Why files could reach a swap now, although that was excluded at the start and is not allowed. Reads a few files of `/proc`; cheap where
-    /// the machine has no swap.
+    /// Why files could reach a swap now, although that was excluded at the start and is not
+    /// allowed. Reads a few files of `/proc`; cheap where the machine has no swap.
     #[must_use]
     pub fn swap_risk(&self) -> Option<NoSwapProof> {
-        self.memory.look_again(&|file| std::fs::read_to_string(file).ok())
+        self.memory
+            .look_again(&|file| std::fs::read_to_string(file).ok())
     }
 
-    /// Removes everything that this agent made: its files, and its mount. For the end, when no writer lives any more,
-    /// whether it ended well or not.
+    /// Removes everything that this agent made: its files, and its mount. For the end, when no
+    /// writer lives any more, whether it ended well or not.
     ///
     /// # Errors
     /// What could not be removed.
     pub fn clear(&self) -> io::Result<()> {
-        let removed = self.place.root(&self.public).and_then(|root| remove::everything(root.as_fd()));
+        let removed = self
+            .place
+            .root(&self.public)
+            .and_then(|root| remove::everything(root.as_fd()));
         if let Place::Own(_) = self.place {
-            // By its root, not by its path: the directories above may be closed to a supervisor that gave up its rights.
+            // By its root, not by its path: the directories above may be closed to a supervisor
+            // that gave up its rights.
             let _ = mount::unmount_root(self.public.as_fd(), mount::Requests::Kept);
         }
         Ok(removed?)
@@ -147,24 +174,37 @@ impl Place {
     }
 }
 
-/// Whether a file belongs to another user, or to a group that we are not in: then the writer has to keep `CAP_CHOWN`.
+/// Whether a file belongs to another user, or to a group that we are not in: then the writer has to
+/// keep `CAP_CHOWN`.
 #[must_use]
 pub fn needs_chown(files: &[plan::File]) -> bool {
-    files.iter().any(|file| file.owner.uid != geteuid().as_raw() || !in_group(file.owner.gid))
+    files
+        .iter()
+        .any(|file| file.owner.uid != geteuid().as_raw() || !in_group(file.owner.gid))
 }
 
-/// All that must hold before the first byte. The order matters: nothing is touched before the proof and the lock.
-fn check(place: &Place, public: &File, swap: plan::Swap, files: &[plan::File]) -> Result<MemoryBacked, Cause> {
+/// All that must hold before the first byte. The order matters: nothing is touched before the proof
+/// and the lock.
+fn check(
+    place: &Place,
+    public: &File,
+    swap: plan::Swap,
+    files: &[plan::File],
+) -> Result<MemoryBacked, Cause> {
     let denied = match place {
         Place::Own(_) => "it is hidden by another mount".to_owned(),
         Place::Given(error) => error.to_string(),
     };
-    let memory = prove(&device(public)?, swap, &denied, &|file| std::fs::read_to_string(file).ok())?;
+    let memory = prove(&device(public)?, swap, &denied, &|file| {
+        std::fs::read_to_string(file).ok()
+    })?;
     if let Place::Given(_) = place {
         lock(public)?;
         check_writable(public)?;
     }
-    let root = place.root(public).map_err(|error| Cause::Open(error.into()))?;
+    let root = place
+        .root(public)
+        .map_err(|error| Cause::Open(error.into()))?;
     remove::everything(root.as_fd()).map_err(|error| Cause::Leftovers(error.into()))?;
     for file in files {
         if remove::exists(root.as_fd(), file.name.as_str()) {
@@ -183,34 +223,58 @@ fn check_writable(dir: &File) -> Result<(), Cause> {
         (false, true) => 0o070,
         (false, false) => 0o007,
     };
-    let whose = || format!("which is of uid {}, gid {}, mode {:04o}", stat.st_uid, stat.st_gid, stat.st_mode & 0o7777);
-    if stat.st_mode & need == need { Ok(()) } else { Err(Cause::NotWritable(whose())) }
+    let whose = || {
+        format!(
+            "which is of uid {}, gid {}, mode {:04o}",
+            stat.st_uid,
+            stat.st_gid,
+            stat.st_mode & 0o7777
+        )
+    };
+    if stat.st_mode & need == need {
+        Ok(())
+    } else {
+        Err(Cause::NotWritable(whose()))
+    }
 }
 
-/// Asks the kernel itself, with a file that has no name: capabilities, user namespaces and quotas all have a say.
+/// Asks the kernel itself, with a file that has no name: capabilities, user namespaces and quotas
+/// all have a say.
 fn try_owner(root: &OwnedFd, owner: Owner) -> Result<(), Cause> {
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-    let probe = openat(root, ".", flags, Mode::empty()).map_err(|error| Cause::NotWritable(format!("which refuses them ({error})")))?;
-    let given = fchown(&probe, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)));
+    let probe = openat(root, ".", flags, Mode::empty())
+        .map_err(|error| Cause::NotWritable(format!("which refuses them ({error})")))?;
+    let given = fchown(
+        &probe,
+        Some(Uid::from_raw(owner.uid)),
+        Some(Gid::from_raw(owner.gid)),
+    );
     given.map_err(|error| Cause::Chown(owner, error.into()))
 }
 
 fn in_group(gid: u32) -> bool {
-    gid == getegid().as_raw() || getgroups().is_ok_and(|groups| groups.contains(&Gid::from_raw(gid)))
+    gid == getegid().as_raw()
+        || getgroups().is_ok_and(|groups| groups.contains(&Gid::from_raw(gid)))
 }
 
 fn open(path: &Path) -> Result<File, Cause> {
-    File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path).map_err(Cause::Open)
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(path)
+        .map_err(Cause::Open)
 }
 
 /// `major:minor` of the directory's filesystem, as the kernel's list of mounts has it.
 fn device(dir: &File) -> Result<String, Cause> {
-    let device = fstat(dir).map_err(|error| Cause::Open(error.into()))?.st_dev;
+    let device = fstat(dir)
+        .map_err(|error| Cause::Open(error.into()))?
+        .st_dev;
     Ok(format!("{}:{}", major(device), minor(device)))
 }
 
-/// Takes the lock that says that an agent lives. A lock on the directory itself needs no file that could be left behind,
-/// and works through a read-only mount.
+/// Takes the lock that says that an agent lives. A lock on the directory itself needs no file that
+/// could be left behind, and works through a read-only mount.
 fn lock(dir: &File) -> Result<(), Cause> {
     dir.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => Cause::Held,
@@ -229,9 +293,11 @@ fn make_way(path: &Path) -> Result<(), Cause> {
     }
 }
 
-/// Empties and takes away the mount of a dead agent. Without the right to do so it stays, and is refused as read-only.
+/// Empties and takes away the mount of a dead agent. Without the right to do so it stays, and is
+/// refused as read-only.
 fn remove_stale(public: &File, path: &Path) -> Result<(), Cause> {
-    let writable = mount::clone(public.as_fd()).and_then(|clone| mount::set_read_only(clone.as_fd(), false).map(|()| clone));
+    let writable = mount::clone(public.as_fd())
+        .and_then(|clone| mount::set_read_only(clone.as_fd(), false).map(|()| clone));
     if let Ok(clone) = writable {
         remove::everything(clone.as_fd()).map_err(|error| Cause::Leftovers(error.into()))?;
         mount::unmount(path).map_err(Cause::Mount)?;
@@ -239,16 +305,23 @@ fn remove_stale(public: &File, path: &Path) -> Result<(), Cause> {
     Ok(())
 }
 
-/// A new tmpfs: its private mount, and the root of the public one; without `noswap` where the kernel does not take it (before
-/// 6.4, or in a user namespace). The directory is locked before it is attached, so that an agent that starts at the same moment
-/// never finds it without its lock, as a dead agent's.
+/// A new tmpfs: its private mount, and the root of the public one; without `noswap` where the
+/// kernel does not take it (before 6.4, or in a user namespace). The directory is locked before it
+/// is attached, so that an agent that starts at the same moment never finds it without its lock, as
+/// a dead agent's.
 fn mount_own(filesystem: &Filesystem) -> io::Result<(OwnedFd, File)> {
     let detached = |noswap: bool| {
         let context = FsContext::open(c"tmpfs")?;
         context.set(&SuperOption::Value("source", SOURCE.to_owned()))?;
         // 0 would be no limit.
-        context.set(&SuperOption::Value("size", filesystem.size.unwrap_or(DEFAULT_SIZE).max(1).to_string()))?;
-        context.set(&SuperOption::Value("mode", format!("{:o}", filesystem.dir_mode)))?;
+        context.set(&SuperOption::Value(
+            "size",
+            filesystem.size.unwrap_or(DEFAULT_SIZE).max(1).to_string(),
+        ))?;
+        context.set(&SuperOption::Value(
+            "mode",
+            format!("{:o}", filesystem.dir_mode),
+        ))?;
         if noswap {
             context.set(&SuperOption::Flag("noswap"))?;
         }
@@ -260,11 +333,17 @@ fn mount_own(filesystem: &Filesystem) -> io::Result<(OwnedFd, File)> {
     };
     let root = File::from(remove::open_dir(public.as_fd(), ".")?);
     root.try_lock()?;
-    Ok((mount::attach_with_twin(public.as_fd(), &filesystem.path)?, root))
+    Ok((
+        mount::attach_with_twin(public.as_fd(), &filesystem.path)?,
+        root,
+    ))
 }
 
-/// Whether an error of the mount API says that we may not mount here at all: no capability, a security module, a seccomp
-/// filter or a kernel without these calls.
+/// Whether an error of the mount API says that we may not mount here at all: no capability, a
+/// security module, a seccomp filter or a kernel without these calls.
 fn is_denied(error: &io::Error) -> bool {
-    matches!(mount::errno(error), Some(libc::EPERM | libc::EACCES | libc::ENOSYS))
+    matches!(
+        mount::errno(error),
+        Some(libc::EPERM | libc::EACCES | libc::ENOSYS)
+    )
 }

@@ -1,6 +1,7 @@
-//! A Docker daemon, and what the cases need of it. The machine's own is used where one runs; else Debian's `dockerd` is
-//! started in namespaces of its own. Invariant: whatever happens, what was started, mounted or routed here ends with this
-//! process; with a daemon of the machine, nothing is reached by a path or a pid, which it may see differently.
+//! A Docker daemon, and what the cases need of it. The machine's own is used where one runs; else
+//! Debian's `dockerd` is started in namespaces of its own. Invariant: whatever happens, what was
+//! started, mounted or routed here ends with this process; with a daemon of the machine, nothing is
+//! reached by a path or a pid, which it may see differently.
 
 use crate::rig::process::{Captured, Kept, children, outcome, run, signal};
 use crate::rig::server::{Lives, Real, Tenant};
@@ -54,18 +55,26 @@ struct Daemon {
 }
 
 impl Docker {
-    /// Finds or starts a daemon, then makes the image and starts the servers. The process must have one thread only.
+    /// Finds or starts a daemon, then makes the image and starts the servers. The process must have
+    /// one thread only.
     pub(crate) fn start() -> Self {
         let daemon = (!Client(None).answers()).then(Daemon::start);
         let client = Client(daemon.as_ref().map(Daemon::host));
         let network = "{{with index .IPAM.Config 0}}{{or .Gateway .Subnet}}{{end}}";
-        let gateway = gateway(&run(client.docker().args(["network", "inspect", "bridge", "--format", network])));
+        let gateway = gateway(&run(client
+            .docker()
+            .args(["network", "inspect", "bridge", "--format", network])));
         // A scope that ends joins its threads, and fails with them.
         let real = std::thread::scope(|scope| {
             scope.spawn(|| build(&client));
             Arc::new(Real::start(Ipv4Addr::UNSPECIFIED))
         });
-        Self { real, gateway, client, daemon }
+        Self {
+            real,
+            gateway,
+            client,
+            daemon,
+        }
     }
 
     /// `docker` (or with `program` another client, such as `docker-compose`) for this daemon.
@@ -92,27 +101,47 @@ impl Docker {
 
     /// A container that runs already; what it has said before is lost.
     pub(crate) fn attach(&self, id: &str) -> Container<'_> {
-        self.follow(id.to_owned(), &["docker"], &["attach", "--no-stdin", "--sig-proxy=false", id])
+        self.follow(
+            id.to_owned(),
+            &["docker"],
+            &["attach", "--no-stdin", "--sig-proxy=false", id],
+        )
     }
 
     /// A new name for a container.
     pub(crate) fn name() -> String {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        format!("baofs-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+        format!(
+            "baofs-test-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        )
     }
 
-    /// Follows container `name` by the client `program ARGS`, which ends with its code; what is written to `input` is typed.
+    /// Follows container `name` by the client `program ARGS`, which ends with its code; what is
+    /// written to `input` is typed.
     pub(crate) fn follow(&self, name: String, program: &[&str], args: &[&str]) -> Container<'_> {
         let mut cli = Kept::start(&[], |command| {
             command.args(program).args(args).stdin(Stdio::piped());
-            command.envs(self.client("docker").get_envs().filter_map(|(key, value)| Some((key, value?))));
+            command.envs(
+                self.client("docker")
+                    .get_envs()
+                    .filter_map(|(key, value)| Some((key, value?))),
+            );
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
         });
         let child = cli.child();
         let input = child.stdin.take().expect("it was asked for");
         let stdout = Captured::of(child.stdout.take().expect("it was asked for"));
         let stderr = Captured::of(child.stderr.take().expect("it was asked for"));
-        Container { docker: self, name, cli, input, stdout, stderr }
+        Container {
+            docker: self,
+            name,
+            cli,
+            input,
+            stdout,
+            stderr,
+        }
     }
 
     /// A tenant of the real server, and its /etc/bao; `more` is added to its configuration.
@@ -127,7 +156,10 @@ impl Docker {
         let user = config::field("db_user", &tenant.creds(), "username");
         let password = config::field("db_password", &tenant.creds(), "password");
         let note = config::field("note", &tenant.kv("note"), "text");
-        let site = Site { docker: self, tenant };
+        let site = Site {
+            docker: self,
+            tenant,
+        };
         site.fill(&(login + &user + &password + &note + more));
         site
     }
@@ -135,7 +167,10 @@ impl Docker {
     /// What the daemon itself has mounted, where that can be seen.
     pub(crate) fn mounts(&self) -> String {
         let pid = self.daemon.as_ref().and_then(Daemon::pid);
-        pid.map(|pid| fs::read_to_string(format!("/proc/{pid}/mountinfo")).expect("the daemon runs")).unwrap_or_default()
+        pid.map(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/mountinfo")).expect("the daemon runs")
+        })
+        .unwrap_or_default()
     }
 }
 
@@ -147,9 +182,12 @@ impl Drop for Docker {
     }
 }
 
-/// The address of the bridge, which a daemon that has just made it tells by its network alone: the first one in it.
+/// The address of the bridge, which a daemon that has just made it tells by its network alone: the
+/// first one in it.
 fn gateway(told: &str) -> Ipv4Addr {
-    let (address, first) = told.split_once('/').map_or((told, 0), |(network, _)| (network, 1));
+    let (address, first) = told
+        .split_once('/')
+        .map_or((told, 0), |(network, _)| (network, 1));
     let address: Ipv4Addr = address.parse().expect("the default bridge has an address");
     Ipv4Addr::from_bits(address.to_bits() + first)
 }
@@ -166,17 +204,35 @@ impl Client {
     }
 
     fn answers(&self) -> bool {
-        outcome(self.docker().args(["version", "--format", "{{.Server.Version}}"])).status.success()
+        outcome(
+            self.docker()
+                .args(["version", "--format", "{{.Server.Version}}"]),
+        )
+        .status
+        .success()
     }
 }
 
 impl Daemon {
     fn start() -> Self {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network of its own needs root: run the tests with sudo");
+        unshare(CloneFlags::CLONE_NEWNET)
+            .expect("a network of its own needs root: run the tests with sudo");
         run(Command::new("ip").args(["link", "set", "lo", "up"]));
-        let dir = tempfile::Builder::new().prefix("baofs-docker-").tempdir().expect("a directory for the daemon");
+        let dir = tempfile::Builder::new()
+            .prefix("baofs-docker-")
+            .tempdir()
+            .expect("a directory for the daemon");
         let room = Kept::start(&[], |command| {
-            command.args(["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]);
+            command.args([
+                "unshare",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "--propagation",
+                "private",
+            ]);
             command.args(["sh", "-c", DAEMON, "sh"]).arg(dir.path());
         });
         let daemon = Self { room, dir };
@@ -204,16 +260,33 @@ impl Drop for Daemon {
                 wait_until("dockerd ends", || self.room.ended());
             }
         }
-        let name = self.dir.path().file_name().expect("it was made with one").to_owned();
+        let name = self
+            .dir
+            .path()
+            .file_name()
+            .expect("it was made with one")
+            .to_owned();
         // One tree on cgroup v2, one for each controller on v1.
-        let trees = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
-        trees.chain(["/sys/fs/cgroup".into()]).for_each(|tree| remove_cgroup(&tree.join(&name)));
+        let trees = fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path());
+        trees
+            .chain(["/sys/fs/cgroup".into()])
+            .for_each(|tree| remove_cgroup(&tree.join(&name)));
     }
 }
 
-/// Removes an empty control group with all below it; one that is not there, or not empty, stays as it is.
+/// Removes an empty control group with all below it; one that is not there, or not empty, stays as
+/// it is.
 fn remove_cgroup(group: &Path) {
-    for entry in fs::read_dir(group).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
+    for entry in fs::read_dir(group)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.path().is_dir())
+    {
         remove_cgroup(&entry.path());
     }
     let _ = fs::remove_dir(group);
@@ -221,24 +294,66 @@ fn remove_cgroup(group: &Path) {
 
 /// Builds the image from a context that holds the binary under test, without a network.
 fn build(client: &Client) {
-    let missing: Vec<_> = BASES.iter().filter(|base| !outcome(client.docker().args(["image", "inspect", base])).status.success()).collect();
+    let missing: Vec<_> = BASES
+        .iter()
+        .filter(|base| {
+            !outcome(client.docker().args(["image", "inspect", base]))
+                .status
+                .success()
+        })
+        .collect();
     if let [first, others @ ..] = missing.as_slice() {
-        run(client.docker().arg("import").arg(program("debian-bookworm.tar", &["/~cache/baofs/debian-bookworm.tar"])).arg(first));
+        run(client
+            .docker()
+            .arg("import")
+            .arg(program(
+                "debian-bookworm.tar",
+                &["/~cache/baofs/debian-bookworm.tar"],
+            ))
+            .arg(first));
         for other in others {
             run(client.docker().args(["tag", first, other]));
         }
     }
-    let (context, source) = (tempfile::tempdir().expect("a directory for the context"), Path::new(env!("CARGO_MANIFEST_DIR")));
-    let files = ["Dockerfile", ".dockerignore", "examples/container/agent-config.hcl", "examples/container/app.py"];
-    for (from, to) in files.map(|file| (source.join(file), file)).into_iter().chain([(agent::binary(), BINARY)]) {
+    let (context, source) = (
+        tempfile::tempdir().expect("a directory for the context"),
+        Path::new(env!("CARGO_MANIFEST_DIR")),
+    );
+    let files = [
+        "Dockerfile",
+        ".dockerignore",
+        "examples/container/agent-config.hcl",
+        "examples/container/app.py",
+    ];
+    for (from, to) in files
+        .map(|file| (source.join(file), file))
+        .into_iter()
+        .chain([(agent::binary(), BINARY)])
+    {
         let target = context.path().join(to);
-        fs::create_dir_all(target.parent().expect("it is below the context")).expect("the context is ours");
+        fs::create_dir_all(target.parent().expect("it is below the context"))
+            .expect("the context is ours");
         fs::copy(from, target).expect("the clone is whole and built");
     }
-    for what in [&["--tag", IMAGE][..], &["--tag", SCRATCH, "--target", "baofs"]] {
+    for what in [
+        &["--tag", IMAGE][..],
+        &["--tag", SCRATCH, "--target", "baofs"],
+    ] {
         let binary = format!("BINARY={BINARY}");
-        let build = ["build", "--quiet", "--network", "none", "--build-arg", &binary];
-        run(client.docker().args(build).args(what).arg(context.path()).env("DOCKER_BUILDKIT", "0"));
+        let build = [
+            "build",
+            "--quiet",
+            "--network",
+            "none",
+            "--build-arg",
+            &binary,
+        ];
+        run(client
+            .docker()
+            .args(build)
+            .args(what)
+            .arg(context.path())
+            .env("DOCKER_BUILDKIT", "0"));
     }
 }
 
@@ -263,7 +378,11 @@ impl Site<'_> {
 
     fn fill(&self, config: &str) {
         let dir = tempfile::tempdir().expect("a directory for the configuration");
-        for (name, text) in [("agent-config.hcl", config), ("role_id", &self.tenant.role_id), ("secret_id", &self.tenant.secret_id)] {
+        for (name, text) in [
+            ("agent-config.hcl", config),
+            ("role_id", &self.tenant.role_id),
+            ("secret_id", &self.tenant.secret_id),
+        ] {
             fs::write(dir.path().join(name), text).expect("the directory is ours");
         }
         // Through a container that never starts: the daemon may see other files than this process.
@@ -277,7 +396,9 @@ impl Site<'_> {
 
 impl Drop for Site<'_> {
     fn drop(&mut self) {
-        let _ = self.docker.try_ask(&["volume", "rm", "--force", &self.volume_name()]);
+        let _ = self
+            .docker
+            .try_ask(&["volume", "rm", "--force", &self.volume_name()]);
     }
 }
 
@@ -307,30 +428,50 @@ impl Container<'_> {
     /// Types `text`, and waits until it has printed `words`.
     pub(crate) fn type_in(&mut self, text: &str, words: &str) {
         self.input.write_all(text.as_bytes()).expect("it runs");
-        wait_until_or(&format!("the container prints `{words}`"), || self.printed(), || self.printed().contains(words).then_some(()));
+        wait_until_or(
+            &format!("the container prints `{words}`"),
+            || self.printed(),
+            || self.printed().contains(words).then_some(()),
+        );
     }
 
     /// Waits until it has printed `line`.
     pub(crate) fn wait_for_line(&self, line: &str) {
         let said = || self.printed() + &self.log();
-        wait_until_or(&format!("the container prints `{line}`"), said, || self.printed().lines().any(|it| it == line).then_some(()));
+        wait_until_or(&format!("the container prints `{line}`"), said, || {
+            self.printed().lines().any(|it| it == line).then_some(())
+        });
     }
 
     /// What `docker inspect --format` says of it.
     pub(crate) fn inspect(&self, format: &str) -> String {
-        self.docker.ask(&["inspect", "--format", format, &self.name])
+        self.docker
+            .ask(&["inspect", "--format", format, &self.name])
     }
 
     /// Runs a command in it as `user`; `None` when it fails.
     pub(crate) fn try_exec(&self, user: &str, command: &[&str]) -> Option<String> {
-        let output = self.docker.try_ask(&[&["exec", "--user", user, &self.name], command].concat());
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+        let output = self
+            .docker
+            .try_ask(&[&["exec", "--user", user, &self.name], command].concat());
+        output.status.success().then(|| {
+            String::from_utf8_lossy(&output.stdout)
+                .trim_end()
+                .to_owned()
+        })
     }
 
     /// A served file as `user` reads it, once it holds something else than `old`.
     pub(crate) fn read_after(&self, user: &str, name: &str, old: &str) -> String {
-        let read = || self.try_exec(user, &["cat", &format!("/app/secrets/{name}")]).filter(|text| text != old);
-        wait_until_or(&format!("{name} can be read and is not `{old}`"), || self.log(), read)
+        let read = || {
+            self.try_exec(user, &["cat", &format!("/app/secrets/{name}")])
+                .filter(|text| text != old)
+        };
+        wait_until_or(
+            &format!("{name} can be read and is not `{old}`"),
+            || self.log(),
+            read,
+        )
     }
 
     /// Asks the web application in it: status and text; `None` while nobody listens.
@@ -341,7 +482,10 @@ impl Container<'_> {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let (head, text) = answer.split_once("\r\n\r\n")?;
-        Some((head.split(' ').nth(1)?.parse().ok()?, text.trim_end().to_owned()))
+        Some((
+            head.split(' ').nth(1)?.parse().ok()?,
+            text.trim_end().to_owned(),
+        ))
     }
 
     /// `docker kill --signal NAME`.
@@ -351,7 +495,8 @@ impl Container<'_> {
 
     /// `docker stop OPTIONS` and the end.
     pub(crate) fn stop(self, options: &[&str]) -> End {
-        self.docker.ask(&[&["stop"], options, &[&self.name]].concat());
+        self.docker
+            .ask(&[&["stop"], options, &[&self.name]].concat());
         self.end()
     }
 
@@ -360,22 +505,40 @@ impl Container<'_> {
         wait_until("the container ends", || self.cli.ended());
         // Dropped without its name, this value removes nothing.
         let name = std::mem::take(&mut self.name);
-        self.docker.follow(name.clone(), &["docker"], &["start", "--attach", &name])
+        self.docker
+            .follow(name.clone(), &["docker"], &["start", "--attach", &name])
     }
 
     /// Waits for its end.
     pub(crate) fn end(mut self) -> End {
-        let Self { cli, stdout, stderr, .. } = &mut self;
-        let status = wait_until_or("the container ends", || stdout.text() + &stderr.text(), || cli.ended());
-        let code = status.code().unwrap_or_else(|| 128 + status.signal().expect("it ended by one or the other"));
-        End { code, stdout: self.stdout.whole(), stderr: self.stderr.whole() }
+        let Self {
+            cli,
+            stdout,
+            stderr,
+            ..
+        } = &mut self;
+        let status = wait_until_or(
+            "the container ends",
+            || stdout.text() + &stderr.text(),
+            || cli.ended(),
+        );
+        let code = status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().expect("it ended by one or the other"));
+        End {
+            code,
+            stdout: self.stdout.whole(),
+            stderr: self.stderr.whole(),
+        }
     }
 }
 
 impl Drop for Container<'_> {
     fn drop(&mut self) {
         if !self.name.is_empty() {
-            let _ = self.docker.try_ask(&["rm", "--force", "--volumes", &self.name]);
+            let _ = self
+                .docker
+                .try_ask(&["rm", "--force", "--volumes", &self.name]);
         }
     }
 }

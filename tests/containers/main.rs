@@ -1,6 +1,7 @@
-//! The product in real containers of a Docker daemon: the image, the commands of README, signals, stop, what an application is
-//! given. A program of its own, because the daemon is shared by all cases and must be stopped after them, and because
-//! `unshare(2)` wants a single thread. `cargo test --test containers WORD` runs the cases with that word in their names.
+//! The product in real containers of a Docker daemon: the image, the commands of README, signals,
+//! stop, what an application is given. A program of its own, because the daemon is shared by all
+//! cases and must be stopped after them, and because `unshare(2)` wants a single thread. `cargo
+//! test --test containers WORD` runs the cases with that word in their names.
 
 mod docker;
 mod forms;
@@ -27,9 +28,19 @@ const CASES: &[&[Case]] = &[swarm::CASES, stop::CASES, forms::CASES, parity::CAS
 const AT_ONCE: usize = 4;
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
-    let cases: Vec<Case> = CASES.iter().copied().flatten().copied().filter(|(name, _)| wanted(name)).collect();
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    let wanted =
+        |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
+    let cases: Vec<Case> = CASES
+        .iter()
+        .copied()
+        .flatten()
+        .copied()
+        .filter(|(name, _)| wanted(name))
+        .collect();
     if cases.is_empty() {
         println!("0 passed, 0 failed");
         return ExitCode::SUCCESS;
@@ -38,7 +49,11 @@ fn main() -> ExitCode {
     for name in &failed {
         println!("FAILED: {name}");
     }
-    println!("{} passed, {} failed", cases.len() - failed.len(), failed.len());
+    println!(
+        "{} passed, {} failed",
+        cases.len() - failed.len(),
+        failed.len()
+    );
     ExitCode::from(u8::from(!failed.is_empty()))
 }
 

@@ -1,5 +1,5 @@
-//! An arena that has room for the secrets, but not for what a successor of `fetch` needs: that is said, no credential is lost,
-//! and a successor begins anew.
+//! An arena that has room for the secrets, but not for what a successor of `fetch` needs: that is
+//! said, no credential is lost, and a successor begins anew.
 
 use super::deaths::{replace, report, started};
 use super::health::health;
@@ -20,17 +20,24 @@ fn warnings(agent: &Agent) -> usize {
 }
 
 fn status(agent: &Agent) -> String {
-    String::from_utf8(outcome(&mut agent.enter(USER, &["/entry/baofs", "status"])).stdout).expect("UTF-8")
+    String::from_utf8(outcome(&mut agent.enter(USER, &["/entry/baofs", "status"])).stdout)
+        .expect("UTF-8")
 }
 
 fn wait_for(agent: &Agent, checkpoint: Checkpoint) {
     let is = || (report(agent).roles.checkpoint == checkpoint).then_some(());
-    wait_until_or(&format!("the checkpoint is {checkpoint:?}"), || format!("{}\n{}", status(agent), agent.log()), is);
+    wait_until_or(
+        &format!("the checkpoint is {checkpoint:?}"),
+        || format!("{}\n{}", status(agent), agent.log()),
+        is,
+    );
 }
 
-/// The usual login, whose credential is removed once it is not needed any more, and an arena of this size.
+/// The usual login, whose credential is removed once it is not needed any more, and an arena of
+/// this size.
 fn login(tenant: &Tenant, size: &str) -> String {
-    let login = config::login(&tenant.url()).replace("after_reading = false", "after_reading = true");
+    let login =
+        config::login(&tenant.url()).replace("after_reading = false", "after_reading = true");
     login + &format!("filesystem {{\n  size = \"{size}\"\n}}\n")
 }
 
@@ -40,18 +47,39 @@ fn a_checkpoint_that_never_fits_leaves_the_credential_and_is_said_once() {
     let mut text = login(&tenant, "128KiB") + "app {\n  on_hup = \"refresh\"\n}\n";
     for n in 0..150 {
         tenant.put(&format!("k{n}"), json!({ "text": n.to_string() }));
-        let _ = writeln!(text, "{}", config::field(&format!("file-{n}"), &tenant.kv(&format!("k{n}")), "text").replace("100ms", "1h"));
+        let _ = writeln!(
+            text,
+            "{}",
+            config::field(&format!("file-{n}"), &tenant.kv(&format!("k{n}")), "text")
+                .replace("100ms", "1h")
+        );
     }
     let agent = started(Setup::new(World::Fuse, &tenant, &text));
     wait_for(&agent, Checkpoint::Credentials);
     assert!(agent.etc("secret_id").exists(), "{}", agent.log());
-    assert_eq!((tenant.logins(), warnings(&agent)), (1, 1), "{}", agent.log());
-    assert!(status(&agent).contains("recovery is off: a successor of fetch logs in"), "{}", status(&agent));
+    assert_eq!(
+        (tenant.logins(), warnings(&agent)),
+        (1, 1),
+        "{}",
+        agent.log()
+    );
+    assert!(
+        status(&agent).contains("recovery is off: a successor of fetch logs in"),
+        "{}",
+        status(&agent)
+    );
     let (code, said) = health(&agent);
-    assert!(code == 0 && said.starts_with("degraded: agent: recovery is off"), "{code}: {said}");
+    assert!(
+        code == 0 && said.starts_with("degraded: agent: recovery is off"),
+        "{code}: {said}"
+    );
 
     replace(&agent, "fetch", Signal::SIGKILL);
-    wait_until_or("it logs in again", || agent.log(), || (tenant.logins() == 2).then_some(()));
+    wait_until_or(
+        "it logs in again",
+        || agent.log(),
+        || (tenant.logins() == 2).then_some(()),
+    );
     wait_for(&agent, Checkpoint::Credentials);
     assert_eq!(agent.read("file-149"), "149");
     assert!(agent.etc("secret_id").exists());
@@ -59,7 +87,12 @@ fn a_checkpoint_that_never_fits_leaves_the_credential_and_is_said_once() {
     agent.signal(Signal::SIGHUP);
     assert_eq!(agent.read_after("file-149", "149"), "new");
     let end = agent.stop();
-    assert_eq!((end.code, end.stderr.matches(WARNING).count()), (0, 2), "one warning of each fetch: {}", end.stderr);
+    assert_eq!(
+        (end.code, end.stderr.matches(WARNING).count()),
+        (0, 2),
+        "one warning of each fetch: {}",
+        end.stderr
+    );
 }
 
 #[test]
@@ -69,13 +102,29 @@ fn a_checkpoint_that_outgrows_the_arena_keeps_the_credentials() {
         tenant.put(key, json!({ "text": "small" }));
     }
     // What is made of two secrets is kept with both.
-    let [a, b] = ["a", "b"].map(|key| format!(r#"{{{{ with secret \"{}\" }}}}{{{{ .Data.data.text }}}}{{{{ end }}}}"#, tenant.kv(key)));
-    let both = format!("template {{\n  destination = \"/app/secrets/both\"\n  contents = \"{a} {b}\"\n}}\n");
-    let text = login(&tenant, "64KiB") + &both + "template_config {\n  static_secret_render_interval = \"100ms\"\n}\n";
+    let [a, b] = ["a", "b"].map(|key| {
+        format!(
+            r#"{{{{ with secret \"{}\" }}}}{{{{ .Data.data.text }}}}{{{{ end }}}}"#,
+            tenant.kv(key)
+        )
+    });
+    let both = format!(
+        "template {{\n  destination = \"/app/secrets/both\"\n  contents = \"{a} {b}\"\n}}\n"
+    );
+    let text = login(&tenant, "64KiB")
+        + &both
+        + "template_config {\n  static_secret_render_interval = \"100ms\"\n}\n";
     let agent = started(Setup::new(World::Fuse, &tenant, &text));
     wait_for(&agent, Checkpoint::Whole);
-    wait_until_or("the credential is removed", || agent.log(), || (!agent.etc("secret_id").exists()).then_some(()));
-    assert_eq!((warnings(&agent), status(&agent).contains("recovery is off")), (0, false));
+    wait_until_or(
+        "the credential is removed",
+        || agent.log(),
+        || (!agent.etc("secret_id").exists()).then_some(()),
+    );
+    assert_eq!(
+        (warnings(&agent), status(&agent).contains("recovery is off")),
+        (0, false)
+    );
 
     // Two of these fit beside each other, but not the checkpoint, which is 3,000 bytes larger.
     let large = "l".repeat(15_150);
@@ -83,11 +132,23 @@ fn a_checkpoint_that_outgrows_the_arena_keeps_the_credentials() {
     agent.read_after("both", "small small");
     wait_for(&agent, Checkpoint::Credentials);
     replace(&agent, "fetch", Signal::SIGKILL);
-    wait_until_or("it logs in again without the file", || agent.log(), || (tenant.logins() == 2).then_some(()));
+    wait_until_or(
+        "it logs in again without the file",
+        || agent.log(),
+        || (tenant.logins() == 2).then_some(()),
+    );
     tenant.put("a", json!({ "text": "small" }));
     tenant.put("b", json!({ "text": "again" }));
-    wait_until_or("it serves on", || agent.log(), || (agent.try_read("both")? == "small again").then_some(()));
+    wait_until_or(
+        "it serves on",
+        || agent.log(),
+        || (agent.try_read("both")? == "small again").then_some(()),
+    );
     wait_for(&agent, Checkpoint::Whole);
-    assert!((1..=2).contains(&warnings(&agent)), "one warning of a fetch at most: {}", agent.log());
+    assert!(
+        (1..=2).contains(&warnings(&agent)),
+        "one warning of a fetch at most: {}",
+        agent.log()
+    );
     assert_eq!(agent.stop().code, 0);
 }

@@ -1,4 +1,5 @@
-//! Any process of the agent may die, and nobody notices: not the application, not a reader, not the server.
+//! Any process of the agent may die, and nobody notices: not the application, not a reader, not the
+//! server.
 
 use super::health::health;
 use crate::rig::agent::{Agent, End, MOUNT, Place, Setup};
@@ -22,17 +23,28 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
-in_each_scene!(a_dead_fetch_costs_no_request, nobody_notices_a_storm_of_deaths);
+in_each_scene!(
+    a_dead_fetch_costs_no_request,
+    nobody_notices_a_storm_of_deaths
+);
 in_each_world!(a_role_that_dies_again_and_again_ends_the_container);
 
 /// Where the server does not matter.
-const FUSE: Scene = Scene { world: World::Fuse, which: Which::Standin };
+const FUSE: Scene = Scene {
+    world: World::Fuse,
+    which: Which::Standin,
+};
 
-/// Reads nothing again by itself: what is asked after the start is asked because of a death, or of HUP.
+/// Reads nothing again by itself: what is asked after the start is asked because of a death, or of
+/// HUP.
 fn setup(scene: Scene, name: &str) -> (Tenant, Setup) {
     let tenant = scene.tenant(name, CALM);
     tenant.put("note", json!({ "text": "old" }));
-    let setup = Setup::new(scene.world, &tenant, &(config::usual(&tenant).replace("100ms", "1h") + "app {\n  on_hup = \"refresh\"\n}\n"));
+    let setup = Setup::new(
+        scene.world,
+        &tenant,
+        &(config::usual(&tenant).replace("100ms", "1h") + "app {\n  on_hup = \"refresh\"\n}\n"),
+    );
     (tenant, setup)
 }
 
@@ -49,16 +61,22 @@ pub(super) fn report(agent: &Agent) -> Report {
 pub(super) fn replace(agent: &Agent, role: &str, number: Signal) {
     let old = agent.role(role);
     fell(old, number);
-    wait_until_or(&format!("another {role} runs"), || agent.log(), || (agent.role(role) != old).then_some(()));
+    wait_until_or(
+        &format!("another {role} runs"),
+        || agent.log(),
+        || (agent.role(role) != old).then_some(()),
+    );
 }
 
 /// A role of the agent `entry`, if it runs just now.
 pub(super) fn living(entry: Pid, role: &str) -> Option<Pid> {
-    children(entry).into_iter().find(|pid| status(*pid, "Name").is_some_and(|name| name == format!("baofs-{role}")))
+    children(entry)
+        .into_iter()
+        .find(|pid| status(*pid, "Name").is_some_and(|name| name == format!("baofs-{role}")))
 }
 
-/// Sends a deadly signal, more than once: Rust's own handler takes the first SEGV for a stack that overflowed, and waits for the
-/// fault to come again.
+/// Sends a deadly signal, more than once: Rust's own handler takes the first SEGV for a stack that
+/// overflowed, and waits for the fault to come again.
 fn fell(pid: Pid, number: Signal) {
     signal(pid, number);
     wait_until("it falls", || {
@@ -72,7 +90,12 @@ fn fell(pid: Pid, number: Signal) {
 
 pub(super) fn assert_nothing_left(tenant: &Tenant, end: &End) {
     assert_eq!(end.code, 0, "{}", end.stderr);
-    assert!(!end.stdout.contains("left "), "{}\n{}", end.stdout, end.stderr);
+    assert!(
+        !end.stdout.contains("left "),
+        "{}\n{}",
+        end.stdout,
+        end.stderr
+    );
     tenant.assert_nothing_lives();
 }
 
@@ -80,7 +103,14 @@ fn a_dead_fetch_costs_no_request(scene: Scene) {
     let (tenant, setup) = setup(scene, "fetch-dies");
     let agent = started(setup);
     let (user, creds, note) = (agent.read("user"), tenant.creds(), tenant.kv("note"));
-    let asked = || (tenant.reads(&creds), tenant.reads(&note), tenant.tokens(), tenant.leases());
+    let asked = || {
+        (
+            tenant.reads(&creds),
+            tenant.reads(&note),
+            tenant.tokens(),
+            tenant.leases(),
+        )
+    };
     wait_until("all is quiet", || (asked() == (1, 1, 1, 1)).then_some(()));
     for _ in 0..5 {
         replace(&agent, "fetch", Signal::SIGKILL);
@@ -90,7 +120,9 @@ fn a_dead_fetch_costs_no_request(scene: Scene) {
     agent.signal(Signal::SIGHUP);
     assert_eq!(agent.read_after("note", "old"), "new");
     assert_eq!(asked(), (1, 2, 1, 1), "{}", agent.log());
-    wait_until("the deaths are reported", || (report(&agent).roles.fetch_deaths >= 5).then_some(()));
+    wait_until("the deaths are reported", || {
+        (report(&agent).roles.fetch_deaths >= 5).then_some(())
+    });
     assert_nothing_left(&tenant, &agent.stop());
 }
 
@@ -109,9 +141,18 @@ fn a_dead_serve_is_not_an_event_for_readers() {
     agent.signal(Signal::SIGHUP);
     assert_eq!(agent.read_after("note", "old"), "new");
     let mut text = String::new();
-    open.read_to_string(&mut text).expect("what was open still is");
-    assert_eq!((text.as_str(), open.metadata().expect("it has attributes").ino()), ("old", inode));
-    let report = wait_until("it is reported", || Some(report(&agent)).filter(|report| report.roles.serve_deaths == 3));
+    open.read_to_string(&mut text)
+        .expect("what was open still is");
+    assert_eq!(
+        (
+            text.as_str(),
+            open.metadata().expect("it has attributes").ino()
+        ),
+        ("old", inode)
+    );
+    let report = wait_until("it is reported", || {
+        Some(report(&agent)).filter(|report| report.roles.serve_deaths == 3)
+    });
     assert!(report.roles.recovery.is_some());
     drop(open);
     assert_nothing_left(&tenant, &agent.stop());
@@ -124,16 +165,21 @@ fn by_kill(entry: Pid, role: &str) -> bool {
     living(entry, role).is_some_and(|pid| kill(pid, Signal::SIGKILL).is_ok())
 }
 
-/// Crashes would add up, and each successor wait longer: one that is killed once it works is well again.
+/// Crashes would add up, and each successor wait longer: one that is killed once it works is well
+/// again.
 fn by_crash(entry: Pid, role: &str) -> bool {
-    fell(wait_until("it runs", || living(entry, role)), Signal::SIGSEGV);
+    fell(
+        wait_until("it runs", || living(entry, role)),
+        Signal::SIGSEGV,
+    );
     let successor = wait_until("its successor runs", || living(entry, role));
     std::thread::sleep(Duration::from_millis(10));
     fell(successor, Signal::SIGKILL);
     true
 }
 
-/// Readers, a watcher and rotations go on while roles are killed at random moments; how much everybody did.
+/// Readers, a watcher and rotations go on while roles are killed at random moments; how much
+/// everybody did.
 fn storm(scene: Scene, blows: u32, blow: Blow, setup: impl FnOnce(Setup) -> Setup) -> String {
     let tenant = scene.tenant("storm", CALM);
     tenant.put("note", json!({ "text": text(0) }));
@@ -141,10 +187,20 @@ fn storm(scene: Scene, blows: u32, blow: Blow, setup: impl FnOnce(Setup) -> Setu
     let agent = started(setup(Setup::new(scene.world, &tenant, &config)));
     let mount = agent.path(MOUNT);
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK).expect("inotify");
-    inotify.add_watch(&mount, AddWatchFlags::IN_MOVED_TO).expect("a watch");
-    let name = if scene.world == World::Fuse { "note" } else { "..data" };
+    inotify
+        .add_watch(&mount, AddWatchFlags::IN_MOVED_TO)
+        .expect("a watch");
+    let name = if scene.world == World::Fuse {
+        "note"
+    } else {
+        "..data"
+    };
     let (entry, before, since) = (agent.pid(), Weight::of(agent.pid()), report(&agent).since);
-    let (calm, over, rotations) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
+    let (calm, over, rotations) = (
+        AtomicBool::new(false),
+        AtomicBool::new(false),
+        AtomicU64::new(0),
+    );
     let counts: Vec<AtomicU64> = READERS.iter().map(|_| AtomicU64::new(0)).collect();
     let (events, heard) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|threads| {
@@ -161,8 +217,13 @@ fn storm(scene: Scene, blows: u32, blow: Blow, setup: impl FnOnce(Setup) -> Setu
         threads.spawn(|| {
             while !over.load(SeqCst) {
                 std::thread::sleep(Duration::from_millis(1));
-                let Ok(some) = inotify.read_events() else { continue };
-                let of_note = some.iter().filter(|event| event.name.as_deref().is_some_and(|it| it == name)).count() as u64;
+                let Ok(some) = inotify.read_events() else {
+                    continue;
+                };
+                let of_note = some
+                    .iter()
+                    .filter(|event| event.name.as_deref().is_some_and(|it| it == name))
+                    .count() as u64;
                 if of_note > 0 {
                     heard.store(by_read(&mount, heard.load(SeqCst)), SeqCst);
                     events.fetch_add(of_note, SeqCst);
@@ -176,7 +237,11 @@ fn storm(scene: Scene, blows: u32, blow: Blow, setup: impl FnOnce(Setup) -> Setu
                 std::thread::sleep(Duration::from_millis(20));
                 let number = rotations.load(SeqCst) + 1;
                 tenant.put("note", json!({ "text": text(number) }));
-                wait_until_or("the version is heard of", || agent.log(), || (heard.load(SeqCst) == number).then_some(()));
+                wait_until_or(
+                    "the version is heard of",
+                    || agent.log(),
+                    || (heard.load(SeqCst) == number).then_some(()),
+                );
                 rotations.store(number, SeqCst);
             }
         });
@@ -185,13 +250,20 @@ fn storm(scene: Scene, blows: u32, blow: Blow, setup: impl FnOnce(Setup) -> Setu
         let mut dice = Jitter::seeded(u64::from(blows));
         let mut hits = 0;
         while hits < blows {
-            hits += u32::from(blow(entry, if dice.unit() < 0.5 { "fetch" } else { "serve" }));
+            hits += u32::from(blow(
+                entry,
+                if dice.unit() < 0.5 { "fetch" } else { "serve" },
+            ));
             std::thread::sleep(dice.between(Duration::ZERO, Duration::from_millis(16)));
             assert!(!over.load(SeqCst), "somebody failed");
         }
     });
     let last = text(rotations.load(SeqCst));
-    wait_until_or("the last value is there", || agent.log(), || agent.try_read("note").filter(|note| *note == last));
+    wait_until_or(
+        "the last value is there",
+        || agent.log(),
+        || agent.try_read("note").filter(|note| *note == last),
+    );
     let report = report(&agent);
     let (after, crashes) = (Weight::of(entry), agent.log().matches("signal 11").count());
     let said = format!(
@@ -202,8 +274,22 @@ fn storm(scene: Scene, blows: u32, blow: Blow, setup: impl FnOnce(Setup) -> Setu
     assert_eq!(report.since, since, "the agent has been up since before");
     assert_eq!(after.descriptors, before.descriptors, "{said}");
     assert!(after.kib < before.kib + 512, "{said}");
-    assert!(agent.processes().iter().all(|(pid, _)| status(*pid, "State").is_none_or(|state| !state.starts_with('Z'))), "a zombie is left");
-    assert_eq!((tenant.reads(&tenant.creds()), tenant.tokens(), report.session.lost_logins), (1, 1, 0), "{said}");
+    assert!(
+        agent
+            .processes()
+            .iter()
+            .all(|(pid, _)| status(*pid, "State").is_none_or(|state| !state.starts_with('Z'))),
+        "a zombie is left"
+    );
+    assert_eq!(
+        (
+            tenant.reads(&tenant.creds()),
+            tenant.tokens(),
+            report.session.lost_logins
+        ),
+        (1, 1, 0),
+        "{said}"
+    );
     assert_nothing_left(&tenant, &agent.stop());
     said
 }
@@ -215,7 +301,10 @@ fn text(n: u64) -> String {
 
 /// The version that these bytes are all of; never an older one than `last`.
 fn version(bytes: &[u8], last: u64) -> u64 {
-    let number = std::str::from_utf8(&bytes[..7]).expect("digits").parse().expect("a number");
+    let number = std::str::from_utf8(&bytes[..7])
+        .expect("digits")
+        .parse()
+        .expect("a number");
     assert_eq!(bytes, text(number).as_bytes(), "a torn read");
     assert!(number >= last, "{number} after {last}");
     number
@@ -226,7 +315,8 @@ type Reader = fn(&Path, u64) -> u64;
 
 const READERS: [Reader; 4] = [by_read, by_sendfile, by_mmap, by_list];
 
-/// The same after a signal, as POSIX asks of every caller; std does it for most calls, but not for all.
+/// The same after a signal, as POSIX asks of every caller; std does it for most calls, but not for
+/// all.
 fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> T {
     loop {
         match call() {
@@ -246,26 +336,50 @@ fn by_sendfile(mount: &Path, last: u64) -> u64 {
     let mut to = tempfile::tempfile().expect("a file");
     std::io::copy(&mut from, &mut to).expect("a copy");
     let mut bytes = Vec::new();
-    to.rewind().and_then(|()| to.read_to_end(&mut bytes)).expect("what was copied");
+    to.rewind()
+        .and_then(|()| to.read_to_end(&mut bytes))
+        .expect("what was copied");
     version(&bytes, last)
 }
 
 #[allow(unsafe_code, reason = "mmap has no safe form")]
 fn by_mmap(mount: &Path, last: u64) -> u64 {
     let file = File::open(mount.join("note")).expect("an open");
-    let len = NonZeroUsize::new(usize::try_from(again(|| file.metadata()).len()).expect("small")).expect("not empty");
-    // SAFETY: a new private mapping of a file that never changes, at an address of the kernel's choice.
-    let at = unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, &file, 0) }.expect("a mapping");
+    let len = NonZeroUsize::new(usize::try_from(again(|| file.metadata()).len()).expect("small"))
+        .expect("not empty");
+    // SAFETY: a new private mapping of a file that never changes, at an address of the kernel's
+    // choice.
+    let at = unsafe {
+        mmap(
+            None,
+            len,
+            ProtFlags::PROT_READ,
+            MapFlags::MAP_PRIVATE,
+            &file,
+            0,
+        )
+    }
+    .expect("a mapping");
     // SAFETY: the mapping is `len` bytes long and stays until the call below.
-    let number = version(unsafe { std::slice::from_raw_parts(at.cast::<u8>().as_ptr(), len.get()) }, last);
+    let number = version(
+        unsafe { std::slice::from_raw_parts(at.cast::<u8>().as_ptr(), len.get()) },
+        last,
+    );
     // SAFETY: nothing refers to it any more.
     unsafe { munmap(at, len.get()) }.expect("it was mapped");
     number
 }
 
 fn by_list(mount: &Path, last: u64) -> u64 {
-    let names = || std::fs::read_dir(mount)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>();
-    let mut names: Vec<_> = again(names).into_iter().filter(|name| !name.to_string_lossy().starts_with("..")).collect();
+    let names = || {
+        std::fs::read_dir(mount)?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect::<io::Result<Vec<_>>>()
+    };
+    let mut names: Vec<_> = again(names)
+        .into_iter()
+        .filter(|name| !name.to_string_lossy().starts_with(".."))
+        .collect();
     names.sort();
     assert_eq!(names, ["note", "password", "user"]);
     last
@@ -280,8 +394,15 @@ struct Weight {
 
 impl Weight {
     fn of(pid: Pid) -> Self {
-        let kib = status(pid, "RssAnon").and_then(|text| text.split(' ').next()?.parse().ok()).expect("a size");
-        Self { descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").count(), kib }
+        let kib = status(pid, "RssAnon")
+            .and_then(|text| text.split(' ').next()?.parse().ok())
+            .expect("a size");
+        Self {
+            descriptors: std::fs::read_dir(format!("/proc/{pid}/fd"))
+                .expect("its descriptors")
+                .count(),
+            kib,
+        }
     }
 }
 
@@ -311,13 +432,19 @@ fn nor_of_a_role_that_hangs_for_a_while() {
     let (tenant, setup) = setup(FUSE, "hangs");
     let agent = started(setup);
     let roles = report(&agent).roles;
-    for (role, first, second) in [("serve", "unhealthy: ", "no answer within 2s"), ("fetch", "degraded: ", "has not reported for")] {
+    for (role, first, second) in [
+        ("serve", "unhealthy: ", "no answer within 2s"),
+        ("fetch", "degraded: ", "has not reported for"),
+    ] {
         let pid = agent.role(role);
         let (clock, over, reads) = (RealClock, AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|threads| {
             threads.spawn(|| {
                 while !over.load(SeqCst) {
-                    assert_eq!(std::fs::read(agent.path(MOUNT).join("note")).expect("a read"), b"old");
+                    assert_eq!(
+                        std::fs::read(agent.path(MOUNT).join("note")).expect("a read"),
+                        b"old"
+                    );
                     reads.fetch_add(1, SeqCst);
                 }
             });
@@ -329,12 +456,24 @@ fn nor_of_a_role_that_hangs_for_a_while() {
             wait_until_or(
                 "health says so",
                 || format!("{:?}", health(&agent)),
-                || Some(health(&agent).1).filter(|said| said.starts_with(first) && said.contains(second)),
+                || {
+                    Some(health(&agent).1)
+                        .filter(|said| said.starts_with(first) && said.contains(second))
+                },
             );
-            wait_until("it hung for five seconds", || (clock.now().since(begin) >= Duration::from_secs(5)).then_some(()));
-            assert!(role == "serve" || reads.load(SeqCst) > before + 100, "readers go on without fetch");
+            wait_until("it hung for five seconds", || {
+                (clock.now().since(begin) >= Duration::from_secs(5)).then_some(())
+            });
+            assert!(
+                role == "serve" || reads.load(SeqCst) > before + 100,
+                "readers go on without fetch"
+            );
         });
-        wait_until_or("all is well", || agent.log(), || (health(&agent) == (0, "healthy\n".to_owned())).then_some(()));
+        wait_until_or(
+            "all is well",
+            || agent.log(),
+            || (health(&agent) == (0, "healthy\n".to_owned())).then_some(()),
+        );
     }
     assert_eq!(report(&agent).roles, roles, "nobody died");
     assert_nothing_left(&tenant, &agent.stop());
@@ -342,7 +481,11 @@ fn nor_of_a_role_that_hangs_for_a_while() {
 
 #[test]
 fn nor_on_a_kernel_before_6_9() {
-    println!("{}", storm(FUSE, 2_000, by_kill, |setup| setup.variable("BAOFS_NO_RESEND", "1")));
+    println!(
+        "{}",
+        storm(FUSE, 2_000, by_kill, |setup| setup
+            .variable("BAOFS_NO_RESEND", "1"))
+    );
 }
 
 /// A stranger's SEGV looks like its own.
@@ -356,6 +499,11 @@ fn a_role_that_dies_again_and_again_ends_the_container(world: World) {
         kill(entry, None).is_err().then_some(())
     });
     let end = agent.end();
-    assert_eq!(end.code, i32::from(Exit::CrashLoop.code()), "{}", end.stderr);
+    assert_eq!(
+        end.code,
+        i32::from(Exit::CrashLoop.code()),
+        "{}",
+        end.stderr
+    );
     assert!(!end.stdout.contains("left "), "{}", end.stdout);
 }

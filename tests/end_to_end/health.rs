@@ -1,5 +1,5 @@
-//! A health check inside the application's container, as the application's user, with no right at all: the agent works, or
-//! one of its processes is stopped and cannot say so itself.
+//! A health check inside the application's container, as the application's user, with no right at
+//! all: the agent works, or one of its processes is stopped and cannot say so itself.
 
 use crate::rig::agent::{Agent, MOUNT, Setup, USER};
 use crate::rig::process::{outcome, signal};
@@ -11,9 +11,14 @@ use serde_json::json;
 in_each_world!(a_stopped_fetch_is_said);
 
 fn setup(world: World, name: &str) -> (Tenant, Setup) {
-    let tenant = Scene { world, which: Which::Standin }.tenant(name, CALM);
+    let tenant = Scene {
+        world,
+        which: Which::Standin,
+    }
+    .tenant(name, CALM);
     tenant.put("note", json!({ "text": "old" }));
-    let setup = Setup::new(world, &tenant, &config::usual(&tenant)).script("echo started; sleep 1000");
+    let setup =
+        Setup::new(world, &tenant, &config::usual(&tenant)).script("echo started; sleep 1000");
     (tenant, setup)
 }
 
@@ -25,12 +30,20 @@ fn started(world: World, name: &str) -> (Tenant, Agent) {
 /// `baofs health`, which has to find the mount by itself: code and output.
 pub(super) fn health(agent: &Agent) -> (i32, String) {
     let said = outcome(&mut agent.enter(USER, &["/entry/baofs", "health"]));
-    (said.status.code().expect("no signal ended it"), String::from_utf8_lossy(&said.stdout).into_owned())
+    (
+        said.status.code().expect("no signal ended it"),
+        String::from_utf8_lossy(&said.stdout).into_owned(),
+    )
 }
 
 fn assert_becomes(agent: &Agent, code: i32, part: &str) {
-    let becomes = || Some(health(agent)).filter(|(found, out)| *found == code && out.contains(part));
-    wait_until_or(&format!("the check says `{part}`"), || format!("{:?}\n{}", health(agent), agent.log()), becomes);
+    let becomes =
+        || Some(health(agent)).filter(|(found, out)| *found == code && out.contains(part));
+    wait_until_or(
+        &format!("the check says `{part}`"),
+        || format!("{:?}\n{}", health(agent), agent.log()),
+        becomes,
+    );
 }
 
 #[test]
@@ -62,21 +75,52 @@ fn a_swap_that_is_turned_on_later_is_said() {
     let (_tenant, setup) = setup(World::Tmpfs, "health-swap");
     let given = format!("mount -t tmpfs -o size=1m,mode=1777 given {MOUNT}");
     let proc = "head -n 1 /proc/swaps >/tmp/swaps; chmod 666 /tmp/swaps; mount --bind /tmp/swaps /proc/swaps";
-    let rights = ["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"];
-    let agent = setup.prepare(&given).prepare(proc).rights(&rights).started();
+    let rights = [
+        "--reuid=1000",
+        "--regid=1000",
+        "--clear-groups",
+        "--inh-caps=-all",
+        "--bounding-set=-all",
+    ];
+    let agent = setup
+        .prepare(&given)
+        .prepare(proc)
+        .rights(&rights)
+        .started();
     assert_becomes(&agent, 0, "healthy\n");
     let swaps = agent.path("/tmp/swaps");
     let header = std::fs::read(&swaps).expect("the room has one");
     for _ in 0..2 {
         std::fs::write(&swaps, SWAP).expect("it is ours");
-        assert_becomes(&agent, 0, "degraded: agent: files could be written to a swap: the machine has a swap");
+        assert_becomes(
+            &agent,
+            0,
+            "degraded: agent: files could be written to a swap: the machine has a swap",
+        );
         // A successor is told, too.
         super::deaths::replace(&agent, "fetch", Signal::SIGKILL);
-        assert_becomes(&agent, 0, "degraded: agent: files could be written to a swap: the machine has a swap");
+        assert_becomes(
+            &agent,
+            0,
+            "degraded: agent: files could be written to a swap: the machine has a swap",
+        );
         std::fs::write(&swaps, &header).expect("it is ours");
         assert_becomes(&agent, 0, "healthy\n");
     }
     let end = agent.stop();
-    let warnings = end.stderr.matches("secrets may reach a swap that was turned on since the start").count();
-    assert_eq!((warnings, end.stderr.matches("secrets cannot reach a swap any more").count()), (2, 2), "{}", end.stderr);
+    let warnings = end
+        .stderr
+        .matches("secrets may reach a swap that was turned on since the start")
+        .count();
+    assert_eq!(
+        (
+            warnings,
+            end.stderr
+                .matches("secrets cannot reach a swap any more")
+                .count()
+        ),
+        (2, 2),
+        "{}",
+        end.stderr
+    );
 }

@@ -23,10 +23,15 @@ echo started; while :; do sleep 60 & wait $!; kill $! 2>&-; done";
 
 /// One secret, and an application with this `on_change` and these other settings.
 pub(super) fn setup(world: World, name: &str, on_change: &str, more: &str) -> (Tenant, Setup) {
-    let tenant = Scene { world, which: Which::Standin }.tenant(name, CALM);
+    let tenant = Scene {
+        world,
+        which: Which::Standin,
+    }
+    .tenant(name, CALM);
     rotate(&tenant, "v0");
     let app = format!("app {{\n  on_change = {{ {on_change} }}\n{more}\n}}\n");
-    let text = config::login(&tenant.url()) + &config::field("note", &tenant.kv("note"), "text") + &app;
+    let text =
+        config::login(&tenant.url()) + &config::field("note", &tenant.kv("note"), "text") + &app;
     let setup = Setup::new(world, &tenant, &text);
     (tenant, setup)
 }
@@ -34,7 +39,12 @@ pub(super) fn setup(world: World, name: &str, on_change: &str, more: &str) -> (T
 /// The same with a shell line as the command.
 pub(super) fn with_command(world: World, name: &str, line: &str, more: &str) -> (Tenant, Setup) {
     let quoted = line.replace('\\', "\\\\").replace('"', "\\\"");
-    setup(world, name, &format!("command = [\"sh\", \"-c\", \"{quoted}\"]{more}"), "")
+    setup(
+        world,
+        name,
+        &format!("command = [\"sh\", \"-c\", \"{quoted}\"]{more}"),
+        "",
+    )
 }
 
 pub(super) fn rotate(tenant: &Tenant, value: &str) {
@@ -45,13 +55,21 @@ pub(super) fn rotate(tenant: &Tenant, value: &str) {
 fn rotate_through(tenant: &Tenant, agent: &Agent, values: &[&str]) {
     for value in values {
         rotate(tenant, value);
-        wait_until_or("the new value is served", || agent.log(), || (agent.try_read("note")? == *value).then_some(()));
+        wait_until_or(
+            "the new value is served",
+            || agent.log(),
+            || (agent.try_read("note")? == *value).then_some(()),
+        );
     }
 }
 
 /// Waits for `part` in the log.
 pub(super) fn wait_for_log(agent: &Agent, part: &str) {
-    wait_until_or(&format!("the log says `{part}`"), || agent.log(), || agent.log().contains(part).then_some(()));
+    wait_until_or(
+        &format!("the log says `{part}`"),
+        || agent.log(),
+        || agent.log().contains(part).then_some(()),
+    );
 }
 
 fn a_signal_tells_the_application(world: World) {
@@ -68,14 +86,27 @@ fn a_signal_tells_the_application(world: World) {
 
 #[test]
 fn what_comes_within_the_debounce_is_told_as_one() {
-    let (tenant, setup) = setup(World::Fuse, "hook-debounce", r#"signal = "USR1", debounce = "3s", splay = "10ms""#, "");
+    let (tenant, setup) = setup(
+        World::Fuse,
+        "hook-debounce",
+        r#"signal = "USR1", debounce = "3s", splay = "10ms""#,
+        "",
+    );
     let agent = setup.script(COUNTS).started();
     let values = ["v1", "v2", "v3", "v4", "v5", "v6"];
     rotate_through(&tenant, &agent, &values);
     agent.wait_for_line("told 1");
     let end = agent.stop();
-    assert!(end.stdout.matches("told").count() < values.len(), "{}", end.stdout);
-    assert!(end.stderr.matches("published").count() >= values.len(), "{}", end.stderr);
+    assert!(
+        end.stdout.matches("told").count() < values.len(),
+        "{}",
+        end.stdout
+    );
+    assert!(
+        end.stderr.matches("published").count() >= values.len(),
+        "{}",
+        end.stderr
+    );
 }
 
 fn a_command_runs_as_the_application_does(world: World) {
@@ -83,23 +114,55 @@ fn a_command_runs_as_the_application_does(world: World) {
 env | grep -c ^BAO_TOKEN; read it || echo no input; grep -E '^(CapEff|NoNewPrivs)' /proc/self/status; echo on stderr >&2";
     let (tenant, setup) = with_command(world, "hook-command", line, "");
     let user = format!("{USER}:{USER}");
-    let agent = setup.variable("BAO_TOKEN", "a-credential").variable("KEPT", "yes").options(&["--user", &user]).started();
+    let agent = setup
+        .variable("BAO_TOKEN", "a-credential")
+        .variable("KEPT", "yes")
+        .options(&["--user", &user])
+        .started();
     rotate(&tenant, "v1");
     wait_for_log(&agent, "on stderr");
     let end = agent.stop();
     assert_eq!(end.code, 0, "{}", end.stderr);
-    assert!(end.stderr.contains(&format!("hook of {USER}:{USER} with {USER}, HOME=")), "{}", end.stderr);
-    assert!(end.stderr.contains("KEPT=yes sees v1\n0\nno input\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\n"), "{}", end.stderr);
-    assert_eq!(end.stdout, "started\n", "the application's output is its own");
+    assert!(
+        end.stderr
+            .contains(&format!("hook of {USER}:{USER} with {USER}, HOME=")),
+        "{}",
+        end.stderr
+    );
+    assert!(
+        end.stderr
+            .contains("KEPT=yes sees v1\n0\nno input\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\n"),
+        "{}",
+        end.stderr
+    );
+    assert_eq!(
+        end.stdout, "started\n",
+        "the application's output is its own"
+    );
 }
 
 fn a_command_that_fails_changes_nothing(world: World) {
     let table = [
-        (r#"command = ["sh", "-c", "exit 3"]"#, r#"program="sh" how="exit code 3""#),
-        (r#"command = ["sh", "-c", "kill -9 $$"]"#, r#"program="sh" how="signal 9""#),
-        (r#"command = ["/no/such/program", "word"]"#, r#"program="/no/such/program" how="not found (exit code 127)""#),
-        (r#"command = ["/etc/passwd"]"#, r#"program="/etc/passwd" how="it cannot be executed (exit code 126)""#),
-        (r#"command = ["sh", "-c", "echo pid $$; sleep 600 & wait"], timeout = "200ms""#, r#"program="sh" how="killed after its timeout""#),
+        (
+            r#"command = ["sh", "-c", "exit 3"]"#,
+            r#"program="sh" how="exit code 3""#,
+        ),
+        (
+            r#"command = ["sh", "-c", "kill -9 $$"]"#,
+            r#"program="sh" how="signal 9""#,
+        ),
+        (
+            r#"command = ["/no/such/program", "word"]"#,
+            r#"program="/no/such/program" how="not found (exit code 127)""#,
+        ),
+        (
+            r#"command = ["/etc/passwd"]"#,
+            r#"program="/etc/passwd" how="it cannot be executed (exit code 126)""#,
+        ),
+        (
+            r#"command = ["sh", "-c", "echo pid $$; sleep 600 & wait"], timeout = "200ms""#,
+            r#"program="sh" how="killed after its timeout""#,
+        ),
     ];
     for (n, (on_change, words)) in table.into_iter().enumerate() {
         let (tenant, setup) = setup(world, &format!("hook-fails-{n}"), on_change, "");
@@ -107,9 +170,25 @@ fn a_command_that_fails_changes_nothing(world: World) {
         rotate(&tenant, "v1");
         wait_for_log(&agent, words);
         assert_eq!(agent.read("note"), "v1");
-        assert!(!agent.processes().iter().any(|(pid, _)| command_line(*pid).contains("sleep 600")), "its group is killed");
+        assert!(
+            !agent
+                .processes()
+                .iter()
+                .any(|(pid, _)| command_line(*pid).contains("sleep 600")),
+            "its group is killed"
+        );
         let end = agent.stop();
-        assert_eq!((end.code, end.stderr.matches("command after a rotation failed").count()), (0, 1), "{}", end.stderr);
+        assert_eq!(
+            (
+                end.code,
+                end.stderr
+                    .matches("command after a rotation failed")
+                    .count()
+            ),
+            (0, 1),
+            "{}",
+            end.stderr
+        );
         tenant.assert_nothing_lives();
     }
 }
@@ -120,7 +199,8 @@ fn command_line(pid: nix::unistd::Pid) -> String {
 }
 
 fn a_command_runs_once_at_a_time(world: World) {
-    let line = "mkdir /tmp/running || echo overlap; echo run; until [ -e /tmp/gate ]; do sleep 0.02; done
+    let line =
+        "mkdir /tmp/running || echo overlap; echo run; until [ -e /tmp/gate ]; do sleep 0.02; done
 echo \"saw $(cat /app/secrets/note)\"; rmdir /tmp/running";
     let (tenant, setup) = with_command(world, "hook-once", line, "");
     let agent = setup.started();
@@ -133,11 +213,20 @@ echo \"saw $(cat /app/secrets/note)\"; rmdir /tmp/running";
     wait_for_log(&agent, "saw v6\n");
     let end = agent.stop();
     assert!(!end.stderr.contains("overlap"), "{}", end.stderr);
-    assert!(end.stderr.lines().filter(|line| *line == "run").count() < 6, "nothing was merged: {}", end.stderr);
+    assert!(
+        end.stderr.lines().filter(|line| *line == "run").count() < 6,
+        "nothing was merged: {}",
+        end.stderr
+    );
 }
 
 fn a_command_runs_without_an_application_too(world: World) {
-    let (tenant, setup) = with_command(world, "hook-mount", "echo \"saw $(cat /app/secrets/note)\"; exec sleep 600", "");
+    let (tenant, setup) = with_command(
+        world,
+        "hook-mount",
+        "echo \"saw $(cat /app/secrets/note)\"; exec sleep 600",
+        "",
+    );
     let agent = setup.mount_only().start();
     assert_eq!(agent.read("note"), "v0");
     rotate(&tenant, "v1");
@@ -158,27 +247,58 @@ fn a_restart_lets_the_application_begin_again(world: World) {
     let left = wait_until_or("it leaves something", || agent.log(), || left(&agent));
     rotate(&tenant, "v1");
     agent.wait_for_line("begun with v1");
-    assert!(!agent.processes().iter().any(|(pid, _)| inside(*pid).as_deref() == Some(&left)), "{left} is still there");
+    assert!(
+        !agent
+            .processes()
+            .iter()
+            .any(|(pid, _)| inside(*pid).as_deref() == Some(&left)),
+        "{left} is still there"
+    );
     let end = agent.stop();
-    let told: Vec<_> = end.stdout.lines().filter(|line| line.starts_with("told") || line.starts_with("begun")).collect();
-    assert_eq!(told, ["begun with v0", "told to stop", "begun with v1", "told to stop"]);
+    let told: Vec<_> = end
+        .stdout
+        .lines()
+        .filter(|line| line.starts_with("told") || line.starts_with("begun"))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "begun with v0",
+            "told to stop",
+            "begun with v1",
+            "told to stop"
+        ]
+    );
     assert_eq!(end.code, 3, "{}", end.stderr);
     tenant.assert_nothing_lives();
 }
 
 /// The process that the application leaves, as the room counts.
 fn left(agent: &Agent) -> Option<String> {
-    agent.printed().lines().find_map(|line| line.strip_prefix("left ").map(str::to_owned))
+    agent
+        .printed()
+        .lines()
+        .find_map(|line| line.strip_prefix("left ").map(str::to_owned))
 }
 
 /// The number of a process in its room.
 fn inside(pid: nix::unistd::Pid) -> Option<String> {
-    status(pid, "NSpid")?.split_whitespace().last().map(str::to_owned)
+    status(pid, "NSpid")?
+        .split_whitespace()
+        .last()
+        .map(str::to_owned)
 }
 
 fn a_stop_during_a_restart_is_a_stop(world: World) {
-    let (tenant, setup) = setup(world, "hook-restart-stop", "restart = true", "  stop_timeout = \"50s\"");
-    let agent = setup.script("trap 'echo told to stop' TERM; echo started; while :; do sleep 60 & wait $!; done").started();
+    let (tenant, setup) = setup(
+        world,
+        "hook-restart-stop",
+        "restart = true",
+        "  stop_timeout = \"50s\"",
+    );
+    let agent = setup
+        .script("trap 'echo told to stop' TERM; echo started; while :; do sleep 60 & wait $!; done")
+        .started();
     rotate(&tenant, "v1");
     agent.wait_for_line("told to stop");
     agent.signal(Signal::SIGTERM);
@@ -186,10 +306,18 @@ fn a_stop_during_a_restart_is_a_stop(world: World) {
     wait_until_or(
         "it is taken",
         || agent.log(),
-        || (status(agent.pid(), "SigPnd")? + &status(agent.pid(), "ShdPnd")? == "0".repeat(32)).then_some(()),
+        || {
+            (status(agent.pid(), "SigPnd")? + &status(agent.pid(), "ShdPnd")? == "0".repeat(32))
+                .then_some(())
+        },
     );
     agent.signal(Signal::SIGTERM);
     let end = agent.end();
-    assert_eq!((end.code, end.stdout.matches("started").count()), (137, 1), "{}", end.stderr);
+    assert_eq!(
+        (end.code, end.stdout.matches("started").count()),
+        (137, 1),
+        "{}",
+        end.stderr
+    );
     tenant.assert_nothing_lives();
 }

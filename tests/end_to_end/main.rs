@@ -1,5 +1,5 @@
-//! The product, end to end: the binary in a room of its own, over FUSE and over tmpfs, against the real OpenBao
-//! and the stand-in.
+//! The product, end to end: the binary in a room of its own, over FUSE and over tmpfs, against the
+//! real OpenBao and the stand-in.
 
 #[path = "../rig/mod.rs"]
 #[allow(dead_code, reason = "the container tests use the rest of it")]
@@ -17,7 +17,8 @@ macro_rules! in_each_world {
     };
 }
 
-/// Makes one test of each body in each scene, as `tmpfs_standin::BODY`: each world with each server.
+/// Makes one test of each body in each scene, as `tmpfs_standin::BODY`: each world with each
+/// server.
 macro_rules! in_each_scene {
     ($($body:ident),+ $(,)?) => {
         in_each_scene!(@ fuse_real Fuse Real $($body)+);

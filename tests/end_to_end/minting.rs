@@ -1,4 +1,5 @@
-//! What deaths of `fetch` cost at the server while it logs in and mints: what is served lives, what was heard of is revoked.
+//! What deaths of `fetch` cost at the server while it logs in and mints: what is served lives, what
+//! was heard of is revoked.
 
 use super::deaths::{assert_nothing_left, living, replace, report, started};
 use crate::rig::agent::{Agent, Place, Setup};
@@ -27,7 +28,11 @@ fn setup(scene: Scene, name: &str, lives: Lives, delay: Duration) -> (Tenant, Li
     let tenant = scene.tenant(name, lives);
     tenant.put("note", json!({ "text": "note" }));
     let line = Line::to(&tenant.url(), delay);
-    let setup = Setup::new(scene.world, &tenant, &config::usual(&tenant).replace(&tenant.url(), &line.url()));
+    let setup = Setup::new(
+        scene.world,
+        &tenant,
+        &config::usual(&tenant).replace(&tenant.url(), &line.url()),
+    );
     (tenant, line, setup)
 }
 
@@ -41,7 +46,11 @@ fn credential(agent: &Agent) -> (String, String) {
 
 fn a_storm_over_short_leases(scene: Scene) {
     const KILLS: u32 = 150;
-    let lives = Lives { token: 6, lease: 2, lease_max: 2 };
+    let lives = Lives {
+        token: 6,
+        lease: 2,
+        lease_max: 2,
+    };
     let (tenant, line, setup) = setup(scene, "mint-storm", lives, Duration::from_millis(50));
     let begin = RealClock.now();
     let agent = started(setup);
@@ -66,10 +75,19 @@ fn a_storm_over_short_leases(scene: Scene) {
     let (current, deaths) = (agent.role("fetch"), report(&agent).roles.fetch_deaths);
     assert!(deaths > 100, "{deaths} deaths only");
     let calm = RealClock.now().since(begin).as_millis() / SUCCESSION.as_millis() + 1;
-    let (hits, lost) = (line.hits(), wait_until("a report", || Some(report(&agent).session.lost_logins as usize)));
+    let (hits, lost) = (
+        line.hits(),
+        wait_until("a report", || {
+            Some(report(&agent).session.lost_logins as usize)
+        }),
+    );
     assert_eq!(agent.role("fetch"), current);
     let end = agent.stop();
-    let (logins, mints, left) = (tenant.logins(), tenant.reads(&tenant.creds()), tenant.tokens());
+    let (logins, mints, left) = (
+        tenant.logins(),
+        tenant.reads(&tenant.creds()),
+        tenant.tokens(),
+    );
     let said = format!(
         "{deaths} deaths, {hits} hit: {logins} logins ({lost} lost), {mints} mints ({calm} without deaths at most), \
          {left} tokens left; {dead} of {looks} looks found a dead credential"
@@ -77,27 +95,45 @@ fn a_storm_over_short_leases(scene: Scene) {
     println!("{scene:?}: {said}");
     assert_eq!(end.code, 0, "{}", end.stderr);
     assert!(left <= lost, "{said}\n{}", end.stderr);
-    wait_until("the leases are gone with their tokens", || (tenant.leases() == 0).then_some(()));
-    wait_until("tokens that nobody can name end by themselves", || (tenant.tokens() == 0).then_some(()));
+    wait_until("the leases are gone with their tokens", || {
+        (tenant.leases() == 0).then_some(())
+    });
+    wait_until("tokens that nobody can name end by themselves", || {
+        (tenant.tokens() == 0).then_some(())
+    });
     // Between the journal and the line a kill is seen by `fetch` alone.
     let hits = hits + KILLS as usize / 20;
     assert!(logins <= 1 + hits, "{said}\n{}", end.stderr);
-    assert!(mints as u128 <= calm + hits as u128, "{said}\n{}", end.stderr);
+    assert!(
+        mints as u128 <= calm + hits as u128,
+        "{said}\n{}",
+        end.stderr
+    );
 }
 
 /// Kills `fetch` after the server has answered and before the answer came; then answers pass again.
 fn lose_answer(agent: &Agent, line: &Line, done: impl Fn() -> bool) {
-    wait_until_or("the server has answered", || agent.log(), || done().then_some(()));
+    wait_until_or(
+        "the server has answered",
+        || agent.log(),
+        || done().then_some(()),
+    );
     replace(agent, "fetch", Signal::SIGKILL);
     line.hold(false);
 }
 
 fn a_mint_that_nobody_heard(scene: Scene) {
-    let lives = Lives { token: 3600, lease: 3, lease_max: 3 };
+    let lives = Lives {
+        token: 3600,
+        lease: 3,
+        lease_max: 3,
+    };
     let (tenant, line, setup) = setup(scene, "lost-mint", lives, Duration::ZERO);
     let agent = started(setup);
     let (user, creds) = (agent.read("user"), tenant.creds());
-    wait_until("the renewal is over, and the next is a mint", || (tenant.leases() == 1).then_some(()));
+    wait_until("the renewal is over, and the next is a mint", || {
+        (tenant.leases() == 1).then_some(())
+    });
     let before = tenant.reads(&creds);
     line.hold(true);
     lose_answer(&agent, &line, || tenant.reads(&creds) > before);
@@ -111,7 +147,11 @@ fn a_mint_that_nobody_heard(scene: Scene) {
 
 /// Nothing runs yet, and nothing is served.
 fn a_login_that_nobody_heard(scene: Scene) {
-    let lives = if scene.which == Which::Real { CALM } else { Lives { token: 8, ..CALM } };
+    let lives = if scene.which == Which::Real {
+        CALM
+    } else {
+        Lives { token: 8, ..CALM }
+    };
     let (tenant, line, setup) = setup(scene, "lost-login", lives, Duration::ZERO);
     line.hold(true);
     let agent = setup.place(Place::UnderShell).start();
@@ -119,11 +159,22 @@ fn a_login_that_nobody_heard(scene: Scene) {
     agent.wait_for_line("started");
     let reported = || Some(report(&agent)).filter(|report| report.session.lost_logins == 1);
     wait_until_or("the lost login is reported", || agent.log(), reported);
-    assert_eq!((tenant.logins(), tenant.reads(&tenant.creds()), tenant.tokens()), (2, 1, 2), "{}", agent.log());
+    assert_eq!(
+        (
+            tenant.logins(),
+            tenant.reads(&tenant.creds()),
+            tenant.tokens()
+        ),
+        (2, 1, 2),
+        "{}",
+        agent.log()
+    );
     let end = agent.stop();
     assert_eq!(end.code, 0, "{}", end.stderr);
     assert_eq!(tenant.tokens(), 1, "the token that nobody can name");
-    wait_until("the leases are gone with their token", || (tenant.leases() == 0).then_some(()));
+    wait_until("the leases are gone with their token", || {
+        (tenant.leases() == 0).then_some(())
+    });
 }
 
 fn a_revocation_that_nobody_heard(scene: Scene) {

@@ -1,5 +1,5 @@
-//! Two agents at one directory: the one that lives is never hidden, whatever a dead one left does not matter. And what is said
-//! of a directory that is unusual.
+//! Two agents at one directory: the one that lives is never hidden, whatever a dead one left does
+//! not matter. And what is said of a directory that is unusual.
 
 use crate::rig::agent::{Agent, MOUNT, Place, Setup};
 use crate::rig::process::{family, outcome, signal, status};
@@ -18,7 +18,11 @@ in_each_world!(
 );
 
 fn setup(world: World, name: &str) -> (Tenant, Setup) {
-    let tenant = Scene { world, which: Which::Standin }.tenant(name, CALM);
+    let tenant = Scene {
+        world,
+        which: Which::Standin,
+    }
+    .tenant(name, CALM);
     tenant.put("note", json!({ "text": "first" }));
     let setup = Setup::new(world, &tenant, &config::usual(&tenant));
     (tenant, setup)
@@ -27,24 +31,56 @@ fn setup(world: World, name: &str) -> (Tenant, Setup) {
 /// A shell in the room, as root with every right that the agent was started with.
 fn shell(agent: &Agent, script: &str) -> Output {
     let mut enter = Command::new("nsenter");
-    enter.args(["--target", &agent.pid().to_string(), "--mount", "--pid", "--wd=/", "setpriv", "--pdeathsig", "KILL"]);
-    outcome(enter.env_remove("BAOFS_FALLBACK").args(["sh", "-c", script]))
+    enter.args([
+        "--target",
+        &agent.pid().to_string(),
+        "--mount",
+        "--pid",
+        "--wd=/",
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+    ]);
+    outcome(
+        enter
+            .env_remove("BAOFS_FALLBACK")
+            .args(["sh", "-c", script]),
+    )
 }
 
 /// How many mounts lie at the directory.
 fn mounts(agent: &Agent) -> usize {
     let text = std::fs::read_to_string(format!("/proc/{}/mounts", agent.pid())).unwrap_or_default();
-    text.lines().filter(|line| line.split(' ').nth(1) == Some(MOUNT)).count()
+    text.lines()
+        .filter(|line| line.split(' ').nth(1) == Some(MOUNT))
+        .count()
 }
 
 /// Another agent in the same room is refused, with or without the fallback.
 fn assert_refused(agent: &Agent) {
     for fallback in ["none", "tmpfs"] {
-        let second = shell(agent, &format!("exec /entry/baofs run --fallback {fallback} --config /etc/bao/agent-config.hcl -- echo ran"));
+        let second = shell(
+            agent,
+            &format!(
+                "exec /entry/baofs run --fallback {fallback} --config /etc/bao/agent-config.hcl -- echo ran"
+            ),
+        );
         let said = String::from_utf8_lossy(&second.stderr);
-        assert_eq!(second.status.code(), Some(i32::from(Exit::Tmpfs.code())), "{said}");
-        assert!(said.contains("another agent serves /app/secrets; hint: give each a directory of its own"), "{said}");
-        assert!(second.stdout.is_empty() && !said.contains("falling back"), "{said}");
+        assert_eq!(
+            second.status.code(),
+            Some(i32::from(Exit::Tmpfs.code())),
+            "{said}"
+        );
+        assert!(
+            said.contains(
+                "another agent serves /app/secrets; hint: give each a directory of its own"
+            ),
+            "{said}"
+        );
+        assert!(
+            second.stdout.is_empty() && !said.contains("falling back"),
+            "{said}"
+        );
     }
 }
 
@@ -53,11 +89,15 @@ fn a_second_agent_is_refused(world: World) {
     let agent = setup.place(Place::UnderShell).started();
     assert_refused(&agent);
     // One that stands still lives, and is not waited for.
-    let all: Vec<_> =
-        family(agent.pid()).into_iter().filter(|pid| status(*pid, "Name").is_some_and(|name| name.starts_with("baofs"))).collect();
+    let all: Vec<_> = family(agent.pid())
+        .into_iter()
+        .filter(|pid| status(*pid, "Name").is_some_and(|name| name.starts_with("baofs")))
+        .collect();
     for pid in all.iter().rev() {
         signal(*pid, Signal::SIGSTOP);
-        wait_until("it is stopped", || status(*pid, "State")?.starts_with('T').then_some(()));
+        wait_until("it is stopped", || {
+            status(*pid, "State")?.starts_with('T').then_some(())
+        });
     }
     assert_refused(&agent);
     for pid in &all {
@@ -74,7 +114,8 @@ fn a_second_agent_is_refused(world: World) {
     tenant.assert_nothing_lives();
 }
 
-/// Starts two agents; who serves ends when the other has ended. Prints both codes, and how many mounts are left.
+/// Starts two agents; who serves ends when the other has ended. Prints both codes, and how many
+/// mounts are left.
 const RACE: &str = r#"for turn in 1 2 3 4 5; do
   rm -f /tmp/ended
   for agent in 1 2; do
@@ -90,9 +131,22 @@ cat /tmp/said >&2"#;
 fn of_two_that_start_at_the_same_moment_one_serves(world: World) {
     let (tenant, setup) = setup(world, "neighbour-race");
     let agent = setup.options(&["--mount", "/app/elsewhere"]).started();
-    let race = shell(&agent, &RACE.replace('@', if world == World::Fuse { "none" } else { "tmpfs" }));
+    let race = shell(
+        &agent,
+        &RACE.replace(
+            '@',
+            if world == World::Fuse {
+                "none"
+            } else {
+                "tmpfs"
+            },
+        ),
+    );
     let said = String::from_utf8_lossy(&race.stderr);
-    let codes = String::from_utf8_lossy(&race.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+    let codes = String::from_utf8_lossy(&race.stdout)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
     assert_eq!(codes, ["73 0 0"; 5].join(" "), "{said}");
     assert_eq!(agent.stop().code, 0);
     tenant.assert_nothing_lives();
@@ -100,7 +154,9 @@ fn of_two_that_start_at_the_same_moment_one_serves(world: World) {
 
 fn what_a_killed_agent_left_is_no_agent(world: World) {
     let (_tenant, setup) = setup(world, "neighbour-dead");
-    let mut setup = setup.options(&["--mount", "/app/elsewhere"]).place(Place::UnderShell);
+    let mut setup = setup
+        .options(&["--mount", "/app/elsewhere"])
+        .place(Place::UnderShell);
     setup = setup.script("echo started; exec sleep 1000");
     let agent = setup.started();
     // Another one in the room, and its guard, are killed at once.
@@ -108,15 +164,37 @@ fn what_a_killed_agent_left_is_no_agent(world: World) {
       until [ -e /tmp/serving ]; do sleep 0.05; kill -0 $agent || exit 9; done
       kill -STOP $agent; kill -KILL $(cat /proc/$agent/task/$agent/children) $agent; wait
       grep -c " /app/secrets " /proc/self/mounts; cat /tmp/said >&2"#;
-    let script = script.replacen("--config", if world == World::Fuse { "--config" } else { "--fallback tmpfs --config" }, 1);
+    let script = script.replacen(
+        "--config",
+        if world == World::Fuse {
+            "--config"
+        } else {
+            "--fallback tmpfs --config"
+        },
+        1,
+    );
     let killed = shell(&agent, &script);
-    assert_eq!(String::from_utf8_lossy(&killed.stdout), "1\n", "a mount is left: {}", String::from_utf8_lossy(&killed.stderr));
-    let fallback = if world == World::Fuse { "none" } else { "tmpfs" };
+    assert_eq!(
+        String::from_utf8_lossy(&killed.stdout),
+        "1\n",
+        "a mount is left: {}",
+        String::from_utf8_lossy(&killed.stderr)
+    );
+    let fallback = if world == World::Fuse {
+        "none"
+    } else {
+        "tmpfs"
+    };
     let script = format!(
         "/entry/baofs run --fallback {fallback} --config /etc/bao/agent-config.hcl -- sh -c 'cat /app/secrets/note; grep -c \" /app/secrets \" /proc/self/mounts'"
     );
     let next = shell(&agent, &script);
-    assert_eq!(String::from_utf8_lossy(&next.stdout), "first1\n", "{}", String::from_utf8_lossy(&next.stderr));
+    assert_eq!(
+        String::from_utf8_lossy(&next.stdout),
+        "first1\n",
+        "{}",
+        String::from_utf8_lossy(&next.stderr)
+    );
     agent.signal(Signal::SIGTERM);
     agent.end();
 }
@@ -127,8 +205,14 @@ fn an_unusual_directory_is_said(world: World) {
     let shared = "the mount appears in other mount namespaces, too";
     let rows = [
         ("", None),
-        ("touch /app/secrets/one /app/secrets/.two; mkdir /app/secrets/three", Some((hidden, "entries=3"))),
-        ("mv /app /run/app; ln -s run/app /app", Some((behind, "own=/run/app/secrets"))),
+        (
+            "touch /app/secrets/one /app/secrets/.two; mkdir /app/secrets/three",
+            Some((hidden, "entries=3")),
+        ),
+        (
+            "mv /app /run/app; ln -s run/app /app",
+            Some((behind, "own=/run/app/secrets")),
+        ),
         ("mount --make-shared /", Some((shared, "path=/app/secrets"))),
     ];
     for (prepare, expected) in rows {
@@ -138,9 +222,17 @@ fn an_unusual_directory_is_said(world: World) {
         let end = agent.stop();
         assert_eq!(end.code, 0, "{prepare}: {}", end.stderr);
         for words in [hidden, behind, shared] {
-            let lines: Vec<_> = end.stderr.lines().filter(|line| line.contains(words)).collect();
+            let lines: Vec<_> = end
+                .stderr
+                .lines()
+                .filter(|line| line.contains(words))
+                .collect();
             match expected {
-                Some((expected, detail)) if expected == words => assert!(lines.len() == 1 && lines[0].contains(detail), "{}", end.stderr),
+                Some((expected, detail)) if expected == words => assert!(
+                    lines.len() == 1 && lines[0].contains(detail),
+                    "{}",
+                    end.stderr
+                ),
                 _ => assert!(lines.is_empty(), "{prepare}: {lines:?}"),
             }
         }

@@ -1,4 +1,5 @@
-//! Outside a container, a supervisor that is killed leaves nothing: no process, no mount, no file, no lease, no token.
+//! Outside a container, a supervisor that is killed leaves nothing: no process, no mount, no file,
+//! no lease, no token.
 
 use crate::rig::agent::{Agent, End, MOUNT, Place, Setup, USER};
 use crate::rig::process::{signal, status};
@@ -7,7 +8,10 @@ use crate::rig::{World, config, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-in_each_scene!(a_killed_supervisor_leaves_nothing, so_it_is_before_the_first_secrets);
+in_each_scene!(
+    a_killed_supervisor_leaves_nothing,
+    so_it_is_before_the_first_secrets
+);
 in_each_world!(
     another_users_application_is_killed_too,
     a_command_is_killed_too,
@@ -22,7 +26,9 @@ fn setup(world: World, which: Which, name: &str) -> (Tenant, Setup) {
     let scene = Scene { world, which };
     let tenant = scene.tenant(name, CALM);
     tenant.put("note", json!({ "text": "old" }));
-    let setup = Setup::new(world, &tenant, &config::usual(&tenant)).place(Place::UnderShell).script(STAYS);
+    let setup = Setup::new(world, &tenant, &config::usual(&tenant))
+        .place(Place::UnderShell)
+        .script(STAYS);
     (tenant, setup)
 }
 
@@ -31,7 +37,12 @@ fn killed(agent: Agent) -> End {
     agent.signal(Signal::SIGKILL);
     let end = agent.end();
     assert_eq!(end.code, 137, "{}", end.stderr);
-    assert!(!end.stdout.contains("left "), "{}\n{}", end.stdout, end.stderr);
+    assert!(
+        !end.stdout.contains("left "),
+        "{}\n{}",
+        end.stdout,
+        end.stderr
+    );
     end
 }
 
@@ -40,14 +51,20 @@ fn a_killed_supervisor_leaves_nothing(scene: Scene) {
     let agent = setup.started();
     assert_eq!((agent.read("note").as_str(), tenant.tokens()), ("old", 1));
     let end = killed(agent);
-    assert!(end.stderr.contains("supervise was killed"), "{}", end.stderr);
+    assert!(
+        end.stderr.contains("supervise was killed"),
+        "{}",
+        end.stderr
+    );
     tenant.assert_nothing_lives();
 }
 
 fn so_it_is_before_the_first_secrets(scene: Scene) {
     let (tenant, setup) = setup(scene.world, scene.which, "parent-early");
     let agent = setup.start();
-    wait_until("it is logged in", || agent.log().contains("logged in").then_some(()));
+    wait_until("it is logged in", || {
+        agent.log().contains("logged in").then_some(())
+    });
     killed(agent);
     tenant.assert_nothing_lives();
 }
@@ -61,8 +78,16 @@ fn another_users_application_is_killed_too(world: World) {
 fn a_command_is_killed_too(world: World) {
     let (tenant, setup) = setup(world, Which::Standin, "parent-command");
     let hook = "app {\n  on_change {\n    command = [\"sh\", \"-c\", \"trap '' TERM; sleep 1000; true\"]\n    timeout = \"1h\"\n  }\n}\n";
-    let agent = setup.file("agent-config.hcl", &(config::usual(&tenant) + hook)).started();
-    let sleeping = || agent.processes().iter().filter(|(_, name)| name == "sleep").count();
+    let agent = setup
+        .file("agent-config.hcl", &(config::usual(&tenant) + hook))
+        .started();
+    let sleeping = || {
+        agent
+            .processes()
+            .iter()
+            .filter(|(_, name)| name == "sleep")
+            .count()
+    };
     assert_eq!(sleeping(), 2);
     tenant.put("note", json!({ "text": "new" }));
     wait_until("the command runs", || (sleeping() == 3).then_some(()));
@@ -73,10 +98,16 @@ fn a_command_is_killed_too(world: World) {
 fn hung_roles_are_killed_in_the_end(world: World) {
     let (_tenant, setup) = setup(world, Which::Standin, "parent-hung");
     let agent = setup.started();
-    for role in if world == World::Fuse { &["fetch", "serve"][..] } else { &["fetch"] } {
+    for role in if world == World::Fuse {
+        &["fetch", "serve"][..]
+    } else {
+        &["fetch"]
+    } {
         let pid = agent.role(role);
         signal(pid, Signal::SIGSTOP);
-        wait_until("it is stopped", || status(pid, "State")?.starts_with('T').then_some(()));
+        wait_until("it is stopped", || {
+            status(pid, "State")?.starts_with('T').then_some(())
+        });
     }
     killed(agent);
 }
@@ -86,7 +117,10 @@ fn only_who_is_no_init_has_a_guard(world: World) {
         let (_tenant, setup) = setup(world, Which::Standin, "parent-guard");
         let agent = setup.place(place).started();
         let all = agent.processes();
-        let guard: Vec<_> = all.iter().filter(|(_, name)| name == "baofs-guard").collect();
+        let guard: Vec<_> = all
+            .iter()
+            .filter(|(_, name)| name == "baofs-guard")
+            .collect();
         assert_eq!(guard.len(), guards, "{all:?}");
         for (pid, _) in guard {
             // SYS_ADMIN and KILL.
@@ -97,7 +131,12 @@ fn only_who_is_no_init_has_a_guard(world: World) {
         agent.signal(Signal::SIGTERM);
         let end = agent.end();
         assert_eq!(end.code, 137, "{}", end.stderr);
-        assert!(!end.stdout.contains("left ") && !end.stderr.contains("supervise was killed"), "{}\n{}", end.stdout, end.stderr);
+        assert!(
+            !end.stdout.contains("left ") && !end.stderr.contains("supervise was killed"),
+            "{}\n{}",
+            end.stdout,
+            end.stderr
+        );
     }
 }
 
@@ -106,8 +145,16 @@ fn only_who_is_no_init_has_a_guard(world: World) {
 fn a_given_directory_is_emptied() {
     for hangs in [false, true] {
         let (_tenant, setup) = setup(World::Tmpfs, Which::Standin, "parent-given");
-        let setup = setup.prepare(&format!("mount -t tmpfs -o size=1m,mode=1777,noswap given {MOUNT}"));
-        let rights = ["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"];
+        let setup = setup.prepare(&format!(
+            "mount -t tmpfs -o size=1m,mode=1777,noswap given {MOUNT}"
+        ));
+        let rights = [
+            "--reuid=1000",
+            "--regid=1000",
+            "--clear-groups",
+            "--inh-caps=-all",
+            "--bounding-set=-all",
+        ];
         let agent = setup.rights(&rights).started();
         assert_eq!(agent.read("note"), "old");
         if hangs {
@@ -115,8 +162,16 @@ fn a_given_directory_is_emptied() {
         }
         agent.signal(Signal::SIGKILL);
         let end = agent.end();
-        let left: Vec<_> = end.stdout.lines().filter(|line| line.starts_with("left ")).collect();
+        let left: Vec<_> = end
+            .stdout
+            .lines()
+            .filter(|line| line.starts_with("left "))
+            .collect();
         assert_eq!(end.code, 137, "{}", end.stderr);
-        assert!(left.len() == 1 && left[0].starts_with("left mounted"), "{left:?}\n{}", end.stderr);
+        assert!(
+            left.len() == 1 && left[0].starts_with("left mounted"),
+            "{left:?}\n{}",
+            end.stderr
+        );
     }
 }

@@ -18,7 +18,9 @@ in_each_scene!(
 
 /// A user and a password of one lease: the user is the same before and after the password was read.
 fn credential(mount: &Path) -> (String, String) {
-    let read = |name: &str| std::fs::read_to_string(mount.join(name)).expect("a served file can always be read");
+    let read = |name: &str| {
+        std::fs::read_to_string(mount.join(name)).expect("a served file can always be read")
+    };
     loop {
         let (user, password, again) = (read("user"), read("password"), read("user"));
         if user == again {
@@ -36,17 +38,29 @@ fn start(scene: Scene, tenant: &Tenant) -> (Agent, PathBuf) {
 
 /// Waits for another user than `old`.
 fn next_credential(mount: &Path, old: &str) -> (String, String) {
-    wait_until("the credential is rotated", || Some(credential(mount)).filter(|(user, _)| user != old))
+    wait_until("the credential is rotated", || {
+        Some(credential(mount)).filter(|(user, _)| user != old)
+    })
 }
 
 fn a_credential_works_before_and_after_its_rotation(scene: Scene) {
-    let tenant = scene.tenant("rotated", Lives { token: 3600, lease: 4, lease_max: 6 });
+    let tenant = scene.tenant(
+        "rotated",
+        Lives {
+            token: 3600,
+            lease: 4,
+            lease_max: 6,
+        },
+    );
     let (agent, mount) = start(scene, &tenant);
     let (user, password) = credential(&mount);
     assert!(tenant.admits(&user, &password));
     let (next, next_password) = next_credential(&mount, &user);
     assert!(tenant.admits(&next, &next_password));
-    assert!(tenant.knows(&user), "the old one was replaced before it ended");
+    assert!(
+        tenant.knows(&user),
+        "the old one was replaced before it ended"
+    );
 
     let end = agent.stop();
     assert_eq!(end.code, 0, "{}", end.stderr);
@@ -58,11 +72,21 @@ fn a_credential_works_before_and_after_its_rotation(scene: Scene) {
 }
 
 fn twenty_leases_of_which_none_is_ever_mixed(scene: Scene) {
-    let tenant = scene.tenant("leases", Lives { token: 3600, lease: 2, lease_max: 2 });
+    let tenant = scene.tenant(
+        "leases",
+        Lives {
+            token: 3600,
+            lease: 2,
+            lease_max: 2,
+        },
+    );
     let (agent, mount) = start(scene, &tenant);
     let (mut user, mut password) = credential(&mount);
     for _ in 0..ROTATIONS {
-        assert!(tenant.admits(&user, &password), "the password is of another lease, or the lease has ended");
+        assert!(
+            tenant.admits(&user, &password),
+            "the password is of another lease, or the lease has ended"
+        );
         (user, password) = next_credential(&mount, &user);
     }
     assert_eq!(agent.stop().code, 0);
@@ -76,7 +100,10 @@ fn version(number: usize) -> String {
 
 /// The number of a whole value.
 fn number(value: &str) -> usize {
-    let number = value.get(..4).and_then(|head| head.parse().ok()).expect("a value begins with its number");
+    let number = value
+        .get(..4)
+        .and_then(|head| head.parse().ok())
+        .expect("a value begins with its number");
     assert_eq!(value, version(number), "torn");
     number
 }
@@ -91,7 +118,9 @@ fn twenty_versions_of_which_none_is_ever_torn_stale_or_missing(scene: Scene) {
         let reader = scope.spawn(|| {
             let mut seen = 0;
             while !done.load(Ordering::Relaxed) {
-                let now = number(&std::fs::read_to_string(&file).expect("a served file can always be read"));
+                let now = number(
+                    &std::fs::read_to_string(&file).expect("a served file can always be read"),
+                );
                 assert!(now >= seen, "{now} was read after {seen}");
                 seen = now;
             }
@@ -115,6 +144,13 @@ fn files_of_one_path_come_from_one_read(scene: Scene) {
     let (agent, mount) = start(scene, &tenant);
     let (user, password) = credential(&mount);
     assert!(tenant.admits(&user, &password));
-    assert_eq!((tenant.reads(&tenant.creds()), tenant.leases(), tenant.tokens()), (1, 1, 1));
+    assert_eq!(
+        (
+            tenant.reads(&tenant.creds()),
+            tenant.leases(),
+            tenant.tokens()
+        ),
+        (1, 1, 1)
+    );
     assert_eq!(agent.stop().code, 0);
 }

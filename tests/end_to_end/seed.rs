@@ -21,7 +21,10 @@ fn setup(world: World, name: &str) -> (Tenant, Setup) {
 fn assert_password(tenant: &Tenant, agent: &Agent) {
     let password = agent.read("db_password");
     let works = |user: &String| tenant.admits(user, &password);
-    assert!(tenant.users().iter().any(works), "the password belongs to no user of the database");
+    assert!(
+        tenant.users().iter().any(works),
+        "the password belongs to no user of the database"
+    );
 }
 
 fn assert_owner(agent: &Agent, name: &str, uid: u32) {
@@ -40,22 +43,41 @@ fn it_starts_as_root_with_fuse() {
     let link = std::fs::read_link(agent.path("/tmp/bao-token")).expect("the sink is linked");
     assert_eq!(link.to_str(), Some("/app/secrets/bao-token"));
     let (address, token) = (tenant.url().replace("http://", ""), agent.read("bao-token"));
-    let lookup = || http::request(&address, "GET", "auth/token/lookup-self", &token, None).expect("OpenBao answers").status;
+    let lookup = || {
+        http::request(&address, "GET", "auth/token/lookup-self", &token, None)
+            .expect("OpenBao answers")
+            .status
+    };
     assert_eq!(lookup(), 200);
-    let pid = std::fs::read_to_string(agent.path("/run/bao-agent.pid")).expect("the pid file is there");
+    let pid =
+        std::fs::read_to_string(agent.path("/run/bao-agent.pid")).expect("the pid file is there");
     assert_eq!(pid.trim(), "1");
 
     let end = agent.stop();
-    assert_eq!((end.code, lookup(), tenant.tokens()), (0, 403, 0), "{}", end.stderr);
+    assert_eq!(
+        (end.code, lookup(), tenant.tokens()),
+        (0, 403, 0),
+        "{}",
+        end.stderr
+    );
     assert!(!end.stderr.contains(&token), "the token is in the log");
 }
 
 #[test]
 fn it_starts_as_uid_1000_with_a_read_only_root_and_a_tmpfs() {
     let (tenant, setup) = setup(World::Tmpfs, "seed-user");
-    let given = format!("mount -t tmpfs -o size=1m,mode=1777,nosuid,nodev,noexec given {MOUNT}; mount -o remount,bind,ro /");
+    let given = format!(
+        "mount -t tmpfs -o size=1m,mode=1777,nosuid,nodev,noexec given {MOUNT}; mount -o remount,bind,ro /"
+    );
     let (uid, gid) = (format!("--reuid={USER}"), format!("--regid={USER}"));
-    let rights = [uid.as_str(), &gid, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"];
+    let rights = [
+        uid.as_str(),
+        &gid,
+        "--clear-groups",
+        "--inh-caps=-all",
+        "--bounding-set=-all",
+        "--no-new-privs",
+    ];
     let mut setup = setup.prepare(&given).rights(&rights);
     // Where the machine has a swap, a tmpfs that baofs did not mount itself may reach it.
     if std::fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().count() > 1) {
@@ -67,13 +89,25 @@ fn it_starts_as_uid_1000_with_a_read_only_root_and_a_tmpfs() {
         assert_owner(&agent, name, USER);
     }
     let environment = std::fs::metadata(format!("/proc/{}/environ", agent.pid())).expect("it runs");
-    assert_eq!(environment.uid(), 0, "a dumpable process owns its own /proc files");
+    assert_eq!(
+        environment.uid(),
+        0,
+        "a dumpable process owns its own /proc files"
+    );
 
     let end = agent.stop();
     assert_eq!((end.code, tenant.tokens()), (0, 0), "{}", end.stderr);
     for what in ["/tmp/bao-token", "/var/run/bao-agent.pid"] {
-        let warned = end.stderr.lines().filter(|line| line.contains(what)).count();
-        assert_eq!(warned, 1, "one warning for {what}, which cannot be made on a read-only root:\n{}", end.stderr);
+        let warned = end
+            .stderr
+            .lines()
+            .filter(|line| line.contains(what))
+            .count();
+        assert_eq!(
+            warned, 1,
+            "one warning for {what}, which cannot be made on a read-only root:\n{}",
+            end.stderr
+        );
     }
 }
 
@@ -81,15 +115,25 @@ fn it_starts_as_uid_1000_with_a_read_only_root_and_a_tmpfs() {
 fn a_credential_file_is_removed_after_the_login_or_one_warning_says_why_not() {
     let tenant = Tenant::real("seed-removed", CALM);
     tenant.put("note", json!({ "text": "x" }));
-    let text = crate::rig::config::usual(&tenant).replace("after_reading = false", "after_reading = true");
+    let text =
+        crate::rig::config::usual(&tenant).replace("after_reading = false", "after_reading = true");
     let agent = Setup::new(World::Fuse, &tenant, &text).started();
     assert!(!agent.etc("secret_id").exists());
     assert!(agent.etc("role_id").exists());
     assert_eq!(agent.stop().code, 0);
 
-    let fixed = Setup::new(World::Fuse, &tenant, &text).prepare("mount --bind /etc/bao /etc/bao; mount -o remount,bind,ro /etc/bao");
+    let fixed = Setup::new(World::Fuse, &tenant, &text)
+        .prepare("mount --bind /etc/bao /etc/bao; mount -o remount,bind,ro /etc/bao");
     let agent = fixed.started();
     let end = agent.stop();
     assert_eq!(end.code, 0, "{}", end.stderr);
-    assert_eq!(end.stderr.lines().filter(|line| line.contains("/etc/bao/secret_id")).count(), 1, "{}", end.stderr);
+    assert_eq!(
+        end.stderr
+            .lines()
+            .filter(|line| line.contains("/etc/bao/secret_id"))
+            .count(),
+        1,
+        "{}",
+        end.stderr
+    );
 }

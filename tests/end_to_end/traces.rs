@@ -1,4 +1,5 @@
-//! What the agent leaves outside the mount, against those who may write there: the application, and whoever was there before.
+//! What the agent leaves outside the mount, against those who may write there: the application, and
+//! whoever was there before.
 
 use crate::rig::agent::{End, Place, Setup, USER};
 use crate::rig::server::{CALM, Scene, Tenant, Which};
@@ -6,7 +7,11 @@ use crate::rig::{World, config};
 use baofs::exit::Exit;
 use serde_json::json;
 
-in_each_world!(a_planted_sink_is_refused, a_sink_of_an_earlier_run_is_taken_over, an_application_that_replaces_the_pid_file_delays_no_stop);
+in_each_world!(
+    a_planted_sink_is_refused,
+    a_sink_of_an_earlier_run_is_taken_over,
+    an_application_that_replaces_the_pid_file_delays_no_stop
+);
 
 const SINK: &str = "/tmp/bao-token";
 /// The application's own directory, with the pid file in it.
@@ -15,26 +20,53 @@ const PID_FILE: &str = "/run/own/agent.pid";
 
 /// One secret, a pid file and a sink.
 fn setup(world: World, name: &str) -> (Tenant, Setup) {
-    let tenant = Scene { world, which: Which::Standin }.tenant(name, CALM);
+    let tenant = Scene {
+        world,
+        which: Which::Standin,
+    }
+    .tenant(name, CALM);
     tenant.put("note", json!({ "text": "old" }));
-    let sink = format!("auto_auth {{\n  sink \"file\" {{\n    config = {{ path = \"{SINK}\" }}\n  }}\n");
+    let sink =
+        format!("auto_auth {{\n  sink \"file\" {{\n    config = {{ path = \"{SINK}\" }}\n  }}\n");
     let text = config::login(&tenant.url()).replace("auto_auth {\n", &sink);
-    let text = text + &config::field("note", &tenant.kv("note"), "text") + &format!("pid_file = \"{PID_FILE}\"\n");
-    let setup = Setup::new(world, &tenant, &text).prepare(OWN).options(&["--user", &format!("{USER}")]);
+    let text = text
+        + &config::field("note", &tenant.kv("note"), "text")
+        + &format!("pid_file = \"{PID_FILE}\"\n");
+    let setup = Setup::new(world, &tenant, &text)
+        .prepare(OWN)
+        .options(&["--user", &format!("{USER}")]);
     (tenant, setup)
 }
 
 fn assert_nothing_left(tenant: &Tenant, end: &End) {
-    let left: Vec<_> = end.stdout.lines().filter(|line| line.starts_with("left ")).collect();
+    let left: Vec<_> = end
+        .stdout
+        .lines()
+        .filter(|line| line.starts_with("left "))
+        .collect();
     assert!(left.is_empty(), "{left:?}\n{}", end.stderr);
     tenant.assert_nothing_lives();
 }
 
 fn an_application_that_replaces_the_pid_file_delays_no_stop(world: World) {
-    for (n, replacement) in ["mkfifo", "ln -s /dev/zero", "ln -s /proc/1/mem", "mkdir", "true"].into_iter().enumerate() {
+    for (n, replacement) in [
+        "mkfifo",
+        "ln -s /dev/zero",
+        "ln -s /proc/1/mem",
+        "mkdir",
+        "true",
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let (tenant, setup) = setup(world, &format!("pid-file-{n}"));
-        let script = format!("rm {PID_FILE} && {replacement} {PID_FILE} && echo started && exec sleep 1000");
-        let end = setup.place(Place::UnderShell).script(&script).started().stop();
+        let script =
+            format!("rm {PID_FILE} && {replacement} {PID_FILE} && echo started && exec sleep 1000");
+        let end = setup
+            .place(Place::UnderShell)
+            .script(&script)
+            .started()
+            .stop();
         assert_eq!(end.code, 143, "{replacement}: {}", end.stderr);
         assert_nothing_left(&tenant, &end);
     }
@@ -43,15 +75,29 @@ fn an_application_that_replaces_the_pid_file_delays_no_stop(world: World) {
 fn a_planted_sink_is_refused(world: World) {
     let table = [
         ("echo evil >/tmp/bao-token", "a file of uid 0 lies there"),
-        ("echo evil >/tmp/bao-token; chown 4242 /tmp/bao-token", "a file of uid 4242 lies there"),
-        ("ln -s /tmp/evil /tmp/bao-token", "a symbolic link of uid 0 lies there"),
-        ("ln -s /app/secrets/bao-token /tmp/bao-token; chown -h 4242 /tmp/bao-token", "a symbolic link of uid 4242 lies there"),
+        (
+            "echo evil >/tmp/bao-token; chown 4242 /tmp/bao-token",
+            "a file of uid 4242 lies there",
+        ),
+        (
+            "ln -s /tmp/evil /tmp/bao-token",
+            "a symbolic link of uid 0 lies there",
+        ),
+        (
+            "ln -s /app/secrets/bao-token /tmp/bao-token; chown -h 4242 /tmp/bao-token",
+            "a symbolic link of uid 4242 lies there",
+        ),
         ("mkfifo /tmp/bao-token", "a FIFO of uid 0 lies there"),
     ];
     for (n, (plant, words)) in table.into_iter().enumerate() {
         let (tenant, setup) = setup(world, &format!("planted-{n}"));
         let end = setup.prepare(plant).place(Place::UnderShell).outcome();
-        assert_eq!(end.code, i32::from(Exit::Config.code()), "{plant}: {}", end.stderr);
+        assert_eq!(
+            end.code,
+            i32::from(Exit::Config.code()),
+            "{plant}: {}",
+            end.stderr
+        );
         for part in [words, SINK, "hint: remove it"] {
             assert!(end.stderr.contains(part), "{part}: {}", end.stderr);
         }
@@ -65,15 +111,45 @@ fn a_sink_of_an_earlier_run_is_taken_over(world: World) {
     let warned = "may replace the link to a sink at /tmp/bao-token";
     // Whoever waits for the agent sees what it leaves.
     let after = format!("echo \"code $?\"; ls {SINK} {PID_FILE} 2>&1");
-    let prepare = format!("ln -s /app/secrets/bao-token {SINK}\nset -- sh -c '\"$@\"; {after}' sh \"$@\"");
+    let prepare =
+        format!("ln -s /app/secrets/bao-token {SINK}\nset -- sh -c '\"$@\"; {after}' sh \"$@\"");
     let script = format!("readlink {SINK} && cat {SINK} >/dev/null && [ -s {PID_FILE} ] && exit 7");
     let end = setup.prepare(&prepare).script(&script).outcome();
-    assert!(end.stdout.starts_with("/app/secrets/bao-token\ncode 7\n"), "{}\n{}", end.stdout, end.stderr);
-    assert_eq!(end.stdout.matches("cannot access").count(), 2, "the link and the pid file are gone: {}", end.stdout);
-    assert!(!end.stderr.contains(warned), "/tmp has a sticky bit: {}", end.stderr);
+    assert!(
+        end.stdout.starts_with("/app/secrets/bao-token\ncode 7\n"),
+        "{}\n{}",
+        end.stdout,
+        end.stderr
+    );
+    assert_eq!(
+        end.stdout.matches("cannot access").count(),
+        2,
+        "the link and the pid file are gone: {}",
+        end.stdout
+    );
+    assert!(
+        !end.stderr.contains(warned),
+        "/tmp has a sticky bit: {}",
+        end.stderr
+    );
     tenant.assert_nothing_lives();
-    for (change, who) in [("chmod 0777 /tmp", "everybody"), ("chmod 0755 /tmp; chown 4242 /tmp", "uid 4242")] {
-        let end = self::setup(world, "sink-open").1.prepare(change).script("exit 7").outcome();
-        assert_eq!((end.code, end.stderr.matches(&format!("{who} {warned}")).count()), (7, 1), "{change}: {}", end.stderr);
+    for (change, who) in [
+        ("chmod 0777 /tmp", "everybody"),
+        ("chmod 0755 /tmp; chown 4242 /tmp", "uid 4242"),
+    ] {
+        let end = self::setup(world, "sink-open")
+            .1
+            .prepare(change)
+            .script("exit 7")
+            .outcome();
+        assert_eq!(
+            (
+                end.code,
+                end.stderr.matches(&format!("{who} {warned}")).count()
+            ),
+            (7, 1),
+            "{change}: {}",
+            end.stderr
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What the application's user sees: real events through the read-only mount, files of its own that nobody else may read.
+//! What the application's user sees: real events through the read-only mount, files of its own that
+//! nobody else may read.
 
 use crate::rig::agent::{Agent, MOUNT, Setup, USER};
 use crate::rig::process::{Captured, Kept, outcome};
@@ -8,7 +9,10 @@ use serde_json::json;
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
-in_each_world!(inotifywait_and_watchdog_see_a_rotation, files_are_the_users_alone);
+in_each_world!(
+    inotifywait_and_watchdog_see_a_rotation,
+    files_are_the_users_alone
+);
 
 /// Prints each event, and the file's text after it.
 const WATCHDOG: &str = "
@@ -30,7 +34,9 @@ signal.pause()
 fn start(world: World, name: &str) -> (Tenant, Agent) {
     let tenant = Tenant::real(&format!("{name}-{world:?}").to_lowercase(), CALM);
     tenant.put("note", json!({ "text": "old" }));
-    let agent = Setup::new(world, &tenant, &config::usual(&tenant)).options(&["--user", &format!("{USER}:{USER}")]).started();
+    let agent = Setup::new(world, &tenant, &config::usual(&tenant))
+        .options(&["--user", &format!("{USER}:{USER}")])
+        .started();
     (tenant, agent)
 }
 
@@ -39,20 +45,31 @@ fn watch(agent: &Agent, command: &[&str]) -> (Kept, Captured) {
     let words = [&["sh", "-c", "exec \"$@\" 2>&1", "sh"], command].concat();
     let enter = agent.enter(USER, &words);
     let mut watcher = Kept::start(&[], |it| {
-        it.arg(enter.get_program()).args(enter.get_args()).stdout(Stdio::piped());
+        it.arg(enter.get_program())
+            .args(enter.get_args())
+            .stdout(Stdio::piped());
     });
     let output = watcher.child().stdout.take().expect("it was asked for");
     (watcher, Captured::of(output))
 }
 
 fn has(output: &Captured, line: &str) -> Option<()> {
-    output.text().lines().any(|it| it.contains(line)).then_some(())
+    output
+        .text()
+        .lines()
+        .any(|it| it.contains(line))
+        .then_some(())
 }
 
 fn inotifywait_and_watchdog_see_a_rotation(world: World) {
     let (tenant, agent) = start(world, "watched");
-    let (inotifywait, events) = watch(&agent, &["inotifywait", "--monitor", "--format", "%e %f", MOUNT]);
-    wait_until("inotifywait watches", || has(&events, "Watches established."));
+    let (inotifywait, events) = watch(
+        &agent,
+        &["inotifywait", "--monitor", "--format", "%e %f", MOUNT],
+    );
+    wait_until("inotifywait watches", || {
+        has(&events, "Watches established.")
+    });
     let (python_process, python) = watch(&agent, &["/usr/bin/python3", "-c", WATCHDOG]);
     wait_until("watchdog watches", || has(&python, "watching"));
 
@@ -61,9 +78,19 @@ fn inotifywait_and_watchdog_see_a_rotation(world: World) {
         World::Fuse => ("MOVED_TO note", "note"),
         World::Tmpfs => ("MOVED_TO ..data", "..data"),
     };
-    wait_until(&format!("inotifywait prints {event}"), || has(&events, event));
-    wait_until("watchdog sees the rename", || python.text().lines().any(|it| it.starts_with("moved") && it.ends_with(moved)).then_some(()));
-    wait_until("the text read after the event is new", || has(&python, "text new"));
+    wait_until(&format!("inotifywait prints {event}"), || {
+        has(&events, event)
+    });
+    wait_until("watchdog sees the rename", || {
+        python
+            .text()
+            .lines()
+            .any(|it| it.starts_with("moved") && it.ends_with(moved))
+            .then_some(())
+    });
+    wait_until("the text read after the event is new", || {
+        has(&python, "text new")
+    });
     let whole = |line: &str| matches!(line.strip_prefix("text "), None | Some("old" | "new"));
     assert!(python.text().lines().all(whole), "{}", python.text());
     drop((inotifywait, python_process));
@@ -74,12 +101,29 @@ fn files_are_the_users_alone(world: World) {
     let (_tenant, agent) = start(world, "owned");
     for name in ["user", "password", "note"] {
         let meta = std::fs::metadata(agent.path(MOUNT).join(name)).expect("it is served");
-        assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (USER, USER, 0o400), "{name}");
+        assert_eq!(
+            (meta.uid(), meta.gid(), meta.mode() & 0o7777),
+            (USER, USER, 0o400),
+            "{name}"
+        );
     }
     let path = format!("{MOUNT}/note");
-    assert_eq!(outcome(&mut agent.enter(USER, &["cat", &path])).stdout, b"old");
-    assert!(!outcome(&mut agent.enter(USER + 1, &["cat", &path])).status.success(), "another user can read it");
-    for change in [format!("echo x > {path}"), format!("rm {path}"), format!("touch {MOUNT}/new"), format!("mv {path} {MOUNT}/new")] {
+    assert_eq!(
+        outcome(&mut agent.enter(USER, &["cat", &path])).stdout,
+        b"old"
+    );
+    assert!(
+        !outcome(&mut agent.enter(USER + 1, &["cat", &path]))
+            .status
+            .success(),
+        "another user can read it"
+    );
+    for change in [
+        format!("echo x > {path}"),
+        format!("rm {path}"),
+        format!("touch {MOUNT}/new"),
+        format!("mv {path} {MOUNT}/new"),
+    ] {
         let refused = outcome(&mut agent.enter(USER, &["sh", "-c", &change]));
         assert!(!refused.status.success(), "`{change}` was allowed");
     }

@@ -1,5 +1,5 @@
-//! `baofs` in namespaces and under a root of its own, as in a container. Invariant: whatever happens to the test, the kernel
-//! ends every process in there, and the mounts with them.
+//! `baofs` in namespaces and under a root of its own, as in a container. Invariant: whatever
+//! happens to the test, the kernel ends every process in there, and the mounts with them.
 
 use super::process::{Captured, Kept, children, family, signal, status};
 use super::server::Tenant;
@@ -16,7 +16,8 @@ pub(crate) const MOUNT: &str = "/app/secrets";
 /// The application's user and group in most tests.
 pub(crate) const USER: u32 = 1000;
 
-/// Runs the agent and says on standard output what it left behind. If it was killed, that is when nobody is left.
+/// Runs the agent and says on standard output what it left behind. If it was killed, that is when
+/// nobody is left.
 const UNDER_SHELL: &str = r#""$@"; code=$?
 [ $code != 137 ] || while set -- /proc/[0-9]*; [ $# -gt 1 ]; do sleep 0.05; done
 grep -o " /app/secrets .*" /proc/self/mounts | while read -r it; do echo "left mounted: $it"; done
@@ -110,7 +111,8 @@ pub(crate) struct End {
 
 /// The binary under test: the release build where `./test` has made one.
 pub(crate) fn binary() -> PathBuf {
-    std::env::var_os("BAOFS_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_baofs")), PathBuf::from)
+    std::env::var_os("BAOFS_BIN")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_baofs")), PathBuf::from)
 }
 
 impl Program {
@@ -137,34 +139,53 @@ impl Setup {
             prepare: String::new(),
             rights: Vec::new(),
             without: None,
-            app: ["sh", "-c", "trap 'exit 0' TERM; echo started; while :; do sleep 60 & wait; done"].map(str::to_owned).to_vec(),
+            app: [
+                "sh",
+                "-c",
+                "trap 'exit 0' TERM; echo started; while :; do sleep 60 & wait; done",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
             stderr: Stderr::Captured,
         };
         for name in ["root", "bao"] {
-            std::fs::create_dir(setup.dir.path().join(name)).expect("a directory of the room is made");
+            std::fs::create_dir(setup.dir.path().join(name))
+                .expect("a directory of the room is made");
         }
-        setup.file("agent-config.hcl", config).file("role_id", &tenant.role_id).file("secret_id", &tenant.secret_id)
+        setup
+            .file("agent-config.hcl", config)
+            .file("role_id", &tenant.role_id)
+            .file("secret_id", &tenant.secret_id)
     }
 
     /// `baofs mount` instead: no application.
     pub(crate) fn mount_only(self) -> Self {
-        Self { program: Program::Mount, ..self }
+        Self {
+            program: Program::Mount,
+            ..self
+        }
     }
 
     /// `bao agent` instead, from this file.
     pub(crate) fn incumbent(binary: &Path, tenant: &Tenant, config: &str) -> Self {
-        Self { program: Program::Incumbent, binary: binary.to_owned(), ..Self::new(World::Tmpfs, tenant, config) }
+        Self {
+            program: Program::Incumbent,
+            binary: binary.to_owned(),
+            ..Self::new(World::Tmpfs, tenant, config)
+        }
     }
 
     /// Writes a file of /etc/bao, readable by all.
     pub(crate) fn file(self, name: &str, text: &str) -> Self {
-        std::fs::write(self.dir.path().join("bao").join(name), text).expect("a file of /etc/bao is written");
+        std::fs::write(self.dir.path().join("bao").join(name), text)
+            .expect("a file of /etc/bao is written");
         self
     }
 
     /// Options of `baofs run`, before those of the world.
     pub(crate) fn options(mut self, options: &[&str]) -> Self {
-        self.options.extend(options.iter().map(|&option| option.to_owned()));
+        self.options
+            .extend(options.iter().map(|&option| option.to_owned()));
         self
     }
 
@@ -183,7 +204,8 @@ impl Setup {
 
     /// Options of `setpriv(1)` under which the agent starts.
     pub(crate) fn rights(mut self, options: &[&str]) -> Self {
-        self.rights.extend(options.iter().map(|&option| option.to_owned()));
+        self.rights
+            .extend(options.iter().map(|&option| option.to_owned()));
         self
     }
 
@@ -240,7 +262,9 @@ impl Setup {
                 words.extend(["/entry/baofs", "mount"].map(str::to_owned));
                 words.extend(self.options.iter().cloned());
             }
-            Program::Incumbent => words.extend(["/entry/bao", "agent", "-config=/etc/bao/agent-config.hcl"].map(str::to_owned)),
+            Program::Incumbent => words.extend(
+                ["/entry/bao", "agent", "-config=/etc/bao/agent-config.hcl"].map(str::to_owned),
+            ),
         }
         words
     }
@@ -250,17 +274,46 @@ impl Setup {
         let given = std::mem::replace(&mut self.stderr, Stderr::Captured);
         let captured = matches!(given, Stderr::Captured);
         let mut room = Kept::start(&[], |command| {
-            // Who runs the tests in the background of a shell ignores these, and so would everybody in there.
+            // Who runs the tests in the background of a shell ignores these, and so would everybody
+            // in there.
             command.args(["env", "--default-signal=INT,QUIT"]);
-            command.args(["unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child", "--propagation", "private"]);
+            command.args([
+                "unshare",
+                "--mount",
+                "--pid",
+                "--ipc",
+                "--fork",
+                "--kill-child",
+                "--propagation",
+                "private",
+            ]);
             command.args(["sh", "-c", include_str!("room.sh"), "room"]);
-            command.args([self.dir.path().join("root"), self.dir.path().join("bao"), self.binary.clone()]);
-            command.arg(if self.world == World::Fuse { "fuse" } else { "no-fuse" }).arg(&self.prepare).args(self.command());
-            command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
+            command.args([
+                self.dir.path().join("root"),
+                self.dir.path().join("bao"),
+                self.binary.clone(),
+            ]);
+            command
+                .arg(if self.world == World::Fuse {
+                    "fuse"
+                } else {
+                    "no-fuse"
+                })
+                .arg(&self.prepare)
+                .args(self.command());
+            command
+                .env_clear()
+                .env(
+                    "PATH",
+                    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                )
+                .env("HOME", "/root");
             if self.world == World::Tmpfs {
                 command.env("BAOFS_FALLBACK", "tmpfs");
             }
-            command.envs(self.variables.iter().cloned()).stdout(Stdio::piped());
+            command
+                .envs(self.variables.iter().cloned())
+                .stdout(Stdio::piped());
             match given {
                 Stderr::Captured => command.stderr(Stdio::piped()),
                 Stderr::Given(descriptor) => command.stderr(descriptor),
@@ -269,7 +322,14 @@ impl Setup {
         let child = room.child();
         let stdout = Captured::of(child.stdout.take().expect("it was asked for"));
         let stderr = captured.then(|| Captured::of(child.stderr.take().expect("it was asked for")));
-        Agent { program: self.program, room, place: self.place, dir: self.dir, stdout, stderr }
+        Agent {
+            program: self.program,
+            room,
+            place: self.place,
+            dir: self.dir,
+            stdout,
+            stderr,
+        }
     }
 
     /// Starts it and waits until its application says that it runs, by the line `started`.
@@ -309,22 +369,38 @@ impl Agent {
 
     /// Every process of the room from the agent down: pid, name.
     pub(crate) fn processes(&self) -> Vec<(Pid, String)> {
-        family(self.pid()).into_iter().filter_map(|pid| Some((pid, status(pid, "Name")?))).collect()
+        family(self.pid())
+            .into_iter()
+            .filter_map(|pid| Some((pid, status(pid, "Name")?)))
+            .collect()
     }
 
     /// A role of the agent by the end of its name.
     pub(crate) fn role(&self, role: &str) -> Pid {
-        let is_role = |name: &str| name == role || name.ends_with(&format!("-{role}")) || name.ends_with(&format!(":{role}"));
+        let is_role = |name: &str| {
+            name == role
+                || name.ends_with(&format!("-{role}"))
+                || name.ends_with(&format!(":{role}"))
+        };
         wait_until_or(
             &format!("{role} runs"),
             || format!("{:?}", self.processes()),
-            || self.processes().into_iter().find(|(_, name)| is_role(name)).map(|(pid, _)| pid),
+            || {
+                self.processes()
+                    .into_iter()
+                    .find(|(_, name)| is_role(name))
+                    .map(|(pid, _)| pid)
+            },
         )
     }
 
     /// A path of the room as this process reaches it.
     pub(crate) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
-        let relative = path.as_ref().strip_prefix("/").expect("an absolute path").to_owned();
+        let relative = path
+            .as_ref()
+            .strip_prefix("/")
+            .expect("an absolute path")
+            .to_owned();
         PathBuf::from(format!("/proc/{}/root", self.pid())).join(relative)
     }
 
@@ -335,12 +411,20 @@ impl Agent {
 
     /// A served file, once it is there.
     pub(crate) fn read(&self, name: &str) -> String {
-        wait_until_or(&format!("{name} can be read"), || self.log(), || self.try_read(name))
+        wait_until_or(
+            &format!("{name} can be read"),
+            || self.log(),
+            || self.try_read(name),
+        )
     }
 
     /// Waits until file `name` holds something else than `old` and returns it.
     pub(crate) fn read_after(&self, name: &str, old: &str) -> String {
-        wait_until_or(&format!("{name} changes"), || self.log(), || self.try_read(name).filter(|new| new != old))
+        wait_until_or(
+            &format!("{name} changes"),
+            || self.log(),
+            || self.try_read(name).filter(|new| new != old),
+        )
     }
 
     /// Waits until the application has printed `line`.
@@ -348,7 +432,13 @@ impl Agent {
         wait_until_or(
             &format!("the application prints `{line}`"),
             || self.printed() + &self.log(),
-            || self.stdout.text().lines().any(|it| it == line).then_some(()),
+            || {
+                self.stdout
+                    .text()
+                    .lines()
+                    .any(|it| it == line)
+                    .then_some(())
+            },
         );
     }
 
@@ -365,7 +455,16 @@ impl Agent {
     /// A command in the room as user `uid` with its group and no right at all.
     pub(crate) fn enter(&self, uid: u32, command: &[&str]) -> Command {
         let mut enter = Command::new("nsenter");
-        enter.args(["--target", &self.pid().to_string(), "--mount", "--pid", "--wd=/", "setpriv", "--pdeathsig", "KILL"]);
+        enter.args([
+            "--target",
+            &self.pid().to_string(),
+            "--mount",
+            "--pid",
+            "--wd=/",
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+        ]);
         enter
             .args([format!("--reuid={uid}"), format!("--regid={uid}")])
             .arg("--clear-groups")
@@ -387,9 +486,23 @@ impl Agent {
     /// Waits for its end.
     pub(crate) fn end(mut self) -> End {
         let Self { room, stderr, .. } = &mut self;
-        let status = wait_until_or("baofs ends", || stderr.as_ref().map(Captured::text).unwrap_or_default(), || room.ended());
-        let code = status.code().unwrap_or_else(|| 128 + status.signal().expect("it ended by one or the other"));
-        End { code, stdout: self.stdout.whole(), stderr: self.stderr.as_mut().map(Captured::whole).unwrap_or_default() }
+        let status = wait_until_or(
+            "baofs ends",
+            || stderr.as_ref().map(Captured::text).unwrap_or_default(),
+            || room.ended(),
+        );
+        let code = status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().expect("it ended by one or the other"));
+        End {
+            code,
+            stdout: self.stdout.whole(),
+            stderr: self
+                .stderr
+                .as_mut()
+                .map(Captured::whole)
+                .unwrap_or_default(),
+        }
     }
 
     /// Asks it to stop, as Docker does, and waits for its end.

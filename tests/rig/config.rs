@@ -24,7 +24,9 @@ auto_auth {{
 
 /// One field of a secret as a file; a read without a lease is repeated every 100 ms.
 pub(crate) fn field(file: &str, path: &str, field: &str) -> String {
-    format!("secret \"{file}\" {{\n  path = \"{path}\"\n  field = \"{field}\"\n  refresh = \"100ms\"\n}}\n")
+    format!(
+        "secret \"{file}\" {{\n  path = \"{path}\"\n  field = \"{field}\"\n  refresh = \"100ms\"\n}}\n"
+    )
 }
 
 /// One field of a secret as a template of `bao agent`, written into `dir`.
@@ -48,7 +50,12 @@ pub(crate) fn ten_files(tenant: &Tenant, dir: &str) -> String {
     text += &template(dir, "user", &tenant.creds(), ".Data.username");
     text += &template(dir, "password", &tenant.creds(), ".Data.password");
     for n in 0..8 {
-        text += &template(dir, &format!("kv{n}"), &tenant.kv(&format!("kv{n}")), ".Data.data.value");
+        text += &template(
+            dir,
+            &format!("kv{n}"),
+            &tenant.kv(&format!("kv{n}")),
+            ".Data.data.value",
+        );
     }
     let _ = writeln!(text, "pid_file = \"/var/run/bao-agent.pid\"");
     text

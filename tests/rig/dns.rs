@@ -1,4 +1,5 @@
-//! A name server that knows one address: it answers over UDP that the answer is too long, and gives it over TCP.
+//! A name server that knows one address: it answers over UDP that the answer is too long, and gives
+//! it over TCP.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
@@ -19,8 +20,10 @@ pub(crate) struct Dns(Arc<AtomicUsize>);
 impl Dns {
     /// Starts one at `address` (of 127.0.0.0/8: tests share a network). Every name is 127.0.0.1.
     pub(crate) fn start(address: Ipv4Addr) -> Self {
-        let (udp, tcp) =
-            (UdpSocket::bind((address, PORT)).expect("the port is free"), TcpListener::bind((address, PORT)).expect("so it is"));
+        let (udp, tcp) = (
+            UdpSocket::bind((address, PORT)).expect("the port is free"),
+            TcpListener::bind((address, PORT)).expect("so it is"),
+        );
         let asked = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&asked);
         thread::spawn(move || {
@@ -53,8 +56,14 @@ fn converse(mut stream: TcpStream, asked: &AtomicUsize) -> io::Result<()> {
         asked.fetch_add(1, Ordering::SeqCst);
         // An address of version 4 is asked for with type 1.
         let end = name_end(&question);
-        let reply = answer(&question, ANSWER, u16::from(question[end..end + 2] == [0, 1]));
-        let len = u16::try_from(reply.len()).expect("it is short").to_be_bytes();
+        let reply = answer(
+            &question,
+            ANSWER,
+            u16::from(question[end..end + 2] == [0, 1]),
+        );
+        let len = u16::try_from(reply.len())
+            .expect("it is short")
+            .to_be_bytes();
         stream.write_all(&[&len[..], &reply].concat())?;
     }
 }
@@ -71,7 +80,15 @@ fn name_end(message: &[u8]) -> usize {
 /// The question repeated, with `count` (0 or 1) addresses.
 fn answer(question: &[u8], flags: [u8; 2], count: u16) -> Vec<u8> {
     let end = name_end(question) + 4;
-    let mut message = [&question[..2], &flags, &[0, 1], &count.to_be_bytes(), &[0; 4], &question[12..end]].concat();
+    let mut message = [
+        &question[..2],
+        &flags,
+        &[0, 1],
+        &count.to_be_bytes(),
+        &[0; 4],
+        &question[12..end],
+    ]
+    .concat();
     if count > 0 {
         // The name again, type A, class IN, 60 s, 4 bytes.
         message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);

@@ -1,4 +1,5 @@
-//! A client of a dozen lines for the tests' own requests. HTTP/1.0, so that the answer ends with the connection.
+//! A client of a dozen lines for the tests' own requests. HTTP/1.0, so that the answer ends with
+//! the connection.
 
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -17,7 +18,13 @@ pub(crate) struct Answer {
 ///
 /// # Errors
 /// When nobody answers there.
-pub(crate) fn request(address: &str, method: &str, path: &str, token: &str, body: Option<&Value>) -> std::io::Result<Answer> {
+pub(crate) fn request(
+    address: &str,
+    method: &str,
+    path: &str,
+    token: &str,
+    body: Option<&Value>,
+) -> std::io::Result<Answer> {
     let body = body.map(ToString::to_string).unwrap_or_default();
     let mut stream = TcpStream::connect(address)?;
     write!(
@@ -29,7 +36,13 @@ pub(crate) fn request(address: &str, method: &str, path: &str, token: &str, body
     stream.read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    let status = head.split_whitespace().nth(1).and_then(|word| word.parse().ok());
+    let status = head
+        .split_whitespace()
+        .nth(1)
+        .and_then(|word| word.parse().ok());
     let status = status.ok_or_else(|| std::io::Error::other("the answer has no status"))?;
-    Ok(Answer { status, body: serde_json::from_str(body).unwrap_or(Value::Null) })
+    Ok(Answer {
+        status,
+        body: serde_json::from_str(body).unwrap_or(Value::Null),
+    })
 }

@@ -1,5 +1,5 @@
-//! A line between an agent and its server, on which answers take their time and can be held back. Invariant: what was asked
-//! reaches the server at once.
+//! A line between an agent and its server, on which answers take their time and can be held back.
+//! Invariant: what was asked reaches the server at once.
 
 use baofs::clock::{Clock, Moment, RealClock};
 use std::io::{self, Read, Write};
@@ -43,7 +43,12 @@ impl Line {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
         let server = url.strip_prefix("http://").expect("plain HTTP").to_owned();
-        let shared = Arc::new(Shared { server, delay, held: AtomicBool::new(false), hits: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared {
+            server,
+            delay,
+            held: AtomicBool::new(false),
+            hits: AtomicUsize::new(0),
+        });
         let all = Arc::clone(&shared);
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -63,8 +68,8 @@ impl Line {
         self.shared.held.store(held, SeqCst);
     }
 
-    /// How many connections ended before anything was asked, or while a login or a credential was on its way to the client, or
-    /// just after it came.
+    /// How many connections ended before anything was asked, or while a login or a credential was
+    /// on its way to the client, or just after it came.
     pub(crate) fn hits(&self) -> usize {
         self.shared.hits.load(SeqCst)
     }
@@ -73,7 +78,12 @@ impl Line {
 fn connect(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
     let server = TcpStream::connect(&shared.server)?;
     let state = Arc::new(Mutex::new(State::Fresh));
-    let (back, to, seen, all) = (server.try_clone()?, client.try_clone()?, Arc::clone(&state), Arc::clone(shared));
+    let (back, to, seen, all) = (
+        server.try_clone()?,
+        client.try_clone()?,
+        Arc::clone(&state),
+        Arc::clone(shared),
+    );
     std::thread::spawn(move || {
         let _ = answers(&back, &to, &seen, &all);
         let _ = to.shutdown(Shutdown::Both);
@@ -96,11 +106,18 @@ fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
     state.lock().expect("nobody panics with it")
 }
 
-fn questions(mut client: &TcpStream, mut server: &TcpStream, state: &Mutex<State>) -> io::Result<()> {
+fn questions(
+    mut client: &TcpStream,
+    mut server: &TcpStream,
+    state: &Mutex<State>,
+) -> io::Result<()> {
     let mut bytes = [0; 16384];
     while let len @ 1.. = client.read(&mut bytes)? {
         let text = String::from_utf8_lossy(&bytes[..len]);
-        let head = text.lines().next().filter(|line| line.ends_with("HTTP/1.1"));
+        let head = text
+            .lines()
+            .next()
+            .filter(|line| line.ends_with("HTTP/1.1"));
         if let Some(head) = head {
             let precious = head.contains("/login") || head.contains("/v1/database/creds/");
             *lock(state) = if precious { State::Asked } else { State::Other };
@@ -110,7 +127,12 @@ fn questions(mut client: &TcpStream, mut server: &TcpStream, state: &Mutex<State
     Ok(())
 }
 
-fn answers(mut server: &TcpStream, mut client: &TcpStream, state: &Mutex<State>, shared: &Shared) -> io::Result<()> {
+fn answers(
+    mut server: &TcpStream,
+    mut client: &TcpStream,
+    state: &Mutex<State>,
+    shared: &Shared,
+) -> io::Result<()> {
     let mut bytes = [0; 16384];
     while let len @ 1.. = server.read(&mut bytes)? {
         std::thread::sleep(shared.delay);

@@ -1,6 +1,6 @@
-//! What the end-to-end tests and the bench stand on: a real OpenBao with PostgreSQL, the stand-in, and `baofs` in
-//! namespaces of its own. Invariants: nothing started here outlives the test process, whatever ends it; the only deadline is
-//! in `wait_until`.
+//! What the end-to-end tests and the bench stand on: a real OpenBao with PostgreSQL, the stand-in,
+//! and `baofs` in namespaces of its own. Invariants: nothing started here outlives the test
+//! process, whatever ends it; the only deadline is in `wait_until`.
 
 pub(crate) mod agent;
 pub(crate) mod bao;
@@ -38,37 +38,61 @@ pub(crate) fn wait_until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
 }
 
 /// The same with `more` to say of the failure.
-pub(crate) fn wait_until_or<T>(what: &str, more: impl Fn() -> String, mut probe: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_until_or<T>(
+    what: &str,
+    more: impl Fn() -> String,
+    mut probe: impl FnMut() -> Option<T>,
+) -> T {
     let clock = RealClock;
     let start = clock.now();
     loop {
         if let Some(answer) = probe() {
             return answer;
         }
-        assert!(clock.now().since(start) < DEADLINE, "waited {} s in vain until {what}\n{}", DEADLINE.as_secs(), more());
+        assert!(
+            clock.now().since(start) < DEADLINE,
+            "waited {} s in vain until {what}\n{}",
+            DEADLINE.as_secs(),
+            more()
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// The path of a program: from PATH, else the first of `elsewhere` (shell patterns) that exists; fails with how to install it.
+/// The path of a program: from PATH, else the first of `elsewhere` (shell patterns) that exists;
+/// fails with how to install it.
 pub(crate) fn program(name: &str, elsewhere: &[&str]) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file());
+    let on_path = std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file());
     on_path.or_else(|| elsewhere.iter().find_map(|pattern| first_match(pattern))).unwrap_or_else(|| {
         panic!("`{name}` is needed by the tests and is not installed: run `./test --prepare` once (as root)");
     })
 }
 
-/// The first path that matches a pattern in which a whole component may be `*`; `~cache` is the user's cache directory.
+/// The first path that matches a pattern in which a whole component may be `*`; `~cache` is the
+/// user's cache directory.
 fn first_match(pattern: &str) -> Option<PathBuf> {
     let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
+    let cache =
+        std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
     let mut found = vec![PathBuf::from("/")];
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
         found = match part {
             "~cache" => vec![cache.clone()],
-            "*" => found.iter().flat_map(std::fs::read_dir).flatten().flatten().map(|entry| entry.path()).collect(),
-            name => found.into_iter().map(|dir| dir.join(name)).filter(|path| path.exists()).collect(),
+            "*" => found
+                .iter()
+                .flat_map(std::fs::read_dir)
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path())
+                .collect(),
+            name => found
+                .into_iter()
+                .map(|dir| dir.join(name))
+                .filter(|path| path.exists())
+                .collect(),
         };
     }
     found.into_iter().next()

@@ -1,5 +1,6 @@
-//! Starting children that cannot outlive the test process. Invariant: a child is started by one thread that lives as long as
-//! the process, because the kernel sends the death signal when the *thread* that forked ends (`prctl(2)`).
+//! Starting children that cannot outlive the test process. Invariant: a child is started by one
+//! thread that lives as long as the process, because the kernel sends the death signal when the
+//! *thread* that forked ends (`prctl(2)`).
 
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
@@ -18,14 +19,27 @@ type Order = (Command, Sender<io::Result<Child>>);
 pub(crate) struct Kept(Child);
 
 impl Kept {
-    /// Starts `program` with `args` after `setpriv` has set its death signal; `who` are options of `setpriv(1)`.
+    /// Starts `program` with `args` after `setpriv` has set its death signal; `who` are options of
+    /// `setpriv(1)`.
     pub(crate) fn start(who: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).args(who).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .args(["--pdeathsig", "KILL"])
+            .args(who)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         prepare(&mut command);
         let (answer, started) = channel();
-        keeper().send((command, answer)).expect("the keeper lives as long as the process");
-        Self(started.recv().expect("the keeper answers").expect("setpriv (util-linux) starts"))
+        keeper()
+            .send((command, answer))
+            .expect("the keeper lives as long as the process");
+        Self(
+            started
+                .recv()
+                .expect("the keeper answers")
+                .expect("setpriv (util-linux) starts"),
+        )
     }
 
     /// Its process id.
@@ -83,10 +97,16 @@ impl Captured {
         let reader = std::thread::spawn(move || {
             let mut part = [0; 4096];
             while let Ok(n @ 1..) = pipe.read(&mut part) {
-                target.lock().expect("no reader panics").extend_from_slice(&part[..n]);
+                target
+                    .lock()
+                    .expect("no reader panics")
+                    .extend_from_slice(&part[..n]);
             }
         });
-        Self { text, reader: Some(reader) }
+        Self {
+            text,
+            reader: Some(reader),
+        }
     }
 
     /// All of it so far.
@@ -105,8 +125,12 @@ impl Captured {
 
 /// The direct children of `pid`.
 pub(crate) fn children(pid: Pid) -> Vec<Pid> {
-    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    list.split_whitespace().filter_map(|word| word.parse().ok()).map(Pid::from_raw).collect()
+    let list =
+        std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .map(Pid::from_raw)
+        .collect()
 }
 
 /// `pid` and all that descend from it.
@@ -119,7 +143,11 @@ pub(crate) fn family(pid: Pid) -> Vec<Pid> {
 /// One field of `/proc/PID/status`.
 pub(crate) fn status(pid: Pid, field: &str) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':').map(|value| value.trim().to_owned()))
+    text.lines().find_map(|line| {
+        line.strip_prefix(field)?
+            .strip_prefix(':')
+            .map(|value| value.trim().to_owned())
+    })
 }
 
 /// Sends `signal`; one that comes too late is none.
@@ -130,24 +158,42 @@ pub(crate) fn signal(pid: Pid, signal: Signal) {
 /// Runs `command` to its end and returns what it printed; fails with its words when it fails.
 pub(crate) fn run(command: &mut Command) -> String {
     let output = outcome(command);
-    assert!(output.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    assert!(
+        output.status.success(),
+        "{command:?} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout)
+        .trim_end()
+        .to_owned()
 }
 
 /// Runs `command` to its end.
 pub(crate) fn outcome(command: &mut Command) -> Output {
-    command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"))
+    command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"))
 }
 
-/// Stops `serve` right after it has taken a request from the kernel, which it then answers to nobody: as a fault in the middle of an
-/// operation does. `ask` makes somebody ask. Whoever asked cannot be killed any more, because the kernel waits for the answer. It knows
-/// the registers of x86-64.
+/// Stops `serve` right after it has taken a request from the kernel, which it then answers to
+/// nobody: as a fault in the middle of an operation does. `ask` makes somebody ask. Whoever asked
+/// cannot be killed any more, because the kernel waits for the answer. It knows the registers of
+/// x86-64.
 pub(crate) fn stop_with_a_request_in_hand(serve: Pid, ask: impl FnOnce()) {
-    let loops = std::fs::read_dir(format!("/proc/{serve}/task")).expect("it runs").flatten();
-    let mut loops = loops.filter_map(|task| task.file_name().to_str()?.parse().ok()).map(Pid::from_raw);
-    let is_loop =
-        |thread: &Pid| std::fs::read_to_string(format!("/proc/{serve}/task/{thread}/comm")).is_ok_and(|name| name.starts_with("fuser"));
-    let thread = loops.find(is_loop).expect("the thread that fuser reads with");
+    let loops = std::fs::read_dir(format!("/proc/{serve}/task"))
+        .expect("it runs")
+        .flatten();
+    let mut loops = loops
+        .filter_map(|task| task.file_name().to_str()?.parse().ok())
+        .map(Pid::from_raw);
+    let is_loop = |thread: &Pid| {
+        std::fs::read_to_string(format!("/proc/{serve}/task/{thread}/comm"))
+            .is_ok_and(|name| name.starts_with("fuser"))
+    };
+    let thread = loops
+        .find(is_loop)
+        .expect("the thread that fuser reads with");
     let wait = || waitpid(thread, Some(WaitPidFlag::__WALL)).expect("it is traced");
     ptrace::seize(thread, ptrace::Options::PTRACE_O_TRACESYSGOOD).expect("the tests run as root");
     ptrace::interrupt(thread).expect("it is traced");
@@ -166,6 +212,8 @@ pub(crate) fn stop_with_a_request_in_hand(serve: Pid, ask: impl FnOnce()) {
     }
     signal(serve, Signal::SIGSTOP);
     // Before the thread goes on, so that it goes on into the stop.
-    super::wait_until("serve is stopped", || status(serve, "State")?.starts_with('T').then_some(()));
+    super::wait_until("serve is stopped", || {
+        status(serve, "State")?.starts_with('T').then_some(())
+    });
     ptrace::detach(thread, None).expect("it is traced");
 }

@@ -1,5 +1,6 @@
-//! A process that is made to do what somebody else wants, as one that was taken over: its own thread makes the system calls,
-//! behind its own walls. For `x86_64`. Invariant: what is taken is given back as it was.
+//! A process that is made to do what somebody else wants, as one that was taken over: its own
+//! thread makes the system calls, behind its own walls. For `x86_64`. Invariant: what is taken is
+//! given back as it was.
 
 use nix::errno::Errno;
 use nix::sys::ptrace;
@@ -64,32 +65,62 @@ impl Taken {
     /// Takes over a process that waits in a system call. The caller must be root.
     pub(crate) fn over(pid: Pid) -> Self {
         ptrace::attach(pid).expect("root may trace it");
-        assert!(matches!(waitpid(pid, None), Ok(WaitStatus::Stopped(..))), "it stops");
+        assert!(
+            matches!(waitpid(pid, None), Ok(WaitStatus::Stopped(..))),
+            "it stops"
+        );
         let before = ptrace::getregs(pid).expect("it is stopped");
-        let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem")).expect("root opens it");
-        let mut taken = Self { pid, before, entry: before.rip - 2, memory, page: 0 };
+        let memory = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/{pid}/mem"))
+            .expect("root opens it");
+        let mut taken = Self {
+            pid,
+            before,
+            entry: before.rip - 2,
+            memory,
+            page: 0,
+        };
         let mut found = [0; 2];
-        taken.memory.read_exact_at(&mut found, taken.entry).expect("its code can be read");
+        taken
+            .memory
+            .read_exact_at(&mut found, taken.entry)
+            .expect("its code can be read");
         assert_eq!(found, SYSCALL, "it waits in a system call");
         let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let page = taken.call(
             libc::SYS_mmap,
-            &[0.into(), 4096.into(), (libc::PROT_READ | libc::PROT_WRITE).into(), anonymous.into(), (-1).into(), 0.into()],
+            &[
+                0.into(),
+                4096.into(),
+                (libc::PROT_READ | libc::PROT_WRITE).into(),
+                anonymous.into(),
+                (-1).into(),
+                0.into(),
+            ],
         );
         taken.page = page.expect("a page can be had").cast_unsigned();
         taken
     }
 
     /// Makes it call; its result.
-    pub(crate) fn call(&mut self, number: libc::c_long, arguments: &[Argument]) -> Result<i64, Errno> {
+    pub(crate) fn call(
+        &mut self,
+        number: libc::c_long,
+        arguments: &[Argument],
+    ) -> Result<i64, Errno> {
         let mut words = [0; 6];
-        for (at, (word, argument)) in
-            (self.page..).step_by(usize::try_from(ROOM).expect("it is small")).zip(words.iter_mut().zip(arguments))
+        for (at, (word, argument)) in (self.page..)
+            .step_by(usize::try_from(ROOM).expect("it is small"))
+            .zip(words.iter_mut().zip(arguments))
         {
             *word = match argument {
                 Argument::Number(number) => number.cast_unsigned(),
                 Argument::Bytes(bytes) => {
-                    self.memory.write_all_at(bytes, at).expect("its page is written");
+                    self.memory
+                        .write_all_at(bytes, at)
+                        .expect("its page is written");
                     at
                 }
             };
@@ -110,8 +141,14 @@ impl Taken {
         };
         ptrace::setregs(self.pid, regs).expect("it is stopped");
         ptrace::step(self.pid, None).expect("it is stopped");
-        assert!(matches!(waitpid(self.pid, None), Ok(WaitStatus::Stopped(..))), "it stops again");
-        let result = ptrace::getregs(self.pid).expect("it is stopped").rax.cast_signed();
+        assert!(
+            matches!(waitpid(self.pid, None), Ok(WaitStatus::Stopped(..))),
+            "it stops again"
+        );
+        let result = ptrace::getregs(self.pid)
+            .expect("it is stopped")
+            .rax
+            .cast_signed();
         match i32::try_from(-result) {
             Ok(errno @ 1..4096) => Err(Errno::from_raw(errno)),
             Ok(_) | Err(_) => Ok(result),

@@ -16,7 +16,11 @@ impl Answer {
     }
 
     pub fn raw(status: u16, body: Vec<u8>) -> Self {
-        Self { status: StatusCode::from_u16(status).expect("a status"), headers: HeaderMap::new(), body }
+        Self {
+            status: StatusCode::from_u16(status).expect("a status"),
+            headers: HeaderMap::new(),
+            body,
+        }
     }
 
     pub fn empty() -> Self {
@@ -25,7 +29,11 @@ impl Answer {
 
     /// An error in the server's shape.
     pub fn error(status: u16, words: &str) -> Self {
-        let errors: Vec<&str> = if words.is_empty() { Vec::new() } else { vec![words] };
+        let errors: Vec<&str> = if words.is_empty() {
+            Vec::new()
+        } else {
+            vec![words]
+        };
         Self::new(status, &json!({ "errors": errors }))
     }
 

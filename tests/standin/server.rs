@@ -38,13 +38,23 @@ pub enum Fault {
 }
 
 /// Serves until told to stop.
-pub(super) fn run(listener: TcpListener, tls: Option<TlsAcceptor>, state: Arc<Mutex<State>>, stopped: oneshot::Receiver<()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+pub(super) fn run(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    state: Arc<Mutex<State>>,
+    stopped: oneshot::Receiver<()>,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     runtime.block_on(async move {
         let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
         let accept = async {
             loop {
-                let Ok((stream, _)) = listener.accept().await else { continue };
+                let Ok((stream, _)) = listener.accept().await else {
+                    continue;
+                };
                 let (tls, state) = (tls.clone(), Arc::clone(&state));
                 tokio::spawn(async move {
                     match tls {
@@ -68,21 +78,28 @@ pub(super) fn run(listener: TcpListener, tls: Option<TlsAcceptor>, state: Arc<Mu
 /// The server's side of TLS.
 pub(super) fn tls(certificate: &rcgen::Certificate, key: &rcgen::KeyPair) -> TlsAcceptor {
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the versions of ring")
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .expect("a certificate and its key");
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .expect("the versions of ring")
+    .with_no_client_auth()
+    .with_single_cert(vec![certificate.der().clone()], key)
+    .expect("a certificate and its key");
     TlsAcceptor::from(Arc::new(config))
 }
 
 async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, state: Arc<Mutex<State>>) {
     let service = service_fn(|request| respond(request, &state));
-    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
-async fn respond(request: http::Request<Incoming>, state: &Mutex<State>) -> io::Result<http::Response<Body>> {
+async fn respond(
+    request: http::Request<Incoming>,
+    state: &Mutex<State>,
+) -> io::Result<http::Response<Body>> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     let (answer, fault) = {
@@ -99,43 +116,72 @@ async fn respond(request: http::Request<Incoming>, state: &Mutex<State>) -> io::
 
 /// Notes the request, and answers it unless a fault forbids.
 fn act(state: &mut State, head: &http::request::Parts, body: &[u8]) -> (Answer, Option<Fault>) {
-    let text = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let text = |name: &str| {
+        head.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned)
+    };
     let (token, namespace) = (text("x-vault-token"), text("x-vault-namespace"));
     let shown = head.uri.path_and_query().map_or("", |path| path.as_str());
-    let Some(shown) = shown.strip_prefix(&format!("{}/v1/", state.prefix)) else { return (Answer::error(404, ""), None) };
+    let Some(shown) = shown.strip_prefix(&format!("{}/v1/", state.prefix)) else {
+        return (Answer::error(404, ""), None);
+    };
     state.note(head.method.as_str(), shown, namespace, token.clone());
     let fault = state.fault(shown);
     let mut answer = || {
         let path = decode(shown.split('?').next().unwrap_or_default());
         let body = serde_json::from_slice(body).unwrap_or(Value::Null);
-        state.answer(head.method.as_str(), &path, head.uri.query().unwrap_or_default(), token.as_deref(), &body)
+        state.answer(
+            head.method.as_str(),
+            &path,
+            head.uri.query().unwrap_or_default(),
+            token.as_deref(),
+            &body,
+        )
     };
     let answer = match &fault {
         None | Some(Fault::Cut) => answer(),
         Some(Fault::Text(text)) => {
             let done = answer();
-            Answer { body: text.clone().into_bytes(), ..done }
+            Answer {
+                body: text.clone().into_bytes(),
+                ..done
+            }
         }
         Some(Fault::Close | Fault::Silence) => Answer::empty(),
         Some(Fault::Oversized(size)) => Answer::raw(200, vec![b' '; *size]),
-        Some(Fault::Status(status, wait)) => header(Answer::error(*status, ""), RETRY_AFTER, wait.map(|seconds| seconds.to_string())),
-        Some(Fault::Redirect(status, to)) => header(Answer::raw(*status, Vec::new()), LOCATION, Some(to.clone())),
+        Some(Fault::Status(status, wait)) => header(
+            Answer::error(*status, ""),
+            RETRY_AFTER,
+            wait.map(|seconds| seconds.to_string()),
+        ),
+        Some(Fault::Redirect(status, to)) => {
+            header(Answer::raw(*status, Vec::new()), LOCATION, Some(to.clone()))
+        }
     };
     (answer, fault)
 }
 
 fn header(mut answer: Answer, name: http::HeaderName, value: Option<String>) -> Answer {
     if let Some(value) = value {
-        answer.headers.insert(name, HeaderValue::try_from(value).expect("a header"));
+        answer
+            .headers
+            .insert(name, HeaderValue::try_from(value).expect("a header"));
     }
     answer
 }
 
 fn response(answer: Answer, cut: bool) -> http::Response<Body> {
-    let mut response = http::Response::new(Body { rest: Some(Bytes::from(answer.body)), cut });
+    let mut response = http::Response::new(Body {
+        rest: Some(Bytes::from(answer.body)),
+        cut,
+    });
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
@@ -149,7 +195,10 @@ impl hyper::body::Body for Body {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         Poll::Ready(match (self.rest.take(), self.cut) {
             (Some(whole), false) => Some(Ok(Frame::data(whole))),
             (Some(whole), true) => Some(Ok(Frame::data(whole.slice(..whole.len() / 2)))),

@@ -9,8 +9,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// What the `default` policy allows, as far as it is answered here.
-const DEFAULT_POLICY: [&str; 5] =
-    ["auth/token/lookup-self", "auth/token/renew-self", "auth/token/revoke-self", "sys/leases/renew", "sys/leases/lookup"];
+const DEFAULT_POLICY: [&str; 5] = [
+    "auth/token/lookup-self",
+    "auth/token/renew-self",
+    "auth/token/revoke-self",
+    "sys/leases/renew",
+    "sys/leases/lookup",
+];
 
 /// After so many refused logins a role is locked out (`user_lockout_threshold`); here for ever.
 const LOCKOUT_THRESHOLD: u32 = 5;
@@ -23,9 +28,11 @@ pub struct Role {
     pub secret_id: String,
     /// How many logins the `secret_id` is good for; 0: any number.
     pub secret_id_uses: u32,
-    /// How many logins were refused for their `secret_id` since the last good one: the fifth locks the role.
+    /// How many logins were refused for their `secret_id` since the last good one: the fifth locks
+    /// the role.
     pub refused: u32,
-    /// Paths that its tokens may read, besides the `default` policy: exact, or with `*` at the end.
+    /// Paths that its tokens may read, besides the `default` policy: exact, or with `*` at the
+    /// end.
     pub allow: Vec<String>,
     pub token_ttl: Duration,
     pub token_max_ttl: Duration,
@@ -36,7 +43,15 @@ impl Default for Role {
     fn default() -> Self {
         let hour = Duration::from_hours(1);
         let (role_id, secret_id) = ("role".to_owned(), "secret".to_owned());
-        Self { role_id, secret_id, secret_id_uses: 0, refused: 0, allow: Vec::new(), token_ttl: hour, token_max_ttl: hour * 24 }
+        Self {
+            role_id,
+            secret_id,
+            secret_id_uses: 0,
+            refused: 0,
+            allow: Vec::new(),
+            token_ttl: hour,
+            token_max_ttl: hour * 24,
+        }
     }
 }
 
@@ -106,11 +121,18 @@ pub struct State {
 
 impl State {
     pub(super) fn new() -> Self {
-        let mounts = [("secret/", ("kv", Some("2"))), ("kv/", ("kv", Some("1"))), ("database/", ("database", None))];
+        let mounts = [
+            ("secret/", ("kv", Some("2"))),
+            ("kv/", ("kv", Some("1"))),
+            ("database/", ("database", None)),
+        ];
         Self {
             clock: RealClock,
             roles: Vec::new(),
-            mounts: mounts.into_iter().map(|(path, kind)| (path.to_owned(), kind)).collect(),
+            mounts: mounts
+                .into_iter()
+                .map(|(path, kind)| (path.to_owned(), kind))
+                .collect(),
             versioned: BTreeMap::new(),
             plain: BTreeMap::new(),
             database: BTreeMap::new(),
@@ -135,10 +157,14 @@ impl State {
 
     /// Mounts KV version 1 or 2 at `path`.
     pub fn mount_kv(&mut self, path: &str, version: &'static str) {
-        self.mounts.insert(format!("{}/", path.trim_matches('/')), ("kv", Some(version)));
+        self.mounts.insert(
+            format!("{}/", path.trim_matches('/')),
+            ("kv", Some(version)),
+        );
     }
 
-    /// Writes a new version of a KV 2 secret (`secret/app`), or a KV 1 secret (`kv/app`); returns the version.
+    /// Writes a new version of a KV 2 secret (`secret/app`), or a KV 1 secret (`kv/app`); returns
+    /// the version.
     pub fn put(&mut self, path: &str, data: Value) -> usize {
         let (mount, rest) = self.split(path).expect("a path in a mount");
         if self.mounts[&mount].1 == Some("1") {
@@ -146,13 +172,21 @@ impl State {
             return 0;
         }
         let versions = self.versioned.entry(format!("{mount}{rest}")).or_default();
-        versions.push(Version { data: Some(data), created: "2026-01-02T03:04:05.678901234Z".to_owned(), deletion_time: String::new() });
+        versions.push(Version {
+            data: Some(data),
+            created: "2026-01-02T03:04:05.678901234Z".to_owned(),
+            deletion_time: String::new(),
+        });
         versions.len()
     }
 
-    /// Sets the deletion time of the newest version: past (`2020-01-01T00:00:00Z`) is deleted, future lives.
+    /// Sets the deletion time of the newest version: past (`2020-01-01T00:00:00Z`) is deleted,
+    /// future lives.
     pub fn delete(&mut self, path: &str, time: &str) {
-        let newest = self.versioned.get_mut(path).and_then(|versions| versions.last_mut());
+        let newest = self
+            .versioned
+            .get_mut(path)
+            .and_then(|versions| versions.last_mut());
         time.clone_into(&mut newest.expect("a secret").deletion_time);
     }
 
@@ -163,7 +197,11 @@ impl State {
 
     /// Destroys the newest version.
     pub fn destroy(&mut self, path: &str) {
-        self.versioned.get_mut(path).and_then(|versions| versions.last_mut()).expect("a secret").data = None;
+        self.versioned
+            .get_mut(path)
+            .and_then(|versions| versions.last_mut())
+            .expect("a secret")
+            .data = None;
     }
 
     /// Adds or replaces `database/creds/NAME`.
@@ -196,10 +234,14 @@ impl State {
     /// The users whose leases live, with their passwords: whom the database would admit.
     pub fn live_credentials(&mut self) -> Vec<(String, String)> {
         self.sweep();
-        self.leases.values().map(|lease| lease.credential.clone()).collect()
+        self.leases
+            .values()
+            .map(|lease| lease.credential.clone())
+            .collect()
     }
 
-    /// Requests to paths that begin with `prefix` (without `/v1/`) meet this fault until cleared. The last set counts.
+    /// Requests to paths that begin with `prefix` (without `/v1/`) meet this fault until cleared.
+    /// The last set counts.
     pub fn set_fault(&mut self, prefix: &str, fault: Fault) {
         self.faults.insert(0, (prefix.to_owned(), fault));
     }
@@ -210,16 +252,38 @@ impl State {
     }
 
     pub(super) fn fault(&self, path: &str) -> Option<Fault> {
-        self.faults.iter().find(|(prefix, _)| path.starts_with(prefix)).map(|(_, fault)| fault.clone())
+        self.faults
+            .iter()
+            .find(|(prefix, _)| path.starts_with(prefix))
+            .map(|(_, fault)| fault.clone())
     }
 
-    pub(super) fn note(&mut self, method: &str, path: &str, namespace: Option<String>, token: Option<String>) {
+    pub(super) fn note(
+        &mut self,
+        method: &str,
+        path: &str,
+        namespace: Option<String>,
+        token: Option<String>,
+    ) {
         let at = self.clock.now();
-        self.requests.push(Request { method: method.to_owned(), path: path.to_owned(), at, namespace, token });
+        self.requests.push(Request {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            at,
+            namespace,
+            token,
+        });
     }
 
     /// Answers one request.
-    pub(super) fn answer(&mut self, method: &str, path: &str, query: &str, token: Option<&str>, body: &Value) -> Answer {
+    pub(super) fn answer(
+        &mut self,
+        method: &str,
+        path: &str,
+        query: &str,
+        token: Option<&str>,
+        body: &Value,
+    ) -> Answer {
         self.sweep();
         if path == "sys/health" {
             return Answer::new(
@@ -237,7 +301,9 @@ impl State {
         if path == "auth/approle/login" {
             return self.login(body);
         }
-        let Some(token) = token.filter(|token| self.tokens.contains_key(*token)) else { return Answer::dead_token() };
+        let Some(token) = token.filter(|token| self.tokens.contains_key(*token)) else {
+            return Answer::dead_token();
+        };
         let token = token.to_owned();
         if let Some(below) = path.strip_prefix("sys/internal/ui/mounts/") {
             return self.find_mount(&token, below);
@@ -264,12 +330,17 @@ impl State {
         let now = self.clock.now();
         self.tokens.retain(|_, token| token.expires > now);
         let tokens = &self.tokens;
-        self.leases.retain(|_, lease| lease.expires > now && tokens.contains_key(&lease.token));
+        self.leases
+            .retain(|_, lease| lease.expires > now && tokens.contains_key(&lease.token));
     }
 
     /// The mount of a path, and the rest.
     fn split(&self, path: &str) -> Option<(String, String)> {
-        let mount = self.mounts.keys().filter(|mount| path.starts_with(mount.as_str())).max_by_key(|mount| mount.len())?;
+        let mount = self
+            .mounts
+            .keys()
+            .filter(|mount| path.starts_with(mount.as_str()))
+            .max_by_key(|mount| mount.len())?;
         Some((mount.clone(), path[mount.len()..].to_owned()))
     }
 
@@ -278,11 +349,19 @@ impl State {
     }
 
     fn allowed(&self, token: &str, path: &str) -> bool {
-        DEFAULT_POLICY.contains(&path) || self.role_of(token).allow.iter().any(|rule| matches(rule, path))
+        DEFAULT_POLICY.contains(&path)
+            || self
+                .role_of(token)
+                .allow
+                .iter()
+                .any(|rule| matches(rule, path))
     }
 
     fn login(&mut self, body: &Value) -> Answer {
-        let (role_id, secret_id) = (body["role_id"].as_str().unwrap_or_default(), body["secret_id"].as_str().unwrap_or_default());
+        let (role_id, secret_id) = (
+            body["role_id"].as_str().unwrap_or_default(),
+            body["secret_id"].as_str().unwrap_or_default(),
+        );
         if role_id.is_empty() {
             return Answer::error(500, "missing role_id");
         }
@@ -307,7 +386,14 @@ impl State {
         role.secret_id_uses = role.secret_id_uses.saturating_sub(1);
         let (now, ttl) = (self.clock.now(), role.token_ttl);
         let id = format!("s.{}", random(24));
-        self.tokens.insert(id.clone(), Token { role: index, issued: now, expires: now.plus(ttl) });
+        self.tokens.insert(
+            id.clone(),
+            Token {
+                role: index,
+                issued: now,
+                expires: now.plus(ttl),
+            },
+        );
         Answer::auth(&auth(&id, ttl))
     }
 
@@ -334,9 +420,14 @@ impl State {
     fn find_mount(&self, token: &str, path: &str) -> Answer {
         let rules = &self.role_of(token).allow;
         let found = self.split(&format!("{path}/"));
-        let Some((mount, _)) = found.filter(|(mount, _)| rules.iter().any(|rule| rule.starts_with(mount) || matches(rule, mount))) else {
-            let words =
-                format!("preflight capability check returned 403, please ensure client's policies grant access to path \"{path}/\"");
+        let Some((mount, _)) = found.filter(|(mount, _)| {
+            rules
+                .iter()
+                .any(|rule| rule.starts_with(mount) || matches(rule, mount))
+        }) else {
+            let words = format!(
+                "preflight capability check returned 403, please ensure client's policies grant access to path \"{path}/\""
+            );
             return Answer::error(403, &words);
         };
         let (kind, version) = self.mounts[&mount];
@@ -355,21 +446,36 @@ impl State {
 
     fn read(&mut self, token: &str, path: &str, query: &str) -> Answer {
         let Some((mount, rest)) = self.split(path) else {
-            return Answer::error(404, &format!("no handler for route \"{path}\". route entry not found."));
+            return Answer::error(
+                404,
+                &format!("no handler for route \"{path}\". route entry not found."),
+            );
         };
         match self.mounts[&mount] {
             ("database", _) => self.credentials(token, &rest),
-            (_, Some("1")) => self.plain.get(path).map_or_else(|| Answer::error(404, ""), |data| Answer::lease("", 2_764_800, false, data)),
+            (_, Some("1")) => self.plain.get(path).map_or_else(
+                || Answer::error(404, ""),
+                |data| Answer::lease("", 2_764_800, false, data),
+            ),
             _ => self.version(&mount, &rest, query),
         }
     }
 
     fn version(&self, mount: &str, rest: &str, query: &str) -> Answer {
-        let Some(name) = rest.strip_prefix("data/") else { return Answer::data_with_status(404, &Value::Null) };
-        let Some(versions) = self.versioned.get(&format!("{mount}{name}")) else { return Answer::error(404, "") };
-        let wanted = query.strip_prefix("version=").and_then(|number| number.parse().ok()).filter(|number| *number > 0);
+        let Some(name) = rest.strip_prefix("data/") else {
+            return Answer::data_with_status(404, &Value::Null);
+        };
+        let Some(versions) = self.versioned.get(&format!("{mount}{name}")) else {
+            return Answer::error(404, "");
+        };
+        let wanted = query
+            .strip_prefix("version=")
+            .and_then(|number| number.parse().ok())
+            .filter(|number| *number > 0);
         let number = wanted.unwrap_or(versions.len());
-        let Some(version) = versions.get(number - 1) else { return Answer::error(404, "") };
+        let Some(version) = versions.get(number - 1) else {
+            return Answer::error(404, "");
+        };
         let metadata = json!({
             "created_time": version.created, "custom_metadata": null, "deletion_time": version.deletion_time,
             "destroyed": version.data.is_none(), "version": number,
@@ -383,16 +489,38 @@ impl State {
     }
 
     fn credentials(&mut self, token: &str, rest: &str) -> Answer {
-        let Some(name) = rest.strip_prefix("creds/") else { return Answer::error(404, "") };
+        let Some(name) = rest.strip_prefix("creds/") else {
+            return Answer::error(404, "");
+        };
         let Some(role) = self.database.get(name).copied() else {
             return Answer::error(400, &format!("unknown role: {name}"));
         };
-        let (now, id) = (self.clock.now(), format!("database/creds/{name}/{}", random(24)));
+        let (now, id) = (
+            self.clock.now(),
+            format!("database/creds/{name}/{}", random(24)),
+        );
         let expires = now.plus(role.ttl.min(role.max_ttl));
-        let (user, password) = (format!("v-approle-{name}-{}", random(20)), format!("{}-{}", random(12), random(6)));
+        let (user, password) = (
+            format!("v-approle-{name}-{}", random(20)),
+            format!("{}-{}", random(12), random(6)),
+        );
         let data = json!({ "password": password, "username": user });
-        self.leases.insert(id.clone(), Lease { token: token.to_owned(), credential: (user, password), role, issued: now, expires });
-        Answer::lease(&id, role.ttl.min(role.max_ttl).as_secs(), role.renewable, &data)
+        self.leases.insert(
+            id.clone(),
+            Lease {
+                token: token.to_owned(),
+                credential: (user, password),
+                role,
+                issued: now,
+                expires,
+            },
+        );
+        Answer::lease(
+            &id,
+            role.ttl.min(role.max_ttl).as_secs(),
+            role.renewable,
+            &data,
+        )
     }
 
     fn renew_lease(&mut self, body: &Value) -> Answer {
@@ -401,11 +529,16 @@ impl State {
         if id.is_empty() {
             return Answer::error(400, "lease_id must be specified");
         }
-        let Some(lease) = self.leases.get_mut(id) else { return Answer::error(400, "lease not found") };
+        let Some(lease) = self.leases.get_mut(id) else {
+            return Answer::error(400, "lease not found");
+        };
         if !lease.role.renewable {
             return Answer::error(400, "lease is not renewable");
         }
-        let wish = body["increment"].as_u64().filter(|seconds| *seconds > 0).map_or(lease.role.ttl, Duration::from_secs);
+        let wish = body["increment"]
+            .as_u64()
+            .filter(|seconds| *seconds > 0)
+            .map_or(lease.role.ttl, Duration::from_secs);
         lease.expires = now.plus(wish).min(lease.issued.plus(lease.role.max_ttl));
         Answer::lease(id, lease.expires.since(now).as_secs(), true, &Value::Null)
     }
@@ -413,7 +546,8 @@ impl State {
 
 /// Whether a policy's path covers this one.
 fn matches(rule: &str, path: &str) -> bool {
-    rule.strip_suffix('*').map_or(rule == path, |prefix| path.starts_with(prefix))
+    rule.strip_suffix('*')
+        .map_or(rule == path, |prefix| path.starts_with(prefix))
 }
 
 fn auth(token: &str, ttl: Duration) -> Value {
@@ -428,12 +562,21 @@ fn auth(token: &str, ttl: Duration) -> Value {
 fn random(length: usize) -> String {
     thread_local!(static JITTER: RefCell<Jitter> = RefCell::new(Jitter::new()));
     let one = |_| {
-        JITTER.with_borrow_mut(|jitter| char::from(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"[index(jitter.unit())]))
+        JITTER.with_borrow_mut(|jitter| {
+            char::from(
+                b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                    [index(jitter.unit())],
+            )
+        })
     };
     (0..length).map(one).collect()
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a unit is in 0..1")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a unit is in 0..1"
+)]
 fn index(unit: f64) -> usize {
     (unit * 62.0) as usize
 }
@@ -446,5 +589,10 @@ pub(super) fn uuid() -> String {
 /// An object from pairs, for `State::put`.
 #[must_use]
 pub fn object(pairs: &[(&str, &str)]) -> Value {
-    Value::Object(pairs.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect::<Map<_, _>>())
+    Value::Object(
+        pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), json!(value)))
+            .collect::<Map<_, _>>(),
+    )
 }

@@ -1,7 +1,8 @@
-//! What the programs that stop a process inside one operation on the arena share: an arena with two files, and a process whose
-//! accesses to it are counted one by one. The arena is made inaccessible (or read-only) in that process; at each access a
-//! signal handler lets this one instruction pass, and after a given number of them stops or kills the process instead.
-//! Invariant: every process here has one thread. For `x86_64` (the trap flag).
+//! What the programs that stop a process inside one operation on the arena share: an arena with two
+//! files, and a process whose accesses to it are counted one by one. The arena is made inaccessible
+//! (or read-only) in that process; at each access a signal handler lets this one instruction pass,
+//! and after a given number of them stops or kills the process instead. Invariant: every process
+//! here has one thread. For `x86_64` (the trap flag).
 
 use baofs::memory::arena::{Arena, FileSpec, Kind, Place};
 use baofs::names::{FileId, FileName, Owner};
@@ -36,22 +37,36 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// An arena with so many generations, of which the last one of the second file is not announced. All of them are open if
-    /// `held`.
+    /// An arena with so many generations, of which the last one of the second file is not
+    /// announced. All of them are open if `held`.
     pub(crate) fn new(generations: u64, held: bool) -> Self {
         let spec = |name| FileSpec {
             name: FileName::new(name).unwrap(),
-            owner: Owner { uid: 1000, gid: 1000 },
+            owner: Owner {
+                uid: 1000,
+                gid: 1000,
+            },
             mode: 0o400,
             place: Place::Listed,
         };
-        let arena = Arc::new(Arena::create(["a", "b"].map(spec).to_vec(), Some(SIZE), Kind::Locked).unwrap());
-        let mut world = Self { arena, held: vec![] };
+        let arena = Arc::new(
+            Arena::create(["a", "b"].map(spec).to_vec(), Some(SIZE), Kind::Locked).unwrap(),
+        );
+        let mut world = Self {
+            arena,
+            held: vec![],
+        };
         for generation in 1..=generations {
             world.publish(LEN);
-            world.announce(if generation == generations { &FILES[..1] } else { &FILES });
+            world.announce(if generation == generations {
+                &FILES[..1]
+            } else {
+                &FILES
+            });
             if held {
-                world.held.extend(FILES.map(|file| world.reader().hold_current(file).unwrap().nodeid));
+                world
+                    .held
+                    .extend(FILES.map(|file| world.reader().hold_current(file).unwrap().nodeid));
             }
         }
         world
@@ -85,8 +100,14 @@ impl World {
     pub(crate) fn is_tidy(&self) {
         let mut heap = vec![0; self.arena.heap_len()];
         self.arena.read(0, &mut heap).unwrap();
-        for record in self.arena.records().iter().filter(|record| record.state.load(SeqCst) == LIVE) {
-            let [offset, len] = [&record.offset, &record.len].map(|word| usize::try_from(word.load(SeqCst)).unwrap());
+        for record in self
+            .arena
+            .records()
+            .iter()
+            .filter(|record| record.state.load(SeqCst) == LIVE)
+        {
+            let [offset, len] = [&record.offset, &record.len]
+                .map(|word| usize::try_from(word.load(SeqCst)).unwrap());
             heap[offset..offset + len].fill(0);
         }
         let left = heap.iter().filter(|byte| **byte != 0).count();
@@ -97,7 +118,11 @@ impl World {
 /// A change of both files, and what is done after it. The second file's version may be too large.
 pub(crate) fn publish(publisher: &mut Publisher, generation: u64, second: usize) {
     let bytes = [content(0, generation, LEN), content(1, generation, second)];
-    let changes: Vec<_> = FILES.into_iter().zip(&bytes).map(|(file, bytes)| Change { file, bytes }).collect();
+    let changes: Vec<_> = FILES
+        .into_iter()
+        .zip(&bytes)
+        .map(|(file, bytes)| Change { file, bytes })
+        .collect();
     let outcome = publisher.publish(&changes, UNIX_EPOCH + Duration::from_secs(generation));
     assert_eq!(outcome.is_ok(), second == LEN);
     publisher.collect();
@@ -105,7 +130,11 @@ pub(crate) fn publish(publisher: &mut Publisher, generation: u64, second: usize)
 
 /// The bytes of a version; none is zero.
 pub(crate) fn content(file: u32, generation: u64, len: usize) -> Vec<u8> {
-    format!("{file} at {generation:07}; ").bytes().cycle().take(len).collect()
+    format!("{file} at {generation:07}; ")
+        .bytes()
+        .cycle()
+        .take(len)
+        .collect()
 }
 
 /// Whether a version is whole; nothing when it was evicted.
@@ -136,8 +165,8 @@ static SIGNAL: AtomicI32 = AtomicI32::new(0);
 /// The processor's flag that makes a trap after each instruction.
 const TRAP_FLAG: i64 = 0x100;
 
-/// From now on this process touches the arena one access at a time; after `accesses` of them it gets `signal`, and if it
-/// survives that it goes on as before.
+/// From now on this process touches the arena one access at a time; after `accesses` of them it
+/// gets `signal`, and if it survives that it goes on as before.
 pub(crate) fn arm(arena: &Arena, counted: Counted, accesses: u64, signal: Signal) {
     let place = place_of(arena);
     PLACE[0].store(place.start, SeqCst);
@@ -149,10 +178,19 @@ pub(crate) fn arm(arena: &Arena, counted: Counted, accesses: u64, signal: Signal
         Counted::All => ProtFlags::PROT_NONE,
     };
     CLOSED.store(closed.bits(), SeqCst);
-    let handlers: [(Signal, extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void)); 2] =
-        [(Signal::SIGSEGV, before_access), (Signal::SIGTRAP, after_access)];
+    let handlers: [(
+        Signal,
+        extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void),
+    ); 2] = [
+        (Signal::SIGSEGV, before_access),
+        (Signal::SIGTRAP, after_access),
+    ];
     for (signal, handler) in handlers {
-        let action = SigAction::new(SigHandler::SigAction(handler), SaFlags::SA_SIGINFO, SigSet::empty());
+        let action = SigAction::new(
+            SigHandler::SigAction(handler),
+            SaFlags::SA_SIGINFO,
+            SigSet::empty(),
+        );
         // SAFETY: the handlers make system calls and touch atomics, no more.
         unsafe { sigaction(signal, &action) }.unwrap();
     }
@@ -187,15 +225,23 @@ extern "C" fn after_access(_: c_int, _: *mut libc::siginfo_t, context: *mut c_vo
 
 /// Whether the interrupted code stops again after one instruction.
 fn set_trap(context: *mut c_void, on: bool) {
-    // SAFETY: the kernel gives a handler with SA_SIGINFO the interrupted registers, which are its own to change.
-    let flags = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_EFL as usize] };
-    *flags = if on { *flags | TRAP_FLAG } else { *flags & !TRAP_FLAG };
+    // SAFETY: the kernel gives a handler with SA_SIGINFO the interrupted registers, which are its
+    // own to change.
+    let flags = unsafe {
+        &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_EFL as usize]
+    };
+    *flags = if on {
+        *flags | TRAP_FLAG
+    } else {
+        *flags & !TRAP_FLAG
+    };
 }
 
 fn protect(how: ProtFlags) {
     let [from, to] = [0, 1].map(|end| PLACE[end].load(SeqCst));
     let at = NonNull::new(std::ptr::with_exposed_provenance_mut(from)).unwrap();
-    // SAFETY: the range is the arena's mapping, which this process reaches through atomics and copies alone.
+    // SAFETY: the range is the arena's mapping, which this process reaches through atomics and
+    // copies alone.
     unsafe { mprotect(at, to - from, how) }.unwrap();
 }
 
@@ -207,7 +253,11 @@ fn place_of(arena: &Arena) -> Range<usize> {
         Some(usize::from_str_radix(from, 16).ok()?..usize::from_str_radix(to, 16).ok()?)
     };
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    let place = maps.lines().filter_map(range).find(|range| range.contains(&inside)).unwrap();
+    let place = maps
+        .lines()
+        .filter_map(range)
+        .find(|range| range.contains(&inside))
+        .unwrap();
     assert_eq!(place.len(), SIZE);
     place
 }
@@ -219,7 +269,8 @@ pub(crate) fn child(body: impl FnOnce() -> i32) -> Pid {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
             let code = body();
-            // SAFETY: it ends this process and nothing else; what it inherited is not torn down twice.
+            // SAFETY: it ends this process and nothing else; what it inherited is not torn down
+            // twice.
             unsafe { libc::_exit(code) }
         }
     }
@@ -228,5 +279,8 @@ pub(crate) fn child(body: impl FnOnce() -> i32) -> Pid {
 /// Kills a process of `child` and waits for its end.
 pub(crate) fn end(child: Pid) {
     kill(child, Signal::SIGKILL).unwrap();
-    while !matches!(waitpid(child, None).unwrap(), WaitStatus::Signaled(_, Signal::SIGKILL, _)) {}
+    while !matches!(
+        waitpid(child, None).unwrap(),
+        WaitStatus::Signaled(_, Signal::SIGKILL, _)
+    ) {}
 }

@@ -45,13 +45,26 @@ const ALL: u32 = u32::MAX;
 /// Gives this process mounts of its own.
 pub(crate) fn isolate() -> nix::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
 }
 
 /// Hides a directory under an empty one, in a namespace of the caller's own.
 pub(crate) fn cover(path: &str) {
     isolate().unwrap();
-    mount(Some("none"), path, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    mount(
+        Some("none"),
+        path,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .unwrap();
 }
 
 /// A temporary directory that other users may enter.
@@ -81,7 +94,9 @@ pub(crate) fn exit_of(child: Pid) -> i32 {
     if let WaitStatus::Signaled(_, signal, _) = ended {
         return 128 + signal as i32;
     }
-    let WaitStatus::Exited(_, code) = ended else { unreachable!("{ended:?} is no end") };
+    let WaitStatus::Exited(_, code) = ended else {
+        unreachable!("{ended:?} is no end")
+    };
     code
 }
 
@@ -108,8 +123,17 @@ pub(crate) fn generation_of(bytes: &[u8]) -> Option<u64> {
 /// The files of these names, and one of the agent's own state.
 pub(crate) fn specs(names: &[&str]) -> Vec<FileSpec> {
     let owner = Owner { uid: APP, gid: APP };
-    let spec = |name: &str, place| FileSpec { name: FileName::new(name).unwrap(), owner, mode: 0o400, place };
-    names.iter().map(|name| spec(name, Place::Listed)).chain([spec("state", Place::State)]).collect()
+    let spec = |name: &str, place| FileSpec {
+        name: FileName::new(name).unwrap(),
+        owner,
+        mode: 0o400,
+        place,
+    };
+    names
+        .iter()
+        .map(|name| spec(name, Place::Listed))
+        .chain([spec("state", Place::State)])
+        .collect()
 }
 
 /// One mount, its `serve`, and a `fetch` that publishes on order.
@@ -129,12 +153,31 @@ impl World {
     pub(crate) fn start(names: &[&str], size: Option<usize>, kind: Kind) -> Self {
         let arena = Arc::new(Arena::create(specs(names), size, kind).unwrap());
         let dir = open_directory();
-        let FuseMount { device, init, private, public, .. } = FuseMount::create(&dir.path().join("secrets"), 0o755).unwrap();
-        let serve = start_serve(&arena, &device, &init, Recovery::Resend, &[private.as_fd(), public.as_fd()]);
+        let FuseMount {
+            device,
+            init,
+            private,
+            public,
+            ..
+        } = FuseMount::create(&dir.path().join("secrets"), 0o755).unwrap();
+        let serve = start_serve(
+            &arena,
+            &device,
+            &init,
+            Recovery::Resend,
+            &[private.as_fd(), public.as_fd()],
+        );
         let (orders, taken) = UnixStream::pair().unwrap();
-        orders.set_read_timeout(Some(Duration::from_secs(100))).unwrap();
+        orders
+            .set_read_timeout(Some(Duration::from_secs(100)))
+            .unwrap();
         let (of_fetch, its_private) = (Arc::clone(&arena), private.try_clone().unwrap());
-        let others = [orders.as_raw_fd(), private.as_raw_fd(), public.as_fd().as_raw_fd(), device.as_raw_fd()];
+        let others = [
+            orders.as_raw_fd(),
+            private.as_raw_fd(),
+            public.as_fd().as_raw_fd(),
+            device.as_raw_fd(),
+        ];
         let fetch = fork(move || {
             for raw in others {
                 nix::unistd::close(raw).unwrap();
@@ -142,12 +185,26 @@ impl World {
             publish(&of_fetch, its_private, taken);
             0
         });
-        Self { arena, public: Some(public), private: Some(private), device: Some(device), init, serve, fetch, orders: Some(orders), dir }
+        Self {
+            arena,
+            public: Some(public),
+            private: Some(private),
+            device: Some(device),
+            init,
+            serve,
+            fetch,
+            orders: Some(orders),
+            dir,
+        }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         let root: &Path = &self.dir.path().join("secrets");
-        if name.is_empty() { root.to_owned() } else { root.join(name) }
+        if name.is_empty() {
+            root.to_owned()
+        } else {
+            root.join(name)
+        }
     }
 
     pub(crate) fn private(&self) -> i32 {
@@ -159,7 +216,8 @@ impl World {
         self.order(count, ALL, 1);
     }
 
-    /// The same, `burst` generations at a time: all but the first are published while that one is announced.
+    /// The same, `burst` generations at a time: all but the first are published while that one is
+    /// announced.
     pub(crate) fn rotate_in_bursts(&mut self, count: u32, burst: u32) {
         self.order(count, ALL, burst);
     }
@@ -175,15 +233,25 @@ impl World {
         self.order(1, file, 1);
     }
 
-    /// Publishes and announces so many new generations of all files, and kills `serve` again and again meanwhile. How often.
+    /// Publishes and announces so many new generations of all files, and kills `serve` again and
+    /// again meanwhile. How often.
     pub(crate) fn rotate_and_kill(&mut self, count: u32, recovery: Recovery) -> u32 {
         self.begin(count, ALL, 1);
         let mut kills = 0;
         while !self.is_done() {
             kill(self.serve, Signal::SIGKILL).unwrap();
             waitpid(self.serve, None).unwrap();
-            let (device, private) = (self.device.as_ref().unwrap(), self.private.as_ref().unwrap());
-            self.serve = start_serve(&self.arena, device, &self.init, recovery, &[private.as_fd(), self.public.as_ref().unwrap().as_fd()]);
+            let (device, private) = (
+                self.device.as_ref().unwrap(),
+                self.private.as_ref().unwrap(),
+            );
+            self.serve = start_serve(
+                &self.arena,
+                device,
+                &self.init,
+                recovery,
+                &[private.as_fd(), self.public.as_ref().unwrap().as_fd()],
+            );
             kills += 1;
         }
         self.finish();
@@ -196,18 +264,29 @@ impl World {
     }
 
     fn begin(&mut self, count: u32, file: u32, burst: u32) {
-        self.orders.as_mut().unwrap().write_all(&[count, file, burst].map(u32::to_le_bytes).concat()).unwrap();
+        self.orders
+            .as_mut()
+            .unwrap()
+            .write_all(&[count, file, burst].map(u32::to_le_bytes).concat())
+            .unwrap();
     }
 
     /// Whether fetch has finished, or ended; looks for some milliseconds.
     fn is_done(&self) -> bool {
-        let mut answered = [PollFd::new(self.orders.as_ref().unwrap().as_fd(), PollFlags::POLLIN)];
+        let mut answered = [PollFd::new(
+            self.orders.as_ref().unwrap().as_fd(),
+            PollFlags::POLLIN,
+        )];
         poll(&mut answered, PollTimeout::from(5_u16)).unwrap() > 0
     }
 
     fn finish(&mut self) {
         let mut answer = [0];
-        self.orders.as_mut().unwrap().read_exact(&mut answer).expect("fetch failed, or did not finish in time");
+        self.orders
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut answer)
+            .expect("fetch failed, or did not finish in time");
     }
 
     /// Takes the public mount away and lets fetch end; gives the roles' pids to wait for.
@@ -216,7 +295,10 @@ impl World {
         drop(self.private.take());
         drop(self.device.take());
         drop(self.orders.take());
-        (std::mem::replace(&mut self.serve, Pid::from_raw(0)), std::mem::replace(&mut self.fetch, Pid::from_raw(0)))
+        (
+            std::mem::replace(&mut self.serve, Pid::from_raw(0)),
+            std::mem::replace(&mut self.fetch, Pid::from_raw(0)),
+        )
     }
 
     /// As a power cut would; the mount stays, dead.
@@ -241,7 +323,13 @@ impl Drop for World {
 }
 
 /// Starts a `serve` and waits until it answers.
-fn start_serve(arena: &Arc<Arena>, device: &OwnedFd, init: &Init, recovery: Recovery, foreign: &[BorrowedFd<'_>]) -> Pid {
+fn start_serve(
+    arena: &Arc<Arena>,
+    device: &OwnedFd,
+    init: &Init,
+    recovery: Recovery,
+    foreign: &[BorrowedFd<'_>],
+) -> Pid {
     let (ours, link) = link::pair().unwrap();
     let (arena, init) = (Arc::clone(arena), init.clone());
     let foreign: Vec<_> = foreign.iter().map(AsRawFd::as_raw_fd).collect();
@@ -250,11 +338,23 @@ fn start_serve(arena: &Arc<Arena>, device: &OwnedFd, init: &Init, recovery: Reco
         for raw in foreign {
             nix::unistd::close(raw).unwrap();
         }
-        serve::run(&Job { arena, device: its_device, init, past: Past::default(), recovery, dir_mode: 0o755, link }).code()
+        serve::run(&Job {
+            arena,
+            device: its_device,
+            init,
+            past: Past::default(),
+            recovery,
+            dir_mode: 0o755,
+            link,
+        })
+        .code()
     });
     let mut ready = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
     poll(&mut ready, PollTimeout::from(10_000_u16)).unwrap();
-    assert_eq!(ours.receive::<FromRole>(), Received::Message(FromRole::Ready));
+    assert_eq!(
+        ours.receive::<FromRole>(),
+        Received::Message(FromRole::Ready)
+    );
     serve
 }
 
@@ -263,17 +363,37 @@ fn publish(arena: &Arc<Arena>, private: OwnedFd, mut orders: UnixStream) {
     arena.protect_for(Role::Fetch).unwrap();
     let mut publisher = Publisher::new(Arc::clone(arena));
     let (done, rounds) = channel();
-    let announcer = Announcer::start(Arc::clone(arena), private, move |round| done.send(round).unwrap_or(())).unwrap();
+    let announcer = Announcer::start(Arc::clone(arena), private, move |round| {
+        done.send(round).unwrap_or(())
+    })
+    .unwrap();
     let mut order = [0; 12];
     while orders.read_exact(&mut order).is_ok() {
-        let [count, file, burst] = [0, 4, 8].map(|at| u32::from_le_bytes(order[at..at + 4].try_into().unwrap()));
-        let listed: Vec<u32> = arena.files_in(Place::Listed).map(|id| id.0).filter(|id| file == ALL || *id == file).collect();
-        let files = if file == ALL { listed.clone() } else { vec![file] };
+        let [count, file, burst] =
+            [0, 4, 8].map(|at| u32::from_le_bytes(order[at..at + 4].try_into().unwrap()));
+        let listed: Vec<u32> = arena
+            .files_in(Place::Listed)
+            .map(|id| id.0)
+            .filter(|id| file == ALL || *id == file)
+            .collect();
+        let files = if file == ALL {
+            listed.clone()
+        } else {
+            vec![file]
+        };
         for turn in 1..=count {
             let generation = arena.head().current.load(SeqCst) + 1;
             let bytes = content(generation);
-            let changes: Vec<_> = files.iter().map(|file| Change { file: FileId(*file), bytes: &bytes }).collect();
-            let flipped = publisher.publish(&changes, UNIX_EPOCH + Duration::from_secs(generation)).unwrap();
+            let changes: Vec<_> = files
+                .iter()
+                .map(|file| Change {
+                    file: FileId(*file),
+                    bytes: &bytes,
+                })
+                .collect();
+            let flipped = publisher
+                .publish(&changes, UNIX_EPOCH + Duration::from_secs(generation))
+                .unwrap();
             assert_eq!(flipped.0, generation);
             announcer.wake();
             let due = |id: &u32| arena.book()[*id as usize].announced.load(SeqCst) < generation;
@@ -301,7 +421,8 @@ pub(crate) fn by_sendfile_of(from: &fs::File) -> io::Result<Vec<u8>> {
     let mut to = fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     loop {
         // SAFETY: both descriptors are open, and the offset is a local variable.
-        let sent = unsafe { libc::sendfile(to.as_raw_fd(), from.as_raw_fd(), &raw mut offset, 1 << 20) };
+        let sent =
+            unsafe { libc::sendfile(to.as_raw_fd(), from.as_raw_fd(), &raw mut offset, 1 << 20) };
         match sent {
             0 => break,
             1.. => {}
@@ -319,7 +440,15 @@ pub(crate) fn cached_pages(file: &fs::File) -> u64 {
     const CACHESTAT: libc::c_long = 451;
     let (whole, mut counts) = ([0_u64; 2], [0_u64; 5]);
     // SAFETY: both structs are read and written as the call has them, two and five 64-bit numbers.
-    let result = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const whole, &raw mut counts, 0) };
+    let result = unsafe {
+        libc::syscall(
+            CACHESTAT,
+            file.as_raw_fd(),
+            &raw const whole,
+            &raw mut counts,
+            0,
+        )
+    };
     assert_eq!(result, 0, "cachestat: {}", io::Error::last_os_error());
     counts[0]
 }
@@ -334,12 +463,25 @@ impl Mapping {
     pub(crate) fn of(file: &fs::File) -> Self {
         let len = usize::try_from(file.metadata().unwrap().len()).unwrap();
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let at = unsafe { mmap(None, NonZeroUsize::new(len).unwrap(), ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, file, 0) };
-        Self { at: at.unwrap().cast(), len }
+        let at = unsafe {
+            mmap(
+                None,
+                NonZeroUsize::new(len).unwrap(),
+                ProtFlags::PROT_READ,
+                MapFlags::MAP_PRIVATE,
+                file,
+                0,
+            )
+        };
+        Self {
+            at: at.unwrap().cast(),
+            len,
+        }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping has so many bytes and is never unmapped; an inode's content never changes.
+        // SAFETY: the mapping has so many bytes and is never unmapped; an inode's content never
+        // changes.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
     }
 }
@@ -372,12 +514,17 @@ pub(crate) struct Tally {
 
 impl Tally {
     /// Judges one read: whole, and not older than what was published before its open.
-    pub(crate) fn check(&self, published: impl Fn() -> u64, read: impl FnOnce() -> io::Result<Vec<u8>>) -> u64 {
+    pub(crate) fn check(
+        &self,
+        published: impl Fn() -> u64,
+        read: impl FnOnce() -> io::Result<Vec<u8>>,
+    ) -> u64 {
         self.reads.fetch_add(1, SeqCst);
         let published = published();
         match read().map(|bytes| generation_of(&bytes)) {
             Ok(Some(generation)) => {
-                self.stale.fetch_add(u64::from(generation < published), SeqCst);
+                self.stale
+                    .fetch_add(u64::from(generation < published), SeqCst);
                 generation
             }
             Ok(None) => {
@@ -386,7 +533,10 @@ impl Tally {
             }
             Err(error) => {
                 self.failed.fetch_add(1, SeqCst);
-                self.errno.store(error.raw_os_error().unwrap_or(0).unsigned_abs().into(), SeqCst);
+                self.errno.store(
+                    error.raw_os_error().unwrap_or(0).unsigned_abs().into(),
+                    SeqCst,
+                );
                 published
             }
         }
@@ -405,7 +555,15 @@ impl Board {
     pub(crate) fn new() -> &'static Self {
         let size = NonZeroUsize::new(size_of::<Self>()).unwrap();
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let at = unsafe { mmap_anonymous(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED) }.unwrap();
+        let at = unsafe {
+            mmap_anonymous(
+                None,
+                size,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_SHARED,
+            )
+        }
+        .unwrap();
         // SAFETY: the mapping is large enough, zero is valid for atomics, and it is never unmapped.
         unsafe { at.cast::<Self>().as_ref() }
     }
@@ -425,16 +583,42 @@ impl Board {
 
     /// Every reader read, and none saw anything wrong.
     pub(crate) fn is_clean(&self) -> bool {
-        let wrong = |tally: &Tally| [&tally.torn, &tally.stale, &tally.failed, &tally.older].iter().any(|count| count.load(SeqCst) > 0);
-        self.tallies.iter().all(|tally| tally.reads.load(SeqCst) > 100 && !wrong(tally))
+        let wrong = |tally: &Tally| {
+            [&tally.torn, &tally.stale, &tally.failed, &tally.older]
+                .iter()
+                .any(|count| count.load(SeqCst) > 0)
+        };
+        self.tallies
+            .iter()
+            .all(|tally| tally.reads.load(SeqCst) > 100 && !wrong(tally))
     }
 }
 
 impl fmt::Display for Board {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Tally { reads, torn, stale, failed, errno, older } in &self.tallies {
-            write!(f, "({} reads, {} torn, {} stale, ", reads.load(SeqCst), torn.load(SeqCst), stale.load(SeqCst))?;
-            write!(f, "{} failed (errno {}), {} older) ", failed.load(SeqCst), errno.load(SeqCst), older.load(SeqCst))?;
+        for Tally {
+            reads,
+            torn,
+            stale,
+            failed,
+            errno,
+            older,
+        } in &self.tallies
+        {
+            write!(
+                f,
+                "({} reads, {} torn, {} stale, ",
+                reads.load(SeqCst),
+                torn.load(SeqCst),
+                stale.load(SeqCst)
+            )?;
+            write!(
+                f,
+                "{} failed (errno {}), {} older) ",
+                failed.load(SeqCst),
+                errno.load(SeqCst),
+                older.load(SeqCst)
+            )?;
         }
         Ok(())
     }
