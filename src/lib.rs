@@ -76,6 +76,14 @@
 //! | 7 | [`supervise`] | the parent: it forks the roles, again when they die, and so knows them |
 //! | 8 | [`cli`] | argv to exit code |
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::too_many_lines,
+        reason = "a test's table has as many lines as rows"
+    )
+)]
+
 pub mod bao;
 pub mod cli;
 pub mod clock;

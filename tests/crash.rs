@@ -127,7 +127,7 @@ impl World {
     /// Runs a publisher that dies instead of its store number `at`; false when it has not so many.
     fn crash(&self, second: usize, at: u64) -> bool {
         self.dies(at, |mut publisher| {
-            publish(&mut publisher, self.generation() + 1, second)
+            publish(&mut publisher, self.generation() + 1, second);
         })
     }
 

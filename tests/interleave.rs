@@ -143,9 +143,9 @@ impl Trials {
         let ended = wait().unwrap();
         self.running -= 1;
         if matches!(ended, WaitStatus::Exited(_, 0)) {
-            self.passed += 1
+            self.passed += 1;
         } else {
-            self.failed += 1
+            self.failed += 1;
         }
     }
 

@@ -124,7 +124,7 @@ fn storm(kind: Kind, rotations: u32, burst: u32) -> Outcome {
 fn storm_with_kills(recovery: Recovery) -> Outcome {
     let mut kills = 0;
     let said = under_readers(Kind::Secret, |world| {
-        kills = world.rotate_and_kill(2_000, recovery)
+        kills = world.rotate_and_kill(2_000, recovery);
     })?;
     ensure(kills > 100, format!("only {kills} kills"))?;
     Ok(format!("({kills} kills) {said}"))
@@ -578,7 +578,7 @@ fn protection() -> Outcome {
         (Role::Serve, |arena| arena.head().current.store(7, SeqCst)),
         (Role::Serve, |arena| arena.write(0, b"x").unwrap()),
         (Role::Serve, |arena| {
-            arena.records()[0].state.store(7, SeqCst)
+            arena.records()[0].state.store(7, SeqCst);
         }),
         (Role::Fetch, |arena| arena.refs()[0].store(7, SeqCst)),
     ];
@@ -608,10 +608,8 @@ fn refused_mounts() -> Outcome {
     let without_device = || world::cover("/dev");
     let without_right = || {
         // SAFETY: the call takes numbers; 21 is SYS_ADMIN.
-        assert_eq!(
-            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, 21, 0, 0, 0) },
-            0
-        );
+        let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, 21, 0, 0, 0) };
+        assert_eq!(dropped, 0);
         as_user(APP);
     };
     let rows: [(&str, &dyn Fn()); 3] = [

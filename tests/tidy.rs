@@ -2,14 +2,16 @@
 //! names. Each broken rule is named with file and line. What clippy can check stands in
 //! `Cargo.toml`.
 
+#![allow(clippy::too_many_lines, reason = "a table has as many lines as rows")]
+
 use baofs::exit::Exit;
 use std::fs;
 use std::path::Path;
 
 /// Where `unsafe` may stand.
 const UNSAFE: &[&str] = &["sys", "memory"];
-/// A file that is longer is asking to be two.
-const LINES: usize = 900;
+/// Words, numbers and signs of a file: one that holds more is asking to be two, or to be simpler.
+const TOKENS: usize = 12_000;
 /// Words that say nothing about what a thing does.
 const EMPTY_WORDS: &[&str] = &["Manager", "Helper", "Utils", "Common", "Misc"];
 
@@ -68,7 +70,7 @@ fn the_readme_names_tests_that_exist() {
     let cases = cells
         .iter()
         .flat_map(|cell| cell.split('"').skip(1).step_by(2))
-        .map(|name| format!("(\"{name}\""));
+        .map(|name| format!("\"{name}\""));
     let named = cells
         .iter()
         .flat_map(|cell| cell.split('`').skip(1).step_by(2))
@@ -174,8 +176,8 @@ fn what_is_broken_is_found() {
         ),
         (
             "src/exit.rs",
-            doc(&"\n".repeat(900)),
-            &["src/exit.rs:901: more than 900 lines"],
+            doc(&"x;\n".repeat(6_001)),
+            &["src/exit.rs:1: 12002 tokens, more than 12000"],
         ),
         (
             "src/exit.rs",
@@ -224,8 +226,9 @@ fn check(path: &str, text: &str, layers: &Layers) -> Vec<String> {
     if !text.starts_with("//!") {
         broken.push((1, "no `//!` doc at the top".to_owned()));
     }
-    if text.lines().count() > LINES {
-        broken.push((LINES + 1, format!("more than {LINES} lines")));
+    let tokens = tokens(&code);
+    if tokens > TOKENS {
+        broken.push((1, format!("{tokens} tokens, more than {TOKENS}")));
     }
     check_names(path, &code, &mut broken);
     check_silenced(text, &code, &mut broken);
@@ -369,6 +372,12 @@ fn words(code: &str) -> impl Iterator<Item = (usize, &str)> {
     code.split(move |c| !word(c))
         .filter(|part| !part.is_empty())
         .map(move |part| (part.as_ptr() as usize - start, part))
+}
+
+/// How many words, numbers and signs `code` has, however its lines are wrapped.
+fn tokens(code: &str) -> usize {
+    let is_sign = |c: &char| !c.is_alphanumeric() && *c != '_' && !c.is_whitespace();
+    words(code).count() + code.chars().filter(is_sign).count()
 }
 
 fn line_of(text: &str, at: usize) -> usize {

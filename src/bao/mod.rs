@@ -199,9 +199,9 @@ impl Client {
         if cause.exit() == Exit::Login {
             let mut refusing = self.refusing();
             if elsewhere {
-                refusing.push(answer.from.address)
+                refusing.push(answer.from.address);
             } else {
-                refusing.clear()
+                refusing.clear();
             }
         }
         answer.failure(task, cause)

@@ -483,7 +483,9 @@ impl<'a> Check<'a> {
             };
             match node.table() {
                 Some(entries) if !entries.iter().any(unnamed) => {
-                    entries.iter().for_each(|entry| self.secret(entry))
+                    for entry in entries {
+                        self.secret(entry);
+                    }
                 }
                 Some(_) | None => {
                     self.report.error_of_shape(
@@ -630,7 +632,7 @@ impl<'a> Check<'a> {
                 section.at,
                 "there are more than 65536 different `on_change`",
                 "let files share them",
-            )
+            );
         };
         u16::try_from(index).map(HookId).map_err(many).ok()
     }
@@ -688,7 +690,7 @@ impl<'a> Check<'a> {
         let (path, node) = section.text("source")?;
         let failed = |why: &dyn Display| {
             self.report
-                .error(node.at, format!("the template {why}"), "")
+                .error(node.at, format!("the template {why}"), "");
         };
         let text = read_regular(Path::new(path), TEMPLATE)
             .map_err(|error| failed(&error))
@@ -710,9 +712,9 @@ impl<'a> Check<'a> {
     fn no_template(&self, error: &ParseError, at: At<'_>, own_lines: bool) {
         let (message, hint) = (error.problem.to_string(), error.problem.hint());
         if own_lines {
-            self.report.error_in_text(at, message, hint)
+            self.report.error_in_text(at, message, hint);
         } else {
-            self.report.error(at, message, hint)
+            self.report.error(at, message, hint);
         }
     }
 

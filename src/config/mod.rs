@@ -95,7 +95,7 @@ fn sources(
         ""
     };
     let failed = |path: &Path, why: &std::io::Error| {
-        report.error_anywhere(format!("{} cannot be read: {why}", path.display()), hint)
+        report.error_anywhere(format!("{} cannot be read: {why}", path.display()), hint);
     };
     let files = paths.into_iter().filter_map(|path| {
         let files = directory(&path).map_err(|why| failed(&path, &why)).ok()?;

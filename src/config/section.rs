@@ -59,7 +59,7 @@ impl<'a> Section<'a> {
         match fate {
             Some(Fate::Ignored(why)) => {
                 self.report
-                    .warn(Some(entry.at), format!("`{key}` has no effect"), why)
+                    .warn(Some(entry.at), format!("`{key}` has no effect"), why);
             }
             Some(Fate::Only(value, _)) if entry.node.scalar() == Some(value) => {}
             Some(Fate::Only(value, why)) => self.report.error_at_key(
@@ -69,7 +69,7 @@ impl<'a> Section<'a> {
             ),
             Some(Fate::Refused(why, hint)) => {
                 self.report
-                    .error_at_key(entry.at, format!("`{key}`: {why}"), hint)
+                    .error_at_key(entry.at, format!("`{key}`: {why}"), hint);
             }
             None if [block.many, block.quiet]
                 .into_iter()
@@ -78,7 +78,7 @@ impl<'a> Section<'a> {
             None if keys(block.used).any(|known| known == key) && !repeated => {}
             None if repeated => {
                 self.report
-                    .error_at_key(entry.at, format!("`{key}` is given twice"), "")
+                    .error_at_key(entry.at, format!("`{key}` is given twice"), "");
             }
             None => self.unknown(entry, block),
         }

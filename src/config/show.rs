@@ -149,7 +149,7 @@ fn write_file(out: &mut fmt::Formatter<'_>, plan: &Plan, file: &File) -> fmt::Re
             Reading(&plan.queries[query.index()])
         )?,
         Content::Json { query } => {
-            write!(out, "JSON of {}", Reading(&plan.queries[query.index()]))?
+            write!(out, "JSON of {}", Reading(&plan.queries[query.index()]))?;
         }
         Content::Template(template) => {
             let reads: Vec<_> = template
@@ -186,7 +186,7 @@ impl fmt::Display for Doing<'_> {
         match &self.0.action {
             Action::Signal(signal) => write!(f, "{}", signal.as_str().trim_start_matches("SIG"))?,
             Action::Command { command, .. } => {
-                write!(f, "command {}", command.first().map_or("", String::as_str))?
+                write!(f, "command {}", command.first().map_or("", String::as_str))?;
             }
             Action::Restart => write!(f, "restart")?,
         }

@@ -346,7 +346,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                 Output::Ask(request) => self.requests.start(request),
                 Output::Forget(token) => self.requests.forget(token),
                 Output::Failed(Subject::Query(query), failure, _) if self.board.complete() => {
-                    self.stale(query, &failure.message)
+                    self.stale(query, &failure.message);
                 }
                 Output::Failed(_, failure, after) => Event::Retrying {
                     failure: &failure.message,
@@ -358,7 +358,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                 }
                 .emit(),
                 Output::Ended(query) => {
-                    self.stale(query, "its lease has ended, and no successor came yet")
+                    self.stale(query, "its lease has ended, and no successor came yet");
                 }
             }
         }

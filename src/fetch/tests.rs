@@ -823,7 +823,7 @@ fn what_is_missing_is_named_with_its_cause() {
 fn a_login_that_is_out_at_the_stop_is_waited_for_and_revoked() {
     let gate = Arc::new(tokio::sync::Notify::new());
     let rig = Rig::start(&["k0"], vec![field(0, "a")], |script| {
-        script.gate = Some(Arc::clone(&gate))
+        script.gate = Some(Arc::clone(&gate));
     });
     rig.asked("login", 1);
     rig.link.send(&ToRole::Stop).expect("the role lives");
@@ -841,7 +841,7 @@ fn a_login_that_is_out_at_the_stop_is_waited_for_and_revoked() {
 #[test]
 fn leaving_is_bounded_and_begins_when_supervise_is_gone() {
     let rig = Rig::start(&["k0"], vec![field(0, "a")], |script| {
-        script.revokes = false
+        script.revokes = false;
     });
     rig.ready();
     drop(rig.link);
@@ -1198,7 +1198,7 @@ fn the_report_is_fresh_before_supervise_hears_of_it() {
 #[test]
 fn a_login_that_fails_is_the_trouble_of_the_session_and_of_all_files() {
     let rig = Rig::start(&["k0"], vec![field(0, "a")], |script| {
-        script.login = Some(Cause::Unreachable)
+        script.login = Some(Cause::Unreachable);
     });
     let report = rig.report(0, |file| {
         file.trouble
@@ -1238,7 +1238,7 @@ fn a_lease_that_ends_without_a_successor_is_past_its_life() {
 fn a_refused_login_is_sent_again_when_the_credentials_change() {
     for cause in [Cause::Login, Cause::LockedOut { elsewhere: false }] {
         let rig = Rig::start(&["k0"], vec![field(0, "a")], |script| {
-            script.login = Some(cause)
+            script.login = Some(cause);
         });
         rig.report(0, |file| file.trouble.is_some());
         rig.asked("login", 1);

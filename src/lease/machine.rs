@@ -298,7 +298,7 @@ impl Machine {
             Input::LookedUp(token, result) => self.looked_up(token, &result, now, &mut out),
             Input::Read(query, token, result) => self.read(query, token, result, now, &mut out),
             Input::Renewed(query, token, result) => {
-                self.renewed(query, token, result, now, &mut out)
+                self.renewed(query, token, result, now, &mut out);
             }
             Input::Unusable(query) => self.unusable(query, now),
             Input::CredentialsChanged => self.credentials_changed(now),
@@ -308,7 +308,7 @@ impl Machine {
                 self.refresh = Some(
                     self.refreshed
                         .map_or(now, |last| last.plus(REFRESH).max(now)),
-                )
+                );
             }
         }
         self.turn(now, &mut out);
@@ -468,7 +468,7 @@ impl Machine {
                 self.grant_token(grant, current.first, sent);
             }
             Err(failure) if failure.cause == Cause::Denied => {
-                self.doubt(Subject::Session, Step::Renew, token, failure, now, out)
+                self.doubt(Subject::Session, Step::Renew, token, failure, now, out);
             }
             Err(failure) => self.postpone(Subject::Session, Step::Renew, &failure, now, out),
         }
@@ -554,7 +554,7 @@ impl Machine {
             }
             Err(failure) if failure.cause == Cause::NotFound => entry.lose(now),
             Err(failure) if failure.cause == Cause::Denied => {
-                self.doubt(Subject::Query(query), Step::Renew, token, failure, now, out)
+                self.doubt(Subject::Query(query), Step::Renew, token, failure, now, out);
             }
             Err(failure) => self.postpone(Subject::Query(query), Step::Renew, &failure, now, out),
         }
@@ -831,7 +831,7 @@ impl Machine {
                     )));
                 }
                 (Some(Step::Renew | Step::Replace), _) => {
-                    out.push(Output::Ask(Request::Read(query, token.id)))
+                    out.push(Output::Ask(Request::Read(query, token.id)));
                 }
                 (None, _) => {}
             }
@@ -933,7 +933,7 @@ impl Machine {
     fn begin_session(&mut self, now: Moment, out: &mut Vec<Output>) {
         match (self.session.begin(self.next_of_session(), now), self.token) {
             (Some(Step::Renew), Some(token)) => {
-                out.push(Output::Ask(Request::RenewToken(token.id)))
+                out.push(Output::Ask(Request::RenewToken(token.id)));
             }
             (Some(Step::Renew | Step::Replace), _) => {
                 self.logins += 1;

@@ -246,7 +246,7 @@ mod tests {
                 for act in *acts {
                     match act {
                         Refused(cause) => {
-                            drop(refusals.refused(&failure(*cause), now, &mut jitter))
+                            let _ = refusals.refused(&failure(*cause), now, &mut jitter);
                         }
                         Unheard => refusals.unheard(now, &mut jitter),
                         Worked => refusals.worked(),

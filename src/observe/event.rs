@@ -209,10 +209,11 @@ pub enum Event<'a> {
 
 impl Event<'_> {
     /// Writes it.
+    #[expect(clippy::too_many_lines, reason = "a line or two for each event")]
     pub fn emit(&self) {
         match self {
             Self::Mounted { path, how } => {
-                info!(path = %line(&path.to_string_lossy()), how, "serving")
+                info!(path = %line(&path.to_string_lossy()), how, "serving");
             }
             Self::Hides { path, entries } => {
                 warn!(path = %line(&path.to_string_lossy()), entries, "the mount hides what is in the directory");
@@ -277,7 +278,7 @@ impl Event<'_> {
             ),
             Self::Skipped { what } => warn!("{}", line(what)),
             Self::WentOn { lost_logins } => {
-                info!(lost_logins, "fetch goes on where its predecessor died")
+                info!(lost_logins, "fetch goes on where its predecessor died");
             }
             Self::NotRecoverable { why } => {
                 warn!(
@@ -293,10 +294,10 @@ impl Event<'_> {
             ),
             Self::Ready { files } => info!(files, "all secrets are there"),
             Self::Missing { file, why } => {
-                error!(file = %line(file.as_str()), why = line(why).as_str(), "a secret is missing")
+                error!(file = %line(file.as_str()), why = line(why).as_str(), "a secret is missing");
             }
             Self::Published { generation, files } => {
-                info!(generation = generation.0, files, "published")
+                info!(generation = generation.0, files, "published");
             }
             Self::Stale { file, why } => {
                 warn!(file = %line(file.as_str()), why = line(why).as_str(), "the last good value is still served");
@@ -314,10 +315,10 @@ impl Event<'_> {
                 );
             }
             Self::Evicted { file } => {
-                warn!(file = %line(file.as_str()), "an old version that is still open made room for a newer one")
+                warn!(file = %line(file.as_str()), "an old version that is still open made room for a newer one");
             }
             Self::Dropped { lines } => {
-                warn!(lines, "log lines were dropped because nobody read them")
+                warn!(lines, "log lines were dropped because nobody read them");
             }
             Self::Broken { what } => error!("{}", line(what)),
         }

@@ -95,7 +95,7 @@ impl World {
                 self.reader.forget(version.nodeid, 1);
             }
             Op::Read(which, offset) if !self.model.held.is_empty() => {
-                self.read(which % self.model.held.len(), offset)
+                self.read(which % self.model.held.len(), offset);
             }
             Op::Forget(_) | Op::Read(..) => {}
             Op::Announce(file) => {

@@ -179,10 +179,10 @@ impl<C: Clock> Loop<'_, C> {
             (Took::TooLong, _) => self.command_failed(id, "killed after its timeout"),
             (Took::InTime, Ending::Exited(0)) => {}
             (Took::InTime, Ending::Exited(126)) => {
-                self.command_failed(id, "it cannot be executed (exit code 126)")
+                self.command_failed(id, "it cannot be executed (exit code 126)");
             }
             (Took::InTime, Ending::Exited(127)) => {
-                self.command_failed(id, "not found (exit code 127)")
+                self.command_failed(id, "not found (exit code 127)");
             }
             (Took::InTime, ending) => self.command_failed(id, &ending.to_string()),
         }

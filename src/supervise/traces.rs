@@ -448,14 +448,14 @@ mod tests {
     fn whatever_else_lies_at_a_links_path_is_refused_and_stays() {
         let table: [(&str, Plant); 7] = [
             ("a file of uid 0", |path| {
-                fs::write(path, "planted").expect("a file")
+                fs::write(path, "planted").expect("a file");
             }),
             ("a file of uid 4242", |path| {
                 fs::write(path, "planted").expect("a file");
                 give_away(path);
             }),
             ("a symbolic link of uid 0", |path| {
-                symlink("/elsewhere", path).expect("a link")
+                symlink("/elsewhere", path).expect("a link");
             }),
             ("a symbolic link of uid 4242", |path| {
                 symlink(TARGET, path)
@@ -463,13 +463,13 @@ mod tests {
                 give_away(path);
             }),
             ("a directory of uid 0", |path| {
-                fs::create_dir(path).expect("a directory")
+                fs::create_dir(path).expect("a directory");
             }),
             ("a FIFO of uid 0", |path| {
-                mkfifo(path, Mode::S_IRWXU).expect("a FIFO")
+                mkfifo(path, Mode::S_IRWXU).expect("a FIFO");
             }),
             ("a special file of uid 0", |path| {
-                mknod(path, SFlag::S_IFSOCK, Mode::S_IRWXU, 0).expect("a socket")
+                mknod(path, SFlag::S_IFSOCK, Mode::S_IRWXU, 0).expect("a socket");
             }),
         ];
         for (what, plant) in table {
@@ -522,19 +522,19 @@ mod tests {
     fn what_replaced_the_traces_stays_unopened() {
         let table: [(&str, Plant); 5] = [
             ("a FIFO", |path| {
-                mkfifo(path, Mode::S_IRWXU).expect("a FIFO")
+                mkfifo(path, Mode::S_IRWXU).expect("a FIFO");
             }),
             ("an endless device", |path| {
-                symlink("/dev/zero", path).expect("a link")
+                symlink("/dev/zero", path).expect("a link");
             }),
             ("the right words in another file", |path| {
-                fs::write(path, format!("{}\n", std::process::id())).expect("a file")
+                fs::write(path, format!("{}\n", std::process::id())).expect("a file");
             }),
             ("a copy of the link", |path| {
-                symlink(TARGET, path).expect("a link")
+                symlink(TARGET, path).expect("a link");
             }),
             ("a directory", |path| {
-                fs::create_dir(path).expect("a directory")
+                fs::create_dir(path).expect("a directory");
             }),
         ];
         for (what, plant) in table {

@@ -135,10 +135,8 @@ impl Ruleset {
             unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const attr, len, 0) };
         let fd = i32::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
         // SAFETY: the call made this descriptor (close-on-exec), and nobody else has seen it.
-        Ok(Self {
-            rules: unsafe { OwnedFd::from_raw_fd(fd) },
-            abi,
-        })
+        let rules = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { rules, abi })
     }
 
     /// Allows `access` to `at` (an `O_PATH` descriptor is enough): a directory and all beneath it,

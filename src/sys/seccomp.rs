@@ -480,13 +480,13 @@ mod tests {
                         u32::from_ne_bytes(data[from..from + 4].try_into().expect("four bytes"));
                 }
                 code if code == libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K => {
-                    at += test(accumulator == it.k)
+                    at += test(accumulator == it.k);
                 }
                 code if code == libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K => {
-                    at += test(accumulator >= it.k)
+                    at += test(accumulator >= it.k);
                 }
                 code if code == libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K => {
-                    at += test(accumulator & it.k != 0)
+                    at += test(accumulator & it.k != 0);
                 }
                 code if code == libc::BPF_JMP | libc::BPF_JA => at += it.k as usize,
                 code if code == libc::BPF_RET | libc::BPF_K => return it.k,

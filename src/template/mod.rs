@@ -217,7 +217,7 @@ fn run<'a, Q>(
     for node in nodes {
         match node {
             Node::Text(text) | Node::Print(Expr::Text(text)) => {
-                out.print(text.as_bytes(), start)?
+                out.print(text.as_bytes(), start)?;
             }
             Node::Print(Expr::Field { path, at }) => print_field(dot, path, *at, out)?,
             Node::With { read, at, body } => {

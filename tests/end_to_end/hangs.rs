@@ -116,7 +116,7 @@ fn who_waits_for_a_hung_serve_gets_the_bytes_from_its_successor() {
                     assert_eq!(
                         std::fs::read_to_string(&path).expect("it waits and reads"),
                         "v0"
-                    )
+                    );
                 });
             });
         });

@@ -1,5 +1,6 @@
 //! The product, end to end: the binary in a room of its own, over FUSE and over tmpfs, against the
 //! real OpenBao and the stand-in.
+#![allow(clippy::too_many_lines, reason = "a table has as many lines as rows")]
 
 #[path = "../rig/mod.rs"]
 #[allow(dead_code, reason = "the container tests use the rest of it")]

@@ -691,7 +691,7 @@ fn an_authority_that_was_replaced_is_read_by_a_successor() {
         .prepare("mkdir /etc/bao/tls; cp /etc/bao/ca.pem /etc/bao/tls")
         .started();
     let renamed = |from: &str| {
-        fs::rename(agent.etc(from), agent.etc("tls").join("ca.pem")).expect("replaced")
+        fs::rename(agent.etc(from), agent.etc("tls").join("ca.pem")).expect("replaced");
     };
     renamed("other.pem");
     replace(&agent, "fetch", Signal::SIGKILL);

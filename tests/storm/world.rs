@@ -364,7 +364,7 @@ fn publish(arena: &Arc<Arena>, private: OwnedFd, mut orders: UnixStream) {
     let mut publisher = Publisher::new(Arc::clone(arena));
     let (done, rounds) = channel();
     let announcer = Announcer::start(Arc::clone(arena), private, move |round| {
-        done.send(round).unwrap_or(())
+        done.send(round).unwrap_or(());
     })
     .unwrap();
     let mut order = [0; 12];
