@@ -2,16 +2,15 @@
 //! lease and eight KV v2 secrets. Prints figures and how they stand to the aims; a miss is no
 //! failure, as a busy machine may cause it.
 
+mod measure;
 #[allow(dead_code, reason = "the tests use the rest of it")]
 #[path = "../tests/rig/mod.rs"]
 mod rig;
 
-use baofs::clock::{Clock, Moment, RealClock};
+use baofs::clock::{Clock, RealClock};
 use baofs::status::{DIRECTORY, FILE, Report};
-use nix::fcntl::{OFlag, openat};
+use measure::{is_agent, median, micros, millis, one_open, proportional, wait_tightly};
 use nix::sys::signal::Signal;
-use nix::sys::stat::Mode;
-use nix::unistd::Pid;
 use rig::agent::{self, Agent, MOUNT, Setup};
 use rig::process::{run, signal, status};
 use rig::server::{CALM, Real, Tenant};
@@ -183,20 +182,6 @@ fn one_start(job: &Job, clock: RealClock) -> Duration {
     clock.now().since(start)
 }
 
-/// As `wait_until`, asking more often: what is measured is a few dozen milliseconds.
-fn wait_tightly(agent: &Agent, mut is_there: impl FnMut() -> bool) {
-    let clock = RealClock;
-    let start: Moment = clock.now();
-    while !is_there() {
-        assert!(
-            clock.now().since(start) < Duration::from_secs(30),
-            "no file in 30 s: {}",
-            agent.log()
-        );
-        std::thread::sleep(Duration::from_micros(100));
-    }
-}
-
 /// The requests of a start, one after the other, by nobody's agent.
 fn server_alone(tenant: &Tenant, clock: RealClock) -> Duration {
     let address = tenant.url().replace("http://", "");
@@ -253,46 +238,13 @@ fn memory(agent: &Agent) -> (u64, String) {
     (steady, text)
 }
 
-/// Whether a process is the agent's own and not the application.
-fn is_agent(pid: Pid) -> bool {
-    std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.starts_with("/entry"))
-}
-
-/// PSS in bytes.
-fn proportional(pid: Pid) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("it runs");
-    let kilobytes = text
-        .lines()
-        .find_map(|line| line.strip_prefix("Pss:"))
-        .and_then(|rest| rest.split_whitespace().next());
-    kilobytes
-        .and_then(|word| word.parse::<u64>().ok())
-        .expect("a process has a share")
-        * 1024
-}
-
 fn open_read_close(agent: &Agent, clock: RealClock) -> Duration {
     let directory = File::open(agent.path(MOUNT)).expect("the mount is there");
-    let mut times: Vec<_> = (0..OPENS).map(|_| one_open(&directory, clock)).collect();
+    let mut times: Vec<_> = (0..OPENS)
+        .map(|_| one_open(&directory, "kv0", clock))
+        .collect();
     times.sort_unstable();
     times[OPENS / 2]
-}
-
-fn one_open(directory: &File, clock: RealClock) -> Duration {
-    let mut bytes = [0; 256];
-    let start = clock.now();
-    let file = openat(
-        directory,
-        "kv0",
-        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )
-    .expect("a served file opens");
-    let read = nix::unistd::read(&file, &mut bytes).expect("and is read");
-    drop(file);
-    let took = clock.now().since(start);
-    assert!(read > 0, "an empty read");
-    took
 }
 
 /// From a death of `serve` to the first read, and from one of `fetch` to its successor's first
@@ -383,22 +335,9 @@ fn stripped(binary: &Path, copy: &Path) -> u64 {
     std::fs::metadata(copy).expect("strip made it").len()
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
-}
-
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
-}
-
-fn micros(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e6
 }
 
 /// Figures side by side.

@@ -1,5 +1,6 @@
 //! The configuration as a user meets it: the examples, the golden messages of broken ones, and what
 //! wins over what.
+#![allow(clippy::too_many_lines, reason = "a table has as many lines as rows")]
 
 use baofs::config::plan::{
     Action, AfterReading, Content, Empty, Fallback, Hook, Level, Method, NewPrivileges, OnHup,

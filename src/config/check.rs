@@ -18,6 +18,7 @@ use crate::names::{FileName, HookId, Owner, QueryId, SecretPath};
 use crate::sys::file::read_regular;
 use crate::template::{ParseError, Read, Template};
 use nix::sys::signal::Signal;
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -71,7 +72,11 @@ struct Check<'a> {
     /// What is done when a file changed that does not say.
     on_change: Option<HookId>,
     queries: Vec<Query>,
+    /// The index in `queries` of each path and version.
+    reads: HashMap<(SecretPath, Option<u32>), usize>,
     files: Vec<File>,
+    /// The index in `files` of each name.
+    names: HashMap<FileName, usize>,
     hooks: Vec<Hook>,
     links: Vec<Link>,
 }
@@ -96,25 +101,24 @@ pub(super) fn check<'a>(
         .iter()
         .filter_map(|tree| Section::open(tree, &keys::ROOT, report))
         .collect();
-    let (mount, owner, mode, refresh, on_change) =
-        (PathBuf::new(), users::current(), 0o400, None, None);
-    let (queries, files, hooks, links) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    Check {
+    let check = Check {
         report,
         overrides,
         env,
         roots,
-        mount,
-        owner,
-        mode,
-        refresh,
-        on_change,
-        queries,
-        files,
-        hooks,
-        links,
-    }
-    .plan(whole)
+        mount: PathBuf::new(),
+        owner: users::current(),
+        mode: 0o400,
+        refresh: None,
+        on_change: None,
+        queries: Vec::new(),
+        reads: HashMap::new(),
+        files: Vec::new(),
+        names: HashMap::new(),
+        hooks: Vec::new(),
+        links: Vec::new(),
+    };
+    check.plan(whole)
 }
 
 impl<'a> Check<'a> {
@@ -554,20 +558,20 @@ impl<'a> Check<'a> {
         version: Option<u32>,
         refresh: Option<Duration>,
     ) -> QueryId {
-        let found = self
-            .queries
-            .iter()
-            .position(|query| query.path == path && query.version == version);
-        let index = found.unwrap_or_else(|| {
-            push(
-                &mut self.queries,
-                Query {
-                    path,
-                    version,
-                    refresh,
-                },
-            )
-        });
+        let queries = &mut self.queries;
+        let index = *self
+            .reads
+            .entry((path, version))
+            .or_insert_with_key(|(path, version)| {
+                push(
+                    queries,
+                    Query {
+                        path: path.clone(),
+                        version: *version,
+                        refresh,
+                    },
+                )
+            });
         let query = &mut self.queries[index];
         if refresh.unwrap_or(REFRESH) < query.refresh.unwrap_or(REFRESH) {
             query.refresh = refresh;
@@ -580,7 +584,7 @@ impl<'a> Check<'a> {
         let name = FileName::new(text)
             .map_err(|why| self.report.error(at, why, ""))
             .ok()?;
-        let Some(earlier) = self.files.iter().find(|file| file.name == name) else {
+        let Some(earlier) = self.names.get(&name).map(|index| &self.files[*index]) else {
             return Some(name);
         };
         self.report.error(
@@ -605,6 +609,7 @@ impl<'a> Check<'a> {
             .parsed("stale", value::stale)
             .unwrap_or(Stale::Degraded);
         if let (Some(name), Some(content)) = (name, content) {
+            self.names.insert(name.clone(), self.files.len());
             self.files.push(File {
                 name,
                 content,
@@ -699,10 +704,7 @@ impl<'a> Check<'a> {
             .map_err(|_| failed(&"is not UTF-8 text"))
             .ok()?
             .to_owned();
-        let source = Source {
-            name: path.to_owned(),
-            text,
-        };
+        let source = Source::new(path.to_owned(), text);
         let at = |e: &ParseError| At::new(&source, e.at.offset, e.at.offset + e.len);
         Template::parse(&source.text)
             .map_err(|e| self.no_template(&e, at(&e), true))

@@ -111,10 +111,7 @@ fn sources(
         let text = std::fs::read_to_string(&path)
             .map_err(|why| failed(&path, &why))
             .ok()?;
-        Some(Source {
-            name: path.display().to_string(),
-            text,
-        })
+        Some(Source::new(path.display().to_string(), text))
     };
     files.flatten().filter_map(read).collect()
 }

@@ -1,7 +1,7 @@
 //! What is wrong, where, and what to do about it. Invariant: a problem shows a source line only as
 //! far as it cannot hold a credential: nothing behind an unknown key, and other quoted text masked.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::fmt;
 use std::ops::Range;
 
@@ -12,6 +12,27 @@ pub(super) struct Source {
     pub(super) name: String,
     /// What it holds.
     pub(super) text: String,
+    /// The offset of each newline, once a line number was asked for.
+    newlines: OnceCell<Vec<usize>>,
+}
+
+impl Source {
+    /// The file `name`, which holds `text`.
+    pub(super) fn new(name: String, text: String) -> Self {
+        Self {
+            name,
+            text,
+            newlines: OnceCell::new(),
+        }
+    }
+
+    /// The number of the line that byte `at` stands in, from 1 on.
+    fn line(&self, at: usize) -> usize {
+        let newlines = self
+            .newlines
+            .get_or_init(|| self.text.match_indices('\n').map(|(at, _)| at).collect());
+        newlines.partition_point(|newline| *newline < at) + 1
+    }
 }
 
 /// A range of bytes in a source.
@@ -52,7 +73,7 @@ impl<'a> At<'a> {
     }
 
     fn line(self) -> usize {
-        self.source.text[..self.start].matches('\n').count() + 1
+        self.source.line(self.start)
     }
 
     fn place(self, show: Show) -> Place {
