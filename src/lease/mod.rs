@@ -2,11 +2,13 @@
 //! grants and failures, never a value.
 
 mod machine;
+mod protocol;
 mod refusals;
-mod schedule;
+mod renewal;
 pub mod source;
 #[cfg(test)]
 mod tests;
 
-pub use machine::{Input, Machine, Output, Request, Subject, TokenId, View};
-pub use schedule::{Dates, Grant, Pace};
+pub use machine::Machine;
+pub use protocol::{Input, Output, Request, Subject, TokenId, View};
+pub use renewal::{Dates, Grant, Pace};

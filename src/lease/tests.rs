@@ -1,6 +1,6 @@
 //! The machine against a scripted server, for hours of simulated time.
 
-use super::schedule::poll;
+use super::renewal::poll;
 use super::source::{Cause, Failure, Lease, TokenGrant};
 use super::*;
 use crate::clock::{Backoff, Jitter, Moment};
