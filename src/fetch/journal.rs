@@ -164,7 +164,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             press,
             report,
         } = found;
-        self.machine = machine.revived(settings.pace, self.clock.now());
+        self.machine = machine.resume(settings.pace, self.clock.now());
         self.requests.source().restore(source);
         self.requests.go_on(tokens);
         self.board = Board::with(self.plan, board);
@@ -172,7 +172,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         self.reporter.go_on(report);
         self.settle = true;
         Event::WentOn {
-            lost_logins: self.machine.lost_logins(),
+            lost_logins: self.machine.orphaned_logins(),
         }
         .emit();
     }

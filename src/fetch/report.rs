@@ -228,7 +228,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             roles: self.roles(times.now),
             session: Session {
                 ends: session.ends.map(|end| times.at(end)),
-                lost_logins: self.machine.lost_logins(),
+                lost_logins: self.machine.orphaned_logins(),
                 trouble,
             },
             files: files

@@ -31,7 +31,7 @@ pub(super) struct Refusals {
     /// How often these credentials were rejected (`Cause::Rejected`).
     rejected: u32,
     /// How many logins were sent by processes that died before the answer came.
-    unheard: u32,
+    orphaned: u32,
     /// Whether another address was already asked at once because one answered that the role is
     /// locked out.
     moved: bool,
@@ -93,12 +93,12 @@ impl Refusals {
 
     /// A login was in flight when this process' predecessor died: whether the server rejected it is
     /// unknown.
-    pub(super) fn unheard(&mut self, now: Moment, jitter: &mut Jitter) {
+    pub(super) fn orphaned(&mut self, now: Moment, jitter: &mut Jitter) {
         if self.proven {
             return;
         }
-        (self.unheard, self.last) = (self.unheard + 1, Some(now));
-        if self.rejected + self.unheard >= BUDGET {
+        (self.orphaned, self.last) = (self.orphaned + 1, Some(now));
+        if self.rejected + self.orphaned >= BUDGET {
             let wait = self.lockout(jitter);
             self.close(Some(wait), now);
         }
@@ -106,7 +106,7 @@ impl Refusals {
 
     /// A person asks for a login. The server forgets a rejected login after [`LOCKOUT`], so one
     /// more is harmless then.
-    pub(super) fn hasten(&mut self, now: Moment) {
+    pub(super) fn refresh_now(&mut self, now: Moment) {
         if self.last.is_some_and(|last| now.since(last) >= LOCKOUT) {
             self.gate = Gate::Open;
             self.rejected = self.rejected.min(TRIES - 1);
@@ -137,7 +137,7 @@ impl Refusals {
         if self.rejected >= TRIES {
             return None;
         }
-        let spent = self.rejected + self.unheard >= BUDGET;
+        let spent = self.rejected + self.orphaned >= BUDGET;
         Some(if spent || self.moved {
             self.lockout(jitter)
         } else {
@@ -148,7 +148,7 @@ impl Refusals {
     /// Replicas that were locked out together do not come back together. What is counted for the
     /// budget is forgotten by then.
     fn lockout(&mut self, jitter: &mut Jitter) -> Duration {
-        (self.moved, self.unheard) = (false, 0);
+        (self.moved, self.orphaned) = (false, 0);
         jitter.between(LOCKOUT, LOCKOUT.mul_f64(1.2))
     }
 
@@ -248,7 +248,7 @@ mod tests {
                         Refused(cause) => {
                             let _ = refusals.refused(&failure(*cause), now, &mut jitter);
                         }
-                        Unheard => refusals.unheard(now, &mut jitter),
+                        Unheard => refusals.orphaned(now, &mut jitter),
                         Worked => refusals.worked(),
                     }
                 }
@@ -272,7 +272,7 @@ mod tests {
             for (act, pause) in acts {
                 now = now.plus(S(pause));
                 if act == 5 {
-                    refusals.hasten(now);
+                    refusals.refresh_now(now);
                 }
                 // A login is wanted all the time; one that has to wait long is waited for.
                 let Some(at) = refusals.admit(now) else { continue };
@@ -281,7 +281,7 @@ mod tests {
                     0 | 1 => drop(refusals.refused(&failure(Cause::Rejected), now, &mut jitter)),
                     2 => drop(refusals.refused(&failure(Cause::LockedOut { elsewhere: true }), now, &mut jitter)),
                     3 => drop(refusals.refused(&failure(LOCKED), now, &mut jitter)),
-                    _ => refusals.unheard(now, &mut jitter),
+                    _ => refusals.orphaned(now, &mut jitter),
                 }
                 if !(2..=3).contains(&act) {
                     counted.push(now);
@@ -301,14 +301,14 @@ mod tests {
         for _ in 0..2 {
             refusals.refused(&failure(Cause::Rejected), start, &mut jitter);
         }
-        refusals.hasten(start.plus(S(899)));
+        refusals.refresh_now(start.plus(S(899)));
         assert_eq!(
             refusals.admit(start),
             None,
             "a HUP each minute would lock the role"
         );
         let later = start.plus(LOCKOUT);
-        refusals.hasten(later);
+        refusals.refresh_now(later);
         assert_eq!(refusals.admit(later), Some(later));
         assert_eq!(
             refusals.refused(&failure(Cause::Rejected), later, &mut jitter),

@@ -156,7 +156,7 @@ impl World {
         let written = serde_json::to_vec(&self.machine).expect("it can be written");
         self.machine = serde_json::from_slice::<Machine>(&written)
             .expect("and read")
-            .revived(Pace::new(S(60)), self.now);
+            .resume(Pace::new(S(60)), self.now);
         self.deaths += 1;
     }
 
@@ -622,7 +622,7 @@ fn what_an_unheard_answer_may_have_minted_is_not_left_behind() {
         deaths += world.deaths;
         unheard += world.lost.1;
         assert_eq!(world.bad, Duration::ZERO, "seed {seed}");
-        assert_eq!(world.machine.lost_logins(), world.lost.0, "seed {seed}");
+        assert_eq!(world.machine.orphaned_logins(), world.lost.0, "seed {seed}");
         // Each death adds at most a login and a mint for each query.
         let calm = 3_000 / 102 + 2;
         let mints = (0..3).map(|n| world.reads_of(n)).sum::<usize>();
