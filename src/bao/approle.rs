@@ -63,7 +63,7 @@ impl Credentials {
 
 /// What a successor of this process must know: role ids and secret ids.
 #[derive(Default, Serialize, Deserialize)]
-pub(super) struct Kept {
+pub(super) struct AppRoleExport {
     known: Option<(String, Option<String>)>,
     shown: Option<(String, Option<String>)>,
 }
@@ -140,20 +140,20 @@ impl AppRole {
     }
 
     /// What a successor must know.
-    pub(super) fn keep(&self) -> Kept {
+    pub(super) fn export(&self) -> AppRoleExport {
         let texts = |credentials: &Credentials| {
             let (role_id, secret_id) = credentials.texts();
             (role_id.to_owned(), secret_id.map(str::to_owned))
         };
         let seen = self.seen();
-        Kept {
+        AppRoleExport {
             known: seen.known.as_ref().map(texts),
             shown: seen.shown.as_ref().map(texts),
         }
     }
 
     /// Takes what a predecessor kept.
-    pub(super) fn restore(&self, kept: Kept) {
+    pub(super) fn import(&self, kept: AppRoleExport) {
         let credentials = |(role_id, secret_id): (String, Option<String>)| Credentials {
             role_id: role_id.into(),
             secret_id: secret_id.map(Into::into),

@@ -1,13 +1,13 @@
 //! Where a configured path really is. Invariant: KV version 2 is what the server says it is, never
 //! a guess.
 
-use super::answer::MountInfo;
+use super::response::MountInfo;
 use crate::names::SecretPath;
 use serde::{Deserialize, Serialize};
 
 /// A mount as the server named it.
 #[derive(Clone, Serialize, Deserialize)]
-pub(super) struct Mount {
+pub(super) struct SecretMount {
     /// Its path, with a slash at the end; a namespace in a configured path is part of it.
     prefix: String,
     /// Whether it keeps versions.
@@ -23,7 +23,7 @@ pub(super) struct Route {
     pub(super) versioned: bool,
 }
 
-impl Mount {
+impl SecretMount {
     /// The mount of `path`, unless the answer is about another one.
     pub(super) fn new(path: &SecretPath, info: &MountInfo) -> Option<Self> {
         let prefix = format!("{}/", info.path.trim_matches('/'));
@@ -68,7 +68,7 @@ mod tests {
         )
         .expect("info");
         let path = SecretPath::new(path).expect("path");
-        let route = Mount::new(&path, &info)?.route(&path)?;
+        let route = SecretMount::new(&path, &info)?.route(&path)?;
         Some((route.path, route.versioned))
     }
 

@@ -80,7 +80,7 @@ pub(super) fn config(tls: &Tls) -> Result<Arc<ClientConfig>, SetupError> {
     let builder = match tls.verify {
         Verify::Skip => builder
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody(schemes))),
+            .with_custom_certificate_verifier(Arc::new(NoVerification(schemes))),
         Verify::Full => with_roots(builder, tls)?,
     };
     let mut config = match identity(tls)? {
@@ -215,9 +215,9 @@ pub(super) fn explain(error: &rustls::Error) -> String {
 
 /// Verifies nobody (`tls_skip_verify`), but still that the peer holds the key of what it shows.
 #[derive(Debug)]
-struct Anybody(WebPkiSupportedAlgorithms);
+struct NoVerification(WebPkiSupportedAlgorithms);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for NoVerification {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

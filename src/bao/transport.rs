@@ -2,7 +2,7 @@
 //! never followed; time and size are bounded; a connection is closed with its answer, so that no
 //! plaintext stays in its buffers.
 
-use super::answer::{Answer, Peer};
+use super::response::{Peer, Response};
 use super::tls::{self, SetupError};
 use crate::config::plan::{Address, Scheme, Tls};
 use crate::lease::source::Cause;
@@ -53,7 +53,7 @@ impl Default for Limits {
 
 /// Why there is no answer. No part of one is kept.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum TransportError {
     /// The name has no address.
     Resolve(String, io::Error),
     /// No connection; the address is the last one tried.
@@ -70,7 +70,7 @@ pub(super) enum Fault {
     NotHttp,
 }
 
-impl Fault {
+impl TransportError {
     /// The class that the schedule decides on.
     pub(super) fn cause(&self) -> Cause {
         match self {
@@ -82,7 +82,7 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Resolve(host, error) => write!(f, "{host} cannot be resolved: {error}"),
@@ -100,7 +100,7 @@ impl fmt::Display for Fault {
     }
 }
 
-impl From<hyper::Error> for Fault {
+impl From<hyper::Error> for TransportError {
     fn from(error: hyper::Error) -> Self {
         if error.is_parse() {
             Self::NotHttp
@@ -166,11 +166,11 @@ impl Transport {
         request: Request<Vec<u8>>,
         most: usize,
         avoid: &[SocketAddr],
-    ) -> Result<Answer, Fault> {
+    ) -> Result<Response, TransportError> {
         let limit = self.limits.total;
         timeout(limit, self.exchange(request, most, avoid))
             .await
-            .unwrap_or(Err(Fault::Late(limit)))
+            .unwrap_or(Err(TransportError::Late(limit)))
     }
 
     async fn exchange(
@@ -178,14 +178,14 @@ impl Transport {
         mut request: Request<Vec<u8>>,
         most: usize,
         avoid: &[SocketAddr],
-    ) -> Result<Answer, Fault> {
+    ) -> Result<Response, TransportError> {
         let path = request
             .uri()
             .path_and_query()
             .map_or("/", http::uri::PathAndQuery::as_str);
         *request.uri_mut() = format!("{}/v1{path}", self.address.prefix)
             .parse()
-            .map_err(|_| Fault::NotHttp)?;
+            .map_err(|_| TransportError::NotHttp)?;
         request.headers_mut().insert(HOST, self.host.clone());
         request
             .headers_mut()
@@ -204,9 +204,9 @@ impl Transport {
     }
 
     /// The first of the server's addresses that accepts.
-    async fn connect(&self, avoid: &[SocketAddr]) -> Result<(TcpStream, Peer), Fault> {
+    async fn connect(&self, avoid: &[SocketAddr]) -> Result<(TcpStream, Peer), TransportError> {
         let (host, port) = (self.address.host.as_str(), self.address.port);
-        let unresolved = |error| Fault::Resolve(host.to_owned(), error);
+        let unresolved = |error| TransportError::Resolve(host.to_owned(), error);
         let mut last = unresolved(io::ErrorKind::NotFound.into());
         let addresses = ordered(
             tokio::net::lookup_host((host, port))
@@ -221,14 +221,14 @@ impl Transport {
                     // delayed ACK.
                     stream
                         .set_nodelay(true)
-                        .map_err(|error| Fault::Connect(address, error))?;
+                        .map_err(|error| TransportError::Connect(address, error))?;
                     let elsewhere = addresses
                         .iter()
                         .any(|other| *other != address && !avoid.contains(other));
                     return Ok((stream, Peer { address, elsewhere }));
                 }
-                Ok(Err(error)) => last = Fault::Connect(address, error),
-                Err(_) => last = Fault::Connect(address, io::ErrorKind::TimedOut.into()),
+                Ok(Err(error)) => last = TransportError::Connect(address, error),
+                Err(_) => last = TransportError::Connect(address, io::ErrorKind::TimedOut.into()),
             }
         }
         Err(last)
@@ -241,7 +241,7 @@ async fn over(
     request: Request<Vec<u8>>,
     from: Peer,
     most: usize,
-) -> Result<Answer, Fault> {
+) -> Result<Response, TransportError> {
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(BUFFER)
         .handshake(TokioIo::new(stream))
@@ -253,7 +253,7 @@ async fn over(
             .into_parts();
         let body = collect(body, most).await?;
         let (retry_after, location) = (retry_after(&head.headers), location(&head.headers));
-        Ok(Answer {
+        Ok(Response {
             from,
             status: head.status.as_u16(),
             retry_after,
@@ -275,10 +275,10 @@ async fn over(
 }
 
 /// The whole body in one buffer that is wiped.
-async fn collect(mut body: Incoming, limit: usize) -> Result<Zeroizing<Vec<u8>>, Fault> {
+async fn collect(mut body: Incoming, limit: usize) -> Result<Zeroizing<Vec<u8>>, TransportError> {
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > limit {
-        return Err(Fault::TooLarge(limit));
+        return Err(TransportError::TooLarge(limit));
     }
     let mut whole = Zeroizing::new(Vec::with_capacity(announced));
     while let Some(frame) = body.frame().await {
@@ -286,7 +286,7 @@ async fn collect(mut body: Incoming, limit: usize) -> Result<Zeroizing<Vec<u8>>,
             continue;
         };
         if part.len() > limit - whole.len() {
-            return Err(Fault::TooLarge(limit));
+            return Err(TransportError::TooLarge(limit));
         }
         whole.extend_from_slice(&part);
     }
@@ -301,13 +301,13 @@ fn ordered(addresses: impl Iterator<Item = SocketAddr>, avoid: &[SocketAddr]) ->
 }
 
 /// A failed handshake in words.
-fn handshake(error: &io::Error) -> Fault {
+fn handshake(error: &io::Error) -> TransportError {
     match error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>())
     {
-        Some(cause) => Fault::Tls(tls::explain(cause)),
-        None => Fault::Tls(format!("the TLS handshake was cut: {}", error.kind())),
+        Some(cause) => TransportError::Tls(tls::explain(cause)),
+        None => TransportError::Tls(format!("the TLS handshake was cut: {}", error.kind())),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The two requests that keep a token or a lease alive, with their failures. Invariant: at most one
 //! of the two requests is in flight.
 
-use super::protocol::{Output, Request, Subject};
-use super::renewal::{Dates, Grant, Pace};
+use super::protocol::{Effect, Request, Subject};
+use super::renewal::{Dates, Grant, Timing};
 use super::source::{Cause, Failure};
 use crate::clock::{Jitter, Moment};
 use serde::{Deserialize, Serialize};
@@ -15,14 +15,14 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
 /// outputs.
 pub(super) struct Context<'a> {
     pub(super) now: Moment,
-    pub(super) timing: Pace,
+    pub(super) timing: Timing,
     pub(super) jitter: &'a mut Jitter,
-    pub(super) out: &'a mut Vec<Output>,
+    pub(super) out: &'a mut Vec<Effect>,
 }
 
 impl Context<'_> {
     pub(super) fn ask(&mut self, request: Request) {
-        self.out.push(Output::Ask(request));
+        self.out.push(Effect::Ask(request));
     }
 
     /// The dates of a grant, counted from `sent`, when the server was asked.
@@ -244,7 +244,7 @@ impl Renewal {
     ) {
         if self.reported != Some(failure.cause) {
             self.reported = Some(failure.cause);
-            cx.out.push(Output::Failed(subject, failure.clone(), after));
+            cx.out.push(Effect::Failed(subject, failure.clone(), after));
         }
     }
 

@@ -12,6 +12,6 @@ pub mod source;
 #[cfg(test)]
 mod tests;
 
-pub use protocol::{Input, Output, Request, Subject, TokenId, View};
-pub use renewal::{Dates, Grant, Pace};
+pub use protocol::{Effect, Input, Request, Subject, SubjectStatus, TokenId};
+pub use renewal::{Dates, Grant, Timing};
 pub use scheduler::Machine;

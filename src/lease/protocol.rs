@@ -35,7 +35,7 @@ pub enum Input {
 
 /// What is to be done, or said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
+pub enum Effect {
     /// Send it; its answer is an input.
     Ask(Request),
     /// The token is dead: drop it.
@@ -76,7 +76,7 @@ pub enum Subject {
 
 /// What is known of a subject, for those who want to read it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct View<'a> {
+pub struct SubjectStatus<'a> {
     /// Why its last request failed, while that is tried again.
     pub trouble: Option<&'a Failure>,
     /// Whether there is no successor although it has ended: of the session a token, of a query its

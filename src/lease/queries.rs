@@ -2,8 +2,8 @@
 //! live lease is not minted again because its renewal failed. An unknown query id is ignored.
 
 use super::attempts::{Attempt, Context, Renewal, RequestKind};
-use super::protocol::{Output, Request, TokenId, View};
-use super::renewal::{Grant, Pace, poll};
+use super::protocol::{Effect, Request, SubjectStatus, TokenId};
+use super::renewal::{Grant, Timing, poll};
 use super::source::Lease;
 use crate::clock::Moment;
 use crate::config::plan::Query;
@@ -19,11 +19,11 @@ pub(super) const REFRESH: Duration = Duration::from_secs(1);
 
 /// All queries, by their ids.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Queries(Vec<QueryState>);
+pub(super) struct Queries(Vec<QuerySchedule>);
 
 /// One query.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct QueryState {
+pub(super) struct QuerySchedule {
     /// The interval of reads while there is no lease.
     refresh: Duration,
     pub(super) renewal: Renewal,
@@ -52,28 +52,28 @@ struct HeldLease {
 
 impl Queries {
     /// All `queries` are due at `now`.
-    pub(super) fn new(queries: &[Query], timing: &Pace, now: Moment) -> Self {
-        let state = |query: &Query| QueryState {
+    pub(super) fn new(queries: &[Query], timing: &Timing, now: Moment) -> Self {
+        let state = |query: &Query| QuerySchedule {
             refresh: query.refresh.unwrap_or(timing.refresh),
             renewal: Renewal::due(now),
-            ..QueryState::default()
+            ..QuerySchedule::default()
         };
         Self(queries.iter().map(state).collect())
     }
 
-    pub(super) fn get(&self, query: QueryId) -> Option<&QueryState> {
+    pub(super) fn get(&self, query: QueryId) -> Option<&QuerySchedule> {
         self.0.get(query.index())
     }
 
-    pub(super) fn get_mut(&mut self, query: QueryId) -> Option<&mut QueryState> {
+    pub(super) fn get_mut(&mut self, query: QueryId) -> Option<&mut QuerySchedule> {
         self.0.get_mut(query.index())
     }
 
-    fn iter(&self) -> impl Iterator<Item = (QueryId, &QueryState)> {
+    fn iter(&self) -> impl Iterator<Item = (QueryId, &QuerySchedule)> {
         (0_u32..).map(QueryId).zip(&self.0)
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (QueryId, &mut QueryState)> {
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (QueryId, &mut QuerySchedule)> {
         (0_u32..).map(QueryId).zip(&mut self.0)
     }
 
@@ -113,7 +113,7 @@ impl Queries {
                 state.expire(cx.now);
                 state.renewal.end = None;
                 state.ended = true;
-                cx.out.push(Output::Ended(query));
+                cx.out.push(Effect::Ended(query));
             }
         }
     }
@@ -169,12 +169,12 @@ impl Queries {
 
     /// The number of further reads and renewals that may be in flight.
     fn free(&self) -> usize {
-        let in_flight = |state: &&QueryState| state.renewal.in_flight.is_some();
+        let in_flight = |state: &&QuerySchedule| state.renewal.in_flight.is_some();
         AT_ONCE.saturating_sub(self.0.iter().filter(in_flight).count())
     }
 }
 
-impl QueryState {
+impl QuerySchedule {
     /// A read gave a value, and perhaps a lease minted by `token`. Returns the token of the lease
     /// that the value replaces.
     pub(super) fn read(
@@ -291,13 +291,13 @@ impl QueryState {
     }
 
     /// The status at `now`. `blocked` is the failure of a session without a token.
-    pub(super) fn view<'a>(&'a self, session: View<'a>, now: Moment) -> View<'a> {
+    pub(super) fn view<'a>(&'a self, session: SubjectStatus<'a>, now: Moment) -> SubjectStatus<'a> {
         let next = self.renewal.next().map(|(at, _)| at);
         // Without a token no request is sent: the reason is the session's failure.
         let waits = session.ended && next.is_some_and(|next| next <= now);
         let of_session = if waits { session.trouble } else { None };
         let overdue = self.refresh.saturating_mul(2);
-        View {
+        SubjectStatus {
             trouble: self.renewal.trouble().or(of_session),
             ended: self.ended,
             missed: self.lease.is_none()

@@ -10,7 +10,7 @@ const SHORTEST: Duration = Duration::from_millis(20);
 
 /// How fast things are asked for.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Pace {
+pub struct Timing {
     /// Wait after a failure that may end at any time: no connection, a sealed server.
     pub retry: Backoff,
     /// Wait after a refusal, which ends when a person mends it: a denied path, a refused login.
@@ -22,8 +22,8 @@ pub struct Pace {
     pub refresh: Duration,
 }
 
-impl Pace {
-    /// The pace of a plan whose longest wait is `retry_max`.
+impl Timing {
+    /// The timing of a plan whose longest wait is `retry_max`.
     #[must_use]
     pub fn new(retry_max: Duration) -> Self {
         let minutes = Duration::from_mins(5);

@@ -2,10 +2,10 @@
 //! clock and without I/O. Invariant: all state changes happen in `step`.
 
 use super::attempts::{Context, Renewal, RequestKind, TokenState};
-use super::protocol::{Input, Output, Subject, TokenId, View};
+use super::protocol::{Effect, Input, Subject, SubjectStatus, TokenId};
 use super::queries::{Queries, REFRESH};
-use super::renewal::Pace;
-use super::session::SessionState;
+use super::renewal::Timing;
+use super::session::SessionSchedule;
 use super::source::{Cause, Failure, Lease, TokenGrant};
 use crate::clock::{Jitter, Moment};
 use crate::config::plan::Query;
@@ -15,15 +15,15 @@ use serde::{Deserialize, Serialize};
 /// The schedule of all requests.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Machine {
-    timing: Pace,
+    timing: Timing,
     #[serde(skip)]
     jitter: Jitter,
-    state: State,
+    schedule: Schedule,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct State {
-    session: SessionState,
+struct Schedule {
+    session: SessionSchedule,
     queries: Queries,
     /// The time of the last refresh, and of the next one.
     refreshed: Option<Moment>,
@@ -33,9 +33,9 @@ struct State {
 impl Machine {
     /// A machine that logs in at `now` and then reads all `queries`.
     #[must_use]
-    pub fn new(queries: &[Query], timing: Pace, jitter: Jitter, now: Moment) -> Self {
-        let state = State {
-            session: SessionState::new(now),
+    pub fn new(queries: &[Query], timing: Timing, jitter: Jitter, now: Moment) -> Self {
+        let schedule = Schedule {
+            session: SessionSchedule::new(now),
             queries: Queries::new(queries, &timing, now),
             refreshed: None,
             refresh: None,
@@ -43,7 +43,7 @@ impl Machine {
         Self {
             timing,
             jitter,
-            state,
+            schedule,
         }
     }
 
@@ -51,28 +51,28 @@ impl Machine {
     /// sent. Requests whose responses were lost are sent again; a lease that they may have minted
     /// is revoked with its token.
     #[must_use]
-    pub fn resume(mut self, timing: Pace, now: Moment) -> Self {
+    pub fn resume(mut self, timing: Timing, now: Moment) -> Self {
         self.timing = timing;
-        let minted = self.state.queries.drop_in_flight();
-        self.state.session.resume(minted, now, &mut self.jitter);
+        let minted = self.schedule.queries.drop_in_flight();
+        self.schedule.session.resume(minted, now, &mut self.jitter);
         self
     }
 
     /// The token that requests are made with.
     #[must_use]
     pub fn present(&self) -> Option<TokenId> {
-        self.state.session.current()
+        self.schedule.session.current()
     }
 
     /// The number of logins whose responses were lost in crashes: each may have left a token that
     /// lives to its end.
     #[must_use]
     pub fn orphaned_logins(&self) -> u32 {
-        self.state.session.orphaned_logins
+        self.schedule.session.orphaned_logins
     }
 
     /// Takes `input` at `now`; the outputs are to be obeyed in order.
-    pub fn step(&mut self, input: Input, now: Moment) -> Vec<Output> {
+    pub fn step(&mut self, input: Input, now: Moment) -> Vec<Effect> {
         let mut out = Vec::new();
         let mut cx = Context {
             now,
@@ -80,31 +80,31 @@ impl Machine {
             jitter: &mut self.jitter,
             out: &mut out,
         };
-        self.state.take(input, &mut cx);
-        self.state.send_due(&mut cx);
+        self.schedule.take(input, &mut cx);
+        self.schedule.send_due(&mut cx);
         out
     }
 
     /// The time of the next `Tick`; `None`: only a response changes something.
     #[must_use]
     pub fn wake(&self) -> Option<Moment> {
-        let State {
+        let Schedule {
             session, queries, ..
-        } = &self.state;
+        } = &self.schedule;
         let requests = queries.wake(session.current().is_some(), session.holds_mints());
-        let moments = [requests, session.wake(queries), self.state.refresh];
+        let moments = [requests, session.wake(queries), self.schedule.refresh];
         moments.into_iter().flatten().min()
     }
 
     /// The status of `subject` at `now`; of an unknown query nothing is known.
     #[must_use]
-    pub fn view(&self, subject: Subject, now: Moment) -> View<'_> {
-        let session = self.state.session.view();
+    pub fn view(&self, subject: Subject, now: Moment) -> SubjectStatus<'_> {
+        let session = self.schedule.session.view();
         match subject {
             Subject::Session => session,
-            Subject::Query(query) => match self.state.queries.get(query) {
+            Subject::Query(query) => match self.schedule.queries.get(query) {
                 Some(state) => state.view(session, now),
-                None => View::default(),
+                None => SubjectStatus::default(),
             },
         }
     }
@@ -112,11 +112,11 @@ impl Machine {
     /// Whether the next login waits for other credentials, whose files are then to be watched.
     #[must_use]
     pub fn awaits_credentials(&self) -> bool {
-        self.state.session.awaits_credentials()
+        self.schedule.session.awaits_credentials()
     }
 }
 
-impl State {
+impl Schedule {
     fn take(&mut self, input: Input, cx: &mut Context<'_>) {
         match input {
             Input::Tick => {}

@@ -2,10 +2,10 @@
 //! dropped only after its successor came, and is not revoked while a lease of it is served.
 
 use super::attempts::{Context, Renewal, RequestKind, TokenState};
-use super::protocol::{Output, Request, Subject, TokenId, View};
+use super::protocol::{Effect, Request, Subject, SubjectStatus, TokenId};
 use super::queries::Queries;
 use super::refusals::Refusals;
-use super::renewal::{Dates, Grant, Pace};
+use super::renewal::{Dates, Grant, Timing};
 use super::source::{Cause, Failure, TokenGrant};
 use crate::clock::{Jitter, Moment};
 use crate::exit::Exit;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// The login and its tokens.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct SessionState {
+pub(super) struct SessionSchedule {
     pub(super) renewal: Renewal,
     /// Earlier refusals, which delay the next login.
     refusals: Refusals,
@@ -54,7 +54,7 @@ struct RetiredToken {
     end: Option<Moment>,
 }
 
-impl SessionState {
+impl SessionSchedule {
     /// The first login is due at `now`.
     pub(super) fn new(now: Moment) -> Self {
         Self {
@@ -134,7 +134,7 @@ impl SessionState {
             .failed_until(RequestKind::Replace, failure, cx.now);
         match wait {
             Some(wait) => self.renewal.report(Subject::Session, failure, wait, cx),
-            None => cx.out.push(Output::Refused(failure.clone())),
+            None => cx.out.push(Effect::Refused(failure.clone())),
         }
     }
 
@@ -209,7 +209,7 @@ impl SessionState {
             replace: Some(cx.now.plus(wait)),
             ..Dates::default()
         });
-        cx.out.push(Output::Forget(token));
+        cx.out.push(Effect::Forget(token));
     }
 
     /// A lease of `token` was replaced: a retired token lives for another grace.
@@ -242,7 +242,7 @@ impl SessionState {
             self.renewal.renew.at = None;
             ended.extend(self.token.take().map(|token| token.id));
         }
-        cx.out.extend(ended.iter().copied().map(Output::Forget));
+        cx.out.extend(ended.iter().copied().map(Effect::Forget));
         ended
     }
 
@@ -282,8 +282,8 @@ impl SessionState {
         retired.chain([next, self.renewal.end]).flatten().min()
     }
 
-    pub(super) fn view(&self) -> View<'_> {
-        View {
+    pub(super) fn view(&self) -> SubjectStatus<'_> {
+        SubjectStatus {
             trouble: self.renewal.trouble().or(self.refusals.why()),
             ended: self.token.is_none(),
             missed: false,
@@ -304,7 +304,7 @@ impl SessionState {
 
 /// The time at which a token that was replaced at `now` is revoked: after the grace, and before the
 /// token's own end.
-fn revocation(timing: &Pace, end: Option<Moment>, now: Moment) -> Moment {
+fn revocation(timing: &Timing, end: Option<Moment>, now: Moment) -> Moment {
     let grace = match end {
         Some(end) => timing.grace.min(end.since(now).mul_f64(0.9)),
         None => timing.grace,

@@ -190,13 +190,13 @@ pub trait Source {
 
     /// What a successor of this process must know beside the tokens, so that it need not ask again:
     /// credentials, mounts.
-    fn keep(&self) -> Self::Kept;
+    fn export_credentials(&self) -> Self::Kept;
 
     /// Takes what a predecessor kept.
-    fn restore(&self, kept: Self::Kept);
+    fn import_credentials(&self, kept: Self::Kept);
 
     /// What `keep` gave is safe: what was only needed for want of it may be removed.
-    fn settle(&self);
+    fn commit_credentials(&self);
 
     /// Reads `query` under `token`.
     ///

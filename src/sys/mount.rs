@@ -32,7 +32,7 @@ struct MountAttr {
 
 /// The calls of this module, so that their refusals can be told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Call {
+pub enum MountCall {
     /// `fsopen(2)`.
     Fsopen,
     /// `fsconfig(2)`.
@@ -49,7 +49,7 @@ pub enum Call {
     Umount,
 }
 
-impl Call {
+impl MountCall {
     /// Its name in the manual.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -66,7 +66,7 @@ impl Call {
 }
 
 /// Turns the -1 of a syscall into an error that names the call and what it was about.
-fn check(result: libc::c_long, call: Call, about: &str) -> io::Result<i32> {
+fn check(result: libc::c_long, call: MountCall, about: &str) -> io::Result<i32> {
     if result < 0 {
         let error = io::Error::last_os_error();
         return Err(MountError {
@@ -82,7 +82,7 @@ fn check(result: libc::c_long, call: Call, about: &str) -> io::Result<i32> {
 /// A failed call of this module; inside the `io::Error`, which keeps its kind.
 #[derive(Debug)]
 struct MountError {
-    call: Call,
+    call: MountCall,
     about: String,
     error: io::Error,
 }
@@ -103,7 +103,7 @@ impl From<MountError> for io::Error {
 
 /// The call of this module that failed and its errno, if the error is of one.
 #[must_use]
-pub fn failed(error: &io::Error) -> Option<(Call, i32)> {
+pub fn failed(error: &io::Error) -> Option<(MountCall, i32)> {
     let inner = error.get_ref()?.downcast_ref::<MountError>()?;
     Some((inner.call, inner.error.raw_os_error()?))
 }
@@ -159,7 +159,7 @@ impl FsContext {
         let fd = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) };
         Ok(Self(owned(check(
             fd,
-            Call::Fsopen,
+            MountCall::Fsopen,
             &kind.to_string_lossy(),
         )?)))
     }
@@ -188,7 +188,7 @@ impl FsContext {
                 0,
             )
         };
-        check(result, Call::Fsconfig, &key.to_string_lossy()).map(|_| ())
+        check(result, MountCall::Fsconfig, &key.to_string_lossy()).map(|_| ())
     }
 
     /// Makes the superblock and a detached mount of it: nosuid, nodev, noexec, read-only if
@@ -209,7 +209,7 @@ impl FsContext {
                 0,
             )
         };
-        check(made, Call::Fsconfig, "create")?;
+        check(made, MountCall::Fsconfig, "create")?;
         let attributes = MOUNT_ATTR_HARMLESS | if read_only { MOUNT_ATTR_RDONLY } else { 0 };
         // SAFETY: all arguments are numbers.
         let fd = unsafe {
@@ -220,7 +220,7 @@ impl FsContext {
                 attributes,
             )
         };
-        Ok(owned(check(fd, Call::Fsmount, "new superblock")?))
+        Ok(owned(check(fd, MountCall::Fsmount, "new superblock")?))
     }
 }
 
@@ -233,7 +233,7 @@ pub fn clone(of: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         OPEN_TREE_CLONE | libc::O_CLOEXEC.cast_unsigned() | libc::AT_EMPTY_PATH.cast_unsigned();
     // SAFETY: the path is an empty static C string.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, of.as_raw_fd(), c"".as_ptr(), flags) };
-    Ok(owned(check(fd, Call::OpenTree, "clone")?))
+    Ok(owned(check(fd, MountCall::OpenTree, "clone")?))
 }
 
 /// `mount_setattr(2)`: makes the mount read-only, or writable.
@@ -264,7 +264,7 @@ pub fn set_read_only(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
     };
     check(
         result,
-        Call::MountSetattr,
+        MountCall::MountSetattr,
         if read_only { "read-only" } else { "read-write" },
     )
     .map(|_| ())
@@ -288,7 +288,7 @@ pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
             MOVE_MOUNT_F_EMPTY_PATH,
         )
     };
-    check(result, Call::MoveMount, &path.display().to_string()).map(|_| ())
+    check(result, MountCall::MoveMount, &path.display().to_string()).map(|_| ())
 }
 
 /// Attaches the detached read-only mount `public` at `path`, and gives its private read-write twin,
@@ -322,7 +322,7 @@ pub fn unmount(path: &Path) -> io::Result<()> {
         unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) };
     check(
         libc::c_long::from(result),
-        Call::Umount,
+        MountCall::Umount,
         &path.display().to_string(),
     )
     .map(|_| ())

@@ -30,7 +30,7 @@ const LOCKED_OUT: &str = ": the role is locked out for 15 min after five refused
 
 /// What is asked, for messages and for what a status means.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Task<'a> {
+pub(super) enum BaoOperation<'a> {
     /// A login at this mount.
     Login(&'a str),
     /// The look-up of a path's mount.
@@ -47,7 +47,7 @@ pub(super) enum Task<'a> {
     RevokeToken,
 }
 
-impl fmt::Display for Task<'_> {
+impl fmt::Display for BaoOperation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Login(mount) => write!(f, "logging in at auth/{mount}"),
@@ -61,8 +61,8 @@ impl fmt::Display for Task<'_> {
     }
 }
 
-impl Task<'_> {
-    /// A failure of this task; `why` holds no value. It may repeat what the server sent (its
+impl BaoOperation<'_> {
+    /// A failure of this operation; `why` holds no value. It may repeat what the server sent (its
     /// errors, a certificate's names, a redirect's host): here all of that is cut and cleaned.
     pub(super) fn failure(&self, cause: Cause, why: &str) -> Failure {
         Failure {
@@ -105,7 +105,7 @@ pub(super) struct Peer {
 }
 
 /// A whole answer.
-pub(super) struct Answer {
+pub(super) struct Response {
     /// Where it came from.
     pub(super) from: Peer,
     /// The status code.
@@ -118,13 +118,13 @@ pub(super) struct Answer {
     pub(super) body: Zeroizing<Vec<u8>>,
 }
 
-impl Answer {
+impl Response {
     /// Why it is no success, if it is none.
-    pub(super) fn cause(&self, task: &Task<'_>) -> Option<Cause> {
+    pub(super) fn cause(&self, operation: &BaoOperation<'_>) -> Option<Cause> {
         if self.wants_tls() {
             Some(Cause::Unreachable)
         } else {
-            task.cause(self.status, &self.words())
+            operation.cause(self.status, &self.words())
         }
     }
 
@@ -138,21 +138,24 @@ impl Answer {
     }
 
     /// The failure that it is.
-    pub(super) fn failure(&self, task: &Task<'_>, cause: Cause) -> Failure {
+    pub(super) fn failure(&self, operation: &BaoOperation<'_>, cause: Cause) -> Failure {
         Failure {
             retry_after: self.retry_after,
-            ..task.failure(cause, &self.why(task))
+            ..operation.failure(cause, &self.why(operation))
         }
     }
 
-    /// The JSON that `task` gives.
-    pub(super) fn parse<T: DeserializeOwned>(&self, task: &Task<'_>) -> Result<T, Failure> {
+    /// The JSON that `operation` gives.
+    pub(super) fn parse<T: DeserializeOwned>(
+        &self,
+        operation: &BaoOperation<'_>,
+    ) -> Result<T, Failure> {
         let (size, parsed) = (self.body.len(), parsed_size(&self.body));
         if parsed > PARSED {
             let why = format!(
                 "the answer of {size} bytes has too many values: in memory it takes {parsed} bytes, more than {PARSED}"
             );
-            return Err(task.failure(Cause::Malformed, &why));
+            return Err(operation.failure(Cause::Malformed, &why));
         }
         // serde_json's own message may quote a value: only its position is told.
         serde_json::from_slice(&self.body).map_err(|error| {
@@ -161,35 +164,43 @@ impl Answer {
                 error.line(),
                 error.column()
             );
-            task.failure(Cause::Malformed, &why)
+            operation.failure(Cause::Malformed, &why)
         })
     }
 
-    /// The `data` of the JSON that `task` gives.
-    pub(super) fn data<T: DeserializeOwned>(&self, task: &Task<'_>) -> Result<T, Failure> {
-        self.parse::<Data<T>>(task).map(|answer| answer.data)
+    /// The `data` of the JSON that `operation` gives.
+    pub(super) fn data<T: DeserializeOwned>(
+        &self,
+        operation: &BaoOperation<'_>,
+    ) -> Result<T, Failure> {
+        self.parse::<DataEnvelope<T>>(operation)
+            .map(|envelope| envelope.data)
     }
 
     /// The secret that it holds.
-    pub(super) fn reply(&self, task: &Task<'_>, versioned: bool) -> Result<Reply, Failure> {
+    pub(super) fn reply(
+        &self,
+        operation: &BaoOperation<'_>,
+        versioned: bool,
+    ) -> Result<Reply, Failure> {
         if versioned {
-            let Versioned { data, metadata } = self.data(task)?;
-            let fields =
-                data.ok_or_else(|| task.failure(Cause::NotFound, "this version holds nothing"))?;
+            let VersionedData { data, metadata } = self.data(operation)?;
+            let fields = data
+                .ok_or_else(|| operation.failure(Cause::NotFound, "this version holds nothing"))?;
             let version = metadata.get("version").and_then(Value::as_u64);
             let version = version
-                .ok_or_else(|| task.failure(Cause::Malformed, "the answer has no version"))?;
+                .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no version"))?;
             return Ok(Reply {
                 fields,
                 engine: Engine::Kv2 { version, metadata },
                 lease: None,
             });
         }
-        let envelope: Envelope = self.parse(task)?;
+        let envelope: Envelope = self.parse(operation)?;
         let lease = envelope.lease();
         let fields = envelope
             .data
-            .ok_or_else(|| task.failure(Cause::Malformed, "the answer has no data"))?;
+            .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no data"))?;
         Ok(Reply {
             fields,
             engine: Engine::Other,
@@ -199,11 +210,11 @@ impl Answer {
 
     /// The failure of a version that is no more: KV version 2 answers 404 with the version's
     /// metadata.
-    pub(super) fn gone(&self, task: &Task<'_>) -> Option<Failure> {
+    pub(super) fn gone(&self, operation: &BaoOperation<'_>) -> Option<Failure> {
         if self.status != 404 {
             return None;
         }
-        let Versioned { metadata, .. } = self.data(task).ok()?;
+        let VersionedData { metadata, .. } = self.data(operation).ok()?;
         let version = metadata.get("version")?.as_u64()?;
         let deleted = metadata
             .get("deletion_time")
@@ -213,7 +224,7 @@ impl Answer {
             Some(true) => "was destroyed".to_owned(),
             Some(false) | None => format!("was deleted at {deleted}"),
         };
-        Some(task.failure(Cause::NotFound, &format!("version {version} {how}")))
+        Some(operation.failure(Cause::NotFound, &format!("version {version} {how}")))
     }
 
     /// The server's own words: one line, cut and cleaned; empty if there are none.
@@ -237,10 +248,10 @@ impl Answer {
             .to_string()
     }
 
-    fn why(&self, task: &Task<'_>) -> String {
+    fn why(&self, operation: &BaoOperation<'_>) -> String {
         let status = self.status;
         let words = self.words();
-        match (task, status) {
+        match (operation, status) {
             (_, 300..=399) => {
                 let to = self
                     .location
@@ -256,8 +267,8 @@ impl Answer {
             (_, 503) if words.contains("sealed") => format!("the server is sealed ({status})"),
             (_, 404) if words.is_empty() => "nothing is there (404)".to_owned(),
             _ if words.is_empty() => format!("the server answered {status}"),
-            (Task::Login(_), 400) => format!("{words} (400){REJECTED}"),
-            (Task::Login(_), 403) => format!("{words} (403){LOCKED_OUT}"),
+            (BaoOperation::Login(_), 400) => format!("{words} (400){REJECTED}"),
+            (BaoOperation::Login(_), 403) => format!("{words} (403){LOCKED_OUT}"),
             _ => format!("{words} ({status})"),
         }
     }
@@ -371,13 +382,13 @@ impl MountInfo {
 
 /// The `data` of an answer.
 #[derive(Deserialize)]
-struct Data<T> {
+struct DataEnvelope<T> {
     data: T,
 }
 
 /// What KV version 2 has under `data`.
 #[derive(Deserialize)]
-struct Versioned {
+struct VersionedData {
     data: Option<Map<String, Value>>,
     metadata: Map<String, Value>,
 }
@@ -386,12 +397,12 @@ struct Versioned {
 mod tests {
     use super::*;
 
-    fn answer(status: u16, body: &str) -> Answer {
+    fn answer(status: u16, body: &str) -> Response {
         let from = Peer {
             address: ([127, 0, 0, 1], 8200).into(),
             elsewhere: false,
         };
-        Answer {
+        Response {
             from,
             status,
             retry_after: None,
@@ -403,8 +414,12 @@ mod tests {
     #[test]
     fn what_a_status_means() {
         let path = SecretPath::new("secret/app").expect("a path");
-        let (login, read, renew) = (Task::Login("approle"), Task::Read(&path), Task::RenewLease);
-        for (task, status, words, want) in [
+        let (login, read, renew) = (
+            BaoOperation::Login("approle"),
+            BaoOperation::Read(&path),
+            BaoOperation::RenewLease,
+        );
+        for (operation, status, words, want) in [
             (login, 200, "", None),
             (
                 login,
@@ -450,13 +465,13 @@ mod tests {
             ),
             (renew, 403, "permission denied", Some(Cause::Denied)),
             (
-                Task::RevokeToken,
+                BaoOperation::RevokeToken,
                 403,
                 "permission denied",
                 Some(Cause::Denied),
             ),
         ] {
-            assert_eq!(task.cause(status, words), want, "{task} {status}");
+            assert_eq!(operation.cause(status, words), want, "{operation} {status}");
         }
     }
 
@@ -484,7 +499,7 @@ mod tests {
             ("<html>hunter2</html>", "the server answered 403"),
             (&long, &format!("{}… (403)", "x".repeat(279))),
         ] {
-            let failure = answer(403, body).failure(&Task::RenewToken, Cause::Denied);
+            let failure = answer(403, body).failure(&BaoOperation::RenewToken, Cause::Denied);
             assert_eq!(failure.message, format!("renewing the token: {want}"));
         }
     }
@@ -506,7 +521,8 @@ mod tests {
         ];
         for (n, (one, taken, refused)) in table.into_iter().enumerate() {
             for (count, cause) in [(taken, None), (refused, Some(Cause::Malformed))] {
-                let reply = answer(200, &fields(one, count)).reply(&Task::RenewToken, false);
+                let reply =
+                    answer(200, &fields(one, count)).reply(&BaoOperation::RenewToken, false);
                 let len = reply.as_ref().ok().map(|reply| reply.fields.len());
                 assert_eq!(
                     (len, reply.as_ref().err().map(|failure| failure.cause)),
@@ -533,7 +549,7 @@ mod tests {
         );
         assert_eq!(
             answer(200, &deep)
-                .reply(&Task::RenewToken, false)
+                .reply(&BaoOperation::RenewToken, false)
                 .expect_err("too deep")
                 .cause,
             Cause::Malformed
@@ -541,7 +557,7 @@ mod tests {
         let errors = format!(r#"{{"errors":[{}""]}}"#, "\"\",".repeat(30_000));
         assert_eq!(
             answer(403, &errors)
-                .failure(&Task::RenewToken, Cause::Denied)
+                .failure(&BaoOperation::RenewToken, Cause::Denied)
                 .message,
             "renewing the token: the server answered 403"
         );
@@ -556,7 +572,7 @@ mod tests {
             "hunter2",
         ] {
             let failure = answer(200, body)
-                .data::<TokenInfo>(&Task::LookUpToken)
+                .data::<TokenInfo>(&BaoOperation::LookUpToken)
                 .err()
                 .expect("a failure");
             assert_eq!(failure.cause, Cause::Malformed);
@@ -567,14 +583,14 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_body_panics_or_passes_a_control_character(status in 200_u16..600, body in ".{0,200}") {
-            let (path, answer) = (SecretPath::new("secret/app").expect("a path"), answer(status, &body));
-            let task = Task::Read(&path);
-            if let Some(cause) = answer.cause(&task) {
-                let failure = answer.gone(&task).unwrap_or_else(|| answer.failure(&task, cause));
+            let (path, response) = (SecretPath::new("secret/app").expect("a path"), answer(status, &body));
+            let operation = BaoOperation::Read(&path);
+            if let Some(cause) = response.cause(&operation) {
+                let failure = response.gone(&operation).unwrap_or_else(|| response.failure(&operation, cause));
                 proptest::prop_assert!(!failure.message.chars().any(char::is_control));
             }
-            let _ = answer.reply(&task, true);
-            let _ = answer.reply(&task, false);
+            let _ = response.reply(&operation, true);
+            let _ = response.reply(&operation, false);
         }
     }
 }
