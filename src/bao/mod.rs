@@ -1,7 +1,7 @@
-//! The only HTTP and the only token: `Client` implements `Source`. Invariants: nothing else knows
-//! OpenBao's wire; a request goes to the configured server alone (no redirect is followed), is
-//! bounded in time and size, and is never repeated here; an error carries the server's own words,
-//! never an answer's data.
+//! The only HTTP and the only token: `Client` implements `Source`. Invariants: only this module knows
+//! OpenBao's wire format; a request goes to the configured server alone (no redirect is followed),
+//! is bounded in time and size, and is never repeated here; an error carries the server's error
+//! texts, never the data of a response.
 
 mod approle;
 mod kv;
@@ -38,7 +38,7 @@ use vaultrs::api::token::requests::{
 
 const TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
 const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
-/// Listeners may ask for it, so that a browser cannot be tricked into a request.
+/// A listener may require this header, so that a browser cannot be tricked into a request.
 const REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
 
 /// A server and a way to log in to it.
@@ -49,29 +49,29 @@ pub struct Client {
     namespace: Option<HeaderValue>,
     /// Namespace of the login.
     login_namespace: Option<HeaderValue>,
-    /// The mounts seen under the present token.
+    /// The mounts found under the current token.
     mounts: Mutex<Vec<SecretMount>>,
-    /// Held during a look-up, so that reads side by side share one.
+    /// Held during the lookup of a mount, so that concurrent reads share one lookup.
     looking: tokio::sync::Mutex<()>,
-    /// Addresses of the server that refused a login since the last one that worked: the next is
-    /// sent to another, if there is one. Each node has a count of refused logins of its own,
-    /// and a standby may not know a new `secret_id` yet.
+    /// Addresses of the server that refused a login since the last successful login: the next login
+    /// goes to another address, if there is another. Each node counts refused logins by itself, and
+    /// a standby may not know a new `secret_id` yet.
     refusing: Mutex<Vec<SocketAddr>>,
 }
 
-/// What a successor must know: the credentials of the last logins, and the mounts.
+/// Saved for a successor process: the credentials of the last logins, and the mounts.
 #[derive(Serialize, Deserialize)]
 pub struct ClientExport {
     login: approle::AppRoleExport,
     mounts: Vec<SecretMount>,
 }
 
-/// A token as a header: what no header can carry is no token. One buffer, shared by the requests
-/// that show it.
+/// A token as a header value. All requests share one buffer. Text that no header can carry is
+/// refused.
 pub struct ClientToken(HeaderValue);
 
 impl ClientToken {
-    /// Takes the server's text, if a header can carry it.
+    /// Makes a token of the server's text, if a header can carry the text.
     fn new(text: &str) -> Option<Self> {
         let mut value = HeaderValue::from_str(text)
             .ok()
@@ -91,7 +91,7 @@ impl Client {
     /// Reads the files that TLS needs; sends nothing.
     ///
     /// # Errors
-    /// When they cannot be used, or when there is nothing to trust the server by.
+    /// When a file cannot be used, or when no certificate authority is known for the server.
     pub fn new(server: &Server, auth: &Auth) -> Result<Self, SetupError> {
         let Method::AppRole {
             role_id_file,
@@ -128,7 +128,7 @@ impl Client {
         self
     }
 
-    /// One exchange. An answer that is no success comes back as a failure.
+    /// One exchange. A response without success is returned as a failure.
     async fn call(
         &self,
         endpoint: &impl Endpoint,
@@ -142,7 +142,7 @@ impl Client {
         }
     }
 
-    /// One exchange, whatever the status.
+    /// One exchange, with any status.
     async fn send(
         &self,
         endpoint: &impl Endpoint,
@@ -152,7 +152,7 @@ impl Client {
         self.send_avoiding(endpoint, operation, token, &[]).await
     }
 
-    /// One exchange; the addresses to avoid are tried last.
+    /// One exchange. The addresses in `avoid` are tried last.
     async fn send_avoiding(
         &self,
         endpoint: &impl Endpoint,
@@ -188,7 +188,7 @@ impl Client {
             .map_err(|fault| operation.failure(fault.cause(), &fault.to_string()))
     }
 
-    /// The failure of a login; where it was refused, another address is asked next.
+    /// The failure of a login. After a refusal another address is asked next.
     fn refused(&self, response: &Response, operation: &BaoOperation<'_>, cause: Cause) -> Failure {
         let elsewhere = response.from.elsewhere;
         let cause = if matches!(cause, Cause::LockedOut { .. }) {
@@ -211,7 +211,7 @@ impl Client {
         self.refusing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where `path` really is: decided once for each mount by the server's own word.
+    /// The path to request for `path`. The server is asked once for each mount.
     async fn route(&self, token: &ClientToken, path: &SecretPath) -> Result<Route, Failure> {
         let _looking = self.looking.lock().await;
         if let Some(route) = self.mounts().iter().find_map(|mount| mount.route(path)) {
@@ -236,7 +236,7 @@ impl Client {
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Renews or looks up: what the server says of the token afterwards.
+    /// Renews the token: the response describes the token afterwards.
     async fn grant(
         &self,
         endpoint: &impl Endpoint,
@@ -342,7 +342,7 @@ impl Source for Client {
     }
 
     async fn read(&self, token: &ClientToken, query: &Query) -> Result<Reply, Failure> {
-        // Reads of one mount wait for one look-up: that wait is bounded as well.
+        // Reads of one mount wait for one lookup: the limit bounds this wait, too.
         let limit = self.transport.limits.total;
         let late = || {
             BaoOperation::Read(&query.path)
@@ -406,7 +406,7 @@ impl Source for Client {
     }
 }
 
-/// A namespace as a header.
+/// A namespace as a header value.
 fn header(namespace: Option<&str>) -> Result<Option<HeaderValue>, SetupError> {
     let value = namespace
         .map(str::trim)

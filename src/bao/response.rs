@@ -1,6 +1,5 @@
-//! What the server said: its JSON, and what each status means. Invariant: words for people come
-//! from the server's `errors` alone, cleaned and cut; nothing else of a body leaves this module as
-//! text.
+//! Responses of the server: JSON, and the meaning of each status. Invariant: texts for people come
+//! from the server's `errors` alone, cleaned and cut; no other text of a body leaves this module.
 
 use crate::lease::source::{Cause, Engine, Failure, Lease, Reply, TokenGrant};
 use crate::names::{LeaseId, SecretPath};
@@ -13,22 +12,22 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// The most of the server's words that a message repeats, in characters: fewer than a cause has, so
-/// that the status stays.
+/// The longest quotation of the server's errors, in characters: shorter than a cause, so that the
+/// status fits behind the quotation.
 const WORDS: usize = 280;
 
-/// The most that an answer may take in memory once it is parsed, in bytes: JSON of many small
-/// values is a multiple of its text.
+/// The largest parsed response in memory, in bytes: JSON of many small values grows to a multiple
+/// of the text.
 const PARSED: usize = 4 << 20;
 
-/// What a rejected login can be.
+/// Explains a rejected login.
 const REJECTED: &str = ": the secret_id is used up, expired, of another role, or not known to this node yet; \
                         hint: a new one in its file is tried at once";
-/// What a login that is denied whatever it shows can be.
+/// Explains a login that is denied for any credentials.
 const LOCKED_OUT: &str = ": the role is locked out for 15 min after five refused logins, or there is no such login method; \
                           hint: `bao auth tune -user-lockout-disable=true approle/`";
 
-/// What is asked, for messages and for what a status means.
+/// An operation at the server, for messages and for the meaning of a status.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum BaoOperation<'a> {
     /// A login at this mount.
@@ -43,7 +42,7 @@ pub(super) enum BaoOperation<'a> {
     RenewToken,
     /// The look-up of the token.
     LookUpToken,
-    /// The token's end.
+    /// The revocation of the token.
     RevokeToken,
 }
 
@@ -62,8 +61,8 @@ impl fmt::Display for BaoOperation<'_> {
 }
 
 impl BaoOperation<'_> {
-    /// A failure of this operation; `why` holds no value. It may repeat what the server sent (its
-    /// errors, a certificate's names, a redirect's host): here all of that is cut and cleaned.
+    /// A failure of this operation. `why` has no value, but may quote the server (errors, names of
+    /// a certificate, the host of a redirect): the quotation is cut and cleaned here.
     pub(super) fn failure(&self, cause: Cause, why: &str) -> Failure {
         Failure {
             cause,
@@ -72,7 +71,7 @@ impl BaoOperation<'_> {
         }
     }
 
-    /// What a status means; `None` is success. `words` are the server's own.
+    /// The cause behind a status; `None` is success. `words` are the server's errors.
     fn cause(&self, status: u16, words: &str) -> Option<Cause> {
         let lease_gone = || {
             ["lease not found", "invalid lease"]
@@ -85,7 +84,7 @@ impl BaoOperation<'_> {
             (_, 300..=399) => Some(Cause::Unreachable),
             (_, 408 | 412 | 472 | 473 | 500..=599) => Some(Cause::Unavailable),
             (_, 429) => Some(Cause::RateLimited),
-            // Whether there is another address is for the client to say.
+            // The client sets `elsewhere`.
             (Self::Login(_), 401 | 403) => Some(Cause::LockedOut { elsewhere: false }),
             (Self::Login(_), 400..=499) => Some(Cause::Rejected),
             (_, 401 | 403) => Some(Cause::Denied),
@@ -95,7 +94,7 @@ impl BaoOperation<'_> {
     }
 }
 
-/// Where an answer came from.
+/// The sender of a response.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer {
     /// The server's address that was connected to.
@@ -104,22 +103,22 @@ pub(super) struct Peer {
     pub(super) elsewhere: bool,
 }
 
-/// A whole answer.
+/// A whole response.
 pub(super) struct Response {
-    /// Where it came from.
+    /// The sender.
     pub(super) from: Peer,
     /// The status code.
     pub(super) status: u16,
     /// `Retry-After` in seconds, where it is a number.
     pub(super) retry_after: Option<Duration>,
-    /// Where a redirect points to, without path and query: `scheme://host:port`.
+    /// The target of a redirect, without path and query: `scheme://host:port`.
     pub(super) location: Option<String>,
     /// The body.
     pub(super) body: Zeroizing<Vec<u8>>,
 }
 
 impl Response {
-    /// Why it is no success, if it is none.
+    /// The cause of a failure; `None` for success.
     pub(super) fn cause(&self, operation: &BaoOperation<'_>) -> Option<Cause> {
         if self.wants_tls() {
             Some(Cause::Unreachable)
@@ -128,7 +127,7 @@ impl Response {
         }
     }
 
-    /// What a server with TLS says to a request without (Go's `net/http`): it is no word on the
+    /// Whether a TLS server refuses a plain request (Go's `net/http`): says nothing about the
     /// login.
     fn wants_tls(&self) -> bool {
         self.status == 400
@@ -137,7 +136,7 @@ impl Response {
                 .starts_with(b"Client sent an HTTP request to an HTTPS server")
     }
 
-    /// The failure that it is.
+    /// The failure that this response stands for.
     pub(super) fn failure(&self, operation: &BaoOperation<'_>, cause: Cause) -> Failure {
         Failure {
             retry_after: self.retry_after,
@@ -145,7 +144,7 @@ impl Response {
         }
     }
 
-    /// The JSON that `operation` gives.
+    /// Parses the JSON of `operation`.
     pub(super) fn parse<T: DeserializeOwned>(
         &self,
         operation: &BaoOperation<'_>,
@@ -157,7 +156,7 @@ impl Response {
             );
             return Err(operation.failure(Cause::Malformed, &why));
         }
-        // serde_json's own message may quote a value: only its position is told.
+        // A message of serde_json may quote a value: only the position is reported.
         serde_json::from_slice(&self.body).map_err(|error| {
             let why = format!(
                 "the answer is not what this request gives (line {}, column {})",
@@ -168,7 +167,7 @@ impl Response {
         })
     }
 
-    /// The `data` of the JSON that `operation` gives.
+    /// Parses the `data` of the JSON of `operation`.
     pub(super) fn data<T: DeserializeOwned>(
         &self,
         operation: &BaoOperation<'_>,
@@ -177,7 +176,7 @@ impl Response {
             .map(|envelope| envelope.data)
     }
 
-    /// The secret that it holds.
+    /// The secret in the response.
     pub(super) fn reply(
         &self,
         operation: &BaoOperation<'_>,
@@ -208,8 +207,8 @@ impl Response {
         })
     }
 
-    /// The failure of a version that is no more: KV version 2 answers 404 with the version's
-    /// metadata.
+    /// The failure of a deleted or destroyed version: KV version 2 answers 404 with the metadata of
+    /// the version.
     pub(super) fn gone(&self, operation: &BaoOperation<'_>) -> Option<Failure> {
         if self.status != 404 {
             return None;
@@ -227,7 +226,7 @@ impl Response {
         Some(operation.failure(Cause::NotFound, &format!("version {version} {how}")))
     }
 
-    /// The server's own words: one line, cut and cleaned; empty if there are none.
+    /// The server's errors in one line, cut and cleaned; empty without errors.
     fn words(&self) -> String {
         #[derive(Deserialize)]
         struct Errors {
@@ -274,9 +273,9 @@ impl Response {
     }
 }
 
-/// What JSON takes in memory once it is parsed, in bytes, at most: a comma stands for a value (32
-/// bytes), its key and its number or text (two allocations), and its share of a map's node; a brace
-/// stands for the node of a map with one entry. The depth is `serde_json`'s own bound (128).
+/// An upper bound of the memory of parsed JSON, in bytes: a comma stands for a value (32 bytes), a
+/// key and a number or text (two allocations), and a share of a map's node; a brace stands for the
+/// node of a map with one entry. `serde_json` bounds the depth (128).
 fn parsed_size(text: &[u8]) -> usize {
     let (mut size, mut quoted, mut escaped) = (text.len(), false, false);
     for byte in text {
@@ -292,7 +291,7 @@ fn parsed_size(text: &[u8]) -> usize {
     size
 }
 
-/// What every answer is wrapped in.
+/// The envelope of every response.
 #[derive(Deserialize)]
 pub(super) struct Envelope {
     lease_id: Option<String>,
@@ -304,7 +303,7 @@ pub(super) struct Envelope {
 }
 
 impl Envelope {
-    /// The lease, if there is one.
+    /// The lease, if the response grants a lease.
     pub(super) fn lease(&self) -> Option<Lease> {
         let id = LeaseId::new(self.lease_id.as_deref()?)?;
         let ttl = Duration::from_secs(self.lease_duration.unwrap_or_default());
@@ -316,8 +315,8 @@ impl Envelope {
     }
 }
 
-/// A token as a login or a renewal gives it. Nothing else of it is asked for: `policies` may be
-/// null or absent.
+/// A token in the response of a login or a renewal. Only these fields are required: `policies` may
+/// be null or absent.
 #[derive(Deserialize)]
 pub(super) struct AuthInfo {
     /// The token itself.
@@ -333,7 +332,7 @@ impl AuthInfo {
     }
 }
 
-/// A token as a look-up gives it.
+/// A token in the response of a lookup.
 #[derive(Deserialize)]
 pub(super) struct TokenInfo {
     ttl: u64,
@@ -347,7 +346,7 @@ impl TokenInfo {
     }
 }
 
-/// A ttl of 0 is that of a token that does not end.
+/// A ttl of 0 means a token without an end.
 fn grant(ttl: u64, renewable: bool) -> TokenGrant {
     TokenGrant {
         ttl: (ttl > 0).then(|| Duration::from_secs(ttl)),
@@ -355,10 +354,10 @@ fn grant(ttl: u64, renewable: bool) -> TokenGrant {
     }
 }
 
-/// A mount as `sys/internal/ui/mounts` gives it.
+/// A mount in the response of `sys/internal/ui/mounts`.
 #[derive(Deserialize)]
 pub(super) struct MountInfo {
-    /// Its path.
+    /// The path of the mount.
     pub(super) path: String,
     options: Option<MountOptions>,
     r#type: String,
@@ -370,7 +369,7 @@ struct MountOptions {
 }
 
 impl MountInfo {
-    /// Whether it is KV version 2.
+    /// Whether the mount is KV version 2.
     pub(super) fn versioned(&self) -> bool {
         let version = self
             .options
@@ -380,13 +379,13 @@ impl MountInfo {
     }
 }
 
-/// The `data` of an answer.
+/// The `data` of a response.
 #[derive(Deserialize)]
 struct DataEnvelope<T> {
     data: T,
 }
 
-/// What KV version 2 has under `data`.
+/// The content of `data` in a response of KV version 2.
 #[derive(Deserialize)]
 struct VersionedData {
     data: Option<Map<String, Value>>,

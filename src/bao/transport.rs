@@ -1,6 +1,6 @@
-//! One request, one connection, one answer. Invariants: a redirect comes back as an answer and is
-//! never followed; time and size are bounded; a connection is closed with its answer, so that no
-//! plaintext stays in its buffers.
+//! One request, one connection, one response. Invariants: a redirect is returned as a response and
+//! never followed; time and size are bounded; a connection is closed after the response, so that no
+//! plaintext stays in the buffers.
 
 use super::response::{Peer, Response};
 use super::tls::{self, SetupError};
@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-/// What is buffered of a connection, in bytes: bounds the head of an answer.
+/// The buffer of a connection, in bytes; bounds the head of a response.
 const BUFFER: usize = 64 << 10;
 
 /// Bounds of one request.
@@ -33,10 +33,10 @@ pub struct Limits {
     pub connect: Duration,
     /// For the whole exchange (default 10 s).
     pub total: Duration,
-    /// The largest body of a secret that is taken, in bytes (default 1 MiB, which is OpenBao's own
-    /// bound of what it stores).
+    /// The largest body of a secret, in bytes (default 1 MiB, OpenBao's own bound of a stored
+    /// secret).
     pub secret: usize,
-    /// The largest body of any other answer, in bytes (default 64 KiB).
+    /// The largest body of any other response, in bytes (default 64 KiB).
     pub other: usize,
 }
 
@@ -51,27 +51,27 @@ impl Default for Limits {
     }
 }
 
-/// Why there is no answer. No part of one is kept.
+/// The reason why there is no response. Nothing of a partial response is kept.
 #[derive(Debug)]
 pub(super) enum TransportError {
     /// The name has no address.
     Resolve(String, io::Error),
     /// No connection; the address is the last one tried.
     Connect(SocketAddr, io::Error),
-    /// The handshake failed, with the words for it.
+    /// The handshake failed, with an explanation.
     Tls(String),
-    /// Not within the time given.
+    /// The time limit was exceeded.
     Late(Duration),
-    /// The connection ended before the answer was whole.
+    /// The connection ended before the end of the response.
     Cut,
-    /// The body is larger than this.
+    /// The body exceeds this limit, in bytes.
     TooLarge(usize),
-    /// It is no HTTP.
+    /// The response is not HTTP.
     NotHttp,
 }
 
 impl TransportError {
-    /// The class that the schedule decides on.
+    /// The class of the error, for the schedule.
     pub(super) fn cause(&self) -> Cause {
         match self {
             Self::Resolve(..) | Self::Connect(..) | Self::Tls(_) | Self::Late(_) | Self::Cut => {
@@ -110,13 +110,13 @@ impl From<hyper::Error> for TransportError {
     }
 }
 
-/// The way to one server.
+/// The connection settings of one server.
 pub(super) struct Transport {
     /// The bounds of each request.
     pub(super) limits: Limits,
     address: Address,
-    /// `scheme://host:port`, for building requests: a prefix in it would end up behind `/v1` or
-    /// doubled.
+    /// `scheme://host:port`, the base of requests. A prefix here would end up behind `/v1`, or
+    /// twice.
     origin: String,
     host: HeaderValue,
     tls: Option<(TlsConnector, ServerName<'static>)>,
@@ -154,13 +154,13 @@ impl Transport {
         })
     }
 
-    /// What requests are built on.
+    /// The base of all request addresses.
     pub(super) fn origin(&self) -> &str {
         &self.origin
     }
 
-    /// Sends `request`, whose path is the one below `/v1`, and takes the whole answer, of at most
-    /// `most` bytes. Addresses to `avoid` are tried last.
+    /// Sends `request`, whose path is relative to `/v1`, and reads the whole response of at most
+    /// `most` bytes. Addresses in `avoid` are tried last.
     pub(super) async fn send(
         &self,
         request: Request<Vec<u8>>,
@@ -203,7 +203,7 @@ impl Transport {
         }
     }
 
-    /// The first of the server's addresses that accepts.
+    /// Connects to the first of the server's addresses that accepts.
     async fn connect(&self, avoid: &[SocketAddr]) -> Result<(TcpStream, Peer), TransportError> {
         let (host, port) = (self.address.host.as_str(), self.address.port);
         let unresolved = |error| TransportError::Resolve(host.to_owned(), error);
@@ -235,7 +235,7 @@ impl Transport {
     }
 }
 
-/// One request and its answer over a connection.
+/// One request and the response over a connection.
 async fn over(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Vec<u8>>,
@@ -262,8 +262,8 @@ async fn over(
         })
     };
     tokio::pin!(connection, answer);
-    // The connection moves the bytes and may end first; the answer decides, and dropping both
-    // closes.
+    // The connection moves the bytes and may end first; the result is that of the response.
+    // Dropping both closes the connection.
     tokio::select! {
         answer = &mut answer => answer,
         ended = &mut connection => {
@@ -274,7 +274,7 @@ async fn over(
     }
 }
 
-/// The whole body in one buffer that is wiped.
+/// Reads the whole body into one buffer that is wiped on drop.
 async fn collect(mut body: Incoming, limit: usize) -> Result<Zeroizing<Vec<u8>>, TransportError> {
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > limit {
@@ -293,14 +293,14 @@ async fn collect(mut body: Incoming, limit: usize) -> Result<Zeroizing<Vec<u8>>,
     Ok(whole)
 }
 
-/// The addresses in the resolver's order, those to avoid last.
+/// The addresses in the resolver's order, with the addresses in `avoid` last.
 fn ordered(addresses: impl Iterator<Item = SocketAddr>, avoid: &[SocketAddr]) -> Vec<SocketAddr> {
     let mut addresses: Vec<_> = addresses.collect();
     addresses.sort_by_key(|address| avoid.contains(address));
     addresses
 }
 
-/// A failed handshake in words.
+/// Explains a failed handshake.
 fn handshake(error: &io::Error) -> TransportError {
     match error
         .get_ref()
@@ -322,7 +322,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
-/// Scheme and authority of a redirect; path and query may hold anything.
+/// Scheme and authority of a redirect, without path and query, which may hold secrets.
 fn location(headers: &HeaderMap) -> Option<String> {
     let uri: Uri = headers.get(LOCATION)?.to_str().ok()?.parse().ok()?;
     match (uri.scheme_str(), uri.authority()) {

@@ -1,5 +1,5 @@
-//! Leases: a lease table and a pure schedule. Invariant: it decides *when*, never *how*; it sees
-//! grants and failures, never a value.
+//! Leases: a lease table and a pure schedule. Invariant: the schedule decides *when*, never *how*,
+//! and sees grants and failures, never a value.
 
 mod attempts;
 mod protocol;

@@ -1,4 +1,4 @@
-//! What the schedule is told, what it asks for, and what can be read of it.
+//! The messages of the schedule: inputs, effects with their requests, and the status of a subject.
 
 use super::source::{Failure, Lease, TokenGrant};
 use crate::clock::Moment;
@@ -6,14 +6,14 @@ use crate::names::{LeaseId, QueryId};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The number of a login; its token is known by it.
+/// The number of a login, which identifies the token of that login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TokenId(pub u32);
 
-/// What happened.
+/// An event that the schedule reacts to.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// Time passed (or it begins).
+    /// Time passed; also the first input.
     Tick,
     /// A login ended.
     LoggedIn(Result<TokenGrant, Failure>),
@@ -21,22 +21,22 @@ pub enum Input {
     TokenRenewed(TokenId, Result<TokenGrant, Failure>),
     /// The lookup that followed a 403 ended.
     LookedUp(TokenId, Result<TokenGrant, Failure>),
-    /// A read ended; with the lease of what was read.
+    /// A read ended, with the lease of the value that was read.
     Read(QueryId, TokenId, Result<Option<Lease>, Failure>),
     /// A lease's renewal ended.
     Renewed(QueryId, TokenId, Result<Lease, Failure>),
-    /// What was read cannot be rendered.
+    /// The value that was read cannot be rendered.
     Unusable(QueryId),
-    /// The credential files hold something else than the last login showed.
+    /// The credential files hold other credentials than the last login used.
     CredentialsChanged,
-    /// Somebody wants it new: what has no lease is read, and what waits after a failure is tried.
+    /// A person asks for fresh secrets: reads values without a lease, repeats failed requests.
     Refresh,
 }
 
-/// What is to be done, or said.
+/// An action for the caller, or a fact to be reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Send it; its answer is an input.
+    /// Send the request; the response comes back as an input.
     Ask(Request),
     /// The token is dead: drop it.
     Forget(TokenId),
@@ -57,7 +57,7 @@ pub enum Request {
     RenewToken(TokenId),
     /// Ask whether the token lives.
     LookUp(TokenId),
-    /// Revoke the token: nothing that is served needs it any more. Nobody waits for the answer.
+    /// Revoke the token: no served lease needs the token any more. The response is not awaited.
     Revoke(TokenId),
     /// Read under the token.
     Read(QueryId, TokenId),
@@ -65,7 +65,7 @@ pub enum Request {
     Renew(QueryId, TokenId, LeaseId, Duration),
 }
 
-/// What a failure is about.
+/// The part that a failure concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// The login, or the token's renewal.
@@ -74,18 +74,17 @@ pub enum Subject {
     Query(QueryId),
 }
 
-/// What is known of a subject, for those who want to read it.
+/// The status of a subject, for reports.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SubjectStatus<'a> {
-    /// Why its last request failed, while that is tried again.
+    /// The last failure, while the failed request is repeated.
     pub trouble: Option<&'a Failure>,
-    /// Whether there is no successor although it has ended: of the session a token, of a query its
-    /// lease.
+    /// The token (of the session) or the lease (of a query) ended, and no successor came yet.
     pub ended: bool,
-    /// Whether it has no lease, and two refreshes in a row gave nothing that could be used.
+    /// A query without a lease got no usable value in two consecutive refreshes.
     pub missed: bool,
-    /// When its token or lease ends, if it does.
+    /// The end of the token or lease, if there is an end.
     pub ends: Option<Moment>,
-    /// When its next request is due; `None` while one is out.
+    /// The time of the next request; `None` while a request is in flight.
     pub next: Option<Moment>,
 }

@@ -50,7 +50,7 @@ pub enum MountCall {
 }
 
 impl MountCall {
-    /// Its name in the manual.
+    /// The name of the call in the manual.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -65,7 +65,7 @@ impl MountCall {
     }
 }
 
-/// Turns the -1 of a syscall into an error that names the call and what it was about.
+/// Turns the -1 of a syscall into an error that names the call and the object of the call.
 fn check(result: libc::c_long, call: MountCall, about: &str) -> io::Result<i32> {
     if result < 0 {
         let error = io::Error::last_os_error();
@@ -79,7 +79,7 @@ fn check(result: libc::c_long, call: MountCall, about: &str) -> io::Result<i32> 
     i32::try_from(result).map_err(io::Error::other)
 }
 
-/// A failed call of this module; inside the `io::Error`, which keeps its kind.
+/// A failed call of this module, inside the `io::Error`, which keeps the kind.
 #[derive(Debug)]
 struct MountError {
     call: MountCall,
@@ -101,7 +101,7 @@ impl From<MountError> for io::Error {
     }
 }
 
-/// The call of this module that failed and its errno, if the error is of one.
+/// The failed call of this module with the errno, if the error comes from this module.
 #[must_use]
 pub fn failed(error: &io::Error) -> Option<(MountCall, i32)> {
     let inner = error.get_ref()?.downcast_ref::<MountError>()?;
@@ -195,7 +195,7 @@ impl FsContext {
     /// `read_only`.
     ///
     /// # Errors
-    /// What the filesystem says of its options.
+    /// When the filesystem refuses the options.
     pub fn mount(self, read_only: bool) -> io::Result<OwnedFd> {
         let null = std::ptr::null::<libc::c_char>();
         // SAFETY: the command takes neither key nor value; both are null.
@@ -328,21 +328,21 @@ pub fn unmount(path: &Path) -> io::Result<()> {
     .map(|_| ())
 }
 
-/// What becomes of requests that nobody has answered when a filesystem is unmounted.
+/// The fate of pending requests when a filesystem is unmounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requests {
-    /// They are answered yet.
+    /// Pending requests are still answered.
     Kept,
-    /// They end with an error (`MNT_FORCE`; FUSE aborts its connection).
+    /// Pending requests end with an error (`MNT_FORCE`; FUSE aborts the connection).
     Aborted,
 }
 
-/// The same as `unmount` for the mount that `root` is the root of, and no other. Where the kernel
-/// refuses to abort (`EPERM` for whoever is administrator of a user namespace only), the mount is
-/// taken away without that.
+/// As `unmount`, for exactly the mount with the root directory `root`. Where the kernel refuses to
+/// abort (`EPERM` for an administrator of a user namespace only), the mount is removed without an
+/// abort.
 ///
 /// # Errors
-/// `EINVAL` when it is not mounted any more.
+/// `EINVAL` when the mount is already gone.
 pub fn unmount_root(root: BorrowedFd<'_>, requests: Requests) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}", root.as_raw_fd());
     if requests == Requests::Aborted {
