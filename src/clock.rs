@@ -1,13 +1,13 @@
 //! Time as an argument: the only place that reads a clock or draws a random number. Invariant:
-//! everything that decides takes a `Moment`, so that a test can set it.
+//! every decision takes a `Moment` as an argument, so that a test can set the time.
 
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, SystemTime};
 
-/// A point in monotonic time (`CLOCK_MONOTONIC`; it does not count a suspended machine's sleep).
-/// Those of `RealClock` mean the same in every process of a machine (of a time namespace).
+/// A point in monotonic time (`CLOCK_MONOTONIC`, which stops while the machine is suspended).
+/// Moments of `RealClock` mean the same in every process of a machine (of a time namespace).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Moment(Duration);
 
@@ -30,14 +30,14 @@ impl Moment {
         Self(self.0.saturating_add(by))
     }
 
-    /// How long after `earlier` this is; zero when it is not.
+    /// The time since `earlier`; zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 }
 
-/// Where time comes from.
+/// A source of time.
 pub trait Clock {
     /// The present.
     fn now(&self) -> Moment;
@@ -120,7 +120,7 @@ impl Backoff {
         }
     }
 
-    /// How long to wait after failure number `attempt`, counted from 0.
+    /// The wait after failure number `attempt`, counted from 0.
     #[must_use]
     pub fn delay(&self, attempt: u32, jitter: &mut Jitter) -> Duration {
         let full = self

@@ -4,7 +4,7 @@
 #[path = "standin/mod.rs"]
 mod standin;
 
-use baofs::bao::{Client, Limits, SetupError, Token};
+use baofs::bao::{Client, ClientToken, Limits, SetupError};
 use baofs::config::plan::{
     Address, AfterReading, Auth, Method, Query, Scheme, Server, Tls, Verify,
 };
@@ -112,11 +112,11 @@ fn query(path: &str) -> Query {
     }
 }
 
-fn login(client: &Client) -> (Token, TokenGrant) {
+fn login(client: &Client) -> (ClientToken, TokenGrant) {
     run(client.login()).expect("a login")
 }
 
-fn read(client: &Client, token: &Token, path: &str) -> Result<Reply, Failure> {
+fn read(client: &Client, token: &ClientToken, path: &str) -> Result<Reply, Failure> {
     run(client.read(token, &query(path)))
 }
 
@@ -441,7 +441,7 @@ fn tokens_that_other_clients_stumble_over() {
                     (client.expose(&token), grant.ttl.is_some()),
                     (&b"s.1"[..], grant.renewable)
                 );
-                assert_eq!(format!("{token:?}"), "Token(..)");
+                assert_eq!(format!("{token:?}"), "ClientToken(..)");
             }
             (Err(failure), Some(want)) => {
                 assert!(
@@ -528,7 +528,7 @@ fn the_secret_id_file_is_removed_only_after_it_worked() {
     let (client, file) = (world.client(), world.secret_id_file());
     world.server.state().sealed = true;
     run(client.login()).expect_err("sealed");
-    client.settle();
+    client.commit_credentials();
     assert!(
         file.exists(),
         "a login that failed must leave the file for the next start"
@@ -539,16 +539,16 @@ fn the_secret_id_file_is_removed_only_after_it_worked() {
         file.exists(),
         "nor does it go before a successor would know it"
     );
-    client.settle();
+    client.commit_credentials();
     assert!(!file.exists());
     run(client.login()).expect("a login from memory");
     fs::write(&file, "secret-2").expect("write");
     "secret-2".clone_into(&mut world.server.state().role().secret_id);
     run(client.login()).expect("a login with the new file");
-    client.settle();
+    client.commit_credentials();
     fs::create_dir(&file).expect("a directory that no unlink removes");
     run(client.login()).expect("a login from memory again");
-    client.settle();
+    client.commit_credentials();
     assert!(file.exists(), "what cannot be removed is a warning");
 }
 
@@ -581,7 +581,7 @@ fn changed_credentials_are_noticed_when_they_are_whole() {
     assert_eq!(looks(&client), [false, true]);
     // What a predecessor showed is known, whether it worked or not.
     let successor = world.client();
-    successor.restore(client.keep());
+    successor.import_credentials(client.export_credentials());
     fs::write(&file, "wrong").expect("write");
     assert_eq!(looks(&successor), [false, false]);
     fs::remove_file(&file).expect("remove");

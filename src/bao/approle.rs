@@ -1,7 +1,7 @@
 //! `AppRole` credentials: read from files, kept in memory for the next login. Invariant: the file
-//! of the `secret_id` is removed only after a login with it succeeded and a successor of this
-//! process would know it: a server that was away at the first try leaves a container that can be
-//! started again.
+//! of the `secret_id` is removed only after a login with that `secret_id` succeeded and the
+//! credentials are checkpointed. After a first try without a server, the container can be started
+//! again.
 
 use crate::config::plan::AfterReading;
 use crate::observe::Event;
@@ -14,10 +14,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The most that a credential file may hold, in bytes.
+/// The largest credential file, in bytes.
 pub(super) const LIMIT: usize = 64 << 10;
 
-/// The method's settings and what was read so far.
+/// The method's settings, and the credentials that were read so far.
 pub(super) struct AppRole {
     /// The mount without `auth/`.
     pub(super) mount: String,
@@ -27,19 +27,18 @@ pub(super) struct AppRole {
     seen: Mutex<Seen>,
 }
 
-/// The credentials that matter after their files changed or went.
+/// The credentials that are needed after their files changed or were removed.
 #[derive(Default)]
 struct Seen {
-    /// What the last successful login used: for when the files are gone.
+    /// Used by the last successful login; needed once the files are removed.
     known: Option<Credentials>,
-    /// What the last login showed, whatever became of it; `None` if no file could be used.
+    /// Used by the last login, successful or not; `None` if no file could be used.
     shown: Option<Credentials>,
-    /// What the files held when it was last looked whether they changed, if that was something
-    /// new.
+    /// New credentials that the last check for changes found.
     fresh: Option<Credentials>,
 }
 
-/// What a login shows.
+/// The credentials of one login.
 #[derive(Clone)]
 pub(super) struct Credentials {
     pub(super) role_id: SecretString,
@@ -61,9 +60,9 @@ impl Credentials {
     }
 }
 
-/// What a successor of this process must know: role ids and secret ids.
+/// Saved for a successor process: role ids and secret ids.
 #[derive(Default, Serialize, Deserialize)]
-pub(super) struct Kept {
+pub(super) struct AppRoleExport {
     known: Option<(String, Option<String>)>,
     shown: Option<(String, Option<String>)>,
 }
@@ -71,11 +70,11 @@ pub(super) struct Kept {
 /// A credential file that cannot be used.
 #[derive(Debug)]
 pub(super) enum FileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     Read(PathBuf, ReadError),
-    /// It holds other bytes than text.
+    /// The file is not UTF-8 text.
     NotText(PathBuf),
-    /// There is nothing in it.
+    /// The file is empty.
     Empty(PathBuf),
 }
 
@@ -107,7 +106,7 @@ impl AppRole {
         }
     }
 
-    /// What the files hold now, else what worked before: to be shown by a login.
+    /// The credentials for a login: from the files, else those of the last successful login.
     pub(super) fn credentials(&self) -> Result<Credentials, FileError> {
         let read = self.read();
         let mut seen = self.seen();
@@ -116,8 +115,8 @@ impl AppRole {
         credentials
     }
 
-    /// Whether the files hold something else than the last login showed. A file, or one of two, may
-    /// be half written: what is new must be the same in two calls in a row.
+    /// Whether the files hold other credentials than the last login used. A file may be half
+    /// written: new credentials count when two consecutive calls find the same.
     pub(super) fn changed(&self) -> bool {
         let mut seen = self.seen();
         let now = self
@@ -129,31 +128,31 @@ impl AppRole {
         settled
     }
 
-    /// A login with these succeeded.
+    /// A login with `credentials` succeeded.
     pub(super) fn worked(&self, credentials: Credentials) {
         self.seen().known = Some(credentials);
     }
 
-    /// Whether a login succeeded, here or of a predecessor.
+    /// Whether a login succeeded, in this process or in a predecessor.
     pub(super) fn is_known(&self) -> bool {
         self.seen().known.is_some()
     }
 
-    /// What a successor must know.
-    pub(super) fn keep(&self) -> Kept {
+    /// The credentials for the checkpoint.
+    pub(super) fn export(&self) -> AppRoleExport {
         let texts = |credentials: &Credentials| {
             let (role_id, secret_id) = credentials.texts();
             (role_id.to_owned(), secret_id.map(str::to_owned))
         };
         let seen = self.seen();
-        Kept {
+        AppRoleExport {
             known: seen.known.as_ref().map(texts),
             shown: seen.shown.as_ref().map(texts),
         }
     }
 
-    /// Takes what a predecessor kept.
-    pub(super) fn restore(&self, kept: Kept) {
+    /// Takes the credentials from the checkpoint of a predecessor.
+    pub(super) fn import(&self, kept: AppRoleExport) {
         let credentials = |(role_id, secret_id): (String, Option<String>)| Credentials {
             role_id: role_id.into(),
             secret_id: secret_id.map(Into::into),
@@ -165,7 +164,7 @@ impl AppRole {
         };
     }
 
-    /// Removes the file of the `secret_id`, if that is configured.
+    /// Removes the file of the `secret_id`, if the removal is configured.
     pub(super) fn remove_file(&self) {
         let Some(path) = self
             .secret_id_file
@@ -198,7 +197,7 @@ impl AppRole {
     }
 }
 
-/// One credential, without the white space around it.
+/// One credential, without surrounding white space.
 fn read(path: &Path) -> Result<SecretString, FileError> {
     let bytes =
         read_regular(path, LIMIT).map_err(|error| FileError::Read(path.to_owned(), error))?;

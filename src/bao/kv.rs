@@ -1,30 +1,30 @@
-//! Where a configured path really is. Invariant: KV version 2 is what the server says it is, never
-//! a guess.
+//! The path to request for a configured path. Invariant: the server says which mounts are KV
+//! version 2; nothing is guessed.
 
-use super::answer::MountInfo;
+use super::response::MountInfo;
 use crate::names::SecretPath;
 use serde::{Deserialize, Serialize};
 
-/// A mount as the server named it.
+/// A mount of a secrets engine, as the server names the mount.
 #[derive(Clone, Serialize, Deserialize)]
-pub(super) struct Mount {
-    /// Its path, with a slash at the end; a namespace in a configured path is part of it.
+pub(super) struct SecretMount {
+    /// The path of the mount, with a final slash and with a namespace from the configured path.
     prefix: String,
-    /// Whether it keeps versions.
+    /// Whether the mount keeps versions (KV version 2).
     versioned: bool,
 }
 
-/// What to ask for.
+/// The request for a path.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Route {
     /// The path to read.
     pub(super) path: String,
-    /// Whether the answer is of KV version 2's `data/`.
+    /// Whether the response has the form of KV version 2's `data/`.
     pub(super) versioned: bool,
 }
 
-impl Mount {
-    /// The mount of `path`, unless the answer is about another one.
+impl SecretMount {
+    /// The mount of `path`, unless `info` describes another mount.
     pub(super) fn new(path: &SecretPath, info: &MountInfo) -> Option<Self> {
         let prefix = format!("{}/", info.path.trim_matches('/'));
         path.as_str().starts_with(&prefix).then(|| Self {
@@ -33,8 +33,8 @@ impl Mount {
         })
     }
 
-    /// The way to `path`, if it lies in this mount. `data/`, `metadata/` and `subkeys/` after the
-    /// mount are taken as already written out.
+    /// The route to `path`, if `path` lies in this mount. A path that continues with `data/`,
+    /// `metadata/` or `subkeys/` after the mount is requested as written.
     pub(super) fn route(&self, path: &SecretPath) -> Option<Route> {
         let rest = path.as_str().strip_prefix(&self.prefix)?;
         let written_out = ["data/", "metadata/", "subkeys/"]
@@ -68,7 +68,7 @@ mod tests {
         )
         .expect("info");
         let path = SecretPath::new(path).expect("path");
-        let route = Mount::new(&path, &info)?.route(&path)?;
+        let route = SecretMount::new(&path, &info)?.route(&path)?;
         Some((route.path, route.versioned))
     }
 

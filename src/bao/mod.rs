@@ -1,11 +1,11 @@
-//! The only HTTP and the only token: `Client` implements `Source`. Invariants: nothing else knows
-//! OpenBao's wire; a request goes to the configured server alone (no redirect is followed), is
-//! bounded in time and size, and is never repeated here; an error carries the server's own words,
-//! never an answer's data.
+//! The only HTTP and the only token: `Client` implements `Source`. Invariants: only this module knows
+//! OpenBao's wire format; a request goes to the configured server alone (no redirect is followed),
+//! is bounded in time and size, and is never repeated here; an error carries the server's error
+//! texts, never the data of a response.
 
-mod answer;
 mod approle;
 mod kv;
+mod response;
 mod tls;
 mod transport;
 
@@ -17,10 +17,10 @@ use crate::exit::Exit;
 use crate::lease::source::{Cause, Failure, Lease, Reply, Source, TokenGrant};
 use crate::names::{LeaseId, SecretPath};
 use crate::observe::Event;
-use answer::{Answer, AuthInfo, Envelope, MountInfo, Task};
 use approle::AppRole;
 use http::header::{HeaderName, HeaderValue};
-use kv::{Mount, Route};
+use kv::{Route, SecretMount};
+use response::{AuthInfo, BaoOperation, Envelope, MountInfo, Response};
 use rustify::endpoint::Endpoint;
 use rustify::enums::{RequestMethod, RequestType, ResponseType};
 use rustify::errors::ClientError;
@@ -38,7 +38,7 @@ use vaultrs::api::token::requests::{
 
 const TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
 const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
-/// Listeners may ask for it, so that a browser cannot be tricked into a request.
+/// A listener may require this header, so that a browser cannot be tricked into a request.
 const REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
 
 /// A server and a way to log in to it.
@@ -49,29 +49,29 @@ pub struct Client {
     namespace: Option<HeaderValue>,
     /// Namespace of the login.
     login_namespace: Option<HeaderValue>,
-    /// The mounts seen under the present token.
-    mounts: Mutex<Vec<Mount>>,
-    /// Held during a look-up, so that reads side by side share one.
+    /// The mounts found under the current token.
+    mounts: Mutex<Vec<SecretMount>>,
+    /// Held during the lookup of a mount, so that concurrent reads share one lookup.
     looking: tokio::sync::Mutex<()>,
-    /// Addresses of the server that refused a login since the last one that worked: the next is
-    /// sent to another, if there is one. Each node has a count of refused logins of its own,
-    /// and a standby may not know a new `secret_id` yet.
+    /// Addresses of the server that refused a login since the last successful login: the next login
+    /// goes to another address, if there is another. Each node counts refused logins by itself, and
+    /// a standby may not know a new `secret_id` yet.
     refusing: Mutex<Vec<SocketAddr>>,
 }
 
-/// What a successor must know: the credentials of the last logins, and the mounts.
+/// Saved for a successor process: the credentials of the last logins, and the mounts.
 #[derive(Serialize, Deserialize)]
-pub struct Kept {
-    login: approle::Kept,
-    mounts: Vec<Mount>,
+pub struct ClientExport {
+    login: approle::AppRoleExport,
+    mounts: Vec<SecretMount>,
 }
 
-/// A token as a header: what no header can carry is no token. One buffer, shared by the requests
-/// that show it.
-pub struct Token(HeaderValue);
+/// A token as a header value. All requests share one buffer. Text that no header can carry is
+/// refused.
+pub struct ClientToken(HeaderValue);
 
-impl Token {
-    /// Takes the server's text, if a header can carry it.
+impl ClientToken {
+    /// Makes a token of the server's text, if a header can carry the text.
     fn new(text: &str) -> Option<Self> {
         let mut value = HeaderValue::from_str(text)
             .ok()
@@ -81,9 +81,9 @@ impl Token {
     }
 }
 
-impl fmt::Debug for Token {
+impl fmt::Debug for ClientToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(..)")
+        f.write_str("ClientToken(..)")
     }
 }
 
@@ -91,7 +91,7 @@ impl Client {
     /// Reads the files that TLS needs; sends nothing.
     ///
     /// # Errors
-    /// When they cannot be used, or when there is nothing to trust the server by.
+    /// When a file cannot be used, or when no certificate authority is known for the server.
     pub fn new(server: &Server, auth: &Auth) -> Result<Self, SetupError> {
         let Method::AppRole {
             role_id_file,
@@ -128,44 +128,44 @@ impl Client {
         self
     }
 
-    /// One exchange. An answer that is no success comes back as a failure.
+    /// One exchange. A response without success is returned as a failure.
     async fn call(
         &self,
         endpoint: &impl Endpoint,
-        task: &Task<'_>,
-        token: Option<&Token>,
-    ) -> Result<Answer, Failure> {
-        let answer = self.send(endpoint, task, token).await?;
-        match answer.cause(task) {
-            None => Ok(answer),
-            Some(cause) => Err(answer.failure(task, cause)),
+        operation: &BaoOperation<'_>,
+        token: Option<&ClientToken>,
+    ) -> Result<Response, Failure> {
+        let response = self.send(endpoint, operation, token).await?;
+        match response.cause(operation) {
+            None => Ok(response),
+            Some(cause) => Err(response.failure(operation, cause)),
         }
     }
 
-    /// One exchange, whatever the status.
+    /// One exchange, with any status.
     async fn send(
         &self,
         endpoint: &impl Endpoint,
-        task: &Task<'_>,
-        token: Option<&Token>,
-    ) -> Result<Answer, Failure> {
-        self.send_avoiding(endpoint, task, token, &[]).await
+        operation: &BaoOperation<'_>,
+        token: Option<&ClientToken>,
+    ) -> Result<Response, Failure> {
+        self.send_avoiding(endpoint, operation, token, &[]).await
     }
 
-    /// One exchange; the addresses to avoid are tried last.
+    /// One exchange. The addresses in `avoid` are tried last.
     async fn send_avoiding(
         &self,
         endpoint: &impl Endpoint,
-        task: &Task<'_>,
-        token: Option<&Token>,
+        operation: &BaoOperation<'_>,
+        token: Option<&ClientToken>,
         avoid: &[SocketAddr],
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Response, Failure> {
         let mut request = endpoint.request(self.transport.origin()).map_err(|_| {
-            task.failure(Cause::NotFound, "its path cannot be written as an address")
+            operation.failure(Cause::NotFound, "its path cannot be written as an address")
         })?;
         let headers = request.headers_mut();
         headers.insert(REQUEST, HeaderValue::from_static("true"));
-        let namespace = if matches!(task, Task::Login(_)) {
+        let namespace = if matches!(operation, BaoOperation::Login(_)) {
             &self.login_namespace
         } else {
             &self.namespace
@@ -173,11 +173,11 @@ impl Client {
         if let Some(namespace) = namespace {
             headers.insert(NAMESPACE, namespace.clone());
         }
-        if let Some(Token(token)) = token {
+        if let Some(ClientToken(token)) = token {
             headers.insert(TOKEN, token.clone());
         }
         let limits = &self.transport.limits;
-        let most = if matches!(task, Task::Read(_)) {
+        let most = if matches!(operation, BaoOperation::Read(_)) {
             limits.secret
         } else {
             limits.other
@@ -185,12 +185,12 @@ impl Client {
         self.transport
             .send(request, most, avoid)
             .await
-            .map_err(|fault| task.failure(fault.cause(), &fault.to_string()))
+            .map_err(|fault| operation.failure(fault.cause(), &fault.to_string()))
     }
 
-    /// The failure of a login; where it was refused, another address is asked next.
-    fn refused(&self, answer: &Answer, task: &Task<'_>, cause: Cause) -> Failure {
-        let elsewhere = answer.from.elsewhere;
+    /// The failure of a login. After a refusal another address is asked next.
+    fn refused(&self, response: &Response, operation: &BaoOperation<'_>, cause: Cause) -> Failure {
+        let elsewhere = response.from.elsewhere;
         let cause = if matches!(cause, Cause::LockedOut { .. }) {
             Cause::LockedOut { elsewhere }
         } else {
@@ -199,85 +199,87 @@ impl Client {
         if cause.exit() == Exit::Login {
             let mut refusing = self.refusing();
             if elsewhere {
-                refusing.push(answer.from.address);
+                refusing.push(response.from.address);
             } else {
                 refusing.clear();
             }
         }
-        answer.failure(task, cause)
+        response.failure(operation, cause)
     }
 
     fn refusing(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
         self.refusing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where `path` really is: decided once for each mount by the server's own word.
-    async fn route(&self, token: &Token, path: &SecretPath) -> Result<Route, Failure> {
+    /// The path to request for `path`. The server is asked once for each mount.
+    async fn route(&self, token: &ClientToken, path: &SecretPath) -> Result<Route, Failure> {
         let _looking = self.looking.lock().await;
         if let Some(route) = self.mounts().iter().find_map(|mount| mount.route(path)) {
             return Ok(route);
         }
-        let task = Task::FindMount(path);
+        let operation = BaoOperation::FindMount(path);
         let endpoint = Logical::get(format!("sys/internal/ui/mounts/{path}"));
         let info: MountInfo = self
-            .call(&endpoint, &task, Some(token))
+            .call(&endpoint, &operation, Some(token))
             .await?
-            .data(&task)?;
-        let mount = Mount::new(path, &info)
-            .ok_or_else(|| task.failure(Cause::Malformed, "the server named another mount"))?;
+            .data(&operation)?;
+        let mount = SecretMount::new(path, &info)
+            .ok_or_else(|| operation.failure(Cause::Malformed, "the server named another mount"))?;
         let route = mount
             .route(path)
-            .ok_or_else(|| task.failure(Cause::Malformed, "the path is the mount itself"))?;
+            .ok_or_else(|| operation.failure(Cause::Malformed, "the path is the mount itself"))?;
         self.mounts().push(mount);
         Ok(route)
     }
 
-    fn mounts(&self) -> MutexGuard<'_, Vec<Mount>> {
+    fn mounts(&self) -> MutexGuard<'_, Vec<SecretMount>> {
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Renews or looks up: what the server says of the token afterwards.
+    /// Renews the token: the response describes the token afterwards.
     async fn grant(
         &self,
         endpoint: &impl Endpoint,
-        task: &Task<'_>,
-        token: &Token,
+        operation: &BaoOperation<'_>,
+        token: &ClientToken,
     ) -> Result<Envelope, Failure> {
-        self.call(endpoint, task, Some(token)).await?.parse(task)
+        self.call(endpoint, operation, Some(token))
+            .await?
+            .parse(operation)
     }
 
-    async fn read_within(&self, token: &Token, query: &Query) -> Result<Reply, Failure> {
+    async fn read_within(&self, token: &ClientToken, query: &Query) -> Result<Reply, Failure> {
         let route = self.route(token, &query.path).await?;
-        let task = Task::Read(&query.path);
+        let operation = BaoOperation::Read(&query.path);
         if query.version.is_some() && !route.versioned {
-            return Err(task.failure(
+            return Err(operation.failure(
                 Cause::NotFound,
                 "a version is asked for, but only KV version 2 keeps versions",
             ));
         }
         let mut endpoint = Logical::get(route.path);
         endpoint.query = query.version.map(|version| format!("version={version}"));
-        let answer = self.send(&endpoint, &task, Some(token)).await?;
-        match answer.cause(&task) {
-            None => answer.reply(&task, route.versioned),
-            Some(cause) if route.versioned => Err(answer
-                .gone(&task)
-                .unwrap_or_else(|| answer.failure(&task, cause))),
-            Some(cause) => Err(answer.failure(&task, cause)),
+        let response = self.send(&endpoint, &operation, Some(token)).await?;
+        match response.cause(&operation) {
+            None => response.reply(&operation, route.versioned),
+            Some(cause) if route.versioned => Err(response
+                .gone(&operation)
+                .unwrap_or_else(|| response.failure(&operation, cause))),
+            Some(cause) => Err(response.failure(&operation, cause)),
         }
     }
 }
 
 impl Source for Client {
-    type Token = Token;
-    type Kept = Kept;
+    type Token = ClientToken;
+    type Kept = ClientExport;
 
-    async fn login(&self) -> Result<(Token, TokenGrant), Failure> {
-        let task = Task::Login(&self.login.mount);
+    async fn login(&self) -> Result<(ClientToken, TokenGrant), Failure> {
+        let operation = BaoOperation::Login(&self.login.mount);
         let credentials = self
             .login
             .credentials()
-            .map_err(|error| task.failure(Cause::Login, &error.to_string()))?;
+            .map_err(|error| operation.failure(Cause::Login, &error.to_string()))?;
         let endpoint = LoginWithApproleRequest {
             mount: self.login.mount.clone(),
             role_id: credentials.role_id.expose_secret().to_owned(),
@@ -287,16 +289,18 @@ impl Source for Client {
                 .map_or_else(String::new, |id| id.expose_secret().to_owned()),
         };
         let avoid = self.refusing().clone();
-        let answer = self.send_avoiding(&endpoint, &task, None, &avoid).await?;
-        if let Some(cause) = answer.cause(&task) {
-            return Err(self.refused(&answer, &task, cause));
+        let response = self
+            .send_avoiding(&endpoint, &operation, None, &avoid)
+            .await?;
+        if let Some(cause) = response.cause(&operation) {
+            return Err(self.refused(&response, &operation, cause));
         }
-        let envelope: Envelope = answer.parse(&task)?;
+        let envelope: Envelope = response.parse(&operation)?;
         let auth = envelope
             .auth
-            .ok_or_else(|| task.failure(Cause::Malformed, "the answer has no token"))?;
-        let token = Token::new(&auth.client_token).ok_or_else(|| {
-            task.failure(
+            .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no token"))?;
+        let token = ClientToken::new(&auth.client_token).ok_or_else(|| {
+            operation.failure(
                 Cause::Malformed,
                 "the answer's token cannot be sent in a header",
             )
@@ -311,37 +315,37 @@ impl Source for Client {
         self.login.changed()
     }
 
-    fn expose<'a>(&self, token: &'a Token) -> &'a [u8] {
+    fn expose<'a>(&self, token: &'a ClientToken) -> &'a [u8] {
         token.0.as_bytes()
     }
 
-    fn token(&self, bytes: &[u8]) -> Option<Token> {
-        Token::new(std::str::from_utf8(bytes).ok()?)
+    fn token(&self, bytes: &[u8]) -> Option<ClientToken> {
+        ClientToken::new(std::str::from_utf8(bytes).ok()?)
     }
 
-    fn keep(&self) -> Kept {
-        Kept {
-            login: self.login.keep(),
+    fn export_credentials(&self) -> ClientExport {
+        ClientExport {
+            login: self.login.export(),
             mounts: self.mounts().clone(),
         }
     }
 
-    fn restore(&self, kept: Kept) {
-        self.login.restore(kept.login);
+    fn import_credentials(&self, kept: ClientExport) {
+        self.login.import(kept.login);
         *self.mounts() = kept.mounts;
     }
 
-    fn settle(&self) {
+    fn commit_credentials(&self) {
         if self.login.is_known() {
             self.login.remove_file();
         }
     }
 
-    async fn read(&self, token: &Token, query: &Query) -> Result<Reply, Failure> {
-        // Reads of one mount wait for one look-up: that wait is bounded as well.
+    async fn read(&self, token: &ClientToken, query: &Query) -> Result<Reply, Failure> {
+        // Reads of one mount wait for one lookup: the limit bounds this wait, too.
         let limit = self.transport.limits.total;
         let late = || {
-            Task::Read(&query.path)
+            BaoOperation::Read(&query.path)
                 .failure(Cause::Unreachable, &format!("no answer within {limit:?}"))
         };
         tokio::time::timeout(limit, self.read_within(token, query))
@@ -351,7 +355,7 @@ impl Source for Client {
 
     async fn renew(
         &self,
-        token: &Token,
+        token: &ClientToken,
         lease: &LeaseId,
         increment: Duration,
     ) -> Result<Lease, Failure> {
@@ -359,44 +363,50 @@ impl Source for Client {
             serde_json::json!({ "lease_id": lease.as_str(), "increment": increment.as_secs() });
         let endpoint = Logical::post("sys/leases/renew", body.to_string().into_bytes());
         let envelope: Envelope = self
-            .call(&endpoint, &Task::RenewLease, Some(token))
+            .call(&endpoint, &BaoOperation::RenewLease, Some(token))
             .await?
-            .parse(&Task::RenewLease)?;
-        envelope
-            .lease()
-            .ok_or_else(|| Task::RenewLease.failure(Cause::Malformed, "the answer has no lease"))
+            .parse(&BaoOperation::RenewLease)?;
+        envelope.lease().ok_or_else(|| {
+            BaoOperation::RenewLease.failure(Cause::Malformed, "the answer has no lease")
+        })
     }
 
-    async fn renew_token(&self, token: &Token) -> Result<TokenGrant, Failure> {
-        let task = Task::RenewToken;
+    async fn renew_token(&self, token: &ClientToken) -> Result<TokenGrant, Failure> {
+        let operation = BaoOperation::RenewToken;
         let envelope = self
-            .grant(&RenewTokenSelfRequest { increment: None }, &task, token)
+            .grant(
+                &RenewTokenSelfRequest { increment: None },
+                &operation,
+                token,
+            )
             .await?;
-        envelope
-            .auth
-            .as_ref()
-            .map(AuthInfo::grant)
-            .ok_or_else(|| task.failure(Cause::Malformed, "the answer says nothing of the token"))
+        envelope.auth.as_ref().map(AuthInfo::grant).ok_or_else(|| {
+            operation.failure(Cause::Malformed, "the answer says nothing of the token")
+        })
     }
 
-    async fn look_up_token(&self, token: &Token) -> Result<TokenGrant, Failure> {
-        let task = Task::LookUpToken;
+    async fn look_up_token(&self, token: &ClientToken) -> Result<TokenGrant, Failure> {
+        let operation = BaoOperation::LookUpToken;
         let endpoint = LookupTokenSelfRequest {};
         Ok(self
-            .call(&endpoint, &task, Some(token))
+            .call(&endpoint, &operation, Some(token))
             .await?
-            .data::<answer::TokenInfo>(&task)?
+            .data::<response::TokenInfo>(&operation)?
             .grant())
     }
 
-    async fn revoke_token(&self, token: &Token) -> Result<(), Failure> {
-        self.call(&RevokeTokenSelfRequest {}, &Task::RevokeToken, Some(token))
-            .await
-            .map(|_| ())
+    async fn revoke_token(&self, token: &ClientToken) -> Result<(), Failure> {
+        self.call(
+            &RevokeTokenSelfRequest {},
+            &BaoOperation::RevokeToken,
+            Some(token),
+        )
+        .await
+        .map(|_| ())
     }
 }
 
-/// A namespace as a header.
+/// A namespace as a header value.
 fn header(namespace: Option<&str>) -> Result<Option<HeaderValue>, SetupError> {
     let value = namespace
         .map(str::trim)

@@ -1,5 +1,5 @@
-//! Whom to trust and what to show. Invariant: the configured authorities replace the system's; an
-//! empty trust store is an error of its own, never a connection that cannot work.
+//! Trust and client certificates. Invariant: the configured authorities replace the system's; an
+//! empty trust store is refused at start, never found by a failing connection.
 
 use super::approle::LIMIT;
 use crate::config::plan::{Tls, Verify};
@@ -20,12 +20,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The most that a file of authorities may hold, in bytes: a system's whole bundle has 0.2 MiB.
+/// The largest file of authorities, in bytes: the bundle of a system has 0.2 MiB.
 const BUNDLE: usize = 1 << 20;
-/// The most that all files of a directory of authorities may hold, in bytes.
+/// The largest sum of all files in a directory of authorities, in bytes.
 const DIRECTORY: usize = 8 << 20;
 
-/// Why a client cannot be made.
+/// The reasons for which a client cannot be made.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SetupError {
@@ -35,9 +35,9 @@ pub enum SetupError {
     Authorities(PathBuf, String),
     /// `client_cert` or `client_key` is missing, or cannot be used.
     Identity(String),
-    /// The name to verify the server by is no name.
+    /// The name to verify the server by is invalid.
     ServerName(String),
-    /// The address cannot be written as one.
+    /// The address cannot be written as a URI.
     Address(String),
     /// A namespace that no header can carry.
     Namespace,
@@ -80,7 +80,7 @@ pub(super) fn config(tls: &Tls) -> Result<Arc<ClientConfig>, SetupError> {
     let builder = match tls.verify {
         Verify::Skip => builder
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody(schemes))),
+            .with_custom_certificate_verifier(Arc::new(NoVerification(schemes))),
         Verify::Full => with_roots(builder, tls)?,
     };
     let mut config = match identity(tls)? {
@@ -89,8 +89,8 @@ pub(super) fn config(tls: &Tls) -> Result<Arc<ClientConfig>, SetupError> {
             .with_client_auth_cert(chain, key)
             .map_err(|error| SetupError::Identity(error.to_string()))?,
     };
-    // A session that can be resumed keeps its secrets: of TLS 1.2 the one that deciphers all that
-    // was said in it.
+    // A resumable session keeps secrets in memory: with TLS 1.2 the secret that deciphers the
+    // whole connection.
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
@@ -189,7 +189,7 @@ fn identity(tls: &Tls) -> Result<Option<Identity>, SetupError> {
     Ok(Some((chain, key)))
 }
 
-/// What a failed handshake means, and what to do.
+/// Explains a failed handshake, with a hint.
 pub(super) fn explain(error: &rustls::Error) -> String {
     use CertificateError as E;
     if matches!(error, rustls::Error::InvalidMessage(_)) {
@@ -198,7 +198,7 @@ pub(super) fn explain(error: &rustls::Error) -> String {
     let rustls::Error::InvalidCertificate(why) = error else {
         return format!("the TLS handshake failed: {error}");
     };
-    // A bad signature is an authority's that was made anew under its old name.
+    // A bad signature is typical of an authority that was made anew under the old name.
     if matches!(why, E::UnknownIssuer | E::BadSignature) {
         "the server's certificate is of an unknown issuer; hint: name its authority in `ca_cert`"
             .to_owned()
@@ -213,11 +213,12 @@ pub(super) fn explain(error: &rustls::Error) -> String {
     }
 }
 
-/// Verifies nobody (`tls_skip_verify`), but still that the peer holds the key of what it shows.
+/// Accepts any certificate (`tls_skip_verify`), but still verifies that the peer holds the key of
+/// the certificate.
 #[derive(Debug)]
-struct Anybody(WebPkiSupportedAlgorithms);
+struct NoVerification(WebPkiSupportedAlgorithms);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for NoVerification {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -1,8 +1,8 @@
-//! One request, one connection, one answer. Invariants: a redirect comes back as an answer and is
-//! never followed; time and size are bounded; a connection is closed with its answer, so that no
-//! plaintext stays in its buffers.
+//! One request, one connection, one response. Invariants: a redirect is returned as a response and
+//! never followed; time and size are bounded; a connection is closed after the response, so that no
+//! plaintext stays in the buffers.
 
-use super::answer::{Answer, Peer};
+use super::response::{Peer, Response};
 use super::tls::{self, SetupError};
 use crate::config::plan::{Address, Scheme, Tls};
 use crate::lease::source::Cause;
@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-/// What is buffered of a connection, in bytes: bounds the head of an answer.
+/// The buffer of a connection, in bytes; bounds the head of a response.
 const BUFFER: usize = 64 << 10;
 
 /// Bounds of one request.
@@ -33,10 +33,10 @@ pub struct Limits {
     pub connect: Duration,
     /// For the whole exchange (default 10 s).
     pub total: Duration,
-    /// The largest body of a secret that is taken, in bytes (default 1 MiB, which is OpenBao's own
-    /// bound of what it stores).
+    /// The largest body of a secret, in bytes (default 1 MiB, OpenBao's own bound of a stored
+    /// secret).
     pub secret: usize,
-    /// The largest body of any other answer, in bytes (default 64 KiB).
+    /// The largest body of any other response, in bytes (default 64 KiB).
     pub other: usize,
 }
 
@@ -51,27 +51,27 @@ impl Default for Limits {
     }
 }
 
-/// Why there is no answer. No part of one is kept.
+/// The reason why there is no response. Nothing of a partial response is kept.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum TransportError {
     /// The name has no address.
     Resolve(String, io::Error),
     /// No connection; the address is the last one tried.
     Connect(SocketAddr, io::Error),
-    /// The handshake failed, with the words for it.
+    /// The handshake failed, with an explanation.
     Tls(String),
-    /// Not within the time given.
+    /// The time limit was exceeded.
     Late(Duration),
-    /// The connection ended before the answer was whole.
+    /// The connection ended before the end of the response.
     Cut,
-    /// The body is larger than this.
+    /// The body exceeds this limit, in bytes.
     TooLarge(usize),
-    /// It is no HTTP.
+    /// The response is not HTTP.
     NotHttp,
 }
 
-impl Fault {
-    /// The class that the schedule decides on.
+impl TransportError {
+    /// The class of the error, for the schedule.
     pub(super) fn cause(&self) -> Cause {
         match self {
             Self::Resolve(..) | Self::Connect(..) | Self::Tls(_) | Self::Late(_) | Self::Cut => {
@@ -82,7 +82,7 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for TransportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Resolve(host, error) => write!(f, "{host} cannot be resolved: {error}"),
@@ -100,7 +100,7 @@ impl fmt::Display for Fault {
     }
 }
 
-impl From<hyper::Error> for Fault {
+impl From<hyper::Error> for TransportError {
     fn from(error: hyper::Error) -> Self {
         if error.is_parse() {
             Self::NotHttp
@@ -110,13 +110,13 @@ impl From<hyper::Error> for Fault {
     }
 }
 
-/// The way to one server.
+/// The connection settings of one server.
 pub(super) struct Transport {
     /// The bounds of each request.
     pub(super) limits: Limits,
     address: Address,
-    /// `scheme://host:port`, for building requests: a prefix in it would end up behind `/v1` or
-    /// doubled.
+    /// `scheme://host:port`, the base of requests. A prefix here would end up behind `/v1`, or
+    /// twice.
     origin: String,
     host: HeaderValue,
     tls: Option<(TlsConnector, ServerName<'static>)>,
@@ -154,23 +154,23 @@ impl Transport {
         })
     }
 
-    /// What requests are built on.
+    /// The base of all request addresses.
     pub(super) fn origin(&self) -> &str {
         &self.origin
     }
 
-    /// Sends `request`, whose path is the one below `/v1`, and takes the whole answer, of at most
-    /// `most` bytes. Addresses to `avoid` are tried last.
+    /// Sends `request`, whose path is relative to `/v1`, and reads the whole response of at most
+    /// `most` bytes. Addresses in `avoid` are tried last.
     pub(super) async fn send(
         &self,
         request: Request<Vec<u8>>,
         most: usize,
         avoid: &[SocketAddr],
-    ) -> Result<Answer, Fault> {
+    ) -> Result<Response, TransportError> {
         let limit = self.limits.total;
         timeout(limit, self.exchange(request, most, avoid))
             .await
-            .unwrap_or(Err(Fault::Late(limit)))
+            .unwrap_or(Err(TransportError::Late(limit)))
     }
 
     async fn exchange(
@@ -178,14 +178,14 @@ impl Transport {
         mut request: Request<Vec<u8>>,
         most: usize,
         avoid: &[SocketAddr],
-    ) -> Result<Answer, Fault> {
+    ) -> Result<Response, TransportError> {
         let path = request
             .uri()
             .path_and_query()
             .map_or("/", http::uri::PathAndQuery::as_str);
         *request.uri_mut() = format!("{}/v1{path}", self.address.prefix)
             .parse()
-            .map_err(|_| Fault::NotHttp)?;
+            .map_err(|_| TransportError::NotHttp)?;
         request.headers_mut().insert(HOST, self.host.clone());
         request
             .headers_mut()
@@ -203,10 +203,10 @@ impl Transport {
         }
     }
 
-    /// The first of the server's addresses that accepts.
-    async fn connect(&self, avoid: &[SocketAddr]) -> Result<(TcpStream, Peer), Fault> {
+    /// Connects to the first of the server's addresses that accepts.
+    async fn connect(&self, avoid: &[SocketAddr]) -> Result<(TcpStream, Peer), TransportError> {
         let (host, port) = (self.address.host.as_str(), self.address.port);
-        let unresolved = |error| Fault::Resolve(host.to_owned(), error);
+        let unresolved = |error| TransportError::Resolve(host.to_owned(), error);
         let mut last = unresolved(io::ErrorKind::NotFound.into());
         let addresses = ordered(
             tokio::net::lookup_host((host, port))
@@ -221,27 +221,27 @@ impl Transport {
                     // delayed ACK.
                     stream
                         .set_nodelay(true)
-                        .map_err(|error| Fault::Connect(address, error))?;
+                        .map_err(|error| TransportError::Connect(address, error))?;
                     let elsewhere = addresses
                         .iter()
                         .any(|other| *other != address && !avoid.contains(other));
                     return Ok((stream, Peer { address, elsewhere }));
                 }
-                Ok(Err(error)) => last = Fault::Connect(address, error),
-                Err(_) => last = Fault::Connect(address, io::ErrorKind::TimedOut.into()),
+                Ok(Err(error)) => last = TransportError::Connect(address, error),
+                Err(_) => last = TransportError::Connect(address, io::ErrorKind::TimedOut.into()),
             }
         }
         Err(last)
     }
 }
 
-/// One request and its answer over a connection.
+/// One request and the response over a connection.
 async fn over(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Vec<u8>>,
     from: Peer,
     most: usize,
-) -> Result<Answer, Fault> {
+) -> Result<Response, TransportError> {
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(BUFFER)
         .handshake(TokioIo::new(stream))
@@ -253,7 +253,7 @@ async fn over(
             .into_parts();
         let body = collect(body, most).await?;
         let (retry_after, location) = (retry_after(&head.headers), location(&head.headers));
-        Ok(Answer {
+        Ok(Response {
             from,
             status: head.status.as_u16(),
             retry_after,
@@ -262,8 +262,8 @@ async fn over(
         })
     };
     tokio::pin!(connection, answer);
-    // The connection moves the bytes and may end first; the answer decides, and dropping both
-    // closes.
+    // The connection moves the bytes and may end first; the result is that of the response.
+    // Dropping both closes the connection.
     tokio::select! {
         answer = &mut answer => answer,
         ended = &mut connection => {
@@ -274,11 +274,11 @@ async fn over(
     }
 }
 
-/// The whole body in one buffer that is wiped.
-async fn collect(mut body: Incoming, limit: usize) -> Result<Zeroizing<Vec<u8>>, Fault> {
+/// Reads the whole body into one buffer that is wiped on drop.
+async fn collect(mut body: Incoming, limit: usize) -> Result<Zeroizing<Vec<u8>>, TransportError> {
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > limit {
-        return Err(Fault::TooLarge(limit));
+        return Err(TransportError::TooLarge(limit));
     }
     let mut whole = Zeroizing::new(Vec::with_capacity(announced));
     while let Some(frame) = body.frame().await {
@@ -286,28 +286,28 @@ async fn collect(mut body: Incoming, limit: usize) -> Result<Zeroizing<Vec<u8>>,
             continue;
         };
         if part.len() > limit - whole.len() {
-            return Err(Fault::TooLarge(limit));
+            return Err(TransportError::TooLarge(limit));
         }
         whole.extend_from_slice(&part);
     }
     Ok(whole)
 }
 
-/// The addresses in the resolver's order, those to avoid last.
+/// The addresses in the resolver's order, with the addresses in `avoid` last.
 fn ordered(addresses: impl Iterator<Item = SocketAddr>, avoid: &[SocketAddr]) -> Vec<SocketAddr> {
     let mut addresses: Vec<_> = addresses.collect();
     addresses.sort_by_key(|address| avoid.contains(address));
     addresses
 }
 
-/// A failed handshake in words.
-fn handshake(error: &io::Error) -> Fault {
+/// Explains a failed handshake.
+fn handshake(error: &io::Error) -> TransportError {
     match error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>())
     {
-        Some(cause) => Fault::Tls(tls::explain(cause)),
-        None => Fault::Tls(format!("the TLS handshake was cut: {}", error.kind())),
+        Some(cause) => TransportError::Tls(tls::explain(cause)),
+        None => TransportError::Tls(format!("the TLS handshake was cut: {}", error.kind())),
     }
 }
 
@@ -322,7 +322,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
-/// Scheme and authority of a redirect; path and query may hold anything.
+/// Scheme and authority of a redirect, without path and query, which may hold secrets.
 fn location(headers: &HeaderMap) -> Option<String> {
     let uri: Uri = headers.get(LOCATION)?.to_str().ok()?.parse().ok()?;
     match (uri.scheme_str(), uri.authority()) {

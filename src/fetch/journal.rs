@@ -132,7 +132,10 @@ impl Journal {
 impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     /// Writes down what a successor must know.
     pub(super) fn write_down(&mut self) {
-        let (kept, tokens) = (self.requests.source().keep(), self.requests.note());
+        let (kept, tokens) = (
+            self.requests.source().export_credentials(),
+            self.requests.note(),
+        );
         let (board, press, report) = (self.board.note(), self.press.note(), self.reporter.last());
         let note = Note {
             machine: &self.machine,
@@ -144,7 +147,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         };
         let whole = self.journal.save(note, &kept, self.clock);
         if whole && std::mem::take(&mut self.settle) {
-            self.requests.source().settle();
+            self.requests.source().commit_credentials();
         }
     }
 
@@ -153,7 +156,9 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     pub(super) fn go_on(&mut self, settings: &Settings) {
         let found = match self.journal.read::<Saved<Found<S::Kept>, S::Kept>>() {
             Some(Saved::Whole(found)) => found,
-            Some(Saved::Credentials(kept)) => return self.requests.source().restore(kept),
+            Some(Saved::Credentials(kept)) => {
+                return self.requests.source().import_credentials(kept);
+            }
             None => return,
         };
         let Note {
@@ -164,15 +169,15 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             press,
             report,
         } = found;
-        self.machine = machine.revived(settings.pace, self.clock.now());
-        self.requests.source().restore(source);
+        self.machine = machine.resume(settings.timing, self.clock.now());
+        self.requests.source().import_credentials(source);
         self.requests.go_on(tokens);
         self.board = Board::with(self.plan, board);
         self.press.go_on(press, self.clock);
         self.reporter.go_on(report);
         self.settle = true;
         Event::WentOn {
-            lost_logins: self.machine.lost_logins(),
+            lost_logins: self.machine.orphaned_logins(),
         }
         .emit();
     }

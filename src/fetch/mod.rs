@@ -18,7 +18,7 @@ use crate::clock::{Clock, Jitter, Moment};
 use crate::config::plan::Plan;
 use crate::exit::Exit;
 use crate::lease::source::{Failure, Reply, Source};
-use crate::lease::{Input, Machine, Output, Pace, Subject, TokenId};
+use crate::lease::{Effect, Input, Machine, Subject, Timing, TokenId};
 use crate::link::{End, FromRole, Received, ToRole};
 use crate::memory::arena::Arena;
 use crate::names::{Generation, Past, QueryId};
@@ -42,8 +42,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How fast, how patiently, and what is reported of the rest of the agent.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The schedule's pace.
-    pub pace: Pace,
+    /// The schedule's timing.
+    pub timing: Timing,
     /// How long the revocations at the end may take in all.
     pub leave: Duration,
     /// How files are served.
@@ -59,7 +59,7 @@ impl Settings {
     #[must_use]
     pub fn new(plan: &Plan, served: Served, past: Past) -> Self {
         Self {
-            pace: Pace::new(plan.server.retry_max),
+            timing: Timing::new(plan.server.retry_max),
             leave: Duration::from_secs(2),
             served,
             past,
@@ -105,14 +105,14 @@ where
             .emit();
             return Exit::Software;
         };
-        let (press, announcements) = match Press::open(open, link, plan, settings.pace) {
+        let (press, announcements) = match Press::open(open, link, plan, settings.timing) {
             Ok(press) => press,
             Err(error) => {
                 Event::Broken { what: &error.what }.emit();
                 return error.exit;
             }
         };
-        let machine = Machine::new(&plan.queries, settings.pace, Jitter::new(), clock.now());
+        let machine = Machine::new(&plan.queries, settings.timing, Jitter::new(), clock.now());
         let (board, requests) = (Board::new(plan), Requests::new(source, &plan.queries));
         let reporter = Reporter::new(settings, clock);
         let journal = Journal::open(arena);
@@ -343,21 +343,21 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     fn step(&mut self, input: Input) {
         for output in self.machine.step(input, self.clock.now()) {
             match output {
-                Output::Ask(request) => self.requests.start(request),
-                Output::Forget(token) => self.requests.forget(token),
-                Output::Failed(Subject::Query(query), failure, _) if self.board.complete() => {
+                Effect::Ask(request) => self.requests.start(request),
+                Effect::Forget(token) => self.requests.forget(token),
+                Effect::Failed(Subject::Query(query), failure, _) if self.board.complete() => {
                     self.stale(query, &failure.message);
                 }
-                Output::Failed(_, failure, after) => Event::Retrying {
+                Effect::Failed(_, failure, after) => Event::Retrying {
                     failure: &failure.message,
                     after,
                 }
                 .emit(),
-                Output::Refused(failure) => Event::Refused {
+                Effect::Refused(failure) => Event::Refused {
                     failure: &failure.message,
                 }
                 .emit(),
-                Output::Ended(query) => {
+                Effect::Ended(query) => {
                     self.stale(query, "its lease has ended, and no successor came yet");
                 }
             }

@@ -5,7 +5,7 @@
 use crate::clock::{Clock, Jitter, Moment};
 use crate::config::plan::Plan;
 use crate::exit::Exit;
-use crate::lease::Pace;
+use crate::lease::Timing;
 use crate::link::{End, FromRole};
 use crate::names::{FileId, Generation, HookId};
 use crate::observe::Event;
@@ -87,7 +87,7 @@ pub(super) struct Press<'a, O> {
     outlet: O,
     link: &'a End,
     plan: &'a Plan,
-    pace: Pace,
+    timing: Timing,
     jitter: Jitter,
     /// How often each file was published, and when last.
     history: Vec<(u64, Option<SystemTime>)>,
@@ -117,7 +117,7 @@ impl<'a, O: Outlet> Press<'a, O> {
         open: F,
         link: &'a End,
         plan: &'a Plan,
-        pace: Pace,
+        timing: Timing,
     ) -> Result<(Self, Announcements), OutletError>
     where
         F: FnOnce(Announced) -> Result<O, OutletError>,
@@ -127,7 +127,7 @@ impl<'a, O: Outlet> Press<'a, O> {
             outlet: open(Announced(sender))?,
             link,
             plan,
-            pace,
+            timing,
             jitter: Jitter::new(),
             history: vec![(0, None); plan.files.len()],
             unheard: BTreeSet::new(),
@@ -336,6 +336,6 @@ impl<'a, O: Outlet> Press<'a, O> {
         }
         self.trouble = Some(why);
         self.failures = self.failures.saturating_add(1);
-        self.pace.slow.delay(self.failures - 1, &mut self.jitter)
+        self.timing.slow.delay(self.failures - 1, &mut self.jitter)
     }
 }

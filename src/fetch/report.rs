@@ -9,7 +9,7 @@ use crate::clock::{Clock, Moment};
 use crate::config::plan::{Content, File, Stale};
 use crate::exit::Exit;
 use crate::lease::source::Source;
-use crate::lease::{Subject, View};
+use crate::lease::{Subject, SubjectStatus};
 use crate::names::{FileId, NoSwapProof, Past};
 use crate::observe::Event;
 use crate::render;
@@ -228,7 +228,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             roles: self.roles(times.now),
             session: Session {
                 ends: session.ends.map(|end| times.at(end)),
-                lost_logins: self.machine.lost_logins(),
+                lost_logins: self.machine.orphaned_logins(),
                 trouble,
             },
             files: files
@@ -264,7 +264,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         } else {
             unread()
         };
-        let past = |view: &View| view.ended || (view.missed && cause.is_some());
+        let past = |view: &SubjectStatus| view.ended || (view.missed && cause.is_some());
         let condition = match &cause {
             _ if !self.press.is_ready() => Condition::Missing,
             _ if views.iter().any(past) => Condition::Ended,
@@ -299,7 +299,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     }
 
     /// What is known of all that a file is made of.
-    fn views(&self, content: &Content, now: Moment) -> Vec<View<'_>> {
+    fn views(&self, content: &Content, now: Moment) -> Vec<SubjectStatus<'_>> {
         let session = matches!(content, Content::Token).then_some(Subject::Session);
         let subjects = render::queries(content)
             .into_iter()
@@ -311,7 +311,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     }
 
     /// What goes wrong with a file that is served.
-    fn cause(&self, file: FileId, views: &[View<'_>]) -> Option<String> {
+    fn cause(&self, file: FileId, views: &[SubjectStatus<'_>]) -> Option<String> {
         let failure = || {
             views
                 .iter()

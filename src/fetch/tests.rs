@@ -111,11 +111,11 @@ impl Source for Server {
         String::from_utf8(bytes.to_vec()).ok()
     }
 
-    fn keep(&self) {}
+    fn export_credentials(&self) {}
 
-    fn restore(&self, (): ()) {}
+    fn import_credentials(&self, (): ()) {}
 
-    fn settle(&self) {}
+    fn commit_credentials(&self) {}
 
     async fn read(&self, token: &String, query: &Query) -> Result<Reply, Failure> {
         let path = query.path.as_str();
@@ -363,14 +363,14 @@ impl Rig {
             files,
         );
         let quick = Backoff::new(MS(5), MS(50));
-        let pace = Pace {
+        let timing = Timing {
             retry: quick,
             slow: quick,
             grace: Duration::from_mins(5),
             refresh: MS(20),
         };
         let settings = Settings {
-            pace,
+            timing,
             leave: MS(200),
             ..settings(&plan)
         };

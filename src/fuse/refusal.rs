@@ -1,7 +1,7 @@
 //! Why FUSE is refused here, told apart by call, errno and rights, each with the remedy that works
 //! for it. Invariant: `Refusal::of` is a pure table.
 
-use crate::sys::mount::Call;
+use crate::sys::mount::MountCall;
 use nix::errno::Errno;
 use std::fmt;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ pub enum Step {
     /// `open(/dev/fuse)`.
     Device,
     /// One of the mount API.
-    Mount(Call),
+    Mount(MountCall),
 }
 
 /// Whether this process may mount.
@@ -64,11 +64,11 @@ pub enum Refusal {
     NotRoot,
     /// `SYS_ADMIN` is held and the call is denied all the same: seccomp, or a device of another
     /// user namespace.
-    Filtered(Call),
+    Filtered(MountCall),
     /// A security module denies mounting.
-    Confined(Call),
+    Confined(MountCall),
     /// The kernel does not know the call.
-    OldKernel(Call),
+    OldKernel(MountCall),
     /// The mount point cannot be used.
     MountPoint {
         /// It.
@@ -90,7 +90,7 @@ impl Refusal {
         match (step, errno, rights) {
             (Step::Device, Errno::ENOENT, _) => Self::NoDevice,
             (Step::Device, Errno::ENXIO | Errno::ENODEV, _)
-            | (Step::Mount(Call::Fsopen), Errno::ENODEV, _) => Self::NoFuse,
+            | (Step::Mount(MountCall::Fsopen), Errno::ENODEV, _) => Self::NoFuse,
             (Step::Device, Errno::EPERM, _) => Self::DeviceDenied,
             (Step::Device, Errno::EACCES, Rights::Effective) => Self::DeviceMode,
             (Step::Device, Errno::EACCES, Rights::BoundingOnly)
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn every_row_of_the_table() {
-        use Call::{Fsconfig, Fsmount, Fsopen, MountSetattr, MoveMount};
+        use MountCall::{Fsconfig, Fsmount, Fsopen, MountSetattr, MoveMount};
         use Rights::{BoundingOnly, Effective, None};
         let mount = Step::Mount;
         let rows = [

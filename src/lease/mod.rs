@@ -1,12 +1,17 @@
-//! Leases: a lease table and a pure schedule. Invariant: it decides *when*, never *how*; it sees
-//! grants and failures, never a value.
+//! Leases: a lease table and a pure schedule. Invariant: the schedule decides *when*, never *how*,
+//! and sees grants and failures, never a value.
 
-mod machine;
+mod attempts;
+mod protocol;
+mod queries;
 mod refusals;
-mod schedule;
+mod renewal;
+mod scheduler;
+mod session;
 pub mod source;
 #[cfg(test)]
 mod tests;
 
-pub use machine::{Input, Machine, Output, Request, Subject, TokenId, View};
-pub use schedule::{Dates, Grant, Pace};
+pub use protocol::{Effect, Input, Request, Subject, SubjectStatus, TokenId};
+pub use renewal::{Dates, Grant, Timing};
+pub use scheduler::Machine;

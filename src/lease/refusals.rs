@@ -9,39 +9,37 @@ use crate::clock::{Jitter, Moment};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Wait before the second try of credentials that were rejected: a standby answers 400 to a new
+/// The wait before the second try of rejected credentials: a standby answers 400 to a new
 /// `secret_id` until the entry was replicated to it (0.2 to 1.7 s, measured).
 const REPLICATION: Duration = Duration::from_secs(2);
-/// For how long `OpenBao` locks a role, and after what time without a rejected login it forgets
-/// those before (`user_lockout_duration`, `user_lockout_counter_reset`; both have this default).
+/// The time for which `OpenBao` locks a role, and after which rejected logins are forgotten
+/// (`user_lockout_duration`, `user_lockout_counter_reset`; both have this default).
 const LOCKOUT: Duration = Duration::from_mins(15);
-/// How many logins the server may have rejected within [`LOCKOUT`]; those whose answers were never
-/// heard count, too.
+/// The number of logins that the server may reject within [`LOCKOUT`], orphaned logins included.
 const BUDGET: u32 = 3;
-/// How often credentials may be rejected before only others are tried.
+/// The number of rejections after which only other credentials are tried.
 const TRIES: u32 = 2;
 
 /// The refused logins since the last login that worked, or since the credentials changed.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Refusals {
     gate: Gate,
-    /// Whether the last login that was answered worked: one with the same credentials whose answer
-    /// was not heard did, too.
+    /// The last answered login worked: an orphaned login with the same credentials is assumed to
+    /// have worked, too.
     proven: bool,
-    /// How often these credentials were rejected (`Cause::Rejected`).
+    /// Rejections of the current credentials (`Cause::Rejected`).
     rejected: u32,
-    /// How many logins were sent by processes that died before the answer came.
-    unheard: u32,
-    /// Whether another address was already asked at once because one answered that the role is
-    /// locked out.
+    /// Logins whose responses were lost in a crash.
+    orphaned: u32,
+    /// After a lockout at one address, another address was already asked at once.
     moved: bool,
-    /// When the last login was refused, or not heard of.
+    /// The time of the last login that was refused or orphaned.
     last: Option<Moment>,
-    /// Why. Kept while the token's renewals work: the next login will be refused, too.
+    /// The last refusal. Kept while the token's renewals work: the next login will be refused, too.
     why: Option<Failure>,
 }
 
-/// What a login waits for.
+/// The condition that a login waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 enum Gate {
     /// Nothing.
@@ -54,7 +52,7 @@ enum Gate {
 }
 
 impl Refusals {
-    /// Takes a refused login; the result is the wait before the next one, `None` if only other
+    /// Takes a refused login and returns the wait before the next login; `None`: only other
     /// credentials are tried.
     pub(super) fn refused(
         &mut self,
@@ -69,7 +67,7 @@ impl Refusals {
             }
             Cause::LockedOut { .. } => Some(self.lockout(jitter)),
             Cause::Rejected => self.rejected(jitter),
-            // `Login`: no credentials could be shown, nothing was sent. Of the others none comes
+            // `Login`: no credentials could be read, nothing was sent. The other causes do not come
             // here.
             Cause::Login
             | Cause::Denied
@@ -91,29 +89,29 @@ impl Refusals {
         };
     }
 
-    /// A login was in flight when this process' predecessor died: whether the server rejected it is
-    /// unknown.
-    pub(super) fn unheard(&mut self, now: Moment, jitter: &mut Jitter) {
+    /// A login was in flight when the predecessor of this process died: whether the server rejected
+    /// the login is unknown.
+    pub(super) fn orphaned(&mut self, now: Moment, jitter: &mut Jitter) {
         if self.proven {
             return;
         }
-        (self.unheard, self.last) = (self.unheard + 1, Some(now));
-        if self.rejected + self.unheard >= BUDGET {
+        (self.orphaned, self.last) = (self.orphaned + 1, Some(now));
+        if self.rejected + self.orphaned >= BUDGET {
             let wait = self.lockout(jitter);
             self.close(Some(wait), now);
         }
     }
 
-    /// A person asks for a login. The server forgets a rejected login after [`LOCKOUT`], so one
-    /// more is harmless then.
-    pub(super) fn hasten(&mut self, now: Moment) {
+    /// A person asks for a login. The server forgets a rejected login after [`LOCKOUT`], so another
+    /// login is harmless then.
+    pub(super) fn refresh_now(&mut self, now: Moment) {
         if self.last.is_some_and(|last| now.since(last) >= LOCKOUT) {
             self.gate = Gate::Open;
             self.rejected = self.rejected.min(TRIES - 1);
         }
     }
 
-    /// When a login that is due at `at` may be sent; `None`: once the credentials are others.
+    /// The time at which a login due at `at` may be sent; `None`: only with other credentials.
     pub(super) fn admit(&self, at: Moment) -> Option<Moment> {
         match self.gate {
             Gate::Open => Some(at),
@@ -122,12 +120,12 @@ impl Refusals {
         }
     }
 
-    /// Whether no login was refused, or all that follows from it is over.
+    /// Whether no refusal holds back the next login.
     pub(super) fn is_open(&self) -> bool {
         self.gate == Gate::Open
     }
 
-    /// Why the last login was refused, if none worked since.
+    /// The refusal of the last login, if no login worked since.
     pub(super) fn why(&self) -> Option<&Failure> {
         self.why.as_ref()
     }
@@ -137,7 +135,7 @@ impl Refusals {
         if self.rejected >= TRIES {
             return None;
         }
-        let spent = self.rejected + self.unheard >= BUDGET;
+        let spent = self.rejected + self.orphaned >= BUDGET;
         Some(if spent || self.moved {
             self.lockout(jitter)
         } else {
@@ -148,7 +146,7 @@ impl Refusals {
     /// Replicas that were locked out together do not come back together. What is counted for the
     /// budget is forgotten by then.
     fn lockout(&mut self, jitter: &mut Jitter) -> Duration {
-        (self.moved, self.unheard) = (false, 0);
+        (self.moved, self.orphaned) = (false, 0);
         jitter.between(LOCKOUT, LOCKOUT.mul_f64(1.2))
     }
 
@@ -248,7 +246,7 @@ mod tests {
                         Refused(cause) => {
                             let _ = refusals.refused(&failure(*cause), now, &mut jitter);
                         }
-                        Unheard => refusals.unheard(now, &mut jitter),
+                        Unheard => refusals.orphaned(now, &mut jitter),
                         Worked => refusals.worked(),
                     }
                 }
@@ -272,7 +270,7 @@ mod tests {
             for (act, pause) in acts {
                 now = now.plus(S(pause));
                 if act == 5 {
-                    refusals.hasten(now);
+                    refusals.refresh_now(now);
                 }
                 // A login is wanted all the time; one that has to wait long is waited for.
                 let Some(at) = refusals.admit(now) else { continue };
@@ -281,7 +279,7 @@ mod tests {
                     0 | 1 => drop(refusals.refused(&failure(Cause::Rejected), now, &mut jitter)),
                     2 => drop(refusals.refused(&failure(Cause::LockedOut { elsewhere: true }), now, &mut jitter)),
                     3 => drop(refusals.refused(&failure(LOCKED), now, &mut jitter)),
-                    _ => refusals.unheard(now, &mut jitter),
+                    _ => refusals.orphaned(now, &mut jitter),
                 }
                 if !(2..=3).contains(&act) {
                     counted.push(now);
@@ -301,14 +299,14 @@ mod tests {
         for _ in 0..2 {
             refusals.refused(&failure(Cause::Rejected), start, &mut jitter);
         }
-        refusals.hasten(start.plus(S(899)));
+        refusals.refresh_now(start.plus(S(899)));
         assert_eq!(
             refusals.admit(start),
             None,
             "a HUP each minute would lock the role"
         );
         let later = start.plus(LOCKOUT);
-        refusals.hasten(later);
+        refusals.refresh_now(later);
         assert_eq!(refusals.admit(later), Some(later));
         assert_eq!(
             refusals.refused(&failure(Cause::Rejected), later, &mut jitter),

@@ -1,5 +1,5 @@
-//! What the schedule needs from a server. Invariant: nothing here knows a wire format; `bao`
-//! implements it, tests script it.
+//! The interface between the schedule and a server, implemented by `bao` and scripted by tests.
+//! Invariant: no wire format is known here.
 
 use crate::config::plan::Query;
 use crate::exit::Exit;
@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use std::fmt;
 use std::time::Duration;
 
-/// What one read gave. Its heap is wiped by the allocator when it is dropped; written down for a
-/// successor alone.
+/// The result of one read. The allocator wipes the heap of a dropped reply. Serialised for the
+/// checkpoint alone.
 #[derive(Serialize, Deserialize)]
 pub struct Reply {
     /// The secret: of KV v2 the inner `data`, else the whole `data`. Numbers keep their digits
@@ -19,12 +19,12 @@ pub struct Reply {
     pub fields: Map<String, Value>,
     /// Which engine answered.
     pub engine: Engine,
-    /// The lease, where there is one.
+    /// The lease, if the engine grants leases.
     pub lease: Option<Lease>,
 }
 
 impl Reply {
-    /// About what it takes in memory, in bytes: rather more than less.
+    /// The approximate size in memory, in bytes, rounded up.
     #[must_use]
     pub fn weight(&self) -> usize {
         let metadata = match &self.engine {
@@ -35,7 +35,7 @@ impl Reply {
     }
 }
 
-/// A value has 32 bytes of its own, in whatever it is. The depth is bounded where it was parsed.
+/// Each value takes 32 bytes in its container. The parser bounded the depth.
 fn weight(value: &Value) -> usize {
     match value {
         Value::Null | Value::Bool(_) => 32,
@@ -46,8 +46,8 @@ fn weight(value: &Value) -> usize {
     }
 }
 
-/// A node of the map has room for eleven entries of 56 bytes and is half full at least, unless it
-/// is the only one.
+/// A node of the map has room for eleven entries of 56 bytes and is at least half full, unless the
+/// map has a single node.
 fn weight_of_map(fields: &Map<String, Value>) -> usize {
     700 + fields
         .iter()
@@ -82,32 +82,32 @@ pub enum Engine {
 /// A lease as the server granted it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
-    /// Its name.
+    /// The lease id.
     pub id: LeaseId,
-    /// How long it lives from the grant on.
+    /// The life, counted from the grant.
     pub ttl: Duration,
     /// Whether the server offers to renew it.
     pub renewable: bool,
 }
 
-/// What the server granted with a token.
+/// The life that the server granted to a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenGrant {
-    /// How long it lives from the grant on; `None`: it does not end (a root token, a service token
-    /// without ttl).
+    /// The life, counted from the grant; `None` for a token without an end (a root token, a
+    /// service token without ttl).
     pub ttl: Option<Duration>,
-    /// Whether it can be renewed.
+    /// Whether the token can be renewed.
     pub renewable: bool,
 }
 
-/// Why a request failed. The message names the request and the cause in lower case, never a value.
+/// A failed request. The message names the request and the cause in lower case, never a value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The class, on which the schedule decides.
+    /// The class of the failure, for the schedule.
     pub cause: Cause,
-    /// For people: what was asked and what came back.
+    /// For people: the request and the response.
     pub message: String,
-    /// The server's own word on when to ask again.
+    /// The server's `Retry-After`.
     pub retry_after: Option<Duration>,
 }
 
@@ -120,9 +120,9 @@ impl fmt::Display for Failure {
 /// Classes of failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Cause {
-    /// No connection, no answer in time, an answer cut short, TLS refused, a redirect.
+    /// No connection, no response in time, an incomplete response, TLS refused, a redirect.
     Unreachable,
-    /// It answered, but cannot serve now: sealed, standby, 5xx.
+    /// The server cannot serve now: sealed, standby, 5xx.
     Unavailable,
     /// 429.
     RateLimited,
@@ -130,23 +130,23 @@ pub enum Cause {
     Denied,
     /// 404, a deleted version, or another 4xx about the path.
     NotFound,
-    /// The login's files cannot be used: nothing was sent.
+    /// The credential files cannot be used: nothing was sent.
     Login,
     /// The login was refused for its credentials (400 or another 4xx at the login's own path).
     Rejected,
     /// The login was refused whatever its credentials are (401 or 403 at the login's own path): the
     /// role is locked out.
     LockedOut {
-        /// Whether the server has another address, which did not refuse a login since the last one
-        /// that worked.
+        /// Whether the server has another address, which refused no login since the last successful
+        /// login.
         elsewhere: bool,
     },
-    /// The answer is not what this endpoint gives.
+    /// The response does not have the form of this endpoint.
     Malformed,
 }
 
 impl Cause {
-    /// The exit code when this is why a first secret is missing.
+    /// The exit code if a first secret is missing for this cause.
     #[must_use]
     pub fn exit(self) -> Exit {
         match self {
@@ -159,27 +159,27 @@ impl Cause {
     }
 }
 
-/// A server. Every call is one bounded exchange: it ends within the client's timeouts and is never
-/// repeated inside.
+/// A server. Every call is one bounded exchange, which ends within the client's timeouts and is
+/// never repeated inside.
 #[expect(
     async_fn_in_trait,
     reason = "the only executor is fetch's single thread: no Send is asked for"
 )]
 pub trait Source {
-    /// A login's token; dropping it does not revoke it.
+    /// The token of a login. Dropping the value does not revoke the token.
     type Token;
-    /// What is kept for a successor.
+    /// The exported credentials.
     type Kept: Serialize + DeserializeOwned;
 
-    /// Logs in with what the credential files hold now.
+    /// Logs in with the credentials that the files hold now.
     ///
     /// # Errors
     /// `Cause::Login` when no credentials can be read, `Rejected` or `LockedOut` when refused, else
     /// as any request.
     async fn login(&self) -> Result<(Self::Token, TokenGrant), Failure>;
 
-    /// Whether the credential files hold something else than the last login showed. What is being
-    /// written counts only when two calls in a row see the same.
+    /// Whether the credential files hold other credentials than the last login used. New
+    /// credentials count when two consecutive calls see the same.
     fn credentials_changed(&self) -> bool;
 
     /// The token's bytes, for a sink, and for a successor.
@@ -188,15 +188,15 @@ pub trait Source {
     /// The token that has these bytes.
     fn token(&self, bytes: &[u8]) -> Option<Self::Token>;
 
-    /// What a successor of this process must know beside the tokens, so that it need not ask again:
-    /// credentials, mounts.
-    fn keep(&self) -> Self::Kept;
+    /// The part of the checkpoint besides the tokens: credentials and mounts, so that a successor
+    /// need not ask for them.
+    fn export_credentials(&self) -> Self::Kept;
 
-    /// Takes what a predecessor kept.
-    fn restore(&self, kept: Self::Kept);
+    /// Takes the credentials from the checkpoint of a predecessor.
+    fn import_credentials(&self, kept: Self::Kept);
 
-    /// What `keep` gave is safe: what was only needed for want of it may be removed.
-    fn settle(&self);
+    /// The exported credentials are checkpointed: their file may be deleted now.
+    fn commit_credentials(&self);
 
     /// Reads `query` under `token`.
     ///
@@ -204,7 +204,7 @@ pub trait Source {
     /// As classified by `Cause`.
     async fn read(&self, token: &Self::Token, query: &Query) -> Result<Reply, Failure>;
 
-    /// Renews a lease (`sys/leases/renew`); `increment` is the wish.
+    /// Renews a lease (`sys/leases/renew`) for `increment`, as far as the server grants that.
     ///
     /// # Errors
     /// As classified by `Cause`; a lease that is gone is `NotFound`.
@@ -221,14 +221,13 @@ pub trait Source {
     /// As classified by `Cause`.
     async fn renew_token(&self, token: &Self::Token) -> Result<TokenGrant, Failure>;
 
-    /// Whether the token still lives (`auth/token/lookup-self`): the one lookup that a 403 leads
-    /// to.
+    /// Looks up the token after a 403 (`auth/token/lookup-self`).
     ///
     /// # Errors
-    /// `Denied` when it is dead or may not look itself up.
+    /// `Denied` when the token is dead or may not look itself up.
     async fn look_up_token(&self, token: &Self::Token) -> Result<TokenGrant, Failure>;
 
-    /// Revokes the token and with it its leases (`auth/token/revoke-self`).
+    /// Revokes the token together with the leases of the token (`auth/token/revoke-self`).
     ///
     /// # Errors
     /// As classified by `Cause`.

@@ -1,6 +1,6 @@
 //! The machine against a scripted server, for hours of simulated time.
 
-use super::schedule::poll;
+use super::renewal::poll;
 use super::source::{Cause, Failure, Lease, TokenGrant};
 use super::*;
 use crate::clock::{Backoff, Jitter, Moment};
@@ -60,7 +60,7 @@ struct World {
     log: Vec<(Moment, Request)>,
     /// Those of them that a fault hit.
     failed: Vec<(Moment, Request)>,
-    said: Vec<Output>,
+    said: Vec<Effect>,
     /// The lease that each query serves.
     served: BTreeMap<QueryId, u32>,
     /// How long a served lease was dead, over all queries.
@@ -83,7 +83,7 @@ impl World {
             .collect();
         let now = at(1_000);
         Self {
-            machine: Machine::new(&queries, Pace::new(S(60)), Jitter::seeded(7), now),
+            machine: Machine::new(&queries, Timing::new(S(60)), Jitter::seeded(7), now),
             now,
             token,
             lease,
@@ -156,7 +156,7 @@ impl World {
         let written = serde_json::to_vec(&self.machine).expect("it can be written");
         self.machine = serde_json::from_slice::<Machine>(&written)
             .expect("and read")
-            .revived(Pace::new(S(60)), self.now);
+            .resume(Timing::new(S(60)), self.now);
         self.deaths += 1;
     }
 
@@ -178,7 +178,7 @@ impl World {
         }
         let before = self.said.len();
         for output in self.machine.step(input, self.now) {
-            if let Output::Ask(request) = output {
+            if let Effect::Ask(request) = output {
                 self.answer(&request);
                 self.log.push((self.now, request));
             } else {
@@ -470,7 +470,7 @@ fn a_calm_day_costs_little_and_serves_no_dead_lease() {
         !world
             .said
             .iter()
-            .any(|said| matches!(said, Output::Failed(..) | Output::Ended(_))),
+            .any(|said| matches!(said, Effect::Failed(..) | Effect::Ended(_))),
         "{:?}",
         world.said
     );
@@ -521,7 +521,7 @@ fn reads_that_hang_delay_a_renewal_by_one_of_them_and_starve_nobody() {
             refresh: None,
         })
         .collect();
-    let mut machine = Machine::new(&queries, Pace::new(S(60)), Jitter::seeded(3), at(0));
+    let mut machine = Machine::new(&queries, Timing::new(S(60)), Jitter::seeded(3), at(0));
     let (mut answers, mut now) = (BTreeMap::<(Moment, u32), Input>::new(), at(0));
     let (mut out, mut serial, mut good, mut renewals) = (0, 0, 0, 0);
     machine.step(Input::Tick, now);
@@ -534,7 +534,7 @@ fn reads_that_hang_delay_a_renewal_by_one_of_them_and_starve_nobody() {
     );
     while now < at(1_800) {
         for output in outputs.drain(..) {
-            let Output::Ask(request) = output else {
+            let Effect::Ask(request) = output else {
                 continue;
             };
             serial += 1;
@@ -583,7 +583,7 @@ fn reads_that_hang_delay_a_renewal_by_one_of_them_and_starve_nobody() {
         assert!(
             !outputs
                 .iter()
-                .any(|output| matches!(output, Output::Ended(_))),
+                .any(|output| matches!(output, Effect::Ended(_))),
             "the lease ended at {now:?}"
         );
     }
@@ -622,7 +622,7 @@ fn what_an_unheard_answer_may_have_minted_is_not_left_behind() {
         deaths += world.deaths;
         unheard += world.lost.1;
         assert_eq!(world.bad, Duration::ZERO, "seed {seed}");
-        assert_eq!(world.machine.lost_logins(), world.lost.0, "seed {seed}");
+        assert_eq!(world.machine.orphaned_logins(), world.lost.0, "seed {seed}");
         // Each death adds at most a login and a mint for each query.
         let calm = 3_000 / 102 + 2;
         let mints = (0..3).map(|n| world.reads_of(n)).sum::<usize>();
@@ -721,7 +721,7 @@ fn a_failed_renewal_mints_nothing_while_the_lease_lives() {
     let said = world
         .said
         .iter()
-        .filter(|said| matches!(said, Output::Failed(..)))
+        .filter(|said| matches!(said, Effect::Failed(..)))
         .count();
     assert_eq!(said, 1, "one cause is said once");
 }
@@ -799,7 +799,7 @@ fn rejected_credentials_are_tried_twice_whatever_happens_and_others_at_once() {
     assert!(
         matches!(
             world.said[..],
-            [Output::Failed(_, _, S2), Output::Refused(_)]
+            [Effect::Failed(_, _, S2), Effect::Refused(_)]
         ),
         "{:?}",
         world.said
@@ -919,7 +919,7 @@ fn the_servers_word_on_when_to_ask_again_is_kept() {
         version: None,
         refresh: None,
     };
-    let mut machine = Machine::new(&[query], Pace::new(S(60)), Jitter::seeded(1), at(0));
+    let mut machine = Machine::new(&[query], Timing::new(S(60)), Jitter::seeded(1), at(0));
     machine.step(Input::Tick, at(0));
     let limited = Failure {
         retry_after: Some(S(90)),
@@ -969,7 +969,7 @@ fn a_denied_path_touches_nothing_else() {
     let said: Vec<_> = world
         .said
         .iter()
-        .filter(|said| matches!(said, Output::Failed(..)))
+        .filter(|said| matches!(said, Effect::Failed(..)))
         .collect();
     assert_eq!(said.len(), 1, "{said:?}");
 }
@@ -998,7 +998,7 @@ fn a_lease_that_is_gone_is_read_again_once() {
     world.leases.get_mut(&0).expect("the first lease").end = world.now;
     world.run(50);
     assert_eq!((world.reads_of(0), world.logins()), (2, 1));
-    assert_eq!(world.said, [Output::Ended(QueryId(0))]);
+    assert_eq!(world.said, [Effect::Ended(QueryId(0))]);
 }
 
 #[test]
@@ -1039,7 +1039,7 @@ fn a_token_is_not_revoked_while_a_lease_of_it_is_served() {
     assert_eq!(world.count(|r| matches!(r, Request::Revoke(_))), 0);
     world.run(700);
     assert!(
-        world.said.contains(&Output::Ended(QueryId(0))),
+        world.said.contains(&Effect::Ended(QueryId(0))),
         "its end is said: {:?}",
         world.said
     );
@@ -1061,7 +1061,7 @@ fn what_cannot_be_rendered_is_read_again_slowly() {
         version: None,
         refresh: None,
     };
-    let mut machine = Machine::new(&[query], Pace::new(S(60)), Jitter::seeded(1), at(0));
+    let mut machine = Machine::new(&[query], Timing::new(S(60)), Jitter::seeded(1), at(0));
     machine.step(Input::Tick, at(0));
     machine.step(
         Input::LoggedIn(Ok(TokenGrant {
@@ -1338,7 +1338,7 @@ proptest! {
 
 #[test]
 fn a_backoff_of_the_pace_is_bounded() {
-    let pace = Pace::new(S(60));
-    assert_eq!(pace.retry, Backoff::new(MS(250), S(60)));
-    assert_eq!((pace.grace, pace.refresh), (S(300), S(300)));
+    let timing = Timing::new(S(60));
+    assert_eq!(timing.retry, Backoff::new(MS(250), S(60)));
+    assert_eq!((timing.grace, timing.refresh), (S(300), S(300)));
 }

@@ -1,4 +1,4 @@
-//! Capabilities of the calling thread (`capabilities(7)`): which it has, and giving them up.
+//! Capabilities of the calling thread (`capabilities(7)`): queries, and giving capabilities up.
 
 use nix::errno::Errno;
 use std::io;
@@ -27,7 +27,7 @@ pub enum Capability {
 }
 
 impl Capability {
-    /// Its name as Docker's `--cap-add` takes it.
+    /// The name for Docker's `--cap-add`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -79,8 +79,8 @@ pub fn has(capability: Capability) -> io::Result<bool> {
     Ok(effective & capability.bit() != 0)
 }
 
-/// Whether `capability` is in the calling thread's bounding set: a container runtime puts there
-/// what the container was given.
+/// Whether `capability` is in the calling thread's bounding set, which a container runtime limits
+/// to the capabilities of the container.
 #[must_use]
 pub fn is_bounding(capability: Capability) -> bool {
     // SAFETY: all arguments are numbers; a number that the kernel does not know is EINVAL.
@@ -88,10 +88,10 @@ pub fn is_bounding(capability: Capability) -> bool {
 }
 
 /// Gives up every capability but `keep`, for ever (with `no_new_privs`, which the caller sets). The
-/// bounding set stays: it means nothing to a process that can gain no right from a program.
+/// bounding set stays: a process that gains no right from a program does not need the set.
 ///
 /// # Errors
-/// When the kernel refuses to lower a set, which it has no reason to.
+/// When the kernel refuses to lower a set; no reason for a refusal is known.
 pub fn keep_only(keep: &[Capability]) -> io::Result<()> {
     let kept = bits(keep);
     // SAFETY: all arguments are numbers.

@@ -1,4 +1,4 @@
-//! What nix lacks about files, and files that others may replace by something else.
+//! Calls about files that nix lacks, and reads of files that others may replace.
 
 use nix::errno::Errno;
 use std::ffi::CString;
@@ -15,14 +15,14 @@ use zeroize::Zeroizing;
 /// Of `stx_attributes`.
 const STATX_ATTR_MOUNT_ROOT: u64 = 0x2000;
 
-/// Why a file was not read.
+/// The reasons for which a file is not read.
 #[derive(Debug)]
 pub enum ReadError {
-    /// The system's own error.
+    /// The error of the system.
     Io(io::Error),
-    /// It is something else than a regular file: a directory, a FIFO, a device, a socket.
+    /// Not a regular file: a directory, a FIFO, a device, a socket.
     NotRegular(&'static str),
-    /// It holds more than this many bytes.
+    /// The file exceeds this limit, in bytes.
     TooLarge(usize),
 }
 
@@ -47,7 +47,7 @@ impl From<io::Error> for ReadError {
 /// refused, as is a device without an end.
 ///
 /// # Errors
-/// As `ReadError` has them.
+/// See `ReadError`.
 pub fn read_regular(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, ReadError> {
     let file = File::options()
         .read(true)

@@ -1,6 +1,6 @@
-//! Landlock (`landlock(7)`): a process gives up reaching files, TCP ports, signals and abstract
-//! sockets outside of what it names, for ever. Invariant: a ruleset denies all that this kernel can
-//! deny; only `allow` and `allow_connect` open something.
+//! Landlock (`landlock(7)`): a process gives up files, TCP ports, signals and abstract sockets
+//! except for a list, for ever. Invariant: a ruleset denies everything that this kernel can deny;
+//! only `allow` and `allow_connect` permit something.
 //!
 //! What a kernel can deny depends on its ABI: 1 (Linux 5.13) files; 2 (5.19) links and renames
 //! across directories; 3 (6.2) truncation; 4 (6.7) TCP ports; 5 (6.10) commands to devices; 6
@@ -24,13 +24,13 @@ impl Access {
     pub const READ: Self = Self(1 << 2);
     /// List a directory.
     pub const LIST: Self = Self(1 << 3);
-    /// Remove a directory, or rename one.
+    /// Remove or rename a directory.
     pub const REMOVE_DIR: Self = Self(1 << 4);
-    /// Remove what is no directory, or rename it.
+    /// Remove or rename a file that is not a directory.
     pub const REMOVE: Self = Self(1 << 5);
     /// Make a directory.
     pub const MAKE_DIR: Self = Self(1 << 7);
-    /// Make a regular file, or give one this name.
+    /// Make a regular file, or rename a regular file to this name.
     pub const MAKE: Self = Self(1 << 8);
     /// Make a symbolic link.
     pub const MAKE_LINK: Self = Self(1 << 12);
@@ -105,12 +105,12 @@ pub fn abi() -> io::Result<u32> {
     u32::try_from(Errno::result(abi)?).map_err(io::Error::other)
 }
 
-/// What a process keeps; nothing, to begin with.
+/// The rights that a process keeps; none at first.
 #[derive(Debug)]
 pub struct Ruleset {
     /// The kernel's ruleset.
     rules: OwnedFd,
-    /// The ABI that it is made for.
+    /// The ABI of the ruleset.
     abi: u32,
 }
 
@@ -202,8 +202,8 @@ impl Ruleset {
         Ok(())
     }
 
-    /// Gives up the rest, for the calling thread and all that it starts. Sets `no_new_privs`, which
-    /// is needed for it.
+    /// Gives up all other rights, for the calling thread and for everything that the thread starts.
+    /// Sets `no_new_privs`, which Landlock requires.
     ///
     /// # Errors
     /// `E2BIG` below 16 such rulesets already.

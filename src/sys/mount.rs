@@ -32,7 +32,7 @@ struct MountAttr {
 
 /// The calls of this module, so that their refusals can be told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Call {
+pub enum MountCall {
     /// `fsopen(2)`.
     Fsopen,
     /// `fsconfig(2)`.
@@ -49,8 +49,8 @@ pub enum Call {
     Umount,
 }
 
-impl Call {
-    /// Its name in the manual.
+impl MountCall {
+    /// The name of the call in the manual.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -65,8 +65,8 @@ impl Call {
     }
 }
 
-/// Turns the -1 of a syscall into an error that names the call and what it was about.
-fn check(result: libc::c_long, call: Call, about: &str) -> io::Result<i32> {
+/// Turns the -1 of a syscall into an error that names the call and the object of the call.
+fn check(result: libc::c_long, call: MountCall, about: &str) -> io::Result<i32> {
     if result < 0 {
         let error = io::Error::last_os_error();
         return Err(MountError {
@@ -79,10 +79,10 @@ fn check(result: libc::c_long, call: Call, about: &str) -> io::Result<i32> {
     i32::try_from(result).map_err(io::Error::other)
 }
 
-/// A failed call of this module; inside the `io::Error`, which keeps its kind.
+/// A failed call of this module, inside the `io::Error`, which keeps the kind.
 #[derive(Debug)]
 struct MountError {
-    call: Call,
+    call: MountCall,
     about: String,
     error: io::Error,
 }
@@ -101,9 +101,9 @@ impl From<MountError> for io::Error {
     }
 }
 
-/// The call of this module that failed and its errno, if the error is of one.
+/// The failed call of this module with the errno, if the error comes from this module.
 #[must_use]
-pub fn failed(error: &io::Error) -> Option<(Call, i32)> {
+pub fn failed(error: &io::Error) -> Option<(MountCall, i32)> {
     let inner = error.get_ref()?.downcast_ref::<MountError>()?;
     Some((inner.call, inner.error.raw_os_error()?))
 }
@@ -159,7 +159,7 @@ impl FsContext {
         let fd = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) };
         Ok(Self(owned(check(
             fd,
-            Call::Fsopen,
+            MountCall::Fsopen,
             &kind.to_string_lossy(),
         )?)))
     }
@@ -188,14 +188,14 @@ impl FsContext {
                 0,
             )
         };
-        check(result, Call::Fsconfig, &key.to_string_lossy()).map(|_| ())
+        check(result, MountCall::Fsconfig, &key.to_string_lossy()).map(|_| ())
     }
 
     /// Makes the superblock and a detached mount of it: nosuid, nodev, noexec, read-only if
     /// `read_only`.
     ///
     /// # Errors
-    /// What the filesystem says of its options.
+    /// When the filesystem refuses the options.
     pub fn mount(self, read_only: bool) -> io::Result<OwnedFd> {
         let null = std::ptr::null::<libc::c_char>();
         // SAFETY: the command takes neither key nor value; both are null.
@@ -209,7 +209,7 @@ impl FsContext {
                 0,
             )
         };
-        check(made, Call::Fsconfig, "create")?;
+        check(made, MountCall::Fsconfig, "create")?;
         let attributes = MOUNT_ATTR_HARMLESS | if read_only { MOUNT_ATTR_RDONLY } else { 0 };
         // SAFETY: all arguments are numbers.
         let fd = unsafe {
@@ -220,7 +220,7 @@ impl FsContext {
                 attributes,
             )
         };
-        Ok(owned(check(fd, Call::Fsmount, "new superblock")?))
+        Ok(owned(check(fd, MountCall::Fsmount, "new superblock")?))
     }
 }
 
@@ -233,7 +233,7 @@ pub fn clone(of: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         OPEN_TREE_CLONE | libc::O_CLOEXEC.cast_unsigned() | libc::AT_EMPTY_PATH.cast_unsigned();
     // SAFETY: the path is an empty static C string.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, of.as_raw_fd(), c"".as_ptr(), flags) };
-    Ok(owned(check(fd, Call::OpenTree, "clone")?))
+    Ok(owned(check(fd, MountCall::OpenTree, "clone")?))
 }
 
 /// `mount_setattr(2)`: makes the mount read-only, or writable.
@@ -264,7 +264,7 @@ pub fn set_read_only(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
     };
     check(
         result,
-        Call::MountSetattr,
+        MountCall::MountSetattr,
         if read_only { "read-only" } else { "read-write" },
     )
     .map(|_| ())
@@ -288,7 +288,7 @@ pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
             MOVE_MOUNT_F_EMPTY_PATH,
         )
     };
-    check(result, Call::MoveMount, &path.display().to_string()).map(|_| ())
+    check(result, MountCall::MoveMount, &path.display().to_string()).map(|_| ())
 }
 
 /// Attaches the detached read-only mount `public` at `path`, and gives its private read-write twin,
@@ -322,27 +322,27 @@ pub fn unmount(path: &Path) -> io::Result<()> {
         unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) };
     check(
         libc::c_long::from(result),
-        Call::Umount,
+        MountCall::Umount,
         &path.display().to_string(),
     )
     .map(|_| ())
 }
 
-/// What becomes of requests that nobody has answered when a filesystem is unmounted.
+/// The fate of pending requests when a filesystem is unmounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requests {
-    /// They are answered yet.
+    /// Pending requests are still answered.
     Kept,
-    /// They end with an error (`MNT_FORCE`; FUSE aborts its connection).
+    /// Pending requests end with an error (`MNT_FORCE`; FUSE aborts the connection).
     Aborted,
 }
 
-/// The same as `unmount` for the mount that `root` is the root of, and no other. Where the kernel
-/// refuses to abort (`EPERM` for whoever is administrator of a user namespace only), the mount is
-/// taken away without that.
+/// As `unmount`, for exactly the mount with the root directory `root`. Where the kernel refuses to
+/// abort (`EPERM` for an administrator of a user namespace only), the mount is removed without an
+/// abort.
 ///
 /// # Errors
-/// `EINVAL` when it is not mounted any more.
+/// `EINVAL` when the mount is already gone.
 pub fn unmount_root(root: BorrowedFd<'_>, requests: Requests) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}", root.as_raw_fd());
     if requests == Requests::Aborted {

@@ -6,48 +6,48 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-/// The source that every mount of baofs shows there, by which a health check finds it.
+/// The source of every mount of baofs, by which a health check finds the mount.
 pub const SOURCE: &str = "baofs";
 
-/// What is used of a line of `/proc/self/mountinfo`.
+/// The fields of a line of `/proc/self/mountinfo` that are used.
 #[derive(Clone, Copy, Debug)]
 pub struct Mount<'a> {
-    /// Its number.
+    /// The number of the mount.
     pub id: &'a str,
-    /// The number of the mount that it is attached to.
+    /// The number of the parent mount.
     pub parent: &'a str,
-    /// `major:minor`, as `stat` gives it for what is mounted.
+    /// `major:minor`, as `stat` gives for the files of the mount.
     pub device: &'a str,
     /// The directory of the filesystem that is mounted; escaped.
     pub root: &'a str,
-    /// Where it is mounted; escaped.
+    /// The mount point; escaped.
     pub point: &'a str,
     /// Whether what is mounted on it appears in other mount namespaces, too
     /// (`mount_namespaces(7)`, `MS_SHARED`).
     pub is_shared: bool,
-    /// The filesystem's type.
+    /// The type of the filesystem.
     pub kind: &'a str,
-    /// Where it comes from; a word that is up to who mounts.
+    /// The source, a word chosen by the process that mounts.
     pub source: &'a str,
-    /// The options of its superblock.
+    /// The options of the superblock.
     pub options: &'a str,
 }
 
 impl Mount<'_> {
-    /// Whether this is one of its options, word by word.
+    /// Whether the options contain this word.
     #[must_use]
     pub fn has_option(&self, option: &str) -> bool {
         self.options.split(',').any(|o| o == option)
     }
 
-    /// Whether an agent mounted it, by what it shows.
+    /// Whether an agent of baofs mounted the filesystem, judged by type and source.
     #[must_use]
     pub fn is_of_agent(&self) -> bool {
         self.source == SOURCE && matches!(self.kind, "fuse" | "tmpfs")
     }
 }
 
-/// The mounts, in the order of the text; a line that is none is left out.
+/// The mounts, in the order of the text; invalid lines are left out.
 pub fn mounts(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
     mountinfo.lines().filter_map(|line| {
         let (mount, superblock) = line.split_once(" - ")?;

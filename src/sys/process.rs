@@ -11,9 +11,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Forks a child that closes `close`, runs `body` and ends with its result; a panic aborts it.
+/// Forks a child that closes `close`, runs `body` and ends with the result; a panic aborts.
 ///
-/// The caller must have one thread only: another one's locks would stay taken in the child.
+/// The caller must have a single thread: locks of other threads would stay taken in the child.
 ///
 /// # Errors
 /// `EAGAIN` at the limit of processes, `ENOMEM`.
@@ -67,17 +67,17 @@ pub fn as_user<T>(uid: Uid, body: impl FnOnce() -> T) -> T {
     result
 }
 
-/// What a signal does to a process that has no handler for it.
+/// The disposition of a signal without a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// What the kernel does by default.
+    /// The kernel's default.
     Default,
-    /// Nothing.
+    /// The signal is ignored.
     Ignored,
 }
 
-/// Sets what `signal` does; gives what it did before (a handler, which no program inherits, counts
-/// as the default).
+/// Sets the disposition of `signal` and returns the one before (a handler, which no program
+/// inherits, counts as the default).
 ///
 /// # Errors
 /// `EINVAL` for KILL and STOP.
@@ -132,7 +132,7 @@ pub fn leave_streams() -> io::Result<()> {
     Ok(())
 }
 
-/// Closes what `inherited` found, in a forked process.
+/// Closes the descriptors that `inherited` found, in a forked process.
 pub fn close_inherited(inherited: &[libc::c_int]) {
     for fd in inherited {
         // SAFETY: this program did not open it, so nothing in it owns the number.

@@ -1,6 +1,6 @@
 //! Filters of system calls (`seccomp(2)`): rules to a BPF program, and its installation. Invariant:
-//! a program answers a call of every architecture that the kernel of this machine takes calls of,
-//! not of the native one alone.
+//! a program covers the calls of every architecture that this kernel accepts, not of the native
+//! architecture alone.
 //!
 //! On `x86_64` a program may make calls in three ways: natively, as `x32` (the native architecture
 //! with [`X32`] in the number) and as `i386` (`int 0x80`, numbers of its own). On `aarch64` there
@@ -30,7 +30,7 @@ const COMPAT: Option<u32> = Some(0x4000_0028);
 #[cfg(target_arch = "riscv64")]
 const COMPAT: Option<u32> = None;
 
-/// So many calls are asked for one after the other.
+/// The number of calls that are compared one after the other.
 const LEAF: usize = 8;
 
 /// Offsets in `struct seccomp_data` (`linux/seccomp.h`).
@@ -38,13 +38,13 @@ const NUMBER_AT: u32 = 0;
 const ARCH_AT: u32 = 4;
 const ARGUMENTS_AT: u32 = 16;
 
-/// One system call, by its numbers.
+/// One system call, identified by numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
     /// The native number, as in `libc::SYS_*`; `None` where this architecture has no such call.
     native: Option<u32>,
-    /// The number of the 32-bit call: `i386` on `x86_64`, `arm` on `aarch64`; `None` where there
-    /// is none.
+    /// The number of the 32-bit call: `i386` on `x86_64`, `arm` on `aarch64`; `None` without such
+    /// a call.
     compat: Option<u32>,
 }
 
@@ -133,14 +133,14 @@ const fn compat(i386: u32, arm: u32) -> u32 {
     }
 }
 
-/// What the filter says to a call.
+/// The filter's answer to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The kernel does it, unless an earlier filter refuses.
+    /// The kernel executes the call, unless an earlier filter refuses.
     Allow,
     /// The call fails with this error.
     Errno(Errno),
-    /// The process is killed with SIGSYS, as if by a signal that it cannot catch.
+    /// The process is killed; no handler of SIGSYS runs.
     KillProcess,
 }
 
@@ -155,22 +155,22 @@ impl Answer {
     }
 }
 
-/// What is asked of a call's arguments. Only the low 32 bits of an argument are looked at: enough
-/// for flags, families and commands, which the kernel takes as 32-bit numbers.
+/// A test of the arguments of a call. Only the low 32 bits of an argument are tested: enough for
+/// flags, families and commands, which the kernel takes as 32-bit numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Test {
-    /// Nothing.
+    /// No test.
     Always,
     /// Whether argument `argument` (0 to 5) has any bit of `mask`.
     AnyBit {
-        /// Which argument.
+        /// The index of the argument.
         argument: u8,
         /// The bits.
         mask: u32,
     },
     /// Whether argument `argument` (0 to 5) is `value`.
     Equal {
-        /// Which argument.
+        /// The index of the argument.
         argument: u8,
         /// The number.
         value: u32,
@@ -182,14 +182,14 @@ pub enum Test {
 pub struct Rule {
     /// The call.
     pub call: Call,
-    /// When the rule applies.
+    /// The condition of the rule.
     pub test: Test,
-    /// The answer then.
+    /// The answer if the condition holds.
     pub answer: Answer,
 }
 
 impl Rule {
-    /// `call` is answered so, whatever its arguments are.
+    /// A rule for `call` with any arguments.
     #[must_use]
     pub const fn always(call: Call, answer: Answer) -> Self {
         Self {
@@ -200,7 +200,7 @@ impl Rule {
     }
 }
 
-/// What is said to calls of other architectures than the native one.
+/// The answer to calls of other architectures than the native one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Others {
     /// The same as to native ones: the rules hold for `x32` and the 32-bit architecture, too. An
@@ -208,7 +208,7 @@ pub enum Others {
     /// above) must not be among the rules. An architecture that is not known here is answered
     /// `ENOSYS`.
     SameRules,
-    /// This, to every call.
+    /// The same answer to every call.
     Answer(Answer),
 }
 

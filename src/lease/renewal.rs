@@ -1,29 +1,29 @@
-//! When what was granted is renewed and when it is replaced: pure functions of the grant and the
-//! moment. Invariants: a replacement comes before the end, and no delay is zero.
+//! The rule of renewal and replacement: pure functions of the grant and the moment. Invariants: a
+//! replacement comes before the end, and no delay is zero.
 
 use crate::clock::{Backoff, Jitter, Moment};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The shortest delay of all: what a misconfigured life or refresh cannot go below.
+/// The shortest delay, also for a misconfigured life or refresh.
 const SHORTEST: Duration = Duration::from_millis(20);
 
-/// How fast things are asked for.
+/// The waits and intervals of the schedule.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Pace {
-    /// Wait after a failure that may end at any time: no connection, a sealed server.
+pub struct Timing {
+    /// The wait after a failure that may end at any time: no connection, a sealed server.
     pub retry: Backoff,
-    /// Wait after a refusal, which ends when a person mends it: a denied path, a refused login.
+    /// The wait after a refusal, which a person has to mend: a denied path, a refused login.
     pub slow: Backoff,
-    /// How long before its end a grant that cannot be renewed is replaced, and how long a replaced
-    /// token still lives.
+    /// The time between the replacement of a grant and the end of the grant, and the time for which
+    /// a replaced token stays alive.
     pub grace: Duration,
-    /// How often what has no lease is read again, unless the query says otherwise.
+    /// The interval of reads of a value without a lease, unless the query has another.
     pub refresh: Duration,
 }
 
-impl Pace {
-    /// The pace of a plan whose longest wait is `retry_max`.
+impl Timing {
+    /// The default timing with `retry_max` as the longest retry.
     #[must_use]
     pub fn new(retry_max: Duration) -> Self {
         let minutes = Duration::from_mins(5);
@@ -39,23 +39,23 @@ impl Pace {
 /// A life that the server gave to a lease or a token.
 #[derive(Clone, Copy, Debug)]
 pub struct Grant {
-    /// How long from the grant on.
+    /// The life, counted from the grant.
     pub ttl: Duration,
     /// Whether the server offers to renew it.
     pub renewable: bool,
-    /// What the first grant of the same lease gave: a renewal that gives clearly less has met a
-    /// maximum, and a further one would give nothing.
+    /// The life of the first grant of the same lease. A renewal that grants clearly less has met a
+    /// maximum: a further renewal would grant nothing.
     pub first: Duration,
 }
 
-/// What follows from a grant.
+/// The dates that follow from a grant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dates {
-    /// When to renew it, if that makes sense.
+    /// The time of the renewal, if a renewal makes sense.
     pub renew: Option<Moment>,
-    /// When to ask for a successor.
+    /// The time to ask for a successor.
     pub replace: Option<Moment>,
-    /// When it ends.
+    /// The end.
     pub end: Option<Moment>,
 }
 
@@ -68,8 +68,8 @@ impl Grant {
         let at_limit = self.ttl < self.first.mul_f64(0.9);
         if self.renewable && !at_limit {
             let renew = jitter.between(self.ttl.mul_f64(0.6), self.ttl.mul_f64(0.7));
-            // Should renewals fail they are tried again until here, and beside the replacement from
-            // here on.
+            // Failed renewals are repeated until this reserve, and within the reserve beside the
+            // replacement.
             let reserve = reserve.min(self.ttl.mul_f64(0.15));
             return Dates {
                 renew: Some(later(from, renew)),
@@ -87,7 +87,7 @@ impl Grant {
     }
 }
 
-/// When what has no lease is read again.
+/// The dates of a value without a lease: the next read.
 pub(super) fn poll(refresh: Duration, from: Moment, jitter: &mut Jitter) -> Dates {
     Dates {
         replace: Some(later(from, jitter.between(refresh.mul_f64(0.9), refresh))),

@@ -1,6 +1,5 @@
-//! What the server said: its JSON, and what each status means. Invariant: words for people come
-//! from the server's `errors` alone, cleaned and cut; nothing else of a body leaves this module as
-//! text.
+//! Responses of the server: JSON, and the meaning of each status. Invariant: texts for people come
+//! from the server's `errors` alone, cleaned and cut; no other text of a body leaves this module.
 
 use crate::lease::source::{Cause, Engine, Failure, Lease, Reply, TokenGrant};
 use crate::names::{LeaseId, SecretPath};
@@ -13,24 +12,24 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// The most of the server's words that a message repeats, in characters: fewer than a cause has, so
-/// that the status stays.
+/// The longest quotation of the server's errors, in characters: shorter than a cause, so that the
+/// status fits behind the quotation.
 const WORDS: usize = 280;
 
-/// The most that an answer may take in memory once it is parsed, in bytes: JSON of many small
-/// values is a multiple of its text.
+/// The largest parsed response in memory, in bytes: JSON of many small values grows to a multiple
+/// of the text.
 const PARSED: usize = 4 << 20;
 
-/// What a rejected login can be.
+/// Explains a rejected login.
 const REJECTED: &str = ": the secret_id is used up, expired, of another role, or not known to this node yet; \
                         hint: a new one in its file is tried at once";
-/// What a login that is denied whatever it shows can be.
+/// Explains a login that is denied for any credentials.
 const LOCKED_OUT: &str = ": the role is locked out for 15 min after five refused logins, or there is no such login method; \
                           hint: `bao auth tune -user-lockout-disable=true approle/`";
 
-/// What is asked, for messages and for what a status means.
+/// An operation at the server, for messages and for the meaning of a status.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Task<'a> {
+pub(super) enum BaoOperation<'a> {
     /// A login at this mount.
     Login(&'a str),
     /// The look-up of a path's mount.
@@ -43,11 +42,11 @@ pub(super) enum Task<'a> {
     RenewToken,
     /// The look-up of the token.
     LookUpToken,
-    /// The token's end.
+    /// The revocation of the token.
     RevokeToken,
 }
 
-impl fmt::Display for Task<'_> {
+impl fmt::Display for BaoOperation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Login(mount) => write!(f, "logging in at auth/{mount}"),
@@ -61,9 +60,9 @@ impl fmt::Display for Task<'_> {
     }
 }
 
-impl Task<'_> {
-    /// A failure of this task; `why` holds no value. It may repeat what the server sent (its
-    /// errors, a certificate's names, a redirect's host): here all of that is cut and cleaned.
+impl BaoOperation<'_> {
+    /// A failure of this operation. `why` has no value, but may quote the server (errors, names of
+    /// a certificate, the host of a redirect): the quotation is cut and cleaned here.
     pub(super) fn failure(&self, cause: Cause, why: &str) -> Failure {
         Failure {
             cause,
@@ -72,7 +71,7 @@ impl Task<'_> {
         }
     }
 
-    /// What a status means; `None` is success. `words` are the server's own.
+    /// The cause behind a status; `None` is success. `words` are the server's errors.
     fn cause(&self, status: u16, words: &str) -> Option<Cause> {
         let lease_gone = || {
             ["lease not found", "invalid lease"]
@@ -85,7 +84,7 @@ impl Task<'_> {
             (_, 300..=399) => Some(Cause::Unreachable),
             (_, 408 | 412 | 472 | 473 | 500..=599) => Some(Cause::Unavailable),
             (_, 429) => Some(Cause::RateLimited),
-            // Whether there is another address is for the client to say.
+            // The client sets `elsewhere`.
             (Self::Login(_), 401 | 403) => Some(Cause::LockedOut { elsewhere: false }),
             (Self::Login(_), 400..=499) => Some(Cause::Rejected),
             (_, 401 | 403) => Some(Cause::Denied),
@@ -95,7 +94,7 @@ impl Task<'_> {
     }
 }
 
-/// Where an answer came from.
+/// The sender of a response.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer {
     /// The server's address that was connected to.
@@ -104,31 +103,31 @@ pub(super) struct Peer {
     pub(super) elsewhere: bool,
 }
 
-/// A whole answer.
-pub(super) struct Answer {
-    /// Where it came from.
+/// A whole response.
+pub(super) struct Response {
+    /// The sender.
     pub(super) from: Peer,
     /// The status code.
     pub(super) status: u16,
     /// `Retry-After` in seconds, where it is a number.
     pub(super) retry_after: Option<Duration>,
-    /// Where a redirect points to, without path and query: `scheme://host:port`.
+    /// The target of a redirect, without path and query: `scheme://host:port`.
     pub(super) location: Option<String>,
     /// The body.
     pub(super) body: Zeroizing<Vec<u8>>,
 }
 
-impl Answer {
-    /// Why it is no success, if it is none.
-    pub(super) fn cause(&self, task: &Task<'_>) -> Option<Cause> {
+impl Response {
+    /// The cause of a failure; `None` for success.
+    pub(super) fn cause(&self, operation: &BaoOperation<'_>) -> Option<Cause> {
         if self.wants_tls() {
             Some(Cause::Unreachable)
         } else {
-            task.cause(self.status, &self.words())
+            operation.cause(self.status, &self.words())
         }
     }
 
-    /// What a server with TLS says to a request without (Go's `net/http`): it is no word on the
+    /// Whether a TLS server refuses a plain request (Go's `net/http`): says nothing about the
     /// login.
     fn wants_tls(&self) -> bool {
         self.status == 400
@@ -137,59 +136,70 @@ impl Answer {
                 .starts_with(b"Client sent an HTTP request to an HTTPS server")
     }
 
-    /// The failure that it is.
-    pub(super) fn failure(&self, task: &Task<'_>, cause: Cause) -> Failure {
+    /// The failure that this response stands for.
+    pub(super) fn failure(&self, operation: &BaoOperation<'_>, cause: Cause) -> Failure {
         Failure {
             retry_after: self.retry_after,
-            ..task.failure(cause, &self.why(task))
+            ..operation.failure(cause, &self.why(operation))
         }
     }
 
-    /// The JSON that `task` gives.
-    pub(super) fn parse<T: DeserializeOwned>(&self, task: &Task<'_>) -> Result<T, Failure> {
+    /// Parses the JSON of `operation`.
+    pub(super) fn parse<T: DeserializeOwned>(
+        &self,
+        operation: &BaoOperation<'_>,
+    ) -> Result<T, Failure> {
         let (size, parsed) = (self.body.len(), parsed_size(&self.body));
         if parsed > PARSED {
             let why = format!(
                 "the answer of {size} bytes has too many values: in memory it takes {parsed} bytes, more than {PARSED}"
             );
-            return Err(task.failure(Cause::Malformed, &why));
+            return Err(operation.failure(Cause::Malformed, &why));
         }
-        // serde_json's own message may quote a value: only its position is told.
+        // A message of serde_json may quote a value: only the position is reported.
         serde_json::from_slice(&self.body).map_err(|error| {
             let why = format!(
                 "the answer is not what this request gives (line {}, column {})",
                 error.line(),
                 error.column()
             );
-            task.failure(Cause::Malformed, &why)
+            operation.failure(Cause::Malformed, &why)
         })
     }
 
-    /// The `data` of the JSON that `task` gives.
-    pub(super) fn data<T: DeserializeOwned>(&self, task: &Task<'_>) -> Result<T, Failure> {
-        self.parse::<Data<T>>(task).map(|answer| answer.data)
+    /// Parses the `data` of the JSON of `operation`.
+    pub(super) fn data<T: DeserializeOwned>(
+        &self,
+        operation: &BaoOperation<'_>,
+    ) -> Result<T, Failure> {
+        self.parse::<DataEnvelope<T>>(operation)
+            .map(|envelope| envelope.data)
     }
 
-    /// The secret that it holds.
-    pub(super) fn reply(&self, task: &Task<'_>, versioned: bool) -> Result<Reply, Failure> {
+    /// The secret in the response.
+    pub(super) fn reply(
+        &self,
+        operation: &BaoOperation<'_>,
+        versioned: bool,
+    ) -> Result<Reply, Failure> {
         if versioned {
-            let Versioned { data, metadata } = self.data(task)?;
-            let fields =
-                data.ok_or_else(|| task.failure(Cause::NotFound, "this version holds nothing"))?;
+            let VersionedData { data, metadata } = self.data(operation)?;
+            let fields = data
+                .ok_or_else(|| operation.failure(Cause::NotFound, "this version holds nothing"))?;
             let version = metadata.get("version").and_then(Value::as_u64);
             let version = version
-                .ok_or_else(|| task.failure(Cause::Malformed, "the answer has no version"))?;
+                .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no version"))?;
             return Ok(Reply {
                 fields,
                 engine: Engine::Kv2 { version, metadata },
                 lease: None,
             });
         }
-        let envelope: Envelope = self.parse(task)?;
+        let envelope: Envelope = self.parse(operation)?;
         let lease = envelope.lease();
         let fields = envelope
             .data
-            .ok_or_else(|| task.failure(Cause::Malformed, "the answer has no data"))?;
+            .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no data"))?;
         Ok(Reply {
             fields,
             engine: Engine::Other,
@@ -197,13 +207,13 @@ impl Answer {
         })
     }
 
-    /// The failure of a version that is no more: KV version 2 answers 404 with the version's
-    /// metadata.
-    pub(super) fn gone(&self, task: &Task<'_>) -> Option<Failure> {
+    /// The failure of a deleted or destroyed version: KV version 2 answers 404 with the metadata of
+    /// the version.
+    pub(super) fn gone(&self, operation: &BaoOperation<'_>) -> Option<Failure> {
         if self.status != 404 {
             return None;
         }
-        let Versioned { metadata, .. } = self.data(task).ok()?;
+        let VersionedData { metadata, .. } = self.data(operation).ok()?;
         let version = metadata.get("version")?.as_u64()?;
         let deleted = metadata
             .get("deletion_time")
@@ -213,10 +223,10 @@ impl Answer {
             Some(true) => "was destroyed".to_owned(),
             Some(false) | None => format!("was deleted at {deleted}"),
         };
-        Some(task.failure(Cause::NotFound, &format!("version {version} {how}")))
+        Some(operation.failure(Cause::NotFound, &format!("version {version} {how}")))
     }
 
-    /// The server's own words: one line, cut and cleaned; empty if there are none.
+    /// The server's errors in one line, cut and cleaned; empty without errors.
     fn words(&self) -> String {
         #[derive(Deserialize)]
         struct Errors {
@@ -237,10 +247,10 @@ impl Answer {
             .to_string()
     }
 
-    fn why(&self, task: &Task<'_>) -> String {
+    fn why(&self, operation: &BaoOperation<'_>) -> String {
         let status = self.status;
         let words = self.words();
-        match (task, status) {
+        match (operation, status) {
             (_, 300..=399) => {
                 let to = self
                     .location
@@ -256,16 +266,16 @@ impl Answer {
             (_, 503) if words.contains("sealed") => format!("the server is sealed ({status})"),
             (_, 404) if words.is_empty() => "nothing is there (404)".to_owned(),
             _ if words.is_empty() => format!("the server answered {status}"),
-            (Task::Login(_), 400) => format!("{words} (400){REJECTED}"),
-            (Task::Login(_), 403) => format!("{words} (403){LOCKED_OUT}"),
+            (BaoOperation::Login(_), 400) => format!("{words} (400){REJECTED}"),
+            (BaoOperation::Login(_), 403) => format!("{words} (403){LOCKED_OUT}"),
             _ => format!("{words} ({status})"),
         }
     }
 }
 
-/// What JSON takes in memory once it is parsed, in bytes, at most: a comma stands for a value (32
-/// bytes), its key and its number or text (two allocations), and its share of a map's node; a brace
-/// stands for the node of a map with one entry. The depth is `serde_json`'s own bound (128).
+/// An upper bound of the memory of parsed JSON, in bytes: a comma stands for a value (32 bytes), a
+/// key and a number or text (two allocations), and a share of a map's node; a brace stands for the
+/// node of a map with one entry. `serde_json` bounds the depth (128).
 fn parsed_size(text: &[u8]) -> usize {
     let (mut size, mut quoted, mut escaped) = (text.len(), false, false);
     for byte in text {
@@ -281,7 +291,7 @@ fn parsed_size(text: &[u8]) -> usize {
     size
 }
 
-/// What every answer is wrapped in.
+/// The envelope of every response.
 #[derive(Deserialize)]
 pub(super) struct Envelope {
     lease_id: Option<String>,
@@ -293,7 +303,7 @@ pub(super) struct Envelope {
 }
 
 impl Envelope {
-    /// The lease, if there is one.
+    /// The lease, if the response grants a lease.
     pub(super) fn lease(&self) -> Option<Lease> {
         let id = LeaseId::new(self.lease_id.as_deref()?)?;
         let ttl = Duration::from_secs(self.lease_duration.unwrap_or_default());
@@ -305,8 +315,8 @@ impl Envelope {
     }
 }
 
-/// A token as a login or a renewal gives it. Nothing else of it is asked for: `policies` may be
-/// null or absent.
+/// A token in the response of a login or a renewal. Only these fields are required: `policies` may
+/// be null or absent.
 #[derive(Deserialize)]
 pub(super) struct AuthInfo {
     /// The token itself.
@@ -322,7 +332,7 @@ impl AuthInfo {
     }
 }
 
-/// A token as a look-up gives it.
+/// A token in the response of a lookup.
 #[derive(Deserialize)]
 pub(super) struct TokenInfo {
     ttl: u64,
@@ -336,7 +346,7 @@ impl TokenInfo {
     }
 }
 
-/// A ttl of 0 is that of a token that does not end.
+/// A ttl of 0 means a token without an end.
 fn grant(ttl: u64, renewable: bool) -> TokenGrant {
     TokenGrant {
         ttl: (ttl > 0).then(|| Duration::from_secs(ttl)),
@@ -344,10 +354,10 @@ fn grant(ttl: u64, renewable: bool) -> TokenGrant {
     }
 }
 
-/// A mount as `sys/internal/ui/mounts` gives it.
+/// A mount in the response of `sys/internal/ui/mounts`.
 #[derive(Deserialize)]
 pub(super) struct MountInfo {
-    /// Its path.
+    /// The path of the mount.
     pub(super) path: String,
     options: Option<MountOptions>,
     r#type: String,
@@ -359,7 +369,7 @@ struct MountOptions {
 }
 
 impl MountInfo {
-    /// Whether it is KV version 2.
+    /// Whether the mount is KV version 2.
     pub(super) fn versioned(&self) -> bool {
         let version = self
             .options
@@ -369,15 +379,15 @@ impl MountInfo {
     }
 }
 
-/// The `data` of an answer.
+/// The `data` of a response.
 #[derive(Deserialize)]
-struct Data<T> {
+struct DataEnvelope<T> {
     data: T,
 }
 
-/// What KV version 2 has under `data`.
+/// The content of `data` in a response of KV version 2.
 #[derive(Deserialize)]
-struct Versioned {
+struct VersionedData {
     data: Option<Map<String, Value>>,
     metadata: Map<String, Value>,
 }
@@ -386,12 +396,12 @@ struct Versioned {
 mod tests {
     use super::*;
 
-    fn answer(status: u16, body: &str) -> Answer {
+    fn answer(status: u16, body: &str) -> Response {
         let from = Peer {
             address: ([127, 0, 0, 1], 8200).into(),
             elsewhere: false,
         };
-        Answer {
+        Response {
             from,
             status,
             retry_after: None,
@@ -403,8 +413,12 @@ mod tests {
     #[test]
     fn what_a_status_means() {
         let path = SecretPath::new("secret/app").expect("a path");
-        let (login, read, renew) = (Task::Login("approle"), Task::Read(&path), Task::RenewLease);
-        for (task, status, words, want) in [
+        let (login, read, renew) = (
+            BaoOperation::Login("approle"),
+            BaoOperation::Read(&path),
+            BaoOperation::RenewLease,
+        );
+        for (operation, status, words, want) in [
             (login, 200, "", None),
             (
                 login,
@@ -450,13 +464,13 @@ mod tests {
             ),
             (renew, 403, "permission denied", Some(Cause::Denied)),
             (
-                Task::RevokeToken,
+                BaoOperation::RevokeToken,
                 403,
                 "permission denied",
                 Some(Cause::Denied),
             ),
         ] {
-            assert_eq!(task.cause(status, words), want, "{task} {status}");
+            assert_eq!(operation.cause(status, words), want, "{operation} {status}");
         }
     }
 
@@ -484,7 +498,7 @@ mod tests {
             ("<html>hunter2</html>", "the server answered 403"),
             (&long, &format!("{}… (403)", "x".repeat(279))),
         ] {
-            let failure = answer(403, body).failure(&Task::RenewToken, Cause::Denied);
+            let failure = answer(403, body).failure(&BaoOperation::RenewToken, Cause::Denied);
             assert_eq!(failure.message, format!("renewing the token: {want}"));
         }
     }
@@ -506,7 +520,8 @@ mod tests {
         ];
         for (n, (one, taken, refused)) in table.into_iter().enumerate() {
             for (count, cause) in [(taken, None), (refused, Some(Cause::Malformed))] {
-                let reply = answer(200, &fields(one, count)).reply(&Task::RenewToken, false);
+                let reply =
+                    answer(200, &fields(one, count)).reply(&BaoOperation::RenewToken, false);
                 let len = reply.as_ref().ok().map(|reply| reply.fields.len());
                 assert_eq!(
                     (len, reply.as_ref().err().map(|failure| failure.cause)),
@@ -533,7 +548,7 @@ mod tests {
         );
         assert_eq!(
             answer(200, &deep)
-                .reply(&Task::RenewToken, false)
+                .reply(&BaoOperation::RenewToken, false)
                 .expect_err("too deep")
                 .cause,
             Cause::Malformed
@@ -541,7 +556,7 @@ mod tests {
         let errors = format!(r#"{{"errors":[{}""]}}"#, "\"\",".repeat(30_000));
         assert_eq!(
             answer(403, &errors)
-                .failure(&Task::RenewToken, Cause::Denied)
+                .failure(&BaoOperation::RenewToken, Cause::Denied)
                 .message,
             "renewing the token: the server answered 403"
         );
@@ -556,7 +571,7 @@ mod tests {
             "hunter2",
         ] {
             let failure = answer(200, body)
-                .data::<TokenInfo>(&Task::LookUpToken)
+                .data::<TokenInfo>(&BaoOperation::LookUpToken)
                 .err()
                 .expect("a failure");
             assert_eq!(failure.cause, Cause::Malformed);
@@ -567,14 +582,14 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_body_panics_or_passes_a_control_character(status in 200_u16..600, body in ".{0,200}") {
-            let (path, answer) = (SecretPath::new("secret/app").expect("a path"), answer(status, &body));
-            let task = Task::Read(&path);
-            if let Some(cause) = answer.cause(&task) {
-                let failure = answer.gone(&task).unwrap_or_else(|| answer.failure(&task, cause));
+            let (path, response) = (SecretPath::new("secret/app").expect("a path"), answer(status, &body));
+            let operation = BaoOperation::Read(&path);
+            if let Some(cause) = response.cause(&operation) {
+                let failure = response.gone(&operation).unwrap_or_else(|| response.failure(&operation, cause));
                 proptest::prop_assert!(!failure.message.chars().any(char::is_control));
             }
-            let _ = answer.reply(&task, true);
-            let _ = answer.reply(&task, false);
+            let _ = response.reply(&operation, true);
+            let _ = response.reply(&operation, false);
         }
     }
 }

@@ -1,0 +1,268 @@
+//! The two requests that keep a token or a lease alive, with their failures. Invariant: at most one
+//! of the two requests is in flight.
+
+use super::protocol::{Effect, Request, Subject};
+use super::renewal::{Dates, Grant, Timing};
+use super::source::{Cause, Failure};
+use crate::clock::{Jitter, Moment};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// The longest `Retry-After` of the server that is obeyed.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
+
+/// The environment of one step: the present, the settings, the random source and the list of
+/// outputs.
+pub(super) struct Context<'a> {
+    pub(super) now: Moment,
+    pub(super) timing: Timing,
+    pub(super) jitter: &'a mut Jitter,
+    pub(super) out: &'a mut Vec<Effect>,
+}
+
+impl Context<'_> {
+    pub(super) fn ask(&mut self, request: Request) {
+        self.out.push(Effect::Ask(request));
+    }
+
+    /// The dates of a grant, counted from `sent`, when the server was asked.
+    pub(super) fn dates(&mut self, grant: Grant, reserve: Duration, sent: Moment) -> Dates {
+        grant.dates(reserve, sent, self.jitter)
+    }
+}
+
+/// Which of the two requests. Renew: the token or the lease. Replace: log in, or read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) enum RequestKind {
+    Renew,
+    Replace,
+}
+
+/// The state of a token after a 403, as far as its lookup tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TokenState {
+    Alive,
+    Dead,
+    /// The lookup failed.
+    Unknown,
+    /// The token was replaced meanwhile.
+    Replaced,
+}
+
+/// A request to be sent at some time.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Attempt {
+    /// The time of the next try; `None`: the request is not wanted.
+    pub(super) at: Option<Moment>,
+    /// Consecutive failures.
+    pub(super) failures: u32,
+}
+
+impl Attempt {
+    fn new(at: Option<Moment>) -> Self {
+        Self { at, failures: 0 }
+    }
+}
+
+/// The upkeep of one token or lease: two attempts, of which one is in flight at a time.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Renewal {
+    pub(super) renew: Attempt,
+    pub(super) replace: Attempt,
+    /// The request in flight and the time of its sending, from which a granted life counts.
+    pub(super) in_flight: Option<(Moment, RequestKind)>,
+    /// A request that got 403; the lookup of the token decides what follows.
+    denied: Option<(RequestKind, Failure)>,
+    /// The end of the token or lease.
+    pub(super) end: Option<Moment>,
+    /// The last failure since the last success.
+    failure: Option<Failure>,
+    /// The cause of the last failure that was reported since the last success.
+    reported: Option<Cause>,
+}
+
+impl Renewal {
+    /// A first request is due at `now`.
+    pub(super) fn due(now: Moment) -> Self {
+        Self {
+            replace: Attempt::new(Some(now)),
+            ..Self::default()
+        }
+    }
+
+    /// The next request and its time; `None` while a request is in flight or waits for a lookup.
+    pub(super) fn next(&self) -> Option<(Moment, RequestKind)> {
+        self.next_with(self.replace.at)
+    }
+
+    /// As `next`, with the replacement due at `replace`.
+    pub(super) fn next_with(&self, replace: Option<Moment>) -> Option<(Moment, RequestKind)> {
+        if self.in_flight.is_some() || self.denied.is_some() {
+            return None;
+        }
+        match (self.renew.at, replace) {
+            (Some(renew), Some(replace)) if renew < replace => Some((renew, RequestKind::Renew)),
+            (_, Some(replace)) => Some((replace, RequestKind::Replace)),
+            (Some(renew), None) => Some((renew, RequestKind::Renew)),
+            (None, None) => None,
+        }
+    }
+
+    /// Marks `next` as in flight if its time has come.
+    pub(super) fn begin(
+        &mut self,
+        next: Option<(Moment, RequestKind)>,
+        now: Moment,
+    ) -> Option<RequestKind> {
+        let (at, kind) = next?;
+        if at > now {
+            return None;
+        }
+        self.in_flight = Some((now, kind));
+        Some(kind)
+    }
+
+    /// Drops the request in flight and any pending lookup: after a crash their responses never
+    /// arrive. The attempts stay due.
+    pub(super) fn drop_in_flight(&mut self) -> Option<RequestKind> {
+        self.denied = None;
+        let (_, kind) = self.in_flight.take()?;
+        Some(kind)
+    }
+
+    /// Takes the response to the request in flight; returns the time of its sending.
+    pub(super) fn answered(&mut self, now: Moment) -> Moment {
+        match self.in_flight.take() {
+            Some((sent, _)) => sent,
+            None => now,
+        }
+    }
+
+    /// A request succeeded: sets the dates and clears the failures.
+    pub(super) fn granted(&mut self, dates: Dates) {
+        self.renew = Attempt::new(dates.renew);
+        self.replace = Attempt::new(dates.replace);
+        self.end = dates.end;
+        self.failure = None;
+        self.reported = None;
+    }
+
+    /// Schedules another try of a failed request, after the backoff of its cause.
+    pub(super) fn postpone(
+        &mut self,
+        subject: Subject,
+        kind: RequestKind,
+        failure: &Failure,
+        cx: &mut Context<'_>,
+    ) {
+        let backoff = match failure.cause {
+            // The causes of a refused login are handled by `Refusals` and do not come here.
+            Cause::Denied
+            | Cause::NotFound
+            | Cause::Malformed
+            | Cause::Login
+            | Cause::Rejected
+            | Cause::LockedOut { .. } => cx.timing.slow,
+            Cause::Unreachable | Cause::Unavailable | Cause::RateLimited => cx.timing.retry,
+        };
+        let asked = failure.retry_after.unwrap_or_default();
+        let wait = backoff
+            .delay(self.attempt(kind).failures, cx.jitter)
+            .max(asked.min(LONGEST_RETRY_AFTER));
+        self.failed_until(kind, failure, cx.now.plus(wait));
+        self.report(subject, failure, wait, cx);
+    }
+
+    /// A request failed; the next try is due at `at`.
+    pub(super) fn failed_until(&mut self, kind: RequestKind, failure: &Failure, at: Moment) {
+        let attempt = self.attempt(kind);
+        attempt.at = Some(at);
+        attempt.failures = attempt.failures.saturating_add(1);
+        self.failure = Some(failure.clone());
+    }
+
+    /// A request got 403 and waits for the lookup of its token.
+    pub(super) fn await_lookup(&mut self, kind: RequestKind, failure: Failure) {
+        self.denied = Some((kind, failure));
+    }
+
+    /// The lookup ended: a request that waited for it is repeated, postponed or given up.
+    pub(super) fn resolve_denied(
+        &mut self,
+        subject: Subject,
+        token: TokenState,
+        cx: &mut Context<'_>,
+    ) {
+        let Some((kind, failure)) = self.denied.take() else {
+            return;
+        };
+        match token {
+            // A dead session was scheduled anew by the death itself.
+            TokenState::Dead | TokenState::Replaced if subject == Subject::Session => {}
+            TokenState::Dead | TokenState::Replaced => self.replace.at = Some(cx.now),
+            TokenState::Alive if kind == RequestKind::Renew => {
+                self.stop_renewing(subject, &failure, cx);
+            }
+            TokenState::Alive | TokenState::Unknown => self.postpone(subject, kind, &failure, cx),
+        }
+    }
+
+    /// The policy denies renewals: a renewal is tried once, reported once, and then omitted.
+    fn stop_renewing(&mut self, subject: Subject, failure: &Failure, cx: &mut Context<'_>) {
+        if let Some(end) = self.end {
+            let ttl = end.since(cx.now);
+            let rest = Grant {
+                ttl,
+                renewable: false,
+                first: ttl,
+            };
+            self.granted(cx.dates(rest, cx.timing.grace, cx.now));
+        }
+        let wait = match self.replace.at {
+            Some(at) => at.since(cx.now),
+            None => Duration::ZERO,
+        };
+        self.report(subject, failure, wait, cx);
+    }
+
+    /// A person asked for fresh secrets: attempts that wait after a failure are due now.
+    pub(super) fn retry_now(&mut self, now: Moment) {
+        for attempt in [&mut self.renew, &mut self.replace] {
+            if attempt.failures > 0 {
+                attempt.at = Some(now);
+            }
+        }
+    }
+
+    /// Reports a failure once for as long as its cause stays the same.
+    pub(super) fn report(
+        &mut self,
+        subject: Subject,
+        failure: &Failure,
+        after: Duration,
+        cx: &mut Context<'_>,
+    ) {
+        if self.reported != Some(failure.cause) {
+            self.reported = Some(failure.cause);
+            cx.out.push(Effect::Failed(subject, failure.clone(), after));
+        }
+    }
+
+    /// Lets the next failure be reported, even one of the same cause.
+    pub(super) fn forget_reported(&mut self) {
+        self.reported = None;
+    }
+
+    /// The last failure, while another try is pending.
+    pub(super) fn trouble(&self) -> Option<&Failure> {
+        let failing = self.renew.failures > 0 || self.replace.failures > 0;
+        self.failure.as_ref().filter(|_| failing)
+    }
+
+    fn attempt(&mut self, kind: RequestKind) -> &mut Attempt {
+        match kind {
+            RequestKind::Renew => &mut self.renew,
+            RequestKind::Replace => &mut self.replace,
+        }
+    }
+}
