@@ -66,11 +66,12 @@
 //! | 3 | [`config`] | text to `Plan`, every problem at once with its position |
 //! | 4 | [`snapshot`] | versions of files in the arena: one publisher, many readers |
 //! | 4 | [`lease`] | when to ask the server for what: a pure machine |
+//! | 4 | [`status`] | the report that `fetch` writes of itself and its secrets, and its table |
 //! | 4 | [`link`] | messages between supervise and a role |
 //! | 5 | [`bao`] | the only HTTP, the only token |
 //! | 5 | [`render`] | replies to bytes of files |
 //! | 5 | [`fuse`] | mount, tree, kernel adapter, announcements |
-//! | 5 | [`status`] | what `fetch` says of itself and its secrets, and the verdict of a health check |
+//! | 5 | [`health`] | locates the report, probes the application, judges both |
 //! | 5 | [`tmpfs`] | proof that it is memory, a generation written atomically, removal |
 //! | 6 | [`fetch`], [`serve`] | the roles: one talks to the server, one answers the kernel |
 //! | 7 | [`supervise`] | the parent: it forks the roles, again when they die, and so knows them |
@@ -91,6 +92,7 @@ pub mod config;
 pub mod exit;
 pub mod fetch;
 pub mod fuse;
+pub mod health;
 pub mod lease;
 pub mod link;
 pub mod memory;

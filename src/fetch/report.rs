@@ -14,7 +14,8 @@ use crate::names::{FileId, NoSwapProof, Past};
 use crate::observe::Event;
 use crate::render;
 use crate::status::{
-    Condition, Detail, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, Walls, seconds,
+    Condition, Detail, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, WallsReport,
+    seconds,
 };
 use nix::unistd::{getpid, getppid};
 use std::time::{Duration, SystemTime};
@@ -30,7 +31,7 @@ pub(super) struct Reporter {
     served: Served,
     /// Why files could reach a swap, as supervise said last.
     swap: Option<NoSwapProof>,
-    walls: Walls,
+    walls: WallsReport,
     past: Past,
     /// When this `fetch` began.
     born: Moment,

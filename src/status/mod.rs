@@ -1,20 +1,16 @@
-//! What `fetch` says of itself and its secrets (`..baofs/status.json`), and what others conclude
-//! from it. Invariant: no value of a secret, and no name of a lease, is in it.
+//! The status report of `fetch` (`..baofs/status.json`) and the table that `baofs status` prints.
+//! Invariant: a report holds no value of a secret and no lease id.
 
-mod place;
-mod probe;
+mod describe;
 mod report;
 mod table;
-mod verdict;
 
-pub use place::{mount, parse, read};
-pub use probe::Probe;
+pub use describe::{checkpoint_loss, describe, missing_detail, overdue, swap_exposure};
 pub use report::{
     Checkpoint, Condition, Counts, Detail, FORMAT, FileReport, OVERDUE, Report, Roles, Served,
-    Session, Trouble, Walls, seconds,
+    Session, Trouble, WallsReport, seconds,
 };
 pub use table::table;
-pub use verdict::{Strictness, Verdict, judge};
 
 use crate::clock::{Clock, Moment, RealClock};
 

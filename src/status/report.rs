@@ -33,7 +33,7 @@ pub struct Report {
     pub served: Served,
     /// What stands between the roles and the kernel.
     #[serde(default)]
-    pub walls: Walls,
+    pub walls: WallsReport,
     /// The agent's processes.
     pub roles: Roles,
     /// The login.
@@ -87,7 +87,7 @@ pub struct Served {
 /// `seccomp` (it makes few system calls), `landlock 6` (it reaches few files, ports and processes;
 /// with the ABI, which says what the kernel can deny).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Walls {
+pub struct WallsReport {
     /// Of `fetch`.
     #[serde(default)]
     pub fetch: Vec<ShownName>,
@@ -338,7 +338,7 @@ mod tests {
                 fallback: Some("why".repeat(300).into()),
                 swap: None,
             },
-            walls: Walls::default(),
+            walls: WallsReport::default(),
             roles: Roles::default(),
             session: Session {
                 ends: Some(u64::MAX),

@@ -10,10 +10,9 @@
 //! can reach by that is a wrong report, never another file's content, and no escape sequence: the
 //! report is parsed and printed anew.
 
-use super::report::{FORMAT, Report};
-use super::{DIRECTORY, FILE};
 use crate::clock::{Clock, RealClock};
 use crate::config::DEFAULT_MOUNT;
+use crate::status::{DIRECTORY, FILE, FORMAT, Report};
 use crate::sys::mounts::{SOURCE, mounts, unescape};
 use crate::sys::process::fork;
 use nix::errno::Errno;
@@ -87,7 +86,7 @@ pub fn read(mount: &Path) -> Result<Vec<u8>, String> {
 /// When they are none, or one of another version of baofs. No part of them is in the message.
 pub fn parse(bytes: &[u8]) -> Result<Report, String> {
     #[derive(Deserialize)]
-    struct Versioned {
+    struct FormatOnly {
         format: u32,
     }
     let none = |error: serde_json::Error| {
@@ -97,7 +96,7 @@ pub fn parse(bytes: &[u8]) -> Result<Report, String> {
             error.column()
         )
     };
-    match serde_json::from_slice::<Versioned>(bytes)
+    match serde_json::from_slice::<FormatOnly>(bytes)
         .map_err(none)?
         .format
     {

@@ -1,0 +1,77 @@
+//! Sentences about a report that the status table and the health check share. Invariant: each
+//! function is pure, and returns `None` when the report has nothing of the kind.
+
+use super::report::{Checkpoint, Detail, Report, Trouble};
+use super::{Now, span};
+use crate::clock::Moment;
+use std::time::Duration;
+
+/// That the agent has not reported when it should have, and for how long. It begins to write when
+/// the report is due, so that less than a second is nothing.
+#[must_use]
+pub fn overdue(report: &Report, now: Now) -> Option<String> {
+    let late = now
+        .moment
+        .since(Moment::at(Duration::from_millis(report.due_monotonic_ms)))
+        .as_secs();
+    let fetch = report.roles.fetch;
+    match late {
+        0 => None,
+        _ if report.is_overdue(now.moment) => Some(format!(
+            "agent: its report is overdue by {}: fetch (pid {fetch}) hangs or is dead",
+            span(late)
+        )),
+        _ => Some(format!(
+            "agent: fetch (pid {fetch}) has not reported for {}",
+            now.since(report.written)
+        )),
+    }
+}
+
+/// That files could reach a swap, which was excluded when the agent started.
+#[must_use]
+pub fn swap_exposure(report: &Report, now: Now) -> Option<String> {
+    report.served.swap.as_ref().map(|trouble| {
+        format!(
+            "agent: files could be written to a swap: {}",
+            describe(trouble, now)
+        )
+    })
+}
+
+/// That a death of `fetch` would cost a login and every lease.
+#[must_use]
+pub fn checkpoint_loss(report: &Report) -> Option<String> {
+    let needs = match report.roles.checkpoint {
+        Checkpoint::Whole => return None,
+        Checkpoint::Credentials => "logs in and reads everything anew",
+        Checkpoint::Nothing => "needs the credential files, logs in and reads everything anew",
+    };
+    Some(format!(
+        "agent: recovery is off: a successor of fetch {needs}, because its checkpoint does not fit; hint: raise `filesystem.size`"
+    ))
+}
+
+/// What the report lacks.
+#[must_use]
+pub fn missing_detail(report: &Report) -> Option<String> {
+    let what = match report.detail {
+        Detail::Full => return None,
+        Detail::NoCauses => "has no causes",
+        Detail::Counts(_) => "has no files, only their number",
+    };
+    Some(format!(
+        "agent: its report {what}, because it does not fit; hint: the log has the causes; raise `filesystem.size`"
+    ))
+}
+
+/// Cause, and since when.
+#[must_use]
+pub fn describe(trouble: &Trouble, now: Now) -> String {
+    let cause = if trouble.cause.is_empty() {
+        "the log has the cause"
+    } else {
+        &*trouble.cause
+    };
+    format!("{cause} (for {})", now.since(trouble.since))
+}
