@@ -53,7 +53,7 @@ fn hook(
     if timeout.is_some() && command.is_none() {
         report.error(
             section.at(timeout_key),
-            format!("`{timeout_key}` is the time of a `command`, which is missing"),
+            format!("`{timeout_key}` has no effect without `command`"),
             "",
         );
     }
@@ -97,7 +97,11 @@ pub(super) fn command(node: &Node<'_>, report: &Report) -> Vec<String> {
         .unwrap_or_else(|| {
             let hint =
                 "write `[\"PROGRAM\", \"ARG\"]`; for a shell line `[\"sh\", \"-c\", \"LINE\"]`";
-            report.error_of_shape(node.at, "`command` is a list of texts", hint);
+            report.error_of_shape(
+                node.at,
+                "invalid `command`: expected a list of strings",
+                hint,
+            );
             Vec::new()
         })
 }

@@ -95,13 +95,16 @@ fn sources(
         ""
     };
     let failed = |path: &Path, why: &std::io::Error| {
-        report.error_anywhere(format!("{} cannot be read: {why}", path.display()), hint);
+        report.error_anywhere(format!("cannot read {}: {why}", path.display()), hint);
     };
     let files = paths.into_iter().filter_map(|path| {
         let files = directory(&path).map_err(|why| failed(&path, &why)).ok()?;
         if files.is_empty() {
             report.error_anywhere(
-                format!("{} holds no `*.hcl` or `*.json`", path.display()),
+                format!(
+                    "the directory {} has no `*.hcl` or `*.json` file",
+                    path.display()
+                ),
                 "",
             );
         }

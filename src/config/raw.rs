@@ -16,7 +16,7 @@ use std::ops::Range;
 
 const OPEN: u8 = 1;
 const PAD: u8 = 2;
-const CONTROL: &str = "a control character cannot stand here";
+const CONTROL: &str = "control characters are not allowed";
 
 /// A value and where it stands.
 #[derive(Debug)]
@@ -214,7 +214,7 @@ impl<'a> Tree<'a> {
             let message = message.split(" at line ").next().unwrap_or_default();
             here((
                 begin + e.column().saturating_sub(1),
-                format!("this is no JSON: {message}"),
+                format!("invalid JSON: {message}"),
             ))
         })?;
         let expr: Expression = rewrite(text, Form::Json)
@@ -322,7 +322,7 @@ impl<'a> Tree<'a> {
 fn refusal(error: &hcl_edit::parser::Error) -> Refusal {
     (
         error.location().offset(),
-        format!("this cannot be parsed: {}", error.message()),
+        format!("syntax error: {}", error.message()),
     )
 }
 
@@ -361,8 +361,12 @@ fn rewrite(text: &str, form: Form) -> Result<String, Refusal> {
             _ => at + 1,
         };
     }
-    String::from_utf8(out)
-        .map_err(|e| (e.utf8_error().valid_up_to(), "this is not UTF-8".to_owned()))
+    String::from_utf8(out).map_err(|e| {
+        (
+            e.utf8_error().valid_up_to(),
+            "the file is not UTF-8".to_owned(),
+        )
+    })
 }
 
 fn end_of(rest: &str, what: &str, at: usize) -> usize {

@@ -135,7 +135,7 @@ impl fmt::Display for ExecError {
                 let rest = path.strip_prefix(".Data").unwrap_or(path);
                 write!(
                     f,
-                    "the secret has no field `{path}`; hint: it is of KV v2, whose fields are `.Data.data{rest}`"
+                    "the secret has no field `{path}`; hint: the secret is of KV v2; write `.Data.data{rest}`"
                 )
             }
             ExecProblem::Null(path) => write!(f, "the field `{path}` is null"),

@@ -35,25 +35,27 @@ pub enum ParseProblem {
     Wrong(&'static str, &'static str),
 }
 
-const SUBSET: &str = "understood so far: `{{ with secret \"PATH\" }}{{ .Data.FIELD }}{{ end }}`, text, comments and trim markers; \
-                      a `secret` block serves one field or the whole secret as JSON with no template";
-const STRAY_END: ParseProblem = ParseProblem::Wrong("`{{ end }}` ends nothing", "");
-const EMPTY: ParseProblem = ParseProblem::Wrong("the action is empty", "");
-const TRAILING: ParseProblem = ParseProblem::Wrong("nothing may follow here", "");
-const TOO_DEEP: ParseProblem = ParseProblem::Wrong("`with` is nested too deep", "");
+const SUBSET: &str = "supported are `{{ with secret \"PATH\" }}{{ .Data.FIELD }}{{ end }}`, text, comments and trim markers; \
+                      a `secret` block serves one field, or all fields as JSON, without a template";
+const STRAY_END: ParseProblem = ParseProblem::Wrong("`{{ end }}` without `{{ with }}`", "");
+const EMPTY: ParseProblem = ParseProblem::Wrong("empty action", "");
+const TRAILING: ParseProblem = ParseProblem::Wrong("unexpected text: expected `}}`", "");
+const TOO_DEEP: ParseProblem = ParseProblem::Wrong("`with` is nested too deeply", "");
 const ESCAPE: ParseProblem = ParseProblem::Wrong(
-    "this escape is not understood",
-    "write \\\" \\\\ \\n \\t or \\r; between backquotes nothing is escaped",
+    "unknown escape sequence",
+    "use \\\" \\\\ \\n \\t or \\r; text between backquotes has no escape sequences",
 );
-const WITH_WHAT: ParseProblem =
-    ParseProblem::Wrong("only `with secret \"PATH\"` is supported so far", SUBSET);
+const WITH_WHAT: ParseProblem = ParseProblem::Wrong(
+    "unsupported `with`: only `with secret \"PATH\"` is supported",
+    SUBSET,
+);
 const SECRET_ALONE: ParseProblem = ParseProblem::Wrong(
-    "`secret` is only supported in `with secret \"PATH\"` so far",
+    "`secret` is supported only in `with secret \"PATH\"`",
     SUBSET,
 );
 const NO_DOT: ParseProblem = ParseProblem::Wrong(
-    "a field outside of `with secret` belongs to nothing",
-    "put it between `{{ with secret \"PATH\" }}` and `{{ end }}`",
+    "a field outside of `with secret`",
+    "put the field between `{{ with secret \"PATH\" }}` and `{{ end }}`",
 );
 
 impl ParseProblem {
@@ -71,9 +73,9 @@ impl ParseProblem {
 impl fmt::Display for ParseProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unclosed(end) => write!(f, "what begins here lacks its {end}"),
-            Self::Unsupported(word) => write!(f, "`{word}` is not supported yet"),
-            Self::Character(c) => write!(f, "{c:?} has no meaning here"),
+            Self::Unclosed(end) => write!(f, "missing {end}"),
+            Self::Unsupported(word) => write!(f, "`{word}` is not supported"),
+            Self::Character(c) => write!(f, "unexpected character {c:?}"),
             Self::Wrong(what, _) => f.write_str(what),
         }
     }
@@ -380,7 +382,7 @@ fn read(text: &str) -> Result<Read, &'static str> {
             Some(
                 version
                     .parse()
-                    .map_err(|_| "`?version=` takes a whole number")?,
+                    .map_err(|_| "invalid `?version=`: expected a whole number")?,
             ),
         ),
         None => (text, None),
