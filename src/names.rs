@@ -208,7 +208,7 @@ impl Past {
 /// Why it is not proved that no swap is reachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum NoSwapProof {
+pub enum SwapExposure {
     /// `/proc/swaps` cannot be read.
     Unknown = 1,
     /// There is a swap, and no cgroup of ours has `memory.swap.max` at 0.
@@ -219,7 +219,7 @@ pub enum NoSwapProof {
     CgroupV1 = 3,
 }
 
-impl NoSwapProof {
+impl SwapExposure {
     /// The one with this number (`as u8`).
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
@@ -229,7 +229,7 @@ impl NoSwapProof {
     }
 }
 
-impl fmt::Display for NoSwapProof {
+impl fmt::Display for SwapExposure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unknown => "/proc/swaps cannot be read",

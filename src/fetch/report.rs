@@ -10,7 +10,7 @@ use crate::config::plan::{Content, File, Stale};
 use crate::exit::Exit;
 use crate::lease::source::Source;
 use crate::lease::{Subject, View};
-use crate::names::{FileId, NoSwapProof, Past};
+use crate::names::{FileId, Past, SwapExposure};
 use crate::observe::Event;
 use crate::render;
 use crate::status::{
@@ -30,7 +30,7 @@ const CALM: Duration = Duration::from_millis(500);
 pub(super) struct Reporter {
     served: Served,
     /// Why files could reach a swap, as supervise said last.
-    swap: Option<NoSwapProof>,
+    swap: Option<SwapExposure>,
     walls: WallsReport,
     past: Past,
     /// When this `fetch` began.
@@ -87,7 +87,7 @@ impl Reporter {
     }
 
     /// Supervise says why files could reach a swap, or that they cannot any more.
-    pub(super) fn swap(&mut self, found: Option<NoSwapProof>) {
+    pub(super) fn swap(&mut self, found: Option<SwapExposure>) {
         self.swap = found;
     }
 

@@ -4,7 +4,7 @@
 
 use super::refusal::Cause;
 use crate::config::plan::Swap;
-use crate::names::NoSwapProof;
+use crate::names::SwapExposure;
 use crate::sys::mounts::{mounts, unescape};
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct MemoryBacked {
     /// Why a swap cannot be excluded, where `Swap::Allow` let that pass.
-    swap: Option<NoSwapProof>,
+    swap: Option<SwapExposure>,
     /// Whether a swap that is turned on later is to be found: not where none can reach the pages
     /// (`noswap`), nor where one is allowed.
     watched: bool,
@@ -27,7 +27,10 @@ impl MemoryBacked {
 
     /// Why a swap cannot be excluded any more: the proof is one of the moment, because the machine
     /// may turn a swap on at any time.
-    pub(super) fn look_again(&self, read: &dyn Fn(&Path) -> Option<String>) -> Option<NoSwapProof> {
+    pub(super) fn look_again(
+        &self,
+        read: &dyn Fn(&Path) -> Option<String>,
+    ) -> Option<SwapExposure> {
         if self.watched { swap_reach(read) } else { None }
     }
 }
@@ -99,9 +102,9 @@ pub(super) fn standing(device: &str, path: &Path, mountinfo: &str, source: &str)
 }
 
 /// Why a swap cannot be excluded for pages of this process.
-fn swap_reach(read: &dyn Fn(&Path) -> Option<String>) -> Option<NoSwapProof> {
+fn swap_reach(read: &dyn Fn(&Path) -> Option<String>) -> Option<SwapExposure> {
     let Some(swaps) = read(Path::new("/proc/swaps")) else {
-        return Some(NoSwapProof::Unknown);
+        return Some(SwapExposure::Unknown);
     };
     if swaps.lines().skip(1).all(|line| line.trim().is_empty()) {
         return None;
@@ -120,9 +123,9 @@ fn swap_reach(read: &dyn Fn(&Path) -> Option<String>) -> Option<NoSwapProof> {
         .filter_map(|line| line.split(':').nth(1))
         .any(|list| list.split(',').any(|name| name == "memory"));
     Some(if v1 {
-        NoSwapProof::CgroupV1
+        SwapExposure::CgroupV1
     } else {
-        NoSwapProof::Reachable
+        SwapExposure::Reachable
     })
 }
 
@@ -165,7 +168,7 @@ mod tests {
     const V1_CGROUP: &str = "4:memory:/docker/1f\n1:name=systemd:/docker/1f\n0::/\n";
 
     /// Why a swap cannot be excluded though that is allowed; or the refusal.
-    type Verdict = Result<Option<NoSwapProof>, Cause>;
+    type Verdict = Result<Option<SwapExposure>, Cause>;
 
     /// An `io::Error`, which other causes hold, cannot be compared; its text can.
     fn assert_same(found: &Verdict, expected: &Verdict, row: &str) {
@@ -262,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_swap_must_be_out_of_reach() {
-        use NoSwapProof::{CgroupV1, Reachable, Unknown};
+        use SwapExposure::{CgroupV1, Reachable, Unknown};
         const OWN: &str = "/sys/fs/cgroup/memory.swap.max";
         const A: &str = "/sys/fs/cgroup/a/memory.swap.max";
         const AB: &str = "/sys/fs/cgroup/a/b/memory.swap.max";
@@ -271,7 +274,7 @@ mod tests {
             Option<&'a str>,
             &'a str,
             &'a [(&'a str, &'a str)],
-            Option<NoSwapProof>,
+            Option<SwapExposure>,
         );
         let table: &[Row<'_>] = &[
             (V2, Some(HEADER), "0::/\n", &[], None),
@@ -369,7 +372,7 @@ mod tests {
         // Options of the mount, what the plan says of swaps, and what a later look at a machine
         // with a swap finds.
         for (options, swap, found) in [
-            ("", Swap::Refuse, Some(NoSwapProof::Reachable)),
+            ("", Swap::Refuse, Some(SwapExposure::Reachable)),
             ("", Swap::Allow, None),
             (",noswap", Swap::Refuse, None),
         ] {

@@ -1,7 +1,7 @@
 //! Why a directory is no place for files with secrets. Invariant: each cause has a remedy in its
 //! words.
 
-use crate::names::{FileName, NoSwapProof, Owner};
+use crate::names::{FileName, Owner, SwapExposure};
 use nix::unistd::geteuid;
 use std::path::PathBuf;
 use std::{fmt, io};
@@ -32,7 +32,7 @@ pub enum Cause {
     /// Nothing limits its size: why.
     Unlimited(&'static str),
     /// Its pages may be written to a swap.
-    Swappable(NoSwapProof),
+    Swappable(SwapExposure),
     /// Another agent that lives writes there.
     Held,
     /// We may not make files in it: whose it is.

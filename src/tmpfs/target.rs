@@ -7,7 +7,7 @@ use super::remove;
 use super::writer::{WriteError, Writer};
 use crate::clock::Moment;
 use crate::config::plan::{self, Filesystem};
-use crate::names::{NoSwapProof, Owner};
+use crate::names::{Owner, SwapExposure};
 use crate::observe::Event;
 use crate::sys::mount::{self, FsContext, SuperOption};
 use crate::sys::mounts::{self, Ground, SOURCE};
@@ -123,7 +123,7 @@ impl Target {
     /// Why files could reach a swap now, although that was excluded at the start and is not
     /// allowed. Reads a few files of `/proc`; cheap where the machine has no swap.
     #[must_use]
-    pub fn swap_risk(&self) -> Option<NoSwapProof> {
+    pub fn swap_risk(&self) -> Option<SwapExposure> {
         self.memory
             .look_again(&|file| std::fs::read_to_string(file).ok())
     }
