@@ -9,8 +9,8 @@ use super::plan::{
 use super::plan::{
     Method, NewPrivileges, OnHup, Plan, Query, Scheme, Seccomp, Server, Stale, Swap, Tls, Verify,
 };
-use super::problem::{At, Report, Source};
-use super::raw::{Entry, Node};
+use super::problem::{At, Findings, SourceFile};
+use super::raw::{Node, Pair};
 use super::section::{Section, labelled};
 use super::value;
 use super::{Overrides, hooks, users};
@@ -59,7 +59,7 @@ const SETTINGS: &[(&str, &str, &[&str])] = &[
 
 /// What everything is checked against, and what was found.
 struct Check<'a> {
-    report: &'a Report,
+    report: &'a Findings,
     overrides: &'a Overrides,
     env: &'a dyn Fn(&str) -> Option<String>,
     /// One per file, in order: the last word counts.
@@ -95,7 +95,7 @@ pub(super) fn check<'a>(
     whole: bool,
     overrides: &'a Overrides,
     env: &'a dyn Fn(&str) -> Option<String>,
-    report: &'a Report,
+    report: &'a Findings,
 ) -> Plan {
     let roots = trees
         .iter()
@@ -482,7 +482,7 @@ impl<'a> Check<'a> {
             .flat_map(|root| root.each("secret"))
             .collect();
         for node in nodes {
-            let unnamed = |entry: &Entry<'_>| {
+            let unnamed = |entry: &Pair<'_>| {
                 entry.node.table().is_none() && keys::SECRET.all().any(|key| key == entry.key)
             };
             match node.table() {
@@ -502,7 +502,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn secret(&mut self, entry: &'a Entry<'a>) {
+    fn secret(&mut self, entry: &'a Pair<'a>) {
         let Some(section) = Section::open(&entry.node, &keys::SECRET, self.report) else {
             return;
         };
@@ -627,7 +627,7 @@ impl<'a> Check<'a> {
     fn hook(
         &mut self,
         section: Section<'a>,
-        read: fn(Section<'_>, &Report) -> Option<Hook>,
+        read: fn(Section<'_>, &Findings) -> Option<Hook>,
     ) -> Option<HookId> {
         let hook = read(section, self.report)?;
         let found = self.hooks.iter().position(|known| *known == hook);
@@ -704,7 +704,7 @@ impl<'a> Check<'a> {
             .map_err(|_| failed(&"is not UTF-8 text"))
             .ok()?
             .to_owned();
-        let source = Source::new(path.to_owned(), text);
+        let source = SourceFile::new(path.to_owned(), text);
         let at = |e: &ParseError| At::new(&source, e.at.offset, e.at.offset + e.len);
         Template::parse(&source.text)
             .map_err(|e| self.no_template(&e, at(&e), true))

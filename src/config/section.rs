@@ -2,15 +2,15 @@
 //! table, and whatever is not as it should be is reported once, where it stands.
 
 use super::keys::{Block, Fate, ROOT, keys};
-use super::problem::{At, Report};
-use super::raw::{Entry, Node, Value};
+use super::problem::{At, Findings};
+use super::raw::{Node, Pair, Value};
 use super::value;
 
 /// A block whose keys were looked up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Section<'a> {
-    entries: &'a [Entry<'a>],
-    report: &'a Report,
+    entries: &'a [Pair<'a>],
+    report: &'a Findings,
     name: &'static str,
     /// Where it begins.
     pub(super) at: At<'a>,
@@ -21,7 +21,7 @@ impl<'a> Section<'a> {
     pub(super) fn open(
         node: &'a Node<'a>,
         block: &'static Block,
-        report: &'a Report,
+        report: &'a Findings,
     ) -> Option<Self> {
         let Some(entries) = node.table() else {
             report.error_of_shape(
@@ -49,7 +49,7 @@ impl<'a> Section<'a> {
         Some(section)
     }
 
-    fn look_up(&self, entry: &Entry<'_>, block: &Block, repeated: bool) {
+    fn look_up(&self, entry: &Pair<'_>, block: &Block, repeated: bool) {
         let key = entry.key.as_str();
         let fate = block
             .other
@@ -87,7 +87,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn unknown(&self, entry: &Entry<'_>, block: &Block) {
+    fn unknown(&self, entry: &Pair<'_>, block: &Block) {
         let known = || {
             keys(block.used)
                 .chain(keys(block.many))
@@ -247,7 +247,7 @@ impl<'a> Section<'a> {
 pub(super) fn labelled<'a>(
     node: &'a Node<'a>,
     block: &'static Block,
-    report: &'a Report,
+    report: &'a Findings,
 ) -> Option<(&'a str, At<'a>, Section<'a>)> {
     let (label, node) = match node.table() {
         Some([only]) if only.node.scalar().is_none() && block.all().all(|key| key != only.key) => {

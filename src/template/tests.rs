@@ -19,8 +19,8 @@ fn render(text: &str) -> Result<String, String> {
     );
     let template = Template::parse(text).map_err(|e| format!("{e}"))?;
     let lookup = |read: &Read| match read.path.as_str() {
-        "db" => Some(View::Plain(&db)),
-        "kv" => Some(View::Versioned {
+        "db" => Some(SecretView::Plain(&db)),
+        "kv" => Some(SecretView::Versioned {
             data: &kv,
             metadata: &metadata,
         }),
@@ -189,7 +189,7 @@ fn output_is_bounded() {
     ] {
         let template = Template::parse(&format!("{{{{ with secret \"db\" }}}}{text}{{{{ end }}}}"))
             .expect("template");
-        let result = template.execute(&|_| Some(View::Plain(&big)));
+        let result = template.execute(&|_| Some(SecretView::Plain(&big)));
         assert_eq!(result.is_ok(), fits, "{text}");
     }
 }

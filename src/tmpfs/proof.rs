@@ -2,7 +2,7 @@
 //! module makes a `MemoryBacked`, and it does so only for a tmpfs that is limited in size and whose
 //! pages reach no swap (or may).
 
-use super::refusal::Cause;
+use super::refusal::RefusalCause;
 use crate::config::plan::Swap;
 use crate::names::SwapExposure;
 use crate::sys::mounts::{mounts, unescape};
@@ -48,8 +48,8 @@ pub(super) fn prove(
     swap: Swap,
     denied: &str,
     read: &dyn Fn(&Path) -> Option<String>,
-) -> Result<MemoryBacked, Cause> {
-    let not_memory = |kind| Cause::NotMemory {
+) -> Result<MemoryBacked, RefusalCause> {
+    let not_memory = |kind| RefusalCause::NotMemory {
         kind,
         denied: denied.to_owned(),
     };
@@ -59,18 +59,18 @@ pub(super) fn prove(
         .ok_or_else(|| not_memory(None))?;
     match mount.kind {
         "tmpfs" => {}
-        "ramfs" => return Err(Cause::Unlimited("a ramfs has no limit")),
+        "ramfs" => return Err(RefusalCause::Unlimited("a ramfs has no limit")),
         other => return Err(not_memory(Some(other.to_owned()))),
     }
     // The kernel shows no size when it is the default, half of the machine's memory, and 0 when
     // there is no limit.
     if mount.has_option("size=0k") {
-        return Err(Cause::Unlimited("it is mounted with size=0"));
+        return Err(RefusalCause::Unlimited("it is mounted with size=0"));
     }
     let noswap = mount.has_option("noswap");
     let reach = if noswap { None } else { swap_reach(read) };
     match (reach, swap) {
-        (Some(why), Swap::Refuse) => Err(Cause::Swappable(why)),
+        (Some(why), Swap::Refuse) => Err(RefusalCause::Swappable(why)),
         (reach, Swap::Refuse | Swap::Allow) => Ok(MemoryBacked {
             swap: reach,
             watched: !noswap && swap == Swap::Refuse,
@@ -80,7 +80,7 @@ pub(super) fn prove(
 
 /// What a directory is on, for the question who else may be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum DirectoryKind {
     /// A tmpfs that an agent mounted at exactly this path.
     OfAgent,
     /// Any other tmpfs: an agent may have been given it.
@@ -90,14 +90,14 @@ pub(super) enum Standing {
 }
 
 /// What stands at `path`, which is on `device`; agents mount with `source`.
-pub(super) fn standing(device: &str, path: &Path, mountinfo: &str, source: &str) -> Standing {
+pub(super) fn standing(device: &str, path: &Path, mountinfo: &str, source: &str) -> DirectoryKind {
     let here = || mounts(mountinfo).filter(|mount| mount.device == device && mount.kind == "tmpfs");
     match here().next() {
-        None => Standing::Other,
+        None => DirectoryKind::Other,
         Some(_) if here().any(|mount| mount.source == source && unescape(mount.point) == path) => {
-            Standing::OfAgent
+            DirectoryKind::OfAgent
         }
-        Some(_) => Standing::Tmpfs,
+        Some(_) => DirectoryKind::Tmpfs,
     }
 }
 
@@ -168,7 +168,7 @@ mod tests {
     const V1_CGROUP: &str = "4:memory:/docker/1f\n1:name=systemd:/docker/1f\n0::/\n";
 
     /// Why a swap cannot be excluded though that is allowed; or the refusal.
-    type Verdict = Result<Option<SwapExposure>, Cause>;
+    type Verdict = Result<Option<SwapExposure>, RefusalCause>;
 
     /// An `io::Error`, which other causes hold, cannot be compared; its text can.
     fn assert_same(found: &Verdict, expected: &Verdict, row: &str) {
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn only_a_limited_tmpfs_is_memory() {
         let not_memory = |kind: Option<&str>| {
-            Err(Cause::NotMemory {
+            Err(RefusalCause::NotMemory {
                 kind: kind.map(str::to_owned),
                 denied: "denied".to_owned(),
             })
@@ -228,11 +228,11 @@ mod tests {
             ),
             (
                 "50 27 0:63 / /x rw - tmpfs tmpfs rw,size=0k",
-                Err(Cause::Unlimited("it is mounted with size=0")),
+                Err(RefusalCause::Unlimited("it is mounted with size=0")),
             ),
             (
                 "50 27 0:63 / /x rw - ramfs none rw",
-                Err(Cause::Unlimited("a ramfs has no limit")),
+                Err(RefusalCause::Unlimited("a ramfs has no limit")),
             ),
             (
                 "50 27 0:63 / /x rw - devtmpfs devtmpfs rw,size=8k",
@@ -340,7 +340,7 @@ mod tests {
             let row = format!("{other} {swaps:?} {cgroup} {files:?}");
             assert_same(
                 &refused,
-                &expected.map_or(Ok(None), |why| Err(Cause::Swappable(why))),
+                &expected.map_or(Ok(None), |why| Err(RefusalCause::Swappable(why))),
                 &row,
             );
             // Allowed, and said.
@@ -359,7 +359,7 @@ mod tests {
         let elsewhere = "50 27 0:63 / /x rw,noswap - tmpfs noswap rw";
         assert_same(
             &verdict(elsewhere, V2, None, "", &[], Swap::Refuse),
-            &Err(Cause::Swappable(Unknown)),
+            &Err(RefusalCause::Swappable(Unknown)),
             elsewhere,
         );
     }
@@ -394,11 +394,11 @@ mod tests {
     fn a_mount_of_an_agent_is_told_from_a_given_one() {
         let mountinfo = "50 27 0:63 / /a\\040b rw - tmpfs baofs rw,size=4k\n51 27 0:64 / /c rw - tmpfs tmpfs rw\n52 27 254:0 / /d rw - ext4 baofs rw\n";
         for (device, path, expected) in [
-            ("0:63", "/a b", Standing::OfAgent),
-            ("0:63", "/a b/c", Standing::Tmpfs),
-            ("0:64", "/c", Standing::Tmpfs),
-            ("254:0", "/d", Standing::Other),
-            ("0:99", "/a b", Standing::Other),
+            ("0:63", "/a b", DirectoryKind::OfAgent),
+            ("0:63", "/a b/c", DirectoryKind::Tmpfs),
+            ("0:64", "/c", DirectoryKind::Tmpfs),
+            ("254:0", "/d", DirectoryKind::Other),
+            ("0:99", "/a b", DirectoryKind::Other),
         ] {
             assert_eq!(
                 standing(device, Path::new(path), mountinfo, "baofs"),

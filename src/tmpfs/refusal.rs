@@ -8,16 +8,16 @@ use std::{fmt, io};
 
 /// A directory that is refused. The exit code is `Exit::Tmpfs`.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct TargetRefusal {
     /// The directory.
     pub path: PathBuf,
     /// Why.
-    pub cause: Cause,
+    pub cause: RefusalCause,
 }
 
 /// Why a directory is refused.
 #[derive(Debug)]
-pub enum Cause {
+pub enum RefusalCause {
     /// It cannot be opened.
     Open(io::Error),
     /// A mount that should work did not.
@@ -45,16 +45,16 @@ pub enum Cause {
     Taken(FileName),
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for TargetRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (path, uid) = (self.path.display(), geteuid());
         match &self.cause {
-            Cause::Open(error) => write!(
+            RefusalCause::Open(error) => write!(
                 f,
                 "opening {path}: {error}; hint: it must be a directory that uid {uid} may read"
             ),
-            Cause::Mount(error) => write!(f, "mounting a tmpfs at {path}: {error}"),
-            Cause::NotMemory { kind, denied } => {
+            RefusalCause::Mount(error) => write!(f, "mounting a tmpfs at {path}: {error}"),
+            RefusalCause::NotMemory { kind, denied } => {
                 let kind = kind
                     .as_deref()
                     .unwrap_or("a filesystem that /proc/self/mountinfo does not show");
@@ -67,28 +67,28 @@ impl fmt::Display for Refusal {
                     "hint: give the container a tmpfs (--tmpfs {path}:size=4m,mode=1777), or start as root with CAP_SYS_ADMIN"
                 )
             }
-            Cause::Unlimited(why) => write!(
+            RefusalCause::Unlimited(why) => write!(
                 f,
                 "{path} has no limit of size: {why}; hint: mount a tmpfs with size=4m"
             ),
-            Cause::Swappable(why) => {
+            RefusalCause::Swappable(why) => {
                 write!(
                     f,
                     "files in {path} could be written to a swap: {why}; hint: mount the tmpfs with noswap (Linux 6.4), "
                 )?;
                 f.write_str("set memory.swap.max to 0 (cgroup v2), or accept it with --allow-swap")
             }
-            Cause::Held => write!(
+            RefusalCause::Held => write!(
                 f,
                 "another agent serves {path}; hint: give each a directory of its own, or stop the other first"
             ),
-            Cause::NotWritable(whose) => {
+            RefusalCause::NotWritable(whose) => {
                 write!(
                     f,
                     "uid {uid} may not make files in {path}, {whose}; hint: mount the tmpfs with mode=1777, or with uid={uid}"
                 )
             }
-            Cause::Chown(owner, error) => {
+            RefusalCause::Chown(owner, error) => {
                 write!(
                     f,
                     "files for uid {}, gid {} cannot be made in {path} by uid {uid}: {error}; ",
@@ -96,13 +96,13 @@ impl fmt::Display for Refusal {
                 )?;
                 f.write_str("hint: add CAP_CHOWN, or run as that user")
             }
-            Cause::Leftovers(error) => {
+            RefusalCause::Leftovers(error) => {
                 write!(
                     f,
                     "what a dead agent left in {path} cannot be removed: {error}; hint: remove its `..` names by hand"
                 )
             }
-            Cause::Taken(name) => write!(
+            RefusalCause::Taken(name) => write!(
                 f,
                 "{path}/{name} exists and is not ours; hint: remove it, or serve another name"
             ),
@@ -110,4 +110,4 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl std::error::Error for Refusal {}
+impl std::error::Error for TargetRefusal {}
