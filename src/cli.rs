@@ -208,8 +208,8 @@ fn serve(overrides: &Overrides, job: Job) -> u8 {
     }
     observe::init(loaded.plan.log);
     for warning in &loaded.warnings {
-        Event::Skipped {
-            what: &warning.to_string(),
+        Event::ConfigWarning {
+            problem: &warning.one_line(),
         }
         .emit();
     }

@@ -351,6 +351,20 @@ impl Findings {
 }
 
 impl Problem {
+    /// The position, the message and the hint in one line, for a log: without the source line.
+    #[must_use]
+    pub fn one_line(&self) -> String {
+        let mut text = String::new();
+        if let Some(Location { file, line, .. }) = &self.place {
+            text = format!("{file}:{line}: ");
+        }
+        text.push_str(&self.message);
+        if !self.hint.is_empty() {
+            text = text + "; hint: " + &self.hint;
+        }
+        text
+    }
+
     fn key(&self) -> Option<(&str, usize, usize)> {
         self.place
             .as_ref()
