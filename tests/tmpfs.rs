@@ -693,7 +693,7 @@ fn disk_is_refused(path: &Path) {
     let words = refusal.to_string();
     assert!(
         words.contains("not in memory")
-            && words.contains("cannot be mounted: fsopen(tmpfs): ")
+            && words.contains("mounting a tmpfs there failed: fsopen(tmpfs): ")
             && words.contains("hint: "),
         "{words}"
     );
@@ -702,7 +702,7 @@ fn disk_is_refused(path: &Path) {
 fn unwritable(path: &Path) {
     let words = prepare(path, &[]).expect_err("not writable").to_string();
     assert!(
-        words.contains("may not make files in") && words.contains("which is of uid "),
+        words.contains("may not create files in") && words.contains("which is of uid "),
         "{words}"
     );
 }
@@ -724,7 +724,7 @@ fn given(path: &Path) {
         .expect_err("no CAP_CHOWN")
         .to_string();
     assert!(
-        words.starts_with("files for uid 0, gid 0 cannot be made in")
+        words.contains("cannot create files for uid 0, gid 0 in")
             && words.contains("add CAP_CHOWN"),
         "{words}"
     );

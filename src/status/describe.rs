@@ -6,8 +6,8 @@ use super::{Now, span};
 use crate::clock::Moment;
 use std::time::Duration;
 
-/// That the agent has not reported when it should have, and for how long. It begins to write when
-/// the report is due, so that less than a second is nothing.
+/// A late report. The agent begins to write when the report is due, so less than a second is not
+/// late.
 #[must_use]
 pub fn overdue(report: &Report, now: Now) -> Option<String> {
     let late = now
@@ -28,7 +28,7 @@ pub fn overdue(report: &Report, now: Now) -> Option<String> {
     }
 }
 
-/// That files could reach a swap, which was excluded when the agent started.
+/// A swap that files could be written to, although no swap was reachable when the agent started.
 #[must_use]
 pub fn swap_exposure(report: &Report, now: Now) -> Option<String> {
     report.served.swap.as_ref().map(|trouble| {
@@ -39,7 +39,7 @@ pub fn swap_exposure(report: &Report, now: Now) -> Option<String> {
     })
 }
 
-/// That a death of `fetch` would cost a login and every lease.
+/// A checkpoint that does not fit, so that a death of `fetch` costs a login and every lease.
 #[must_use]
 pub fn checkpoint_loss(report: &Report) -> Option<String> {
     let needs = match report.roles.checkpoint {
@@ -52,7 +52,7 @@ pub fn checkpoint_loss(report: &Report) -> Option<String> {
     ))
 }
 
-/// What the report lacks.
+/// The parts that the report omits for want of room.
 #[must_use]
 pub fn missing_detail(report: &Report) -> Option<String> {
     let what = match report.detail {
@@ -65,7 +65,7 @@ pub fn missing_detail(report: &Report) -> Option<String> {
     ))
 }
 
-/// Cause, and since when.
+/// The cause of a trouble and its duration.
 #[must_use]
 pub fn describe(trouble: &Trouble, now: Now) -> String {
     let cause = if trouble.cause.is_empty() {

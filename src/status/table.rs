@@ -1,5 +1,4 @@
-//! A report for people: what `baofs status` prints. Invariant: columns are aligned, and each file
-//! has one line.
+//! The table that `baofs status` prints. Invariant: columns are aligned, and each file has one line.
 
 use super::describe::{checkpoint_loss, describe, missing_detail, overdue, swap_exposure};
 use super::report::{Condition, Detail, FileReport, Report, WallsReport};
@@ -19,7 +18,7 @@ const TITLES: [&str; 8] = [
     "TROUBLE",
 ];
 
-/// The agent, then a row for each file.
+/// Formats the agent's state, then one row for each file.
 #[must_use]
 pub fn table(report: &Report, now: Now) -> String {
     let rows: Vec<_> = std::iter::once(TITLES.map(str::to_owned))
@@ -59,7 +58,7 @@ fn head(report: &Report, now: Now) -> String {
         .map(|why| format!(", because FUSE is refused: {why}"))
         .unwrap_or_default();
     let token = report.session.ends.map_or_else(
-        || "no end of the token is known".to_owned(),
+        || "the token has no known end".to_owned(),
         |ends| format!("token ends {}", until(ends, now)),
     );
     let trouble = report
@@ -109,7 +108,7 @@ fn head(report: &Report, now: Now) -> String {
     )
 }
 
-/// A line for the walls; none for a report that does not tell.
+/// The line that names the walls; empty for a report without walls.
 fn walls(walls: &WallsReport) -> String {
     let of = |role: &str, words: &[ShownName]| {
         let words: Vec<_> = words.iter().map(ShownName::as_str).collect();
@@ -146,7 +145,7 @@ fn row(file: &FileReport, now: Now) -> [String; 8] {
     ]
 }
 
-/// When `then` is, or was.
+/// The time until or since `then`.
 fn until(then: u64, now: Now) -> String {
     if then >= now.wall {
         format!("in {}", span(then - now.wall))

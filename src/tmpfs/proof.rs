@@ -1,6 +1,6 @@
-//! Whether a directory is memory: a pure function of the kernel's texts. Invariant: only this
-//! module makes a `MemoryBacked`, and it does so only for a tmpfs that is limited in size and whose
-//! pages reach no swap (or may).
+//! The proof that a directory is in memory, as a pure function of files of `/proc`. Invariant: only
+//! this module makes a `MemoryBacked`, and only for a tmpfs that has a size limit and whose pages
+//! reach no swap (or may reach a swap because of `--allow-swap`).
 
 use super::refusal::RefusalCause;
 use crate::config::plan::Swap;
@@ -8,25 +8,25 @@ use crate::names::SwapExposure;
 use crate::sys::mounts::{mounts, unescape};
 use std::path::{Path, PathBuf};
 
-/// The witness: this directory's bytes stay in memory.
+/// The witness that the bytes of a directory stay in memory.
 #[derive(Debug)]
 pub struct MemoryBacked {
-    /// Why a swap cannot be excluded, where `Swap::Allow` let that pass.
+    /// The reason why a swap cannot be excluded, if `Swap::Allow` permits a swap.
     swap: Option<SwapExposure>,
-    /// Whether a swap that is turned on later is to be found: not where none can reach the pages
-    /// (`noswap`), nor where one is allowed.
+    /// Whether later checks look for a swap. False for `noswap` (no swap can reach the pages) and for
+    /// `Swap::Allow`.
     watched: bool,
 }
 
 impl MemoryBacked {
-    /// What the log has to repeat: why pages may reach a swap although that was allowed.
+    /// The reason why pages may be written to an allowed swap, for the log.
     #[must_use]
     pub fn swap_risk(&self) -> Option<String> {
         self.swap.as_ref().map(ToString::to_string)
     }
 
-    /// Why a swap cannot be excluded any more: the proof is one of the moment, because the machine
-    /// may turn a swap on at any time.
+    /// Repeats the check for a swap, because the machine may turn a swap on at any time. Returns the
+    /// reason why a swap cannot be excluded any more.
     pub(super) fn look_again(
         &self,
         read: &dyn Fn(&Path) -> Option<String>,
@@ -35,14 +35,13 @@ impl MemoryBacked {
     }
 }
 
-/// Decides on the filesystem with device number `device` (`major:minor`, as `stat` gives it for the
-/// directory).
+/// Checks the filesystem with device number `device` (`major:minor`, from `stat` of the directory).
 ///
-/// `denied` says why baofs could not mount a tmpfs itself. `read` gives the text of a file of
-/// `/proc` or `/sys`, or nothing where there is none.
+/// `denied` is the error of the attempt to mount a tmpfs. `read` returns the text of a file of
+/// `/proc` or `/sys`, or `None` for a missing file.
 ///
 /// # Errors
-/// The first reason against it.
+/// The first failed check.
 pub(super) fn prove(
     device: &str,
     swap: Swap,
@@ -62,10 +61,9 @@ pub(super) fn prove(
         "ramfs" => return Err(RefusalCause::Unlimited("a ramfs has no limit")),
         other => return Err(not_memory(Some(other.to_owned()))),
     }
-    // The kernel shows no size when it is the default, half of the machine's memory, and 0 when
-    // there is no limit.
+    // The kernel shows no size for the default (half of the memory), and size=0 for no limit.
     if mount.has_option("size=0k") {
-        return Err(RefusalCause::Unlimited("it is mounted with size=0"));
+        return Err(RefusalCause::Unlimited("the tmpfs is mounted with size=0"));
     }
     let noswap = mount.has_option("noswap");
     let reach = if noswap { None } else { swap_reach(read) };
@@ -78,18 +76,18 @@ pub(super) fn prove(
     }
 }
 
-/// What a directory is on, for the question who else may be there.
+/// The kind of filesystem under a directory, which tells whether another agent may serve there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DirectoryKind {
     /// A tmpfs that an agent mounted at exactly this path.
     OfAgent,
-    /// Any other tmpfs: an agent may have been given it.
+    /// Any other tmpfs: an agent may write there.
     Tmpfs,
     /// No tmpfs: no agent writes there.
     Other,
 }
 
-/// What stands at `path`, which is on `device`; agents mount with `source`.
+/// The kind of the filesystem `device` at `path`; agents mount with `source`.
 pub(super) fn standing(device: &str, path: &Path, mountinfo: &str, source: &str) -> DirectoryKind {
     let here = || mounts(mountinfo).filter(|mount| mount.device == device && mount.kind == "tmpfs");
     match here().next() {
@@ -101,7 +99,7 @@ pub(super) fn standing(device: &str, path: &Path, mountinfo: &str, source: &str)
     }
 }
 
-/// Why a swap cannot be excluded for pages of this process.
+/// The reason why a swap cannot be excluded for pages of this process.
 fn swap_reach(read: &dyn Fn(&Path) -> Option<String>) -> Option<SwapExposure> {
     let Some(swaps) = read(Path::new("/proc/swaps")) else {
         return Some(SwapExposure::Unknown);
@@ -111,7 +109,7 @@ fn swap_reach(read: &dyn Fn(&Path) -> Option<String>) -> Option<SwapExposure> {
     }
     let [mountinfo, cgroup] = ["mountinfo", "cgroup"]
         .map(|name| read(&Path::new("/proc/self").join(name)).unwrap_or_default());
-    // One 0 is enough, ours or any ancestor's: the limits of v2 hold for everything below.
+    // One limit of 0 suffices, of our cgroup or of an ancestor: limits of v2 hold for descendants.
     if swap_limits(&mountinfo, &cgroup)
         .iter()
         .any(|file| read(file).is_some_and(|limit| limit.trim() == "0"))
@@ -129,7 +127,7 @@ fn swap_reach(read: &dyn Fn(&Path) -> Option<String>) -> Option<SwapExposure> {
     })
 }
 
-/// The `memory.swap.max` of our cgroup (v2) and of its ancestors, as far as they are mounted here.
+/// The `memory.swap.max` files of our cgroup (v2) and of the ancestors that are mounted here.
 fn swap_limits(mountinfo: &str, cgroup: &str) -> Vec<PathBuf> {
     let Some(own) = cgroup.lines().find_map(|line| line.strip_prefix("0::")) else {
         return Vec::new();
@@ -228,7 +226,7 @@ mod tests {
             ),
             (
                 "50 27 0:63 / /x rw - tmpfs tmpfs rw,size=0k",
-                Err(RefusalCause::Unlimited("it is mounted with size=0")),
+                Err(RefusalCause::Unlimited("the tmpfs is mounted with size=0")),
             ),
             (
                 "50 27 0:63 / /x rw - ramfs none rw",
