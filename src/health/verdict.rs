@@ -1,33 +1,32 @@
-//! What a health check concludes from a report. Invariant: a pure function of the report, the time
-//! and the probe.
+//! The verdict of a health check. Invariant: a pure function of the report, the time and the probe.
 
 use crate::status::{
     Condition, Detail, FileReport, Now, Report, checkpoint_loss, describe, missing_detail, overdue,
     swap_exposure,
 };
 
-/// The conclusion, with a line for each cause.
+/// The result of a health check, with a line for each cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// All is as it should be.
+    /// No trouble.
     Healthy,
-    /// Everything is served, but not everything is well; a restart would make nothing better.
+    /// Everything is served, but there is trouble that a restart would not end.
     Degraded(Vec<String>),
-    /// It does not work.
+    /// The agent or the application does not work.
     Unhealthy(Vec<String>),
 }
 
-/// What a check is to do with trouble that leaves everything served.
+/// The treatment of trouble that leaves everything served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strictness {
-    /// Say it.
+    /// Report the trouble.
     Tolerant,
-    /// Fail (`--strict`).
+    /// Fail the check (`--strict`).
     Strict,
 }
 
-/// The verdict on `report`, and on what became of the application's probe, if there was one. What
-/// makes unhealthy stands first.
+/// Judges `report` and the result of the application's probe (`Ok` without a probe). The causes of
+/// `Unhealthy` stand first.
 #[must_use]
 pub fn judge(
     report: &Report,
@@ -73,7 +72,7 @@ pub fn judge(
     }
 }
 
-/// The roles that are held back because they crash again and again.
+/// The roles whose restart is delayed after repeated crashes.
 fn crashes(report: &Report) -> impl Iterator<Item = String> {
     let roles = report.roles;
     let row = |(role, count)| {
@@ -87,7 +86,7 @@ fn crashes(report: &Report) -> impl Iterator<Item = String> {
     .filter_map(row)
 }
 
-/// What is to be said of files that are only counted: a line for each condition.
+/// The lines for a report that only counts files: one for each condition.
 fn count(report: &Report, bad: &mut Vec<String>, weak: &mut Vec<String>) {
     let Detail::Counts(counts) = report.detail else {
         return;
@@ -109,7 +108,7 @@ fn count(report: &Report, bad: &mut Vec<String>, weak: &mut Vec<String>) {
     );
 }
 
-/// What is to be said of a file, if anything is.
+/// The line for one file, or `None` for a file without trouble.
 fn line(file: &FileReport, now: Now) -> Option<String> {
     let state = match file.condition {
         Condition::Fresh => None,

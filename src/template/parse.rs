@@ -143,7 +143,7 @@ impl<'t> Parser<'t> {
                     return Ok((nodes, Some(at)));
                 }
                 Some((Lexeme::Word("with"), at)) => {
-                    nodes.push(self.with(at, &mut tokens, depth)?)
+                    nodes.push(self.with(at, &mut tokens, depth)?);
                 }
                 Some((token, at)) => {
                     nodes.push(Piece::Print(self.expr(token, at, depth)?));
