@@ -3,9 +3,10 @@
 
 use crate::config::{self, Overrides, Problems};
 use crate::exit::Exit;
+use crate::health::{self, Probe, Strictness, Verdict};
 use crate::observe::{self, Event};
 use crate::shown::ShownLine;
-use crate::status::{self, Now, Probe, Strictness, Verdict};
+use crate::status::{self, Now};
 use crate::supervise;
 use lexopt::prelude::*;
 use std::ffi::OsString;
@@ -115,9 +116,9 @@ fn print(text: &str) -> u8 {
 /// Says whether all is well, on standard output: there `docker inspect` finds it.
 fn health(mount: Option<PathBuf>, probe: Option<&Probe>, strictness: Strictness) -> u8 {
     let judge = |bytes: Vec<u8>| {
-        let report = status::parse(&bytes)?;
+        let report = health::parse(&bytes)?;
         let answer = probe.map_or(Ok(()), Probe::run);
-        Ok(status::judge(&report, Now::real(), answer, strictness))
+        Ok(health::judge(&report, Now::real(), answer, strictness))
     };
     match report(mount)
         .and_then(judge)
@@ -146,7 +147,7 @@ fn lines(word: &str, causes: &[String]) -> String {
 /// report says.
 fn status(mount: Option<PathBuf>, json: bool) -> u8 {
     let text = |bytes: Vec<u8>| {
-        let report = status::parse(&bytes)?;
+        let report = health::parse(&bytes)?;
         let json = json.then(|| {
             serde_json::to_string(&report)
                 .map(|text| text + "\n")
@@ -170,7 +171,7 @@ fn report(mount: Option<PathBuf>) -> Result<Vec<u8>, String> {
             .filter(|path| !path.is_empty())
             .map(PathBuf::from)
     };
-    status::read(&status::mount(mount.or_else(named))?)
+    health::read(&health::mount(mount.or_else(named))?)
 }
 
 fn refuse(problems: &Problems) -> u8 {
@@ -207,8 +208,8 @@ fn serve(overrides: &Overrides, job: Job) -> u8 {
     }
     observe::init(loaded.plan.log);
     for warning in &loaded.warnings {
-        Event::Skipped {
-            what: &warning.to_string(),
+        Event::ConfigWarning {
+            problem: &warning.one_line(),
         }
         .emit();
     }

@@ -1,5 +1,21 @@
 //! baofs serves the secrets of an `OpenBao` server as files from locked memory and supervises the
-//! application that reads them. This page is the plan of the house; README is for users.
+//! application that reads the files. This page is for developers; README is for users.
+//!
+//! # Glossary
+//!
+//! | word | meaning |
+//! |---|---|
+//! | secret | an entry of the configuration: the content of one file |
+//! | query | one distinct read at the server; several files may share its answer |
+//! | lease, token | as `OpenBao` names them; both *expire*, are *renewed* and *revoked*, and are replaced by a *successor* |
+//! | version | the immutable bytes of one file under one node id |
+//! | generation | the number of a publication; all files of one publication carry the number and become visible together (*flip*) |
+//! | publish | make a generation visible; *announce*: send inotify events to watchers; *notify*: tell the application (signal, command, restart) |
+//! | arena | the locked memory that the processes share |
+//! | role | one of the agent's processes: supervise, fetch, serve |
+//! | checkpoint | the state that the successor of a role resumes from, saved in the arena |
+//! | in doubt | the sender of a request died before the answer came, so the effect of the request is unknown (as an in-doubt transaction) |
+//! | backend | the filesystem that shows the files: FUSE or a tmpfs |
 //!
 //! # Three processes, one binary
 //!
@@ -12,31 +28,31 @@
 //!                          '-> guard   only outside a container: cleans up if supervise is killed; no secret, no input
 //! ```
 //!
-//! The process that answers the kernel must not hang or die, so it does nothing else; the one that
-//! parses the network must not be able to hurt it; and no process may touch a filesystem that it
-//! answers itself (a thread that waits for its own process cannot be killed), so `fetch` announces
-//! what `serve` answers. On a tmpfs there is no `serve`.
+//! The process that answers the kernel must not hang or die, so `serve` has no other task. The
+//! process that parses network input must not be able to hurt `serve`. No process may touch a
+//! filesystem that the same process answers, because a thread that waits for its own process cannot
+//! be killed; so `fetch` announces the files that `serve` serves. On a tmpfs there is no `serve`.
 //!
-//! # Any role may be taken over
+//! # A role may be taken over
 //!
-//! A forked role gives up its capabilities, then files, TCP ports, signals (Landlock) and system
-//! calls (seccomp), before its first thread starts and its first hostile byte comes:
-//! `supervise::walls` says what is left, as a table of directories and one of calls. A role works
-//! behind all the walls that the kernel has, or not at all; the report names them.
+//! A forked role drops its capabilities and then restricts its files and TCP ports (Landlock) and
+//! its system calls (seccomp), before the role starts a thread or reads untrusted input.
+//! `supervise::walls` has the remaining rights as one table of directories and one of system calls.
+//! A role starts with every restriction that the kernel supports, or not at all; the status report
+//! names the restrictions.
 //!
-//! # Any role may die
+//! # A role may die
 //!
-//! Supervise forks a successor at once ([`supervise::rebirth`] says when, if it happens again and
-//! again). What a role needs to go on is not in the role: `serve` has no state but the arena, and
-//! adopts the session with the kernel under the same mount ([`fuse::session`]); `fetch` finds its
-//! schedule, its tokens and what it owes in a journal in the arena, written before each request is
-//! sent. What an unheard answer may have minted dies with the token that it was minted under, which
-//! is replaced.
+//! Supervise forks a successor at once, and later after repeated crashes. A role keeps no state that
+//! its successor needs outside of the arena. `serve` adopts the session with the kernel under the
+//! same mount ([`fuse::session`]). `fetch` resumes schedule, tokens and pending notifications from a
+//! checkpoint in the arena, which is saved before each request is sent. A credential whose request
+//! is in doubt is revoked together with the token of that request, and the token is replaced.
 //!
-//! A role that hangs is killed, and so becomes one that died ([`supervise::watchdog`]). `fetch` has
-//! to answer a question of supervise; `serve` waits for the kernel alone, so it is asked nothing:
-//! it counts its operations in the arena. At the end all roles are killed and the mount is aborted
-//! before anybody is waited for, and nobody is waited for without a bound.
+//! A role that hangs is killed and then handled as a dead role ([`supervise::watchdog`]). `fetch`
+//! must answer a ping of supervise; `serve` waits only for the kernel, so supervise reads its
+//! operation counters in the arena instead. At the end supervise kills all roles and aborts the
+//! mount before it waits for a process, and every wait has a time limit.
 //!
 //! # The way of the data
 //!
@@ -47,7 +63,7 @@
 //!             serve: arena -> snapshot::Reader -> fuse::tree -> fuse::adapter -> the kernel
 //!             fuse::announce: create, rename, truncate, close on the private mount = real inotify events
 //!      tmpfs: tmpfs::Writer: a new generation, one rename of `..data` flips every file of the change
-//! then supervise is told, and tells the application: signal, command or restart
+//! then supervise notifies the application: signal, command or restart
 //! ```
 //!
 //! # Layers
@@ -55,25 +71,26 @@
 //! A module uses only modules of lower layers (`tests/tidy.rs` keeps that true); `unsafe` is only
 //! in `sys` and `memory`.
 //!
-//! | layer | module | its one job |
+//! | layer | module | task |
 //! |---|---|---|
 //! | 0 | [`sys`] | thin safe wrappers over libc |
-//! | 0 | [`names`], [`clock`], [`exit`] | words valid by construction; time and chance as arguments; every exit code once |
-//! | 0 | [`shown`] | texts that others wrote, cut and cleaned for logs, reports and terminals |
+//! | 0 | [`names`], [`clock`], [`exit`] | ids and checked names; time and chance as arguments; the table of exit codes |
+//! | 0 | [`shown`] | foreign texts, cut and cleaned for logs, reports and terminals |
 //! | 1 | [`memory`] | the arena of locked pages, the wiping allocator, processes that cannot be dumped |
-//! | 1 | [`observe`] | one closed set of events, written without ever blocking |
+//! | 1 | [`observe`] | one closed set of log events, written without blocking |
 //! | 2 | [`template`] | the template language, pure |
-//! | 3 | [`config`] | text to `Plan`, every problem at once with its position |
+//! | 3 | [`config`] | text to `Plan`; reports every problem with its position |
 //! | 4 | [`snapshot`] | versions of files in the arena: one publisher, many readers |
-//! | 4 | [`lease`] | when to ask the server for what: a pure machine |
+//! | 4 | [`lease`] | the schedule of requests, as a pure state machine |
+//! | 4 | [`status`] | the report that `fetch` writes of itself and its secrets, and its table |
 //! | 4 | [`link`] | messages between supervise and a role |
-//! | 5 | [`bao`] | the only HTTP, the only token |
+//! | 5 | [`bao`] | the HTTP client; no other module has HTTP or the token |
 //! | 5 | [`render`] | replies to bytes of files |
 //! | 5 | [`fuse`] | mount, tree, kernel adapter, announcements |
-//! | 5 | [`status`] | what `fetch` says of itself and its secrets, and the verdict of a health check |
-//! | 5 | [`tmpfs`] | proof that it is memory, a generation written atomically, removal |
-//! | 6 | [`fetch`], [`serve`] | the roles: one talks to the server, one answers the kernel |
-//! | 7 | [`supervise`] | the parent: it forks the roles, again when they die, and so knows them |
+//! | 5 | [`health`] | locates the report, probes the application, judges both |
+//! | 5 | [`tmpfs`] | proves that a directory is memory, writes generations atomically, removes them |
+//! | 6 | [`fetch`], [`serve`] | the roles: the client of the server, and the answers to the kernel |
+//! | 7 | [`supervise`] | the parent: forks the roles, and their successors when they die |
 //! | 8 | [`cli`] | argv to exit code |
 
 #![cfg_attr(
@@ -91,6 +108,7 @@ pub mod config;
 pub mod exit;
 pub mod fetch;
 pub mod fuse;
+pub mod health;
 pub mod lease;
 pub mod link;
 pub mod memory;

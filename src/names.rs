@@ -1,23 +1,29 @@
-//! The words that every module speaks: newtypes that are valid by construction. Invariant: a value
-//! of such a type has passed its check; nothing re-checks it.
+//! Types that every module uses. Invariant: a `FileName`, a `SecretPath` and a `LeaseId` have
+//! private fields and are valid by construction, so no other code checks them again. The other types
+//! are plain numbers and words.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
 
-/// The directory of the agent's own state in the mount: found by name; on FUSE not listed.
+/// The directory in the mount that holds the agent's own state. On FUSE the directory can be opened
+/// by name but is not listed.
 pub const STATE_DIRECTORY: &str = "..baofs";
 
 /// The name of a served file: one path component, no control character, not `.` or `..`, not
-/// beginning with `..` (those names belong to the machinery), at most 255 bytes (`NAME_MAX`).
+/// beginning with `..` (baofs uses those names), at most 248 bytes. The limit is below `NAME_MAX`
+/// (255), because the announcement of a file on FUSE puts a prefix before the name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileName(String);
 
 impl FileName {
-    /// Checks `name`; the error says what is wrong with it.
+    /// The length limit in bytes.
+    const MAX: usize = 248;
+
+    /// Checks `name`.
     ///
     /// # Errors
-    /// The reason in words, without the name.
+    /// The rule that `name` breaks, without the name.
     pub fn new(name: &str) -> Result<Self, &'static str> {
         match name {
             "" => Err("a file name cannot be empty"),
@@ -29,7 +35,7 @@ impl FileName {
             _ if name.chars().any(char::is_control) => {
                 Err("a file name cannot contain control characters")
             }
-            _ if name.len() > 248 => Err("a file name cannot be longer than 248 bytes"),
+            _ if name.len() > Self::MAX => Err("a file name cannot be longer than 248 bytes"),
             _ => Ok(Self(name.to_owned())),
         }
     }
@@ -56,7 +62,7 @@ impl SecretPath {
     /// Checks and trims `path`.
     ///
     /// # Errors
-    /// The reason in words.
+    /// The rule that `path` breaks.
     pub fn new(path: &str) -> Result<Self, &'static str> {
         let path = path.trim_matches('/');
         let path = path.strip_prefix("v1/").unwrap_or(path);
@@ -85,8 +91,7 @@ impl fmt::Display for SecretPath {
     }
 }
 
-/// Which served file: its index in `Plan::files` and in the arena, fixed for the life of the
-/// process.
+/// The index of a served file in `Plan::files` and in the arena, fixed while the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FileId(pub u32);
 
@@ -98,7 +103,7 @@ impl FileId {
     }
 }
 
-/// Which request: its index in `Plan::queries`.
+/// The index of a query in `Plan::queries`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueryId(pub u32);
 
@@ -110,7 +115,7 @@ impl QueryId {
     }
 }
 
-/// Which of the things that are done after a rotation: its index in `Plan::hooks`.
+/// The index of a hook in `Plan::hooks`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct HookId(pub u16);
 
@@ -122,24 +127,24 @@ impl HookId {
     }
 }
 
-/// The number of a complete snapshot; only grows. 0 is "nothing published yet".
+/// The number of a publication. Generations only grow; 0 means that nothing was published yet.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub struct Generation(pub u64);
 
-/// The server's name of a lease. It is no credential, yet it is not written to the log.
+/// The id that the server gave a lease. A lease id is not a credential, but no log line has one.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseId(String);
 
 impl LeaseId {
-    /// Takes the server's text as it is; an empty one is no lease.
+    /// Wraps the server's text unchanged; `None` for an empty text, which means no lease.
     #[must_use]
     pub fn new(id: &str) -> Option<Self> {
         (!id.is_empty()).then(|| Self(id.to_owned()))
     }
 
-    /// The id as the server wants it back.
+    /// The id as the server knows it.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -152,19 +157,19 @@ impl fmt::Debug for LeaseId {
     }
 }
 
-/// Which process of the agent.
+/// A process of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The parent of all.
+    /// The parent of the other processes.
     Supervise,
-    /// The one that talks to the server.
+    /// The client of the server.
     Fetch,
-    /// The one that answers the kernel.
+    /// The server of the filesystem, which answers the kernel.
     Serve,
 }
 
 impl Role {
-    /// Its name in log lines and process lists.
+    /// The name in log lines and process lists.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -175,13 +180,13 @@ impl Role {
     }
 }
 
-/// How the requests that a dead `serve` had taken come back.
+/// What becomes of the kernel's requests that a dead `serve` had taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Recovery {
     /// The kernel sends them again (`FUSE_NOTIFY_RESEND`, Linux 6.9).
     Resend,
-    /// They end with EINTR, which every reader must expect.
+    /// The requests fail with EINTR, which every reader must expect.
     Interrupt,
 }
 
@@ -205,22 +210,22 @@ impl Past {
     }
 }
 
-/// Why it is not proved that no swap is reachable.
+/// The reason why the pages of a tmpfs may be written to a swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum NoSwapProof {
+pub enum SwapExposure {
     /// `/proc/swaps` cannot be read.
     Unknown = 1,
-    /// There is a swap, and no cgroup of ours has `memory.swap.max` at 0.
+    /// The machine has a swap, and neither our cgroup nor an ancestor has `memory.swap.max` = 0.
     Reachable = 2,
-    /// The same under cgroup v1, whose limits prove nothing: with `memory.memsw.limit_in_bytes`
-    /// equal to `memory.limit_in_bytes` a reclaim still swaps pages out, because their sum
-    /// stays as it is (measured on 6.18).
+    /// The machine has a swap, and the memory controller is cgroup v1, whose limits exclude
+    /// nothing: with `memory.memsw.limit_in_bytes` equal to `memory.limit_in_bytes` a reclaim still
+    /// swaps pages out, because the sum of memory and swap stays the same (measured on 6.18).
     CgroupV1 = 3,
 }
 
-impl NoSwapProof {
-    /// The one with this number (`as u8`).
+impl SwapExposure {
+    /// The variant with the discriminant `number`.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         [Self::Unknown, Self::Reachable, Self::CgroupV1]
@@ -229,7 +234,7 @@ impl NoSwapProof {
     }
 }
 
-impl fmt::Display for NoSwapProof {
+impl fmt::Display for SwapExposure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unknown => "/proc/swaps cannot be read",
@@ -243,7 +248,7 @@ impl fmt::Display for NoSwapProof {
     }
 }
 
-/// Owner of a file, as the kernel sees it.
+/// The owner of a file, in the kernel's ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// User id.

@@ -264,19 +264,16 @@ fn odd_but_usual_syntax() {
         assert_eq!(loaded.unwrap_or_else(|problems| panic!("{text}\n{problems}")).plan.files.len(), 1);
     }
     for (text, message) in [
-        ("a = \"\u{1}\"", "a control character cannot stand here"),
-        (
-            r#"{"a": "\u0001"}"#,
-            "a control character cannot stand here",
-        ),
-        (r#"{"a": "\b"}"#, "a control character cannot stand here"),
+        ("a = \"\u{1}\"", "control characters are not allowed"),
+        (r#"{"a": "\u0001"}"#, "control characters are not allowed"),
+        (r#"{"a": "\b"}"#, "control characters are not allowed"),
         (
             r#"{"a": "\ud800"}"#,
-            "this cannot be parsed: invalid unicode 4-digit hex code; unexpected token",
+            "syntax error: invalid unicode 4-digit hex code; unexpected token",
         ),
         (
             r#"{"secret": {"a": {}, "a": {}}}"#,
-            "this cannot be parsed: invalid object item; expected unique object key; found redefined object key",
+            "syntax error: invalid object item; expected unique object key; found redefined object key",
         ),
     ] {
         let problems =
@@ -356,8 +353,8 @@ fn flag_environment_file_default() {
     assert_eq!(
         messages,
         [
-            "`--user`: there is no user `no such user`",
-            "`--wait`: this is no duration"
+            "`--user`: unknown user `no such user`: expected a name in /etc/passwd or a number",
+            "`--wait`: invalid duration `soon`: expected a number and a unit, such as `30s`"
         ]
     );
     let by_flag = plan_with(&text, flags(), &env);
@@ -434,33 +431,37 @@ fn the_servers_environment() {
         (
             "BAO_SKIP_VERIFY",
             "maybe",
-            "`BAO_SKIP_VERIFY`: this is neither true nor false",
+            "`BAO_SKIP_VERIFY`: invalid boolean `maybe`: expected `true` or `false`",
         ),
         (
             "VAULT_ADDR",
             "user:hunter2@host",
-            "`VAULT_ADDR`: the address lacks its scheme",
+            "`VAULT_ADDR`: invalid address: the scheme is missing; expected a URL such as `https://HOST:8200`",
         ),
         (
             "BAO_ADDR",
             "https://user:hunter2@host",
-            "`BAO_ADDR`: an address cannot hold a user or a password",
+            "`BAO_ADDR`: invalid address: a user or a password is not allowed; expected a URL such as `https://HOST:8200`",
         ),
-        ("BAOFS_WAIT", "soon", "`BAOFS_WAIT`: this is no duration"),
+        (
+            "BAOFS_WAIT",
+            "soon",
+            "`BAOFS_WAIT`: invalid duration `soon`: expected a number and a unit, such as `30s`",
+        ),
         (
             "BAOFS_FALLBACK",
             "disk",
-            "`BAOFS_FALLBACK`: this is no fallback",
+            "`BAOFS_FALLBACK`: invalid fallback `disk`: expected `tmpfs` or `none`",
         ),
         (
             "BAOFS_MOUNT",
             "secrets",
-            "`BAOFS_MOUNT`: the mount is an absolute path, not `/`, without `..`",
+            "`BAOFS_MOUNT`: invalid mount: expected an absolute path without `..`, such as `/app/secrets`",
         ),
         (
             "BAO_CLIENT_CERT",
             "/c",
-            "`client_cert` and `client_key` belong together: one is missing",
+            "`client_cert` and `client_key` must be set together: one is missing",
         ),
     ] {
         assert_eq!(said(SECRET, &[(name, value)]), [message], "{name}");
@@ -542,7 +543,7 @@ fn owners_and_modes() {
     let open = blocks.replace("0644", "0755");
     assert_eq!(
         said(&format!("{text}{SECRET}{open}"), &[]),
-        ["`perms` lets others write, or anybody execute"]
+        ["`perms` allows group or others to write, or anyone to execute"]
     );
 }
 
@@ -771,7 +772,7 @@ fn several_files_are_one_configuration() {
         &[],
     )
     .expect_err("one name twice");
-    assert_eq!(twice.0[0].message, "two files are named `x`");
+    assert_eq!(twice.0[0].message, "duplicate file name `x`");
     let broken = load_with(
         &[("a.hcl", "vault {\n"), ("b.json", "{\"a\": }")],
         Overrides::default(),
@@ -798,17 +799,17 @@ fn missing_files_are_named() {
         (
             vec!["/nonexistent/a.hcl".into()],
             None,
-            "/nonexistent/a.hcl cannot be read: No such file or directory (os error 2)",
+            "cannot read /nonexistent/a.hcl: No such file or directory (os error 2)",
         ),
         (
             vec![],
             Some("/nonexistent/b.hcl"),
-            "/nonexistent/b.hcl cannot be read: No such file or directory (os error 2)",
+            "cannot read /nonexistent/b.hcl: No such file or directory (os error 2)",
         ),
         (
             vec!["tests/golden".into()],
             None,
-            "tests/golden holds no `*.hcl` or `*.json`",
+            "the directory tests/golden has no `*.hcl` or `*.json` file",
         ),
     ] {
         let overrides = Overrides {
@@ -843,7 +844,7 @@ fn what_is_dangerous_is_said() {
         (
             "http://bao:8200",
             false,
-            vec!["the server is reached without encryption"],
+            vec!["the connection to the server is not encrypted"],
         ),
     ] {
         assert_eq!(
@@ -984,7 +985,7 @@ proptest! {
         };
         let problems = load_with(&[(name, &file)], Overrides::default(), &[]).expect_err("refused").to_string();
         let lines: Vec<&str> = problems.lines().collect();
-        prop_assert!(lines[0].ends_with("error: `range` is not supported yet"), "{}", problems);
+        prop_assert!(lines[0].ends_with("error: `range` is not supported"), "{}", problems);
         let column = lines[2].chars().position(|c| c == '^').expect("a caret");
         prop_assert_eq!(lines[1].chars().skip(column).take(5).collect::<String>(), "range", "{}", problems);
     }

@@ -5,7 +5,7 @@
 use baofs::clock::{Clock, RealClock};
 use baofs::status::{
     Condition, DIRECTORY, Detail, FILE, FORMAT, FileReport, Report, Roles, Served, Session,
-    Trouble, Walls, seconds,
+    Trouble, WallsReport, seconds,
 };
 use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
@@ -80,7 +80,7 @@ fn report(files: Vec<FileReport>, late: Duration) -> Report {
             fallback: Some("no /dev/fuse".into()),
             swap: None,
         },
-        walls: Walls::default(),
+        walls: WallsReport::default(),
         roles: Roles {
             supervise: 1,
             fetch: 7,

@@ -5,7 +5,7 @@
 use baofs::clock::{Clock, Moment, RealClock};
 use baofs::config::plan::{Content, Empty, Fallback, File, Filesystem, Stale, Swap};
 use baofs::names::{FileId, FileName, Generation, Owner};
-use baofs::tmpfs::{Cause, Refusal, Target, WriteError, Writer, needs_chown};
+use baofs::tmpfs::{RefusalCause, Target, TargetRefusal, WriteError, Writer, needs_chown};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use std::fs;
@@ -135,11 +135,11 @@ fn filesystem(path: &Path, size: u64) -> Filesystem {
     }
 }
 
-fn refusal(path: &Path, files: &[File]) -> Cause {
+fn refusal(path: &Path, files: &[File]) -> RefusalCause {
     prepare(path, files).expect_err("a refusal").cause
 }
 
-fn prepare(path: &Path, files: &[File]) -> Result<Target, Refusal> {
+fn prepare(path: &Path, files: &[File]) -> Result<Target, TargetRefusal> {
     Target::prepare(&filesystem(path, 1 << 20), files)
 }
 
@@ -534,7 +534,7 @@ fn one_agent(path: &Path) {
     let files = two(ME);
     let (first, mut writer) = started(path, &files);
     writer.publish(&[(A, b"1")], at(0)).expect("publish");
-    assert!(matches!(refusal(path, &files), Cause::Held));
+    assert!(matches!(refusal(path, &files), RefusalCause::Held));
     assert_eq!(mounts_at(path).len(), 1, "the refused one left nothing");
     let left = peek(&path.join("a"));
     // What a kill does: no cleaning.
@@ -549,7 +549,7 @@ fn one_agent(path: &Path) {
     let lock = fs::File::open(path).expect("open");
     lock.try_lock().expect("lock");
     assert!(
-        matches!(refusal(path, &files), Cause::Held),
+        matches!(refusal(path, &files), RefusalCause::Held),
         "not even by mounting over it"
     );
     detach(path);
@@ -564,7 +564,10 @@ fn no_directory(path: &Path) {
         "{missing}"
     );
     fs::write(path.join("file"), "").expect("write");
-    assert!(matches!(refusal(&path.join("file"), &[]), Cause::Open(_)));
+    assert!(matches!(
+        refusal(&path.join("file"), &[]),
+        RefusalCause::Open(_)
+    ));
 }
 
 // With fewer rights.
@@ -684,13 +687,13 @@ fn given_to_others(path: &Path) {
 
 fn disk_is_refused(path: &Path) {
     let refusal = prepare(path, &[]).expect_err("a disk");
-    let Cause::NotMemory { kind: Some(_), .. } = &refusal.cause else {
+    let RefusalCause::NotMemory { kind: Some(_), .. } = &refusal.cause else {
         panic!("{refusal}")
     };
     let words = refusal.to_string();
     assert!(
         words.contains("not in memory")
-            && words.contains("cannot be mounted: fsopen(tmpfs): ")
+            && words.contains("mounting a tmpfs there failed: fsopen(tmpfs): ")
             && words.contains("hint: "),
         "{words}"
     );
@@ -699,19 +702,19 @@ fn disk_is_refused(path: &Path) {
 fn unwritable(path: &Path) {
     let words = prepare(path, &[]).expect_err("not writable").to_string();
     assert!(
-        words.contains("may not make files in") && words.contains("which is of uid "),
+        words.contains("may not create files in") && words.contains("which is of uid "),
         "{words}"
     );
 }
 
 fn unlimited(path: &Path) {
-    assert!(matches!(refusal(path, &[]), Cause::Unlimited(_)));
+    assert!(matches!(refusal(path, &[]), RefusalCause::Unlimited(_)));
     assert_eq!(names(path), [""; 0]);
 }
 
 /// As root where another user has made what looks like a dead agent's.
 fn planted(path: &Path) {
-    assert!(matches!(refusal(path, &[]), Cause::Leftovers(_)));
+    assert!(matches!(refusal(path, &[]), RefusalCause::Leftovers(_)));
 }
 
 /// As uid 1000 in a tmpfs that the container was given; ends as if it was killed.
@@ -721,17 +724,17 @@ fn given(path: &Path) {
         .expect_err("no CAP_CHOWN")
         .to_string();
     assert!(
-        words.starts_with("files for uid 0, gid 0 cannot be made in")
+        words.contains("cannot create files for uid 0, gid 0 in")
             && words.contains("add CAP_CHOWN"),
         "{words}"
     );
     assert!(matches!(
         refusal(path, &[file("theirs", APP, 0o400)]),
-        Cause::Taken(_)
+        RefusalCause::Taken(_)
     ));
     assert!(!needs_chown(&files));
     let (_target, mut writer) = started(path, &files);
-    assert!(matches!(refusal(path, &files), Cause::Held));
+    assert!(matches!(refusal(path, &files), RefusalCause::Held));
     writer
         .publish(&[(A, b"1"), (B, b"1")], at(0))
         .expect("publish");

@@ -9,10 +9,10 @@ use super::plan::{
 use super::plan::{
     Method, NewPrivileges, OnHup, Plan, Query, Scheme, Seccomp, Server, Stale, Swap, Tls, Verify,
 };
-use super::problem::{At, Report, Source};
-use super::raw::{Entry, Node};
+use super::problem::{At, Findings, SourceFile};
+use super::raw::{Node, Pair};
 use super::section::{Section, labelled};
-use super::value::{self, Bad};
+use super::value;
 use super::{Overrides, hooks, users};
 use crate::names::{FileName, HookId, Owner, QueryId, SecretPath};
 use crate::sys::file::read_regular;
@@ -59,7 +59,7 @@ const SETTINGS: &[(&str, &str, &[&str])] = &[
 
 /// What everything is checked against, and what was found.
 struct Check<'a> {
-    report: &'a Report,
+    report: &'a Findings,
     overrides: &'a Overrides,
     env: &'a dyn Fn(&str) -> Option<String>,
     /// One per file, in order: the last word counts.
@@ -95,7 +95,7 @@ pub(super) fn check<'a>(
     whole: bool,
     overrides: &'a Overrides,
     env: &'a dyn Fn(&str) -> Option<String>,
-    report: &'a Report,
+    report: &'a Findings,
 ) -> Plan {
     let roots = trees
         .iter()
@@ -135,7 +135,7 @@ impl<'a> Check<'a> {
         {
             let hint = "write `auto_auth { method \"approle\" { ... } }`";
             self.report.error_anywhere(
-                "`auto_auth` is missing: baofs does not know how to log in",
+                "no login is configured: the block `auto_auth` is missing",
                 hint,
             );
         }
@@ -149,8 +149,8 @@ impl<'a> Check<'a> {
         self.sinks(auto_auth);
         if whole && self.files.is_empty() && !self.report.has_errors() {
             self.report.error_anywhere(
-                "there is nothing to serve",
-                "write a `secret`, a `template` or a `sink`",
+                "no file is configured",
+                "add a block `secret`, `template` or `sink`",
             );
         }
         let (log, pid_file) = (
@@ -227,15 +227,15 @@ impl<'a> Check<'a> {
             .or_else(in_file)
     }
 
-    fn parsed<T, W: Display>(
+    fn parsed<T>(
         &self,
         given: Option<Given<'a>>,
-        parse: impl Fn(&str) -> Result<T, (W, &'static str)>,
+        parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<T> {
         let Given { text, name, at } = given?;
-        let failed = |(why, hint)| match at {
-            Some(at) => self.report.error(at, format!("`{name}`: {why}"), hint),
-            None => self.report.error_anywhere(format!("`{name}`: {why}"), hint),
+        let failed = |why| match at {
+            Some(at) => self.report.error(at, format!("`{name}`: {why}"), ""),
+            None => self.report.error_anywhere(format!("`{name}`: {why}"), ""),
         };
         parse(&text).map_err(failed).ok()
     }
@@ -334,11 +334,11 @@ impl<'a> Check<'a> {
             group.map(|group| group.0),
             self.owner,
         )
-        .unwrap_or_else(|(why, hint)| {
+        .unwrap_or_else(|why| {
             self.report.error(
                 user.or(group).map_or(section.at, |(_, node)| node.at),
                 why,
-                hint,
+                "",
             );
             self.owner
         })
@@ -349,10 +349,10 @@ impl<'a> Check<'a> {
             return self.mode;
         };
         if mode & 0o133 != 0 {
-            let hint = "the mount is read-only and `noexec`: write 0400, 0440 or 0444";
+            let hint = "the mount is read-only and `noexec`; use 0400, 0440 or 0444";
             self.report.warn(
                 Some(section.at(key)),
-                format!("`{key}` lets others write, or anybody execute"),
+                format!("`{key}` allows group or others to write, or anyone to execute"),
                 hint,
             );
         }
@@ -371,8 +371,8 @@ impl<'a> Check<'a> {
         {
             self.report.warn(
                 None,
-                "the server is reached without encryption",
-                "everything is readable on the way; use `https://`",
+                "the connection to the server is not encrypted",
+                "every secret can be read on the network; use `https://`",
             );
         }
         let of_login = method
@@ -410,7 +410,7 @@ impl<'a> Check<'a> {
         let skip =
             self.parsed(self.setting(vault, "tls_skip_verify", None), value::boolean) == Some(true);
         if skip {
-            let hint = "whoever stands in between can read every secret; name the authority with `ca_cert`";
+            let hint = "anyone on the network path can read every secret; set `ca_cert` to the authority's certificate";
             self.report.warn(
                 None,
                 "the server's certificate is not verified (`tls_skip_verify`)",
@@ -427,7 +427,7 @@ impl<'a> Check<'a> {
         };
         if tls.client_cert.is_some() != tls.client_key.is_some() {
             self.report.error_anywhere(
-                "`client_cert` and `client_key` belong together: one is missing",
+                "`client_cert` and `client_key` must be set together: one is missing",
                 "",
             );
         }
@@ -441,7 +441,7 @@ impl<'a> Check<'a> {
         if kind != "approle" {
             self.report.error(
                 at,
-                format!("the method `{kind}` is not supported yet"),
+                format!("unsupported login method `{kind}`"),
                 "use `approle`",
             );
             return None;
@@ -482,7 +482,7 @@ impl<'a> Check<'a> {
             .flat_map(|root| root.each("secret"))
             .collect();
         for node in nodes {
-            let unnamed = |entry: &Entry<'_>| {
+            let unnamed = |entry: &Pair<'_>| {
                 entry.node.table().is_none() && keys::SECRET.all().any(|key| key == entry.key)
             };
             match node.table() {
@@ -494,7 +494,7 @@ impl<'a> Check<'a> {
                 Some(_) | None => {
                     self.report.error_of_shape(
                         node.at,
-                        "a `secret` is a block with a name",
+                        "invalid `secret`: expected a block with a name",
                         "write `secret \"FILE\" { ... }`",
                     );
                 }
@@ -502,7 +502,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn secret(&mut self, entry: &'a Entry<'a>) {
+    fn secret(&mut self, entry: &'a Pair<'a>) {
         let Some(section) = Section::open(&entry.node, &keys::SECRET, self.report) else {
             return;
         };
@@ -541,7 +541,7 @@ impl<'a> Check<'a> {
             (None, Some((_, node))) => {
                 self.report.error(
                     node.at,
-                    "this format is not supported yet",
+                    "unsupported format",
                     "write `format = \"json\"`, or name one `field`",
                 );
                 None
@@ -589,8 +589,8 @@ impl<'a> Check<'a> {
         };
         self.report.error(
             at,
-            format!("two files are named `{name}`"),
-            format!("the other is at {}", earlier.origin),
+            format!("duplicate file name `{name}`"),
+            format!("the first file with this name is at {}", earlier.origin),
         );
         None
     }
@@ -627,7 +627,7 @@ impl<'a> Check<'a> {
     fn hook(
         &mut self,
         section: Section<'a>,
-        read: fn(Section<'_>, &Report) -> Option<Hook>,
+        read: fn(Section<'_>, &Findings) -> Option<Hook>,
     ) -> Option<HookId> {
         let hook = read(section, self.report)?;
         let found = self.hooks.iter().position(|known| *known == hook);
@@ -635,8 +635,8 @@ impl<'a> Check<'a> {
         let many = |_| {
             self.report.error(
                 section.at,
-                "there are more than 65536 different `on_change`",
-                "let files share them",
+                "more than 65536 different `on_change` are not supported",
+                "use the same `on_change` for several files",
             );
         };
         u16::try_from(index).map(HookId).map_err(many).ok()
@@ -675,10 +675,10 @@ impl<'a> Check<'a> {
         }
         let mount = self.mount.display();
         let hint =
-            format!("write `{mount}/NAME`, or set the mount by `filesystem.path` or `--mount`");
+            format!("write `{mount}/NAME`, or set the mount with `filesystem.path` or `--mount`");
         self.report.error(
             at,
-            format!("the destination lies outside the mount {mount}"),
+            format!("the destination is outside the mount {mount}"),
             hint,
         );
         None
@@ -695,7 +695,7 @@ impl<'a> Check<'a> {
         let (path, node) = section.text("source")?;
         let failed = |why: &dyn Display| {
             self.report
-                .error(node.at, format!("the template {why}"), "");
+                .error(node.at, format!("the template file {why}"), "");
         };
         let text = read_regular(Path::new(path), TEMPLATE)
             .map_err(|error| failed(&error))
@@ -704,7 +704,7 @@ impl<'a> Check<'a> {
             .map_err(|_| failed(&"is not UTF-8 text"))
             .ok()?
             .to_owned();
-        let source = Source::new(path.to_owned(), text);
+        let source = SourceFile::new(path.to_owned(), text);
         let at = |e: &ParseError| At::new(&source, e.at.offset, e.at.offset + e.len);
         Template::parse(&source.text)
             .map_err(|e| self.no_template(&e, at(&e), true))
@@ -729,7 +729,7 @@ impl<'a> Check<'a> {
             if kind != "file" {
                 self.report.error(
                     at,
-                    "only the sink `file` is known",
+                    "unsupported sink: only `file` is supported",
                     "write `sink \"file\" { config = { path = \"...\" } }`",
                 );
             } else if let Some(config) = section.section("config", &keys::SINK_CONFIG) {
@@ -744,8 +744,11 @@ impl<'a> Check<'a> {
             return;
         };
         if !Path::new(path).is_absolute() || path.ends_with('/') {
-            self.report
-                .error(node.at, "a sink's path is the absolute path of a file", "");
+            self.report.error(
+                node.at,
+                "invalid path of a sink: expected the absolute path of a file",
+                "",
+            );
             return;
         }
         let inner = inside(&self.mount, path);
@@ -796,16 +799,15 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// An absolute path below the root, without `..`.
-fn mount_point(text: &str) -> Result<PathBuf, Bad> {
+fn mount_point(text: &str) -> Result<PathBuf, String> {
     let path: PathBuf = Path::new(text).components().collect();
     if !path.is_absolute()
         || path == Path::new("/")
         || path.components().any(|part| part == Component::ParentDir)
     {
-        return Err((
-            "the mount is an absolute path, not `/`, without `..`",
-            "write it as `/app/secrets`",
-        ));
+        return Err(
+            "invalid mount: expected an absolute path without `..`, such as `/app/secrets`".into(),
+        );
     }
     Ok(path)
 }

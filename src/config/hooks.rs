@@ -4,7 +4,7 @@
 
 use super::keys;
 use super::plan::{Action, Hook};
-use super::problem::Report;
+use super::problem::Findings;
 use super::raw::{Node, Value};
 use super::section::Section;
 use super::value;
@@ -14,7 +14,7 @@ use std::time::Duration;
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The `on_change` of the application or of a file.
-pub(super) fn on_change(section: Section<'_>, report: &Report) -> Option<Hook> {
+pub(super) fn on_change(section: Section<'_>, report: &Findings) -> Option<Hook> {
     let on_change = section.section("on_change", &keys::ON_CHANGE)?;
     on_change.exactly_one(
         &["signal", "command", "restart"],
@@ -25,7 +25,7 @@ pub(super) fn on_change(section: Section<'_>, report: &Report) -> Option<Hook> {
 
 /// The hook of a file: its `on_change`, or what `bao agent` knows of a template: `exec` or
 /// `command`.
-pub(super) fn of_file(file: Section<'_>, report: &Report) -> Option<Hook> {
+pub(super) fn of_file(file: Section<'_>, report: &Findings) -> Option<Hook> {
     file.at_most_one(&["on_change", "command", "exec"]);
     if let Some(exec) = file.section("exec", &keys::EXEC) {
         exec.lacks("command");
@@ -41,8 +41,8 @@ pub(super) fn of_file(file: Section<'_>, report: &Report) -> Option<Hook> {
 fn hook(
     section: Section<'_>,
     timeout_key: &str,
-    read: fn(&Node<'_>, &Report) -> Vec<String>,
-    report: &Report,
+    read: fn(&Node<'_>, &Findings) -> Vec<String>,
+    report: &Findings,
 ) -> Option<Hook> {
     let (signal, restart) = (
         section.parsed("signal", value::signal),
@@ -53,7 +53,7 @@ fn hook(
     if timeout.is_some() && command.is_none() {
         report.error(
             section.at(timeout_key),
-            format!("`{timeout_key}` is the time of a `command`, which is missing"),
+            format!("`{timeout_key}` has no effect without `command`"),
             "",
         );
     }
@@ -78,7 +78,7 @@ fn hook(
 
 /// A list of texts, or one word: nobody has to guess how a line would be split. An error shows no
 /// word: it may be a secret.
-pub(super) fn command(node: &Node<'_>, report: &Report) -> Vec<String> {
+pub(super) fn command(node: &Node<'_>, report: &Findings) -> Vec<String> {
     let word = |node: &Node<'_>| match &node.value {
         Value::Text(text) if !text.contains('\0') => Some(text.clone()),
         Value::Text(_)
@@ -97,14 +97,18 @@ pub(super) fn command(node: &Node<'_>, report: &Report) -> Vec<String> {
         .unwrap_or_else(|| {
             let hint =
                 "write `[\"PROGRAM\", \"ARG\"]`; for a shell line `[\"sh\", \"-c\", \"LINE\"]`";
-            report.error_of_shape(node.at, "`command` is a list of texts", hint);
+            report.error_of_shape(
+                node.at,
+                "invalid `command`: expected a list of strings",
+                hint,
+            );
             Vec::new()
         })
 }
 
 /// A command as `bao agent` reads it: one text with a blank in it, alone or in a list, is a line
 /// for the shell.
-fn line(node: &Node<'_>, report: &Report) -> Vec<String> {
+fn line(node: &Node<'_>, report: &Findings) -> Vec<String> {
     match node.items() {
         [
             Node {

@@ -38,19 +38,18 @@ const EMPTY: Block = Block {
     other: &[],
 };
 
-const LATER: &str = "remove it, or keep `bao agent` for it until a later version of baofs knows it";
-const PROXY: &str =
-    "baofs is no proxy; an application that talks to OpenBao itself needs one beside it";
-const ENCRYPTED: &str = "encrypted sinks are not supported yet";
-const WRAPPED: &str = "wrapped tokens and secret_ids are not supported yet";
+const LATER: &str = "remove the key, or use `bao agent` for this task";
+const PROXY: &str = "baofs does not proxy requests: an application that talks to OpenBao needs `bao agent` beside baofs";
+const ENCRYPTED: &str = "encrypted sinks are not supported";
+const WRAPPED: &str = "wrapped tokens and secret_ids are not supported";
 const COMMAND: &str =
-    "write `app { command = [\"PROGRAM\", \"ARG\"] }`, or the command behind `--`";
+    "write `app { command = [\"PROGRAM\", \"ARG\"] }`, or give the command after `--`";
 const ENVIRONMENT: &str =
-    "secrets in the environment are not supported: every child would inherit them";
-const FILES: &str = "serve a file: `secret \"NAME\" { path, field }`";
-const DELIMITERS: &str = "other delimiters are not supported yet";
+    "secrets in environment variables are not supported: every child process would inherit them";
+const FILES: &str = "serve a file instead: `secret \"NAME\" { path, field }`";
+const DELIMITERS: &str = "other delimiters are not supported";
 const WAITS: &str =
-    "a start that lacks a secret ends after `app.wait`; later the last good secret stays";
+    "a start without every secret fails after `app.wait`; later, the last good secret stays";
 
 pub(super) const ROOT: Block = Block {
     name: "the configuration",
@@ -64,14 +63,17 @@ pub(super) const ROOT: Block = Block {
             Ignored("baofs fetches each secret once and needs no cache"),
         ),
         ("env_template", Refused(ENVIRONMENT, FILES)),
-        ("exec", Refused("its place here is `app`", COMMAND)),
+        (
+            "exec",
+            Refused("baofs configures the application in `app`", COMMAND),
+        ),
         (
             "exit_after_auth",
-            Only("false", "baofs lives as long as its application"),
+            Only("false", "baofs runs as long as its application"),
         ),
         ("listener", Refused(PROXY, LATER)),
         ("log_file", Ignored("the log goes to standard error")),
-        ("telemetry", Ignored("there are no metrics yet")),
+        ("telemetry", Ignored("metrics are not supported")),
     ],
 };
 
@@ -106,7 +108,7 @@ pub(super) const METHOD: Block = Block {
     quiet: "exit_on_err min_backoff",
     other: &[(
         "wrap_ttl",
-        Refused(WRAPPED, "remove it: the token stays in locked memory"),
+        Refused(WRAPPED, "remove the key: the token stays in locked memory"),
     )],
     ..EMPTY
 };
@@ -145,13 +147,13 @@ pub(super) const TEMPLATE: Block = Block {
     other: &[
         (
             "backup",
-            Only("false", "baofs keeps no copy of an old secret"),
+            Only("false", "baofs keeps no copies of old secrets"),
         ),
         ("left_delimiter", Only("{{", DELIMITERS)),
         ("right_delimiter", Only("}}", DELIMITERS)),
         (
             "wait",
-            Ignored("the files of one change are published at once"),
+            Ignored("all files of one change are published at once"),
         ),
     ],
     ..EMPTY
@@ -165,7 +167,7 @@ pub(super) const TEMPLATE_CONFIG: Block = Block {
         ("exit_on_retry_failure", Ignored(WAITS)),
         (
             "lease_renewal_threshold",
-            Ignored("baofs has a schedule of its own"),
+            Ignored("baofs computes its own renewal schedule"),
         ),
     ],
     ..EMPTY
@@ -200,17 +202,17 @@ pub(super) const EXEC: Block = Block {
     used: "command splay timeout",
     quiet: "kill_timeout reload_signal",
     other: &[
-        ("enabled", Only("true", "remove the whole `exec` instead")),
+        ("enabled", Only("true", "a disabled `exec` can be removed")),
         (
             "env",
             Refused(
-                "a command has the application's environment",
-                "let a shell line set what it needs",
+                "a command inherits the application's environment",
+                "set the variables in a shell line",
             ),
         ),
         (
             "kill_signal",
-            Ignored("a command that takes too long is killed"),
+            Ignored("a command that exceeds its timeout is killed"),
         ),
     ],
     ..EMPTY

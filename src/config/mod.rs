@@ -17,7 +17,7 @@ pub use problem::{Problem, Problems, Severity};
 pub use show::show;
 
 use plan::Plan;
-use problem::{Report, Source};
+use problem::{Findings, SourceFile};
 use std::path::{Path, PathBuf};
 
 /// Where the configuration is when nobody says.
@@ -60,7 +60,7 @@ pub fn load(
     overrides: &Overrides,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Loaded, Problems> {
-    let report = Report::default();
+    let report = Findings::default();
     let sources = sources(overrides, env, &report);
     let readable = !report.has_errors();
     let trees: Vec<_> = sources
@@ -81,8 +81,8 @@ pub fn load(
 fn sources(
     overrides: &Overrides,
     env: &dyn Fn(&str) -> Option<String>,
-    report: &Report,
-) -> Vec<Source> {
+    report: &Findings,
+) -> Vec<SourceFile> {
     let named = env("BAOFS_CONFIG").filter(|text| !text.is_empty());
     let paths = match (overrides.config.is_empty(), &named) {
         (false, _) => overrides.config.clone(),
@@ -95,13 +95,16 @@ fn sources(
         ""
     };
     let failed = |path: &Path, why: &std::io::Error| {
-        report.error_anywhere(format!("{} cannot be read: {why}", path.display()), hint);
+        report.error_anywhere(format!("cannot read {}: {why}", path.display()), hint);
     };
     let files = paths.into_iter().filter_map(|path| {
         let files = directory(&path).map_err(|why| failed(&path, &why)).ok()?;
         if files.is_empty() {
             report.error_anywhere(
-                format!("{} holds no `*.hcl` or `*.json`", path.display()),
+                format!(
+                    "the directory {} has no `*.hcl` or `*.json` file",
+                    path.display()
+                ),
                 "",
             );
         }
@@ -111,7 +114,7 @@ fn sources(
         let text = std::fs::read_to_string(&path)
             .map_err(|why| failed(&path, &why))
             .ok()?;
-        Some(Source::new(path.display().to_string(), text))
+        Some(SourceFile::new(path.display().to_string(), text))
     };
     files.flatten().filter_map(read).collect()
 }

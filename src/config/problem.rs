@@ -7,7 +7,7 @@ use std::ops::Range;
 
 /// One file of the configuration.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct SourceFile {
     /// Its path as it was given.
     pub(super) name: String,
     /// What it holds.
@@ -16,7 +16,7 @@ pub(super) struct Source {
     newlines: OnceCell<Vec<usize>>,
 }
 
-impl Source {
+impl SourceFile {
     /// The file `name`, which holds `text`.
     pub(super) fn new(name: String, text: String) -> Self {
         Self {
@@ -39,7 +39,7 @@ impl Source {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct At<'a> {
     /// The file.
-    pub(super) source: &'a Source,
+    pub(super) source: &'a SourceFile,
     /// First byte.
     pub(super) start: usize,
     /// One past the last byte.
@@ -48,7 +48,7 @@ pub(super) struct At<'a> {
 
 impl<'a> At<'a> {
     /// The range from `start` to `end`, moved into the text and onto the beginnings of characters.
-    pub(super) fn new(source: &'a Source, start: usize, end: usize) -> Self {
+    pub(super) fn new(source: &'a SourceFile, start: usize, end: usize) -> Self {
         let floor = |at: usize| {
             (0..=at.min(source.text.len()))
                 .rev()
@@ -76,7 +76,7 @@ impl<'a> At<'a> {
         self.source.line(self.start)
     }
 
-    fn place(self, show: Show) -> Place {
+    fn place(self, show: Show) -> Location {
         let text = &self.source.text;
         let begin = text[..self.start].rfind('\n').map_or(0, |at| at + 1);
         let end = text[self.start..]
@@ -93,7 +93,7 @@ impl<'a> At<'a> {
             }
             Show::Shape => mask(line, &(0..0)),
         };
-        Place {
+        Location {
             file: self.source.name.clone(),
             line: self.line(),
             column: text[begin..self.start].chars().count() + 1,
@@ -170,12 +170,12 @@ pub struct Problem {
     /// What to do, if there is something to say.
     pub hint: String,
     /// Where; absent for flags, the environment, and files that cannot be read.
-    place: Option<Place>,
+    place: Option<Location>,
 }
 
 /// Where a problem stands, ready to be shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
+struct Location {
     file: String,
     line: usize,
     column: usize,
@@ -200,7 +200,7 @@ impl fmt::Display for Problem {
     }
 }
 
-impl Place {
+impl Location {
     fn write(&self, f: &mut fmt::Formatter<'_>, word: &str, message: &str) -> fmt::Result {
         let Self {
             file,
@@ -245,9 +245,9 @@ impl fmt::Display for Problems {
 
 /// Where problems gather while everything is checked.
 #[derive(Debug, Default)]
-pub(super) struct Report(RefCell<Vec<Problem>>);
+pub(super) struct Findings(RefCell<Vec<Problem>>);
 
-impl Report {
+impl Findings {
     /// An error at a value of a known key.
     pub(super) fn error(&self, at: At<'_>, message: impl Into<String>, hint: impl Into<String>) {
         self.add(
@@ -323,7 +323,7 @@ impl Report {
         );
     }
 
-    fn add(&self, severity: Severity, place: Option<Place>, message: String, hint: String) {
+    fn add(&self, severity: Severity, place: Option<Location>, message: String, hint: String) {
         self.0.borrow_mut().push(Problem {
             severity,
             message,
@@ -351,6 +351,20 @@ impl Report {
 }
 
 impl Problem {
+    /// The position, the message and the hint in one line, for a log: without the source line.
+    #[must_use]
+    pub fn one_line(&self) -> String {
+        let mut text = String::new();
+        if let Some(Location { file, line, .. }) = &self.place {
+            text = format!("{file}:{line}: ");
+        }
+        text.push_str(&self.message);
+        if !self.hint.is_empty() {
+            text = text + "; hint: " + &self.hint;
+        }
+        text
+    }
+
     fn key(&self) -> Option<(&str, usize, usize)> {
         self.place
             .as_ref()

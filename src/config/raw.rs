@@ -6,7 +6,7 @@
 //! be quoted; of JSON the escapes that HCL lacks. `OPEN` stands for a brace that must not begin an
 //! interpolation and `PAD` for nothing; both leave the texts again when these are taken out.
 
-use super::problem::{At, Report, Source};
+use super::problem::{At, Findings, SourceFile};
 use hcl_edit::Span;
 use hcl_edit::expr::{Expression, ObjectKey};
 use hcl_edit::structure::{Body, Structure};
@@ -16,7 +16,7 @@ use std::ops::Range;
 
 const OPEN: u8 = 1;
 const PAD: u8 = 2;
-const CONTROL: &str = "a control character cannot stand here";
+const CONTROL: &str = "control characters are not allowed";
 
 /// A value and where it stands.
 #[derive(Debug)]
@@ -39,14 +39,14 @@ pub(super) enum Value<'a> {
     /// In brackets.
     List(Vec<Node<'a>>),
     /// A block or an object; labels of a block are tables in tables.
-    Table(Vec<Entry<'a>>),
+    Table(Vec<Pair<'a>>),
     /// Null, or an expression that a configuration cannot hold.
     Other,
 }
 
 /// A key and its value.
 #[derive(Debug)]
-pub(super) struct Entry<'a> {
+pub(super) struct Pair<'a> {
     /// The key.
     pub(super) key: String,
     /// Where the key stands.
@@ -57,7 +57,7 @@ pub(super) struct Entry<'a> {
 
 impl<'a> Node<'a> {
     /// The entries of a block or object; HCL 1 and its JSON also write a list around one.
-    pub(super) fn table(&self) -> Option<&[Entry<'a>]> {
+    pub(super) fn table(&self) -> Option<&[Pair<'a>]> {
         match &self.value {
             Value::Table(entries) => Some(entries),
             Value::List(items) if items.len() == 1 => items[0].table(),
@@ -154,18 +154,18 @@ fn in_heredoc(raw: &str, text: &str, offset: usize) -> usize {
 }
 
 /// Parses `source`; a syntax error is reported and gives `None`.
-pub(super) fn parse<'a>(source: &'a Source, report: &Report) -> Option<Node<'a>> {
+pub(super) fn parse<'a>(source: &'a SourceFile, report: &Findings) -> Option<Node<'a>> {
     let text = source
         .text
         .trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']);
     let parsed = if text.starts_with('{') {
-        Tree {
+        TreeBuilder {
             source,
             skipped: source.text.len() - text.len(),
         }
         .json(text.trim_end())
     } else {
-        Tree { source, skipped: 0 }.hcl()
+        TreeBuilder { source, skipped: 0 }.hcl()
     };
     parsed
         .map_err(|(at, message)| report.error_of_shape(At::new(source, at, at + 1), message, ""))
@@ -176,13 +176,13 @@ pub(super) fn parse<'a>(source: &'a Source, report: &Report) -> Option<Node<'a>>
 type Refusal = (usize, String);
 
 /// Makes nodes of one source.
-struct Tree<'a> {
-    source: &'a Source,
+struct TreeBuilder<'a> {
+    source: &'a SourceFile,
     /// Bytes before the text that was parsed.
     skipped: usize,
 }
 
-impl<'a> Tree<'a> {
+impl<'a> TreeBuilder<'a> {
     fn at(&self, span: Range<usize>) -> At<'a> {
         At::new(
             self.source,
@@ -214,7 +214,7 @@ impl<'a> Tree<'a> {
             let message = message.split(" at line ").next().unwrap_or_default();
             here((
                 begin + e.column().saturating_sub(1),
-                format!("this is no JSON: {message}"),
+                format!("invalid JSON: {message}"),
             ))
         })?;
         let expr: Expression = rewrite(text, Form::Json)
@@ -236,9 +236,9 @@ impl<'a> Tree<'a> {
         )
     }
 
-    fn structure(&self, structure: &Structure) -> Entry<'a> {
+    fn structure(&self, structure: &Structure) -> Pair<'a> {
         match structure {
-            Structure::Attribute(attribute) => Entry {
+            Structure::Attribute(attribute) => Pair {
                 key: attribute.key.to_string(),
                 at: self.span(&attribute.key),
                 node: self.expr(&attribute.value),
@@ -250,7 +250,7 @@ impl<'a> Tree<'a> {
                 };
                 for label in block.labels.iter().rev() {
                     let at = self.span(label);
-                    let entry = Entry {
+                    let entry = Pair {
                         key: label.as_str().to_owned(),
                         at,
                         node,
@@ -260,7 +260,7 @@ impl<'a> Tree<'a> {
                         value: Value::Table(vec![entry]),
                     };
                 }
-                Entry {
+                Pair {
                     key: block.ident.to_string(),
                     at: self.span(&block.ident),
                     node,
@@ -302,7 +302,7 @@ impl<'a> Tree<'a> {
         Node { at, value }
     }
 
-    fn entry(&self, key: &ObjectKey, value: &Expression) -> Entry<'a> {
+    fn entry(&self, key: &ObjectKey, value: &Expression) -> Pair<'a> {
         let (key, at) = match key {
             ObjectKey::Ident(ident) => (ident.to_string(), self.span(ident)),
             ObjectKey::Expression(expr) => (
@@ -311,7 +311,7 @@ impl<'a> Tree<'a> {
                 self.span(expr),
             ),
         };
-        Entry {
+        Pair {
             key,
             at,
             node: self.expr(value),
@@ -322,7 +322,7 @@ impl<'a> Tree<'a> {
 fn refusal(error: &hcl_edit::parser::Error) -> Refusal {
     (
         error.location().offset(),
-        format!("this cannot be parsed: {}", error.message()),
+        format!("syntax error: {}", error.message()),
     )
 }
 
@@ -361,8 +361,12 @@ fn rewrite(text: &str, form: Form) -> Result<String, Refusal> {
             _ => at + 1,
         };
     }
-    String::from_utf8(out)
-        .map_err(|e| (e.utf8_error().valid_up_to(), "this is not UTF-8".to_owned()))
+    String::from_utf8(out).map_err(|e| {
+        (
+            e.utf8_error().valid_up_to(),
+            "the file is not UTF-8".to_owned(),
+        )
+    })
 }
 
 fn end_of(rest: &str, what: &str, at: usize) -> usize {

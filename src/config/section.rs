@@ -2,15 +2,15 @@
 //! table, and whatever is not as it should be is reported once, where it stands.
 
 use super::keys::{Block, Fate, ROOT, keys};
-use super::problem::{At, Report};
-use super::raw::{Entry, Node, Value};
-use super::value::{self, Bad};
+use super::problem::{At, Findings};
+use super::raw::{Node, Pair, Value};
+use super::value;
 
 /// A block whose keys were looked up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Section<'a> {
-    entries: &'a [Entry<'a>],
-    report: &'a Report,
+    entries: &'a [Pair<'a>],
+    report: &'a Findings,
     name: &'static str,
     /// Where it begins.
     pub(super) at: At<'a>,
@@ -21,12 +21,12 @@ impl<'a> Section<'a> {
     pub(super) fn open(
         node: &'a Node<'a>,
         block: &'static Block,
-        report: &'a Report,
+        report: &'a Findings,
     ) -> Option<Self> {
         let Some(entries) = node.table() else {
             report.error_of_shape(
                 node.at,
-                format!("{} is a block", block.name),
+                format!("invalid {}: expected a block", block.name),
                 "write `NAME { KEY = VALUE }`",
             );
             return None;
@@ -49,7 +49,7 @@ impl<'a> Section<'a> {
         Some(section)
     }
 
-    fn look_up(&self, entry: &Entry<'_>, block: &Block, repeated: bool) {
+    fn look_up(&self, entry: &Pair<'_>, block: &Block, repeated: bool) {
         let key = entry.key.as_str();
         let fate = block
             .other
@@ -64,7 +64,7 @@ impl<'a> Section<'a> {
             Some(Fate::Only(value, _)) if entry.node.scalar() == Some(value) => {}
             Some(Fate::Only(value, why)) => self.report.error_at_key(
                 entry.at,
-                format!("`{key}` can only be `{value}`: {why}"),
+                format!("unsupported value of `{key}`: only `{value}` is supported: {why}"),
                 "",
             ),
             Some(Fate::Refused(why, hint)) => {
@@ -77,14 +77,17 @@ impl<'a> Section<'a> {
                 .any(|known| known == key) => {}
             None if keys(block.used).any(|known| known == key) && !repeated => {}
             None if repeated => {
-                self.report
-                    .error_at_key(entry.at, format!("`{key}` is given twice"), "");
+                self.report.error_at_key(
+                    entry.at,
+                    format!("duplicate key `{key}`"),
+                    "remove one of them",
+                );
             }
             None => self.unknown(entry, block),
         }
     }
 
-    fn unknown(&self, entry: &Entry<'_>, block: &Block) {
+    fn unknown(&self, entry: &Pair<'_>, block: &Block) {
         let known = || {
             keys(block.used)
                 .chain(keys(block.many))
@@ -92,7 +95,7 @@ impl<'a> Section<'a> {
                 .join(", ")
         };
         let hint = block.nearest(&entry.key).map_or_else(
-            || format!("it knows {}", known()),
+            || format!("known keys: {}", known()),
             |known| format!("did you mean `{known}`?"),
         );
         let place = if block.name == ROOT.name {
@@ -138,11 +141,15 @@ impl<'a> Section<'a> {
         let node = self.get(key)?;
         match node.scalar() {
             Some(text) if !text.trim().is_empty() => return Some((text, node)),
-            Some(_) => self.report.error(node.at, format!("`{key}` is empty"), ""),
+            Some(_) => self.report.error(
+                node.at,
+                format!("`{key}` is empty"),
+                "write a value, or remove the key",
+            ),
             None => self.report.error(
                 node.at,
-                format!("`{key}` is a single value"),
-                "write text in quotes",
+                format!("invalid `{key}`: expected a single value"),
+                "write `KEY = \"VALUE\"`",
             ),
         }
         None
@@ -154,8 +161,11 @@ impl<'a> Section<'a> {
         if matches!(node.value, Value::Text(_)) {
             return Some((text, node));
         }
-        self.report
-            .error(node.at, format!("`{key}` is a text in quotes"), "");
+        self.report.error(
+            node.at,
+            format!("invalid `{key}`: expected a string in quotes"),
+            "",
+        );
         None
     }
 
@@ -169,7 +179,7 @@ impl<'a> Section<'a> {
     pub(super) fn lacks(&self, key: &str) {
         if self.get(key).is_none() {
             self.report
-                .error_of_shape(self.at, format!("{} lacks `{key}`", self.name), "");
+                .error_of_shape(self.at, format!("{} needs the key `{key}`", self.name), "");
         }
     }
 
@@ -183,7 +193,7 @@ impl<'a> Section<'a> {
             let names: Vec<_> = given.iter().map(|(name, _)| name.as_str()).collect();
             self.report.error_of_shape(
                 last.at,
-                format!("{} exclude each other", names.join(" and ")),
+                format!("{} cannot be used together", names.join(" and ")),
                 "remove one of them",
             );
         }
@@ -195,16 +205,20 @@ impl<'a> Section<'a> {
         if !self.at_most_one(keys) {
             self.report.error_of_shape(
                 self.at,
-                format!("{} needs `{}`", self.name, keys.join("` or `")),
+                format!("{} needs the key `{}`", self.name, keys.join("` or `")),
                 hint,
             );
         }
     }
 
     /// The value of `key` as `parse` understands it.
-    pub(super) fn parsed<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T, Bad>) -> Option<T> {
+    pub(super) fn parsed<T>(
+        &self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
         let (text, node) = self.scalar(key)?;
-        let failed = |(why, hint): Bad| self.report.error(node.at, format!("`{key}`: {why}"), hint);
+        let failed = |why| self.report.error(node.at, format!("`{key}`: {why}"), "");
         parse(text).map_err(failed).ok()
     }
 
@@ -233,7 +247,7 @@ impl<'a> Section<'a> {
 pub(super) fn labelled<'a>(
     node: &'a Node<'a>,
     block: &'static Block,
-    report: &'a Report,
+    report: &'a Findings,
 ) -> Option<(&'a str, At<'a>, Section<'a>)> {
     let (label, node) = match node.table() {
         Some([only]) if only.node.scalar().is_none() && block.all().all(|key| key != only.key) => {

@@ -13,15 +13,15 @@ use std::fmt;
 pub fn show(plan: &Plan, warnings: &[Problem]) -> String {
     warnings
         .iter()
-        .fold(Shown(plan).to_string(), |shown, warning| {
+        .fold(PlanText(plan).to_string(), |shown, warning| {
             shown + &warning.to_string() + "\n"
         })
 }
 
 /// What is shown.
-struct Shown<'a>(&'a Plan);
+struct PlanText<'a>(&'a Plan);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for PlanText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plan = self.0;
         write_server(f, plan)?;

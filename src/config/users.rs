@@ -3,14 +3,15 @@
 
 use super::plan::Identity;
 use crate::names::Owner;
+use crate::shown::ShownName;
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist};
 use std::ffi::CString;
 use std::path::PathBuf;
 
-/// What is wrong, and what to do.
-type Bad = (String, &'static str);
+/// The error for `USER:GROUP` beside a key that names the group.
+const TWICE: &str = "the group is given twice: in `USER:GROUP` and by its own key";
 
-/// As whom baofs runs.
+/// The user and group that baofs runs as.
 pub(super) fn current() -> Owner {
     Owner {
         uid: geteuid().as_raw(),
@@ -19,10 +20,14 @@ pub(super) fn current() -> Owner {
 }
 
 /// `USER[:GROUP]` as an owner of files; without a group it is the user's own, else `default`.
-pub(super) fn owner(user: Option<&str>, group: Option<&str>, default: Owner) -> Result<Owner, Bad> {
+pub(super) fn owner(
+    user: Option<&str>,
+    group: Option<&str>,
+    default: Owner,
+) -> Result<Owner, String> {
     let (user, group) = match user.map(|user| user.split_once(':')) {
         Some(Some(_)) if group.is_some() => {
-            return Err(("the group is given twice".to_owned(), ""));
+            return Err(TWICE.to_owned());
         }
         Some(Some((user, group))) => (Some(user), Some(group)),
         Some(None) | None => (user, group),
@@ -39,7 +44,7 @@ pub(super) fn owner(user: Option<&str>, group: Option<&str>, default: Owner) -> 
 }
 
 /// `USER[:GROUP]` as an identity to run as.
-pub(super) fn identity(text: &str) -> Result<Identity, Bad> {
+pub(super) fn identity(text: &str) -> Result<Identity, String> {
     let (user, group) = text
         .split_once(':')
         .map_or((text, None), |(user, group)| (user, Some(group)));
@@ -48,9 +53,8 @@ pub(super) fn identity(text: &str) -> Result<Identity, Bad> {
         (Some(group), _) => find_group(group)?,
         (None, Some(own)) => own.gid.as_raw(),
         (None, None) => {
-            return Err((
-                format!("user {uid} has no entry in /etc/passwd, so its group is unknown"),
-                "write `UID:GID`",
+            return Err(format!(
+                "user {uid} has no entry in /etc/passwd, so its group is unknown; expected `UID:GID`"
             ));
         }
     };
@@ -73,30 +77,29 @@ pub(super) fn identity(text: &str) -> Result<Identity, Bad> {
     })
 }
 
-fn find_user(text: &str) -> Result<(u32, Option<User>), Bad> {
+fn find_user(text: &str) -> Result<(u32, Option<User>), String> {
     if let Ok(uid) = text.parse() {
         return Ok((uid, User::from_uid(Uid::from_raw(uid)).ok().flatten()));
     }
     match User::from_name(text) {
         Ok(Some(user)) => Ok((user.uid.as_raw(), Some(user))),
-        Ok(None) | Err(_) => Err((
-            format!("there is no user `{text}`"),
-            "a number is accepted too",
-        )),
+        Ok(None) | Err(_) => Err(unknown("user", text, "passwd")),
     }
 }
 
-fn find_group(text: &str) -> Result<u32, Bad> {
+fn find_group(text: &str) -> Result<u32, String> {
     if let Ok(gid) = text.parse() {
         return Ok(gid);
     }
     match Group::from_name(text) {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
-        Ok(None) | Err(_) => Err((
-            format!("there is no group `{text}`"),
-            "a number is accepted too",
-        )),
+        Ok(None) | Err(_) => Err(unknown("group", text, "group")),
     }
+}
+
+fn unknown(kind: &str, text: &str, table: &str) -> String {
+    let text = ShownName::from(text);
+    format!("unknown {kind} `{text}`: expected a name in /etc/{table} or a number")
 }
 
 #[cfg(test)]
@@ -106,27 +109,26 @@ mod tests {
     #[test]
     fn owners() {
         let default = Owner { uid: 7, gid: 8 };
-        let of = |user, group| {
-            owner(user, group, default)
-                .map(|o| (o.uid, o.gid))
-                .map_err(|bad| bad.0)
-        };
+        let of = |user, group| owner(user, group, default).map(|o| (o.uid, o.gid));
         assert_eq!(of(None, None), Ok((7, 8)));
         assert_eq!(of(Some("root"), None), Ok((0, 0)));
         assert_eq!(of(Some("54321"), None), Ok((54321, 8)));
         assert_eq!(of(Some("root:9"), None), Ok((0, 9)));
         assert_eq!(of(None, Some("root")), Ok((7, 0)));
-        assert_eq!(
-            of(Some("1:2"), Some("3")),
-            Err("the group is given twice".to_owned())
-        );
+        assert_eq!(of(Some("1:2"), Some("3")), Err(TWICE.to_owned()));
         assert_eq!(
             of(Some("no such user"), None),
-            Err("there is no user `no such user`".to_owned())
+            Err(
+                "unknown user `no such user`: expected a name in /etc/passwd or a number"
+                    .to_owned()
+            )
         );
         assert_eq!(
             of(Some("0:no such group"), None),
-            Err("there is no group `no such group`".to_owned())
+            Err(
+                "unknown group `no such group`: expected a name in /etc/group or a number"
+                    .to_owned()
+            )
         );
     }
 
@@ -143,6 +145,6 @@ mod tests {
             (stranger.groups, stranger.home, stranger.name),
             (vec![54322], PathBuf::from("/"), "54321".to_owned())
         );
-        assert!(identity("54321").expect_err("no group").0.contains("54321"));
+        assert!(identity("54321").expect_err("no group").contains("54321"));
     }
 }

@@ -1,12 +1,11 @@
-//! Text to values: durations, sizes, permission bits, addresses, signals. Invariant: pure; an error
-//! says what is expected and never repeats the text.
+//! Text to values: durations, sizes, permission bits, addresses, signals. Invariant: pure. An error
+//! repeats the text only for values that cannot hold a secret, and never an address, which can hold
+//! a password.
 
 use super::plan::{Address, Fallback, Level, LogFormat, OnHup, Scheme, Seccomp, Stale};
+use crate::shown::ShownName;
 use nix::sys::signal::Signal;
 use std::time::Duration;
-
-/// What is wrong with a text, and what to do.
-pub(super) type Bad = (&'static str, &'static str);
 
 /// Units of time in seconds.
 const UNITS: &[(&str, f64)] = &[
@@ -20,15 +19,22 @@ const UNITS: &[(&str, f64)] = &[
     ("d", 86400.0),
 ];
 
-/// Go's durations (`1h30m`, `1.5s`, `300ms`), with `d` for days; a bare number is seconds.
-pub(super) fn duration(text: &str) -> Result<Duration, Bad> {
-    const BAD: Bad = (
-        "this is no duration",
-        "write it as `90s`, `5m`, `1h30m`, `500ms`, or as a number of seconds",
-    );
-    let mut rest = text.trim();
+/// The message for a text that is not a `what`.
+fn invalid(what: &str, text: &str, expected: &str) -> String {
+    let text = ShownName::from(text);
+    format!("invalid {what} `{text}`: expected {expected}")
+}
+
+/// Parses a duration as Go writes it (`1h30m`, `1.5s`, `300ms`), with `d` for days; a number
+/// without a unit is in seconds.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    go_duration(text.trim())
+        .ok_or_else(|| invalid("duration", text, "a number and a unit, such as `30s`"))
+}
+
+fn go_duration(mut rest: &str) -> Option<Duration> {
     if !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()) {
-        return rest.parse().map(Duration::from_secs).map_err(|_| BAD);
+        return Some(Duration::from_secs(rest.parse().ok()?));
     }
     let mut total = Duration::ZERO;
     loop {
@@ -40,41 +46,51 @@ pub(super) fn duration(text: &str) -> Result<Duration, Bad> {
             .find(|c: char| c.is_ascii_digit() || c == '.')
             .unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(letters);
-        let seconds = number.parse::<f64>().map_err(|_| BAD)? * one_of(UNITS, unit, BAD)?;
-        total = Duration::try_from_secs_f64(seconds)
-            .ok()
-            .and_then(|part| total.checked_add(part))
-            .ok_or(BAD)?;
+        let seconds = number.parse::<f64>().ok()? * find(UNITS, unit)?;
+        total = total.checked_add(Duration::try_from_secs_f64(seconds).ok()?)?;
         rest = tail;
         if rest.is_empty() {
-            return Ok(total);
+            return Some(total);
         }
     }
 }
 
-/// A duration that is not zero.
-pub(super) fn positive(text: &str) -> Result<Duration, Bad> {
+/// Parses a duration above zero.
+pub(super) fn positive(text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        Duration::ZERO => Err(("this cannot be zero", "")),
+        Duration::ZERO => Err(invalid("duration", text, "more than zero")),
         some => Ok(some),
     }
 }
 
-/// How often to read again: 20 ms at least, which no sane server is asked for; it bounds a slip of
-/// the pen.
-pub(super) fn interval(text: &str) -> Result<Duration, Bad> {
+/// Parses the time between two reads: at least 20 ms. The bound catches typing errors; no server
+/// should be asked more often.
+pub(super) fn interval(text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        short if short < Duration::from_millis(20) => Err(("this is less than 20ms", "")),
+        short if short < Duration::from_millis(20) => {
+            Err(invalid("interval", text, "at least `20ms`"))
+        }
         some => Ok(some),
     }
 }
 
-/// A number of bytes: `4194304`, `4096KiB`, `4MiB`, `4m`. All units are powers of 1024.
-pub(super) fn size(text: &str) -> Result<u64, Bad> {
-    const BAD: Bad = (
-        "this is no size",
-        "write it as `4MiB`, `512KiB`, `4m`, or as a number of bytes",
-    );
+/// Parses a number of bytes: `4194304`, `4096KiB`, `4MiB`, `4m`. All units are powers of 1024.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let bytes = bytes(text).ok_or_else(|| {
+        invalid(
+            "size",
+            text,
+            "a number of bytes, or a number and a unit, such as `4MiB`",
+        )
+    })?;
+    if bytes < 4096 {
+        Err(invalid("size", text, "at least one page (4096 bytes)"))
+    } else {
+        Ok(bytes)
+    }
+}
+
+fn bytes(text: &str) -> Option<u64> {
     let text = text.trim().to_ascii_lowercase();
     let digits = text
         .find(|c: char| !c.is_ascii_digit())
@@ -84,222 +100,197 @@ pub(super) fn size(text: &str) -> Result<u64, Bad> {
         "k" | "kb" | "kib" => 10,
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
-        _ => return Err(BAD),
+        _ => return None,
     };
-    let bytes = text[..digits]
-        .parse::<u64>()
-        .ok()
-        .and_then(|n| n.checked_mul(1 << shift))
-        .ok_or(BAD)?;
-    if bytes < 4096 {
-        Err(("this is less than a page (4096 bytes)", ""))
-    } else {
-        Ok(bytes)
-    }
+    text[..digits].parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// Permission bits in octal digits.
-pub(super) fn octal(text: &str) -> Result<u32, Bad> {
-    const BAD: Bad = (
-        "these are no permission bits",
-        "write them in octal between 0000 and 0777, as in `\"0400\"`",
-    );
+/// Parses permission bits in octal digits.
+pub(super) fn octal(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
-    let bits = u32::from_str_radix(digits, 8).map_err(|_| BAD)?;
-    if bits > 0o777 || digits.starts_with('+') {
-        Err(BAD)
-    } else {
-        Ok(bits)
+    match u32::from_str_radix(digits, 8) {
+        Ok(bits) if bits <= 0o777 && !digits.starts_with('+') => Ok(bits),
+        Ok(_) | Err(_) => Err(invalid(
+            "mode",
+            text,
+            "octal digits from `0000` to `0777`, such as `\"0400\"`",
+        )),
     }
 }
 
-/// Permission bits that are written as a number: only with the zero that makes them octal.
-pub(super) fn octal_number(text: &str) -> Result<u32, Bad> {
+/// Parses permission bits that are written as a number: a leading zero is required, because a
+/// number without one is decimal.
+pub(super) fn octal_number(text: &str) -> Result<u32, String> {
     if text == "0" || (text.starts_with('0') && text.len() > 1) {
         return octal(text);
     }
-    Err((
-        "permission bits without a leading zero are a decimal number",
-        "write them in octal, as in `0400`, or in JSON `\"0400\"`",
+    Err(invalid(
+        "mode",
+        text,
+        "octal digits with a leading zero, such as `0400` (in JSON `\"0400\"`)",
     ))
 }
 
-/// A boolean as Go parses one.
-pub(super) fn boolean(text: &str) -> Result<bool, Bad> {
+/// Parses a boolean as Go does.
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(("this is neither true nor false", "write `true` or `false`")),
+        _ => Err(invalid("boolean", text, "`true` or `false`")),
     }
 }
 
-/// A boolean that can only be true.
-pub(super) fn truth(text: &str) -> Result<(), Bad> {
+/// Parses a boolean that must be true.
+pub(super) fn truth(text: &str) -> Result<(), String> {
     if boolean(text)? {
         Ok(())
     } else {
-        Err(("this can only be `true`", "leave it away"))
+        Err(invalid("value", text, "`true`, or no such key"))
     }
 }
 
-/// A whole number from 1 on: a version of KV v2.
-pub(super) fn version(text: &str) -> Result<u32, Bad> {
-    text.parse().ok().filter(|&n| n > 0).ok_or((
-        "this is no version number",
-        "versions are whole numbers from 1 on",
-    ))
+/// Parses a version of KV v2: a whole number from 1.
+pub(super) fn version(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        Ok(_) | Err(_) => Err(invalid("version", text, "a whole number from 1")),
+    }
 }
 
-/// The signal of a name, with or without `SIG`, or of a number.
-pub(super) fn signal(text: &str) -> Result<Signal, Bad> {
+/// Parses the name of a signal, with or without `SIG`, or its number.
+pub(super) fn signal(text: &str) -> Result<Signal, String> {
+    const NAMES: &str = "a name such as `TERM`, `INT`, `HUP` or `USR1`";
     let name = text.to_ascii_uppercase();
     let name = if name.starts_with("SIG") {
         name
     } else {
         format!("SIG{name}")
     };
-    let by_number = || Signal::try_from(text.parse::<i32>().ok()?).ok();
-    match name.parse().ok().or_else(by_number) {
-        Some(Signal::SIGKILL | Signal::SIGSTOP) => Err((
-            "no application can handle this signal",
-            "use TERM, INT, HUP, USR1 ...",
-        )),
+    let mut signal = name.parse().ok();
+    if let Ok(number) = text.parse::<i32>() {
+        signal = Signal::try_from(number).ok();
+    }
+    match signal {
+        Some(Signal::SIGKILL | Signal::SIGSTOP) => {
+            let text = ShownName::from(text);
+            Err(format!(
+                "invalid signal `{text}`: no process can handle this signal; expected {NAMES}"
+            ))
+        }
         Some(signal) => Ok(signal),
-        None => Err(("this is no signal", "use TERM, INT, HUP, USR1 ...")),
+        None => Err(invalid("signal", text, NAMES)),
     }
 }
 
-/// What `text` stands for among `words`.
-fn one_of<T: Copy>(words: &[(&str, T)], text: &str, bad: Bad) -> Result<T, Bad> {
-    words
-        .iter()
-        .find(|(word, _)| *word == text)
-        .map(|(_, meant)| *meant)
-        .ok_or(bad)
+/// The value of `text` in a table of words.
+fn find<T: Copy>(words: &[(&str, T)], text: &str) -> Option<T> {
+    let (_, value) = words.iter().find(|(word, _)| *word == text)?;
+    Some(*value)
 }
 
-/// `tmpfs` or `none`.
-pub(super) fn fallback(text: &str) -> Result<Fallback, Bad> {
-    one_of(
+/// Parses the fallback for FUSE.
+pub(super) fn fallback(text: &str) -> Result<Fallback, String> {
+    find(
         &[("none", Fallback::None), ("tmpfs", Fallback::Tmpfs)],
         text,
-        ("this is no fallback", "it is `tmpfs` or `none`"),
     )
+    .ok_or_else(|| invalid("fallback", text, "`tmpfs` or `none`"))
 }
 
-/// What a secret past its life means for the health of all.
-pub(super) fn stale(text: &str) -> Result<Stale, Bad> {
-    const BAD: Bad = (
-        "this is no state of health",
-        "it is `degraded` or `unhealthy`",
-    );
-    one_of(
-        &[
-            ("degraded", Stale::Degraded),
-            ("unhealthy", Stale::Unhealthy),
-        ],
-        text,
-        BAD,
-    )
+/// Parses the health of an agent that serves an expired secret.
+pub(super) fn stale(text: &str) -> Result<Stale, String> {
+    let words = [
+        ("degraded", Stale::Degraded),
+        ("unhealthy", Stale::Unhealthy),
+    ];
+    find(&words, text).ok_or_else(|| invalid("state of health", text, "`degraded` or `unhealthy`"))
 }
 
-/// What HUP does.
-pub(super) fn on_hup(text: &str) -> Result<OnHup, Bad> {
-    const BAD: Bad = (
-        "this is nothing that HUP can do",
-        "it is `both`, `app` or `refresh`",
-    );
-    one_of(
-        &[
-            ("both", OnHup::Both),
-            ("app", OnHup::App),
-            ("refresh", OnHup::Refresh),
-        ],
-        text,
-        BAD,
-    )
+/// Parses the receivers of SIGHUP.
+pub(super) fn on_hup(text: &str) -> Result<OnHup, String> {
+    let words = [
+        ("both", OnHup::Both),
+        ("app", OnHup::App),
+        ("refresh", OnHup::Refresh),
+    ];
+    find(&words, text)
+        .ok_or_else(|| invalid("action for SIGHUP", text, "`both`, `app` or `refresh`"))
 }
 
-/// The application's filter of system calls.
-pub(super) fn seccomp(text: &str) -> Result<Seccomp, Bad> {
-    const BAD: Bad = (
-        "this is no filter of system calls",
-        "it is `default` or `inherit`",
-    );
-    one_of(
-        &[
-            ("default", Seccomp::Default),
-            ("inherit", Seccomp::Inherited),
-        ],
-        text,
-        BAD,
-    )
+/// Parses the application's filter of system calls.
+pub(super) fn seccomp(text: &str) -> Result<Seccomp, String> {
+    let words = [
+        ("default", Seccomp::Default),
+        ("inherit", Seccomp::Inherited),
+    ];
+    find(&words, text)
+        .ok_or_else(|| invalid("filter of system calls", text, "`default` or `inherit`"))
 }
 
-/// A log level, by the names that `bao` knows too.
-pub(super) fn level(text: &str) -> Result<Level, Bad> {
+/// Parses a log level, by the names that `bao` accepts too.
+pub(super) fn level(text: &str) -> Result<Level, String> {
     match text.to_ascii_lowercase().as_str() {
         "error" | "err" => Ok(Level::Error),
         "warn" | "warning" => Ok(Level::Warn),
         "info" | "notice" => Ok(Level::Info),
         "debug" => Ok(Level::Debug),
         "trace" => Ok(Level::Trace),
-        _ => Err((
-            "this is no log level",
-            "it is `error`, `warn`, `info`, `debug` or `trace`",
+        _ => Err(invalid(
+            "log level",
+            text,
+            "`error`, `warn`, `info`, `debug` or `trace`",
         )),
     }
 }
 
-/// A log format; `standard` is `bao`'s word for text.
-pub(super) fn log_format(text: &str) -> Result<LogFormat, Bad> {
-    const BAD: Bad = ("this is no log format", "it is `text` or `json`");
-    one_of(
-        &[
-            ("text", LogFormat::Text),
-            ("standard", LogFormat::Text),
-            ("json", LogFormat::Json),
-        ],
-        text,
-        BAD,
-    )
+/// Parses a log format; `standard` is the word of `bao` for text.
+pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
+    let words = [
+        ("text", LogFormat::Text),
+        ("standard", LogFormat::Text),
+        ("json", LogFormat::Json),
+    ];
+    find(&words, text).ok_or_else(|| invalid("log format", text, "`text` or `json`"))
 }
 
-/// `scheme://host[:port][/prefix]`.
-pub(super) fn address(text: &str) -> Result<Address, Bad> {
-    const HINT: &str = "write it as `https://HOST:8200`";
+/// Parses `scheme://host[:port][/prefix]`.
+pub(super) fn address(text: &str) -> Result<Address, String> {
+    server(text).map_err(|why| {
+        format!("invalid address: {why}; expected a URL such as `https://HOST:8200`")
+    })
+}
+
+fn server(text: &str) -> Result<Address, &'static str> {
     let (scheme, rest) = match text.split_once("://") {
         Some(("https", rest)) => (Scheme::Https, rest),
         Some(("http", rest)) => (Scheme::Http, rest),
-        Some(_) => return Err(("an address begins with `https://` or `http://`", HINT)),
-        None => return Err(("the address lacks its scheme", HINT)),
+        Some(_) => return Err("the scheme is neither `https` nor `http`"),
+        None => return Err("the scheme is missing"),
     };
-    let (authority, prefix) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+    let (authority, prefix) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     if rest.contains(['?', '#', ' ']) || rest.contains(char::is_control) {
-        return Err(("an address ends with its path", HINT));
+        return Err("characters follow the path");
     }
     if authority.contains('@') {
-        return Err(("an address cannot hold a user or a password", HINT));
+        return Err("a user or a password is not allowed");
     }
     let (host, port) = match authority.strip_prefix('[').map(|rest| rest.split_once(']')) {
         Some(Some((host, rest))) if host.parse::<std::net::Ipv6Addr>().is_ok() => (host, rest),
-        Some(_) => return Err(("this is no IPv6 address", HINT)),
-        None => authority
-            .find(':')
-            .map_or((authority, ""), |at| authority.split_at(at)),
+        Some(_) => return Err("the IPv6 address is invalid"),
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
     let port = match (port.strip_prefix(':'), scheme) {
         (Some(port), _) => port
             .parse()
             .ok()
             .filter(|&p| p > 0)
-            .ok_or(("this is no port", HINT))?,
-        (None, _) if !port.is_empty() => return Err(("this is no port", HINT)),
+            .ok_or("the port is invalid")?,
+        (None, _) if !port.is_empty() => return Err("the port is invalid"),
         (None, Scheme::Https) => 443,
         (None, Scheme::Http) => 80,
     };
     if host.is_empty() || host.contains(':') && !authority.starts_with('[') {
-        return Err(("the address names no host", HINT));
+        return Err("the host is missing");
     }
     let prefix = prefix.trim_end_matches('/');
     let prefix = prefix.strip_suffix("/v1").unwrap_or(prefix);
@@ -424,6 +415,28 @@ mod tests {
         ] {
             assert!(address(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn messages() {
+        let long = "x".repeat(100);
+        for (error, message) in [
+            (
+                duration("5x").err(),
+                "invalid duration `5x`: expected a number and a unit, such as `30s`",
+            ),
+            (
+                boolean("a\n\x1b").err(),
+                "invalid boolean `a \u{fffd}`: expected `true` or `false`",
+            ),
+            (
+                address("https://u:hunter2@h").err(),
+                "invalid address: a user or a password is not allowed; expected a URL such as `https://HOST:8200`",
+            ),
+        ] {
+            assert_eq!(error.as_deref(), Some(message));
+        }
+        assert!(level(&long).is_err_and(|message| !message.contains(&long)));
     }
 
     proptest! {

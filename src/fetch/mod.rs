@@ -23,7 +23,7 @@ use crate::link::{End, FromRole, Received, ToRole};
 use crate::memory::arena::Arena;
 use crate::names::{Generation, Past, QueryId};
 use crate::observe::{Event, report_dropped};
-use crate::status::{Served, Walls};
+use crate::status::{Served, WallsReport};
 use crate::sys::watch;
 use board::{Accepted, Board};
 use journal::Journal;
@@ -51,7 +51,7 @@ pub struct Settings {
     /// What became of predecessors.
     pub past: Past,
     /// What stands between the roles and the kernel.
-    pub walls: Walls,
+    pub walls: WallsReport,
 }
 
 impl Settings {
@@ -63,7 +63,7 @@ impl Settings {
             leave: Duration::from_secs(2),
             served,
             past,
-            walls: Walls::default(),
+            walls: WallsReport::default(),
         }
     }
 }

@@ -10,11 +10,12 @@ use crate::config::plan::{Content, File, Stale};
 use crate::exit::Exit;
 use crate::lease::source::Source;
 use crate::lease::{Subject, SubjectStatus};
-use crate::names::{FileId, NoSwapProof, Past};
+use crate::names::{FileId, Past, SwapExposure};
 use crate::observe::Event;
 use crate::render;
 use crate::status::{
-    Condition, Detail, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, Walls, seconds,
+    Condition, Detail, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, WallsReport,
+    seconds,
 };
 use nix::unistd::{getpid, getppid};
 use std::time::{Duration, SystemTime};
@@ -29,8 +30,8 @@ const CALM: Duration = Duration::from_millis(500);
 pub(super) struct Reporter {
     served: Served,
     /// Why files could reach a swap, as supervise said last.
-    swap: Option<NoSwapProof>,
-    walls: Walls,
+    swap: Option<SwapExposure>,
+    walls: WallsReport,
     past: Past,
     /// When this `fetch` began.
     born: Moment,
@@ -86,7 +87,7 @@ impl Reporter {
     }
 
     /// Supervise says why files could reach a swap, or that they cannot any more.
-    pub(super) fn swap(&mut self, found: Option<NoSwapProof>) {
+    pub(super) fn swap(&mut self, found: Option<SwapExposure>) {
         self.swap = found;
     }
 

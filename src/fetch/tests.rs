@@ -6,7 +6,7 @@ use crate::config::plan::{Content, File, Query};
 use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
 use crate::link::{FromRole, pair};
 use crate::memory::arena::{FileSpec, Kind, Place};
-use crate::names::{FileId, FileName, HookId, LeaseId, NoSwapProof, Owner};
+use crate::names::{FileId, FileName, HookId, LeaseId, Owner, SwapExposure};
 use crate::render::Change;
 use crate::render::tests::{field, file, plan, query, template};
 use crate::status::{Condition, Counts, Detail, FileReport, Report};
@@ -504,9 +504,9 @@ fn a_swap_that_supervise_finds_is_in_the_report_until_it_is_gone() {
     let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
     rig.ready();
     for found in [
-        Some(NoSwapProof::Reachable),
+        Some(SwapExposure::Reachable),
         None,
-        Some(NoSwapProof::CgroupV1),
+        Some(SwapExposure::CgroupV1),
     ] {
         rig.link.send(&ToRole::Swap(found)).expect("the role lives");
         let cause = found.map(|why| why.to_string().into());

@@ -3,7 +3,7 @@
 //! never by command, path or pid.
 
 use crate::exit::Exit;
-use crate::names::{HookId, NoSwapProof};
+use crate::names::{HookId, SwapExposure};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use std::io;
@@ -38,7 +38,7 @@ pub enum ToRole {
     Ping,
     /// `fetch`: why files on a tmpfs could now reach a swap, for the report; `None` when they
     /// cannot any more.
-    Swap(Option<NoSwapProof>),
+    Swap(Option<SwapExposure>),
 }
 
 /// A message of fixed size.
@@ -91,7 +91,7 @@ impl Message for ToRole {
             [3, 0, 0] => Some(Self::Refresh),
             [4, 0, 0] => Some(Self::Ping),
             [5, 0, 0] => Some(Self::Swap(None)),
-            [5, why, 0] => NoSwapProof::from_number(why).map(|why| Self::Swap(Some(why))),
+            [5, why, 0] => SwapExposure::from_number(why).map(|why| Self::Swap(Some(why))),
             _ => None,
         }
     }
@@ -180,9 +180,9 @@ mod tests {
         }
         let swaps = [
             None,
-            Some(NoSwapProof::Unknown),
-            Some(NoSwapProof::Reachable),
-            Some(NoSwapProof::CgroupV1),
+            Some(SwapExposure::Unknown),
+            Some(SwapExposure::Reachable),
+            Some(SwapExposure::CgroupV1),
         ]
         .map(ToRole::Swap);
         for message in [ToRole::Stop, ToRole::GiveUp, ToRole::Refresh, ToRole::Ping]

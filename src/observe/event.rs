@@ -1,6 +1,6 @@
-//! The closed set of events: each is one decision, one line. A field is a name, a number, a path,
-//! or a message that its maker has promised to hold no value. Invariant: whatever a message
-//! repeats, the line is short and has no control character: every text passes `line`.
+//! The closed set of events: each event is one decision and one log line. A field is a name, a
+//! number, a path, or a message without a secret value. Invariant: a log line is short and has no
+//! control character, because every text passes `line`.
 
 use crate::names::{FileName, Generation, Role};
 use crate::shown::ShownLine;
@@ -12,46 +12,54 @@ use tracing::{error, info, warn};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    // cli
+    /// The configuration has a setting with a risk or without effect.
+    ConfigWarning {
+        /// The position, the problem and the hint.
+        problem: &'a str,
+    },
+
     // supervise
     /// The files are served at a path.
     Mounted {
-        /// Where.
+        /// The mount point.
         path: &'a Path,
         /// `fuse` or `tmpfs`.
         how: &'static str,
     },
-    /// What is mounted hides what was in the directory.
+    /// The mount hides files that were in the directory.
     Hides {
         /// The directory.
         path: &'a Path,
-        /// How many names.
+        /// The number of hidden names.
         entries: usize,
     },
     /// The path of the mount leads through a link.
     BehindLink {
         /// The path as configured.
         path: &'a Path,
-        /// The directory's own path.
+        /// The path without links.
         own: &'a Path,
     },
     /// The mount appears in other mount namespaces, too.
     Propagates {
-        /// Where it is here.
+        /// The mount point in this namespace.
         path: &'a Path,
     },
-    /// FUSE is refused; the allowed fallback is taken.
+    /// FUSE is not available, and the configured fallback is used.
     FallingBack {
-        /// Why FUSE is refused.
+        /// The reason why FUSE is not available.
         cause: &'a str,
     },
-    /// A tmpfs whose pages may reach a swap is used because `--allow-swap` said so.
+    /// A tmpfs whose pages may reach a swap is used because of `--allow-swap`.
     SwapAllowed {
-        /// Why it cannot be excluded.
+        /// The reason why a swap cannot be excluded.
         cause: &'a str,
     },
-    /// Files on a tmpfs could reach a swap, which was excluded at the start; or not any more.
+    /// A swap was turned on after the start, so that files on a tmpfs could be written to the
+    /// swap; or such a swap was turned off again.
     SwapFound {
-        /// Why; `None` when they cannot any more.
+        /// The reason; `None` once no swap can be reached any more.
         cause: Option<&'a str>,
     },
     /// The application was started.
@@ -61,9 +69,9 @@ pub enum Event<'a> {
     },
     /// The application could not be started.
     AppNotStarted {
-        /// What was to be executed.
+        /// The program.
         program: &'a str,
-        /// Why not.
+        /// The reason.
         why: &'a str,
     },
     /// The application ended.
@@ -71,160 +79,161 @@ pub enum Event<'a> {
         /// The code that baofs will pass on.
         code: u8,
     },
-    /// The application did not stop in time, or is not to be waited for.
+    /// The application did not stop in time, or a second signal ended the wait.
     AppKilled,
-    /// A rotation is told to the application, unless it ends or starts just now.
+    /// The application is notified of a rotation.
     Telling {
         /// A signal, a program, or `restart`.
         how: &'a str,
     },
-    /// A command after a rotation failed; that undoes and delays nothing.
+    /// A command after a rotation failed. The rotation stays, and nothing else waits.
     CommandFailed {
-        /// What was executed.
+        /// The program.
         program: &'a str,
-        /// How it ended.
+        /// The exit status in words.
         how: &'a str,
     },
-    /// A role ended although nobody asked it to.
+    /// A role ended without being told to stop.
     RoleDied {
-        /// Which.
+        /// The role.
         role: Role,
-        /// How, in words: `exit code 1`, `signal 9`.
+        /// The exit status in words: `exit code 1`, `signal 9`.
         how: &'a str,
     },
-    /// A role gave no sign of life for too long, and is killed.
+    /// A role did not answer in time, and is killed.
     RoleHangs {
-        /// Which.
+        /// The role.
         role: Role,
-        /// When it gave the last one, before now.
+        /// The time since its last answer.
         since: Duration,
     },
-    /// The successor of a role that died works.
+    /// The successor of a dead role is ready.
     WorksAgain {
-        /// Which.
+        /// The role.
         role: Role,
-        /// How long after its birth.
+        /// The time from its fork to readiness.
         after: Duration,
     },
-    /// A role died again and again, for too long.
+    /// A role crashed repeatedly until `crash_loop_timeout` was over.
     GivenUp {
-        /// Which.
+        /// The role.
         role: Role,
     },
-    /// Something that is wanted but not needed could not be done: a pid file, a link.
+    /// An optional step failed: a pid file, a link.
     Skipped {
-        /// What and why.
+        /// The step and the reason.
         what: &'a str,
     },
 
     // fetch
-    /// A new `fetch` goes on where another died.
+    /// A new `fetch` resumed from the checkpoint of its predecessor.
     WentOn {
-        /// How many logins since the start may have left a token that nobody can name.
+        /// Logins in doubt since the start: each may have left a token that cannot be revoked.
         lost_logins: u32,
     },
-    /// What a successor of `fetch` needs does not fit.
+    /// The checkpoint for a successor of `fetch` does not fit into the arena.
     NotRecoverable {
-        /// Why.
+        /// The reason.
         why: &'a str,
     },
     /// A login succeeded.
     LoggedIn {
-        /// How long the token lives, if it ends; logged in seconds.
+        /// The time to live of the token, unless the token never expires; logged in seconds.
         ttl: Option<Duration>,
     },
     /// A request failed and will be tried again.
     Retrying {
         /// The failure's own message.
         failure: &'a str,
-        /// When.
+        /// The wait before the next attempt.
         after: Duration,
     },
-    /// The login was refused; it is sent again when a credential file changes.
+    /// The login was refused; the next login follows a change of a credential file.
     Refused {
         /// The failure's own message.
         failure: &'a str,
     },
-    /// All first secrets are there.
+    /// Every file has its first value.
     Ready {
-        /// How many files.
+        /// The number of files.
         files: usize,
     },
-    /// A first secret is missing and the wait is over.
+    /// A file has no value when `wait` is over.
     Missing {
-        /// Which file.
+        /// The file.
         file: &'a FileName,
-        /// Why.
+        /// The reason.
         why: &'a str,
     },
     /// New values are served.
     Published {
         /// Their generation.
         generation: Generation,
-        /// How many files changed.
+        /// The number of changed files.
         files: usize,
     },
-    /// A secret is still served although it could not be renewed or read again.
+    /// A secret could not be renewed or read again, and its last value is still served.
     Stale {
-        /// Which file.
+        /// The file.
         file: &'a FileName,
-        /// Why.
+        /// The reason.
         why: &'a str,
     },
-    /// The token was revoked, its leases with it.
+    /// The token and its leases were revoked.
     Revoked,
     /// The token could not be revoked within the time given.
     NotRevoked {
-        /// Why.
+        /// The reason.
         why: &'a str,
     },
-    /// A first value was read, and cannot be served as it is.
+    /// A first value was read, but cannot be served.
     Unusable {
-        /// Which file, and what is wrong with it.
+        /// The file and the problem.
         why: &'a str,
     },
-    /// `tls_skip_verify`: anybody in between can read everything.
+    /// TLS verification is off because of `tls_skip_verify`.
     Unverified {
         /// The server's host.
         server: &'a str,
     },
 
     // serve
-    /// A read failed because its version had to make room for a newer one.
+    /// An old version that a reader had open was removed to make room for a newer version.
     Evicted {
-        /// Which file.
+        /// The file.
         file: &'a FileName,
     },
-    /// Lines that were dropped because nobody read the log.
+    /// Log lines were dropped because the log was not read.
     Dropped {
-        /// How many since the last such line.
+        /// Lines dropped since the last such event.
         lines: u64,
     },
     /// The agent itself failed.
     Broken {
-        /// What and why.
+        /// The problem and the reason.
         what: &'a str,
     },
 }
 
 impl Event<'_> {
-    /// Writes it.
+    /// Writes the event as one log line.
     #[expect(clippy::too_many_lines, reason = "a line or two for each event")]
     pub fn emit(&self) {
         match self {
+            Self::ConfigWarning { problem } => warn!("{}", line(problem)),
             Self::Mounted { path, how } => {
                 info!(path = %line(&path.to_string_lossy()), how, "serving");
             }
             Self::Hides { path, entries } => {
-                warn!(path = %line(&path.to_string_lossy()), entries, "the mount hides what is in the directory");
+                warn!(path = %line(&path.to_string_lossy()), entries, "the mount hides files in the directory");
             }
             Self::BehindLink { path, own } => {
                 let (path, own) = (line(&path.to_string_lossy()), line(&own.to_string_lossy()));
-                warn!(%path, %own, "the path of the mount leads through a link: who may change it leads readers elsewhere");
+                warn!(%path, %own, "the path of the mount contains a link: a user who may change the link can redirect readers");
             }
             Self::Propagates { path } => {
                 let path = line(&path.to_string_lossy());
-                warn!(%path, "the mount appears in other mount namespaces, too: the one beneath it is shared");
+                warn!(%path, "the mount appears in other mount namespaces, too: the mount beneath is shared");
             }
             Self::FallingBack { cause } => warn!(
                 cause = line(cause).as_str(),
@@ -232,7 +241,7 @@ impl Event<'_> {
             ),
             Self::SwapAllowed { cause } => warn!(
                 cause = line(cause).as_str(),
-                "secrets may reach a swap: --allow-swap"
+                "secrets may be written to a swap (--allow-swap)"
             ),
             Self::SwapFound { cause: Some(cause) } => warn!(
                 cause,
@@ -249,7 +258,10 @@ impl Event<'_> {
             }
             Self::AppEnded { code } => info!(code, "application ended"),
             Self::AppKilled => warn!("the application is killed"),
-            Self::Telling { how } => info!(how = line(how).as_str(), "telling of a rotation"),
+            Self::Telling { how } => info!(
+                how = line(how).as_str(),
+                "notifying the application of a rotation"
+            ),
             Self::CommandFailed { program, how } => {
                 warn!(
                     program = line(program).as_str(),
@@ -278,12 +290,15 @@ impl Event<'_> {
             ),
             Self::Skipped { what } => warn!("{}", line(what)),
             Self::WentOn { lost_logins } => {
-                info!(lost_logins, "fetch goes on where its predecessor died");
+                info!(
+                    lost_logins,
+                    "fetch resumed from the checkpoint of its predecessor"
+                );
             }
             Self::NotRecoverable { why } => {
                 warn!(
                     why = line(why).as_str(),
-                    "recovery is off: if fetch dies, its successor logs in and reads everything anew"
+                    "recovery is off: if fetch dies, its successor logs in and reads every secret again"
                 );
             }
             Self::LoggedIn { ttl } => info!(ttl = ttl.map(|ttl| ttl.as_secs()), "logged in"),
@@ -292,7 +307,7 @@ impl Event<'_> {
                 "{}; waiting for another role_id or secret_id in its file",
                 line(failure)
             ),
-            Self::Ready { files } => info!(files, "all secrets are there"),
+            Self::Ready { files } => info!(files, "all secrets are available"),
             Self::Missing { file, why } => {
                 error!(file = %line(file.as_str()), why = line(why).as_str(), "a secret is missing");
             }
@@ -305,17 +320,17 @@ impl Event<'_> {
             Self::Revoked => info!("token revoked"),
             Self::NotRevoked { why } => warn!(
                 why = line(why).as_str(),
-                "the token could not be revoked; it ends with its ttl"
+                "the token could not be revoked and lives until its TTL ends"
             ),
             Self::Unusable { why } => warn!("{}", line(why)),
             Self::Unverified { server } => {
                 warn!(
                     server = line(server).as_str(),
-                    "TLS verification is off: anybody on the way can read every secret and the token"
+                    "TLS verification is off: anyone on the network path can read every secret and the token"
                 );
             }
             Self::Evicted { file } => {
-                warn!(file = %line(file.as_str()), "an old version that is still open made room for a newer one");
+                warn!(file = %line(file.as_str()), "an old version that a reader has open was removed to make room for a newer version");
             }
             Self::Dropped { lines } => {
                 warn!(lines, "log lines were dropped because nobody read them");
@@ -325,7 +340,7 @@ impl Event<'_> {
     }
 }
 
-/// A text as a log line may hold it.
+/// A text that is short and clean enough for a log line.
 fn line(text: &str) -> ShownLine {
     text.into()
 }

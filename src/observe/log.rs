@@ -60,11 +60,11 @@ static SINK: OnceLock<Sink> = OnceLock::new();
 
 /// The descriptor that lines go to.
 struct Sink {
-    target: Mutex<Target>,
+    target: Mutex<LogOutput>,
 }
 
 /// Where lines go, and how without blocking.
-struct Target {
+struct LogOutput {
     /// An own description of standard error; none: standard error itself.
     own: Option<OwnedFd>,
     way: Way,
@@ -85,7 +85,7 @@ enum Way {
     Polled(usize),
 }
 
-impl Target {
+impl LogOutput {
     fn open() -> Self {
         let stderr = io::stderr();
         let kind = fstat(&stderr).map_or(SFlag::empty(), |stat| {
@@ -193,7 +193,7 @@ impl<'a> MakeWriter<'a> for Lines {
 pub fn init(log: Log) {
     if SINK
         .set(Sink {
-            target: Mutex::new(Target::open()),
+            target: Mutex::new(LogOutput::open()),
         })
         .is_err()
     {
@@ -219,7 +219,7 @@ pub fn start_role() {
         *sink
             .target
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = Target::open();
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = LogOutput::open();
     }
     DROPPED.store(0, Ordering::Relaxed);
 }
@@ -266,7 +266,7 @@ mod tests {
     }
 
     /// A reading end that does not wait, and a target that writes to the other one.
-    fn ends(way: Way, kind: &str) -> (File, Target) {
+    fn ends(way: Way, kind: &str) -> (File, LogOutput) {
         let (reader, writer) = match kind {
             "stream" => {
                 let (reader, writer) = socketpair(
@@ -294,7 +294,7 @@ mod tests {
         }
         (
             reader.into(),
-            Target {
+            LogOutput {
                 own: Some(writer),
                 way,
                 torn: false,

@@ -6,7 +6,7 @@ use crate::config::plan::{Content, Empty, File, Plan};
 use crate::lease::source::{Engine, Reply};
 use crate::names::{FileId, FileName, QueryId, SecretPath};
 use crate::shown::{ShownName, distance};
-use crate::template::{ExecError, View};
+use crate::template::{ExecError, SecretView};
 use serde_json::{Map, Value};
 use std::fmt;
 use zeroize::Zeroizing;
@@ -262,13 +262,13 @@ fn compact(value: &impl serde::Serialize) -> Zeroizing<Vec<u8>> {
     bytes
 }
 
-fn view(reply: &Reply) -> View<'_> {
+fn view(reply: &Reply) -> SecretView<'_> {
     match &reply.engine {
-        Engine::Kv2 { metadata, .. } => View::Versioned {
+        Engine::Kv2 { metadata, .. } => SecretView::Versioned {
             data: &reply.fields,
             metadata,
         },
-        Engine::Other => View::Plain(&reply.fields),
+        Engine::Other => SecretView::Plain(&reply.fields),
     }
 }
 

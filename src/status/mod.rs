@@ -1,38 +1,34 @@
-//! What `fetch` says of itself and its secrets (`..baofs/status.json`), and what others conclude
-//! from it. Invariant: no value of a secret, and no name of a lease, is in it.
+//! The status report of `fetch` (`..baofs/status.json`) and the table that `baofs status` prints.
+//! Invariant: a report holds no value of a secret and no lease id.
 
-mod place;
-mod probe;
+mod describe;
 mod report;
 mod table;
-mod verdict;
 
-pub use place::{mount, parse, read};
-pub use probe::Probe;
+pub use describe::{checkpoint_loss, describe, missing_detail, overdue, swap_exposure};
 pub use report::{
     Checkpoint, Condition, Counts, Detail, FORMAT, FileReport, OVERDUE, Report, Roles, Served,
-    Session, Trouble, Walls, seconds,
+    Session, Trouble, WallsReport, seconds,
 };
 pub use table::table;
-pub use verdict::{Strictness, Verdict, judge};
 
 use crate::clock::{Clock, Moment, RealClock};
 
 pub use crate::names::STATE_DIRECTORY as DIRECTORY;
-/// The report in it.
+/// The name of the report in `DIRECTORY`.
 pub const FILE: &str = "status.json";
 
-/// The present, by both clocks.
+/// The current time, by both clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
     /// By `CLOCK_MONOTONIC`.
     pub moment: Moment,
-    /// By the wall, in seconds since 1970.
+    /// By the wall clock, in seconds since 1970.
     pub wall: u64,
 }
 
 impl Now {
-    /// Of the machine.
+    /// Reads the machine's clocks.
     #[must_use]
     pub fn real() -> Self {
         Self {
@@ -41,13 +37,13 @@ impl Now {
         }
     }
 
-    /// How long ago `then` was; nothing, when it is to come.
+    /// The time since `then`; zero for a time in the future.
     fn since(self, then: u64) -> String {
         span(self.wall.saturating_sub(then))
     }
 }
 
-/// Seconds for people, in the two greatest units: `3m20s`.
+/// Formats seconds in the two greatest units: `3m20s`.
 fn span(seconds: u64) -> String {
     const UNITS: [(u64, char); 4] = [(86_400, 'd'), (3_600, 'h'), (60, 'm'), (1, 's')];
     let greatest = UNITS

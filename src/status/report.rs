@@ -1,5 +1,6 @@
-//! The report as it is written and read. Invariants: a reader of another version can tell so by
-//! `format`; every text in it is cut and cleaned, when it is written and again when it is read.
+//! The report and its JSON form. Invariants: `format` tells a reader of another version that the
+//! report is of another version; every text is cut and cleaned when the report is written and again
+//! when the report is read.
 
 use crate::clock::Moment;
 use crate::names::Recovery;
@@ -7,33 +8,33 @@ use crate::shown::{ShownCause, ShownName};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The present `Report::format`.
+/// The current `Report::format`.
 pub const FORMAT: u32 = 1;
-/// How long after `Report::due_monotonic_ms` the next one may come before the agent counts as hung.
+/// The delay after `Report::due_monotonic_ms` from which the agent counts as hung.
 pub const OVERDUE: Duration = Duration::from_secs(10);
 
-/// The whole report. Times are whole seconds since 1970 unless they say otherwise.
+/// The whole report. Times are whole seconds since 1970 unless a field says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// `FORMAT`.
     pub format: u32,
     /// The agent's version.
     pub version: ShownName,
-    /// When the agent began.
+    /// The start of the agent.
     pub since: u64,
-    /// When this was written.
+    /// The time of writing.
     pub written: u64,
-    /// By when the next one will be written, in milliseconds of `CLOCK_MONOTONIC`: it does not
-    /// jump.
+    /// The time by which the next report will be written, in milliseconds of `CLOCK_MONOTONIC`,
+    /// which does not jump.
     pub due_monotonic_ms: u64,
-    /// What it lacks, because the whole of it did not fit.
+    /// The parts that were omitted because the whole report did not fit.
     #[serde(default, skip_serializing_if = "Detail::is_full")]
     pub detail: Detail,
     /// How the files are served.
     pub served: Served,
-    /// What stands between the roles and the kernel.
+    /// The restrictions of the roles.
     #[serde(default)]
-    pub walls: Walls,
+    pub walls: WallsReport,
     /// The agent's processes.
     pub roles: Roles,
     /// The login.
@@ -42,11 +43,11 @@ pub struct Report {
     pub files: Vec<FileReport>,
 }
 
-/// How much of a report there was room for.
+/// The level of detail of a report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Detail {
-    /// All of it.
+    /// The whole report.
     #[default]
     Full,
     /// Every cause is empty.
@@ -55,16 +56,16 @@ pub enum Detail {
     Counts(Counts),
 }
 
-/// How many files are in each condition.
+/// The number of files in each condition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// `Condition::Fresh`.
     pub fresh: usize,
     /// `Condition::Stale`.
     pub stale: usize,
-    /// `Condition::Ended`, those that must not serve then included.
+    /// `Condition::Ended`, including `ended_strict`.
     pub ended: usize,
-    /// `Condition::Ended` of files that must not serve past their life.
+    /// `Condition::Ended` of files with `stale = "unhealthy"`.
     pub ended_strict: usize,
     /// `Condition::Missing`.
     pub missing: usize,
@@ -75,23 +76,24 @@ pub struct Counts {
 pub struct Served {
     /// `fuse` or `tmpfs`.
     pub how: ShownName,
-    /// Why FUSE was refused, when a fallback is in force.
+    /// The reason why FUSE was refused, if the fallback is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<ShownCause>,
-    /// Why files of the fallback could now reach a swap, which was excluded at the start.
+    /// The reason why files of the fallback could now be written to a swap, although no swap was
+    /// reachable at the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swap: Option<Trouble>,
 }
 
-/// What a role that was taken over would find around it, in words: `capabilities` (it has none),
-/// `seccomp` (it makes few system calls), `landlock 6` (it reaches few files, ports and processes;
-/// with the ABI, which says what the kernel can deny).
+/// The restrictions of each role, in words: `capabilities` (the role has no capability), `seccomp`
+/// (the role may make few system calls), `landlock 6` (the role reaches few files, ports and
+/// processes; the number is the ABI, which tells what the kernel can deny).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Walls {
-    /// Of `fetch`.
+pub struct WallsReport {
+    /// The restrictions of `fetch`.
     #[serde(default)]
     pub fetch: Vec<ShownName>,
-    /// Of `serve`; empty on a tmpfs.
+    /// The restrictions of `serve`; empty on a tmpfs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub serve: Vec<ShownName>,
 }
@@ -99,45 +101,45 @@ pub struct Walls {
 /// Process ids, in the agent's own namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Roles {
-    /// The parent of all.
+    /// The parent of the roles.
     pub supervise: i32,
-    /// Who writes this.
+    /// The writer of this report.
     pub fetch: i32,
-    /// Who answers the kernel; none on a tmpfs.
+    /// The role that answers the kernel; `None` on a tmpfs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serve: Option<i32>,
-    /// How many of those that were like `fetch` have died.
+    /// Deaths of `fetch` since the start.
     #[serde(default)]
     pub fetch_deaths: u64,
-    /// And of those that were like `serve`.
+    /// Deaths of `serve` since the start.
     #[serde(default)]
     pub serve_deaths: u64,
-    /// How many of the last `fetch` in a row ended by themselves, or before they worked; 0 once
-    /// the present one is well.
+    /// Consecutive crashes of `fetch`: exits before ready, or without being told to stop; 0 once
+    /// the current process is stable.
     #[serde(default)]
     pub fetch_crashes: u32,
-    /// The same of `serve`.
+    /// Consecutive crashes of `serve`.
     #[serde(default)]
     pub serve_crashes: u32,
-    /// How what a dead `serve` had taken comes back.
+    /// What becomes of the kernel's requests that a dead `serve` had taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,
-    /// What a successor of `fetch` goes on from.
+    /// The part of the checkpoint that is saved.
     #[serde(default, skip_serializing_if = "Checkpoint::is_whole")]
     pub checkpoint: Checkpoint,
 }
 
-/// How much of what a successor of `fetch` needs is saved in the arena.
+/// The part of the checkpoint of `fetch` that is saved in the arena.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Checkpoint {
-    /// All of it: a successor asks for nothing again.
+    /// The whole checkpoint: a successor repeats no request.
     #[default]
     Whole,
-    /// The credentials of the login alone, because the whole does not fit: a successor logs in and
-    /// reads everything anew.
+    /// Only the credentials of the login, because the whole checkpoint does not fit: a successor logs
+    /// in and reads every secret again.
     Credentials,
-    /// Nothing: so, and it needs the files of the credentials.
+    /// Nothing: a successor also needs the credential files.
     Nothing,
 }
 
@@ -151,14 +153,13 @@ impl Checkpoint {
 /// The login.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
-    /// When the token ends, if there is one and it ends.
+    /// The end of the token, if a token exists and expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends: Option<u64>,
-    /// How many logins were sent whose answers nobody heard: each may have left a token that lives
-    /// to its end.
+    /// Logins in doubt: each may have left a token that lives until its TTL ends.
     #[serde(default)]
     pub lost_logins: u32,
-    /// What goes wrong with the login or the token's renewal.
+    /// The trouble with the login or with the token's renewal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,
 }
@@ -166,53 +167,53 @@ pub struct Session {
 /// One file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileReport {
-    /// Its name.
+    /// The name.
     pub name: ShownName,
-    /// What may be said of its content.
+    /// The condition of the content.
     pub condition: Condition,
-    /// How often its content has changed since the start; the first one counts.
+    /// Changes of the content since the start, including the first value.
     pub changes: u64,
-    /// The version that was read, of a file that is made of one secret of KV v2.
+    /// The version of the secret, if the file comes from one secret of KV v2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
-    /// When its content changed last.
+    /// The last change of the content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<u64>,
-    /// When its lease ends (the first one, if it is made of several).
+    /// The end of the lease (of the first lease, if the file has several).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ends: Option<u64>,
-    /// When the next request for it is due.
+    /// The time of the next request for the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<u64>,
-    /// Whether it must not serve past its life (`stale = "unhealthy"`).
+    /// `stale = "unhealthy"`: the file must not be served after the end of its secret.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub strict: bool,
-    /// What goes wrong.
+    /// The current trouble.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,
 }
 
-/// What may be said of a file's content.
+/// The condition of a file's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Condition {
-    /// It is what the server last gave, and its time is not over.
+    /// The content is the server's last answer and is still valid.
     Fresh,
-    /// It serves on, although it could not be renewed, read again or rendered anew.
+    /// The content is still served, but the last renewal, read or rendering failed.
     Stale,
-    /// So, and it is past its life: the lease has ended, or, without one, two refreshes in a row
-    /// are missed.
+    /// The content is still served, but has expired: the lease has ended, or, without a lease, two
+    /// refreshes in a row were missed.
     Ended,
-    /// There is none yet.
+    /// The file has no content yet.
     Missing,
 }
 
 /// A failure that lasts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trouble {
-    /// Its message; never a value. Empty in a report without causes.
+    /// The message, without a secret value. Empty in a report without causes.
     pub cause: ShownCause,
-    /// Since when.
+    /// The start of the trouble.
     pub since: u64,
 }
 
@@ -244,7 +245,7 @@ impl Counts {
 }
 
 impl Report {
-    /// The same without causes, for when it does not fit.
+    /// A copy without causes, for a report that does not fit.
     #[must_use]
     pub fn without_causes(&self) -> Self {
         let mut report = Self {
@@ -262,8 +263,8 @@ impl Report {
         report
     }
 
-    /// The same with its files counted, for when it does not fit without causes either: a few
-    /// hundred bytes.
+    /// A copy with counts instead of files, for a report that does not fit without causes either: a
+    /// few hundred bytes.
     #[must_use]
     pub fn counted(&self) -> Self {
         let small = Self {
@@ -280,8 +281,8 @@ impl Report {
         }
     }
 
-    /// Whether the agent is alive, by what it promised: at `now` of the machine's
-    /// `CLOCK_MONOTONIC`.
+    /// Whether the next report is overdue at `now` (`CLOCK_MONOTONIC`), so that the agent counts as
+    /// hung.
     #[must_use]
     pub fn is_overdue(&self, now: Moment) -> bool {
         now > Moment::at(Duration::from_millis(self.due_monotonic_ms)).plus(OVERDUE)
@@ -338,7 +339,7 @@ mod tests {
                 fallback: Some("why".repeat(300).into()),
                 swap: None,
             },
-            walls: Walls::default(),
+            walls: WallsReport::default(),
             roles: Roles::default(),
             session: Session {
                 ends: Some(u64::MAX),

@@ -1,8 +1,7 @@
-//! A report for people: what `baofs status` prints. Invariant: columns are aligned, and each file
-//! has one line.
+//! The table that `baofs status` prints. Invariant: columns are aligned, and each file has one line.
 
-use super::report::{Condition, Detail, FileReport, Report, Walls};
-use super::verdict::{lack, overdue, said, swap, unsaved};
+use super::describe::{checkpoint_loss, describe, missing_detail, overdue, swap_exposure};
+use super::report::{Condition, Detail, FileReport, Report, WallsReport};
 use super::{Now, span};
 use crate::names::Recovery;
 use crate::shown::ShownName;
@@ -19,7 +18,7 @@ const TITLES: [&str; 8] = [
     "TROUBLE",
 ];
 
-/// The agent, then a row for each file.
+/// Formats the agent's state, then one row for each file.
 #[must_use]
 pub fn table(report: &Report, now: Now) -> String {
     let rows: Vec<_> = std::iter::once(TITLES.map(str::to_owned))
@@ -59,14 +58,14 @@ fn head(report: &Report, now: Now) -> String {
         .map(|why| format!(", because FUSE is refused: {why}"))
         .unwrap_or_default();
     let token = report.session.ends.map_or_else(
-        || "no end of the token is known".to_owned(),
+        || "the token has no known end".to_owned(),
         |ends| format!("token ends {}", until(ends, now)),
     );
     let trouble = report
         .session
         .trouble
         .as_ref()
-        .map(|trouble| format!("; {}", said(trouble, now)))
+        .map(|trouble| format!("; {}", describe(trouble, now)))
         .unwrap_or_default();
     let recovery = match roles.recovery {
         Some(Recovery::Resend) => ", recovery by resend",
@@ -90,10 +89,10 @@ fn head(report: &Report, now: Now) -> String {
         roles.fetch,
         report.served.how
     );
-    let weak = swap(report, now)
+    let weak = swap_exposure(report, now)
         .into_iter()
-        .chain(unsaved(report))
-        .chain(lack(report));
+        .chain(checkpoint_loss(report))
+        .chain(missing_detail(report));
     text.extend(
         overdue(report, now)
             .into_iter()
@@ -109,8 +108,8 @@ fn head(report: &Report, now: Now) -> String {
     )
 }
 
-/// A line for the walls; none for a report that does not tell.
-fn walls(walls: &Walls) -> String {
+/// The line that names the walls; empty for a report without walls.
+fn walls(walls: &WallsReport) -> String {
     let of = |role: &str, words: &[ShownName]| {
         let words: Vec<_> = words.iter().map(ShownName::as_str).collect();
         (!words.is_empty()).then(|| format!("{role} behind {}", words.join(", ")))
@@ -142,11 +141,11 @@ fn row(file: &FileReport, now: Now) -> [String; 8] {
         or_none(file.changed.map(|changed| now.since(changed))),
         or_none(file.lease_ends.map(|ends| until(ends, now))),
         or_none(file.next.map(|next| until(next, now))),
-        or_none(file.trouble.as_ref().map(|trouble| said(trouble, now))),
+        or_none(file.trouble.as_ref().map(|trouble| describe(trouble, now))),
     ]
 }
 
-/// When `then` is, or was.
+/// The time until or since `then`.
 fn until(then: u64, now: Now) -> String {
     if then >= now.wall {
         format!("in {}", span(then - now.wall))
@@ -220,7 +219,7 @@ mod tests {
                 due_monotonic_ms: 10_005_000,
                 detail: Detail::Full,
                 served: served.clone(),
-                walls: Walls::default(),
+                walls: WallsReport::default(),
                 roles,
                 session: Session {
                     ends: Some(1_000_060),
@@ -257,7 +256,7 @@ mod tests {
             (vec![], vec![], ""),
         ];
         for (fetch, serve, line) in table {
-            assert_eq!(walls(&Walls { fetch, serve }), line);
+            assert_eq!(walls(&WallsReport { fetch, serve }), line);
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::clock::{Clock, Moment};
 use crate::config::plan::{Action, App};
 use crate::exit::Exit;
 use crate::link::ToRole;
-use crate::names::{HookId, NoSwapProof, Role};
+use crate::names::{HookId, Role, SwapExposure};
 use crate::observe::{self, Event};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -54,7 +54,7 @@ pub(super) struct Loop<'a, C> {
     /// When it looks after the roles.
     pub(super) looks: Looks,
     /// Why files could reach a swap, as the last look found; `fetch` was told.
-    pub(super) swap: Option<NoSwapProof>,
+    pub(super) swap: Option<SwapExposure>,
 }
 
 impl<C: Clock> Loop<'_, C> {

@@ -75,7 +75,7 @@ impl Walls {
     }
 
     /// The walls of `fetch`, which keeps `rights`, and of `serve` if there is one, for the report.
-    pub(super) fn report(self, rights: &[Capability], roles: &[Role]) -> status::Walls {
+    pub(super) fn report(self, rights: &[Capability], roles: &[Role]) -> status::WallsReport {
         let of = |rights: &[Capability]| {
             let kept: Vec<_> = rights.iter().map(|right| right.name()).collect();
             let capabilities = if kept.is_empty() {
@@ -91,7 +91,7 @@ impl Walls {
                 .map(Into::into)
                 .collect()
         };
-        status::Walls {
+        status::WallsReport {
             fetch: of(rights),
             serve: if roles.contains(&Role::Serve) {
                 of(&[])

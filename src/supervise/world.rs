@@ -13,7 +13,7 @@ use crate::fuse::refusal as fuse;
 use crate::fuse::session::Init;
 use crate::link::End;
 use crate::memory::arena::{Arena, FileSpec, Kind, Place};
-use crate::names::{FileName, NoSwapProof, Owner, Past, Recovery, Role};
+use crate::names::{FileName, Owner, Past, Recovery, Role, SwapExposure};
 use crate::observe::Event;
 use crate::serve::{self, Job};
 use crate::status::{self, Served};
@@ -232,7 +232,7 @@ impl World {
     }
 
     /// Why files could reach a swap now; see `Target::swap_risk`. FUSE serves from locked memory.
-    pub(super) fn swap_risk(&self) -> Option<NoSwapProof> {
+    pub(super) fn swap_risk(&self) -> Option<SwapExposure> {
         match self {
             Self::Fuse { .. } => None,
             Self::Tmpfs { target, .. } => target.swap_risk(),

@@ -22,7 +22,7 @@ pub const MAX_OUTPUT: usize = 1 << 20;
 
 /// A parsed template; `Q` is how it names a read (`Read` as parsed, a `QueryId` once checked).
 #[derive(Debug)]
-pub struct Template<Q>(Vec<Node<Q>>);
+pub struct Template<Q>(Vec<Piece<Q>>);
 
 /// A read as a template writes it: `secret "PATH"` or `secret "PATH?version=3"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub struct Read {
 
 /// One piece of a template, executed in order.
 #[derive(Debug)]
-enum Node<Q> {
+enum Piece<Q> {
     /// Copied as it is.
     Text(String),
     /// `{{ expr }}`.
@@ -43,8 +43,8 @@ enum Node<Q> {
     /// `{{ with secret "PATH" }} body {{ end }}`: the body's dot is the secret.
     With {
         read: Q,
-        at: Place,
-        body: Vec<Node<Q>>,
+        at: Position,
+        body: Vec<Piece<Q>>,
     },
 }
 
@@ -54,12 +54,12 @@ enum Expr {
     /// A quoted text.
     Text(String),
     /// A field of the dot, `Data` first.
-    Field { path: Vec<String>, at: Place },
+    Field { path: Vec<String>, at: Position },
 }
 
 /// A position in a template's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Position {
     /// Byte offset.
     pub offset: usize,
     /// Line, from 1.
@@ -68,7 +68,7 @@ pub struct Place {
     pub column: usize,
 }
 
-impl Place {
+impl Position {
     /// The place of `offset` in `text`.
     fn of(text: &str, offset: usize) -> Self {
         let before = &text[..offset];
@@ -81,7 +81,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "template:{}:{}", self.line, self.column)
     }
@@ -89,7 +89,7 @@ impl fmt::Display for Place {
 
 /// What `.` is inside `with secret`: an answer of the server, seen as the language shows it.
 #[derive(Clone, Copy)]
-pub enum View<'a> {
+pub enum SecretView<'a> {
     /// Any engine but KV v2: `.Data.x` is a field.
     Plain(&'a Map<String, Value>),
     /// KV v2: `.Data.data.x` is a field, `.Data.metadata.x` is about the version.
@@ -105,7 +105,7 @@ pub enum View<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecError {
     /// Where in the template.
-    pub at: Place,
+    pub at: Position,
     /// What is wrong there.
     pub problem: ExecProblem,
 }
@@ -135,7 +135,7 @@ impl fmt::Display for ExecError {
                 let rest = path.strip_prefix(".Data").unwrap_or(path);
                 write!(
                     f,
-                    "the secret has no field `{path}`; hint: it is of KV v2, whose fields are `.Data.data{rest}`"
+                    "the secret has no field `{path}`; hint: the secret is of KV v2; write `.Data.data{rest}`"
                 )
             }
             ExecProblem::Null(path) => write!(f, "the field `{path}` is null"),
@@ -174,18 +174,18 @@ impl<Q> Template<Q> {
     /// The first field that is missing or null, or an output that is too large.
     pub fn execute<'a>(
         &self,
-        lookup: &dyn Fn(&Q) -> Option<View<'a>>,
+        lookup: &dyn Fn(&Q) -> Option<SecretView<'a>>,
     ) -> Result<Zeroizing<Vec<u8>>, ExecError> {
-        let mut out = Output(Zeroizing::new(Vec::new()));
+        let mut out = BoundedOutput(Zeroizing::new(Vec::new()));
         run(&self.0, None, lookup, &mut out).map(|()| out.0)
     }
 }
 
-fn map_nodes<Q, R>(nodes: Vec<Node<Q>>, rename: &mut impl FnMut(Q) -> R) -> Vec<Node<R>> {
+fn map_nodes<Q, R>(nodes: Vec<Piece<Q>>, rename: &mut impl FnMut(Q) -> R) -> Vec<Piece<R>> {
     let one = |node| match node {
-        Node::Text(text) => Node::Text(text),
-        Node::Print(expr) => Node::Print(expr),
-        Node::With { read, at, body } => Node::With {
+        Piece::Text(text) => Piece::Text(text),
+        Piece::Print(expr) => Piece::Print(expr),
+        Piece::With { read, at, body } => Piece::With {
             read: rename(read),
             at,
             body: map_nodes(body, rename),
@@ -194,9 +194,9 @@ fn map_nodes<Q, R>(nodes: Vec<Node<Q>>, rename: &mut impl FnMut(Q) -> R) -> Vec<
     nodes.into_iter().map(one).collect()
 }
 
-fn collect<'t, Q>(nodes: &'t [Node<Q>], found: &mut Vec<&'t Q>) {
+fn collect<'t, Q>(nodes: &'t [Piece<Q>], found: &mut Vec<&'t Q>) {
     for node in nodes {
-        if let Node::With { read, body, .. } = node {
+        if let Piece::With { read, body, .. } = node {
             found.push(read);
             collect(body, found);
         }
@@ -204,23 +204,23 @@ fn collect<'t, Q>(nodes: &'t [Node<Q>], found: &mut Vec<&'t Q>) {
 }
 
 fn run<'a, Q>(
-    nodes: &[Node<Q>],
-    dot: Option<View<'a>>,
-    lookup: &dyn Fn(&Q) -> Option<View<'a>>,
-    out: &mut Output,
+    nodes: &[Piece<Q>],
+    dot: Option<SecretView<'a>>,
+    lookup: &dyn Fn(&Q) -> Option<SecretView<'a>>,
+    out: &mut BoundedOutput,
 ) -> Result<(), ExecError> {
-    let start = Place {
+    let start = Position {
         offset: 0,
         line: 1,
         column: 1,
     };
     for node in nodes {
         match node {
-            Node::Text(text) | Node::Print(Expr::Text(text)) => {
+            Piece::Text(text) | Piece::Print(Expr::Text(text)) => {
                 out.print(text.as_bytes(), start)?;
             }
-            Node::Print(Expr::Field { path, at }) => print_field(dot, path, *at, out)?,
-            Node::With { read, at, body } => {
+            Piece::Print(Expr::Field { path, at }) => print_field(dot, path, *at, out)?,
+            Piece::With { read, at, body } => {
                 let view = lookup(read).ok_or(ExecError {
                     at: *at,
                     problem: ExecProblem::NoSecret,
@@ -233,10 +233,10 @@ fn run<'a, Q>(
 }
 
 fn print_field(
-    dot: Option<View<'_>>,
+    dot: Option<SecretView<'_>>,
     path: &[String],
-    at: Place,
-    out: &mut Output,
+    at: Position,
+    out: &mut BoundedOutput,
 ) -> Result<(), ExecError> {
     let name = || format!(".{}", path.join("."));
     let fail = |problem| ExecError { at, problem };
@@ -248,19 +248,19 @@ fn print_field(
             serde_json::to_writer(&mut *out, other).map_err(|_| fail(ExecProblem::TooLarge))
         }
         None => Err(fail(match view {
-            View::Versioned { data, .. } if descend(data, &path[1..]).is_some() => {
+            SecretView::Versioned { data, .. } if descend(data, &path[1..]).is_some() => {
                 ExecProblem::MissingAboveData(name())
             }
-            View::Versioned { .. } | View::Plain(_) => ExecProblem::Missing(name()),
+            SecretView::Versioned { .. } | SecretView::Plain(_) => ExecProblem::Missing(name()),
         })),
     }
 }
 
 /// The value at `path`, which begins below `.Data`.
-fn field<'a>(view: View<'a>, path: &[String]) -> Option<&'a Value> {
+fn field<'a>(view: SecretView<'a>, path: &[String]) -> Option<&'a Value> {
     match view {
-        View::Plain(fields) => descend(fields, path),
-        View::Versioned { data, metadata } => match path.split_first()? {
+        SecretView::Plain(fields) => descend(fields, path),
+        SecretView::Versioned { data, metadata } => match path.split_first()? {
             (first, rest) if first == "data" => descend(data, rest),
             (first, rest) if first == "metadata" => descend(metadata, rest),
             _ => None,
@@ -275,10 +275,10 @@ fn descend<'a>(fields: &'a Map<String, Value>, path: &[String]) -> Option<&'a Va
 }
 
 /// The rendered bytes, bounded and wiped.
-struct Output(Zeroizing<Vec<u8>>);
+struct BoundedOutput(Zeroizing<Vec<u8>>);
 
-impl Output {
-    fn print(&mut self, bytes: &[u8], at: Place) -> Result<(), ExecError> {
+impl BoundedOutput {
+    fn print(&mut self, bytes: &[u8], at: Position) -> Result<(), ExecError> {
         self.write_all(bytes).map_err(|_| ExecError {
             at,
             problem: ExecProblem::TooLarge,
@@ -286,7 +286,7 @@ impl Output {
     }
 }
 
-impl Write for Output {
+impl Write for BoundedOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.0.len() + bytes.len() > MAX_OUTPUT {
             return Err(io::ErrorKind::FileTooLarge.into());

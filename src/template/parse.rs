@@ -1,7 +1,7 @@
 //! Text to nodes. Invariant: every byte of the text is either copied, trimmed on request, or
 //! understood; nothing is skipped, and every error points at where it stands.
 
-use super::{Expr, Node, Place, Read};
+use super::{Expr, Piece, Position, Read};
 use crate::names::SecretPath;
 use std::fmt;
 
@@ -15,7 +15,7 @@ const SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseError {
     /// Where in the template.
-    pub at: Place,
+    pub at: Position,
     /// How many bytes are meant, from there; at least 1.
     pub len: usize,
     /// What is wrong.
@@ -35,25 +35,27 @@ pub enum ParseProblem {
     Wrong(&'static str, &'static str),
 }
 
-const SUBSET: &str = "understood so far: `{{ with secret \"PATH\" }}{{ .Data.FIELD }}{{ end }}`, text, comments and trim markers; \
-                      a `secret` block serves one field or the whole secret as JSON with no template";
-const STRAY_END: ParseProblem = ParseProblem::Wrong("`{{ end }}` ends nothing", "");
-const EMPTY: ParseProblem = ParseProblem::Wrong("the action is empty", "");
-const TRAILING: ParseProblem = ParseProblem::Wrong("nothing may follow here", "");
-const TOO_DEEP: ParseProblem = ParseProblem::Wrong("`with` is nested too deep", "");
+const SUBSET: &str = "supported are `{{ with secret \"PATH\" }}{{ .Data.FIELD }}{{ end }}`, text, comments and trim markers; \
+                      a `secret` block serves one field, or all fields as JSON, without a template";
+const STRAY_END: ParseProblem = ParseProblem::Wrong("`{{ end }}` without `{{ with }}`", "");
+const EMPTY: ParseProblem = ParseProblem::Wrong("empty action", "");
+const TRAILING: ParseProblem = ParseProblem::Wrong("unexpected text: expected `}}`", "");
+const TOO_DEEP: ParseProblem = ParseProblem::Wrong("`with` is nested too deeply", "");
 const ESCAPE: ParseProblem = ParseProblem::Wrong(
-    "this escape is not understood",
-    "write \\\" \\\\ \\n \\t or \\r; between backquotes nothing is escaped",
+    "unknown escape sequence",
+    "use \\\" \\\\ \\n \\t or \\r; text between backquotes has no escape sequences",
 );
-const WITH_WHAT: ParseProblem =
-    ParseProblem::Wrong("only `with secret \"PATH\"` is supported so far", SUBSET);
+const WITH_WHAT: ParseProblem = ParseProblem::Wrong(
+    "unsupported `with`: only `with secret \"PATH\"` is supported",
+    SUBSET,
+);
 const SECRET_ALONE: ParseProblem = ParseProblem::Wrong(
-    "`secret` is only supported in `with secret \"PATH\"` so far",
+    "`secret` is supported only in `with secret \"PATH\"`",
     SUBSET,
 );
 const NO_DOT: ParseProblem = ParseProblem::Wrong(
-    "a field outside of `with secret` belongs to nothing",
-    "put it between `{{ with secret \"PATH\" }}` and `{{ end }}`",
+    "a field outside of `with secret`",
+    "put the field between `{{ with secret \"PATH\" }}` and `{{ end }}`",
 );
 
 impl ParseProblem {
@@ -71,9 +73,9 @@ impl ParseProblem {
 impl fmt::Display for ParseProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unclosed(end) => write!(f, "what begins here lacks its {end}"),
-            Self::Unsupported(word) => write!(f, "`{word}` is not supported yet"),
-            Self::Character(c) => write!(f, "{c:?} has no meaning here"),
+            Self::Unclosed(end) => write!(f, "missing {end}"),
+            Self::Unsupported(word) => write!(f, "`{word}` is not supported"),
+            Self::Character(c) => write!(f, "unexpected character {c:?}"),
             Self::Wrong(what, _) => f.write_str(what),
         }
     }
@@ -86,7 +88,7 @@ impl fmt::Display for ParseError {
 }
 
 /// Parses a whole template.
-pub(super) fn parse(text: &str) -> Result<Vec<Node<Read>>, ParseError> {
+pub(super) fn parse(text: &str) -> Result<Vec<Piece<Read>>, ParseError> {
     let mut parser = Parser {
         text,
         pos: 0,
@@ -100,7 +102,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node<Read>>, ParseError> {
 
 /// A word of an action.
 #[derive(Debug, PartialEq)]
-enum Token<'t> {
+enum Lexeme<'t> {
     /// `with`, `secret` or `end`.
     Word(&'t str),
     /// `.a.b`
@@ -110,7 +112,7 @@ enum Token<'t> {
 }
 
 /// A token and where it starts.
-type Placed<'t> = (Token<'t>, usize);
+type Placed<'t> = (Lexeme<'t>, usize);
 
 /// Where the parser stands.
 struct Parser<'t> {
@@ -122,7 +124,7 @@ struct Parser<'t> {
 
 impl<'t> Parser<'t> {
     /// Nodes up to an `{{ end }}` (whose offset is given) or the end of the text.
-    fn list(&mut self, depth: usize) -> Result<(Vec<Node<Read>>, Option<usize>), ParseError> {
+    fn list(&mut self, depth: usize) -> Result<(Vec<Piece<Read>>, Option<usize>), ParseError> {
         let mut nodes = Vec::new();
         loop {
             let open = self.rest().find("{{").map(|at| self.pos + at);
@@ -136,13 +138,15 @@ impl<'t> Parser<'t> {
             let mut tokens = tokens.into_iter();
             match tokens.next() {
                 None => return Err(self.error(open, self.pos - open, EMPTY)),
-                Some((Token::Word("end"), at)) => {
+                Some((Lexeme::Word("end"), at)) => {
                     self.nothing_after(tokens.next())?;
                     return Ok((nodes, Some(at)));
                 }
-                Some((Token::Word("with"), at)) => nodes.push(self.with(at, &mut tokens, depth)?),
+                Some((Lexeme::Word("with"), at)) => {
+                    nodes.push(self.with(at, &mut tokens, depth)?);
+                }
                 Some((token, at)) => {
-                    nodes.push(Node::Print(self.expr(token, at, depth)?));
+                    nodes.push(Piece::Print(self.expr(token, at, depth)?));
                     self.nothing_after(tokens.next())?;
                 }
             }
@@ -150,7 +154,7 @@ impl<'t> Parser<'t> {
     }
 
     /// The text up to `open` becomes a node, trimmed as the markers around it say.
-    fn copy(&mut self, open: Option<usize>, nodes: &mut Vec<Node<Read>>) {
+    fn copy(&mut self, open: Option<usize>, nodes: &mut Vec<Piece<Read>>) {
         let mut piece = &self.text[self.pos..open.unwrap_or(self.text.len())];
         if std::mem::take(&mut self.trim) {
             piece = piece.trim_start_matches(SPACE);
@@ -159,7 +163,7 @@ impl<'t> Parser<'t> {
             piece = piece.trim_end_matches(SPACE);
         }
         if !piece.is_empty() {
-            nodes.push(Node::Text(piece.to_owned()));
+            nodes.push(Piece::Text(piece.to_owned()));
         }
         self.pos = open.unwrap_or(self.text.len());
     }
@@ -209,9 +213,9 @@ impl<'t> Parser<'t> {
         let start = self.pos;
         let next = self.rest().chars().next().unwrap_or(' ');
         let token = match next {
-            '"' => Token::Text(self.quoted()?),
-            '`' => Token::Text(self.backquoted()?),
-            '.' => Token::Field(self.fields()),
+            '"' => Lexeme::Text(self.quoted()?),
+            '`' => Lexeme::Text(self.backquoted()?),
+            '.' => Lexeme::Field(self.fields()),
             c if c == '_' || c.is_alphabetic() => self.word()?,
             '|' | '$' | '(' | ')' | ':' | '0'..='9' => {
                 return Err(self.error(start, 1, ParseProblem::Unsupported(next.into())));
@@ -222,10 +226,10 @@ impl<'t> Parser<'t> {
     }
 
     /// A word that is understood; another is refused here, before what follows it can confuse.
-    fn word(&mut self) -> Result<Token<'t>, ParseError> {
+    fn word(&mut self) -> Result<Lexeme<'t>, ParseError> {
         let start = self.pos;
         match self.identifier() {
-            word @ ("with" | "secret" | "end") => Ok(Token::Word(word)),
+            word @ ("with" | "secret" | "end") => Ok(Lexeme::Word(word)),
             word => Err(self.error(
                 start,
                 word.len(),
@@ -289,11 +293,11 @@ impl<'t> Parser<'t> {
         &rest[..len]
     }
 
-    fn expr(&self, token: Token<'t>, at: usize, depth: usize) -> Result<Expr, ParseError> {
+    fn expr(&self, token: Lexeme<'t>, at: usize, depth: usize) -> Result<Expr, ParseError> {
         match token {
-            Token::Text(text) => Ok(Expr::Text(text)),
-            Token::Word(word) => Err(self.error(at, word.len(), SECRET_ALONE)),
-            Token::Field(path) => self.field(path, at, depth),
+            Lexeme::Text(text) => Ok(Expr::Text(text)),
+            Lexeme::Word(word) => Err(self.error(at, word.len(), SECRET_ALONE)),
+            Lexeme::Field(path) => self.field(path, at, depth),
         }
     }
 
@@ -306,7 +310,7 @@ impl<'t> Parser<'t> {
             {
                 return Ok(Expr::Field {
                     path,
-                    at: Place::of(self.text, at),
+                    at: Position::of(self.text, at),
                 });
             }
             _ => ParseProblem::Unsupported(name.clone()),
@@ -319,8 +323,8 @@ impl<'t> Parser<'t> {
         at: usize,
         tokens: &mut impl Iterator<Item = Placed<'t>>,
         depth: usize,
-    ) -> Result<Node<Read>, ParseError> {
-        let (Some((Token::Word("secret"), _)), Some((Token::Text(path), path_at))) =
+    ) -> Result<Piece<Read>, ParseError> {
+        let (Some((Lexeme::Word("secret"), _)), Some((Lexeme::Text(path), path_at))) =
             (tokens.next(), tokens.next())
         else {
             return Err(self.error(at, 4, WITH_WHAT));
@@ -332,9 +336,9 @@ impl<'t> Parser<'t> {
             return Err(self.error(at, 4, TOO_DEEP));
         }
         match self.list(depth + 1)? {
-            (body, Some(_)) => Ok(Node::With {
+            (body, Some(_)) => Ok(Piece::With {
                 read,
-                at: Place::of(self.text, at),
+                at: Position::of(self.text, at),
                 body,
             }),
             (_, None) => Err(self.error(at, 4, ParseProblem::Unclosed("`{{ end }}`"))),
@@ -358,7 +362,7 @@ impl<'t> Parser<'t> {
 
     fn error(&self, offset: usize, len: usize, problem: ParseProblem) -> ParseError {
         ParseError {
-            at: Place::of(self.text, offset),
+            at: Position::of(self.text, offset),
             len: len.min(self.text.len() - offset).max(1),
             problem,
         }
@@ -380,7 +384,7 @@ fn read(text: &str) -> Result<Read, &'static str> {
             Some(
                 version
                     .parse()
-                    .map_err(|_| "`?version=` takes a whole number")?,
+                    .map_err(|_| "invalid `?version=`: expected a whole number")?,
             ),
         ),
         None => (text, None),

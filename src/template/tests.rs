@@ -19,8 +19,8 @@ fn render(text: &str) -> Result<String, String> {
     );
     let template = Template::parse(text).map_err(|e| format!("{e}"))?;
     let lookup = |read: &Read| match read.path.as_str() {
-        "db" => Some(View::Plain(&db)),
-        "kv" => Some(View::Versioned {
+        "db" => Some(SecretView::Plain(&db)),
+        "kv" => Some(SecretView::Versioned {
             data: &kv,
             metadata: &metadata,
         }),
@@ -70,46 +70,49 @@ fn refuses() {
     for (text, expected) in [
         (
             "ab\ncé {{ range .x }}",
-            "template:2:7: `range` is not supported yet",
+            "template:2:7: `range` is not supported",
         ),
         (
             "{{ range $k, $v := .Data }}{{ end }}",
-            "template:1:4: `range` is not supported yet",
+            "template:1:4: `range` is not supported",
         ),
-        ("{{", "template:1:1: what begins here lacks its `}}`"),
-        ("{{ end }}", "template:1:4: `{{ end }}` ends nothing"),
-        ("{{ }}", "template:1:1: the action is empty"),
+        ("{{", "template:1:1: missing `}}`"),
+        (
+            "{{ end }}",
+            "template:1:4: `{{ end }}` without `{{ with }}`",
+        ),
+        ("{{ }}", "template:1:1: empty action"),
         (
             "{{ .Data.x }}",
-            "template:1:4: a field outside of `with secret` belongs to nothing",
+            "template:1:4: a field outside of `with secret`",
         ),
         (
             "{{ with secret \"db\" }}",
-            "template:1:4: what begins here lacks its `{{ end }}`",
+            "template:1:4: missing `{{ end }}`",
         ),
         (
             "{{ with .Data }}{{ end }}",
-            "template:1:4: only `with secret \"PATH\"` is supported so far",
+            "template:1:4: unsupported `with`: only `with secret \"PATH\"` is supported",
         ),
         (
             "{{ with secret \"db\" \"a=b\" }}{{ end }}",
-            "template:1:21: nothing may follow here",
+            "template:1:21: unexpected text: expected `}}`",
         ),
         (
             "{{ with secret \"db\" }}{{ .Data.x-y }}{{ end }}",
-            "template:1:33: '-' has no meaning here",
+            "template:1:33: unexpected character '-'",
         ),
         (
             "{{ with secret \"db\" }}{{ .Data }}{{ end }}",
-            "template:1:26: `.Data` is not supported yet",
+            "template:1:26: `.Data` is not supported",
         ),
         (
             "{{ with secret \"db\" }}{{ .LeaseID }}{{ end }}",
-            "template:1:26: `.LeaseID` is not supported yet",
+            "template:1:26: `.LeaseID` is not supported",
         ),
         (
             "{{ with secret \"db\" }}{{ .Data.x | toJSON }}{{ end }}",
-            "template:1:34: `|` is not supported yet",
+            "template:1:34: `|` is not supported",
         ),
         (
             "{{ with secret \"a//b\" }}{{ end }}",
@@ -117,37 +120,22 @@ fn refuses() {
         ),
         (
             "{{ with secret \"db?version=x\" }}{{ end }}",
-            "template:1:16: `?version=` takes a whole number",
+            "template:1:16: invalid `?version=`: expected a whole number",
         ),
-        (
-            "{{ \"a\\q\" }}",
-            "template:1:6: this escape is not understood",
-        ),
-        (
-            "{{ \"a }}",
-            "template:1:4: what begins here lacks its closing quote",
-        ),
-        (
-            "{{ `a }}",
-            "template:1:4: what begins here lacks its closing quote",
-        ),
-        (
-            "{{/* a }}",
-            "template:1:1: what begins here lacks its `*/}}`",
-        ),
-        (
-            "{{/* a */ b }}",
-            "template:1:1: what begins here lacks its `*/}}`",
-        ),
+        ("{{ \"a\\q\" }}", "template:1:6: unknown escape sequence"),
+        ("{{ \"a }}", "template:1:4: missing closing quote"),
+        ("{{ `a }}", "template:1:4: missing closing quote"),
+        ("{{/* a }}", "template:1:1: missing `*/}}`"),
+        ("{{/* a */ b }}", "template:1:1: missing `*/}}`"),
         (
             "{{ secret \"db\" }}",
-            "template:1:4: `secret` is only supported in `with secret \"PATH\"` so far",
+            "template:1:4: `secret` is supported only in `with secret \"PATH\"`",
         ),
         (
             "{{ (secret \"db\").Data.x }}",
-            "template:1:4: `(` is not supported yet",
+            "template:1:4: `(` is not supported",
         ),
-        ("{{ .Data.x -}", "template:1:12: '-' has no meaning here"),
+        ("{{ .Data.x -}", "template:1:12: unexpected character '-'"),
     ] {
         assert_eq!(render(text), Err(expected.to_owned()), "{text}");
     }
@@ -155,7 +143,7 @@ fn refuses() {
     assert!(
         render(&deep)
             .expect_err("too deep")
-            .contains("nested too deep")
+            .contains("nested too deeply")
     );
 }
 
@@ -176,7 +164,7 @@ fn what_is_not_there_is_an_error_that_names_it() {
         ),
         (
             "{{ with secret \"kv\" }}{{ .Data.a }}{{ end }}",
-            "template:1:26: the secret has no field `.Data.a`; hint: it is of KV v2, whose fields are `.Data.data.a`",
+            "template:1:26: the secret has no field `.Data.a`; hint: the secret is of KV v2; write `.Data.data.a`",
         ),
         (
             "{{ with secret \"kv\" }}{{ .Data.data }}{{ end }}",
@@ -201,7 +189,7 @@ fn output_is_bounded() {
     ] {
         let template = Template::parse(&format!("{{{{ with secret \"db\" }}}}{text}{{{{ end }}}}"))
             .expect("template");
-        let result = template.execute(&|_| Some(View::Plain(&big)));
+        let result = template.execute(&|_| Some(SecretView::Plain(&big)));
         assert_eq!(result.is_ok(), fits, "{text}");
     }
 }

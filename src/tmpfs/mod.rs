@@ -25,7 +25,7 @@ mod target;
 mod writer;
 
 pub use proof::MemoryBacked;
-pub use refusal::{Cause, Refusal};
+pub use refusal::{RefusalCause, TargetRefusal};
 pub use target::{Target, needs_chown};
 pub use writer::{WriteError, Writer};
 

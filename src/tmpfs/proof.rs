@@ -1,52 +1,54 @@
-//! Whether a directory is memory: a pure function of the kernel's texts. Invariant: only this
-//! module makes a `MemoryBacked`, and it does so only for a tmpfs that is limited in size and whose
-//! pages reach no swap (or may).
+//! The proof that a directory is in memory, as a pure function of files of `/proc`. Invariant: only
+//! this module makes a `MemoryBacked`, and only for a tmpfs that has a size limit and whose pages
+//! reach no swap (or may reach a swap because of `--allow-swap`).
 
-use super::refusal::Cause;
+use super::refusal::RefusalCause;
 use crate::config::plan::Swap;
-use crate::names::NoSwapProof;
+use crate::names::SwapExposure;
 use crate::sys::mounts::{mounts, unescape};
 use std::path::{Path, PathBuf};
 
-/// The witness: this directory's bytes stay in memory.
+/// The witness that the bytes of a directory stay in memory.
 #[derive(Debug)]
 pub struct MemoryBacked {
-    /// Why a swap cannot be excluded, where `Swap::Allow` let that pass.
-    swap: Option<NoSwapProof>,
-    /// Whether a swap that is turned on later is to be found: not where none can reach the pages
-    /// (`noswap`), nor where one is allowed.
+    /// The reason why a swap cannot be excluded, if `Swap::Allow` permits a swap.
+    swap: Option<SwapExposure>,
+    /// Whether later checks look for a swap. False for `noswap` (no swap can reach the pages) and for
+    /// `Swap::Allow`.
     watched: bool,
 }
 
 impl MemoryBacked {
-    /// What the log has to repeat: why pages may reach a swap although that was allowed.
+    /// The reason why pages may be written to an allowed swap, for the log.
     #[must_use]
     pub fn swap_risk(&self) -> Option<String> {
         self.swap.as_ref().map(ToString::to_string)
     }
 
-    /// Why a swap cannot be excluded any more: the proof is one of the moment, because the machine
-    /// may turn a swap on at any time.
-    pub(super) fn look_again(&self, read: &dyn Fn(&Path) -> Option<String>) -> Option<NoSwapProof> {
+    /// Repeats the check for a swap, because the machine may turn a swap on at any time. Returns the
+    /// reason why a swap cannot be excluded any more.
+    pub(super) fn look_again(
+        &self,
+        read: &dyn Fn(&Path) -> Option<String>,
+    ) -> Option<SwapExposure> {
         if self.watched { swap_reach(read) } else { None }
     }
 }
 
-/// Decides on the filesystem with device number `device` (`major:minor`, as `stat` gives it for the
-/// directory).
+/// Checks the filesystem with device number `device` (`major:minor`, from `stat` of the directory).
 ///
-/// `denied` says why baofs could not mount a tmpfs itself. `read` gives the text of a file of
-/// `/proc` or `/sys`, or nothing where there is none.
+/// `denied` is the error of the attempt to mount a tmpfs. `read` returns the text of a file of
+/// `/proc` or `/sys`, or `None` for a missing file.
 ///
 /// # Errors
-/// The first reason against it.
+/// The first failed check.
 pub(super) fn prove(
     device: &str,
     swap: Swap,
     denied: &str,
     read: &dyn Fn(&Path) -> Option<String>,
-) -> Result<MemoryBacked, Cause> {
-    let not_memory = |kind| Cause::NotMemory {
+) -> Result<MemoryBacked, RefusalCause> {
+    let not_memory = |kind| RefusalCause::NotMemory {
         kind,
         denied: denied.to_owned(),
     };
@@ -56,18 +58,17 @@ pub(super) fn prove(
         .ok_or_else(|| not_memory(None))?;
     match mount.kind {
         "tmpfs" => {}
-        "ramfs" => return Err(Cause::Unlimited("a ramfs has no limit")),
+        "ramfs" => return Err(RefusalCause::Unlimited("a ramfs has no limit")),
         other => return Err(not_memory(Some(other.to_owned()))),
     }
-    // The kernel shows no size when it is the default, half of the machine's memory, and 0 when
-    // there is no limit.
+    // The kernel shows no size for the default (half of the memory), and size=0 for no limit.
     if mount.has_option("size=0k") {
-        return Err(Cause::Unlimited("it is mounted with size=0"));
+        return Err(RefusalCause::Unlimited("the tmpfs is mounted with size=0"));
     }
     let noswap = mount.has_option("noswap");
     let reach = if noswap { None } else { swap_reach(read) };
     match (reach, swap) {
-        (Some(why), Swap::Refuse) => Err(Cause::Swappable(why)),
+        (Some(why), Swap::Refuse) => Err(RefusalCause::Swappable(why)),
         (reach, Swap::Refuse | Swap::Allow) => Ok(MemoryBacked {
             swap: reach,
             watched: !noswap && swap == Swap::Refuse,
@@ -75,40 +76,40 @@ pub(super) fn prove(
     }
 }
 
-/// What a directory is on, for the question who else may be there.
+/// The kind of filesystem under a directory, which tells whether another agent may serve there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum DirectoryKind {
     /// A tmpfs that an agent mounted at exactly this path.
     OfAgent,
-    /// Any other tmpfs: an agent may have been given it.
+    /// Any other tmpfs: an agent may write there.
     Tmpfs,
     /// No tmpfs: no agent writes there.
     Other,
 }
 
-/// What stands at `path`, which is on `device`; agents mount with `source`.
-pub(super) fn standing(device: &str, path: &Path, mountinfo: &str, source: &str) -> Standing {
+/// The kind of the filesystem `device` at `path`; agents mount with `source`.
+pub(super) fn standing(device: &str, path: &Path, mountinfo: &str, source: &str) -> DirectoryKind {
     let here = || mounts(mountinfo).filter(|mount| mount.device == device && mount.kind == "tmpfs");
     match here().next() {
-        None => Standing::Other,
+        None => DirectoryKind::Other,
         Some(_) if here().any(|mount| mount.source == source && unescape(mount.point) == path) => {
-            Standing::OfAgent
+            DirectoryKind::OfAgent
         }
-        Some(_) => Standing::Tmpfs,
+        Some(_) => DirectoryKind::Tmpfs,
     }
 }
 
-/// Why a swap cannot be excluded for pages of this process.
-fn swap_reach(read: &dyn Fn(&Path) -> Option<String>) -> Option<NoSwapProof> {
+/// The reason why a swap cannot be excluded for pages of this process.
+fn swap_reach(read: &dyn Fn(&Path) -> Option<String>) -> Option<SwapExposure> {
     let Some(swaps) = read(Path::new("/proc/swaps")) else {
-        return Some(NoSwapProof::Unknown);
+        return Some(SwapExposure::Unknown);
     };
     if swaps.lines().skip(1).all(|line| line.trim().is_empty()) {
         return None;
     }
     let [mountinfo, cgroup] = ["mountinfo", "cgroup"]
         .map(|name| read(&Path::new("/proc/self").join(name)).unwrap_or_default());
-    // One 0 is enough, ours or any ancestor's: the limits of v2 hold for everything below.
+    // One limit of 0 suffices, of our cgroup or of an ancestor: limits of v2 hold for descendants.
     if swap_limits(&mountinfo, &cgroup)
         .iter()
         .any(|file| read(file).is_some_and(|limit| limit.trim() == "0"))
@@ -120,13 +121,13 @@ fn swap_reach(read: &dyn Fn(&Path) -> Option<String>) -> Option<NoSwapProof> {
         .filter_map(|line| line.split(':').nth(1))
         .any(|list| list.split(',').any(|name| name == "memory"));
     Some(if v1 {
-        NoSwapProof::CgroupV1
+        SwapExposure::CgroupV1
     } else {
-        NoSwapProof::Reachable
+        SwapExposure::Reachable
     })
 }
 
-/// The `memory.swap.max` of our cgroup (v2) and of its ancestors, as far as they are mounted here.
+/// The `memory.swap.max` files of our cgroup (v2) and of the ancestors that are mounted here.
 fn swap_limits(mountinfo: &str, cgroup: &str) -> Vec<PathBuf> {
     let Some(own) = cgroup.lines().find_map(|line| line.strip_prefix("0::")) else {
         return Vec::new();
@@ -165,7 +166,7 @@ mod tests {
     const V1_CGROUP: &str = "4:memory:/docker/1f\n1:name=systemd:/docker/1f\n0::/\n";
 
     /// Why a swap cannot be excluded though that is allowed; or the refusal.
-    type Verdict = Result<Option<NoSwapProof>, Cause>;
+    type Verdict = Result<Option<SwapExposure>, RefusalCause>;
 
     /// An `io::Error`, which other causes hold, cannot be compared; its text can.
     fn assert_same(found: &Verdict, expected: &Verdict, row: &str) {
@@ -199,7 +200,7 @@ mod tests {
     #[test]
     fn only_a_limited_tmpfs_is_memory() {
         let not_memory = |kind: Option<&str>| {
-            Err(Cause::NotMemory {
+            Err(RefusalCause::NotMemory {
                 kind: kind.map(str::to_owned),
                 denied: "denied".to_owned(),
             })
@@ -225,11 +226,11 @@ mod tests {
             ),
             (
                 "50 27 0:63 / /x rw - tmpfs tmpfs rw,size=0k",
-                Err(Cause::Unlimited("it is mounted with size=0")),
+                Err(RefusalCause::Unlimited("the tmpfs is mounted with size=0")),
             ),
             (
                 "50 27 0:63 / /x rw - ramfs none rw",
-                Err(Cause::Unlimited("a ramfs has no limit")),
+                Err(RefusalCause::Unlimited("a ramfs has no limit")),
             ),
             (
                 "50 27 0:63 / /x rw - devtmpfs devtmpfs rw,size=8k",
@@ -262,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_swap_must_be_out_of_reach() {
-        use NoSwapProof::{CgroupV1, Reachable, Unknown};
+        use SwapExposure::{CgroupV1, Reachable, Unknown};
         const OWN: &str = "/sys/fs/cgroup/memory.swap.max";
         const A: &str = "/sys/fs/cgroup/a/memory.swap.max";
         const AB: &str = "/sys/fs/cgroup/a/b/memory.swap.max";
@@ -271,7 +272,7 @@ mod tests {
             Option<&'a str>,
             &'a str,
             &'a [(&'a str, &'a str)],
-            Option<NoSwapProof>,
+            Option<SwapExposure>,
         );
         let table: &[Row<'_>] = &[
             (V2, Some(HEADER), "0::/\n", &[], None),
@@ -337,7 +338,7 @@ mod tests {
             let row = format!("{other} {swaps:?} {cgroup} {files:?}");
             assert_same(
                 &refused,
-                &expected.map_or(Ok(None), |why| Err(Cause::Swappable(why))),
+                &expected.map_or(Ok(None), |why| Err(RefusalCause::Swappable(why))),
                 &row,
             );
             // Allowed, and said.
@@ -356,7 +357,7 @@ mod tests {
         let elsewhere = "50 27 0:63 / /x rw,noswap - tmpfs noswap rw";
         assert_same(
             &verdict(elsewhere, V2, None, "", &[], Swap::Refuse),
-            &Err(Cause::Swappable(Unknown)),
+            &Err(RefusalCause::Swappable(Unknown)),
             elsewhere,
         );
     }
@@ -369,7 +370,7 @@ mod tests {
         // Options of the mount, what the plan says of swaps, and what a later look at a machine
         // with a swap finds.
         for (options, swap, found) in [
-            ("", Swap::Refuse, Some(NoSwapProof::Reachable)),
+            ("", Swap::Refuse, Some(SwapExposure::Reachable)),
             ("", Swap::Allow, None),
             (",noswap", Swap::Refuse, None),
         ] {
@@ -391,11 +392,11 @@ mod tests {
     fn a_mount_of_an_agent_is_told_from_a_given_one() {
         let mountinfo = "50 27 0:63 / /a\\040b rw - tmpfs baofs rw,size=4k\n51 27 0:64 / /c rw - tmpfs tmpfs rw\n52 27 254:0 / /d rw - ext4 baofs rw\n";
         for (device, path, expected) in [
-            ("0:63", "/a b", Standing::OfAgent),
-            ("0:63", "/a b/c", Standing::Tmpfs),
-            ("0:64", "/c", Standing::Tmpfs),
-            ("254:0", "/d", Standing::Other),
-            ("0:99", "/a b", Standing::Other),
+            ("0:63", "/a b", DirectoryKind::OfAgent),
+            ("0:63", "/a b/c", DirectoryKind::Tmpfs),
+            ("0:64", "/c", DirectoryKind::Tmpfs),
+            ("254:0", "/d", DirectoryKind::Other),
+            ("0:99", "/a b", DirectoryKind::Other),
         ] {
             assert_eq!(
                 standing(device, Path::new(path), mountinfo, "baofs"),

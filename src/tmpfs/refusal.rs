@@ -1,113 +1,114 @@
-//! Why a directory is no place for files with secrets. Invariant: each cause has a remedy in its
-//! words.
+//! The reasons to refuse a directory as a place for secrets. Invariant: each message names a remedy.
 
-use crate::names::{FileName, NoSwapProof, Owner};
+use crate::names::{FileName, Owner, SwapExposure};
 use nix::unistd::geteuid;
 use std::path::PathBuf;
 use std::{fmt, io};
 
-/// A directory that is refused. The exit code is `Exit::Tmpfs`.
+/// A refused directory. The exit code is `Exit::Tmpfs`.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct TargetRefusal {
     /// The directory.
     pub path: PathBuf,
-    /// Why.
-    pub cause: Cause,
+    /// The reason.
+    pub cause: RefusalCause,
 }
 
-/// Why a directory is refused.
+/// The reason to refuse a directory.
 #[derive(Debug)]
-pub enum Cause {
-    /// It cannot be opened.
+pub enum RefusalCause {
+    /// The directory cannot be opened.
     Open(io::Error),
-    /// A mount that should work did not.
+    /// The kernel permits mounts, but this mount failed.
     Mount(io::Error),
-    /// It is not in memory.
+    /// The directory is on a filesystem that is not in memory.
     NotMemory {
-        /// The kernel's name of its filesystem, if `/proc/self/mountinfo` shows it.
+        /// The type of the filesystem, if `/proc/self/mountinfo` has the mount.
         kind: Option<String>,
-        /// Why baofs could not mount a tmpfs itself.
+        /// The error of the attempt to mount a tmpfs.
         denied: String,
     },
-    /// Nothing limits its size: why.
+    /// The filesystem has no size limit, for this reason.
     Unlimited(&'static str),
-    /// Its pages may be written to a swap.
-    Swappable(NoSwapProof),
-    /// Another agent that lives writes there.
+    /// The pages of the filesystem may be written to a swap.
+    Swappable(SwapExposure),
+    /// Another agent is alive and serves the directory.
     Held,
-    /// We may not make files in it: whose it is.
+    /// The agent may not create files in the directory, which has this owner and mode.
     NotWritable(String),
     /// Files cannot be given to this owner.
     Chown(Owner, io::Error),
-    /// What a dead agent left cannot be removed.
+    /// Files of a dead agent cannot be removed.
     Leftovers(io::Error),
-    /// A name that is to be served exists.
+    /// The name of a served file exists already.
     Taken(FileName),
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for TargetRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (path, uid) = (self.path.display(), geteuid());
         match &self.cause {
-            Cause::Open(error) => write!(
+            RefusalCause::Open(error) => write!(
                 f,
-                "opening {path}: {error}; hint: it must be a directory that uid {uid} may read"
+                "cannot open {path}: {error}; hint: the path must be a directory that uid {uid} may read"
             ),
-            Cause::Mount(error) => write!(f, "mounting a tmpfs at {path}: {error}"),
-            Cause::NotMemory { kind, denied } => {
+            RefusalCause::Mount(error) => write!(f, "cannot mount a tmpfs at {path}: {error}"),
+            RefusalCause::NotMemory { kind, denied } => {
                 let kind = kind
                     .as_deref()
                     .unwrap_or("a filesystem that /proc/self/mountinfo does not show");
                 write!(
                     f,
-                    "{path} is on {kind}, not in memory, and secrets are not written to a disk; a tmpfs cannot be mounted: {denied}; "
+                    "{path} is on {kind}, not in memory, and baofs writes no secret to a disk; mounting a tmpfs there failed: {denied}; "
                 )?;
                 write!(
                     f,
                     "hint: give the container a tmpfs (--tmpfs {path}:size=4m,mode=1777), or start as root with CAP_SYS_ADMIN"
                 )
             }
-            Cause::Unlimited(why) => write!(
+            RefusalCause::Unlimited(why) => write!(
                 f,
-                "{path} has no limit of size: {why}; hint: mount a tmpfs with size=4m"
+                "{path} has no size limit: {why}; hint: mount a tmpfs with size=4m"
             ),
-            Cause::Swappable(why) => {
+            RefusalCause::Swappable(why) => {
                 write!(
                     f,
                     "files in {path} could be written to a swap: {why}; hint: mount the tmpfs with noswap (Linux 6.4), "
                 )?;
-                f.write_str("set memory.swap.max to 0 (cgroup v2), or accept it with --allow-swap")
+                f.write_str(
+                    "set memory.swap.max to 0 (cgroup v2), or accept the swap with --allow-swap",
+                )
             }
-            Cause::Held => write!(
+            RefusalCause::Held => write!(
                 f,
                 "another agent serves {path}; hint: give each a directory of its own, or stop the other first"
             ),
-            Cause::NotWritable(whose) => {
+            RefusalCause::NotWritable(whose) => {
                 write!(
                     f,
-                    "uid {uid} may not make files in {path}, {whose}; hint: mount the tmpfs with mode=1777, or with uid={uid}"
+                    "uid {uid} may not create files in {path}, {whose}; hint: mount the tmpfs with mode=1777, or with uid={uid}"
                 )
             }
-            Cause::Chown(owner, error) => {
+            RefusalCause::Chown(owner, error) => {
                 write!(
                     f,
-                    "files for uid {}, gid {} cannot be made in {path} by uid {uid}: {error}; ",
+                    "uid {uid} cannot create files for uid {}, gid {} in {path}: {error}; ",
                     owner.uid, owner.gid
                 )?;
                 f.write_str("hint: add CAP_CHOWN, or run as that user")
             }
-            Cause::Leftovers(error) => {
+            RefusalCause::Leftovers(error) => {
                 write!(
                     f,
-                    "what a dead agent left in {path} cannot be removed: {error}; hint: remove its `..` names by hand"
+                    "cannot remove the files of a dead agent in {path}: {error}; hint: remove the names that begin with `..` by hand"
                 )
             }
-            Cause::Taken(name) => write!(
+            RefusalCause::Taken(name) => write!(
                 f,
-                "{path}/{name} exists and is not ours; hint: remove it, or serve another name"
+                "{path}/{name} exists and does not belong to baofs; hint: remove the file, or configure another name"
             ),
         }
     }
 }
 
-impl std::error::Error for Refusal {}
+impl std::error::Error for TargetRefusal {}

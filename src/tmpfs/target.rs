@@ -1,13 +1,13 @@
 //! The directory that files are written to. Invariants: nothing is made in it before it was proved
 //! and locked; what was changed on the way to a refusal is put back.
 
-use super::proof::{MemoryBacked, Standing, prove, standing};
-use super::refusal::{Cause, Refusal};
+use super::proof::{DirectoryKind, MemoryBacked, prove, standing};
+use super::refusal::{RefusalCause, TargetRefusal};
 use super::remove;
 use super::writer::{WriteError, Writer};
 use crate::clock::Moment;
 use crate::config::plan::{self, Filesystem};
-use crate::names::{NoSwapProof, Owner};
+use crate::names::{Owner, SwapExposure};
 use crate::observe::Event;
 use crate::sys::mount::{self, FsContext, SuperOption};
 use crate::sys::mounts::{self, Ground, SOURCE};
@@ -30,7 +30,7 @@ pub struct Target {
     /// Where applications find it.
     path: PathBuf,
     /// Whose mount it is.
-    place: Place,
+    place: Origin,
     /// The directory as `path` shows it. A lock on it says that an agent lives; fork shares it,
     /// exec closes it.
     public: File,
@@ -44,7 +44,7 @@ pub struct Target {
 
 /// Whose mount a directory is.
 #[derive(Debug)]
-enum Place {
+enum Origin {
     /// Ours: files are written through this private mount, which has no path.
     Own(OwnedFd),
     /// One that was there; why we could not make one.
@@ -58,27 +58,30 @@ impl Target {
     ///
     /// # Errors
     /// The first reason against it; then nothing was made, and nothing of ours is mounted.
-    pub fn prepare(filesystem: &Filesystem, files: &[plan::File]) -> Result<Self, Refusal> {
+    pub fn prepare(filesystem: &Filesystem, files: &[plan::File]) -> Result<Self, TargetRefusal> {
         let path = &filesystem.path;
-        Self::try_prepare(filesystem, files).map_err(|cause| Refusal {
+        Self::try_prepare(filesystem, files).map_err(|cause| TargetRefusal {
             path: path.clone(),
             cause,
         })
     }
 
-    fn try_prepare(filesystem: &Filesystem, files: &[plan::File]) -> Result<Self, Cause> {
+    fn try_prepare(filesystem: &Filesystem, files: &[plan::File]) -> Result<Self, RefusalCause> {
         let path = filesystem.path.clone();
         make_way(&path)?;
         let ground = Ground::survey(&path);
         let (place, opened) = match mount_own(filesystem) {
             // An agent that came at the same moment is not hidden.
-            Ok((_, public)) if mounts::hides_agent(public.as_fd()).map_err(Cause::Mount)? => {
-                mount::unmount_root(public.as_fd(), mount::Requests::Kept).map_err(Cause::Mount)?;
-                return Err(Cause::Held);
+            Ok((_, public))
+                if mounts::hides_agent(public.as_fd()).map_err(RefusalCause::Mount)? =>
+            {
+                mount::unmount_root(public.as_fd(), mount::Requests::Kept)
+                    .map_err(RefusalCause::Mount)?;
+                return Err(RefusalCause::Held);
             }
-            Ok((private, public)) => (Place::Own(private), Ok(public)),
-            Err(error) if is_denied(&error) => (Place::Given(error), open(&path)),
-            Err(error) => return Err(Cause::Mount(error)),
+            Ok((private, public)) => (Origin::Own(private), Ok(public)),
+            Err(error) if is_denied(&error) => (Origin::Given(error), open(&path)),
+            Err(error) => return Err(RefusalCause::Mount(error)),
         };
         let checked =
             opened.and_then(|public| Ok((check(&place, &public, filesystem.swap, files)?, public)));
@@ -86,7 +89,7 @@ impl Target {
         if let Some(cause) = memory.swap_risk() {
             Event::SwapAllowed { cause: &cause }.emit();
         }
-        let ground = matches!(place, Place::Own(_)).then_some(ground);
+        let ground = matches!(place, Origin::Own(_)).then_some(ground);
         Ok(Self {
             path,
             place,
@@ -123,7 +126,7 @@ impl Target {
     /// Why files could reach a swap now, although that was excluded at the start and is not
     /// allowed. Reads a few files of `/proc`; cheap where the machine has no swap.
     #[must_use]
-    pub fn swap_risk(&self) -> Option<NoSwapProof> {
+    pub fn swap_risk(&self) -> Option<SwapExposure> {
         self.memory
             .look_again(&|file| std::fs::read_to_string(file).ok())
     }
@@ -138,7 +141,7 @@ impl Target {
             .place
             .root(&self.public)
             .and_then(|root| remove::everything(root.as_fd()));
-        if let Place::Own(_) = self.place {
+        if let Origin::Own(_) = self.place {
             // By its root, not by its path: the directories above may be closed to a supervisor
             // that gave up its rights.
             let _ = mount::unmount_root(self.public.as_fd(), mount::Requests::Kept);
@@ -151,13 +154,13 @@ impl AsFd for Target {
     /// The directory as the writer reaches it.
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.place {
-            Place::Own(private) => private.as_fd(),
-            Place::Given(_) => self.public.as_fd(),
+            Origin::Own(private) => private.as_fd(),
+            Origin::Given(_) => self.public.as_fd(),
         }
     }
 }
 
-impl Place {
+impl Origin {
     /// The directory, writable.
     fn root(&self, public: &File) -> nix::Result<OwnedFd> {
         match self {
@@ -186,29 +189,29 @@ pub fn needs_chown(files: &[plan::File]) -> bool {
 /// All that must hold before the first byte. The order matters: nothing is touched before the proof
 /// and the lock.
 fn check(
-    place: &Place,
+    place: &Origin,
     public: &File,
     swap: plan::Swap,
     files: &[plan::File],
-) -> Result<MemoryBacked, Cause> {
+) -> Result<MemoryBacked, RefusalCause> {
     let denied = match place {
-        Place::Own(_) => "it is hidden by another mount".to_owned(),
-        Place::Given(error) => error.to_string(),
+        Origin::Own(_) => "it is hidden by another mount".to_owned(),
+        Origin::Given(error) => error.to_string(),
     };
     let memory = prove(&device(public)?, swap, &denied, &|file| {
         std::fs::read_to_string(file).ok()
     })?;
-    if let Place::Given(_) = place {
+    if let Origin::Given(_) = place {
         lock(public)?;
         check_writable(public)?;
     }
     let root = place
         .root(public)
-        .map_err(|error| Cause::Open(error.into()))?;
-    remove::everything(root.as_fd()).map_err(|error| Cause::Leftovers(error.into()))?;
+        .map_err(|error| RefusalCause::Open(error.into()))?;
+    remove::everything(root.as_fd()).map_err(|error| RefusalCause::Leftovers(error.into()))?;
     for file in files {
         if remove::exists(root.as_fd(), file.name.as_str()) {
-            return Err(Cause::Taken(file.name.clone()));
+            return Err(RefusalCause::Taken(file.name.clone()));
         }
         try_owner(&root, file.owner)?;
     }
@@ -216,8 +219,8 @@ fn check(
 }
 
 /// Root counts as any user here: `fetch` has no `DAC_OVERRIDE`.
-fn check_writable(dir: &File) -> Result<(), Cause> {
-    let stat = fstat(dir).map_err(|error| Cause::Open(error.into()))?;
+fn check_writable(dir: &File) -> Result<(), RefusalCause> {
+    let stat = fstat(dir).map_err(|error| RefusalCause::Open(error.into()))?;
     let need = match (stat.st_uid == geteuid().as_raw(), in_group(stat.st_gid)) {
         (true, _) => 0o700,
         (false, true) => 0o070,
@@ -234,22 +237,22 @@ fn check_writable(dir: &File) -> Result<(), Cause> {
     if stat.st_mode & need == need {
         Ok(())
     } else {
-        Err(Cause::NotWritable(whose()))
+        Err(RefusalCause::NotWritable(whose()))
     }
 }
 
 /// Asks the kernel itself, with a file that has no name: capabilities, user namespaces and quotas
 /// all have a say.
-fn try_owner(root: &OwnedFd, owner: Owner) -> Result<(), Cause> {
+fn try_owner(root: &OwnedFd, owner: Owner) -> Result<(), RefusalCause> {
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
     let probe = openat(root, ".", flags, Mode::empty())
-        .map_err(|error| Cause::NotWritable(format!("which refuses them ({error})")))?;
+        .map_err(|error| RefusalCause::NotWritable(format!("which refuses them ({error})")))?;
     let given = fchown(
         &probe,
         Some(Uid::from_raw(owner.uid)),
         Some(Gid::from_raw(owner.gid)),
     );
-    given.map_err(|error| Cause::Chown(owner, error.into()))
+    given.map_err(|error| RefusalCause::Chown(owner, error.into()))
 }
 
 fn in_group(gid: u32) -> bool {
@@ -257,50 +260,50 @@ fn in_group(gid: u32) -> bool {
         || getgroups().is_ok_and(|groups| groups.contains(&Gid::from_raw(gid)))
 }
 
-fn open(path: &Path) -> Result<File, Cause> {
+fn open(path: &Path) -> Result<File, RefusalCause> {
     File::options()
         .read(true)
         .custom_flags(libc::O_DIRECTORY)
         .open(path)
-        .map_err(Cause::Open)
+        .map_err(RefusalCause::Open)
 }
 
 /// `major:minor` of the directory's filesystem, as the kernel's list of mounts has it.
-fn device(dir: &File) -> Result<String, Cause> {
+fn device(dir: &File) -> Result<String, RefusalCause> {
     let device = fstat(dir)
-        .map_err(|error| Cause::Open(error.into()))?
+        .map_err(|error| RefusalCause::Open(error.into()))?
         .st_dev;
     Ok(format!("{}:{}", major(device), minor(device)))
 }
 
 /// Takes the lock that says that an agent lives. A lock on the directory itself needs no file that
 /// could be left behind, and works through a read-only mount.
-fn lock(dir: &File) -> Result<(), Cause> {
+fn lock(dir: &File) -> Result<(), RefusalCause> {
     dir.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => Cause::Held,
-        TryLockError::Error(error) => Cause::Open(error),
+        TryLockError::WouldBlock => RefusalCause::Held,
+        TryLockError::Error(error) => RefusalCause::Open(error),
     })
 }
 
 /// Refuses a directory where an agent lives, and takes away the mount of one that died.
-fn make_way(path: &Path) -> Result<(), Cause> {
+fn make_way(path: &Path) -> Result<(), RefusalCause> {
     let public = open(path)?;
-    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").map_err(Cause::Open)?;
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").map_err(RefusalCause::Open)?;
     match standing(&device(&public)?, path, &mountinfo, SOURCE) {
-        Standing::Other => Ok(()),
-        Standing::Tmpfs => lock(&public),
-        Standing::OfAgent => lock(&public).and_then(|()| remove_stale(&public, path)),
+        DirectoryKind::Other => Ok(()),
+        DirectoryKind::Tmpfs => lock(&public),
+        DirectoryKind::OfAgent => lock(&public).and_then(|()| remove_stale(&public, path)),
     }
 }
 
 /// Empties and takes away the mount of a dead agent. Without the right to do so it stays, and is
 /// refused as read-only.
-fn remove_stale(public: &File, path: &Path) -> Result<(), Cause> {
+fn remove_stale(public: &File, path: &Path) -> Result<(), RefusalCause> {
     let writable = mount::clone(public.as_fd())
         .and_then(|clone| mount::set_read_only(clone.as_fd(), false).map(|()| clone));
     if let Ok(clone) = writable {
-        remove::everything(clone.as_fd()).map_err(|error| Cause::Leftovers(error.into()))?;
-        mount::unmount(path).map_err(Cause::Mount)?;
+        remove::everything(clone.as_fd()).map_err(|error| RefusalCause::Leftovers(error.into()))?;
+        mount::unmount(path).map_err(RefusalCause::Mount)?;
     }
     Ok(())
 }

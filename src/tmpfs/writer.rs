@@ -84,7 +84,7 @@ struct Spec {
 
 /// A content file.
 #[derive(Clone)]
-struct Content {
+struct ContentFile {
     /// Its name in `..files`.
     name: String,
     /// Its length in bytes.
@@ -92,13 +92,13 @@ struct Content {
 }
 
 /// What a flip left behind.
-struct Retired {
+struct RetiredGeneration {
     /// When.
     since: Moment,
     /// The directory of the old generation.
     generation: Generation,
     /// The contents that no generation shows any more.
-    contents: Vec<Content>,
+    contents: Vec<ContentFile>,
 }
 
 /// Writes generations into a directory that a `Target` proved.
@@ -112,11 +112,11 @@ pub struct Writer {
     /// By `FileId`.
     specs: Vec<Spec>,
     /// By `FileId`: what the last generation shows.
-    current: Vec<Option<Content>>,
+    current: Vec<Option<ContentFile>>,
     /// The last one.
     generation: Generation,
     /// Old generations, oldest first.
-    retired: Vec<Retired>,
+    retired: Vec<RetiredGeneration>,
     /// Unlinked files that somebody still had open; each is our only descriptor of it.
     held: Vec<File>,
 }
@@ -180,7 +180,7 @@ impl Writer {
             .filter_map(|name| number(&name))
             .filter(|old| *old != self.generation);
         self.retired = old
-            .map(|generation| Retired {
+            .map(|generation| RetiredGeneration {
                 since: now,
                 generation,
                 contents: Vec::new(),
@@ -194,10 +194,10 @@ impl Writer {
         };
         let contents = names(&self.store)?
             .filter(|name| !is_current(name))
-            .map(|name| Content { name, len: 0 })
+            .map(|name| ContentFile { name, len: 0 })
             .collect();
         // Of no generation that is there any more, or of one of those above: all go together.
-        self.retired.push(Retired {
+        self.retired.push(RetiredGeneration {
             since: now,
             generation: Generation(0),
             contents,
@@ -206,7 +206,7 @@ impl Writer {
     }
 
     /// The content that the present generation shows as `spec`.
-    fn shown(&self, spec: &Spec) -> Option<Content> {
+    fn shown(&self, spec: &Spec) -> Option<ContentFile> {
         let link = readlinkat(
             &self.root,
             format!("{}/{}", dir_name(self.generation), spec.name).as_str(),
@@ -214,7 +214,7 @@ impl Writer {
         .ok()?;
         let name = link.to_str()?.rsplit('/').next()?.to_owned();
         let stat = fstatat(&self.store, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
-        Some(Content {
+        Some(ContentFile {
             name,
             len: u64::try_from(stat.st_size).ok()?,
         })
@@ -290,7 +290,7 @@ impl Writer {
         let split = self
             .retired
             .partition_point(|old| now.since(old.since) >= GRACE);
-        let old: Vec<Retired> = self.retired.drain(..split).collect();
+        let old: Vec<RetiredGeneration> = self.retired.drain(..split).collect();
         self.held.retain(|file| !remove::overwrite(file));
         for old in old {
             self.remove_generation(old.generation);
@@ -322,7 +322,7 @@ impl Writer {
         &mut self,
         next: Generation,
         changes: &[(FileId, B)],
-    ) -> Result<Vec<Option<Content>>, WriteError> {
+    ) -> Result<Vec<Option<ContentFile>>, WriteError> {
         let made = self
             .make(next, changes)
             .and_then(|contents| self.flip(next, &contents).map(|()| contents));
@@ -334,7 +334,7 @@ impl Writer {
         &self,
         generation: Generation,
         changes: &[(FileId, B)],
-    ) -> Result<Vec<Option<Content>>, WriteError> {
+    ) -> Result<Vec<Option<ContentFile>>, WriteError> {
         let mut contents = self.current.clone();
         for (id, bytes) in changes {
             contents[id.index()] = Some(self.write(generation, *id, bytes.as_ref())?);
@@ -359,7 +359,7 @@ impl Writer {
         generation: Generation,
         id: FileId,
         bytes: &[u8],
-    ) -> Result<Content, WriteError> {
+    ) -> Result<ContentFile, WriteError> {
         let (spec, name) = (&self.specs[id.index()], content_name(generation, id));
         let flags =
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -374,12 +374,16 @@ impl Writer {
             error,
         };
         file.write_all(bytes)
-            .map(|()| Content { name, len })
+            .map(|()| ContentFile { name, len })
             .map_err(failed)
     }
 
     /// Makes the links of new names, which lead nowhere until the rename that shows them all.
-    fn flip(&self, generation: Generation, contents: &[Option<Content>]) -> Result<(), WriteError> {
+    fn flip(
+        &self,
+        generation: Generation,
+        contents: &[Option<ContentFile>],
+    ) -> Result<(), WriteError> {
         let is_new = |id: usize| contents[id].is_some() && self.current[id].is_none();
         for (_, spec) in self.specs.iter().enumerate().filter(|(id, _)| is_new(*id)) {
             let (name, target) = (spec.name.as_str(), format!("{DATA_PREFIX}{}", spec.name));
@@ -396,9 +400,9 @@ impl Writer {
     }
 
     /// Takes over `contents` and remembers what they replaced.
-    fn retire(&mut self, now: Moment, contents: Vec<Option<Content>>) {
+    fn retire(&mut self, now: Moment, contents: Vec<Option<ContentFile>>) {
         let old = std::mem::replace(&mut self.current, contents);
-        let replaced = |(old, new): (Option<Content>, &Option<Content>)| {
+        let replaced = |(old, new): (Option<ContentFile>, &Option<ContentFile>)| {
             old.filter(|old| new.as_ref().is_none_or(|new| new.name != old.name))
         };
         let contents = old
@@ -407,7 +411,7 @@ impl Writer {
             .filter_map(replaced)
             .collect();
         if self.generation > Generation(0) {
-            self.retired.push(Retired {
+            self.retired.push(RetiredGeneration {
                 since: now,
                 generation: self.generation,
                 contents,

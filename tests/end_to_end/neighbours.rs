@@ -200,8 +200,8 @@ fn what_a_killed_agent_left_is_no_agent(world: World) {
 }
 
 fn an_unusual_directory_is_said(world: World) {
-    let hidden = "the mount hides what is in the directory";
-    let behind = "the path of the mount leads through a link";
+    let hidden = "the mount hides files in the directory";
+    let behind = "the path of the mount contains a link";
     let shared = "the mount appears in other mount namespaces, too";
     let rows = [
         ("", None),

@@ -1,19 +1,17 @@
-//! Finding and reading the report from outside the agent. Invariants: no read lasts longer than
-//! `PATIENCE`, whatever the mount does, because only a child touches it; below the mount no link is
-//! followed, and what is read is a regular file that belongs to the owner of its directory.
+//! Finds and reads the report from outside the agent. Invariants: a read ends after `PATIENCE` even
+//! if the mount hangs, because only a child process touches the mount; below the mount no link is
+//! followed, and the report is a regular file that belongs to the owner of its directory.
 //!
-//! The reader may be root, and the directory may be one that others can write to: Docker gives a
-//! tmpfs the mode 1777. There an application can make whatever name does not exist yet, but it can
-//! neither remove nor rename what belongs to another user. The agent makes `..baofs` before the
-//! application starts and keeps it until the end, so that another user's `..baofs` means
-//! that no agent serves. An application with the agent's own uid can replace the report; what it
-//! can reach by that is a wrong report, never another file's content, and no escape sequence: the
-//! report is parsed and printed anew.
+//! The reader may be root, and other users may be able to write to the directory: Docker gives a
+//! tmpfs the mode 1777. There an application can create names, but can neither remove nor rename the
+//! files of another user. The agent makes `..baofs` before the application starts and keeps the
+//! directory until the end, so a `..baofs` of another user means that no agent serves. An application
+//! with the agent's own uid can replace the report. The effect is a wrong report, but never the
+//! content of another file or an escape sequence, because the report is parsed and formatted again.
 
-use super::report::{FORMAT, Report};
-use super::{DIRECTORY, FILE};
 use crate::clock::{Clock, RealClock};
 use crate::config::DEFAULT_MOUNT;
+use crate::status::{DIRECTORY, FILE, FORMAT, Report};
 use crate::sys::mounts::{SOURCE, mounts, unescape};
 use crate::sys::process::fork;
 use nix::errno::Errno;
@@ -30,16 +28,16 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long the mount may take to answer.
+/// The time limit for an answer of the mount.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A report is never as long, in bytes; whatever goes on for longer is none.
+/// The size limit of a report in bytes.
 const LIMIT: u64 = 16 << 20;
 
-/// The mount to ask about: `given`, else the only one of baofs, else the default (a tmpfs that was
-/// given to the agent has another source).
+/// The mount to check: `given`, else the only mount of baofs, else the default path (a tmpfs that the
+/// agent did not mount itself has another source).
 ///
 /// # Errors
-/// When there are several.
+/// Fails if baofs has several mounts.
 pub fn mount(given: Option<PathBuf>) -> Result<PathBuf, String> {
     let list = || std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     given.map_or_else(|| only(&String::from_utf8_lossy(&list())), Ok)
@@ -67,8 +65,8 @@ fn only(mountinfo: &str) -> Result<PathBuf, String> {
 /// The bytes of the report in `mount`. The process must have one thread only: it forks.
 ///
 /// # Errors
-/// When there is none, when it is a link or no regular file of its directory's owner, or when it
-/// cannot be read in time.
+/// Fails if there is no report, if the report is not a regular file of its directory's owner, or if
+/// the read does not end in time.
 pub fn read(mount: &Path) -> Result<Vec<u8>, String> {
     let path = mount.join(DIRECTORY).join(FILE);
     let shown = path.display();
@@ -81,13 +79,14 @@ pub fn read(mount: &Path) -> Result<Vec<u8>, String> {
     })
 }
 
-/// The report that these bytes are.
+/// Parses a report.
 ///
 /// # Errors
-/// When they are none, or one of another version of baofs. No part of them is in the message.
+/// Fails for bytes that are not a report, or for a report of another version of baofs. The message
+/// repeats no part of the bytes.
 pub fn parse(bytes: &[u8]) -> Result<Report, String> {
     #[derive(Deserialize)]
-    struct Versioned {
+    struct FormatOnly {
         format: u32,
     }
     let none = |error: serde_json::Error| {
@@ -97,7 +96,7 @@ pub fn parse(bytes: &[u8]) -> Result<Report, String> {
             error.column()
         )
     };
-    match serde_json::from_slice::<Versioned>(bytes)
+    match serde_json::from_slice::<FormatOnly>(bytes)
         .map_err(none)?
         .format
     {
@@ -108,28 +107,28 @@ pub fn parse(bytes: &[u8]) -> Result<Report, String> {
     }
 }
 
-/// What the child sends first.
+/// The first byte that the child sends: the content follows.
 const CONTENT: u8 = 0;
-/// No such file; nothing follows.
+/// The first byte for a missing file; nothing follows.
 const ABSENT: u8 = 1;
-/// It is not read; the cause in words follows.
+/// The first byte for a file that was not read; the cause in words follows.
 const REFUSED: u8 = 2;
 
-/// Reads the report of `mount` in a child, which may never come back from it.
+/// Reads the report of `mount` in a child process, which may hang there.
 fn copy(mount: &Path) -> io::Result<Vec<u8>> {
     let (from, to) = pipe2(OFlag::O_CLOEXEC)?;
     let to = File::from(to);
-    // Whoever waits for the end of our output must not wait for a child that hangs.
+    // A reader of our output must not wait for a child that hangs, so the child closes the output.
     let (input, output, errors) = (io::stdin(), io::stdout(), io::stderr());
     let close = [from.as_fd(), input.as_fd(), output.as_fd(), errors.as_fd()];
     let child = fork(&close, || send(mount, &to).map_or(1, |()| 0))?;
     drop(to);
     let sent = receive(&mut File::from(from)).inspect_err(|_| {
-        // Not waited for: no signal reaches it in a request that `serve` has taken. It is init's to
-        // reap.
+        // The child is not waited for, because no signal reaches a process inside a request that
+        // `serve` has taken. Init reaps the child.
         let _ = kill(child, Signal::SIGKILL);
     })?;
-    // Its result came through the pipe; there is none to wait for where SIGCHLD is ignored.
+    // The result came through the pipe, and where SIGCHLD is ignored there is no exit status.
     let _ = waitpid(child, None);
     match sent.split_first() {
         Some((&CONTENT, bytes)) => Ok(bytes.to_vec()),
@@ -141,8 +140,8 @@ fn copy(mount: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The child's work: sends what it found. The file, whose end may hang too, is closed before the
-/// pipe: whoever sees the pipe's end can wait for the child.
+/// The child's task: reads the report and sends the result. The child closes the file, which may
+/// hang too, before the pipe, so that the parent can wait for the child after the end of the pipe.
 fn send(mount: &Path, mut to: &File) -> io::Result<()> {
     let (tag, bytes) = match open_report(mount).and_then(content) {
         Ok(bytes) => (CONTENT, bytes),
@@ -193,7 +192,7 @@ fn open_report(mount: &Path) -> io::Result<File> {
     Ok(file.into())
 }
 
-/// All of a file, if that is not too much.
+/// Reads a whole file of at most `LIMIT` bytes.
 fn content(file: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(LIMIT + 1).read_to_end(&mut bytes)?;
@@ -204,7 +203,7 @@ fn content(file: File) -> io::Result<Vec<u8>> {
     }
 }
 
-/// All of a pipe, until its end.
+/// Reads a pipe to its end.
 fn receive(from: &mut File) -> io::Result<Vec<u8>> {
     let (clock, mut bytes, mut part) = (RealClock, Vec::new(), [0; 4096]);
     let late = clock.now().plus(PATIENCE);

@@ -1,33 +1,32 @@
-//! What a health check concludes from a report. Invariant: a pure function of the report, the time
-//! and the probe.
+//! The verdict of a health check. Invariant: a pure function of the report, the time and the probe.
 
-use super::report::{Checkpoint, Condition, Detail, FileReport, Report, Trouble};
-use super::{Now, span};
-use crate::clock::Moment;
-use std::time::Duration;
+use crate::status::{
+    Condition, Detail, FileReport, Now, Report, checkpoint_loss, describe, missing_detail, overdue,
+    swap_exposure,
+};
 
-/// The conclusion, with a line for each cause.
+/// The result of a health check, with a line for each cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// All is as it should be.
+    /// No trouble.
     Healthy,
-    /// Everything is served, but not everything is well; a restart would make nothing better.
+    /// Everything is served, but there is trouble that a restart would not end.
     Degraded(Vec<String>),
-    /// It does not work.
+    /// The agent or the application does not work.
     Unhealthy(Vec<String>),
 }
 
-/// What a check is to do with trouble that leaves everything served.
+/// The treatment of trouble that leaves everything served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strictness {
-    /// Say it.
+    /// Report the trouble.
     Tolerant,
-    /// Fail (`--strict`).
+    /// Fail the check (`--strict`).
     Strict,
 }
 
-/// The verdict on `report`, and on what became of the application's probe, if there was one. What
-/// makes unhealthy stands first.
+/// Judges `report` and the result of the application's probe (`Ok` without a probe). The causes of
+/// `Unhealthy` stand first.
 #[must_use]
 pub fn judge(
     report: &Report,
@@ -45,13 +44,16 @@ pub fn judge(
         .session
         .trouble
         .iter()
-        .map(|trouble| format!("login: {}", said(trouble, now)));
+        .map(|trouble| format!("login: {}", describe(trouble, now)));
     let late = late
         .into_iter()
         .chain(crashes(report))
-        .chain(swap(report, now))
+        .chain(swap_exposure(report, now))
         .chain(login);
-    let mut weak: Vec<String> = late.chain(unsaved(report)).chain(lack(report)).collect();
+    let mut weak: Vec<String> = late
+        .chain(checkpoint_loss(report))
+        .chain(missing_detail(report))
+        .collect();
     count(report, &mut bad, &mut weak);
     for file in &report.files {
         let lines = match file.condition {
@@ -70,28 +72,7 @@ pub fn judge(
     }
 }
 
-/// That the agent has not reported when it should have, and for how long. It begins to write when
-/// the report is due, so that less than a second is nothing.
-pub(super) fn overdue(report: &Report, now: Now) -> Option<String> {
-    let late = now
-        .moment
-        .since(Moment::at(Duration::from_millis(report.due_monotonic_ms)))
-        .as_secs();
-    let fetch = report.roles.fetch;
-    match late {
-        0 => None,
-        _ if report.is_overdue(now.moment) => Some(format!(
-            "agent: its report is overdue by {}: fetch (pid {fetch}) hangs or is dead",
-            span(late)
-        )),
-        _ => Some(format!(
-            "agent: fetch (pid {fetch}) has not reported for {}",
-            now.since(report.written)
-        )),
-    }
-}
-
-/// The roles that are held back because they crash again and again.
+/// The roles whose restart is delayed after repeated crashes.
 fn crashes(report: &Report) -> impl Iterator<Item = String> {
     let roles = report.roles;
     let row = |(role, count)| {
@@ -105,41 +86,7 @@ fn crashes(report: &Report) -> impl Iterator<Item = String> {
     .filter_map(row)
 }
 
-/// That files could reach a swap, which was excluded when the agent started.
-pub(super) fn swap(report: &Report, now: Now) -> Option<String> {
-    report.served.swap.as_ref().map(|trouble| {
-        format!(
-            "agent: files could be written to a swap: {}",
-            said(trouble, now)
-        )
-    })
-}
-
-/// That a death of `fetch` would cost a login and every lease.
-pub(super) fn unsaved(report: &Report) -> Option<String> {
-    let needs = match report.roles.checkpoint {
-        Checkpoint::Whole => return None,
-        Checkpoint::Credentials => "logs in and reads everything anew",
-        Checkpoint::Nothing => "needs the credential files, logs in and reads everything anew",
-    };
-    Some(format!(
-        "agent: recovery is off: a successor of fetch {needs}, because its checkpoint does not fit; hint: raise `filesystem.size`"
-    ))
-}
-
-/// What the report lacks.
-pub(super) fn lack(report: &Report) -> Option<String> {
-    let what = match report.detail {
-        Detail::Full => return None,
-        Detail::NoCauses => "has no causes",
-        Detail::Counts(_) => "has no files, only their number",
-    };
-    Some(format!(
-        "agent: its report {what}, because it does not fit; hint: the log has the causes; raise `filesystem.size`"
-    ))
-}
-
-/// What is to be said of files that are only counted: a line for each condition.
+/// The lines for a report that only counts files: one for each condition.
 fn count(report: &Report, bad: &mut Vec<String>, weak: &mut Vec<String>) {
     let Detail::Counts(counts) = report.detail else {
         return;
@@ -161,7 +108,7 @@ fn count(report: &Report, bad: &mut Vec<String>, weak: &mut Vec<String>) {
     );
 }
 
-/// What is to be said of a file, if anything is.
+/// The line for one file, or `None` for a file without trouble.
 fn line(file: &FileReport, now: Now) -> Option<String> {
     let state = match file.condition {
         Condition::Fresh => None,
@@ -169,7 +116,7 @@ fn line(file: &FileReport, now: Now) -> Option<String> {
         Condition::Ended => Some("past its life"),
         Condition::Missing => Some("has no value yet"),
     };
-    let trouble = file.trouble.as_ref().map(|trouble| said(trouble, now));
+    let trouble = file.trouble.as_ref().map(|trouble| describe(trouble, now));
     let words: Vec<_> = state
         .map(str::to_owned)
         .into_iter()
@@ -178,21 +125,12 @@ fn line(file: &FileReport, now: Now) -> Option<String> {
     (!words.is_empty()).then(|| format!("{}: {}", file.name, words.join(": ")))
 }
 
-/// Cause, and since when.
-pub(super) fn said(trouble: &Trouble, now: Now) -> String {
-    let cause = if trouble.cause.is_empty() {
-        "the log has the cause"
-    } else {
-        &*trouble.cause
-    };
-    format!("{cause} (for {})", now.since(trouble.since))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::report::{Roles, Served, Session, Walls};
     use super::*;
-    use crate::status::FORMAT;
+    use crate::clock::Moment;
+    use crate::status::{Checkpoint, FORMAT, Roles, Served, Session, Trouble, WallsReport};
+    use std::time::Duration;
 
     /// The present: 10,000 s after the machine's start, at 1,000,000 s.
     const NOW: Now = Now {
@@ -213,7 +151,7 @@ mod tests {
                 fallback: None,
                 swap: None,
             },
-            walls: Walls::default(),
+            walls: WallsReport::default(),
             roles: Roles {
                 supervise: 1,
                 fetch: 7,

@@ -1,5 +1,5 @@
-//! Asking the application itself: a connection, or one HTTP request. Invariant: it takes no longer
-//! than `PATIENCE`, follows no redirect and reads no body.
+//! Probes the application with a connection or one HTTP request. Invariant: a probe ends within
+//! `PATIENCE`, follows no redirect and reads no body.
 
 use http::header::HOST;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -12,23 +12,23 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// How long the application may take.
+/// The time limit for an answer of the application.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What to ask.
+/// A probe of the application.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
     authority: Authority,
     port: u16,
-    /// What to GET; nothing: a connection is enough.
+    /// The path of a GET request; `None` for a connection only.
     path: Option<PathAndQuery>,
 }
 
 impl Probe {
-    /// Whether `HOST:PORT` accepts a connection.
+    /// A probe that connects to `HOST:PORT`.
     ///
     /// # Errors
-    /// What is wrong with the text.
+    /// The expected form of the text.
     pub fn tcp(text: &str) -> Result<Self, String> {
         let authority = text.parse().ok().filter(is_plain);
         let known =
@@ -41,10 +41,10 @@ impl Probe {
         })
     }
 
-    /// Whether a GET of `http://HOST[:PORT]/PATH` is answered with a success or a redirect.
+    /// A probe that expects a success or a redirect for a GET of `http://HOST[:PORT]/PATH`.
     ///
     /// # Errors
-    /// What is wrong with the text.
+    /// The expected form of the text.
     pub fn http(text: &str) -> Result<Self, String> {
         let uri = text.parse::<Uri>().unwrap_or_default().into_parts();
         if uri.scheme == Some(Scheme::HTTPS) {
@@ -65,10 +65,10 @@ impl Probe {
         })
     }
 
-    /// Asks.
+    /// Runs the probe.
     ///
     /// # Errors
-    /// Why the application counts as not well.
+    /// The reason why the application counts as unhealthy.
     pub fn run(&self) -> Result<(), String> {
         let failed = |cause| Err(format!("probe of {}: {cause}", self.authority));
         let runtime = match tokio::runtime::Builder::new_current_thread()
@@ -79,7 +79,7 @@ impl Probe {
             Err(error) => return failed(error.to_string()),
         };
         let answer = runtime.block_on(async { timeout(PATIENCE, self.ask()).await });
-        // A thread that resolves the name is not waited for.
+        // The runtime does not wait for a thread that still resolves the name.
         runtime.shutdown_background();
         answer
             .unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
@@ -103,7 +103,7 @@ impl Probe {
     }
 }
 
-/// Whether it is a host and nothing secret.
+/// Whether `authority` has a host and no user or password.
 fn is_plain(authority: &Authority) -> bool {
     !authority.host().is_empty() && !authority.as_str().contains('@')
 }
@@ -120,7 +120,7 @@ async fn get(
         .body(Empty::<Bytes>::new());
     let request = request.map_err(|error| error.to_string())?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(cut)?;
-    // It moves the bytes, and ends with the runtime; what goes wrong there the request tells, too.
+    // The connection task ends with the runtime; the request returns the errors of the connection.
     tokio::spawn(connection);
     Ok(sender.send_request(request).await.map_err(cut)?.status())
 }
