@@ -62,9 +62,12 @@ impl Outlet for ArenaOutlet {
             .iter()
             .map(|(file, bytes)| snapshot::Change { file: *file, bytes })
             .collect();
-        publisher
+        let generation = publisher
             .publish(&changes, clock.wall())
-            .map_err(|error| refused(&error, Exit::Memory))
+            .map_err(|error| refused(&error, Exit::Memory))?;
+        let files = changes.iter().map(|change| change.file).collect();
+        self.announcer.published(generation, files);
+        Ok(generation)
     }
 
     fn report(

@@ -25,6 +25,9 @@ const DEFAULT_SIZE: usize = 4 << 20;
 /// within these bounds.
 const VERSIONS: (usize, usize) = (4, 64);
 
+/// How many of the files whose pages the kernel keeps are named one by one.
+pub const LAST_KEPT: usize = 64;
+
 /// What the arena must know of a served file; its index is the `FileId`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSpec {
@@ -87,6 +90,21 @@ pub struct BookHead {
     pub current: AtomicU64,
     /// Thread id of the announcing thread, the only one that may create, rename and truncate.
     pub announcer: AtomicU64,
+    /// Of the current generation and of its neighbour: the index is the generation modulo 2.
+    summaries: [Summary; 2],
+}
+
+/// What is true of all listed files of one generation together; written before that generation is
+/// the current one.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Summary {
+    /// Bytes of their versions.
+    pub used: AtomicU64,
+    /// The newest modification time, seconds since 1970.
+    pub mtime: AtomicU64,
+    /// And nanoseconds.
+    pub mtime_nanos: AtomicU64,
 }
 
 /// What `fetch` keeps for each file.
@@ -150,8 +168,10 @@ pub struct DeskHead {
     /// Counts up when `serve` begins an operation and when it ends one: odd while it is in one,
     /// and changing while it works.
     pub work: AtomicU64,
-    /// Reads whose bytes the kernel keeps as pages (`sendfile`, `splice`, `mmap`).
+    /// Inodes of which the kernel came to keep pages (`sendfile`, `splice`, `mmap`).
     pub kept: AtomicU64,
+    /// The files of the last ones: the index is their number in `kept`, modulo the length.
+    pub last_kept: [AtomicU64; LAST_KEPT],
 }
 
 /// What `serve` keeps for each file.
@@ -431,6 +451,12 @@ impl Arena {
     #[must_use]
     pub fn head(&self) -> &BookHead {
         &self.table(0, 1)[0]
+    }
+
+    /// The summary of a generation, which is to be the current or the next one.
+    #[must_use]
+    pub fn summary(&self, generation: u64) -> &Summary {
+        &self.head().summaries[usize::from(!generation.is_multiple_of(2))]
     }
 
     /// What `fetch` keeps for each file.

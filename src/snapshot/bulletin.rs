@@ -21,19 +21,43 @@ impl Bulletin {
         Self { arena }
     }
 
-    /// Listed files whose current version is not announced.
+    /// The generation that is served.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        Generation(self.arena.head().current.load(SeqCst))
+    }
+
+    /// Listed files whose current version is not announced. It looks at all files: for the first
+    /// round, and for that after a failure.
     #[must_use]
     pub fn due(&self) -> Vec<FileId> {
         let files = self.arena.files_in(Place::Listed);
-        files
-            .filter(|&file| {
-                current(&self.arena, file)
-                    .is_some_and(|version| version.generation > self.announced(file))
-            })
-            .collect()
+        files.filter(|file| self.is_due(*file)).collect()
     }
 
-    /// Listed files that have a superseded version of which the kernel may keep pages.
+    /// Whether this listed file's current version is not announced.
+    #[must_use]
+    pub fn is_due(&self, file: FileId) -> bool {
+        self.arena.place(file) == Place::Listed
+            && current(&self.arena, file)
+                .is_some_and(|version| version.generation > self.announced(file))
+    }
+
+    /// Whether the file has a superseded version of which the kernel may keep pages.
+    #[must_use]
+    pub fn is_kept(&self, file: FileId) -> bool {
+        self.arena.place(file) == Place::Listed && !pages::superseded(&self.arena, file).is_empty()
+    }
+
+    /// The files of which the kernel came to keep pages since `seen` of them, and how many there
+    /// are now; `None` when there were too many to name.
+    #[must_use]
+    pub fn kept_since(&self, seen: u64) -> (Option<Vec<FileId>>, u64) {
+        pages::noted_since(&self.arena, seen)
+    }
+
+    /// Listed files that have a superseded version of which the kernel may keep pages; it looks at
+    /// all files, as `due` does.
     #[must_use]
     pub fn kept(&self) -> Vec<FileId> {
         // Most applications read, and then there is nothing to look for.
@@ -42,7 +66,7 @@ impl Bulletin {
         }
         self.arena
             .files_in(Place::Listed)
-            .filter(|&file| !pages::superseded(&self.arena, file).is_empty())
+            .filter(|file| self.is_kept(*file))
             .collect()
     }
 

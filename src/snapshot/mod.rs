@@ -9,6 +9,7 @@
 //! at `refs`; the reader first raises `refs` and then looks at `current`.
 
 mod bulletin;
+mod index;
 mod pages;
 mod publisher;
 mod reader;
@@ -16,7 +17,7 @@ mod reader;
 mod tests;
 
 pub use bulletin::Bulletin;
-pub use pages::Inode;
+pub use pages::Phase;
 pub use publisher::{Change, PublishError, Publisher};
 pub use reader::{Gone, Reader};
 
@@ -74,10 +75,6 @@ fn load(record: &Record) -> Option<Version> {
     if !is(record, State::Live) {
         return None;
     }
-    let since = Duration::new(
-        u64::try_from(record.mtime.load(SeqCst)).unwrap_or(0),
-        record.mtime_nanos.load(SeqCst) % 1_000_000_000,
-    );
     let version = Version {
         nodeid,
         file: FileId(record.file.load(SeqCst)),
@@ -88,7 +85,10 @@ fn load(record: &Record) -> Option<Version> {
             gid: record.gid.load(SeqCst),
         },
         mode: record.mode.load(SeqCst),
-        mtime: UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH),
+        mtime: time(
+            u64::try_from(record.mtime.load(SeqCst)).unwrap_or(0),
+            u64::from(record.mtime_nanos.load(SeqCst)),
+        ),
         offset: record.offset.load(SeqCst),
     };
     // Eviction changes the state alone, so the state is read again, too.
@@ -127,6 +127,39 @@ fn current(arena: &Arena, file: FileId) -> Option<Version> {
             return found;
         }
     }
+}
+
+/// What is true of all listed files of one generation together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Bytes of their versions.
+    pub used: u64,
+    /// The newest time of a publication.
+    pub mtime: SystemTime,
+}
+
+/// The summary of the current generation. That of the next one is written beside it, so its words
+/// belong together as long as `current` stays.
+fn summary(arena: &Arena) -> Summary {
+    loop {
+        let at = arena.head().current.load(SeqCst);
+        let words = arena.summary(at);
+        let [used, secs, nanos] =
+            [&words.used, &words.mtime, &words.mtime_nanos].map(|word| word.load(SeqCst));
+        if arena.head().current.load(SeqCst) == at {
+            return Summary {
+                used,
+                mtime: time(secs, nanos),
+            };
+        }
+    }
+}
+
+fn time(secs: u64, nanos: u64) -> SystemTime {
+    let nanos = u32::try_from(nanos % 1_000_000_000).unwrap_or_default();
+    UNIX_EPOCH
+        .checked_add(Duration::new(secs, nanos))
+        .unwrap_or(UNIX_EPOCH)
 }
 
 /// The live version of that number.

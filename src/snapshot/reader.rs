@@ -1,7 +1,7 @@
 //! Finds versions and holds them for the kernel: the side that changes the desk. It never waits: it
 //! repeats a lookup only when a flip came in between.
 
-use super::{Version, current, slot_of, tag, version};
+use super::{Summary, Version, current, slot_of, summary, tag, version};
 use crate::memory::arena::Arena;
 use crate::names::FileId;
 use std::sync::Arc;
@@ -28,6 +28,12 @@ impl Reader {
     #[must_use]
     pub fn arena(&self) -> &Arena {
         &self.arena
+    }
+
+    /// What is true of all listed files now.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        summary(&self.arena)
     }
 
     /// The file's version now, not held.
@@ -65,6 +71,13 @@ impl Reader {
             self.forget(nodeid, 1);
         }
         found
+    }
+
+    /// The file that a number is of, whatever became of the version.
+    #[must_use]
+    pub fn file_of(&self, nodeid: u64) -> FileId {
+        let file = slot_of(&self.arena, nodeid) / self.arena.slots(FileId(0)).len().max(1);
+        FileId(u32::try_from(file).unwrap_or(u32::MAX))
     }
 
     /// That version, if it was not evicted.

@@ -1,7 +1,7 @@
 //! Publisher and reader against a model, over a real arena.
 
 use super::*;
-use crate::memory::arena::{FileSpec, Kind, Place};
+use crate::memory::arena::{FileSpec, Kind, LAST_KEPT, Place};
 use crate::names::FileName;
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -58,7 +58,6 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// What must be true.
-#[derive(Default)]
 struct Model {
     /// The bytes of each file's newest version.
     newest: HashMap<u32, Vec<u8>>,
@@ -66,6 +65,8 @@ struct Model {
     held: Vec<(Version, Vec<u8>)>,
     /// Marks the bytes of each publication.
     serial: u8,
+    /// When a listed file was published last.
+    newest_time: SystemTime,
 }
 
 struct World {
@@ -82,7 +83,12 @@ impl World {
             publisher: Publisher::new(Arc::clone(&arena)),
             reader: Reader::new(Arc::clone(&arena)),
             arena,
-            model: Model::default(),
+            model: Model {
+                newest: HashMap::new(),
+                held: Vec::new(),
+                serial: 0,
+                newest_time: UNIX_EPOCH,
+            },
         }
     }
 
@@ -129,8 +135,15 @@ impl World {
             })
             .collect();
         let before = self.arena.head().current.load(SeqCst);
-        match self.publisher.publish(&changes, UNIX_EPOCH) {
+        let mtime = UNIX_EPOCH + Duration::new(before, 7);
+        match self.publisher.publish(&changes, mtime) {
             Ok(generation) => {
+                // Bytes that are served already make no new version.
+                if bytes.iter().any(|(file, bytes)| {
+                    *file < FILES && self.model.newest.get(file) != Some(bytes)
+                }) {
+                    self.model.newest_time = mtime;
+                }
                 assert_eq!(generation.0, before + 1);
                 self.model.newest.extend(bytes);
             }
@@ -186,8 +199,14 @@ impl World {
         }
     }
 
-    /// The newest versions are there, and what no record describes is zero.
+    /// The newest versions are there, the summary and the index say what the records say, and what
+    /// no record describes is zero.
     fn check(&self) {
+        assert!(self.publisher.is_indexed(), "{:?}", self.publisher);
+        let listed = self.model.newest.iter().filter(|(file, _)| **file < FILES);
+        let used: usize = listed.map(|(_, bytes)| bytes.len()).sum();
+        assert_eq!(self.reader.summary().used, used as u64);
+        assert_eq!(self.reader.summary().mtime, self.model.newest_time);
         for (file, bytes) in &self.model.newest {
             let version = self.reader.current(FileId(*file)).expect("published");
             let mut into = vec![0xff; bytes.len()];
@@ -376,4 +395,24 @@ fn state_is_published_although_open_versions_fill_the_heap() {
     world.publish(&[(STATE.0, 1_000)]);
     assert_eq!(world.reader.version(held.nodeid), None, "freshness wins");
     world.check();
+}
+
+#[test]
+fn kept_pages_are_named_until_there_are_too_many() {
+    let mut world = World::new();
+    let bulletin = Bulletin::sign(Arc::clone(&world.arena));
+    world.publish(&[(0, 100), (1, 100)]);
+    let held = world.reader.hold_current(FileId(1)).expect("published");
+    for _again in 0..2 {
+        world.reader.keeps(held.nodeid, Phase::Announced);
+    }
+    assert_eq!(bulletin.kept_since(0), (Some(vec![FileId(1)]), 1));
+    assert_eq!(bulletin.kept_since(1), (Some(vec![]), 1));
+    for _ in 0..LAST_KEPT {
+        world.reader.dropped(held.nodeid, Phase::Announced);
+        world.reader.keeps(held.nodeid, Phase::Announced);
+    }
+    let (kept, seen) = bulletin.kept_since(2);
+    assert_eq!(kept.map(|files| files.len()), Some(LAST_KEPT - 1));
+    assert_eq!(bulletin.kept_since(1), (None, seen));
 }

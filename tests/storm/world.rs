@@ -395,7 +395,7 @@ fn publish(arena: &Arc<Arena>, private: OwnedFd, mut orders: UnixStream) {
                 .publish(&changes, UNIX_EPOCH + Duration::from_secs(generation))
                 .unwrap();
             assert_eq!(flipped.0, generation);
-            announcer.wake();
+            announcer.published(flipped, files.iter().copied().map(FileId).collect());
             let due = |id: &u32| arena.book()[*id as usize].announced.load(SeqCst) < generation;
             while turn % burst == 0 && listed.iter().any(due) {
                 rounds.recv().unwrap().unwrap();
