@@ -11,7 +11,7 @@ use super::{Fetch, Settings};
 use crate::clock::Clock;
 use crate::lease::Machine;
 use crate::lease::source::Source;
-use crate::memory::arena::{Arena, Place};
+use crate::memory::arena::{Arena, Visibility};
 use crate::names::FileId;
 use crate::observe::Event;
 use crate::snapshot::{Change, Publisher};
@@ -56,7 +56,7 @@ impl Journal {
     /// Opens it in the arena, as a predecessor left it.
     pub(super) fn open(arena: &Arena) -> Self {
         Self {
-            file: arena.files_in(Place::Journal).next(),
+            file: arena.files_in(Visibility::Private).next(),
             state: Checkpoint::Whole,
             warned: false,
         }

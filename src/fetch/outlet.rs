@@ -4,7 +4,7 @@ use super::press::{Announced, Outlet, OutletError};
 use crate::clock::Clock;
 use crate::exit::Exit;
 use crate::fuse::announce::Announcer;
-use crate::memory::arena::{Arena, Place};
+use crate::memory::arena::{Arena, Visibility};
 use crate::names::{FileId, Generation};
 use crate::observe::Event;
 use crate::render::Change;
@@ -43,7 +43,7 @@ impl ArenaOutlet {
             Err(error) => announced.failed(format!("{error}")),
         };
         let thread = Announcer::start(Arc::clone(arena), private, done);
-        let report = arena.files_in(Place::State).next();
+        let report = arena.files_in(Visibility::State).next();
         Ok(Self {
             report,
             announcer: thread.map_err(|error| refused(&error, Exit::Software))?,

@@ -5,7 +5,7 @@ use crate::clock::{Backoff, RealClock};
 use crate::config::plan::{Content, File, Query};
 use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
 use crate::link::{FromRole, pair};
-use crate::memory::arena::{FileSpec, Kind, Place};
+use crate::memory::arena::{FileSpec, Kind, Visibility};
 use crate::names::{FileId, FileName, HookId, LeaseId, NoSwapProof, Owner};
 use crate::render::Change;
 use crate::render::tests::{field, file, plan, query, template};
@@ -271,7 +271,7 @@ fn journal() -> Arc<Arena> {
         name,
         owner,
         mode: 0,
-        place: Place::Journal,
+        visibility: Visibility::Private,
     };
     Arc::new(
         Arena::create(vec![spec], Some(256 << 10), Kind::Locked).expect("memory can be locked"),

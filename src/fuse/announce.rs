@@ -6,7 +6,7 @@
 use super::tree::{HIDDEN, OLD};
 use crate::memory::arena::Arena;
 use crate::names::{FileId, Generation};
-use crate::snapshot::Bulletin;
+use crate::snapshot::Announcements;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstatat};
@@ -120,7 +120,7 @@ fn run(
     woken: &Receiver<Option<Published>>,
     mut done: impl FnMut(Result<Generation, AnnounceError>),
 ) {
-    let bulletin = Bulletin::sign(arena);
+    let announcements = Announcements::sign(arena);
     let mut round = Round {
         is_full: true,
         files: BTreeSet::new(),
@@ -128,8 +128,8 @@ fn run(
         seen: 0,
     };
     loop {
-        let announced = announce_due(&bulletin, private, &mut round);
-        let dropped = drop_old_pages(&bulletin, private, &mut round);
+        let announced = announce_due(&announcements, private, &mut round);
+        let dropped = drop_old_pages(&announcements, private, &mut round);
         round.is_full = announced.is_err() || dropped.is_err();
         round.files.clear();
         match announced {
@@ -158,28 +158,32 @@ fn run(
 /// Announces what is due of the round's files. A version that is published meanwhile is told of by
 /// a later round, even if it was announced in this one: other files came with it.
 fn announce_due(
-    bulletin: &Bulletin,
+    announcements: &Announcements,
     private: &OwnedFd,
     round: &mut Round,
 ) -> Result<(), AnnounceError> {
     if round.is_full {
-        let served = bulletin.generation();
-        let due = bulletin.due();
+        let served = announcements.generation();
+        let due = announcements.due();
         if !due.is_empty() {
             round.newest = round.newest.max(Some(served));
         }
         round.files.extend(due);
     }
     for file in &round.files {
-        if bulletin.is_due(*file) {
-            announce(bulletin, private, *file)?;
+        if announcements.is_due(*file) {
+            announce(announcements, private, *file)?;
         }
     }
     Ok(())
 }
 
-fn announce(bulletin: &Bulletin, private: &OwnedFd, file: FileId) -> Result<(), AnnounceError> {
-    let name = bulletin.name(file);
+fn announce(
+    announcements: &Announcements,
+    private: &OwnedFd,
+    file: FileId,
+) -> Result<(), AnnounceError> {
+    let name = announcements.name(file);
     let hidden = format!("{HIDDEN}{name}");
     let failed = |step| {
         move |cause| AnnounceError {
@@ -192,12 +196,12 @@ fn announce(bulletin: &Bulletin, private: &OwnedFd, file: FileId) -> Result<(), 
     let create = || {
         // Anew each time: an interrupted create may have been made, and the name would be in the
         // way.
-        bulletin.begin(file);
+        announcements.begin(file);
         openat(private, hidden.as_str(), flags, Mode::S_IRUSR)
     };
     let fd = retry(create).map_err(failed("create"))?;
     // What `serve` made: a flip may have come since this file was found to be due.
-    let made = bulletin
+    let made = announcements
         .made(file)
         .ok_or(Errno::ESTALE)
         .map_err(failed("create"))?;
@@ -207,7 +211,7 @@ fn announce(bulletin: &Bulletin, private: &OwnedFd, file: FileId) -> Result<(), 
         .map_err(failed("truncate"))?;
     retry(|| ftruncate(&fd, len)).map_err(failed("truncate"))?;
     drop(fd);
-    bulletin.done(file, made.generation);
+    announcements.done(file, made.generation);
     Ok(())
 }
 
@@ -220,22 +224,22 @@ fn announce(bulletin: &Bulletin, private: &OwnedFd, file: FileId) -> Result<(), 
 /// `FUSE_NOTIFY_INVAL_INODE`, which would wait for itself. Each lookup leads to another inode, and
 /// the last one to none, so that the name keeps no inode alive.
 fn drop_old_pages(
-    bulletin: &Bulletin,
+    announcements: &Announcements,
     private: &OwnedFd,
     round: &mut Round,
 ) -> Result<(), AnnounceError> {
-    let (noted, seen) = bulletin.kept_since(round.seen);
+    let (noted, seen) = announcements.kept_since(round.seen);
     round.seen = seen;
     let kept = match noted {
         Some(noted) if !round.is_full => {
             round.files.extend(noted);
             let files = round.files.iter().copied();
-            files.filter(|file| bulletin.is_kept(*file)).collect()
+            files.filter(|file| announcements.is_kept(*file)).collect()
         }
-        Some(_) | None => bulletin.kept(),
+        Some(_) | None => announcements.kept(),
     };
     for file in kept {
-        let name = bulletin.name(file);
+        let name = announcements.name(file);
         let old = format!("{OLD}{name}");
         for _ in 0..MOST_DROPS {
             match retry(|| fstatat(private, old.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)) {

@@ -7,7 +7,7 @@
 //! its create on. The rename must give the name to another inode than it had, since the kernel
 //! skips a rename onto itself, and its event.
 
-use crate::memory::arena::Place;
+use crate::memory::arena::Visibility;
 use crate::names::{FileId, FileName, STATE_DIRECTORY};
 use crate::snapshot::{Phase, Reader, Version};
 use std::collections::HashMap;
@@ -146,8 +146,8 @@ impl Tree {
     #[must_use]
     pub fn new(reader: Reader, directory: Directory) -> Self {
         let mut names = HashMap::new();
-        let [listed, state]: [Vec<FileId>; 2] =
-            [Place::Listed, Place::State].map(|place| reader.arena().files_in(place).collect());
+        let [listed, state]: [Vec<FileId>; 2] = [Visibility::Listed, Visibility::State]
+            .map(|place| reader.arena().files_in(place).collect());
         for &file in &listed {
             let name = &reader.arena().files()[file.index()].name;
             names.insert(name.as_str().into(), (file, Name::Own));
@@ -170,7 +170,7 @@ impl Tree {
     /// announcing thread.
     pub fn lookup(&self, tid: u32, parent: u64, name: &OsStr) -> Result<Attr, FsError> {
         match self.names.get(name) {
-            _ if Self::place(parent)? == Place::State => self.lookup_state(name),
+            _ if Self::place(parent)? == Visibility::State => self.lookup_state(name),
             None if name == STATE_DIRECTORY => Ok(self.directory(Inode::State)),
             None => Err(FsError::NotFound),
             Some(&found) => self.lookup_listed(tid, found),
@@ -258,7 +258,11 @@ impl Tree {
             (Inode::Version(..), Access::Write) => Err(FsError::ReadOnly),
             (Inode::Version(nodeid, _), Access::Read) => {
                 self.reader.version(nodeid).ok_or(FsError::Stale)?;
-                self.reader.arena().desk_head().opens.fetch_add(1, Relaxed);
+                self.reader
+                    .arena()
+                    .reader_area()
+                    .opens
+                    .fetch_add(1, Relaxed);
                 Ok(())
             }
         }
@@ -276,7 +280,7 @@ impl Tree {
         self.reader.read(nodeid, offset, buffer).map_err(|_gone| {
             self.reader
                 .arena()
-                .desk_head()
+                .reader_area()
                 .evicted
                 .fetch_add(1, Relaxed);
             FsError::Evicted(self.reader.file_of(nodeid))
@@ -352,8 +356,8 @@ impl Tree {
     ) -> Result<impl Iterator<Item = Entry<'_>>, FsError> {
         let dots = [(ino, "."), (ROOT, "..")].map(|(ino, name)| Some((ino, Kind::Directory, name)));
         let files = match Self::place(ino)? {
-            Place::Listed => &self.listed,
-            Place::State | Place::Journal => &self.state,
+            Visibility::Listed => &self.listed,
+            Visibility::State | Visibility::Private => &self.state,
         };
         let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
         let dots = dots.into_iter().skip(skipped);
@@ -395,15 +399,15 @@ impl Tree {
     pub fn note(&self, request: u64) {
         self.reader
             .arena()
-            .desk_head()
-            .in_hand
+            .reader_area()
+            .last_request
             .store(request, Relaxed);
     }
 
     /// Begins an operation, which ends when the result is dropped: supervise sees in the arena
     /// whether this process works, and whether it hangs in the middle of something.
     pub fn begin(&self) -> Operation<'_> {
-        let work = &self.reader.arena().desk_head().work;
+        let work = &self.reader.arena().reader_area().work;
         work.fetch_add(1, Relaxed);
         Operation(work)
     }
@@ -463,7 +467,7 @@ impl Tree {
         kind: Name,
     ) -> Result<FileId, FsError> {
         match (Self::place(parent)?, self.names.get(name)) {
-            (Place::Listed, Some((file, found)))
+            (Visibility::Listed, Some((file, found)))
                 if *found == kind && self.reader.is_announcer(tid) =>
             {
                 Ok(*file)
@@ -474,14 +478,14 @@ impl Tree {
 
     /// Whether this is a version of a listed file.
     fn is_listed(&self, nodeid: u64) -> bool {
-        self.reader.arena().place(self.reader.file_of(nodeid)) == Place::Listed
+        self.reader.arena().visibility(self.reader.file_of(nodeid)) == Visibility::Listed
     }
 
     /// Where the files of a directory are.
-    fn place(ino: u64) -> Result<Place, FsError> {
+    fn place(ino: u64) -> Result<Visibility, FsError> {
         match Inode::decode(ino) {
-            Inode::Root => Ok(Place::Listed),
-            Inode::State => Ok(Place::State),
+            Inode::Root => Ok(Visibility::Listed),
+            Inode::State => Ok(Visibility::State),
             Inode::Version(..) => Err(FsError::NotDirectory),
         }
     }
@@ -529,9 +533,9 @@ impl Inode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::arena::{Arena, FileSpec, Kind as Memory, Place};
+    use crate::memory::arena::{Arena, FileSpec, Kind as Memory, Visibility};
     use crate::names::Owner;
-    use crate::snapshot::{Bulletin, Change, Publisher};
+    use crate::snapshot::{Announcements, Change, Publisher};
     use std::sync::Arc;
     use std::time::UNIX_EPOCH;
 
@@ -541,7 +545,7 @@ mod tests {
     struct World {
         tree: Tree,
         publisher: Publisher,
-        bulletin: Bulletin,
+        announcements: Announcements,
         /// The announcing thread: this one.
         tid: u32,
     }
@@ -557,11 +561,11 @@ mod tests {
             name: FileName::new(name).expect("name"),
             owner,
             mode: 0o440,
-            place: Place::Listed,
+            visibility: Visibility::Listed,
         };
         let state = FileSpec {
             mode: 0o444,
-            place: Place::State,
+            visibility: Visibility::State,
             ..spec("status.json")
         };
         let arena = Arc::new(
@@ -580,11 +584,14 @@ mod tests {
                 gid: 8,
             },
         );
-        let (publisher, bulletin) = (Publisher::new(Arc::clone(&arena)), Bulletin::sign(arena));
+        let (publisher, announcements) = (
+            Publisher::new(Arc::clone(&arena)),
+            Announcements::sign(arena),
+        );
         let mut world = World {
             tree,
             publisher,
-            bulletin,
+            announcements,
             tid: nix::unistd::gettid().as_raw().cast_unsigned(),
         };
         world.publish(b"one");
@@ -779,7 +786,7 @@ mod tests {
         for name in ["status.json", "..new.status.json", "..baofs"] {
             assert_eq!(world.create(tid, name).map(drop), denied, "{name}");
         }
-        world.bulletin.begin(FileId(0));
+        world.announcements.begin(FileId(0));
         world
             .create(tid, "..new.a")
             .expect("the announcement's own");
@@ -810,7 +817,7 @@ mod tests {
     fn only_the_announcing_thread_changes_names() {
         let world = world();
         let (tid, denied) = (world.tid, Err(FsError::ReadOnly));
-        world.bulletin.begin(FileId(0));
+        world.announcements.begin(FileId(0));
         for (tid, name) in [
             (OTHER, "..new.a"),
             (tid, "a"),
@@ -850,7 +857,7 @@ mod tests {
     fn an_announcement_gives_the_name_to_a_second_inode() {
         let world = world();
         let before = world.lookup(OTHER, "a").expect("published");
-        world.bulletin.begin(FileId(0));
+        world.announcements.begin(FileId(0));
         assert_eq!(
             world.rename(world.tid, "..new.a", "a"),
             Err(FsError::NotFound),
@@ -886,14 +893,14 @@ mod tests {
         );
         assert_eq!(world.tree.getattr(before.ino).expect("held").links, 0);
         // The next attempt begins with no hidden name.
-        world.bulletin.begin(FileId(0));
+        world.announcements.begin(FileId(0));
         assert_eq!(world.lookup(world.tid, "..new.a"), Err(FsError::NotFound));
     }
 
     #[test]
     fn a_flip_during_an_announcement_is_announced_after_it() {
         let mut world = world();
-        world.bulletin.begin(FileId(0));
+        world.announcements.begin(FileId(0));
         let made = world
             .create(world.tid, "..new.a")
             .expect("the announcement's own");
@@ -905,10 +912,10 @@ mod tests {
         world
             .rename(world.tid, "..new.a", "a")
             .expect("the announcement's own");
-        let version = world.bulletin.made(FileId(0)).expect("held");
-        world.bulletin.done(FileId(0), version.generation);
+        let version = world.announcements.made(FileId(0)).expect("held");
+        world.announcements.done(FileId(0), version.generation);
         assert_eq!(version.len, 3);
-        assert_eq!(world.bulletin.due(), [FileId(0)]);
+        assert_eq!(world.announcements.due(), [FileId(0)]);
         let newest = world.lookup(OTHER, "a").expect("published");
         assert_eq!(newest.size, 6, "a lookup sees the flip at once");
         // The thread that is about to rename over the name sees whom the watchers watch.
@@ -923,7 +930,7 @@ mod tests {
         let mut world = world();
         let none = Err(FsError::NotFound);
         let first = world.lookup(OTHER, "a").expect("published");
-        world.bulletin.begin(FileId(0));
+        world.announcements.begin(FileId(0));
         let second = world
             .create(world.tid, "..new.a")
             .expect("the announcement's own");
@@ -937,10 +944,10 @@ mod tests {
             none,
             "the version is served"
         );
-        assert_eq!(world.bulletin.kept(), []);
+        assert_eq!(world.announcements.kept(), []);
 
         world.publish(b"second");
-        assert_eq!(world.bulletin.kept(), [FileId(0)]);
+        assert_eq!(world.announcements.kept(), [FileId(0)]);
         assert_eq!(
             world.lookup(OTHER, "..old.a").map(drop),
             none,
@@ -970,9 +977,9 @@ mod tests {
 
         // Read into pages once more; then let go of, and its record used anew.
         world.tree.kept(first.ino);
-        assert_eq!(world.bulletin.kept(), [FileId(0)]);
+        assert_eq!(world.announcements.kept(), [FileId(0)]);
         world.tree.forget(first.ino, 100);
-        assert_eq!(world.bulletin.kept(), []);
+        assert_eq!(world.announcements.kept(), []);
         for n in 0..100 {
             world.publish(&[n]);
         }

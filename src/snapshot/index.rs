@@ -25,7 +25,7 @@ pub(super) struct Index {
 impl Index {
     /// Reads all records. None may be live above the current generation.
     pub(super) fn of(arena: &Arena) -> Self {
-        let current = arena.head().current.load(SeqCst);
+        let current = arena.writer_area().current.load(SeqCst);
         let mut index = Self {
             served: Vec::new(),
             served_bytes: 0,

@@ -1,5 +1,5 @@
 //! Versions of files in the arena: one `Publisher` (in `fetch`), many `Reader`s (in `serve`), and
-//! the `Bulletin` of what is still to be announced. Invariants: a version's bytes never change
+//! the `Announcements` of what is still to be announced. Invariants: a version's bytes never change
 //! while its number is valid; the files of one change flip together, by one store of `current`;
 //! generations only grow; a number (`nodeid`) is never used again.
 //!
@@ -8,7 +8,7 @@
 //! words (both sides sequentially consistent): the publisher first moves `current` and then looks
 //! at `refs`; the reader first raises `refs` and then looks at `current`.
 
-mod bulletin;
+mod announcements;
 mod index;
 mod pages;
 mod publisher;
@@ -16,7 +16,7 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
-pub use bulletin::Bulletin;
+pub use announcements::Announcements;
 pub use pages::Phase;
 pub use publisher::{Change, PublishError, Publisher};
 pub use reader::{Gone, Reader};
@@ -117,13 +117,13 @@ fn slot_at(arena: &Arena, file: FileId, at: u64) -> Option<usize> {
 /// A file's version now, without holding it; `None` when it has none.
 fn current(arena: &Arena, file: FileId) -> Option<Version> {
     loop {
-        let at = arena.head().current.load(SeqCst);
+        let at = arena.writer_area().current.load(SeqCst);
         let slot = slot_at(arena, file, at);
         let found = slot.and_then(|slot| load(&arena.records()[slot]));
         // A record that was found and cannot be loaded was replaced by a flip, which the next turn
         // sees. Should the publisher be dead, no record changes, and the first turn is the
         // last one.
-        if arena.head().current.load(SeqCst) == at && found.is_some() == slot.is_some() {
+        if arena.writer_area().current.load(SeqCst) == at && found.is_some() == slot.is_some() {
             return found;
         }
     }
@@ -142,11 +142,11 @@ pub struct Summary {
 /// belong together as long as `current` stays.
 fn summary(arena: &Arena) -> Summary {
     loop {
-        let at = arena.head().current.load(SeqCst);
+        let at = arena.writer_area().current.load(SeqCst);
         let words = arena.summary(at);
         let [used, secs, nanos] =
             [&words.used, &words.mtime, &words.mtime_nanos].map(|word| word.load(SeqCst));
-        if arena.head().current.load(SeqCst) == at {
+        if arena.writer_area().current.load(SeqCst) == at {
             return Summary {
                 used,
                 mtime: time(secs, nanos),

@@ -4,9 +4,9 @@
 //! newer version is announced. Invariant: a note is of one version, and never of the next
 //! one that uses the same record.
 //!
-//! A note is a word of the desk, which `serve` alone writes: the version's tag in the upper half,
-//! then how often its pages were dropped, and in the lowest bits of which of its inodes pages may
-//! be kept.
+//! A note is a word of the reader area, which `serve` alone writes: the version's tag in the upper
+//! half, then how often its pages were dropped, and in the lowest bits of which of its inodes pages
+//! may be kept.
 
 use super::{Reader, Version, holders, tag};
 use crate::memory::arena::{Arena, LAST_KEPT};
@@ -42,12 +42,12 @@ impl Reader {
             return;
         }
         self.set_note(nodeid, word | phase.bit());
-        let desk = self.arena().desk_head();
-        let number = desk.kept.load(SeqCst);
+        let words = self.arena().reader_area();
+        let number = words.kept.load(SeqCst);
         // First the file, then the count that says so.
         let file = u64::from(self.file_of(nodeid).0);
-        desk.last_kept[position(number)].store(file, SeqCst);
-        desk.kept.store(number + 1, SeqCst);
+        words.last_kept[position(number)].store(file, SeqCst);
+        words.kept.store(number + 1, SeqCst);
     }
 
     /// How often pages of this version were dropped.
@@ -99,14 +99,14 @@ fn position(number: u64) -> usize {
 /// The files that were noted since `seen`, and how many notes there are now. `None` when there
 /// were more than are named.
 pub(super) fn noted_since(arena: &Arena, seen: u64) -> (Option<Vec<FileId>>, u64) {
-    let desk = arena.desk_head();
-    let now = desk.kept.load(SeqCst);
-    let file = |number| desk.last_kept[position(number)].load(SeqCst);
+    let words = arena.reader_area();
+    let now = words.kept.load(SeqCst);
+    let file = |number| words.last_kept[position(number)].load(SeqCst);
     let files: Option<Vec<_>> = (seen.max(now.saturating_sub(LAST_KEPT as u64))..now)
         .map(|number| u32::try_from(file(number)).ok().map(FileId))
         .collect();
     // The next note already takes the place of the oldest one that is named.
-    let is_all = desk.kept.load(SeqCst) - seen < LAST_KEPT as u64;
+    let is_all = words.kept.load(SeqCst) - seen < LAST_KEPT as u64;
     (files.filter(|_| is_all), now)
 }
 

@@ -1,9 +1,9 @@
-//! Writes versions: the only side that changes book and heap. It allocates over what no record
-//! describes, so there is no other account of the heap that a crash could leave wrong.
+//! Writes versions: the only side that changes writer area and heap. Free space is what no record
+//! describes, so the arena holds no other account of the heap that a crash could leave wrong.
 
 use super::index::{Fit, Index};
 use super::{Reader, State, holders, is, load, summary};
-use crate::memory::arena::{Arena, Place, Record};
+use crate::memory::arena::{Arena, Record, Visibility};
 use crate::names::{FileId, Generation};
 use std::fmt;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl Publisher {
     /// wipe, is freed.
     #[must_use]
     pub fn new(arena: Arc<Arena>) -> Self {
-        let current = arena.head().current.load(SeqCst);
+        let current = arena.writer_area().current.load(SeqCst);
         for record in arena.records() {
             if is(record, State::Evicted)
                 || (is(record, State::Live) && record.generation.load(SeqCst) > current)
@@ -87,7 +87,7 @@ impl Publisher {
         mtime: SystemTime,
     ) -> Result<Generation, PublishError> {
         self.collect();
-        let generation = self.arena.head().current.load(SeqCst) + 1;
+        let generation = self.arena.writer_area().current.load(SeqCst) + 1;
         let changes: Vec<_> = changes
             .iter()
             .filter(|change| !self.is_served(change))
@@ -119,7 +119,7 @@ impl Publisher {
     /// Makes what was staged the versions that are served.
     fn flip(&mut self, generation: u64, staged: &[(FileId, usize)], mtime: SystemTime) {
         self.summarise(generation, staged, mtime);
-        self.arena.head().current.store(generation, SeqCst);
+        self.arena.writer_area().current.store(generation, SeqCst);
         for (file, slot) in staged {
             self.index.serve(&self.arena, *file, *slot);
         }
@@ -130,7 +130,7 @@ impl Publisher {
         let mut next = summary(&self.arena);
         let len = |slot: usize| self.arena.records()[slot].len.load(SeqCst);
         for (file, slot) in staged {
-            if self.arena.place(*file) == Place::Listed {
+            if self.arena.visibility(*file) == Visibility::Listed {
                 let before = self.index.served(*file).map_or(0, len);
                 next.used = (next.used + len(*slot)).saturating_sub(before);
                 next.mtime = next.mtime.max(mtime);
@@ -154,7 +154,7 @@ impl Publisher {
             if self.is_last_announced(file, slot)
                 || holders(&self.arena, record.nodeid.load(SeqCst)) > 0
             {
-                is_any_left |= self.arena.place(file) == Place::Listed;
+                is_any_left |= self.arena.visibility(file) == Visibility::Listed;
             } else {
                 self.evict(file, slot);
             }
@@ -200,9 +200,9 @@ impl Publisher {
             slots.clone().find(|slot| is(&records[*slot], State::Free))
         })?;
         // The agent's own state never stands amidst the room of a large file.
-        let fit = match self.arena.place(change.file) {
-            Place::Listed => Fit::Best,
-            Place::State | Place::Journal => Fit::Last,
+        let fit = match self.arena.visibility(change.file) {
+            Visibility::Listed => Fit::Best,
+            Visibility::State | Visibility::Private => Fit::Last,
         };
         let len = change.bytes.len() as u64;
         let offset = self.make_room(None, |publisher| publisher.index.gaps.take(len, fit))?;
@@ -289,7 +289,9 @@ impl Publisher {
     /// Whether the kernel may still know the file's name by this version: its successor is not
     /// announced.
     fn is_last_announced(&self, file: FileId, slot: usize) -> bool {
-        self.arena.book()[file.index()].announced.load(SeqCst)
+        self.arena.writer_files()[file.index()]
+            .announced
+            .load(SeqCst)
             == self.arena.records()[slot].generation.load(SeqCst)
     }
 

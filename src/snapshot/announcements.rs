@@ -1,44 +1,44 @@
-//! What is still to be announced, kept in the book so that a `fetch` that is born again finds it.
+//! What is still to be announced, kept in the writer area for a successor of `fetch`.
 
 use super::{Version, current, pages, version};
-use crate::memory::arena::{Arena, Place};
+use crate::memory::arena::{Arena, Visibility};
 use crate::names::{FileId, Generation};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 /// The announcing thread's side of the arena.
 #[derive(Debug)]
-pub struct Bulletin {
+pub struct Announcements {
     arena: Arc<Arena>,
 }
 
-impl Bulletin {
+impl Announcements {
     /// Registers the calling thread as the announcing one.
     #[must_use]
     pub fn sign(arena: Arc<Arena>) -> Self {
         let tid = nix::unistd::gettid().as_raw().cast_unsigned();
-        arena.head().announcer.store(u64::from(tid), SeqCst);
+        arena.writer_area().announcer.store(u64::from(tid), SeqCst);
         Self { arena }
     }
 
     /// The generation that is served.
     #[must_use]
     pub fn generation(&self) -> Generation {
-        Generation(self.arena.head().current.load(SeqCst))
+        Generation(self.arena.writer_area().current.load(SeqCst))
     }
 
     /// Listed files whose current version is not announced. It looks at all files: for the first
     /// round, and for that after a failure.
     #[must_use]
     pub fn due(&self) -> Vec<FileId> {
-        let files = self.arena.files_in(Place::Listed);
+        let files = self.arena.files_in(Visibility::Listed);
         files.filter(|file| self.is_due(*file)).collect()
     }
 
     /// Whether this listed file's current version is not announced.
     #[must_use]
     pub fn is_due(&self, file: FileId) -> bool {
-        self.arena.place(file) == Place::Listed
+        self.arena.visibility(file) == Visibility::Listed
             && current(&self.arena, file)
                 .is_some_and(|version| version.generation > self.announced(file))
     }
@@ -46,7 +46,8 @@ impl Bulletin {
     /// Whether the file has a superseded version of which the kernel may keep pages.
     #[must_use]
     pub fn is_kept(&self, file: FileId) -> bool {
-        self.arena.place(file) == Place::Listed && !pages::superseded(&self.arena, file).is_empty()
+        self.arena.visibility(file) == Visibility::Listed
+            && !pages::superseded(&self.arena, file).is_empty()
     }
 
     /// The files of which the kernel came to keep pages since `seen` of them, and how many there
@@ -61,11 +62,11 @@ impl Bulletin {
     #[must_use]
     pub fn kept(&self) -> Vec<FileId> {
         // Most applications read, and then there is nothing to look for.
-        if self.arena.desk_head().kept.load(SeqCst) == 0 {
+        if self.arena.reader_area().kept.load(SeqCst) == 0 {
             return Vec::new();
         }
         self.arena
-            .files_in(Place::Listed)
+            .files_in(Visibility::Listed)
             .filter(|file| self.is_kept(*file))
             .collect()
     }
@@ -78,7 +79,9 @@ impl Bulletin {
 
     /// Begins an announcement: whatever an earlier one left half done counts no more.
     pub fn begin(&self, file: FileId) {
-        self.arena.book()[file.index()].attempt.fetch_add(1, SeqCst);
+        self.arena.writer_files()[file.index()]
+            .attempt
+            .fetch_add(1, SeqCst);
     }
 
     /// The version that `serve` gave the hidden name to in this announcement.
@@ -86,18 +89,22 @@ impl Bulletin {
     pub fn made(&self, file: FileId) -> Option<Version> {
         version(
             &self.arena,
-            self.arena.desk()[file.index()].made.load(SeqCst),
+            self.arena.reader_files()[file.index()].created.load(SeqCst),
         )
     }
 
     /// Ends it.
     pub fn done(&self, file: FileId, generation: Generation) {
-        self.arena.book()[file.index()]
+        self.arena.writer_files()[file.index()]
             .announced
             .fetch_max(generation.0, SeqCst);
     }
 
     fn announced(&self, file: FileId) -> Generation {
-        Generation(self.arena.book()[file.index()].announced.load(SeqCst))
+        Generation(
+            self.arena.writer_files()[file.index()]
+                .announced
+                .load(SeqCst),
+        )
     }
 }
