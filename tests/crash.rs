@@ -10,7 +10,7 @@
 mod steps;
 
 use baofs::names::FileId;
-use baofs::snapshot::{Bulletin, Publisher};
+use baofs::snapshot::{Announcements, Publisher};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::collections::BTreeSet;
@@ -96,7 +96,7 @@ fn under_a_reader(crashes: u64, stores: u64) -> String {
         flipped += u32::from(world.look(before) > before);
         world.next();
     }
-    let reads = world.arena.desk_head().opens.load(SeqCst);
+    let reads = world.arena.reader_area().opens.load(SeqCst);
     assert_eq!(
         waitpid(reader, Some(WaitPidFlag::WNOHANG)).unwrap(),
         WaitStatus::StillAlive,
@@ -119,7 +119,7 @@ fn read_for_ever(world: &World) -> i32 {
         reader.forget(held.nodeid, 1);
         assert!(held.generation.0 >= last);
         last = held.generation.0;
-        world.arena.desk_head().opens.fetch_add(1, SeqCst);
+        world.arena.reader_area().opens.fetch_add(1, SeqCst);
     }
 }
 
@@ -172,7 +172,7 @@ impl World {
         );
         self.is_tidy();
         let flipped = seen > scene.before;
-        let due = Bulletin::sign(Arc::clone(&self.arena)).due();
+        let due = Announcements::sign(Arc::clone(&self.arena)).due();
         let owed: &[FileId] = match (flipped, scene.before) {
             (true, _) => &FILES,
             (false, 0) => &[],

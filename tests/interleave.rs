@@ -16,7 +16,7 @@ mod steps;
 
 use baofs::clock::{Clock, RealClock};
 use baofs::names::FileId;
-use baofs::snapshot::{Bulletin, Version};
+use baofs::snapshot::{Announcements, Version};
 use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, wait, waitpid};
 use nix::unistd::{Pid, alarm};
@@ -341,7 +341,7 @@ fn hold_current(world: &World, steps: Steps) -> Result<(), Wrong> {
 /// The announcement's create.
 fn make(world: &World, steps: Steps) -> Result<(), Wrong> {
     let (reader, since) = (world.reader(), world.generation());
-    Bulletin::sign(Arc::clone(&world.arena)).begin(FILES[0]);
+    Announcements::sign(Arc::clone(&world.arena)).begin(FILES[0]);
     let found = steps.stopped(world, || reader.make(FILES[0]));
     is_current(world, found.as_ref(), since)?;
     let nodeid = found.ok_or(MISSING)?.nodeid;
@@ -421,8 +421,11 @@ fn forget(world: &World, steps: Steps) -> Result<(), Wrong> {
 }
 
 fn due(world: &World, steps: Steps) -> Result<(), Wrong> {
-    let (bulletin, before) = (Bulletin::sign(Arc::clone(&world.arena)), world.generation());
-    let found = steps.stopped(world, || bulletin.due());
+    let (announcements, before) = (
+        Announcements::sign(Arc::clone(&world.arena)),
+        world.generation(),
+    );
+    let found = steps.stopped(world, || announcements.due());
     // The second file was due before, the first one is from the flip on.
     let expected: &[&[FileId]] = if world.generation() == before {
         &[&FILES[1..]]
@@ -438,10 +441,10 @@ fn due(world: &World, steps: Steps) -> Result<(), Wrong> {
 
 /// The version that the announcing thread asks for after its create.
 fn made(world: &World, steps: Steps) -> Result<(), Wrong> {
-    let bulletin = Bulletin::sign(Arc::clone(&world.arena));
-    bulletin.begin(FILES[0]);
+    let announcements = Announcements::sign(Arc::clone(&world.arena));
+    announcements.begin(FILES[0]);
     let nodeid = world.reader().make(FILES[0]).unwrap().nodeid;
-    let found = steps.stopped(world, || bulletin.made(FILES[0]));
+    let found = steps.stopped(world, || announcements.made(FILES[0]));
     // The current version is never evicted.
     is_that(
         &Steps {
@@ -491,7 +494,7 @@ fn chance(duration: Duration, seed: u64) -> Result<String, String> {
         .for_each(end);
     let (rotations, reads) = (
         world.generation(),
-        world.arena.desk_head().opens.load(SeqCst),
+        world.arena.reader_area().opens.load(SeqCst),
     );
     let said = format!("({rotations} rotations, {reads} reads, {pauses} pauses)");
     match wrong {
@@ -532,7 +535,7 @@ fn read_for_ever(world: &World) -> Result<(), Wrong> {
         }
         reader.forget(held.nodeid, 1);
         if turn % 64 == 0 {
-            world.arena.desk_head().opens.fetch_add(64, SeqCst);
+            world.arena.reader_area().opens.fetch_add(64, SeqCst);
         }
     }
     Ok(())

@@ -136,7 +136,7 @@ fn under_readers(kind: Kind, rotate: impl FnOnce(&mut World)) -> Outcome {
     world.rotate(1);
     let board = Board::new();
     let (a, b) = (world.path("a"), world.path("b"));
-    let published = || world.arena.head().current.load(SeqCst);
+    let published = || world.arena.writer_area().current.load(SeqCst);
     let readers = [
         fork(|| {
             board.hammer(0, |tally| {
@@ -178,7 +178,7 @@ fn state() -> Outcome {
     let path = world.path("..baofs/state");
     let mut first = File::open(&path).unwrap();
     let board = Board::new();
-    let published = || world.arena.head().current.load(SeqCst);
+    let published = || world.arena.writer_area().current.load(SeqCst);
     let readers = [0, 1, 2].map(|reader| {
         let read: fn(&Path) -> io::Result<Vec<u8>> = if reader == 1 {
             world::by_sendfile
@@ -370,7 +370,7 @@ fn eviction() -> Outcome {
             file
         })
         .collect();
-    let newest = world.arena.head().current.load(SeqCst);
+    let newest = world.arena.writer_area().current.load(SeqCst);
     ensure(
         fs::read(&path).unwrap() == content(newest),
         "the newest version is not whole",
@@ -575,7 +575,9 @@ fn mounts_at(path: &Path) -> usize {
 
 fn protection() -> Outcome {
     let writes: [Write; 4] = [
-        (Role::Serve, |arena| arena.head().current.store(7, SeqCst)),
+        (Role::Serve, |arena| {
+            arena.writer_area().current.store(7, SeqCst);
+        }),
         (Role::Serve, |arena| arena.write(0, b"x").unwrap()),
         (Role::Serve, |arena| {
             arena.records()[0].state.store(7, SeqCst);

@@ -5,7 +5,7 @@ use crate::clock::{Backoff, RealClock};
 use crate::config::plan::{Content, File, Query};
 use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
 use crate::link::{FromRole, pair};
-use crate::memory::arena::{FileSpec, Kind, Place};
+use crate::memory::arena::{FileSpec, Kind, Visibility};
 use crate::names::{FileId, FileName, HookId, LeaseId, Owner, SwapExposure};
 use crate::render::Change;
 use crate::render::tests::{field, file, plan, query, template};
@@ -203,7 +203,12 @@ struct Recorder {
 }
 
 impl Outlet for Recorder {
-    fn publish(&mut self, changes: &[Change], _: &dyn Clock) -> Result<Generation, OutletError> {
+    fn publish(
+        &mut self,
+        _: &mut Publisher,
+        changes: &[Change],
+        _: &dyn Clock,
+    ) -> Result<Generation, OutletError> {
         let mut refusals = self.refusals.lock().expect("no test panics with it");
         if *refusals > 0 {
             *refusals -= 1;
@@ -229,7 +234,12 @@ impl Outlet for Recorder {
         Ok(generation)
     }
 
-    fn report(&mut self, bytes: &[u8], _: &dyn Clock) -> Result<(), OutletError> {
+    fn report(
+        &mut self,
+        _: &mut Publisher,
+        bytes: &[u8],
+        _: &dyn Clock,
+    ) -> Result<(), OutletError> {
         if bytes.len() > self.room.load(SeqCst) {
             return Err(OutletError {
                 what: "no room".to_owned(),
@@ -240,7 +250,7 @@ impl Outlet for Recorder {
         Ok(())
     }
 
-    fn tend(&mut self, _: &dyn Clock) -> Option<Duration> {
+    fn tend(&mut self, _: &mut Publisher, _: &dyn Clock) -> Option<Duration> {
         self.announced.done(Generation(self.generation));
         let _ = self.tended.send(());
         None
@@ -261,7 +271,7 @@ fn journal() -> Arc<Arena> {
         name,
         owner,
         mode: 0,
-        place: Place::Journal,
+        visibility: Visibility::Private,
     };
     Arc::new(
         Arena::create(vec![spec], Some(256 << 10), Kind::Locked).expect("memory can be locked"),

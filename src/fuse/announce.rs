@@ -6,11 +6,12 @@
 use super::tree::{HIDDEN, OLD};
 use crate::memory::arena::Arena;
 use crate::names::{FileId, Generation};
-use crate::snapshot::Bulletin;
+use crate::snapshot::Announcements;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::ftruncate;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -49,12 +50,19 @@ impl std::error::Error for AnnounceError {}
 /// for it: when this handle is dropped it ends by itself, at the latest with its process.
 #[derive(Debug)]
 pub struct Announcer {
-    wake: Sender<()>,
+    wake: Sender<Option<Published>>,
+}
+
+/// A publication.
+#[derive(Debug)]
+struct Published {
+    generation: Generation,
+    files: Vec<FileId>,
 }
 
 impl Announcer {
     /// Starts the thread, which at once announces what is due and then calls `done` after every
-    /// round that announced something, with the newest generation in it, or why it stopped
+    /// round in which something was published, with the newest generation in it, or why it stopped
     /// short.
     ///
     /// # Errors
@@ -71,64 +79,111 @@ impl Announcer {
         Ok(Self { wake })
     }
 
-    /// Says that something was published; several calls may lead to one round.
+    /// Says that these files were published with `generation`. The thread looks at no others: each
+    /// publication has to be told, in order.
+    pub fn published(&self, generation: Generation, files: Vec<FileId>) {
+        // The thread lives as long as this handle. Here and below.
+        let _ = self.wake.send(Some(Published { generation, files }));
+    }
+
+    /// Asks for a round: for what a failed one left, and for old pages. Several calls may lead to
+    /// one.
     pub fn wake(&self) {
-        // The thread lives as long as this handle.
-        let _ = self.wake.send(());
+        let _ = self.wake.send(None);
+    }
+}
+
+/// What the next round is about.
+struct Round {
+    /// Whether all files are looked at: at first, and after a failure.
+    is_full: bool,
+    /// The files that were published.
+    files: BTreeSet<FileId>,
+    /// The generation to tell of, once everything up to it is announced.
+    newest: Option<Generation>,
+    /// How many inodes were known of which the kernel keeps pages.
+    seen: u64,
+}
+
+impl Round {
+    fn add(&mut self, published: Option<Published>) {
+        if let Some(Published { generation, files }) = published {
+            self.newest = self.newest.max(Some(generation));
+            self.files.extend(files);
+        }
     }
 }
 
 fn run(
     arena: Arc<Arena>,
     private: &OwnedFd,
-    woken: &Receiver<()>,
+    woken: &Receiver<Option<Published>>,
     mut done: impl FnMut(Result<Generation, AnnounceError>),
 ) {
-    let bulletin = Bulletin::sign(arena);
-    // Of a round that stopped short, too: it is told when the next one is through.
-    let mut newest = None;
+    let announcements = Announcements::sign(arena);
+    let mut round = Round {
+        is_full: true,
+        files: BTreeSet::new(),
+        newest: None,
+        seen: 0,
+    };
     loop {
-        match announce_due(&bulletin, private, &mut newest) {
-            Ok(()) => newest
-                .take()
-                .into_iter()
-                .for_each(|newest| done(Ok(newest))),
+        let announced = announce_due(&announcements, private, &mut round);
+        let dropped = drop_old_pages(&announcements, private, &mut round);
+        round.is_full = announced.is_err() || dropped.is_err();
+        round.files.clear();
+        match announced {
+            // Of a round that stopped short, too: it is told when the next one is through.
+            Ok(()) => {
+                if let Some(newest) = round.newest.take() {
+                    done(Ok(newest));
+                }
+            }
             Err(error) => done(Err(error)),
         }
-        if let Err(error) = drop_old_pages(&bulletin, private) {
+        if let Err(error) = dropped {
             done(Err(error));
         }
-        if woken.recv().is_err() {
+        let Ok(published) = woken.recv() else {
             return;
-        }
+        };
+        round.add(published);
         // What was said before the round that follows is covered by it.
-        while woken.try_recv().is_ok() {}
+        while let Ok(published) = woken.try_recv() {
+            round.add(published);
+        }
     }
 }
 
-/// Announces until nothing is due; versions that are published meanwhile are due, too.
+/// Announces what is due of the round's files. A version that is published meanwhile is told of by
+/// a later round, even if it was announced in this one: other files came with it.
 fn announce_due(
-    bulletin: &Bulletin,
+    announcements: &Announcements,
     private: &OwnedFd,
-    newest: &mut Option<Generation>,
+    round: &mut Round,
 ) -> Result<(), AnnounceError> {
-    loop {
-        let due = bulletin.due();
-        if due.is_empty() {
-            return Ok(());
+    if round.is_full {
+        let served = announcements.generation();
+        let due = announcements.due();
+        if !due.is_empty() {
+            round.newest = round.newest.max(Some(served));
         }
-        for file in due {
-            *newest = (*newest).max(Some(announce(bulletin, private, file)?));
+        round.files.extend(due);
+    }
+    for file in &round.files {
+        if announcements.is_due(*file) {
+            announce(announcements, private, *file)?;
         }
     }
+    Ok(())
 }
 
 fn announce(
-    bulletin: &Bulletin,
+    announcements: &Announcements,
     private: &OwnedFd,
     file: FileId,
-) -> Result<Generation, AnnounceError> {
-    let name = bulletin.name(file);
+) -> Result<(), AnnounceError> {
+    let name = announcements.name(file);
     let hidden = format!("{HIDDEN}{name}");
     let failed = |step| {
         move |cause| AnnounceError {
@@ -141,12 +196,12 @@ fn announce(
     let create = || {
         // Anew each time: an interrupted create may have been made, and the name would be in the
         // way.
-        bulletin.begin(file);
+        announcements.begin(file);
         openat(private, hidden.as_str(), flags, Mode::S_IRUSR)
     };
     let fd = retry(create).map_err(failed("create"))?;
     // What `serve` made: a flip may have come since this file was found to be due.
-    let made = bulletin
+    let made = announcements
         .made(file)
         .ok_or(Errno::ESTALE)
         .map_err(failed("create"))?;
@@ -156,8 +211,8 @@ fn announce(
         .map_err(failed("truncate"))?;
     retry(|| ftruncate(&fd, len)).map_err(failed("truncate"))?;
     drop(fd);
-    bulletin.done(file, made.generation);
-    Ok(made.generation)
+    announcements.done(file, made.generation);
+    Ok(())
 }
 
 /// Has the kernel drop what it keeps of superseded versions, whoever has them open; they are read
@@ -168,9 +223,23 @@ fn announce(
 /// just now, thus for `serve`: so this is done here, and not by `serve` with
 /// `FUSE_NOTIFY_INVAL_INODE`, which would wait for itself. Each lookup leads to another inode, and
 /// the last one to none, so that the name keeps no inode alive.
-fn drop_old_pages(bulletin: &Bulletin, private: &OwnedFd) -> Result<(), AnnounceError> {
-    for file in bulletin.kept() {
-        let name = bulletin.name(file);
+fn drop_old_pages(
+    announcements: &Announcements,
+    private: &OwnedFd,
+    round: &mut Round,
+) -> Result<(), AnnounceError> {
+    let (noted, seen) = announcements.kept_since(round.seen);
+    round.seen = seen;
+    let kept = match noted {
+        Some(noted) if !round.is_full => {
+            round.files.extend(noted);
+            let files = round.files.iter().copied();
+            files.filter(|file| announcements.is_kept(*file)).collect()
+        }
+        Some(_) | None => announcements.kept(),
+    };
+    for file in kept {
+        let name = announcements.name(file);
         let old = format!("{OLD}{name}");
         for _ in 0..MOST_DROPS {
             match retry(|| fstatat(private, old.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)) {

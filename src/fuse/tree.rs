@@ -7,15 +7,15 @@
 //! its create on. The rename must give the name to another inode than it had, since the kernel
 //! skips a rename onto itself, and its event.
 
-use crate::memory::arena::Place;
+use crate::memory::arena::Visibility;
 use crate::names::{FileId, FileName, STATE_DIRECTORY};
-use crate::snapshot::{Inode, Reader, Version};
+use crate::snapshot::{Phase, Reader, Version};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 /// The directory's inode number.
 pub const ROOT: u64 = 1;
@@ -127,6 +127,10 @@ pub struct Tree {
     directory: Directory,
     /// Every name in the root that leads to a file: the files' own and, marked, their hidden ones.
     names: HashMap<OsString, (FileId, Name)>,
+    /// The files of the root.
+    listed: Vec<FileId>,
+    /// The files of the agent's own state.
+    state: Vec<FileId>,
 }
 
 /// Whether a name is a file's own, its hidden one, or the one by which old pages are dropped.
@@ -142,7 +146,9 @@ impl Tree {
     #[must_use]
     pub fn new(reader: Reader, directory: Directory) -> Self {
         let mut names = HashMap::new();
-        for file in reader.arena().files_in(Place::Listed) {
+        let [listed, state]: [Vec<FileId>; 2] = [Visibility::Listed, Visibility::State]
+            .map(|place| reader.arena().files_in(place).collect());
+        for &file in &listed {
             let name = &reader.arena().files()[file.index()].name;
             names.insert(name.as_str().into(), (file, Name::Own));
             names.insert(format!("{HIDDEN}{name}").into(), (file, Name::Hidden));
@@ -152,6 +158,8 @@ impl Tree {
             reader,
             directory,
             names,
+            listed,
+            state,
         }
     }
 
@@ -162,8 +170,8 @@ impl Tree {
     /// announcing thread.
     pub fn lookup(&self, tid: u32, parent: u64, name: &OsStr) -> Result<Attr, FsError> {
         match self.names.get(name) {
-            _ if place(parent)? == Place::State => self.lookup_state(name),
-            None if name == STATE_DIRECTORY => Ok(self.directory(STATE)),
+            _ if Self::place(parent)? == Visibility::State => self.lookup_state(name),
+            None if name == STATE_DIRECTORY => Ok(self.directory(Inode::State)),
             None => Err(FsError::NotFound),
             Some(&found) => self.lookup_listed(tid, found),
         }
@@ -188,12 +196,9 @@ impl Tree {
     }
 
     fn lookup_state(&self, name: &OsStr) -> Result<Attr, FsError> {
-        let file = self
-            .reader
-            .arena()
-            .files_in(Place::State)
-            .find(|file| self.name(*file).as_str() == name);
-        self.lookup_current(file.ok_or(FsError::NotFound)?)
+        let mut files = self.state.iter();
+        let file = files.find(|file| self.name(**file).as_str() == name);
+        self.lookup_current(*file.ok_or(FsError::NotFound)?)
     }
 
     fn lookup_current(&self, file: FileId) -> Result<Attr, FsError> {
@@ -212,19 +217,19 @@ impl Tree {
         let Some(version) = announced else {
             return self.lookup_current(file);
         };
-        Ok(self.attr(&version, Inode::Announced))
+        Ok(self.attr(&version, Phase::Announced))
     }
 
     fn lookup_hidden(&self, file: FileId) -> Result<Attr, FsError> {
         let made = self.reader.made(file).ok_or(FsError::NotFound)?;
         let version = self.reader.hold(made).ok_or(FsError::NotFound)?;
-        Ok(self.attr(&version, Inode::Announced))
+        Ok(self.attr(&version, Phase::Announced))
     }
 
     /// `count` lookups let go of `ino`.
     pub fn forget(&self, ino: u64, count: u64) {
-        if place(ino).is_err() {
-            self.reader.forget(ino / 2, count);
+        if let Inode::Version(nodeid, _) = Inode::decode(ino) {
+            self.reader.forget(nodeid, count);
         }
     }
 
@@ -233,11 +238,13 @@ impl Tree {
     /// # Errors
     /// `Stale` for a version that was evicted: the kernel then asks for the path again.
     pub fn getattr(&self, ino: u64) -> Result<Attr, FsError> {
-        if place(ino).is_ok() {
-            return Ok(self.directory(ino));
+        match Inode::decode(ino) {
+            directory @ (Inode::Root | Inode::State) => Ok(self.directory(directory)),
+            Inode::Version(nodeid, phase) => {
+                let version = self.reader.version(nodeid).ok_or(FsError::Stale)?;
+                Ok(self.attr(&version, phase))
+            }
         }
-        let (version, phase) = self.version(ino)?;
-        Ok(self.attr(&version, phase))
     }
 
     /// Opens `ino`: for reading, or not at all. Who may read it the kernel decides by owner and
@@ -246,12 +253,16 @@ impl Tree {
     /// # Errors
     /// `ReadOnly`, `Stale`, `IsDirectory`.
     pub fn open(&self, ino: u64, access: Access) -> Result<(), FsError> {
-        match access {
-            _ if place(ino).is_ok() => Err(FsError::IsDirectory),
-            Access::Write => Err(FsError::ReadOnly),
-            Access::Read => {
-                self.version(ino)?;
-                self.reader.arena().desk_head().opens.fetch_add(1, Relaxed);
+        match (Inode::decode(ino), access) {
+            (Inode::Root | Inode::State, _) => Err(FsError::IsDirectory),
+            (Inode::Version(..), Access::Write) => Err(FsError::ReadOnly),
+            (Inode::Version(nodeid, _), Access::Read) => {
+                self.reader.version(nodeid).ok_or(FsError::Stale)?;
+                self.reader
+                    .arena()
+                    .reader_area()
+                    .opens
+                    .fetch_add(1, Relaxed);
                 Ok(())
             }
         }
@@ -263,16 +274,16 @@ impl Tree {
     /// `Evicted` when memory for a newer version ran out; `buffer` then holds nothing that may be
     /// shown.
     pub fn read(&self, ino: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, FsError> {
-        if place(ino).is_ok() {
+        let Inode::Version(nodeid, _) = Inode::decode(ino) else {
             return Err(FsError::IsDirectory);
-        }
-        self.reader.read(ino / 2, offset, buffer).map_err(|_gone| {
+        };
+        self.reader.read(nodeid, offset, buffer).map_err(|_gone| {
             self.reader
                 .arena()
-                .desk_head()
+                .reader_area()
                 .evicted
                 .fetch_add(1, Relaxed);
-            FsError::Evicted(self.file_of(ino))
+            FsError::Evicted(self.reader.file_of(nodeid))
         })
     }
 
@@ -280,15 +291,19 @@ impl Tree {
     /// reply and not before it: should this process die in between, its successor is asked for
     /// the same name again, and must find the same inode.
     pub fn answered(&self, name: &OsStr, ino: u64) {
-        if name.as_bytes().starts_with(OLD.as_bytes()) {
-            self.reader.dropped(ino / 2, inode(ino));
+        if let Inode::Version(nodeid, phase) = Inode::decode(ino)
+            && name.as_bytes().starts_with(OLD.as_bytes())
+        {
+            self.reader.dropped(nodeid, phase);
         }
     }
 
     /// Notes that the kernel keeps as pages what it reads of `ino` now.
     pub fn kept(&self, ino: u64) {
-        if place(ino).is_err() && self.reader.arena().place(self.file_of(ino)) == Place::Listed {
-            self.reader.keeps(ino / 2, inode(ino));
+        if let Inode::Version(nodeid, phase) = Inode::decode(ino)
+            && self.is_listed(nodeid)
+        {
+            self.reader.keeps(nodeid, phase);
         }
     }
 
@@ -300,7 +315,7 @@ impl Tree {
     pub fn create(&self, tid: u32, parent: u64, name: &OsStr) -> Result<Attr, FsError> {
         let file = self.announcing(tid, parent, name, Name::Hidden)?;
         let version = self.reader.make(file).ok_or(FsError::NotFound)?;
-        Ok(self.attr(&version, Inode::Announced))
+        Ok(self.attr(&version, Phase::Announced))
     }
 
     /// Its second: the hidden name becomes the file's own.
@@ -320,12 +335,13 @@ impl Tree {
     /// # Errors
     /// `ReadOnly` for all but the announcing thread.
     pub fn truncate(&self, tid: u32, ino: u64) -> Result<Attr, FsError> {
-        let is_announced =
-            place(ino).is_err() && self.reader.arena().place(self.file_of(ino)) == Place::Listed;
-        if self.reader.is_announcer(tid) && is_announced {
-            self.getattr(ino)
-        } else {
-            Err(FsError::ReadOnly)
+        match Inode::decode(ino) {
+            Inode::Version(nodeid, _)
+                if self.reader.is_announcer(tid) && self.is_listed(nodeid) =>
+            {
+                self.getattr(ino)
+            }
+            Inode::Version(..) | Inode::Root | Inode::State => Err(FsError::ReadOnly),
         }
     }
 
@@ -339,18 +355,20 @@ impl Tree {
         offset: u64,
     ) -> Result<impl Iterator<Item = Entry<'_>>, FsError> {
         let dots = [(ino, "."), (ROOT, "..")].map(|(ino, name)| Some((ino, Kind::Directory, name)));
-        let files = self.reader.arena().files_in(place(ino)?).map(|file| {
-            let version = self.reader.current(file)?;
-            Some((
-                number(&version, self.phase(&version)),
-                Kind::File,
-                self.name(file).as_str(),
-            ))
+        let files = match Self::place(ino)? {
+            Visibility::Listed => &self.listed,
+            Visibility::State | Visibility::Private => &self.state,
+        };
+        let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
+        let dots = dots.into_iter().skip(skipped);
+        // No version is looked up of what was read before.
+        let files = files.iter().skip(skipped.saturating_sub(2)).map(|file| {
+            let version = self.reader.current(*file)?;
+            let ino = Inode::Version(version.nodeid, self.phase(&version)).encode();
+            Some((ino, Kind::File, self.name(*file).as_str()))
         });
-        let all = (1..)
-            .zip(dots.into_iter().chain(files))
-            .skip(usize::try_from(offset).unwrap_or(usize::MAX));
-        Ok(all.filter_map(|(next, entry)| {
+        let all = dots.chain(files).zip(offset.saturating_add(1)..);
+        Ok(all.filter_map(|(entry, next)| {
             entry.map(|(ino, kind, name)| Entry {
                 ino,
                 kind,
@@ -364,11 +382,10 @@ impl Tree {
     #[must_use]
     pub fn usage(&self) -> Usage {
         let size = self.reader.arena().heap_len() as u64;
-        let used: u64 = self.current().map(|version| version.len).sum();
         Usage {
             size,
-            free: size.saturating_sub(used),
-            files: self.reader.arena().files_in(Place::Listed).count() as u64,
+            free: size.saturating_sub(self.reader.summary().used),
+            files: self.listed.len() as u64,
         }
     }
 
@@ -382,63 +399,45 @@ impl Tree {
     pub fn note(&self, request: u64) {
         self.reader
             .arena()
-            .desk_head()
-            .in_hand
+            .reader_area()
+            .last_request
             .store(request, Relaxed);
     }
 
     /// Begins an operation, which ends when the result is dropped: supervise sees in the arena
     /// whether this process works, and whether it hangs in the middle of something.
     pub fn begin(&self) -> Operation<'_> {
-        let work = &self.reader.arena().desk_head().work;
+        let work = &self.reader.arena().reader_area().work;
         work.fetch_add(1, Relaxed);
         Operation(work)
     }
 
-    fn directory(&self, ino: u64) -> Attr {
+    fn directory(&self, inode: Inode) -> Attr {
         let Directory { mode, uid, gid } = self.directory;
-        let mode = if ino == ROOT { mode } else { 0o555 };
-        let mtime = self
-            .current()
-            .map(|version| version.mtime)
-            .max()
-            .unwrap_or(UNIX_EPOCH);
         Attr {
-            ino,
+            ino: inode.encode(),
             kind: Kind::Directory,
             size: 0,
-            mode,
+            mode: if inode == Inode::Root { mode } else { 0o555 },
             uid,
             gid,
-            mtime,
+            mtime: self.reader.summary().mtime,
             links: 2,
         }
     }
 
-    fn current(&self) -> impl Iterator<Item = Version> {
-        self.reader
-            .arena()
-            .files_in(Place::Listed)
-            .filter_map(|file| self.reader.current(file))
-    }
-
     /// Which of its two inodes the version's path leads to.
-    fn phase(&self, version: &Version) -> Inode {
+    fn phase(&self, version: &Version) -> Phase {
         if self.reader.renamed(version.file) == version.nodeid {
-            Inode::Announced
+            Phase::Announced
         } else {
-            Inode::Unannounced
+            Phase::Unannounced
         }
     }
 
-    fn version(&self, ino: u64) -> Result<(Version, Inode), FsError> {
-        let version = self.reader.version(ino / 2).ok_or(FsError::Stale)?;
-        Ok((version, inode(ino)))
-    }
-
-    fn attr(&self, version: &Version, phase: Inode) -> Attr {
+    fn attr(&self, version: &Version, phase: Phase) -> Attr {
         Attr {
-            ino: number(version, phase),
+            ino: Inode::Version(version.nodeid, phase).encode(),
             kind: Kind::File,
             size: version.len,
             mode: version.mode,
@@ -451,12 +450,12 @@ impl Tree {
 
     /// An inode that lost its name must say so, or the kernel takes back what it concluded from the
     /// rename, and a watch on it would not hear of its end.
-    fn links(&self, version: &Version, phase: Inode) -> u32 {
+    fn links(&self, version: &Version, phase: Phase) -> u32 {
         let newest = self
             .reader
             .current(version.file)
             .is_some_and(|current| current.nodeid == version.nodeid);
-        u32::from(newest && (phase == Inode::Announced || self.phase(version) == phase))
+        u32::from(newest && (phase == Phase::Announced || self.phase(version) == phase))
     }
 
     /// The file that `name` is of, if this is a step of its announcement.
@@ -467,8 +466,8 @@ impl Tree {
         name: &OsStr,
         kind: Name,
     ) -> Result<FileId, FsError> {
-        match (place(parent)?, self.names.get(name)) {
-            (Place::Listed, Some((file, found)))
+        match (Self::place(parent)?, self.names.get(name)) {
+            (Visibility::Listed, Some((file, found)))
                 if *found == kind && self.reader.is_announcer(tid) =>
             {
                 Ok(*file)
@@ -477,12 +476,18 @@ impl Tree {
         }
     }
 
-    /// The file that an inode's record belongs to, whatever became of the version.
-    fn file_of(&self, ino: u64) -> FileId {
-        let arena = self.reader.arena();
-        let per_file = arena.slots(FileId(0)).len().max(1) as u64;
-        let index = ino / 2 % arena.records().len() as u64 / per_file;
-        FileId(u32::try_from(index).expect("records are fewer than 2^32"))
+    /// Whether this is a version of a listed file.
+    fn is_listed(&self, nodeid: u64) -> bool {
+        self.reader.arena().visibility(self.reader.file_of(nodeid)) == Visibility::Listed
+    }
+
+    /// Where the files of a directory are.
+    fn place(ino: u64) -> Result<Visibility, FsError> {
+        match Inode::decode(ino) {
+            Inode::Root => Ok(Visibility::Listed),
+            Inode::State => Ok(Visibility::State),
+            Inode::Version(..) => Err(FsError::NotDirectory),
+        }
     }
 }
 
@@ -495,35 +500,44 @@ pub enum Access {
     Write,
 }
 
-/// Where the files of a directory are.
-fn place(ino: u64) -> Result<Place, FsError> {
-    match ino {
-        ROOT => Ok(Place::Listed),
-        STATE => Ok(Place::State),
-        _ => Err(FsError::NotDirectory),
-    }
+/// What an inode number is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inode {
+    /// The directory.
+    Root,
+    /// The directory of the agent's own state.
+    State,
+    /// A version, by its number (`nodeid`).
+    Version(u64, Phase),
 }
 
-/// Which of its version's inodes this is.
-fn inode(ino: u64) -> Inode {
-    if ino.is_multiple_of(2) {
-        Inode::Unannounced
-    } else {
-        Inode::Announced
+impl Inode {
+    fn decode(ino: u64) -> Self {
+        match ino {
+            ROOT => Self::Root,
+            STATE => Self::State,
+            _ if ino.is_multiple_of(2) => Self::Version(ino / 2, Phase::Unannounced),
+            _ => Self::Version(ino / 2, Phase::Announced),
+        }
     }
-}
 
-fn number(version: &Version, phase: Inode) -> u64 {
-    version.nodeid * 2 + phase as u64
+    fn encode(self) -> u64 {
+        match self {
+            Self::Root => ROOT,
+            Self::State => STATE,
+            Self::Version(nodeid, phase) => nodeid * 2 + phase as u64,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::arena::{Arena, FileSpec, Kind as Memory, Place};
+    use crate::memory::arena::{Arena, FileSpec, Kind as Memory, Visibility};
     use crate::names::Owner;
-    use crate::snapshot::{Bulletin, Change, Publisher};
+    use crate::snapshot::{Announcements, Change, Publisher};
     use std::sync::Arc;
+    use std::time::UNIX_EPOCH;
 
     /// A thread that is not the announcing one.
     const OTHER: u32 = 1;
@@ -531,7 +545,7 @@ mod tests {
     struct World {
         tree: Tree,
         publisher: Publisher,
-        bulletin: Bulletin,
+        announcements: Announcements,
         /// The announcing thread: this one.
         tid: u32,
     }
@@ -547,11 +561,11 @@ mod tests {
             name: FileName::new(name).expect("name"),
             owner,
             mode: 0o440,
-            place: Place::Listed,
+            visibility: Visibility::Listed,
         };
         let state = FileSpec {
             mode: 0o444,
-            place: Place::State,
+            visibility: Visibility::State,
             ..spec("status.json")
         };
         let arena = Arc::new(
@@ -570,11 +584,14 @@ mod tests {
                 gid: 8,
             },
         );
-        let (publisher, bulletin) = (Publisher::new(Arc::clone(&arena)), Bulletin::sign(arena));
+        let (publisher, announcements) = (
+            Publisher::new(Arc::clone(&arena)),
+            Announcements::sign(arena),
+        );
         let mut world = World {
             tree,
             publisher,
-            bulletin,
+            announcements,
             tid: nix::unistd::gettid().as_raw().cast_unsigned(),
         };
         world.publish(b"one");
@@ -769,7 +786,7 @@ mod tests {
         for name in ["status.json", "..new.status.json", "..baofs"] {
             assert_eq!(world.create(tid, name).map(drop), denied, "{name}");
         }
-        world.bulletin.begin(FileId(0));
+        world.announcements.begin(FileId(0));
         world
             .create(tid, "..new.a")
             .expect("the announcement's own");
@@ -800,7 +817,7 @@ mod tests {
     fn only_the_announcing_thread_changes_names() {
         let world = world();
         let (tid, denied) = (world.tid, Err(FsError::ReadOnly));
-        world.bulletin.begin(FileId(0));
+        world.announcements.begin(FileId(0));
         for (tid, name) in [
             (OTHER, "..new.a"),
             (tid, "a"),
@@ -840,7 +857,7 @@ mod tests {
     fn an_announcement_gives_the_name_to_a_second_inode() {
         let world = world();
         let before = world.lookup(OTHER, "a").expect("published");
-        world.bulletin.begin(FileId(0));
+        world.announcements.begin(FileId(0));
         assert_eq!(
             world.rename(world.tid, "..new.a", "a"),
             Err(FsError::NotFound),
@@ -876,14 +893,14 @@ mod tests {
         );
         assert_eq!(world.tree.getattr(before.ino).expect("held").links, 0);
         // The next attempt begins with no hidden name.
-        world.bulletin.begin(FileId(0));
+        world.announcements.begin(FileId(0));
         assert_eq!(world.lookup(world.tid, "..new.a"), Err(FsError::NotFound));
     }
 
     #[test]
     fn a_flip_during_an_announcement_is_announced_after_it() {
         let mut world = world();
-        world.bulletin.begin(FileId(0));
+        world.announcements.begin(FileId(0));
         let made = world
             .create(world.tid, "..new.a")
             .expect("the announcement's own");
@@ -895,10 +912,10 @@ mod tests {
         world
             .rename(world.tid, "..new.a", "a")
             .expect("the announcement's own");
-        let version = world.bulletin.made(FileId(0)).expect("held");
-        world.bulletin.done(FileId(0), version.generation);
+        let version = world.announcements.made(FileId(0)).expect("held");
+        world.announcements.done(FileId(0), version.generation);
         assert_eq!(version.len, 3);
-        assert_eq!(world.bulletin.due(), [FileId(0)]);
+        assert_eq!(world.announcements.due(), [FileId(0)]);
         let newest = world.lookup(OTHER, "a").expect("published");
         assert_eq!(newest.size, 6, "a lookup sees the flip at once");
         // The thread that is about to rename over the name sees whom the watchers watch.
@@ -913,7 +930,7 @@ mod tests {
         let mut world = world();
         let none = Err(FsError::NotFound);
         let first = world.lookup(OTHER, "a").expect("published");
-        world.bulletin.begin(FileId(0));
+        world.announcements.begin(FileId(0));
         let second = world
             .create(world.tid, "..new.a")
             .expect("the announcement's own");
@@ -927,10 +944,10 @@ mod tests {
             none,
             "the version is served"
         );
-        assert_eq!(world.bulletin.kept(), []);
+        assert_eq!(world.announcements.kept(), []);
 
         world.publish(b"second");
-        assert_eq!(world.bulletin.kept(), [FileId(0)]);
+        assert_eq!(world.announcements.kept(), [FileId(0)]);
         assert_eq!(
             world.lookup(OTHER, "..old.a").map(drop),
             none,
@@ -960,9 +977,9 @@ mod tests {
 
         // Read into pages once more; then let go of, and its record used anew.
         world.tree.kept(first.ino);
-        assert_eq!(world.bulletin.kept(), [FileId(0)]);
+        assert_eq!(world.announcements.kept(), [FileId(0)]);
         world.tree.forget(first.ino, 100);
-        assert_eq!(world.bulletin.kept(), []);
+        assert_eq!(world.announcements.kept(), []);
         for n in 0..100 {
             world.publish(&[n]);
         }

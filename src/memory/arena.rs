@@ -1,7 +1,7 @@
-//! The one locked mapping that supervise makes and every role inherits: *book* and *heap*, which
-//! `fetch` writes, and *desk*, which `serve` writes. Invariants: the tables are plain structs of
-//! atomics at fixed places, so that a role that is born again finds them as its predecessor left
-//! them; the heap is reached only through bounds-checked copies.
+//! The one locked mapping that supervise makes and every role inherits: the *writer area* and the
+//! *heap*, which `fetch` writes, and the *reader area*, which `serve` writes. Invariants: the tables
+//! are plain structs of atomics at fixed places, so that a role's successor finds them as the role
+//! left them; the heap is reached only through bounds-checked copies.
 
 use super::MemoryError;
 use crate::clock::Moment;
@@ -25,6 +25,9 @@ const DEFAULT_SIZE: usize = 4 << 20;
 /// within these bounds.
 const VERSIONS: (usize, usize) = (4, 64);
 
+/// How many of the files whose pages the kernel keeps are named one by one.
+pub const LAST_KEPT: usize = 64;
+
 /// What the arena must know of a served file; its index is the `FileId`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSpec {
@@ -35,19 +38,19 @@ pub struct FileSpec {
     /// Its permission bits.
     pub mode: u32,
     /// Where it is found.
-    pub place: Place,
+    pub visibility: Visibility,
 }
 
-/// Where a file is found.
+/// Who finds a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Visibility {
     /// In the directory, announced with each change.
     Listed,
     /// In the directory of the agent's own state, which is found by name and not listed; never
     /// announced.
     State,
-    /// Nowhere: what `fetch` writes down for its successor.
-    Journal,
+    /// Nowhere: `fetch` alone reads it.
+    Private,
 }
 
 /// A `serve` at work.
@@ -78,21 +81,36 @@ pub enum Kind {
 /// Only for `repr(C)` structs (or arrays) of atomic integers.
 unsafe trait Words {}
 
-/// The head of the book.
+/// The head of the writer area.
 #[repr(C)]
 #[derive(Debug)]
-pub struct BookHead {
+pub struct WriterArea {
     magic: AtomicU64,
     /// The generation that is served; one store of it is the flip.
     pub current: AtomicU64,
     /// Thread id of the announcing thread, the only one that may create, rename and truncate.
     pub announcer: AtomicU64,
+    /// Of the current generation and of its neighbour: the index is the generation modulo 2.
+    summaries: [Summary; 2],
+}
+
+/// What is true of all listed files of one generation together; written before that generation is
+/// the current one.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Summary {
+    /// Bytes of their versions.
+    pub used: AtomicU64,
+    /// The newest modification time, seconds since 1970.
+    pub mtime: AtomicU64,
+    /// And nanoseconds.
+    pub mtime_nanos: AtomicU64,
 }
 
 /// What `fetch` keeps for each file.
 #[repr(C)]
 #[derive(Debug)]
-pub struct BookFile {
+pub struct WriterFile {
     /// The generation of the last version whose announcement is complete.
     pub announced: AtomicU64,
     /// Number of the announcement under way, or of the last one.
@@ -128,12 +146,12 @@ pub struct Record {
     pub file: AtomicU32,
 }
 
-/// The head of the desk.
+/// The head of the reader area.
 #[repr(C)]
 #[derive(Debug)]
-pub struct DeskHead {
+pub struct ReaderArea {
     /// The kernel's number of the last request that was taken, 0 before the first.
-    pub in_hand: AtomicU64,
+    pub last_request: AtomicU64,
     /// How many `serve` have died, and how many of the last ones in a row by themselves.
     deaths: AtomicU64,
     crashes: AtomicU64,
@@ -150,32 +168,34 @@ pub struct DeskHead {
     /// Counts up when `serve` begins an operation and when it ends one: odd while it is in one,
     /// and changing while it works.
     pub work: AtomicU64,
-    /// Reads whose bytes the kernel keeps as pages (`sendfile`, `splice`, `mmap`).
+    /// Inodes of which the kernel came to keep pages (`sendfile`, `splice`, `mmap`).
     pub kept: AtomicU64,
+    /// The files of the last ones: the index is their number in `kept`, modulo the length.
+    pub last_kept: [AtomicU64; LAST_KEPT],
 }
 
 /// What `serve` keeps for each file.
 #[repr(C)]
 #[derive(Debug)]
-pub struct DeskFile {
+pub struct ReaderFile {
     /// The attempt that the last create belongs to.
     pub attempt: AtomicU64,
     /// The version that it gave the hidden name to.
-    pub made: AtomicU64,
+    pub created: AtomicU64,
     /// The version that the last announcing rename gave the file's own name to.
     pub renamed: AtomicU64,
 }
 
 // SAFETY: each is a `repr(C)` struct of atomic integers, or one.
-unsafe impl Words for BookHead {}
+unsafe impl Words for WriterArea {}
 // SAFETY: as above.
-unsafe impl Words for BookFile {}
+unsafe impl Words for WriterFile {}
 // SAFETY: as above.
 unsafe impl Words for Record {}
 // SAFETY: as above.
-unsafe impl Words for DeskHead {}
+unsafe impl Words for ReaderArea {}
 // SAFETY: as above.
-unsafe impl Words for DeskFile {}
+unsafe impl Words for ReaderFile {}
 // SAFETY: as above.
 unsafe impl Words for AtomicU64 {}
 
@@ -186,7 +206,7 @@ struct Layout {
     records: usize,
     heap: usize,
     heap_len: usize,
-    desk: usize,
+    reader_area: usize,
     size: usize,
 }
 
@@ -208,21 +228,21 @@ impl Layout {
                 records,
                 heap,
                 heap_len,
-                desk: heap + heap_len,
+                reader_area: heap + heap_len,
                 size,
             }),
             Some(_) | None => Err(heap + desk_len + page),
         }
     }
 
-    /// From the start of the book.
+    /// From the start of the writer area.
     fn records_at(files: usize) -> usize {
-        (size_of::<BookHead>() + files * size_of::<BookFile>()).next_multiple_of(64)
+        (size_of::<WriterArea>() + files * size_of::<WriterFile>()).next_multiple_of(64)
     }
 
-    /// From the start of the desk.
+    /// From the start of the reader area.
     fn refs_at(files: usize) -> usize {
-        size_of::<DeskHead>() + files * size_of::<DeskFile>()
+        size_of::<ReaderArea>() + files * size_of::<ReaderFile>()
     }
 }
 
@@ -274,7 +294,7 @@ impl Arena {
                 size,
                 files: files
                     .iter()
-                    .filter(|file| file.place == Place::Listed)
+                    .filter(|file| file.visibility == Visibility::Listed)
                     .count(),
                 least,
             },
@@ -287,7 +307,7 @@ impl Arena {
             kind,
             files,
         };
-        arena.head().magic.store(MAGIC, Ordering::SeqCst);
+        arena.writer_area().magic.store(MAGIC, Ordering::SeqCst);
         Ok(arena)
     }
 
@@ -296,39 +316,45 @@ impl Arena {
     ///
     /// `fetch` may read meanwhile: the process id is 0 until the other words belong to it.
     pub fn serve_was_born(&self, past: Past, recovery: Recovery, now: Moment) {
-        let desk = self.desk_head();
-        desk.pid.store(0, Ordering::SeqCst);
-        desk.deaths.store(past.deaths, Ordering::SeqCst);
-        desk.crashes
+        let reader_area = self.reader_area();
+        reader_area.pid.store(0, Ordering::SeqCst);
+        reader_area.deaths.store(past.deaths, Ordering::SeqCst);
+        reader_area
+            .crashes
             .store(u64::from(past.crashes), Ordering::SeqCst);
-        desk.born.store(
+        reader_area.born.store(
             u64::try_from(now.since_origin().as_millis()).unwrap_or(u64::MAX),
             Ordering::SeqCst,
         );
-        desk.recovery.store(recovery as u64 + 1, Ordering::SeqCst);
-        desk.pid
+        reader_area
+            .recovery
+            .store(recovery as u64 + 1, Ordering::SeqCst);
+        reader_area
+            .pid
             .store(u64::from(std::process::id()), Ordering::SeqCst);
         // A predecessor may have died in the middle of an operation, which comes back or is given
         // up.
-        desk.work
-            .fetch_add(desk.work.load(Ordering::Relaxed) & 1, Ordering::Relaxed);
+        reader_area.work.fetch_add(
+            reader_area.work.load(Ordering::Relaxed) & 1,
+            Ordering::Relaxed,
+        );
     }
 
     /// The last `serve` that began to answer; `None` before the first one, and at the moment in
     /// which one begins.
     #[must_use]
     pub fn last_serve(&self) -> Option<Serving> {
-        let desk = self.desk_head();
+        let reader_area = self.reader_area();
         let words = [
-            &desk.pid,
-            &desk.deaths,
-            &desk.crashes,
-            &desk.born,
-            &desk.recovery,
+            &reader_area.pid,
+            &reader_area.deaths,
+            &reader_area.crashes,
+            &reader_area.born,
+            &reader_area.recovery,
         ]
         .map(|word| word.load(Ordering::SeqCst));
         let [pid, deaths, crashes, born, recovery] = words;
-        if pid == 0 || desk.pid.load(Ordering::SeqCst) != pid {
+        if pid == 0 || reader_area.pid.load(Ordering::SeqCst) != pid {
             return None;
         }
         let recovery = [Recovery::Resend, Recovery::Interrupt]
@@ -352,15 +378,18 @@ impl Arena {
     /// # Errors
     /// None is known.
     pub fn protect_for(&self, role: Role) -> io::Result<()> {
-        let (book, heap) = (
+        let (writer_area, heap) = (
             (0, self.layout.heap),
             (self.layout.heap, self.layout.heap_len),
         );
-        let desk = (self.layout.desk, self.layout.size - self.layout.desk);
+        let reader_area = (
+            self.layout.reader_area,
+            self.layout.size - self.layout.reader_area,
+        );
         let foreign = match role {
-            Role::Fetch => vec![desk],
-            Role::Serve => vec![book, heap],
-            Role::Supervise => vec![book, heap, desk],
+            Role::Fetch => vec![reader_area],
+            Role::Serve => vec![writer_area, heap],
+            Role::Supervise => vec![writer_area, heap, reader_area],
         };
         for (at, len) in foreign {
             // SAFETY: the range is a page-aligned part of our mapping, and this process writes it
@@ -391,7 +420,7 @@ impl Arena {
     /// Whether the mapping is one of this layout.
     #[must_use]
     pub fn is_intact(&self) -> bool {
-        self.head().magic.load(Ordering::SeqCst) == MAGIC
+        self.writer_area().magic.load(Ordering::SeqCst) == MAGIC
     }
 
     /// How it is kept from swap and dumps.
@@ -407,18 +436,18 @@ impl Arena {
     }
 
     /// Those of one place.
-    pub fn files_in(&self, place: Place) -> impl Iterator<Item = FileId> {
+    pub fn files_in(&self, visibility: Visibility) -> impl Iterator<Item = FileId> {
         (0_u32..)
             .map(FileId)
             .zip(&self.files)
-            .filter(move |(_, spec)| spec.place == place)
+            .filter(move |(_, spec)| spec.visibility == visibility)
             .map(|(file, _)| file)
     }
 
     /// Where a file is found.
     #[must_use]
-    pub fn place(&self, file: FileId) -> Place {
-        self.files[file.index()].place
+    pub fn visibility(&self, file: FileId) -> Visibility {
+        self.files[file.index()].visibility
     }
 
     /// Bytes of the heap.
@@ -427,16 +456,22 @@ impl Arena {
         self.layout.heap_len
     }
 
-    /// The head of the book.
+    /// The head of the writer area.
     #[must_use]
-    pub fn head(&self) -> &BookHead {
+    pub fn writer_area(&self) -> &WriterArea {
         &self.table(0, 1)[0]
+    }
+
+    /// The summary of a generation, which is to be the current or the next one.
+    #[must_use]
+    pub fn summary(&self, generation: u64) -> &Summary {
+        &self.writer_area().summaries[usize::from(!generation.is_multiple_of(2))]
     }
 
     /// What `fetch` keeps for each file.
     #[must_use]
-    pub fn book(&self) -> &[BookFile] {
-        self.table(size_of::<BookHead>(), self.layout.files)
+    pub fn writer_files(&self) -> &[WriterFile] {
+        self.table(size_of::<WriterArea>(), self.layout.files)
     }
 
     /// All records; those of one file stand together.
@@ -452,23 +487,26 @@ impl Arena {
         file.index() * each..(file.index() + 1) * each
     }
 
-    /// The head of the desk.
+    /// The head of the reader area.
     #[must_use]
-    pub fn desk_head(&self) -> &DeskHead {
-        &self.table(self.layout.desk, 1)[0]
+    pub fn reader_area(&self) -> &ReaderArea {
+        &self.table(self.layout.reader_area, 1)[0]
     }
 
     /// What `serve` keeps for each file.
     #[must_use]
-    pub fn desk(&self) -> &[DeskFile] {
-        self.table(self.layout.desk + size_of::<DeskHead>(), self.layout.files)
+    pub fn reader_files(&self) -> &[ReaderFile] {
+        self.table(
+            self.layout.reader_area + size_of::<ReaderArea>(),
+            self.layout.files,
+        )
     }
 
     /// One word for each record; `snapshot` says what is in it.
     #[must_use]
     pub fn refs(&self) -> &[AtomicU64] {
         self.table(
-            self.layout.desk + Layout::refs_at(self.layout.files),
+            self.layout.reader_area + Layout::refs_at(self.layout.files),
             self.layout.records,
         )
     }
@@ -478,7 +516,7 @@ impl Arena {
     #[must_use]
     pub fn kept(&self) -> &[AtomicU64] {
         let at = Layout::refs_at(self.layout.files) + self.layout.records * size_of::<AtomicU64>();
-        self.table(self.layout.desk + at, self.layout.records)
+        self.table(self.layout.reader_area + at, self.layout.records)
     }
 
     /// Copies bytes of the heap out; `None` when the range leaves it. Another process may overwrite
@@ -642,7 +680,7 @@ mod tests {
                 name: FileName::new(&format!("f{i}")).expect("name"),
                 owner,
                 mode: 0o400,
-                place: Place::Listed,
+                visibility: Visibility::Listed,
             })
             .collect()
     }
@@ -658,7 +696,7 @@ mod tests {
         ] {
             let layout = Layout::new(size, files, 4096).expect("fits");
             assert_eq!(
-                (layout.heap % 4096, layout.desk % 4096, layout.size),
+                (layout.heap % 4096, layout.reader_area % 4096, layout.size),
                 (0, 0, size),
                 "{layout:?}"
             );

@@ -83,7 +83,7 @@ fn answer(job: &Job) -> Result<(), Failure> {
         nix::unistd::geteuid().as_raw(),
         nix::unistd::getegid().as_raw(),
     );
-    let last = job.arena.desk_head().in_hand.load(Relaxed);
+    let last = job.arena.reader_area().last_request.load(Relaxed);
     let tree = Tree::new(
         Reader::new(Arc::clone(&job.arena)),
         Directory {

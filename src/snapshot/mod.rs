@@ -1,5 +1,5 @@
 //! Versions of files in the arena: one `Publisher` (in `fetch`), many `Reader`s (in `serve`), and
-//! the `Bulletin` of what is still to be announced. Invariants: a version's bytes never change
+//! the `Announcements` of what is still to be announced. Invariants: a version's bytes never change
 //! while its number is valid; the files of one change flip together, by one store of `current`;
 //! generations only grow; a number (`nodeid`) is never used again.
 //!
@@ -8,15 +8,16 @@
 //! words (both sides sequentially consistent): the publisher first moves `current` and then looks
 //! at `refs`; the reader first raises `refs` and then looks at `current`.
 
-mod bulletin;
+mod announcements;
+mod index;
 mod pages;
 mod publisher;
 mod reader;
 #[cfg(test)]
 mod tests;
 
-pub use bulletin::Bulletin;
-pub use pages::Inode;
+pub use announcements::Announcements;
+pub use pages::Phase;
 pub use publisher::{Change, PublishError, Publisher};
 pub use reader::{Gone, Reader};
 
@@ -74,10 +75,6 @@ fn load(record: &Record) -> Option<Version> {
     if !is(record, State::Live) {
         return None;
     }
-    let since = Duration::new(
-        u64::try_from(record.mtime.load(SeqCst)).unwrap_or(0),
-        record.mtime_nanos.load(SeqCst) % 1_000_000_000,
-    );
     let version = Version {
         nodeid,
         file: FileId(record.file.load(SeqCst)),
@@ -88,7 +85,10 @@ fn load(record: &Record) -> Option<Version> {
             gid: record.gid.load(SeqCst),
         },
         mode: record.mode.load(SeqCst),
-        mtime: UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH),
+        mtime: time(
+            u64::try_from(record.mtime.load(SeqCst)).unwrap_or(0),
+            u64::from(record.mtime_nanos.load(SeqCst)),
+        ),
         offset: record.offset.load(SeqCst),
     };
     // Eviction changes the state alone, so the state is read again, too.
@@ -117,16 +117,49 @@ fn slot_at(arena: &Arena, file: FileId, at: u64) -> Option<usize> {
 /// A file's version now, without holding it; `None` when it has none.
 fn current(arena: &Arena, file: FileId) -> Option<Version> {
     loop {
-        let at = arena.head().current.load(SeqCst);
+        let at = arena.writer_area().current.load(SeqCst);
         let slot = slot_at(arena, file, at);
         let found = slot.and_then(|slot| load(&arena.records()[slot]));
         // A record that was found and cannot be loaded was replaced by a flip, which the next turn
         // sees. Should the publisher be dead, no record changes, and the first turn is the
         // last one.
-        if arena.head().current.load(SeqCst) == at && found.is_some() == slot.is_some() {
+        if arena.writer_area().current.load(SeqCst) == at && found.is_some() == slot.is_some() {
             return found;
         }
     }
+}
+
+/// What is true of all listed files of one generation together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Bytes of their versions.
+    pub used: u64,
+    /// The newest time of a publication.
+    pub mtime: SystemTime,
+}
+
+/// The summary of the current generation. That of the next one is written beside it, so its words
+/// belong together as long as `current` stays.
+fn summary(arena: &Arena) -> Summary {
+    loop {
+        let at = arena.writer_area().current.load(SeqCst);
+        let words = arena.summary(at);
+        let [used, secs, nanos] =
+            [&words.used, &words.mtime, &words.mtime_nanos].map(|word| word.load(SeqCst));
+        if arena.writer_area().current.load(SeqCst) == at {
+            return Summary {
+                used,
+                mtime: time(secs, nanos),
+            };
+        }
+    }
+}
+
+fn time(secs: u64, nanos: u64) -> SystemTime {
+    let nanos = u32::try_from(nanos % 1_000_000_000).unwrap_or_default();
+    UNIX_EPOCH
+        .checked_add(Duration::new(secs, nanos))
+        .unwrap_or(UNIX_EPOCH)
 }
 
 /// The live version of that number.

@@ -1,8 +1,9 @@
-//! Writes versions: the only side that changes book and heap. It allocates over what no record
-//! describes, so there is no other account of the heap that a crash could leave wrong.
+//! Writes versions: the only side that changes writer area and heap. Free space is what no record
+//! describes, so the arena holds no other account of the heap that a crash could leave wrong.
 
-use super::{Reader, State, current, holders, is, slot_at};
-use crate::memory::arena::{Arena, Place, Record};
+use super::index::{Fit, Index};
+use super::{Reader, State, holders, is, load, summary};
+use crate::memory::arena::{Arena, Record, Visibility};
 use crate::names::{FileId, Generation};
 use std::fmt;
 use std::sync::Arc;
@@ -49,10 +50,12 @@ impl fmt::Display for PublishError {
 
 impl std::error::Error for PublishError {}
 
-/// The one writer of versions.
+/// The one writer of versions: no two of them may use an arena at once.
 #[derive(Debug)]
 pub struct Publisher {
     arena: Arc<Arena>,
+    /// What the arena's records say.
+    index: Index,
 }
 
 impl Publisher {
@@ -60,7 +63,7 @@ impl Publisher {
     /// wipe, is freed.
     #[must_use]
     pub fn new(arena: Arc<Arena>) -> Self {
-        let current = arena.head().current.load(SeqCst);
+        let current = arena.writer_area().current.load(SeqCst);
         for record in arena.records() {
             if is(record, State::Evicted)
                 || (is(record, State::Live) && record.generation.load(SeqCst) > current)
@@ -68,7 +71,8 @@ impl Publisher {
                 free(&arena, record);
             }
         }
-        Self { arena }
+        let index = Index::of(&arena);
+        Self { arena, index }
     }
 
     /// Publishes all changes (at most one of each file) or none; one store flips them. Bytes that
@@ -83,49 +87,79 @@ impl Publisher {
         mtime: SystemTime,
     ) -> Result<Generation, PublishError> {
         self.collect();
-        let generation = self.arena.head().current.load(SeqCst) + 1;
+        let generation = self.arena.writer_area().current.load(SeqCst) + 1;
         let changes: Vec<_> = changes
             .iter()
             .filter(|change| !self.is_served(change))
             .collect();
         let (needed, available) = (
             changes.iter().map(|change| change.bytes.len() as u64).sum(),
-            self.beside_served(),
+            (self.arena.heap_len() as u64).saturating_sub(self.index.served_bytes()),
         );
         // No old version that somebody has open is evicted in vain.
         if needed > available {
             return Err(PublishError::TooLarge { needed, available });
         }
+        let mut staged = Vec::with_capacity(changes.len());
         for change in changes {
-            if let Err(error) = self.stage(change, generation, mtime) {
-                self.drop_staged(generation);
-                return Err(PublishError::TooLarge {
-                    needed,
-                    available: error.available,
-                });
+            match self.stage(change, generation, mtime) {
+                Ok(slot) => staged.push((change.file, slot)),
+                Err(Full { available }) => {
+                    for (_, slot) in staged {
+                        self.free(slot);
+                    }
+                    return Err(PublishError::TooLarge { needed, available });
+                }
             }
         }
-        self.arena.head().current.store(generation, SeqCst);
+        self.flip(generation, &staged, mtime);
         Ok(Generation(generation))
+    }
+
+    /// Makes what was staged the versions that are served.
+    fn flip(&mut self, generation: u64, staged: &[(FileId, usize)], mtime: SystemTime) {
+        self.summarise(generation, staged, mtime);
+        self.arena.writer_area().current.store(generation, SeqCst);
+        for (file, slot) in staged {
+            self.index.serve(&self.arena, *file, *slot);
+        }
+    }
+
+    /// Writes the summary of the next generation in the place of that before the last one.
+    fn summarise(&self, generation: u64, staged: &[(FileId, usize)], mtime: SystemTime) {
+        let mut next = summary(&self.arena);
+        let len = |slot: usize| self.arena.records()[slot].len.load(SeqCst);
+        for (file, slot) in staged {
+            if self.arena.visibility(*file) == Visibility::Listed {
+                let before = self.index.served(*file).map_or(0, len);
+                next.used = (next.used + len(*slot)).saturating_sub(before);
+                next.mtime = next.mtime.max(mtime);
+            }
+        }
+        let since = next.mtime.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let words = self.arena.summary(generation);
+        words.used.store(next.used, SeqCst);
+        words.mtime.store(since.as_secs(), SeqCst);
+        let nanos = u64::from(since.subsec_nanos());
+        words.mtime_nanos.store(nanos, SeqCst);
     }
 
     /// Frees and wipes every version that is neither served, nor last announced, nor held by a
     /// lookup. To be called after announcements and now and then, so that old values do not
     /// stay longer than somebody has them open. Whether any is left of a listed file.
     pub fn collect(&mut self) -> bool {
-        for slot in self.old() {
+        let mut is_any_left = false;
+        for (file, slot) in self.index.old.clone() {
             let record = &self.arena.records()[slot];
-            if !self.is_last_announced(record)
-                && holders(&self.arena, record.nodeid.load(SeqCst)) == 0
+            if self.is_last_announced(file, slot)
+                || holders(&self.arena, record.nodeid.load(SeqCst)) > 0
             {
-                free(&self.arena, record);
+                is_any_left |= self.arena.visibility(file) == Visibility::Listed;
+            } else {
+                self.evict(file, slot);
             }
         }
-        self.old().into_iter().any(|slot| {
-            self.arena
-                .place(FileId(self.arena.records()[slot].file.load(SeqCst)))
-                == Place::Listed
-        })
+        is_any_left
     }
 
     /// A reader of the same arena.
@@ -134,9 +168,17 @@ impl Publisher {
         Reader::new(Arc::clone(&self.arena))
     }
 
+    /// Whether the index is what the arena's records say.
+    #[cfg(test)]
+    pub(super) fn is_indexed(&self) -> bool {
+        self.index == Index::of(&self.arena)
+    }
+
     /// Whether the file's version now has these bytes.
     fn is_served(&self, change: &Change<'_>) -> bool {
-        let Some(served) = current(&self.arena, change.file)
+        let slot = self.index.served(change.file);
+        let Some(served) = slot
+            .and_then(|slot| load(&self.arena.records()[slot]))
             .filter(|served| served.len == change.bytes.len() as u64)
         else {
             return false;
@@ -145,21 +187,25 @@ impl Publisher {
         self.arena.read(served.offset, &mut bytes).is_some() && *bytes == change.bytes
     }
 
-    /// Writes one version that nobody sees before the flip.
-    fn stage(&self, change: &Change<'_>, generation: u64, mtime: SystemTime) -> Result<(), Full> {
-        let (slots, place) = (self.arena.slots(change.file), self.arena.place(change.file));
-        let slot = self.make_room(
-            || {
-                slots
-                    .clone()
-                    .find(|&slot| is(&self.arena.records()[slot], State::Free))
-            },
-            Some(change.file),
-        )?;
-        let offset = self.make_room(
-            || find_gap(&self.arena, change.bytes.len() as u64, place),
-            None,
-        )?;
+    /// Writes one version that nobody sees before the flip; gives its record.
+    fn stage(
+        &mut self,
+        change: &Change<'_>,
+        generation: u64,
+        mtime: SystemTime,
+    ) -> Result<usize, Full> {
+        let slots = self.arena.slots(change.file);
+        let slot = self.make_room(Some(change.file), |publisher| {
+            let records = publisher.arena.records();
+            slots.clone().find(|slot| is(&records[*slot], State::Free))
+        })?;
+        // The agent's own state never stands amidst the room of a large file.
+        let fit = match self.arena.visibility(change.file) {
+            Visibility::Listed => Fit::Best,
+            Visibility::State | Visibility::Private => Fit::Last,
+        };
+        let len = change.bytes.len() as u64;
+        let offset = self.make_room(None, |publisher| publisher.index.gaps.take(len, fit))?;
         self.describe(slot, change, generation, offset, mtime);
         self.arena
             .write(offset, change.bytes)
@@ -167,7 +213,7 @@ impl Publisher {
         self.arena.records()[slot]
             .state
             .store(State::Live as u32, SeqCst);
-        Ok(())
+        Ok(slot)
     }
 
     /// Until its bytes are there, a version is one that is to be wiped: a successor shall find what
@@ -205,84 +251,70 @@ impl Publisher {
 
     /// Asks `find` until it finds, evicting one old version (of `file`, if given) after the other:
     /// freshness wins.
-    fn make_room<T>(&self, find: impl Fn() -> Option<T>, file: Option<FileId>) -> Result<T, Full> {
+    fn make_room<T>(
+        &mut self,
+        file: Option<FileId>,
+        find: impl Fn(&mut Self) -> Option<T>,
+    ) -> Result<T, Full> {
         loop {
-            if let Some(found) = find() {
+            if let Some(found) = find(self) {
                 return Ok(found);
             }
-            let candidates = self
-                .old()
-                .into_iter()
-                .filter(|slot| file.is_none_or(|file| self.arena.slots(file).contains(slot)));
-            let age = |slot: &usize| {
-                let record = &self.arena.records()[*slot];
-                (
-                    self.is_last_announced(record),
-                    record.generation.load(SeqCst),
-                )
-            };
-            let Some(oldest) = candidates.min_by_key(age) else {
+            let Some((file, slot)) = self.oldest(file) else {
                 return Err(Full {
                     available: self.available(),
                 });
             };
-            free(&self.arena, &self.arena.records()[oldest]);
+            self.evict(file, slot);
         }
     }
 
-    /// Live records that no path leads to any more.
-    fn old(&self) -> Vec<usize> {
-        let current = self.arena.head().current.load(SeqCst);
-        let mut old = Vec::new();
-        for file in 0..self.arena.files().len() {
-            let file = FileId(u32::try_from(file).expect("a FileId"));
-            let served = slot_at(&self.arena, file, current);
-            old.extend(self.arena.slots(file).filter(|&slot| {
-                let record = &self.arena.records()[slot];
-                is(record, State::Live)
-                    && record.generation.load(SeqCst) <= current
-                    && Some(slot) != served
-            }));
-        }
-        old
+    /// The old version (of `file`, if given) that is evicted first.
+    fn oldest(&self, file: Option<FileId>) -> Option<(FileId, usize)> {
+        let (from, to) = match file {
+            Some(file) => (file, file),
+            None => (FileId(0), FileId(u32::MAX)),
+        };
+        let age = |&(file, slot): &(FileId, usize)| {
+            (
+                self.is_last_announced(file, slot),
+                self.arena.records()[slot].generation.load(SeqCst),
+                slot,
+            )
+        };
+        let candidates = self.index.old.range((from, 0)..=(to, usize::MAX));
+        candidates.copied().min_by_key(age)
     }
 
     /// Whether the kernel may still know the file's name by this version: its successor is not
     /// announced.
-    fn is_last_announced(&self, record: &Record) -> bool {
-        let file = record.file.load(SeqCst) as usize;
-        self.arena.book()[file].announced.load(SeqCst) == record.generation.load(SeqCst)
+    fn is_last_announced(&self, file: FileId, slot: usize) -> bool {
+        self.arena.writer_files()[file.index()]
+            .announced
+            .load(SeqCst)
+            == self.arena.records()[slot].generation.load(SeqCst)
     }
 
-    /// Bytes of the heap beside the versions now served, were every old one evicted.
-    fn beside_served(&self) -> u64 {
-        let current = self.arena.head().current.load(SeqCst);
-        let files = (0..self.arena.files().len())
-            .map(|file| FileId(u32::try_from(file).expect("a FileId")));
-        let served = files.filter_map(|file| slot_at(&self.arena, file, current));
-        let used: u64 = served
-            .map(|slot| self.arena.records()[slot].len.load(SeqCst))
-            .sum();
-        (self.arena.heap_len() as u64).saturating_sub(used)
-    }
-
-    /// Bytes of the heap beside the versions now live.
+    /// Bytes of the heap beside the versions that are served or old.
     fn available(&self) -> u64 {
-        let current = self.arena.head().current.load(SeqCst);
-        let live =
-            self.arena.records().iter().filter(|record| {
-                is(record, State::Live) && record.generation.load(SeqCst) <= current
-            });
-        (self.arena.heap_len() as u64)
-            .saturating_sub(live.map(|record| record.len.load(SeqCst)).sum())
+        let mut live = self.index.served_bytes();
+        for (_, slot) in &self.index.old {
+            live += self.arena.records()[*slot].len.load(SeqCst);
+        }
+        (self.arena.heap_len() as u64).saturating_sub(live)
     }
 
-    fn drop_staged(&self, generation: u64) {
-        for record in self.arena.records() {
-            if is(record, State::Live) && record.generation.load(SeqCst) == generation {
-                free(&self.arena, record);
-            }
-        }
+    /// Frees an old version.
+    fn evict(&mut self, file: FileId, slot: usize) {
+        self.index.old.remove(&(file, slot));
+        self.free(slot);
+    }
+
+    fn free(&mut self, slot: usize) {
+        let record = &self.arena.records()[slot];
+        free(&self.arena, record);
+        let (offset, len) = (record.offset.load(SeqCst), record.len.load(SeqCst));
+        self.index.gaps.release(offset, len);
     }
 }
 
@@ -299,28 +331,4 @@ fn free(arena: &Arena, record: &Record) {
     // A record that points outside was never written by us; it holds no bytes.
     debug_assert!(wiped.is_some(), "records stay inside the heap");
     record.state.store(State::Free as u32, SeqCst);
-}
-
-/// A gap of `len` bytes between the ranges of all records that are not free: the first, or for the
-/// agent's own state the last, so that it never stands amidst the room of a large file.
-fn find_gap(arena: &Arena, len: u64, place: Place) -> Option<u64> {
-    let used = arena
-        .records()
-        .iter()
-        .filter(|record| !is(record, State::Free));
-    let mut used: Vec<(u64, u64)> = used
-        .map(|record| (record.offset.load(SeqCst), record.len.load(SeqCst)))
-        .collect();
-    used.push((arena.heap_len() as u64, 0));
-    used.sort_unstable();
-    let mut end = 0;
-    let mut gaps = used.into_iter().filter_map(|(offset, used_len)| {
-        let begin = end;
-        end = begin.max(offset + used_len);
-        (offset.saturating_sub(begin) >= len).then_some((begin, offset))
-    });
-    match place {
-        Place::Listed => gaps.next().map(|(begin, _)| begin),
-        Place::State | Place::Journal => gaps.last().map(|(_, end)| end - len),
-    }
 }

@@ -1,7 +1,7 @@
-//! Finds versions and holds them for the kernel: the side that changes the desk. It never waits: it
-//! repeats a lookup only when a flip came in between.
+//! Finds versions and holds them for the kernel: the side that changes the reader area. A reader
+//! never waits: a lookup is repeated only when a flip came in between.
 
-use super::{Version, current, slot_of, tag, version};
+use super::{Summary, Version, current, slot_of, summary, tag, version};
 use crate::memory::arena::Arena;
 use crate::names::FileId;
 use std::sync::Arc;
@@ -30,6 +30,12 @@ impl Reader {
         &self.arena
     }
 
+    /// What is true of all listed files now.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        summary(&self.arena)
+    }
+
     /// The file's version now, not held.
     #[must_use]
     pub fn current(&self, file: FileId) -> Option<Version> {
@@ -40,10 +46,10 @@ impl Reader {
     #[must_use]
     pub fn hold_current(&self, file: FileId) -> Option<Version> {
         loop {
-            let at = self.arena.head().current.load(SeqCst);
+            let at = self.arena.writer_area().current.load(SeqCst);
             let found = current(&self.arena, file)?;
             let held = self.raise(found.nodeid);
-            if held && self.arena.head().current.load(SeqCst) == at {
+            if held && self.arena.writer_area().current.load(SeqCst) == at {
                 return Some(found);
             }
             if held {
@@ -65,6 +71,13 @@ impl Reader {
             self.forget(nodeid, 1);
         }
         found
+    }
+
+    /// The file that a number is of, whatever became of the version.
+    #[must_use]
+    pub fn file_of(&self, nodeid: u64) -> FileId {
+        let file = slot_of(&self.arena, nodeid) / self.arena.slots(FileId(0)).len().max(1);
+        FileId(u32::try_from(file).unwrap_or(u32::MAX))
     }
 
     /// That version, if it was not evicted.
@@ -104,26 +117,28 @@ impl Reader {
     /// Whether this thread is the announcing one.
     #[must_use]
     pub fn is_announcer(&self, tid: u32) -> bool {
-        tid != 0 && self.arena.head().announcer.load(SeqCst) == u64::from(tid)
+        tid != 0 && self.arena.writer_area().announcer.load(SeqCst) == u64::from(tid)
     }
 
     /// The announcement's create: the file's version now gets the hidden name. Held.
     #[must_use]
     pub fn make(&self, file: FileId) -> Option<Version> {
         let found = self.hold_current(file)?;
-        let desk = &self.arena.desk()[file.index()];
-        desk.made.store(found.nodeid, SeqCst);
-        desk.attempt
-            .store(self.arena.book()[file.index()].attempt.load(SeqCst), SeqCst);
+        let words = &self.arena.reader_files()[file.index()];
+        words.created.store(found.nodeid, SeqCst);
+        words.attempt.store(
+            self.arena.writer_files()[file.index()].attempt.load(SeqCst),
+            SeqCst,
+        );
         Some(found)
     }
 
     /// The number that has the hidden name in the announcement under way.
     #[must_use]
     pub fn made(&self, file: FileId) -> Option<u64> {
-        let desk = &self.arena.desk()[file.index()];
-        let attempt = self.arena.book()[file.index()].attempt.load(SeqCst);
-        (attempt != 0 && desk.attempt.load(SeqCst) == attempt).then(|| desk.made.load(SeqCst))
+        let words = &self.arena.reader_files()[file.index()];
+        let attempt = self.arena.writer_files()[file.index()].attempt.load(SeqCst);
+        (attempt != 0 && words.attempt.load(SeqCst) == attempt).then(|| words.created.load(SeqCst))
     }
 
     /// The announcement's rename; the same again when it is sent again.
@@ -132,7 +147,9 @@ impl Reader {
     /// `Gone` when nothing has the hidden name.
     pub fn rename(&self, file: FileId) -> Result<(), Gone> {
         let made = self.made(file).ok_or(Gone)?;
-        self.arena.desk()[file.index()].renamed.store(made, SeqCst);
+        self.arena.reader_files()[file.index()]
+            .renamed
+            .store(made, SeqCst);
         Ok(())
     }
 
@@ -140,7 +157,7 @@ impl Reader {
     /// first.
     #[must_use]
     pub fn renamed(&self, file: FileId) -> u64 {
-        self.arena.desk()[file.index()].renamed.load(SeqCst)
+        self.arena.reader_files()[file.index()].renamed.load(SeqCst)
     }
 
     /// Raises the version's count; false when its record is used by a younger one.

@@ -1,7 +1,7 @@
 //! Publisher and reader against a model, over a real arena.
 
 use super::*;
-use crate::memory::arena::{FileSpec, Kind, Place};
+use crate::memory::arena::{FileSpec, Kind, LAST_KEPT, Visibility};
 use crate::names::FileName;
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -17,10 +17,10 @@ fn arena(size: usize) -> Arc<Arena> {
         name: FileName::new(&format!("f{index}")).expect("name"),
         owner: Owner { uid: 1, gid: 2 },
         mode: 0o400,
-        place: if index == STATE.0 {
-            Place::State
+        visibility: if index == STATE.0 {
+            Visibility::State
         } else {
-            Place::Listed
+            Visibility::Listed
         },
     };
     Arc::new(
@@ -58,7 +58,6 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// What must be true.
-#[derive(Default)]
 struct Model {
     /// The bytes of each file's newest version.
     newest: HashMap<u32, Vec<u8>>,
@@ -66,6 +65,8 @@ struct Model {
     held: Vec<(Version, Vec<u8>)>,
     /// Marks the bytes of each publication.
     serial: u8,
+    /// When a listed file was published last.
+    newest_time: SystemTime,
 }
 
 struct World {
@@ -82,7 +83,12 @@ impl World {
             publisher: Publisher::new(Arc::clone(&arena)),
             reader: Reader::new(Arc::clone(&arena)),
             arena,
-            model: Model::default(),
+            model: Model {
+                newest: HashMap::new(),
+                held: Vec::new(),
+                serial: 0,
+                newest_time: UNIX_EPOCH,
+            },
         }
     }
 
@@ -99,12 +105,12 @@ impl World {
             }
             Op::Forget(_) | Op::Read(..) => {}
             Op::Announce(file) => {
-                let bulletin = Bulletin::sign(Arc::clone(&self.arena));
-                bulletin.begin(FileId(file));
+                let announcements = Announcements::sign(Arc::clone(&self.arena));
+                announcements.begin(FileId(file));
                 if let Some(made) = self.reader.make(FileId(file)) {
                     self.reader.rename(FileId(file)).expect("just made");
-                    bulletin.done(FileId(file), made.generation);
-                    assert!(!bulletin.due().contains(&FileId(file)));
+                    announcements.done(FileId(file), made.generation);
+                    assert!(!announcements.due().contains(&FileId(file)));
                     self.reader.forget(made.nodeid, 1);
                 }
             }
@@ -128,14 +134,21 @@ impl World {
                 bytes,
             })
             .collect();
-        let before = self.arena.head().current.load(SeqCst);
-        match self.publisher.publish(&changes, UNIX_EPOCH) {
+        let before = self.arena.writer_area().current.load(SeqCst);
+        let mtime = UNIX_EPOCH + Duration::new(before, 7);
+        match self.publisher.publish(&changes, mtime) {
             Ok(generation) => {
+                // Bytes that are served already make no new version.
+                if bytes.iter().any(|(file, bytes)| {
+                    *file < FILES && self.model.newest.get(file) != Some(bytes)
+                }) {
+                    self.model.newest_time = mtime;
+                }
                 assert_eq!(generation.0, before + 1);
                 self.model.newest.extend(bytes);
             }
             Err(PublishError::TooLarge { needed, available }) => {
-                assert_eq!(self.arena.head().current.load(SeqCst), before);
+                assert_eq!(self.arena.writer_area().current.load(SeqCst), before);
                 assert_eq!(
                     needed,
                     sizes.iter().map(|(_, size)| *size as u64).sum::<u64>()
@@ -186,8 +199,14 @@ impl World {
         }
     }
 
-    /// The newest versions are there, and what no record describes is zero.
+    /// The newest versions are there, the summary and the index say what the records say, and what
+    /// no record describes is zero.
     fn check(&self) {
+        assert!(self.publisher.is_indexed(), "{:?}", self.publisher);
+        let listed = self.model.newest.iter().filter(|(file, _)| **file < FILES);
+        let used: usize = listed.map(|(_, bytes)| bytes.len()).sum();
+        assert_eq!(self.reader.summary().used, used as u64);
+        assert_eq!(self.reader.summary().mtime, self.model.newest_time);
         for (file, bytes) in &self.model.newest {
             let version = self.reader.current(FileId(*file)).expect("published");
             let mut into = vec![0xff; bytes.len()];
@@ -316,10 +335,10 @@ fn what_was_not_flipped_is_dropped_at_a_restart() {
 fn state_is_never_announced_and_leaves_no_old_version() {
     let mut world = World::new();
     world.publish(&[(0, 100)]);
-    let bulletin = Bulletin::sign(Arc::clone(&world.arena));
+    let announcements = Announcements::sign(Arc::clone(&world.arena));
     for _ in 0..1_000 {
         world.publish(&[(STATE.0, 300)]);
-        assert_eq!(bulletin.due(), [FileId(0)]);
+        assert_eq!(announcements.due(), [FileId(0)]);
         assert!(
             !world.publisher.collect(),
             "there is nothing to come back for"
@@ -361,7 +380,7 @@ fn state_stands_in_the_way_of_no_large_file() {
         world.publish(&[(0, third)]);
         world.publish(&[(STATE.0, third / 8)]);
     }
-    let generation = world.arena.head().current.load(SeqCst);
+    let generation = world.arena.writer_area().current.load(SeqCst);
     assert_eq!(generation, 20, "nothing was refused");
 }
 
@@ -376,4 +395,24 @@ fn state_is_published_although_open_versions_fill_the_heap() {
     world.publish(&[(STATE.0, 1_000)]);
     assert_eq!(world.reader.version(held.nodeid), None, "freshness wins");
     world.check();
+}
+
+#[test]
+fn kept_pages_are_named_until_there_are_too_many() {
+    let mut world = World::new();
+    let announcements = Announcements::sign(Arc::clone(&world.arena));
+    world.publish(&[(0, 100), (1, 100)]);
+    let held = world.reader.hold_current(FileId(1)).expect("published");
+    for _again in 0..2 {
+        world.reader.keeps(held.nodeid, Phase::Announced);
+    }
+    assert_eq!(announcements.kept_since(0), (Some(vec![FileId(1)]), 1));
+    assert_eq!(announcements.kept_since(1), (Some(vec![]), 1));
+    for _ in 0..LAST_KEPT {
+        world.reader.dropped(held.nodeid, Phase::Announced);
+        world.reader.keeps(held.nodeid, Phase::Announced);
+    }
+    let (kept, seen) = announcements.kept_since(2);
+    assert_eq!(kept.map(|files| files.len()), Some(LAST_KEPT - 1));
+    assert_eq!(announcements.kept_since(1), (None, seen));
 }

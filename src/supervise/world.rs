@@ -12,7 +12,7 @@ use crate::fuse::mount::{FuseMount, Public};
 use crate::fuse::refusal as fuse;
 use crate::fuse::session::Init;
 use crate::link::End;
-use crate::memory::arena::{Arena, FileSpec, Kind, Place};
+use crate::memory::arena::{Arena, FileSpec, Kind, Visibility};
 use crate::names::{FileName, Owner, Past, Recovery, Role, SwapExposure};
 use crate::observe::Event;
 use crate::serve::{self, Job};
@@ -226,7 +226,7 @@ impl World {
     /// and is odd in the middle of one. None on a tmpfs.
     pub(super) fn work_of_serve(&self) -> Option<u64> {
         match self {
-            Self::Fuse { arena, .. } => Some(arena.desk_head().work.load(Relaxed)),
+            Self::Fuse { arena, .. } => Some(arena.reader_area().work.load(Relaxed)),
             Self::Tmpfs { .. } => None,
         }
     }
@@ -380,9 +380,9 @@ fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
         name: file.name.clone(),
         owner: file.owner,
         mode: file.mode,
-        place: Place::Listed,
+        visibility: Visibility::Listed,
     };
-    let report = own(status::FILE, 0o444, Place::State);
+    let report = own(status::FILE, 0o444, Visibility::State);
     let size = plan
         .filesystem
         .size
@@ -399,11 +399,11 @@ fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
 
 /// What `fetch` writes down for its successor.
 fn journal() -> FileSpec {
-    own("journal", 0, Place::Journal)
+    own("journal", 0, Visibility::Private)
 }
 
 /// A file of the agent's own.
-fn own(name: &str, mode: u32, place: Place) -> FileSpec {
+fn own(name: &str, mode: u32, visibility: Visibility) -> FileSpec {
     let owner = Owner {
         uid: geteuid().as_raw(),
         gid: getegid().as_raw(),
@@ -412,7 +412,7 @@ fn own(name: &str, mode: u32, place: Place) -> FileSpec {
         name: FileName::new(name).expect("a good name"),
         owner,
         mode,
-        place,
+        visibility,
     }
 }
 

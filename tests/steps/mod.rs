@@ -4,9 +4,9 @@
 //! and after a given number of them stops or kills the process instead. Invariant: every process
 //! here has one thread. For `x86_64` (the trap flag).
 
-use baofs::memory::arena::{Arena, FileSpec, Kind, Place};
+use baofs::memory::arena::{Arena, FileSpec, Kind, Visibility};
 use baofs::names::{FileId, FileName, Owner};
-use baofs::snapshot::{Bulletin, Change, Publisher, Reader};
+use baofs::snapshot::{Announcements, Change, Publisher, Reader};
 use nix::sys::mman::{ProtFlags, mprotect};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -47,7 +47,7 @@ impl World {
                 gid: 1000,
             },
             mode: 0o400,
-            place: Place::Listed,
+            visibility: Visibility::Listed,
         };
         let arena = Arc::new(
             Arena::create(["a", "b"].map(spec).to_vec(), Some(SIZE), Kind::Locked).unwrap(),
@@ -81,7 +81,7 @@ impl World {
     }
 
     pub(crate) fn generation(&self) -> u64 {
-        self.arena.head().current.load(SeqCst)
+        self.arena.writer_area().current.load(SeqCst)
     }
 
     /// A publisher that begins here changes both files.
@@ -90,9 +90,9 @@ impl World {
     }
 
     pub(crate) fn announce(&self, files: &[FileId]) {
-        let bulletin = Bulletin::sign(Arc::clone(&self.arena));
+        let announcements = Announcements::sign(Arc::clone(&self.arena));
         for file in files {
-            bulletin.done(*file, self.reader().current(*file).unwrap().generation);
+            announcements.done(*file, self.reader().current(*file).unwrap().generation);
         }
     }
 
@@ -247,7 +247,7 @@ fn protect(how: ProtFlags) {
 
 /// The mapping that the arena is.
 fn place_of(arena: &Arena) -> Range<usize> {
-    let inside = std::ptr::from_ref(arena.head()).expose_provenance();
+    let inside = std::ptr::from_ref(arena.writer_area()).expose_provenance();
     let range = |line: &str| {
         let (from, to) = line.split_once(' ')?.0.split_once('-')?;
         Some(usize::from_str_radix(from, 16).ok()?..usize::from_str_radix(to, 16).ok()?)

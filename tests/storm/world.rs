@@ -5,7 +5,7 @@ use baofs::fuse::announce::Announcer;
 use baofs::fuse::mount::{FuseMount, Public};
 use baofs::fuse::session::Init;
 use baofs::link::{self, FromRole, Received};
-use baofs::memory::arena::{Arena, FileSpec, Kind, Place};
+use baofs::memory::arena::{Arena, FileSpec, Kind, Visibility};
 use baofs::names::Role;
 use baofs::names::{FileId, FileName, Owner};
 use baofs::names::{Past, Recovery};
@@ -123,16 +123,16 @@ pub(crate) fn generation_of(bytes: &[u8]) -> Option<u64> {
 /// The files of these names, and one of the agent's own state.
 pub(crate) fn specs(names: &[&str]) -> Vec<FileSpec> {
     let owner = Owner { uid: APP, gid: APP };
-    let spec = |name: &str, place| FileSpec {
+    let spec = |name: &str, visibility| FileSpec {
         name: FileName::new(name).unwrap(),
         owner,
         mode: 0o400,
-        place,
+        visibility,
     };
     names
         .iter()
-        .map(|name| spec(name, Place::Listed))
-        .chain([spec("state", Place::State)])
+        .map(|name| spec(name, Visibility::Listed))
+        .chain([spec("state", Visibility::State)])
         .collect()
 }
 
@@ -224,7 +224,7 @@ impl World {
 
     /// Publishes so many new versions of the agent's own state.
     pub(crate) fn rewrite_state(&mut self, count: u32) {
-        let state = self.arena.files_in(Place::State).next().unwrap();
+        let state = self.arena.files_in(Visibility::State).next().unwrap();
         self.order(count, state.0, 1);
     }
 
@@ -372,7 +372,7 @@ fn publish(arena: &Arc<Arena>, private: OwnedFd, mut orders: UnixStream) {
         let [count, file, burst] =
             [0, 4, 8].map(|at| u32::from_le_bytes(order[at..at + 4].try_into().unwrap()));
         let listed: Vec<u32> = arena
-            .files_in(Place::Listed)
+            .files_in(Visibility::Listed)
             .map(|id| id.0)
             .filter(|id| file == ALL || *id == file)
             .collect();
@@ -382,7 +382,7 @@ fn publish(arena: &Arc<Arena>, private: OwnedFd, mut orders: UnixStream) {
             vec![file]
         };
         for turn in 1..=count {
-            let generation = arena.head().current.load(SeqCst) + 1;
+            let generation = arena.writer_area().current.load(SeqCst) + 1;
             let bytes = content(generation);
             let changes: Vec<_> = files
                 .iter()
@@ -395,8 +395,9 @@ fn publish(arena: &Arc<Arena>, private: OwnedFd, mut orders: UnixStream) {
                 .publish(&changes, UNIX_EPOCH + Duration::from_secs(generation))
                 .unwrap();
             assert_eq!(flipped.0, generation);
-            announcer.wake();
-            let due = |id: &u32| arena.book()[*id as usize].announced.load(SeqCst) < generation;
+            announcer.published(flipped, files.iter().copied().map(FileId).collect());
+            let due =
+                |id: &u32| arena.writer_files()[*id as usize].announced.load(SeqCst) < generation;
             while turn % burst == 0 && listed.iter().any(due) {
                 rounds.recv().unwrap().unwrap();
             }

@@ -1,0 +1,174 @@
+//! The publisher's own account of the arena, which spares a publication the walk over all files:
+//! the record that each file is served from, the old versions, the free ranges of the heap.
+//! Invariant: the records in the arena are the truth; an index that is rebuilt from them equals
+//! the present one.
+
+use super::{State, is, slot_at};
+use crate::memory::arena::Arena;
+use crate::names::FileId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering::SeqCst;
+
+/// What the publisher knows of all records while no publication is under way.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Index {
+    /// The record that each file is served from.
+    served: Vec<Option<usize>>,
+    /// Bytes of all served versions.
+    served_bytes: u64,
+    /// Live records that no path leads to any more.
+    pub(super) old: BTreeSet<(FileId, usize)>,
+    /// Free ranges of the heap.
+    pub(super) gaps: Gaps,
+}
+
+impl Index {
+    /// Reads all records. None may be live above the current generation.
+    pub(super) fn of(arena: &Arena) -> Self {
+        let current = arena.writer_area().current.load(SeqCst);
+        let mut index = Self {
+            served: Vec::new(),
+            served_bytes: 0,
+            old: BTreeSet::new(),
+            gaps: Gaps::default(),
+        };
+        let mut used = Vec::new();
+        for file in (0_u32..).map(FileId).take(arena.files().len()) {
+            let served = slot_at(arena, file, current);
+            index.served.push(served);
+            for slot in arena.slots(file) {
+                let record = &arena.records()[slot];
+                if is(record, State::Free) {
+                    continue;
+                }
+                let len = record.len.load(SeqCst);
+                used.push((record.offset.load(SeqCst), len));
+                if Some(slot) == served {
+                    index.served_bytes += len;
+                } else if is(record, State::Live) {
+                    index.old.insert((file, slot));
+                }
+            }
+        }
+        index.gaps = Gaps::between(used, arena.heap_len() as u64);
+        index
+    }
+
+    /// The record that the file is served from.
+    pub(super) fn served(&self, file: FileId) -> Option<usize> {
+        self.served[file.index()]
+    }
+
+    /// Bytes of all served versions.
+    pub(super) fn served_bytes(&self) -> u64 {
+        self.served_bytes
+    }
+
+    /// From now on the file is served from `slot`; the version before becomes an old one.
+    pub(super) fn serve(&mut self, arena: &Arena, file: FileId, slot: usize) {
+        let len = |slot: usize| arena.records()[slot].len.load(SeqCst);
+        if let Some(before) = self.served[file.index()] {
+            self.served_bytes -= len(before);
+            self.old.insert((file, before));
+        }
+        self.served[file.index()] = Some(slot);
+        self.served_bytes += len(slot);
+    }
+}
+
+/// Free ranges of the heap: none is empty, no two touch.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Gaps {
+    /// Offset to length.
+    by_offset: BTreeMap<u64, u64>,
+    /// The same ranges: length and offset.
+    by_len: BTreeSet<(u64, u64)>,
+}
+
+/// Which of the gaps that are large enough is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// The smallest one.
+    Best,
+    /// The end of the last one.
+    Last,
+}
+
+impl Gaps {
+    /// What `used` ranges (offset and length) leave of a heap.
+    fn between(mut used: Vec<(u64, u64)>, heap_len: u64) -> Self {
+        used.sort_unstable();
+        used.push((heap_len, 0));
+        let mut gaps = Self::default();
+        let mut end = 0;
+        for (offset, len) in used {
+            if len == 0 && offset < heap_len {
+                continue;
+            }
+            gaps.insert(end, offset.saturating_sub(end));
+            end = end.max(offset.saturating_add(len));
+        }
+        gaps
+    }
+
+    /// Takes `len` bytes out of a gap; gives their offset.
+    pub(super) fn take(&mut self, len: u64, fit: Fit) -> Option<u64> {
+        if len == 0 {
+            return Some(0);
+        }
+        let (begin, gap) = match fit {
+            Fit::Best => {
+                let (gap, begin) = *self.by_len.range((len, 0)..).next()?;
+                (begin, gap)
+            }
+            Fit::Last => {
+                let mut from_end = self.by_offset.iter().rev();
+                let (begin, gap) = from_end.find(|(_, gap)| **gap >= len)?;
+                (*begin, *gap)
+            }
+        };
+        self.remove(begin, gap);
+        let rest = gap - len;
+        match fit {
+            Fit::Best => {
+                self.insert(begin + len, rest);
+                Some(begin)
+            }
+            Fit::Last => {
+                self.insert(begin, rest);
+                Some(begin + rest)
+            }
+        }
+    }
+
+    /// Gives a range back.
+    pub(super) fn release(&mut self, offset: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
+        let (mut begin, mut end) = (offset, offset + len);
+        if let Some((&before, &gap)) = self.by_offset.range(..offset).next_back()
+            && before + gap == offset
+        {
+            self.remove(before, gap);
+            begin = before;
+        }
+        if let Some(&gap) = self.by_offset.get(&end) {
+            self.remove(end, gap);
+            end += gap;
+        }
+        self.insert(begin, end - begin);
+    }
+
+    fn insert(&mut self, offset: u64, len: u64) {
+        if len > 0 {
+            self.by_offset.insert(offset, len);
+            self.by_len.insert((len, offset));
+        }
+    }
+
+    fn remove(&mut self, offset: u64, len: u64) {
+        self.by_offset.remove(&offset);
+        self.by_len.remove(&(len, offset));
+    }
+}
