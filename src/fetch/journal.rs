@@ -6,7 +6,7 @@
 
 use super::board::{Board, BoardNote, FileState, QueryState};
 use super::press::{Outlet, PressNote};
-use super::requests::TokenNote;
+use super::requests::{Prepared, TokenNote};
 use super::{Fetch, Settings};
 use crate::clock::Clock;
 use crate::lease::Machine;
@@ -31,9 +31,20 @@ pub(super) struct Journal {
     warned: bool,
 }
 
+/// Requests that the last checkpoint mentions, as far as there was room for it: the witness that
+/// `Requests::send` demands. Only `Fetch::save` makes one, of the very requests that it saved.
+pub(super) struct Saved<T>(Vec<Prepared<T>>);
+
+impl<T> Saved<T> {
+    /// The requests.
+    pub(super) fn into_requests(self) -> Vec<Prepared<T>> {
+        self.0
+    }
+}
+
 /// As much of it as there was room for.
 #[derive(Serialize, Deserialize)]
-enum Saved<N, K> {
+enum Extent<N, K> {
     /// All of it.
     Whole(N),
     /// What the source keeps, which has the credentials.
@@ -83,8 +94,8 @@ impl Journal {
     /// Says once when the whole does not fit. Whether the whole was saved.
     fn save(&mut self, note: impl Serialize, kept: impl Serialize, clock: &dyn Clock) -> bool {
         let (whole, less) = (
-            Saved::<_, ()>::Whole(note),
-            Saved::<(), _>::Credentials(kept),
+            Extent::<_, ()>::Whole(note),
+            Extent::<(), _>::Credentials(kept),
         );
         self.state = match self.write(&whole, clock) {
             Ok(()) => Checkpoint::Whole,
@@ -130,8 +141,9 @@ impl Journal {
 }
 
 impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
-    /// Writes down what a successor must know.
-    pub(super) fn write_down(&mut self) {
+    /// Saves what a successor must know, and gives the requests that may be sent then.
+    pub(super) fn save(&mut self) -> Saved<S::Token> {
+        let requests = self.requests.take_prepared();
         let (kept, tokens) = (self.requests.source().keep(), self.requests.note());
         let (board, press, report) = (self.board.note(), self.press.note(), self.reporter.last());
         let note = Note {
@@ -146,14 +158,15 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         if whole && std::mem::take(&mut self.settle) {
             self.requests.source().settle();
         }
+        Saved(requests)
     }
 
     /// Goes on where a predecessor died, if there was one. Of one whose checkpoint did not fit only
     /// the credentials are known: its token lives to its ttl.
     pub(super) fn go_on(&mut self, settings: &Settings) {
-        let found = match self.journal.read::<Saved<Found<S::Kept>, S::Kept>>() {
-            Some(Saved::Whole(found)) => found,
-            Some(Saved::Credentials(kept)) => return self.requests.source().restore(kept),
+        let found = match self.journal.read::<Extent<Found<S::Kept>, S::Kept>>() {
+            Some(Extent::Whole(found)) => found,
+            Some(Extent::Credentials(kept)) => return self.requests.source().restore(kept),
             None => return,
         };
         let Note {

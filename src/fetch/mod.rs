@@ -171,7 +171,7 @@ struct Fetch<'a, S: Source, O, C> {
 impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     async fn run(&mut self, ears: &Ears<'_>, mut announcements: Announcements) -> Exit {
         self.step(Input::Tick);
-        self.write_down();
+        self.commit().await;
         // The login is on its way while the first report is written.
         tokio::task::yield_now().await;
         self.report();
@@ -218,13 +218,28 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                 return exit;
             }
             if news {
-                self.write_down();
+                self.commit().await;
             }
             // Before supervise is told: what it starts finds the report.
             self.report();
             self.press.tell(self.clock);
             report_dropped();
         }
+    }
+
+    /// Saves the checkpoint, then sends the requests that it mentions: the only place that sends.
+    /// The tests await before and between, so that no order by chance passes them.
+    #[cfg_attr(
+        not(test),
+        expect(clippy::unused_async, reason = "only the tests await")
+    )]
+    async fn commit(&mut self) {
+        #[cfg(test)]
+        tokio::task::yield_now().await;
+        let saved = self.save();
+        #[cfg(test)]
+        tokio::task::yield_now().await;
+        self.requests.send(saved);
     }
 
     async fn wait(&mut self, ears: &Ears<'_>, announcements: &mut Announcements) -> Woken {
@@ -343,7 +358,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     fn step(&mut self, input: Input) {
         for output in self.machine.step(input, self.clock.now()) {
             match output {
-                Output::Ask(request) => self.requests.start(request),
+                Output::Ask(request) => self.requests.prepare(request),
                 Output::Forget(token) => self.requests.forget(token),
                 Output::Failed(Subject::Query(query), failure, _) if self.board.complete() => {
                     self.stale(query, &failure.message);

@@ -41,6 +41,8 @@ struct Script {
     /// Whether revocations are answered.
     revokes: bool,
     serial: u32,
+    /// Requests that came although the checkpoint did not mention them.
+    unsaved: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -48,6 +50,8 @@ struct Server {
     script: Arc<Mutex<Script>>,
     barrier: Arc<tokio::sync::Barrier>,
     log: Sender<String>,
+    paths: Vec<String>,
+    arena: Arc<Arena>,
 }
 
 fn failure(cause: Cause, what: &str) -> Failure {
@@ -63,8 +67,38 @@ impl Server {
         self.script.lock().expect("no test panics with it")
     }
 
+    /// Takes note of a request, which the checkpoint has to mention by now.
     fn say(&self, what: &str) {
+        if !self.is_saved(what) {
+            self.script().unsaved.push(what.to_owned());
+        }
         let _ = self.log.send(what.to_owned());
+    }
+
+    fn is_saved(&self, request: &str) -> bool {
+        let saved = &checkpoint(&self.arena)["Whole"];
+        let machine = &saved["machine"];
+        let (session, entries) = (&machine["session"]["sent"], &machine["entries"]);
+        match request.split_once(' ') {
+            Some(("read", path)) => {
+                let query = self
+                    .paths
+                    .iter()
+                    .position(|it| it == path)
+                    .expect("a query");
+                entries[query]["work"]["sent"][1] == "Replace"
+            }
+            Some(("revoke", token)) => {
+                let doomed = saved["tokens"]["doomed"].as_array().into_iter().flatten();
+                doomed.map(|it| &it[1]).any(|it| it == token)
+            }
+            Some(("look", _)) => machine["looking"] == true,
+            Some(_) => session[1] == "Renew",
+            None if request == "login" => session[1] == "Replace",
+            None => entries
+                .as_array()
+                .is_some_and(|all| all.iter().any(|entry| entry["work"]["sent"][1] == "Renew")),
+        }
     }
 
     fn serial(&self) -> u32 {
@@ -268,6 +302,21 @@ fn journal() -> Arc<Arena> {
     )
 }
 
+/// What a successor would find.
+fn checkpoint(arena: &Arc<Arena>) -> Value {
+    let reader = crate::snapshot::Reader::new(Arc::clone(arena));
+    let version = arena
+        .files_in(Place::Journal)
+        .next()
+        .and_then(|file| reader.current(file))
+        .expect("a checkpoint");
+    let mut bytes = vec![0; usize::try_from(version.len).expect("it fits")];
+    reader
+        .read(version.nodeid, 0, &mut bytes)
+        .expect("it is live");
+    serde_json::from_slice(&bytes).expect("JSON")
+}
+
 /// A role that runs in a thread, seen from supervise.
 struct Rig {
     server: Server,
@@ -325,14 +374,18 @@ impl Rig {
             gate: None,
             revokes: true,
             serial: 0,
+            unsaved: Vec::new(),
         };
         change(&mut script);
         let (sender, log) = channel();
         let barrier = Arc::new(tokio::sync::Barrier::new(script.together.max(1)));
+        let arena = journal();
         let server = Server {
             script: Arc::new(Mutex::new(script)),
             barrier,
             log: sender,
+            paths: queries.iter().map(|path| (*path).to_owned()).collect(),
+            arena: Arc::clone(&arena),
         };
         let (sender, published) = channel();
         let refusals = Arc::new(Mutex::new(refusals));
@@ -376,7 +429,7 @@ impl Rig {
         };
         let source = server.clone();
         let role = std::thread::spawn(move || {
-            run(&plan, source, &journal(), open, &end, &RealClock, &settings)
+            run(&plan, source, &arena, open, &end, &RealClock, &settings)
         });
         Self {
             server,
@@ -645,6 +698,29 @@ fn a_new_token_is_served_in_its_sink_and_the_leases_follow_it() {
         "{credential:?} is not of {token}"
     );
     rig.asked("revoke token-1", 1);
+    rig.end(ToRole::Stop);
+}
+
+#[test]
+fn every_request_is_in_the_checkpoint_before_it_is_sent() {
+    let rig = Rig::start(
+        &["db", "k1", "k2"],
+        vec![Content::Token, field(0, "password"), field(1, "a")],
+        |script| {
+            (script.token, script.lease) = (MS(300), MS(100));
+            script.kv.insert("k2".to_owned(), Err(Cause::Denied));
+        },
+    );
+    rig.asked("read db", 1);
+    rig.asked("look up", 1);
+    rig.server
+        .script()
+        .kv
+        .insert("k2".to_owned(), Ok((1, json!({"a": "late"}))));
+    rig.ready();
+    rig.asked("login", 1);
+    rig.asked("revoke token-1", 1);
+    assert_eq!(rig.server.script().unsaved, [""; 0]);
     rig.end(ToRole::Stop);
 }
 
