@@ -18,12 +18,10 @@ use crate::snapshot::{Change, Publisher};
 use crate::status::{Checkpoint, Report};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// Where it is written.
 pub(super) struct Journal {
-    publisher: Publisher,
     file: Option<FileId>,
     /// How much of it was saved last.
     state: Checkpoint,
@@ -67,9 +65,8 @@ pub(super) type Found<K> = Note<Machine, K, Vec<QueryState>, Vec<FileState>, Opt
 
 impl Journal {
     /// Opens it in the arena, as a predecessor left it.
-    pub(super) fn open(arena: &Arc<Arena>) -> Self {
+    pub(super) fn open(arena: &Arena) -> Self {
         Self {
-            publisher: Publisher::new(Arc::clone(arena)),
             file: arena.files_in(Place::Journal).next(),
             state: Checkpoint::Whole,
             warned: false,
@@ -82,8 +79,8 @@ impl Journal {
     }
 
     /// What was written last, and whether there was anything at all.
-    pub(super) fn read<T: DeserializeOwned>(&self) -> Option<T> {
-        let reader = self.publisher.reader();
+    pub(super) fn read<T: DeserializeOwned>(&self, publisher: &Publisher) -> Option<T> {
+        let reader = publisher.reader();
         let version = reader.current(self.file?)?;
         let mut bytes = Zeroizing::new(vec![0; usize::try_from(version.len).ok()?]);
         reader.read(version.nodeid, 0, &mut bytes).ok()?;
@@ -92,49 +89,55 @@ impl Journal {
 
     /// Replaces it by `note`, else by `kept` alone, else by nothing: an old one would be worse.
     /// Says once when the whole does not fit. Whether the whole was saved.
-    fn save(&mut self, note: impl Serialize, kept: impl Serialize, clock: &dyn Clock) -> bool {
+    fn save(
+        &mut self,
+        publisher: &mut Publisher,
+        note: impl Serialize,
+        kept: impl Serialize,
+        clock: &dyn Clock,
+    ) -> bool {
         let (whole, less) = (
             Extent::<_, ()>::Whole(note),
             Extent::<(), _>::Credentials(kept),
         );
-        self.state = match self.write(&whole, clock) {
+        self.state = match self.write(publisher, &whole, clock) {
             Ok(()) => Checkpoint::Whole,
             Err(why) => {
                 if !std::mem::replace(&mut self.warned, true) {
                     Event::NotRecoverable { why: &why }.emit();
                 }
-                if self.write(&less, clock).is_ok() {
+                if self.write(publisher, &less, clock).is_ok() {
                     Checkpoint::Credentials
                 } else {
-                    self.clear(clock)
+                    self.clear(publisher, clock)
                 }
             }
         };
         // The old one names tokens, and nobody reads it any more.
-        self.publisher.collect();
+        publisher.collect();
         self.state == Checkpoint::Whole
     }
 
-    fn write(&mut self, saved: &impl Serialize, clock: &dyn Clock) -> Result<(), String> {
+    fn write(
+        &self,
+        publisher: &mut Publisher,
+        saved: &impl Serialize,
+        clock: &dyn Clock,
+    ) -> Result<(), String> {
         let file = self.file.ok_or("the arena has no room for it")?;
         let bytes = Zeroizing::new(serde_json::to_vec(saved).map_err(|error| error.to_string())?);
-        let published = self.publisher.publish(
-            &[Change {
-                file,
-                bytes: &bytes,
-            }],
-            clock.wall(),
-        );
-        published.map(drop).map_err(|error| error.to_string())
+        let bytes = &bytes;
+        publisher
+            .publish(&[Change { file, bytes }], clock.wall())
+            .map(drop)
+            .map_err(|error| error.to_string())
     }
 
     /// Empties it.
-    fn clear(&mut self, clock: &dyn Clock) -> Checkpoint {
+    fn clear(&self, publisher: &mut Publisher, clock: &dyn Clock) -> Checkpoint {
         if let Some(file) = self.file {
             // An empty one always fits: it takes the place of what it replaces.
-            let _ = self
-                .publisher
-                .publish(&[Change { file, bytes: &[] }], clock.wall());
+            let _ = publisher.publish(&[Change { file, bytes: &[] }], clock.wall());
         }
         Checkpoint::Nothing
     }
@@ -154,7 +157,9 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             press,
             report,
         };
-        let whole = self.journal.save(note, &kept, self.clock);
+        let whole = self
+            .journal
+            .save(&mut self.publisher, note, &kept, self.clock);
         if whole && std::mem::take(&mut self.settle) {
             self.requests.source().settle();
         }
@@ -164,7 +169,10 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     /// Goes on where a predecessor died, if there was one. Of one whose checkpoint did not fit only
     /// the credentials are known: its token lives to its ttl.
     pub(super) fn go_on(&mut self, settings: &Settings) {
-        let found = match self.journal.read::<Extent<Found<S::Kept>, S::Kept>>() {
+        let found = match self
+            .journal
+            .read::<Extent<Found<S::Kept>, S::Kept>>(&self.publisher)
+        {
             Some(Extent::Whole(found)) => found,
             Some(Extent::Credentials(kept)) => return self.requests.source().restore(kept),
             None => return,

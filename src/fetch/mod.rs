@@ -23,6 +23,7 @@ use crate::link::{End, FromRole, Received, ToRole};
 use crate::memory::arena::Arena;
 use crate::names::{Generation, Past, QueryId};
 use crate::observe::{Event, report_dropped};
+use crate::snapshot::Publisher;
 use crate::status::{Served, Walls};
 use crate::sys::watch;
 use board::{Accepted, Board};
@@ -105,6 +106,7 @@ where
             .emit();
             return Exit::Software;
         };
+        let publisher = Publisher::new(Arc::clone(arena));
         let (press, announcements) = match Press::open(open, link, plan, settings.pace) {
             Ok(press) => press,
             Err(error) => {
@@ -124,6 +126,7 @@ where
             board,
             requests,
             press,
+            publisher,
             reporter,
             journal,
             looked: None,
@@ -159,6 +162,8 @@ struct Fetch<'a, S: Source, O, C> {
     board: Board<'a>,
     requests: Requests<S>,
     press: Press<'a, O>,
+    /// The arena's one writer.
+    publisher: Publisher,
     reporter: Reporter,
     journal: Journal,
     /// When it was last looked whether the credential files changed; `None` while the login does
@@ -210,7 +215,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                 }
                 Woken::Due => {
                     self.step(Input::Tick);
-                    self.press.turn(self.clock);
+                    self.press.turn(&mut self.publisher, self.clock);
                     Ok(())
                 }
             };
@@ -335,7 +340,9 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
 
     fn accepted(&mut self, accepted: Accepted, query: Option<QueryId>) -> Result<(), Exit> {
         match accepted {
-            Accepted::Changes(changes) => self.press.publish(changes, self.clock),
+            Accepted::Changes(changes) => {
+                self.press.publish(&mut self.publisher, changes, self.clock)
+            }
             Accepted::Nothing => Ok(()),
             Accepted::Unusable(errors) => {
                 for error in errors {

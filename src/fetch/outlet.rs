@@ -23,7 +23,6 @@ const COLLECT: Duration = Duration::from_secs(2);
 /// Publishes into the arena: `serve` answers from it, and the announcing thread makes the events.
 #[derive(Debug)]
 pub struct ArenaOutlet {
-    publisher: Publisher,
     /// The file that the report is written to.
     report: Option<FileId>,
     announcer: Announcer,
@@ -39,7 +38,6 @@ impl ArenaOutlet {
         private: OwnedFd,
         announced: Announced,
     ) -> Result<Self, OutletError> {
-        let publisher = Publisher::new(Arc::clone(arena));
         let done = move |round: Result<Generation, _>| match round {
             Ok(generation) => announced.done(generation),
             Err(error) => announced.failed(format!("{error}")),
@@ -47,7 +45,6 @@ impl ArenaOutlet {
         let thread = Announcer::start(Arc::clone(arena), private, done);
         let report = arena.files_in(Place::State).next();
         Ok(Self {
-            publisher,
             report,
             announcer: thread.map_err(|error| refused(&error, Exit::Software))?,
         })
@@ -57,6 +54,7 @@ impl ArenaOutlet {
 impl Outlet for ArenaOutlet {
     fn publish(
         &mut self,
+        publisher: &mut Publisher,
         changes: &[Change],
         clock: &dyn Clock,
     ) -> Result<Generation, OutletError> {
@@ -64,26 +62,29 @@ impl Outlet for ArenaOutlet {
             .iter()
             .map(|(file, bytes)| snapshot::Change { file: *file, bytes })
             .collect();
-        self.publisher
+        publisher
             .publish(&changes, clock.wall())
             .map_err(|error| refused(&error, Exit::Memory))
     }
 
-    fn report(&mut self, bytes: &[u8], clock: &dyn Clock) -> Result<(), OutletError> {
+    fn report(
+        &mut self,
+        publisher: &mut Publisher,
+        bytes: &[u8],
+        clock: &dyn Clock,
+    ) -> Result<(), OutletError> {
         let Some(file) = self.report else {
             return Ok(());
         };
-        let published = self
-            .publisher
-            .publish(&[snapshot::Change { file, bytes }], clock.wall());
-        published
+        publisher
+            .publish(&[snapshot::Change { file, bytes }], clock.wall())
             .map(drop)
             .map_err(|error| refused(&error, Exit::Memory))
     }
 
-    fn tend(&mut self, _clock: &dyn Clock) -> Option<Duration> {
+    fn tend(&mut self, publisher: &mut Publisher, _clock: &dyn Clock) -> Option<Duration> {
         self.announcer.wake();
-        self.publisher.collect().then_some(COLLECT)
+        publisher.collect().then_some(COLLECT)
     }
 
     fn close(self) {}
@@ -106,6 +107,7 @@ impl TmpfsOutlet {
 impl Outlet for TmpfsOutlet {
     fn publish(
         &mut self,
+        _publisher: &mut Publisher,
         changes: &[Change],
         clock: &dyn Clock,
     ) -> Result<Generation, OutletError> {
@@ -117,13 +119,18 @@ impl Outlet for TmpfsOutlet {
         Ok(generation)
     }
 
-    fn report(&mut self, bytes: &[u8], _clock: &dyn Clock) -> Result<(), OutletError> {
+    fn report(
+        &mut self,
+        _publisher: &mut Publisher,
+        bytes: &[u8],
+        _clock: &dyn Clock,
+    ) -> Result<(), OutletError> {
         self.writer
             .publish_state(status::FILE, bytes)
             .map_err(|error| refused(&error, Exit::Tmpfs))
     }
 
-    fn tend(&mut self, clock: &dyn Clock) -> Option<Duration> {
+    fn tend(&mut self, _publisher: &mut Publisher, clock: &dyn Clock) -> Option<Duration> {
         self.writer.sweep(clock.now())
     }
 

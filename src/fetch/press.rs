@@ -10,6 +10,7 @@ use crate::link::{End, FromRole};
 use crate::names::{FileId, Generation, HookId};
 use crate::observe::Event;
 use crate::render::Change;
+use crate::snapshot::Publisher;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,22 +20,32 @@ use zeroize::Zeroizing;
 
 /// Where files go: the arena with its announcing thread, or a tmpfs.
 pub trait Outlet {
-    /// Makes all `changes` visible in one step, or none of them.
+    /// Makes all `changes` visible in one step, or none of them. `publisher` is the arena's one
+    /// writer, here and below: the loop owns it.
     ///
     /// # Errors
     /// Why the last generation stays; the same changes are offered again later.
-    fn publish(&mut self, changes: &[Change], clock: &dyn Clock)
-    -> Result<Generation, OutletError>;
+    fn publish(
+        &mut self,
+        publisher: &mut Publisher,
+        changes: &[Change],
+        clock: &dyn Clock,
+    ) -> Result<Generation, OutletError>;
 
     /// Replaces the report on all this, which is no secret and is not announced.
     ///
     /// # Errors
     /// Why the last one stays.
-    fn report(&mut self, bytes: &[u8], clock: &dyn Clock) -> Result<(), OutletError>;
+    fn report(
+        &mut self,
+        publisher: &mut Publisher,
+        bytes: &[u8],
+        clock: &dyn Clock,
+    ) -> Result<(), OutletError>;
 
     /// What is to be done besides: wiping old versions, announcing again what could not be
     /// announced. Called after every publication, and again after what it returns.
-    fn tend(&mut self, clock: &dyn Clock) -> Option<Duration>;
+    fn tend(&mut self, publisher: &mut Publisher, clock: &dyn Clock) -> Option<Duration>;
 
     /// Takes away what is left of the files, at the end.
     fn close(self);
@@ -188,15 +199,15 @@ impl<'a, O: Outlet> Press<'a, O> {
     }
 
     /// Offers again what was refused, and tends the outlet, when it is time.
-    pub(super) fn turn(&mut self, clock: &dyn Clock) {
+    pub(super) fn turn(&mut self, publisher: &mut Publisher, clock: &dyn Clock) {
         let now = clock.now();
         if self.again.is_some_and(|again| again <= now) {
             self.again = None;
             // Not the first publication: nothing is refused before it.
-            let _ = self.publish(Vec::new(), clock);
+            let _ = self.publish(publisher, Vec::new(), clock);
         }
         if self.tend.is_some_and(|tend| tend <= now) {
-            self.tend(clock);
+            self.tend(publisher, clock);
         }
     }
 
@@ -228,16 +239,21 @@ impl<'a, O: Outlet> Press<'a, O> {
     ///
     /// # Errors
     /// The exit code when the first publication is refused.
-    pub(super) fn publish(&mut self, changes: Vec<Change>, clock: &dyn Clock) -> Result<(), Exit> {
+    pub(super) fn publish(
+        &mut self,
+        publisher: &mut Publisher,
+        changes: Vec<Change>,
+        clock: &dyn Clock,
+    ) -> Result<(), Exit> {
         self.refused.extend(changes);
         if self.refused.is_empty() && self.is_ready() {
             return Ok(());
         }
         let all: Vec<Change> = std::mem::take(&mut self.refused).into_iter().collect();
-        match self.outlet.publish(&all, clock) {
+        match self.outlet.publish(publisher, &all, clock) {
             Ok(generation) => {
                 self.published(generation, &all, clock);
-                self.tend(clock);
+                self.tend(publisher, clock);
                 Ok(())
             }
             Err(error) => {
@@ -290,8 +306,13 @@ impl<'a, O: Outlet> Press<'a, O> {
     ///
     /// # Errors
     /// As `Outlet::report`.
-    pub(super) fn report(&mut self, bytes: &[u8], clock: &dyn Clock) -> Result<(), OutletError> {
-        self.outlet.report(bytes, clock)
+    pub(super) fn report(
+        &mut self,
+        publisher: &mut Publisher,
+        bytes: &[u8],
+        clock: &dyn Clock,
+    ) -> Result<(), OutletError> {
+        self.outlet.report(publisher, bytes, clock)
     }
 
     /// Takes away what is left of the files.
@@ -322,10 +343,10 @@ impl<'a, O: Outlet> Press<'a, O> {
         }
     }
 
-    fn tend(&mut self, clock: &dyn Clock) {
+    fn tend(&mut self, publisher: &mut Publisher, clock: &dyn Clock) {
         self.tend = self
             .outlet
-            .tend(clock)
+            .tend(publisher, clock)
             .map(|after| clock.now().plus(after.max(Duration::from_millis(20))));
     }
 

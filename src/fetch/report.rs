@@ -186,7 +186,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                 what: error.to_string(),
                 exit: Exit::Software,
             })?;
-            self.press.report(&bytes, self.clock)
+            self.press.report(&mut self.publisher, &bytes, self.clock)
         };
         let Err(error) = write(report) else {
             return (Fit::Whole, None);

@@ -237,7 +237,12 @@ struct Recorder {
 }
 
 impl Outlet for Recorder {
-    fn publish(&mut self, changes: &[Change], _: &dyn Clock) -> Result<Generation, OutletError> {
+    fn publish(
+        &mut self,
+        _: &mut Publisher,
+        changes: &[Change],
+        _: &dyn Clock,
+    ) -> Result<Generation, OutletError> {
         let mut refusals = self.refusals.lock().expect("no test panics with it");
         if *refusals > 0 {
             *refusals -= 1;
@@ -263,7 +268,12 @@ impl Outlet for Recorder {
         Ok(generation)
     }
 
-    fn report(&mut self, bytes: &[u8], _: &dyn Clock) -> Result<(), OutletError> {
+    fn report(
+        &mut self,
+        _: &mut Publisher,
+        bytes: &[u8],
+        _: &dyn Clock,
+    ) -> Result<(), OutletError> {
         if bytes.len() > self.room.load(SeqCst) {
             return Err(OutletError {
                 what: "no room".to_owned(),
@@ -274,7 +284,7 @@ impl Outlet for Recorder {
         Ok(())
     }
 
-    fn tend(&mut self, _: &dyn Clock) -> Option<Duration> {
+    fn tend(&mut self, _: &mut Publisher, _: &dyn Clock) -> Option<Duration> {
         self.announced.done(Generation(self.generation));
         let _ = self.tended.send(());
         None
