@@ -1,11 +1,13 @@
-//! What `fetch` writes down for a successor: its schedule, its tokens, what it knows of files. It
-//! is a file of the arena that nobody is served. Invariants: it is written before the requests that
-//! it speaks of are sent; one that cannot be read is none; the credential's file is removed only
-//! once the whole of it is saved. Where the whole does not fit, the credentials alone are
-//! saved: a successor then begins anew, and can log in although the credential's file is gone.
+//! The checkpoint of `fetch`: its schedule, its tokens, its knowledge of files, saved for a
+//! successor in private files of the arena. Each part has a file of its own and is written only
+//! when it changed; one publication flips all parts, so that a successor finds parts of the same
+//! moment. Invariants: a request is sent after the checkpoint that mentions it was saved; an
+//! unreadable checkpoint counts as none; the credential's file is removed only once all parts are
+//! saved. Where they do not fit, the credentials alone are saved: the successor then begins anew,
+//! and can log in although the credential's file is gone.
 
-use super::board::{Board, BoardNote, FileState, QueryState};
-use super::press::{Outlet, PressNote};
+use super::board::{Board, BoardNote, QueryState};
+use super::press::{History, Outlet, PressNote};
 use super::requests::{Prepared, TokenNote};
 use super::{Fetch, Settings};
 use crate::clock::Clock;
@@ -18,11 +20,50 @@ use crate::snapshot::{Change, Publisher};
 use crate::status::{Checkpoint, Report};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::ops::{Deref, DerefMut};
 use zeroize::Zeroizing;
 
-/// Where it is written.
+/// The private files that the parts are written to, by name.
+pub const PARTS: [&str; 4] = ["state", "queries", "files", "report"];
+
+/// A serialised part; `None`: the part has not changed since it was saved.
+type Part = Option<Zeroizing<Vec<u8>>>;
+
+/// A value that knows whether it changed since it was saved: each mutable access counts as a
+/// change.
+pub(super) struct Tracked<T> {
+    value: T,
+    changed: bool,
+}
+
+impl<T> Tracked<T> {
+    pub(super) fn new(value: T) -> Self {
+        Self {
+            value,
+            changed: true,
+        }
+    }
+}
+
+impl<T> Deref for Tracked<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for Tracked<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.changed = true;
+        &mut self.value
+    }
+}
+
+/// Where the checkpoint is written, and how much of it was.
 pub(super) struct Journal {
-    file: Option<FileId>,
+    /// By part; none where the arena has no room for a checkpoint.
+    files: Vec<FileId>,
     /// How much of it was saved last.
     state: Checkpoint,
     /// Whether it was said that the whole does not fit.
@@ -49,25 +90,30 @@ enum Extent<N, K> {
     Credentials(K),
 }
 
-/// All of it: borrowed to be written, owned once it was read.
+/// The part that most events change: borrowed to be written, owned once it was read.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Note<M, K, Q, F, R> {
+struct State<M, K> {
     machine: M,
     source: K,
     tokens: TokenNote,
-    board: BoardNote<Q, F>,
+    board: BoardNote,
     press: PressNote,
-    report: R,
 }
 
-/// What a predecessor wrote.
-pub(super) type Found<K> = Note<Machine, K, Vec<QueryState>, Vec<FileState>, Option<Report>>;
+/// What a predecessor saved in all parts.
+struct Found<K> {
+    state: State<Machine, K>,
+    queries: Vec<QueryState>,
+    hashes: Vec<Option<u64>>,
+    history: History,
+    report: Option<Report>,
+}
 
 impl Journal {
     /// Opens it in the arena, as a predecessor left it.
     pub(super) fn open(arena: &Arena) -> Self {
         Self {
-            file: arena.files_in(Place::Journal).next(),
+            files: arena.files_in(Place::Journal).collect(),
             state: Checkpoint::Whole,
             warned: false,
         }
@@ -78,42 +124,60 @@ impl Journal {
         self.state
     }
 
-    /// What was written last, and whether there was anything at all.
-    pub(super) fn read<T: DeserializeOwned>(&self, publisher: &Publisher) -> Option<T> {
+    /// What was saved last in this part; `None` where nothing was, or nothing that can be read.
+    fn read<T: DeserializeOwned>(&self, publisher: &Publisher, part: usize) -> Option<T> {
         let reader = publisher.reader();
-        let version = reader.current(self.file?)?;
+        let version = reader.current(*self.files.get(part)?)?;
         let mut bytes = Zeroizing::new(vec![0; usize::try_from(version.len).ok()?]);
         reader.read(version.nodeid, 0, &mut bytes).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Replaces it by `note`, else by `kept` alone, else by nothing: an old one would be worse.
-    /// Says once when the whole does not fit. Whether the whole was saved.
+    fn read_all<K: DeserializeOwned>(&self, publisher: &Publisher) -> Option<Extent<Found<K>, K>> {
+        let state = match self.read(publisher, 0)? {
+            Extent::Whole(state) => state,
+            Extent::Credentials(kept) => return Some(Extent::Credentials(kept)),
+        };
+        let (hashes, history) = self.read(publisher, 2)?;
+        Some(Extent::Whole(Found {
+            state,
+            queries: self.read(publisher, 1)?,
+            hashes,
+            history,
+            report: self.read(publisher, 3)?,
+        }))
+    }
+
+    /// Writes `parts`, else `kept` alone, else nothing: an older checkpoint would be worse. Says
+    /// once when the parts do not fit. Whether all parts are saved.
     fn save(
         &mut self,
         publisher: &mut Publisher,
-        note: impl Serialize,
+        parts: &[Part; PARTS.len()],
         kept: impl Serialize,
         clock: &dyn Clock,
     ) -> bool {
-        let (whole, less) = (
-            Extent::<_, ()>::Whole(note),
-            Extent::<(), _>::Credentials(kept),
-        );
-        self.state = match self.write(publisher, &whole, clock) {
+        self.state = match self.write(publisher, parts, clock) {
             Ok(()) => Checkpoint::Whole,
             Err(why) => {
                 if !std::mem::replace(&mut self.warned, true) {
                     Event::NotRecoverable { why: &why }.emit();
                 }
-                if self.write(publisher, &less, clock).is_ok() {
+                let empty = || Some(Zeroizing::new(Vec::new()));
+                let less = json(&Extent::<(), _>::Credentials(kept));
+                if self
+                    .write(publisher, &[less, empty(), empty(), empty()], clock)
+                    .is_ok()
+                {
                     Checkpoint::Credentials
                 } else {
-                    self.clear(publisher, clock)
+                    // Empty parts always fit: they take the place of what they replace.
+                    let _ = self.write(publisher, &[(); PARTS.len()].map(|()| empty()), clock);
+                    Checkpoint::Nothing
                 }
             }
         };
-        // The old one names tokens, and nobody reads it any more.
+        // Old versions hold tokens, and nobody reads them any more.
         publisher.collect();
         self.state == Checkpoint::Whole
     }
@@ -121,45 +185,58 @@ impl Journal {
     fn write(
         &self,
         publisher: &mut Publisher,
-        saved: &impl Serialize,
+        parts: &[Part; PARTS.len()],
         clock: &dyn Clock,
     ) -> Result<(), String> {
-        let file = self.file.ok_or("the arena has no room for it")?;
-        let bytes = Zeroizing::new(serde_json::to_vec(saved).map_err(|error| error.to_string())?);
-        let bytes = &bytes;
-        publisher
-            .publish(&[Change { file, bytes }], clock.wall())
-            .map(drop)
-            .map_err(|error| error.to_string())
-    }
-
-    /// Empties it.
-    fn clear(&self, publisher: &mut Publisher, clock: &dyn Clock) -> Checkpoint {
-        if let Some(file) = self.file {
-            // An empty one always fits: it takes the place of what it replaces.
-            let _ = publisher.publish(&[Change { file, bytes: &[] }], clock.wall());
+        if self.files.len() < PARTS.len() {
+            return Err("the arena has no room for it".to_owned());
         }
-        Checkpoint::Nothing
+        let mut changes = Vec::new();
+        for (&file, part) in self.files.iter().zip(parts) {
+            if let Some(bytes) = part {
+                changes.push(Change { file, bytes });
+            }
+        }
+        let published = publisher.publish(&changes, clock.wall());
+        published.map(drop).map_err(|error| error.to_string())
     }
+}
+
+fn json(value: &impl Serialize) -> Part {
+    let bytes = serde_json::to_vec(value).expect("state is plain data, with names as keys");
+    Some(Zeroizing::new(bytes))
 }
 
 impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     /// Saves what a successor must know, and gives the requests that may be sent then.
     pub(super) fn save(&mut self) -> Saved<S::Token> {
         let requests = self.requests.take_prepared();
-        let (kept, tokens) = (self.requests.source().keep(), self.requests.note());
-        let (board, press, report) = (self.board.note(), self.press.note(), self.reporter.last());
-        let note = Note {
+        let kept = self.requests.source().keep();
+        let state = json(&Extent::<_, ()>::Whole(State {
             machine: &self.machine,
             source: &kept,
-            tokens,
-            board,
-            press,
-            report,
-        };
+            tokens: self.requests.note(),
+            board: self.board.note(),
+            press: self.press.note(),
+        }));
+        let all = self.journal.state != Checkpoint::Whole;
+        let (queries, hashes) = self.board.parts();
+        let (history, report) = (self.press.history_part(), self.reporter.last());
+        let mut parts = [state, None, None, None];
+        if all || queries.changed {
+            parts[1] = json(&queries.value);
+        }
+        if all || hashes.changed || history.changed {
+            parts[2] = json(&(&hashes.value, &history.value));
+        }
+        if all || report.changed {
+            parts[3] = json(&report.value);
+        }
+        (queries.changed, hashes.changed) = (false, false);
+        (history.changed, report.changed) = (false, false);
         let whole = self
             .journal
-            .save(&mut self.publisher, note, &kept, self.clock);
+            .save(&mut self.publisher, &parts, &kept, self.clock);
         if whole && std::mem::take(&mut self.settle) {
             self.requests.source().settle();
         }
@@ -169,28 +246,24 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     /// Goes on where a predecessor died, if there was one. Of one whose checkpoint did not fit only
     /// the credentials are known: its token lives to its ttl.
     pub(super) fn go_on(&mut self, settings: &Settings) {
-        let found = match self
-            .journal
-            .read::<Extent<Found<S::Kept>, S::Kept>>(&self.publisher)
-        {
+        let found = match self.journal.read_all::<S::Kept>(&self.publisher) {
             Some(Extent::Whole(found)) => found,
             Some(Extent::Credentials(kept)) => return self.requests.source().restore(kept),
             None => return,
         };
-        let Note {
+        let State {
             machine,
             source,
             tokens,
             board,
             press,
-            report,
-        } = found;
+        } = found.state;
         self.machine = machine.revived(settings.pace, self.clock.now());
         self.requests.source().restore(source);
         self.requests.go_on(tokens);
-        self.board = Board::with(self.plan, board);
-        self.press.go_on(press, self.clock);
-        self.reporter.go_on(report);
+        self.board = Board::with(self.plan, board, found.queries, found.hashes);
+        self.press.go_on(press, found.history, self.clock);
+        self.reporter.go_on(found.report);
         self.settle = true;
         Event::WentOn {
             lost_logins: self.machine.lost_logins(),

@@ -11,6 +11,7 @@ mod requests;
 #[cfg(test)]
 mod tests;
 
+pub use journal::PARTS as CHECKPOINT;
 pub use outlet::{ArenaOutlet, TmpfsOutlet};
 pub use press::{Announced, Outlet, OutletError};
 

@@ -3,6 +3,7 @@
 //! no value, token or lease's name is in it, and no name of a secret's field but those that the
 //! configuration has; where it does not fit, a smaller one is written.
 
+use super::journal::Tracked;
 use super::press::{Outlet, OutletError};
 use super::{Fetch, Settings};
 use crate::clock::{Clock, Moment};
@@ -36,7 +37,7 @@ pub(super) struct Reporter {
     born: Moment,
     /// When the first `fetch` began, in seconds since 1970.
     since: u64,
-    last: Option<Report>,
+    last: Tracked<Option<Report>>,
     /// When the last one was written, and when it was last looked whether there is news.
     written: Moment,
     looked: Option<Moment>,
@@ -64,7 +65,7 @@ impl Reporter {
             past,
             born,
             since,
-            last: None,
+            last: Tracked::new(None),
             written: born,
             looked: None,
             touched: false,
@@ -73,16 +74,17 @@ impl Reporter {
         }
     }
 
-    /// The last report, which a successor goes on from.
-    pub(super) fn last(&self) -> Option<&Report> {
-        self.last.as_ref()
+    /// The last report, which a successor goes on from: a part of the checkpoint that is written
+    /// only when it changed.
+    pub(super) fn last(&mut self) -> &mut Tracked<Option<Report>> {
+        &mut self.last
     }
 
     /// Goes on from a predecessor's last report, if it wrote one: what began before its death began
     /// then.
     pub(super) fn go_on(&mut self, last: Option<Report>) {
         self.since = last.as_ref().map_or(self.since, |last| last.since);
-        self.last = last;
+        self.last = Tracked::new(last);
     }
 
     /// Supervise says why files could reach a swap, or that they cannot any more.
@@ -116,8 +118,11 @@ impl Reporter {
     }
 
     fn is_due(&self, report: &Report, now: Moment) -> bool {
-        let news = self.last.as_ref().is_none_or(|last| !is_same(last, report));
-        news || now.since(self.written) >= HEARTBEAT
+        self.is_news(report) || now.since(self.written) >= HEARTBEAT
+    }
+
+    fn is_news(&self, report: &Report) -> bool {
+        self.last.as_ref().is_none_or(|last| !is_same(last, report))
     }
 
     /// Takes note of what was written of `report`, and says once when it is less than before.
@@ -148,7 +153,11 @@ impl Reporter {
         if fit == Fit::Nothing {
             self.touched = true;
         } else {
-            (self.last, self.written) = (Some(report), now);
+            // A sign of life that says nothing new leaves the checkpoint as it is.
+            if self.is_news(&report) {
+                *self.last = Some(report);
+            }
+            self.written = now;
         }
     }
 }

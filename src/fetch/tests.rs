@@ -295,21 +295,16 @@ impl Outlet for Recorder {
     }
 }
 
-/// An arena that holds a journal and nothing else.
+/// An arena that holds a checkpoint and nothing else.
 fn journal() -> Arc<Arena> {
-    let (name, owner) = (
-        FileName::new("journal").expect("a good name"),
-        Owner { uid: 0, gid: 0 },
-    );
-    let spec = FileSpec {
-        name,
-        owner,
+    let spec = |name| FileSpec {
+        name: FileName::new(name).expect("a good name"),
+        owner: Owner { uid: 0, gid: 0 },
         mode: 0,
         place: Place::Journal,
     };
-    Arc::new(
-        Arena::create(vec![spec], Some(256 << 10), Kind::Locked).expect("memory can be locked"),
-    )
+    let specs = CHECKPOINT.map(spec).to_vec();
+    Arc::new(Arena::create(specs, Some(256 << 10), Kind::Locked).expect("memory can be locked"))
 }
 
 /// What a successor would find.
