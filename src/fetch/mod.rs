@@ -117,7 +117,7 @@ where
         };
         let machine = Machine::new(&plan.queries, settings.pace, Jitter::new(), clock.now());
         let (board, requests) = (Board::new(plan), Requests::new(source, &plan.queries));
-        let reporter = Reporter::new(settings, clock);
+        let reporter = Reporter::new(settings, plan.files.len(), clock);
         let journal = Journal::open(arena);
         let mut fetch = Fetch {
             clock,
