@@ -374,11 +374,11 @@ impl<'p> Board<'p> {
             let mut hasher = DefaultHasher::new();
             (self.key, &**bytes).hash(&mut hasher);
             let hash = Some(hasher.finish());
-            let changed = self.hashes[file.index()] != hash;
-            if changed {
+            let is_new = self.hashes[file.index()] != hash;
+            if is_new {
                 self.hashes[file.index()] = hash;
             }
-            changed
+            is_new
         });
         changes
     }

@@ -92,7 +92,7 @@ enum Extent<N, K> {
 
 /// The part that most events change: borrowed to be written, owned once it was read.
 #[derive(Serialize, Deserialize)]
-struct State<M, K> {
+struct FetchState<M, K> {
     machine: M,
     source: K,
     tokens: TokenNote,
@@ -102,7 +102,7 @@ struct State<M, K> {
 
 /// What a predecessor saved in all parts.
 struct Found<K> {
-    state: State<Machine, K>,
+    state: FetchState<Machine, K>,
     queries: Vec<QueryState>,
     hashes: Vec<Option<u64>>,
     history: History,
@@ -166,7 +166,7 @@ impl Journal {
                 let empty = || Some(Zeroizing::new(Vec::new()));
                 let less = json(&Extent::<(), _>::Credentials(kept));
                 if self
-                    .write(publisher, &[less, empty(), empty(), empty()], clock)
+                    .write(publisher, &[Some(less), empty(), empty(), empty()], clock)
                     .is_ok()
                 {
                     Checkpoint::Credentials
@@ -197,14 +197,15 @@ impl Journal {
                 changes.push(Change { file, bytes });
             }
         }
-        let published = publisher.publish(&changes, clock.wall());
-        published.map(drop).map_err(|error| error.to_string())
+        match publisher.publish(&changes, clock.wall()) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 
-fn json(value: &impl Serialize) -> Part {
-    let bytes = serde_json::to_vec(value).expect("state is plain data, with names as keys");
-    Some(Zeroizing::new(bytes))
+fn json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(serde_json::to_vec(value).expect("state is plain data, with names as keys"))
 }
 
 impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
@@ -212,7 +213,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     pub(super) fn save(&mut self) -> Saved<S::Token> {
         let requests = self.requests.take_prepared();
         let kept = self.requests.source().keep();
-        let state = json(&Extent::<_, ()>::Whole(State {
+        let state = json(&Extent::<_, ()>::Whole(FetchState {
             machine: &self.machine,
             source: &kept,
             tokens: self.requests.note(),
@@ -222,15 +223,15 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         let all = self.journal.state != Checkpoint::Whole;
         let (queries, hashes) = self.board.parts();
         let (history, report) = (self.press.history_part(), self.reporter.last());
-        let mut parts = [state, None, None, None];
+        let mut parts = [Some(state), None, None, None];
         if all || queries.changed {
-            parts[1] = json(&queries.value);
+            parts[1] = Some(json(&queries.value));
         }
         if all || hashes.changed || history.changed {
-            parts[2] = json(&(&hashes.value, &history.value));
+            parts[2] = Some(json(&(&hashes.value, &history.value)));
         }
         if all || report.changed {
-            parts[3] = json(&report.value);
+            parts[3] = Some(json(&report.value));
         }
         (queries.changed, hashes.changed) = (false, false);
         (history.changed, report.changed) = (false, false);
@@ -251,7 +252,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             Some(Extent::Credentials(kept)) => return self.requests.source().restore(kept),
             None => return,
         };
-        let State {
+        let FetchState {
             machine,
             source,
             tokens,

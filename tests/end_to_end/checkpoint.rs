@@ -128,7 +128,7 @@ fn a_checkpoint_that_outgrows_the_arena_keeps_the_credentials() {
 
     // One of these fits into the arena beside the small one, but not a second one, which the
     // checkpoint would hold.
-    let large = "l".repeat(20_000);
+    let large = "l".repeat(26_000);
     tenant.put("a", json!({ "text": large }));
     agent.read_after("both", "small small");
     wait_for(&agent, Checkpoint::Credentials);
