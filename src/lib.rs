@@ -29,7 +29,7 @@
 //! Supervise forks a successor at once ([`supervise::rebirth`] says when, if it happens again and
 //! again). What a role needs to go on is not in the role: `serve` has no state but the arena, and
 //! adopts the session with the kernel under the same mount ([`fuse::session`]); `fetch` finds its
-//! schedule, its tokens and what it owes in a journal in the arena, written before each request is
+//! schedule, its tokens and its debts in a checkpoint in the arena, saved before each request is
 //! sent. What an unheard answer may have minted dies with the token that it was minted under, which
 //! is replaced.
 //!

@@ -2,7 +2,7 @@
 //! again, newer content in place of older; `Ready` is sent once; later changes are told when they
 //! were announced, each hook once for all of them.
 
-use super::journal::Tracked;
+use super::checkpoint::Tracked;
 use crate::clock::{Clock, Jitter, Moment};
 use crate::config::plan::Plan;
 use crate::exit::Exit;
@@ -88,7 +88,7 @@ pub(super) type Announcements = UnboundedReceiver<Result<Generation, String>>;
 /// By file: how often it was published, and when last.
 pub(super) type History = Vec<(u64, Option<SystemTime>)>;
 
-/// What a successor must know of it, besides the history.
+/// The part of the checkpoint that stands beside the history.
 #[derive(Serialize, Deserialize)]
 pub(super) struct PressNote {
     hooks: BTreeSet<HookId>,
@@ -160,7 +160,7 @@ impl<'a, O: Outlet> Press<'a, O> {
         &mut self.history
     }
 
-    /// What a successor must know, besides the history.
+    /// The part of the checkpoint that stands beside the history.
     pub(super) fn note(&self) -> PressNote {
         let owed = self.owed.iter().filter_map(|message| match message {
             FromRole::Changed(hook) => Some(*hook),
@@ -182,9 +182,9 @@ impl<'a, O: Outlet> Press<'a, O> {
         }
     }
 
-    /// Goes on from what a predecessor wrote down: supervise is told again what it may not have
-    /// heard.
-    pub(super) fn go_on(&mut self, note: PressNote, history: History, clock: &dyn Clock) {
+    /// Resumes from a predecessor's checkpoint. Messages that supervise may not have received are
+    /// sent again.
+    pub(super) fn resume(&mut self, note: PressNote, history: History, clock: &dyn Clock) {
         (self.history, self.ready) = (Tracked::new(history), note.ready);
         self.refused = note
             .refused

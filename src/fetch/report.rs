@@ -3,7 +3,7 @@
 //! no value, token or lease's name is in it, and no name of a secret's field but those that the
 //! configuration has; where it does not fit, a smaller one is written.
 
-use super::journal::Tracked;
+use super::checkpoint::Tracked;
 use super::press::{Outlet, OutletError};
 use super::{Fetch, Settings};
 use crate::clock::{Clock, Moment};
@@ -92,7 +92,7 @@ impl Reporter {
 
     /// Goes on from a predecessor's last report, if it wrote one: what began before its death began
     /// then.
-    pub(super) fn go_on(&mut self, last: Option<Report>) {
+    pub(super) fn resume(&mut self, last: Option<Report>) {
         self.since = last.as_ref().map_or(self.since, |last| last.since);
         self.last = Tracked::new(last);
     }
@@ -293,14 +293,14 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             serve_deaths: serve.map_or(0, |serve| serve.past.deaths),
             serve_crashes: serve.map_or(0, |serve| serve.past.crashes_after(now.since(serve.born))),
             recovery: serve.map(|serve| serve.recovery),
-            checkpoint: self.journal.state(),
+            checkpoint: self.checkpoint.state(),
         }
     }
 
     fn describe_file(&self, id: FileId, file: &File, times: Times) -> FileReport {
         let views = self.views(&file.content, times.now);
         let unread = || {
-            self.board
+            self.secrets
                 .reason(id, self.no_login(), ToString::to_string)
                 .map(|(why, _)| why)
         };
@@ -326,7 +326,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             name: file.name.as_str().into(),
             condition,
             changes,
-            version: self.board.version(&file.content),
+            version: self.secrets.version(&file.content),
             changed: latest.map(seconds),
             lease_ends: views
                 .iter()
@@ -371,7 +371,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         };
         let refused = self.press.refusal(file).map(str::to_owned);
         refused
-            .or_else(|| self.board.error(file))
+            .or_else(|| self.secrets.error(file))
             .or_else(failure)
             .or_else(ended)
     }

@@ -1,7 +1,7 @@
 //! The requests in flight and the tokens that live. Invariants: a token that came is revoked, or
 //! known to be dead; a request is only prepared until a checkpoint that mentions it was saved.
 
-use super::journal::Saved;
+use super::checkpoint::Saved;
 use crate::config::plan::Query;
 use crate::lease::source::{Failure, Lease, Reply, Source, TokenGrant};
 use crate::lease::{Input, Request, TokenId};
@@ -31,7 +31,7 @@ pub(super) struct Prepared<T> {
     exchange: Pin<Box<dyn Future<Output = Done<T>>>>,
 }
 
-/// What a request's task ends with.
+/// The result of a request's task.
 enum Done<T> {
     LoggedIn(TokenId, Result<(T, TokenGrant), Failure>),
     TokenRenewed(TokenId, Result<TokenGrant, Failure>),
@@ -41,7 +41,7 @@ enum Done<T> {
     Revoked(TokenId, Result<(), Failure>),
 }
 
-/// What a successor must know of the tokens.
+/// The tokens in the checkpoint.
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct TokenNote {
     tokens: Vec<(TokenId, String)>,
@@ -81,7 +81,7 @@ impl<S: Source + 'static> Requests<S> {
         }
     }
 
-    /// What a successor must know.
+    /// The tokens for the checkpoint.
     pub(super) fn note(&self) -> TokenNote {
         let text = |(id, token): (&TokenId, &Rc<S::Token>)| {
             Some((
@@ -96,9 +96,9 @@ impl<S: Source + 'static> Requests<S> {
         }
     }
 
-    /// Goes on from what a predecessor wrote down. A revocation whose response the predecessor did
+    /// Resumes from a predecessor's checkpoint. A revocation whose response the predecessor did
     /// not receive is prepared again.
-    pub(super) fn go_on(&mut self, note: TokenNote) {
+    pub(super) fn resume(&mut self, note: TokenNote) {
         let token = |(id, text): (TokenId, String)| {
             Some((id, Rc::new(self.source.token(text.as_bytes())?)))
         };

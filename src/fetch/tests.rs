@@ -296,7 +296,7 @@ impl Outlet for Recorder {
 }
 
 /// An arena that holds a checkpoint and nothing else.
-fn journal() -> Arc<Arena> {
+fn arena() -> Arc<Arena> {
     let spec = |name| FileSpec {
         name: FileName::new(name).expect("a good name"),
         owner: Owner { uid: 0, gid: 0 },
@@ -384,7 +384,7 @@ impl Rig {
         change(&mut script);
         let (sender, log) = channel();
         let barrier = Arc::new(tokio::sync::Barrier::new(script.together.max(1)));
-        let arena = journal();
+        let arena = arena();
         let server = Server {
             script: Arc::new(Mutex::new(script)),
             barrier,
@@ -797,7 +797,7 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
         .map(|n| file(&format!("f{n}"), field(n, "a")))
         .collect();
     let plan = plan(paths.iter().map(|path| query(path, None)).collect(), files);
-    let mut board = Board::new(&plan);
+    let mut secrets = Secrets::new(&plan);
     // Many small fields, of 173 bytes each as they are reckoned: one large block would change how
     // the heap serves other tests.
     let reply = |mib: usize| {
@@ -812,10 +812,10 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
         }
     };
     assert!(matches!(
-        board.accept(QueryId(0), reply(5), Some(b"t")),
-        Accepted::Nothing
+        secrets.accept(QueryId(0), reply(5), Some(b"t")),
+        Rendered::Nothing
     ));
-    let Accepted::Unusable(errors) = board.accept(QueryId(1), reply(5), Some(b"t")) else {
+    let Rendered::Unusable(errors) = secrets.accept(QueryId(1), reply(5), Some(b"t")) else {
         panic!("there is room")
     };
     let words = errors.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -828,25 +828,25 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
             && words[0].contains("of the 8388608 bytes"),
         "{words:?}"
     );
-    let (missing, exit) = board.missing(None);
+    let (missing, exit) = secrets.missing(None);
     assert_eq!((missing.len(), exit), (2, Exit::Data));
     // The same query may get a smaller one, or the one that it has may give way to one that fits.
     assert!(matches!(
-        board.accept(QueryId(0), reply(6), Some(b"t")),
-        Accepted::Nothing
+        secrets.accept(QueryId(0), reply(6), Some(b"t")),
+        Rendered::Nothing
     ));
     assert!(matches!(
-        board.accept(QueryId(1), reply(1), Some(b"t")),
-        Accepted::Nothing
+        secrets.accept(QueryId(1), reply(1), Some(b"t")),
+        Rendered::Nothing
     ));
-    let Accepted::Changes(changes) = board.accept(QueryId(2), reply(0), Some(b"t")) else {
+    let Rendered::Changes(changes) = secrets.accept(QueryId(2), reply(0), Some(b"t")) else {
         panic!("all are there")
     };
     assert_eq!(changes.len(), 3);
     // Now only what is rendered is kept.
     assert!(matches!(
-        board.accept(QueryId(2), reply(20), Some(b"t")),
-        Accepted::Changes(_)
+        secrets.accept(QueryId(2), reply(20), Some(b"t")),
+        Rendered::Changes(_)
     ));
 }
 
@@ -856,7 +856,7 @@ fn what_is_missing_is_named_with_its_cause() {
         vec![query("q0", None), query("q1", None)],
         vec![file("one", field(0, "a")), file("two", field(1, "a"))],
     );
-    let mut board = Board::new(&plan);
+    let mut secrets = Secrets::new(&plan);
     let names = |(missing, exit): (Vec<(&crate::names::FileName, String)>, Exit)| {
         (
             missing
@@ -867,7 +867,7 @@ fn what_is_missing_is_named_with_its_cause() {
         )
     };
     assert_eq!(
-        names(board.missing(None)),
+        names(secrets.missing(None)),
         (
             vec![
                 "one: reading q0: no answer came yet".to_owned(),
@@ -876,13 +876,13 @@ fn what_is_missing_is_named_with_its_cause() {
             Exit::Unavailable
         )
     );
-    board.failed(QueryId(1), &failure(Cause::Denied, "reading q1"));
-    board.accept(
+    secrets.failed(QueryId(1), &failure(Cause::Denied, "reading q1"));
+    secrets.accept(
         QueryId(0),
         crate::render::tests::reply(&json!({"b": "value"})),
         None,
     );
-    let (missing, exit) = names(board.missing(None));
+    let (missing, exit) = names(secrets.missing(None));
     assert_eq!(missing[1], "two: reading q1: Denied");
     assert!(
         missing[0].contains("no field `a`") && !missing[0].contains("value"),
@@ -893,7 +893,7 @@ fn what_is_missing_is_named_with_its_cause() {
         Exit::Data,
         "what a person must mend in the data is more telling than a denied path"
     );
-    let (missing, exit) = names(board.missing(Some(&failure(Cause::Login, "logging in"))));
+    let (missing, exit) = names(secrets.missing(Some(&failure(Cause::Login, "logging in"))));
     assert_eq!(
         (missing[0].as_str(), exit),
         ("one: logging in: Login", Exit::Login)
@@ -969,7 +969,7 @@ fn an_outlet_that_cannot_be_opened_ends_the_role() {
         run(
             &plan,
             server,
-            &journal(),
+            &arena(),
             open,
             &end,
             &RealClock,

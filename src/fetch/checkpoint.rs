@@ -6,9 +6,9 @@
 //! saved. Where they do not fit, the credentials alone are saved: the successor then begins anew,
 //! and can log in although the credential's file is gone.
 
-use super::board::{Board, BoardNote, QueryState};
 use super::press::{History, Outlet, PressNote};
 use super::requests::{Prepared, TokenNote};
+use super::secrets::{QueryState, Secrets, SecretsNote};
 use super::{Fetch, Settings};
 use crate::clock::Clock;
 use crate::lease::Machine;
@@ -61,7 +61,7 @@ impl<T> DerefMut for Tracked<T> {
 }
 
 /// Where the checkpoint is written, and how much of it was.
-pub(super) struct Journal {
+pub(super) struct CheckpointFiles {
     /// By part; none where the arena has no room for a checkpoint.
     files: Vec<FileId>,
     /// How much of it was saved last.
@@ -96,7 +96,7 @@ struct FetchState<M, K> {
     machine: M,
     source: K,
     tokens: TokenNote,
-    board: BoardNote,
+    secrets: SecretsNote,
     press: PressNote,
 }
 
@@ -109,7 +109,7 @@ struct Found<K> {
     report: Option<Report>,
 }
 
-impl Journal {
+impl CheckpointFiles {
     /// Opens it in the arena, as a predecessor left it.
     pub(super) fn open(arena: &Arena) -> Self {
         Self {
@@ -217,11 +217,11 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             machine: &self.machine,
             source: &kept,
             tokens: self.requests.note(),
-            board: self.board.note(),
+            secrets: self.secrets.note(),
             press: self.press.note(),
         }));
-        let all = self.journal.state != Checkpoint::Whole;
-        let (queries, hashes) = self.board.parts();
+        let all = self.checkpoint.state != Checkpoint::Whole;
+        let (queries, hashes) = self.secrets.parts();
         let (history, report) = (self.press.history_part(), self.reporter.last());
         let mut parts = [Some(state), None, None, None];
         if all || queries.changed {
@@ -236,7 +236,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         (queries.changed, hashes.changed) = (false, false);
         (history.changed, report.changed) = (false, false);
         let whole = self
-            .journal
+            .checkpoint
             .save(&mut self.publisher, &parts, &kept, self.clock);
         if whole && std::mem::take(&mut self.settle) {
             self.requests.source().settle();
@@ -246,8 +246,8 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
 
     /// Goes on where a predecessor died, if there was one. Of one whose checkpoint did not fit only
     /// the credentials are known: its token lives to its ttl.
-    pub(super) fn go_on(&mut self, settings: &Settings) {
-        let found = match self.journal.read_all::<S::Kept>(&self.publisher) {
+    pub(super) fn resume(&mut self, settings: &Settings) {
+        let found = match self.checkpoint.read_all::<S::Kept>(&self.publisher) {
             Some(Extent::Whole(found)) => found,
             Some(Extent::Credentials(kept)) => return self.requests.source().restore(kept),
             None => return,
@@ -256,15 +256,15 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             machine,
             source,
             tokens,
-            board,
+            secrets,
             press,
         } = found.state;
         self.machine = machine.revived(settings.pace, self.clock.now());
         self.requests.source().restore(source);
-        self.requests.go_on(tokens);
-        self.board = Board::with(self.plan, board, found.queries, found.hashes);
-        self.press.go_on(press, found.history, self.clock);
-        self.reporter.go_on(found.report);
+        self.requests.resume(tokens);
+        self.secrets = Secrets::with(self.plan, secrets, found.queries, found.hashes);
+        self.press.resume(press, found.history, self.clock);
+        self.reporter.resume(found.report);
         self.settle = true;
         Event::WentOn {
             lost_logins: self.machine.lost_logins(),

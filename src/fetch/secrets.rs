@@ -1,8 +1,8 @@
-//! What was read, what of it is published, and what is missing. Invariants: the first publication
-//! is complete; a file that cannot be rendered anew keeps its last good content, and so do all
-//! files of the same query.
+//! The secrets: which replies came, which contents were rendered, which files are missing.
+//! Invariants: the first publication is complete; a file that cannot be rendered anew keeps its
+//! last good content, and so do all files of the same query.
 
-use super::journal::Tracked;
+use super::checkpoint::Tracked;
 use crate::config::plan::{Content, Plan};
 use crate::exit::Exit;
 use crate::lease::source::{Engine, Failure, Reply};
@@ -17,8 +17,8 @@ use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
 /// `filesystem.size` where that is more.
 const KEPT: usize = 8 << 20;
 
-/// What became of a reply.
-pub(super) enum Accepted {
+/// The result of rendering a reply.
+pub(super) enum Rendered {
     /// These files changed. The first time: all files.
     Changes(Vec<Change>),
     /// The values cannot be served; the errors that were not told before.
@@ -28,7 +28,7 @@ pub(super) enum Accepted {
 }
 
 /// The state of all files and queries.
-pub(super) struct Board<'p> {
+pub(super) struct Secrets<'p> {
     plan: &'p Plan,
     queries: Tracked<Vec<QueryState>>,
     /// By file the keyed hash of the content that was rendered last: contents are compared without
@@ -48,9 +48,9 @@ pub(super) struct Board<'p> {
     budget: usize,
 }
 
-/// What a successor must know of it, besides the queries and hashes.
+/// The part of the checkpoint that stands beside the queries and hashes.
 #[derive(Serialize, Deserialize)]
-pub(super) struct BoardNote {
+pub(super) struct SecretsNote {
     key: u64,
     complete: bool,
 }
@@ -73,20 +73,20 @@ pub(super) struct QueryState {
     shared: bool,
 }
 
-impl<'p> Board<'p> {
+impl<'p> Secrets<'p> {
     pub(super) fn new(plan: &'p Plan) -> Self {
         let queries = plan.queries.iter().map(|_| QueryState::default()).collect();
-        let note = BoardNote {
+        let note = SecretsNote {
             key: RandomState::new().hash_one(()),
             complete: false,
         };
         Self::with(plan, note, queries, vec![None; plan.files.len()])
     }
 
-    /// Goes on from what a predecessor wrote down.
+    /// Resumes from a predecessor's checkpoint.
     pub(super) fn with(
         plan: &'p Plan,
-        BoardNote { key, complete }: BoardNote,
+        SecretsNote { key, complete }: SecretsNote,
         mut queries: Vec<QueryState>,
         hashes: Vec<Option<u64>>,
     ) -> Self {
@@ -115,9 +115,9 @@ impl<'p> Board<'p> {
         }
     }
 
-    /// What a successor must know, besides the queries and hashes.
-    pub(super) fn note(&self) -> BoardNote {
-        BoardNote {
+    /// The part of the checkpoint that stands beside the queries and hashes.
+    pub(super) fn note(&self) -> SecretsNote {
+        SecretsNote {
             key: self.key,
             complete: self.complete,
         }
@@ -153,7 +153,7 @@ impl<'p> Board<'p> {
         query: QueryId,
         reply: Reply,
         token: Option<&[u8]>,
-    ) -> Accepted {
+    ) -> Rendered {
         if self.queries[query.index()].failure.is_some() {
             self.queries[query.index()].failure = None;
         }
@@ -161,9 +161,9 @@ impl<'p> Board<'p> {
         let version = version(&reply);
         if version.is_some() && self.queries[query.index()].version == version {
             return if files.iter().any(|file| self.errors.contains_key(file)) {
-                Accepted::Unusable(Vec::new())
+                Rendered::Unusable(Vec::new())
             } else {
-                Accepted::Nothing
+                Rendered::Nothing
             };
         }
         if version.is_some() {
@@ -174,19 +174,19 @@ impl<'p> Board<'p> {
                 .iter()
                 .map(|file| render::error(self.plan, *file, problem.clone()))
                 .collect();
-            return Accepted::Unusable(self.blame(errors));
+            return Rendered::Unusable(self.blame(errors));
         }
-        let look = Look {
+        let overlay = Overlay {
             queries: &self.queries,
             fresh: Some((query, &reply)),
             token,
         };
-        match render::render(self.plan, files.iter().copied(), &look) {
+        match render::render(self.plan, files.iter().copied(), &overlay) {
             Ok(changes) => {
                 self.mend(&files);
                 self.keep(query, reply);
                 if self.complete {
-                    Accepted::Changes(self.changed(changes))
+                    Rendered::Changes(self.changed(changes))
                 } else {
                     self.first(token)
                 }
@@ -199,16 +199,16 @@ impl<'p> Board<'p> {
                     errors.retain(|error| error.problem != Problem::Unread);
                 }
                 if errors.is_empty() {
-                    Accepted::Nothing
+                    Rendered::Nothing
                 } else {
-                    Accepted::Unusable(self.blame(errors))
+                    Rendered::Unusable(self.blame(errors))
                 }
             }
         }
     }
 
     /// The token is new: its files change; or the last piece of the first publication is there.
-    pub(super) fn renew_token(&mut self, token: &[u8]) -> Accepted {
+    pub(super) fn renew_token(&mut self, token: &[u8]) -> Rendered {
         if !self.complete {
             return self.first(Some(token));
         }
@@ -217,14 +217,14 @@ impl<'p> Board<'p> {
         match render::render(
             self.plan,
             sinks,
-            &Look {
+            &Overlay {
                 queries: &self.queries,
                 fresh: None,
                 token: Some(token),
             },
         ) {
-            Ok(changes) => Accepted::Changes(self.changed(changes)),
-            Err(errors) => Accepted::Unusable(self.blame(errors)),
+            Ok(changes) => Rendered::Changes(self.changed(changes)),
+            Err(errors) => Rendered::Unusable(self.blame(errors)),
         }
     }
 
@@ -300,14 +300,14 @@ impl<'p> Board<'p> {
     }
 
     /// All files, once each can be rendered. Nothing is rendered while a reply is missing.
-    fn first(&mut self, token: Option<&[u8]>) -> Accepted {
+    fn first(&mut self, token: Option<&[u8]>) -> Rendered {
         if self.unread > 0 {
-            return Accepted::Nothing;
+            return Rendered::Nothing;
         }
         match render::render(
             self.plan,
             ids(self.plan),
-            &Look {
+            &Overlay {
                 queries: &self.queries,
                 fresh: None,
                 token,
@@ -319,9 +319,9 @@ impl<'p> Board<'p> {
                     (state.reply, state.weight) = (None, 0);
                 }
                 self.kept = self.queries.iter().map(|query| query.weight).sum();
-                Accepted::Changes(self.changed(changes))
+                Rendered::Changes(self.changed(changes))
             }
-            Err(_) => Accepted::Nothing,
+            Err(_) => Rendered::Nothing,
         }
     }
 
@@ -391,14 +391,14 @@ impl QueryState {
     }
 }
 
-/// The kept replies, with a fresh one over them.
-struct Look<'a> {
+/// The kept replies, with a fresh reply over them.
+struct Overlay<'a> {
     queries: &'a [QueryState],
     fresh: Option<(QueryId, &'a Reply)>,
     token: Option<&'a [u8]>,
 }
 
-impl Values for Look<'_> {
+impl Values for Overlay<'_> {
     fn reply(&self, query: QueryId) -> Option<&Reply> {
         match self.fresh {
             Some((fresh, reply)) if fresh == query => Some(reply),
