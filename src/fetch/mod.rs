@@ -2,15 +2,16 @@
 //! read and hands it to an outlet. Invariants: nothing partial is published; values stay here and
 //! in the outlet; it leaves no token behind.
 
-mod board;
-mod journal;
+mod checkpoint;
 mod outlet;
 mod press;
 mod report;
 mod requests;
+mod secrets;
 #[cfg(test)]
 mod tests;
 
+pub use checkpoint::PARTS as CHECKPOINT;
 pub use outlet::{ArenaOutlet, TmpfsOutlet};
 pub use press::{Announced, Outlet, OutletError};
 
@@ -26,11 +27,11 @@ use crate::observe::{Event, report_dropped};
 use crate::snapshot::Publisher;
 use crate::status::{Served, WallsReport};
 use crate::sys::watch;
-use board::{Accepted, Board};
-use journal::Journal;
+use checkpoint::CheckpointFiles;
 use press::{Announcements, Press};
 use report::Reporter;
 use requests::{Answer, Requests, say_revoked};
+use secrets::{Rendered, Secrets};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,25 +116,25 @@ where
             }
         };
         let machine = Machine::new(&plan.queries, settings.timing, Jitter::new(), clock.now());
-        let (board, requests) = (Board::new(plan), Requests::new(source, &plan.queries));
-        let reporter = Reporter::new(settings, clock);
-        let journal = Journal::open(arena);
+        let (secrets, requests) = (Secrets::new(plan), Requests::new(source, &plan.queries));
+        let reporter = Reporter::new(settings, plan.files.len(), clock);
+        let checkpoint = CheckpointFiles::open(arena);
         let mut fetch = Fetch {
             clock,
             plan,
             arena,
             machine,
-            board,
+            secrets,
             requests,
             press,
             publisher,
             reporter,
-            journal,
+            checkpoint,
             looked: None,
             settle: false,
         };
-        fetch.go_on(settings);
-        let exit = fetch.run(&Ears { link, watch }, announcements).await;
+        fetch.resume(settings);
+        let exit = fetch.run(&Control { link, watch }, announcements).await;
         fetch.press.close();
         fetch.requests.leave(settings.leave).await;
         exit
@@ -143,13 +144,13 @@ where
     exit
 }
 
-/// What ends a wait.
-enum Woken {
+/// An event that ends the wait of the loop.
+enum Wakeup {
     Told(Received<ToRole>),
     Answered(Answer),
     Announced(Result<Generation, String>),
     Due,
-    /// It is time to look whether the credential files changed.
+    /// The time to compare the credential files with those of the last login.
     Look,
     Report,
 }
@@ -159,61 +160,63 @@ struct Fetch<'a, S: Source, O, C> {
     plan: &'a Plan,
     arena: &'a Arena,
     machine: Machine,
-    board: Board<'a>,
+    secrets: Secrets<'a>,
     requests: Requests<S>,
     press: Press<'a, O>,
     /// The arena's one writer.
     publisher: Publisher,
     reporter: Reporter,
-    journal: Journal,
+    checkpoint: CheckpointFiles,
     /// When it was last looked whether the credential files changed; `None` while the login does
     /// not wait for that.
     looked: Option<Moment>,
-    /// Whether a login succeeded since the whole journal was saved.
+    /// Whether a login succeeded since the whole checkpoint was saved.
     settle: bool,
 }
 
 impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
-    async fn run(&mut self, ears: &Ears<'_>, mut announcements: Announcements) -> Exit {
+    async fn run(&mut self, control: &Control<'_>, mut announcements: Announcements) -> Exit {
         self.step(Input::Tick);
-        self.write_down();
+        self.commit().await;
         // The login is on its way while the first report is written.
         tokio::task::yield_now().await;
         self.report();
         self.press.tell(self.clock);
         loop {
-            let woken = self.wait(ears, &mut announcements).await;
-            let news = match woken {
-                Woken::Report | Woken::Told(Received::Message(ToRole::Ping)) => false,
-                Woken::Look => self.look(),
-                Woken::Told(_) | Woken::Answered(_) | Woken::Announced(_) | Woken::Due => true,
+            let wakeup = self.wait(control, &mut announcements).await;
+            let news = match wakeup {
+                Wakeup::Report | Wakeup::Told(Received::Message(ToRole::Ping)) => false,
+                Wakeup::Look => self.look(),
+                Wakeup::Told(_) | Wakeup::Answered(_) | Wakeup::Announced(_) | Wakeup::Due => true,
             };
             if news {
                 self.reporter.touch();
             }
-            let done = match woken {
-                Woken::Told(Received::Message(ToRole::GiveUp)) => return self.give_up(),
-                Woken::Told(Received::Message(ToRole::Stop) | Received::Closed) => return Exit::Ok,
-                Woken::Told(Received::Message(ToRole::Refresh)) => {
+            let done = match wakeup {
+                Wakeup::Told(Received::Message(ToRole::GiveUp)) => return self.give_up(),
+                Wakeup::Told(Received::Message(ToRole::Stop) | Received::Closed) => {
+                    return Exit::Ok;
+                }
+                Wakeup::Told(Received::Message(ToRole::Refresh)) => {
                     self.step(Input::Refresh);
                     Ok(())
                 }
-                Woken::Told(Received::Message(ToRole::Ping)) => {
+                Wakeup::Told(Received::Message(ToRole::Ping)) => {
                     // A full link takes no answer; supervise asks again.
-                    let _ = ears.link.send(&FromRole::Alive);
+                    let _ = control.link.send(&FromRole::Alive);
                     Ok(())
                 }
-                Woken::Told(Received::Message(ToRole::Swap(found))) => {
+                Wakeup::Told(Received::Message(ToRole::Swap(found))) => {
                     self.reporter.swap(found);
                     Ok(())
                 }
-                Woken::Told(Received::Empty) | Woken::Report | Woken::Look => Ok(()),
-                Woken::Answered(answer) => self.answered(answer),
-                Woken::Announced(announced) => {
+                Wakeup::Told(Received::Empty) | Wakeup::Report | Wakeup::Look => Ok(()),
+                Wakeup::Answered(answer) => self.answered(answer),
+                Wakeup::Announced(announced) => {
                     self.press.announced(announced, self.clock);
                     Ok(())
                 }
-                Woken::Due => {
+                Wakeup::Due => {
                     self.step(Input::Tick);
                     self.press.turn(&mut self.publisher, self.clock);
                     Ok(())
@@ -223,7 +226,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                 return exit;
             }
             if news {
-                self.write_down();
+                self.commit().await;
             }
             // Before supervise is told: what it starts finds the report.
             self.report();
@@ -232,7 +235,22 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         }
     }
 
-    async fn wait(&mut self, ears: &Ears<'_>, announcements: &mut Announcements) -> Woken {
+    /// Saves the checkpoint, then sends the requests that it mentions: the only place that sends.
+    /// The tests await before and between, so that no order by chance passes them.
+    #[cfg_attr(
+        not(test),
+        expect(clippy::unused_async, reason = "only the tests await")
+    )]
+    async fn commit(&mut self) {
+        #[cfg(test)]
+        tokio::task::yield_now().await;
+        let saved = self.save();
+        #[cfg(test)]
+        tokio::task::yield_now().await;
+        self.requests.send(saved);
+    }
+
+    async fn wait(&mut self, control: &Control<'_>, announcements: &mut Announcements) -> Wakeup {
         let wake = self
             .machine
             .wake()
@@ -246,12 +264,12 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             self.sleep(look),
         );
         tokio::select! {
-            told = ears.receive() => Woken::Told(told),
-            answer = self.requests.next() => Woken::Answered(answer),
-            Some(announced) = announcements.recv() => Woken::Announced(announced),
-            () = due => Woken::Due,
-            () = look => Woken::Look,
-            () = report => Woken::Report,
+            told = control.receive() => Wakeup::Told(told),
+            answer = self.requests.next() => Wakeup::Answered(answer),
+            Some(announced) = announcements.recv() => Wakeup::Announced(announced),
+            () = due => Wakeup::Due,
+            () = look => Wakeup::Look,
+            () = report => Wakeup::Report,
         }
     }
 
@@ -294,8 +312,8 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                 self.settle = true;
                 self.step(Input::LoggedIn(Ok(grant)));
                 let token = self.requests.exposed().unwrap_or_default();
-                let accepted = self.board.renew_token(token);
-                return self.accepted(accepted, None);
+                let rendered = self.secrets.renew_token(token);
+                return self.rendered(rendered, None);
             }
             Answer::Input(input) => self.step(input),
             Answer::Revoked(result) => say_revoked(&result),
@@ -312,27 +330,27 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         match result {
             Ok(reply) => {
                 self.step(Input::Read(query, token, Ok(reply.lease.clone())));
-                let accepted = self.board.accept(query, reply, self.requests.exposed());
-                self.accepted(accepted, Some(query))
+                let rendered = self.secrets.accept(query, reply, self.requests.exposed());
+                self.rendered(rendered, Some(query))
             }
             Err(failure) => {
-                self.board.failed(query, &failure);
+                self.secrets.failed(query, &failure);
                 self.step(Input::Read(query, token, Err(failure)));
                 Ok(())
             }
         }
     }
 
-    fn accepted(&mut self, accepted: Accepted, query: Option<QueryId>) -> Result<(), Exit> {
-        match accepted {
-            Accepted::Changes(changes) => {
+    fn rendered(&mut self, rendered: Rendered, query: Option<QueryId>) -> Result<(), Exit> {
+        match rendered {
+            Rendered::Changes(changes) => {
                 self.press.publish(&mut self.publisher, changes, self.clock)
             }
-            Accepted::Nothing => Ok(()),
-            Accepted::Unusable(errors) => {
+            Rendered::Nothing => Ok(()),
+            Rendered::Unusable(errors) => {
                 for error in errors {
                     let (file, why) = (&error.name, &*error.in_log());
-                    if self.board.complete() {
+                    if self.secrets.complete() {
                         Event::Stale { file, why }
                     } else {
                         Event::Unusable { why }
@@ -350,9 +368,9 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     fn step(&mut self, input: Input) {
         for output in self.machine.step(input, self.clock.now()) {
             match output {
-                Effect::Ask(request) => self.requests.start(request),
+                Effect::Ask(request) => self.requests.prepare(request),
                 Effect::Forget(token) => self.requests.forget(token),
-                Effect::Failed(Subject::Query(query), failure, _) if self.board.complete() => {
+                Effect::Failed(Subject::Query(query), failure, _) if self.secrets.complete() => {
                     self.stale(query, &failure.message);
                 }
                 Effect::Failed(_, failure, after) => Event::Retrying {
@@ -372,7 +390,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     }
 
     fn stale(&self, query: QueryId, why: &str) {
-        for file in self.board.names(query) {
+        for file in self.secrets.names(query) {
             Event::Stale { file, why }.emit();
         }
     }
@@ -384,7 +402,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     }
 
     fn give_up(&self) -> Exit {
-        let (missing, exit) = self.board.missing(self.no_login());
+        let (missing, exit) = self.secrets.missing(self.no_login());
         for (file, why) in missing {
             Event::Missing { file, why: &why }.emit();
         }
@@ -392,13 +410,13 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     }
 }
 
-/// Supervise's end, heard inside the runtime.
-struct Ears<'a> {
+/// The link to supervise, as the loop receives from it.
+struct Control<'a> {
     link: &'a End,
     watch: AsyncFd<BorrowedFd<'a>>,
 }
 
-impl Ears<'_> {
+impl Control<'_> {
     async fn receive(&self) -> Received<ToRole> {
         loop {
             let Ok(mut ready) = self.watch.readable().await else {

@@ -2,6 +2,7 @@
 //! again, newer content in place of older; `Ready` is sent once; later changes are told when they
 //! were announced, each hook once for all of them.
 
+use super::checkpoint::Tracked;
 use crate::clock::{Clock, Jitter, Moment};
 use crate::config::plan::Plan;
 use crate::exit::Exit;
@@ -84,10 +85,12 @@ const FULL: Duration = Duration::from_millis(100);
 /// What the announcing side says, in order.
 pub(super) type Announcements = UnboundedReceiver<Result<Generation, String>>;
 
-/// What a successor must know of it.
+/// By file: how often it was published, and when last.
+pub(super) type History = Vec<(u64, Option<SystemTime>)>;
+
+/// The part of the checkpoint that stands beside the history.
 #[derive(Serialize, Deserialize)]
 pub(super) struct PressNote {
-    history: Vec<(u64, Option<SystemTime>)>,
     hooks: BTreeSet<HookId>,
     ready: bool,
     refused: Vec<(FileId, Vec<u8>)>,
@@ -100,8 +103,7 @@ pub(super) struct Press<'a, O> {
     plan: &'a Plan,
     timing: Timing,
     jitter: Jitter,
-    /// How often each file was published, and when last.
-    history: Vec<(u64, Option<SystemTime>)>,
+    history: Tracked<History>,
     /// The hooks of what was published after the first time and not announced yet.
     unheard: BTreeSet<(Generation, HookId)>,
     /// What supervise is to be told.
@@ -140,7 +142,7 @@ impl<'a, O: Outlet> Press<'a, O> {
             plan,
             timing,
             jitter: Jitter::new(),
-            history: vec![(0, None); plan.files.len()],
+            history: Tracked::new(vec![(0, None); plan.files.len()]),
             unheard: BTreeSet::new(),
             owed: Vec::new(),
             ready: false,
@@ -153,14 +155,18 @@ impl<'a, O: Outlet> Press<'a, O> {
         Ok((press, receiver))
     }
 
-    /// What a successor must know.
+    /// The part of the checkpoint that is written only when it changed.
+    pub(super) fn history_part(&mut self) -> &mut Tracked<History> {
+        &mut self.history
+    }
+
+    /// The part of the checkpoint that stands beside the history.
     pub(super) fn note(&self) -> PressNote {
         let owed = self.owed.iter().filter_map(|message| match message {
             FromRole::Changed(hook) => Some(*hook),
             FromRole::Ready | FromRole::Failed(_) | FromRole::Alive => None,
         });
         PressNote {
-            history: self.history.clone(),
             hooks: self
                 .unheard
                 .iter()
@@ -176,10 +182,10 @@ impl<'a, O: Outlet> Press<'a, O> {
         }
     }
 
-    /// Goes on from what a predecessor wrote down: supervise is told again what it may not have
-    /// heard.
-    pub(super) fn go_on(&mut self, note: PressNote, clock: &dyn Clock) {
-        (self.history, self.ready) = (note.history, note.ready);
+    /// Resumes from a predecessor's checkpoint. Messages that supervise may not have received are
+    /// sent again.
+    pub(super) fn resume(&mut self, note: PressNote, history: History, clock: &dyn Clock) {
+        (self.history, self.ready) = (Tracked::new(history), note.ready);
         self.refused = note
             .refused
             .into_iter()

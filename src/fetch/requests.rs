@@ -1,6 +1,7 @@
-//! The requests that are out, and the tokens that live. Invariant: a token that came is revoked, or
-//! known to be dead.
+//! The requests in flight and the tokens that live. Invariants: a token that came is revoked, or
+//! known to be dead; a request is only prepared until a checkpoint that mentions it was saved.
 
+use super::checkpoint::Saved;
 use crate::config::plan::Query;
 use crate::lease::source::{Failure, Lease, Reply, Source, TokenGrant};
 use crate::lease::{Input, Request, TokenId};
@@ -8,6 +9,7 @@ use crate::names::QueryId;
 use crate::observe::Event;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
@@ -22,7 +24,14 @@ pub(super) enum Answer {
     Revoked(Result<(), Failure>),
 }
 
-/// What a request's task ends with.
+/// A request that the schedule asked for. Nothing is sent before its exchange is polled, and only
+/// `Requests::send` has it polled.
+pub(super) struct Prepared<T> {
+    request: Request,
+    exchange: Pin<Box<dyn Future<Output = Done<T>>>>,
+}
+
+/// The result of a request's task.
 enum Done<T> {
     LoggedIn(TokenId, Result<(T, TokenGrant), Failure>),
     TokenRenewed(TokenId, Result<TokenGrant, Failure>),
@@ -32,7 +41,7 @@ enum Done<T> {
     Revoked(TokenId, Result<(), Failure>),
 }
 
-/// What a successor must know of the tokens.
+/// The tokens in the checkpoint.
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct TokenNote {
     tokens: Vec<(TokenId, String)>,
@@ -46,10 +55,12 @@ pub(super) struct Requests<S: Source> {
     queries: Vec<Query>,
     /// Every token that lives.
     tokens: BTreeMap<TokenId, Rc<S::Token>>,
-    /// Those whose revocation is out.
+    /// Those whose revocation is prepared or in flight.
     doomed: BTreeMap<TokenId, Rc<S::Token>>,
     /// The one that requests are made with.
     current: Option<TokenId>,
+    /// The requests that no checkpoint mentions yet.
+    prepared: Vec<Prepared<S::Token>>,
     /// Logins and revocations: these are waited for at the end.
     session: JoinSet<Done<S::Token>>,
     /// All other requests.
@@ -64,12 +75,13 @@ impl<S: Source + 'static> Requests<S> {
             tokens: BTreeMap::new(),
             doomed: BTreeMap::new(),
             current: None,
+            prepared: Vec::new(),
             session: JoinSet::new(),
             others: JoinSet::new(),
         }
     }
 
-    /// What a successor must know.
+    /// The tokens for the checkpoint.
     pub(super) fn note(&self) -> TokenNote {
         let text = |(id, token): (&TokenId, &Rc<S::Token>)| {
             Some((
@@ -84,21 +96,18 @@ impl<S: Source + 'static> Requests<S> {
         }
     }
 
-    /// Goes on from what a predecessor wrote down; a revocation whose answer it did not hear is
-    /// sent again.
-    pub(super) fn go_on(&mut self, note: TokenNote) {
+    /// Resumes from a predecessor's checkpoint. A revocation whose response the predecessor did
+    /// not receive is prepared again.
+    pub(super) fn resume(&mut self, note: TokenNote) {
         let token = |(id, text): (TokenId, String)| {
             Some((id, Rc::new(self.source.token(text.as_bytes())?)))
         };
         self.tokens = note.tokens.into_iter().filter_map(token).collect();
         self.current = note.current;
-        for (id, token) in note
-            .doomed
-            .into_iter()
-            .filter_map(token)
-            .collect::<Vec<_>>()
-        {
-            self.revoke(id, token);
+        let doomed: Vec<_> = note.doomed.into_iter().filter_map(token).collect();
+        for (id, token) in doomed {
+            self.tokens.insert(id, token);
+            self.prepare(Request::Revoke(id));
         }
     }
 
@@ -107,42 +116,57 @@ impl<S: Source + 'static> Requests<S> {
         &self.source
     }
 
-    /// Starts `request`.
-    pub(super) fn start(&mut self, request: Request) {
+    /// Prepares `request`: `send` sends it once the checkpoint mentions it.
+    pub(super) fn prepare(&mut self, request: Request) {
+        let exchange = self.exchange(&request);
+        self.prepared.push(Prepared { request, exchange });
+    }
+
+    /// Takes the prepared requests, for a checkpoint that mentions them.
+    pub(super) fn take_prepared(&mut self) -> Vec<Prepared<S::Token>> {
+        std::mem::take(&mut self.prepared)
+    }
+
+    /// Sends the requests that a checkpoint mentions.
+    pub(super) fn send(&mut self, saved: Saved<S::Token>) {
+        for Prepared { request, exchange } in saved.into_requests() {
+            match request {
+                Request::Login(_) | Request::Revoke(_) => self.session.spawn_local(exchange),
+                Request::RenewToken(_)
+                | Request::LookUp(_)
+                | Request::Read(..)
+                | Request::Renew(..) => self.others.spawn_local(exchange),
+            };
+        }
+    }
+
+    fn exchange(&mut self, request: &Request) -> Pin<Box<dyn Future<Output = Done<S::Token>>>> {
         let source = Rc::clone(&self.source);
-        match request {
-            Request::Login(id) => {
-                self.session
-                    .spawn_local(async move { Done::LoggedIn(id, source.login().await) });
-            }
+        match request.clone() {
+            Request::Login(id) => Box::pin(async move { Done::LoggedIn(id, source.login().await) }),
             Request::Revoke(id) => {
                 let token = self.token(id);
                 self.forget(id);
-                self.revoke(id, token);
+                self.doomed.insert(id, Rc::clone(&token));
+                Box::pin(async move { Done::Revoked(id, source.revoke_token(&token).await) })
             }
             Request::RenewToken(id) => {
                 let token = self.token(id);
-                self.others.spawn_local(async move {
-                    Done::TokenRenewed(id, source.renew_token(&token).await)
-                });
+                Box::pin(async move { Done::TokenRenewed(id, source.renew_token(&token).await) })
             }
             Request::LookUp(id) => {
                 let token = self.token(id);
-                self.others.spawn_local(async move {
-                    Done::LookedUp(id, source.look_up_token(&token).await)
-                });
+                Box::pin(async move { Done::LookedUp(id, source.look_up_token(&token).await) })
             }
             Request::Read(query, id) => {
                 let (token, what) = (self.token(id), self.queries[query.index()].clone());
-                self.others.spawn_local(async move {
-                    Done::Read(query, id, source.read(&token, &what).await)
-                });
+                Box::pin(async move { Done::Read(query, id, source.read(&token, &what).await) })
             }
             Request::Renew(query, id, lease, increment) => {
                 let token = self.token(id);
-                self.others.spawn_local(async move {
+                Box::pin(async move {
                     Done::Renewed(query, id, source.renew(&token, &lease, increment).await)
-                });
+                })
             }
         }
     }
@@ -169,14 +193,19 @@ impl<S: Source + 'static> Requests<S> {
         Some(self.source.expose(token))
     }
 
-    /// Gives up all other requests and revokes every token, one that a login still brings too,
-    /// within `bound`.
+    /// Drops all other requests and revokes every token, also the token of a login in flight,
+    /// within `bound`. No successor follows, so no checkpoint comes first.
     pub(super) async fn leave(mut self, bound: Duration) {
         self.others.abort_all();
+        let is_revocation = |it: &Prepared<_>| matches!(it.request, Request::Revoke(_));
+        self.prepared.retain(is_revocation);
         let all = async {
             loop {
-                for (id, token) in std::mem::take(&mut self.tokens) {
-                    self.revoke(id, token);
+                for id in self.tokens.keys().copied().collect::<Vec<_>>() {
+                    self.prepare(Request::Revoke(id));
+                }
+                for revocation in self.take_prepared() {
+                    self.session.spawn_local(revocation.exchange);
                 }
                 let Some(done) = self.session.join_next().await else {
                     return;
@@ -219,13 +248,6 @@ impl<S: Source + 'static> Requests<S> {
                 .get(&id)
                 .expect("the machine names tokens that came and were not dropped"),
         )
-    }
-
-    fn revoke(&mut self, id: TokenId, token: Rc<S::Token>) {
-        self.doomed.insert(id, Rc::clone(&token));
-        let source = Rc::clone(&self.source);
-        self.session
-            .spawn_local(async move { Done::Revoked(id, source.revoke_token(&token).await) });
     }
 }
 

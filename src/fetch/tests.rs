@@ -41,6 +41,8 @@ struct Script {
     /// Whether revocations are answered.
     revokes: bool,
     serial: u32,
+    /// Requests that came although the checkpoint did not mention them.
+    unsaved: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -48,6 +50,8 @@ struct Server {
     script: Arc<Mutex<Script>>,
     barrier: Arc<tokio::sync::Barrier>,
     log: Sender<String>,
+    paths: Vec<String>,
+    arena: Arc<Arena>,
 }
 
 fn failure(cause: Cause, what: &str) -> Failure {
@@ -63,8 +67,40 @@ impl Server {
         self.script.lock().expect("no test panics with it")
     }
 
+    /// Takes note of a request, which the checkpoint has to mention by now.
     fn say(&self, what: &str) {
+        if !self.is_saved(what) {
+            self.script().unsaved.push(what.to_owned());
+        }
         let _ = self.log.send(what.to_owned());
+    }
+
+    fn is_saved(&self, request: &str) -> bool {
+        let saved = &checkpoint(&self.arena)["Whole"];
+        let schedule = &saved["machine"]["schedule"];
+        let (session, queries) = (&schedule["session"], &schedule["queries"]);
+        let sent = &session["renewal"]["in_flight"];
+        match request.split_once(' ') {
+            Some(("read", path)) => {
+                let query = self
+                    .paths
+                    .iter()
+                    .position(|it| it == path)
+                    .expect("a query");
+                queries[query]["renewal"]["in_flight"][1] == "Replace"
+            }
+            Some(("revoke", token)) => {
+                let doomed = saved["tokens"]["doomed"].as_array().into_iter().flatten();
+                doomed.map(|it| &it[1]).any(|it| it == token)
+            }
+            Some(("look", _)) => session["looking_up"] == true,
+            Some(_) => sent[1] == "Renew",
+            None if request == "login" => sent[1] == "Replace",
+            None => queries.as_array().is_some_and(|all| {
+                let mut sent = all.iter().map(|query| &query["renewal"]["in_flight"][1]);
+                sent.any(|doing| doing == "Renew")
+            }),
+        }
     }
 
     fn serial(&self) -> u32 {
@@ -261,21 +297,31 @@ impl Outlet for Recorder {
     }
 }
 
-/// An arena that holds a journal and nothing else.
-fn journal() -> Arc<Arena> {
-    let (name, owner) = (
-        FileName::new("journal").expect("a good name"),
-        Owner { uid: 0, gid: 0 },
-    );
-    let spec = FileSpec {
-        name,
-        owner,
+/// An arena that holds a checkpoint and nothing else.
+fn arena() -> Arc<Arena> {
+    let spec = |name| FileSpec {
+        name: FileName::new(name).expect("a good name"),
+        owner: Owner { uid: 0, gid: 0 },
         mode: 0,
         visibility: Visibility::Private,
     };
-    Arc::new(
-        Arena::create(vec![spec], Some(256 << 10), Kind::Locked).expect("memory can be locked"),
-    )
+    let specs = CHECKPOINT.map(spec).to_vec();
+    Arc::new(Arena::create(specs, Some(256 << 10), Kind::Locked).expect("memory can be locked"))
+}
+
+/// What a successor would find.
+fn checkpoint(arena: &Arc<Arena>) -> Value {
+    let reader = crate::snapshot::Reader::new(Arc::clone(arena));
+    let version = arena
+        .files_in(Visibility::Private)
+        .next()
+        .and_then(|file| reader.current(file))
+        .expect("a checkpoint");
+    let mut bytes = vec![0; usize::try_from(version.len).expect("it fits")];
+    reader
+        .read(version.nodeid, 0, &mut bytes)
+        .expect("it is live");
+    serde_json::from_slice(&bytes).expect("JSON")
 }
 
 /// A role that runs in a thread, seen from supervise.
@@ -335,14 +381,18 @@ impl Rig {
             gate: None,
             revokes: true,
             serial: 0,
+            unsaved: Vec::new(),
         };
         change(&mut script);
         let (sender, log) = channel();
         let barrier = Arc::new(tokio::sync::Barrier::new(script.together.max(1)));
+        let arena = arena();
         let server = Server {
             script: Arc::new(Mutex::new(script)),
             barrier,
             log: sender,
+            paths: queries.iter().map(|path| (*path).to_owned()).collect(),
+            arena: Arc::clone(&arena),
         };
         let (sender, published) = channel();
         let refusals = Arc::new(Mutex::new(refusals));
@@ -386,7 +436,7 @@ impl Rig {
         };
         let source = server.clone();
         let role = std::thread::spawn(move || {
-            run(&plan, source, &journal(), open, &end, &RealClock, &settings)
+            run(&plan, source, &arena, open, &end, &RealClock, &settings)
         });
         Self {
             server,
@@ -659,6 +709,29 @@ fn a_new_token_is_served_in_its_sink_and_the_leases_follow_it() {
 }
 
 #[test]
+fn every_request_is_in_the_checkpoint_before_it_is_sent() {
+    let rig = Rig::start(
+        &["db", "k1", "k2"],
+        vec![Content::Token, field(0, "password"), field(1, "a")],
+        |script| {
+            (script.token, script.lease) = (MS(300), MS(100));
+            script.kv.insert("k2".to_owned(), Err(Cause::Denied));
+        },
+    );
+    rig.asked("read db", 1);
+    rig.asked("look up", 1);
+    rig.server
+        .script()
+        .kv
+        .insert("k2".to_owned(), Ok((1, json!({"a": "late"}))));
+    rig.ready();
+    rig.asked("login", 1);
+    rig.asked("revoke token-1", 1);
+    assert_eq!(rig.server.script().unsaved, [""; 0]);
+    rig.end(ToRole::Stop);
+}
+
+#[test]
 fn giving_up_names_the_most_telling_cause_and_revokes() {
     type Change = fn(&mut Script);
     let table: &[(&str, Change, &str, Exit)] = &[
@@ -726,7 +799,7 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
         .map(|n| file(&format!("f{n}"), field(n, "a")))
         .collect();
     let plan = plan(paths.iter().map(|path| query(path, None)).collect(), files);
-    let mut board = Board::new(&plan);
+    let mut secrets = Secrets::new(&plan);
     // Many small fields, of 173 bytes each as they are reckoned: one large block would change how
     // the heap serves other tests.
     let reply = |mib: usize| {
@@ -741,10 +814,10 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
         }
     };
     assert!(matches!(
-        board.accept(QueryId(0), reply(5), Some(b"t")),
-        Accepted::Nothing
+        secrets.accept(QueryId(0), reply(5), Some(b"t")),
+        Rendered::Nothing
     ));
-    let Accepted::Unusable(errors) = board.accept(QueryId(1), reply(5), Some(b"t")) else {
+    let Rendered::Unusable(errors) = secrets.accept(QueryId(1), reply(5), Some(b"t")) else {
         panic!("there is room")
     };
     let words = errors.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -757,25 +830,25 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
             && words[0].contains("of the 8388608 bytes"),
         "{words:?}"
     );
-    let (missing, exit) = board.missing(None);
+    let (missing, exit) = secrets.missing(None);
     assert_eq!((missing.len(), exit), (2, Exit::Data));
     // The same query may get a smaller one, or the one that it has may give way to one that fits.
     assert!(matches!(
-        board.accept(QueryId(0), reply(6), Some(b"t")),
-        Accepted::Nothing
+        secrets.accept(QueryId(0), reply(6), Some(b"t")),
+        Rendered::Nothing
     ));
     assert!(matches!(
-        board.accept(QueryId(1), reply(1), Some(b"t")),
-        Accepted::Nothing
+        secrets.accept(QueryId(1), reply(1), Some(b"t")),
+        Rendered::Nothing
     ));
-    let Accepted::Changes(changes) = board.accept(QueryId(2), reply(0), Some(b"t")) else {
+    let Rendered::Changes(changes) = secrets.accept(QueryId(2), reply(0), Some(b"t")) else {
         panic!("all are there")
     };
     assert_eq!(changes.len(), 3);
     // Now only what is rendered is kept.
     assert!(matches!(
-        board.accept(QueryId(2), reply(20), Some(b"t")),
-        Accepted::Changes(_)
+        secrets.accept(QueryId(2), reply(20), Some(b"t")),
+        Rendered::Changes(_)
     ));
 }
 
@@ -785,7 +858,7 @@ fn what_is_missing_is_named_with_its_cause() {
         vec![query("q0", None), query("q1", None)],
         vec![file("one", field(0, "a")), file("two", field(1, "a"))],
     );
-    let mut board = Board::new(&plan);
+    let mut secrets = Secrets::new(&plan);
     let names = |(missing, exit): (Vec<(&crate::names::FileName, String)>, Exit)| {
         (
             missing
@@ -796,7 +869,7 @@ fn what_is_missing_is_named_with_its_cause() {
         )
     };
     assert_eq!(
-        names(board.missing(None)),
+        names(secrets.missing(None)),
         (
             vec![
                 "one: reading q0: no answer came yet".to_owned(),
@@ -805,13 +878,13 @@ fn what_is_missing_is_named_with_its_cause() {
             Exit::Unavailable
         )
     );
-    board.failed(QueryId(1), &failure(Cause::Denied, "reading q1"));
-    board.accept(
+    secrets.failed(QueryId(1), &failure(Cause::Denied, "reading q1"));
+    secrets.accept(
         QueryId(0),
         crate::render::tests::reply(&json!({"b": "value"})),
         None,
     );
-    let (missing, exit) = names(board.missing(None));
+    let (missing, exit) = names(secrets.missing(None));
     assert_eq!(missing[1], "two: reading q1: Denied");
     assert!(
         missing[0].contains("no field `a`") && !missing[0].contains("value"),
@@ -822,7 +895,7 @@ fn what_is_missing_is_named_with_its_cause() {
         Exit::Data,
         "what a person must mend in the data is more telling than a denied path"
     );
-    let (missing, exit) = names(board.missing(Some(&failure(Cause::Login, "logging in"))));
+    let (missing, exit) = names(secrets.missing(Some(&failure(Cause::Login, "logging in"))));
     assert_eq!(
         (missing[0].as_str(), exit),
         ("one: logging in: Login", Exit::Login)
@@ -898,7 +971,7 @@ fn an_outlet_that_cannot_be_opened_ends_the_role() {
         run(
             &plan,
             server,
-            &journal(),
+            &arena(),
             open,
             &end,
             &RealClock,

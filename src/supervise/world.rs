@@ -97,7 +97,7 @@ impl World {
                 if let Some(ground) = target.ground() {
                     warn_of(ground, &filesystem.path);
                 }
-                let arena = create(vec![journal()], None)?;
+                let arena = create(checkpoint().to_vec(), None)?;
                 Self::Tmpfs {
                     target,
                     refusal: cause,
@@ -391,15 +391,16 @@ fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
         plan.files
             .iter()
             .map(spec)
-            .chain([report, journal()])
+            .chain([report])
+            .chain(checkpoint())
             .collect(),
         size,
     )
 }
 
-/// What `fetch` writes down for its successor.
-fn journal() -> FileSpec {
-    own("journal", 0, Visibility::Private)
+/// The parts of the checkpoint that `fetch` saves for its successor.
+fn checkpoint() -> [FileSpec; fetch::CHECKPOINT.len()] {
+    fetch::CHECKPOINT.map(|name| own(name, 0, Visibility::Private))
 }
 
 /// A file of the agent's own.

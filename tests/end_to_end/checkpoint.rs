@@ -126,8 +126,9 @@ fn a_checkpoint_that_outgrows_the_arena_keeps_the_credentials() {
         (0, false)
     );
 
-    // Two of these fit beside each other, but not the checkpoint, which is 3,000 bytes larger.
-    let large = "l".repeat(15_150);
+    // One of these fits into the arena beside the small one, but not a second one, which the
+    // checkpoint would hold.
+    let large = "l".repeat(26_000);
     tenant.put("a", json!({ "text": large }));
     agent.read_after("both", "small small");
     wait_for(&agent, Checkpoint::Credentials);

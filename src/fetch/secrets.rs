@@ -1,13 +1,15 @@
-//! What was read, what of it is published, and what is missing. Invariants: the first publication
-//! is complete; a file that cannot be rendered anew keeps its last good content, and so do all
-//! files of the same query.
+//! The secrets: which replies came, which contents were rendered, which files are missing.
+//! Invariants: the first publication is complete; a file that cannot be rendered anew keeps its
+//! last good content, and so do all files of the same query.
 
+use super::checkpoint::Tracked;
 use crate::config::plan::{Content, Plan};
 use crate::exit::Exit;
 use crate::lease::source::{Engine, Failure, Reply};
 use crate::names::{FileId, FileName, QueryId};
 use crate::render::{self, Change, Problem, RenderError, Values};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
 
@@ -15,8 +17,8 @@ use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
 /// `filesystem.size` where that is more.
 const KEPT: usize = 8 << 20;
 
-/// What became of a reply.
-pub(super) enum Accepted {
+/// The result of rendering a reply.
+pub(super) enum Rendered {
     /// These files changed. The first time: all files.
     Changes(Vec<Change>),
     /// The values cannot be served; the errors that were not told before.
@@ -26,23 +28,29 @@ pub(super) enum Accepted {
 }
 
 /// The state of all files and queries.
-pub(super) struct Board<'p> {
+pub(super) struct Secrets<'p> {
     plan: &'p Plan,
-    queries: Vec<QueryState>,
-    files: Vec<FileState>,
+    queries: Tracked<Vec<QueryState>>,
+    /// By file the keyed hash of the content that was rendered last: contents are compared without
+    /// being kept. (64 bits under a random key: two contents are taken for one in 2^-64 of all
+    /// changes.)
+    hashes: Tracked<Vec<Option<u64>>>,
+    /// Why files cannot be rendered.
+    errors: BTreeMap<FileId, RenderError>,
     /// Keys the hashes of contents.
     key: u64,
     /// Whether the first publication was made.
     complete: bool,
-    /// What the replies that are kept may take in memory, in bytes.
+    /// Before the first publication: how many queries that files are made of have no reply yet.
+    unread: usize,
+    /// What the replies that are kept take in memory, in bytes, and what they may take.
+    kept: usize,
     budget: usize,
 }
 
-/// What a successor must know of it.
+/// The part of the checkpoint that stands beside the queries and hashes.
 #[derive(Serialize, Deserialize)]
-pub(super) struct BoardNote<Q, F> {
-    queries: Q,
-    files: F,
+pub(super) struct SecretsNote {
     key: u64,
     complete: bool,
 }
@@ -65,40 +73,23 @@ pub(super) struct QueryState {
     shared: bool,
 }
 
-#[derive(Default, Serialize, Deserialize)]
-pub(super) struct FileState {
-    /// Keyed hash of the content that was rendered last: contents are compared without being kept.
-    /// (64 bits under a random key: two contents are taken for one in 2^-64 of all changes.)
-    hash: Option<u64>,
-    /// Why it cannot be rendered.
-    #[serde(skip)]
-    error: Option<RenderError>,
-}
-
-impl<'p> Board<'p> {
+impl<'p> Secrets<'p> {
     pub(super) fn new(plan: &'p Plan) -> Self {
         let queries = plan.queries.iter().map(|_| QueryState::default()).collect();
-        let files = plan.files.iter().map(|_| FileState::default()).collect();
-        let key = RandomState::new().hash_one(());
-        Self::with(
-            plan,
-            BoardNote {
-                queries,
-                files,
-                key,
-                complete: false,
-            },
-        )
+        let note = SecretsNote {
+            key: RandomState::new().hash_one(()),
+            complete: false,
+        };
+        Self::with(plan, note, queries, vec![None; plan.files.len()])
     }
 
-    /// Goes on from what a predecessor wrote down.
-    pub(super) fn with(plan: &'p Plan, note: BoardNote<Vec<QueryState>, Vec<FileState>>) -> Self {
-        let BoardNote {
-            mut queries,
-            files,
-            key,
-            complete,
-        } = note;
+    /// Resumes from a predecessor's checkpoint.
+    pub(super) fn with(
+        plan: &'p Plan,
+        SecretsNote { key, complete }: SecretsNote,
+        mut queries: Vec<QueryState>,
+        hashes: Vec<Option<u64>>,
+    ) -> Self {
         for (id, file) in ids(plan).zip(&plan.files) {
             let read = render::queries(&file.content);
             for query in &read {
@@ -113,22 +104,33 @@ impl<'p> Board<'p> {
             .unwrap_or_default();
         Self {
             plan,
-            queries,
-            files,
+            hashes: Tracked::new(hashes),
+            errors: BTreeMap::new(),
             key,
             complete,
+            unread: queries.iter().filter(|query| query.is_awaited()).count(),
+            kept: queries.iter().map(|query| query.weight).sum(),
             budget: served.saturating_mul(2).max(KEPT),
+            queries: Tracked::new(queries),
         }
     }
 
-    /// What a successor must know.
-    pub(super) fn note(&self) -> BoardNote<&[QueryState], &[FileState]> {
-        BoardNote {
-            queries: &self.queries,
-            files: &self.files,
+    /// The part of the checkpoint that stands beside the queries and hashes.
+    pub(super) fn note(&self) -> SecretsNote {
+        SecretsNote {
             key: self.key,
             complete: self.complete,
         }
+    }
+
+    /// The parts of the checkpoint that are written only when they changed.
+    pub(super) fn parts(
+        &mut self,
+    ) -> (
+        &mut Tracked<Vec<QueryState>>,
+        &mut Tracked<Vec<Option<u64>>>,
+    ) {
+        (&mut self.queries, &mut self.hashes)
     }
 
     /// Whether the first publication was made.
@@ -151,41 +153,40 @@ impl<'p> Board<'p> {
         query: QueryId,
         reply: Reply,
         token: Option<&[u8]>,
-    ) -> Accepted {
-        let state = &mut self.queries[query.index()];
-        state.failure = None;
+    ) -> Rendered {
+        if self.queries[query.index()].failure.is_some() {
+            self.queries[query.index()].failure = None;
+        }
+        let files = self.queries[query.index()].files.clone();
         let version = version(&reply);
-        let seen = version.is_some() && std::mem::replace(&mut state.version, version) == version;
-        let bad = state
-            .files
-            .iter()
-            .any(|file| self.files[file.index()].error.is_some());
-        if seen {
-            return if bad {
-                Accepted::Unusable(Vec::new())
+        if version.is_some() && self.queries[query.index()].version == version {
+            return if files.iter().any(|file| self.errors.contains_key(file)) {
+                Rendered::Unusable(Vec::new())
             } else {
-                Accepted::Nothing
+                Rendered::Nothing
             };
         }
-        let files = state.files.clone();
+        if version.is_some() {
+            self.queries[query.index()].version = version;
+        }
         if let Err(problem) = self.admit(query, &reply) {
             let errors = files
                 .iter()
                 .map(|file| render::error(self.plan, *file, problem.clone()))
                 .collect();
-            return Accepted::Unusable(self.blame(errors));
+            return Rendered::Unusable(self.blame(errors));
         }
-        let look = Look {
+        let overlay = Overlay {
             queries: &self.queries,
             fresh: Some((query, &reply)),
             token,
         };
-        match render::render(self.plan, files.iter().copied(), &look) {
+        match render::render(self.plan, files.iter().copied(), &overlay) {
             Ok(changes) => {
                 self.mend(&files);
                 self.keep(query, reply);
                 if self.complete {
-                    Accepted::Changes(self.changed(changes))
+                    Rendered::Changes(self.changed(changes))
                 } else {
                     self.first(token)
                 }
@@ -198,16 +199,16 @@ impl<'p> Board<'p> {
                     errors.retain(|error| error.problem != Problem::Unread);
                 }
                 if errors.is_empty() {
-                    Accepted::Nothing
+                    Rendered::Nothing
                 } else {
-                    Accepted::Unusable(self.blame(errors))
+                    Rendered::Unusable(self.blame(errors))
                 }
             }
         }
     }
 
     /// The token is new: its files change; or the last piece of the first publication is there.
-    pub(super) fn renew_token(&mut self, token: &[u8]) -> Accepted {
+    pub(super) fn renew_token(&mut self, token: &[u8]) -> Rendered {
         if !self.complete {
             return self.first(Some(token));
         }
@@ -216,28 +217,27 @@ impl<'p> Board<'p> {
         match render::render(
             self.plan,
             sinks,
-            &Look {
+            &Overlay {
                 queries: &self.queries,
                 fresh: None,
                 token: Some(token),
             },
         ) {
-            Ok(changes) => Accepted::Changes(self.changed(changes)),
-            Err(errors) => Accepted::Unusable(self.blame(errors)),
+            Ok(changes) => Rendered::Changes(self.changed(changes)),
+            Err(errors) => Rendered::Unusable(self.blame(errors)),
         }
     }
 
     /// The read of `query` failed.
     pub(super) fn failed(&mut self, query: QueryId, failure: &Failure) {
-        self.queries[query.index()].failure = Some(failure.clone());
+        if self.queries[query.index()].failure.as_ref() != Some(failure) {
+            self.queries[query.index()].failure = Some(failure.clone());
+        }
     }
 
     /// Why the file cannot be rendered anew, if so, for the report.
     pub(super) fn error(&self, file: FileId) -> Option<String> {
-        self.files[file.index()]
-            .error
-            .as_ref()
-            .map(ToString::to_string)
+        self.errors.get(&file).map(ToString::to_string)
     }
 
     /// The version that was read last, of what is made of one secret of KV v2.
@@ -275,9 +275,9 @@ impl<'p> Board<'p> {
         words: fn(&RenderError) -> String,
     ) -> Option<(String, Exit)> {
         let failed = |failure: &Failure| (failure.message.clone(), failure.cause.exit());
-        let error = self.files[file.index()]
-            .error
-            .as_ref()
+        let error = self
+            .errors
+            .get(&file)
             .map(|error| (words(error), Exit::Data));
         let unread = || {
             let mut read = render::queries(&self.plan.files[file.index()].content).into_iter();
@@ -299,12 +299,15 @@ impl<'p> Board<'p> {
         login.map(failed).or(error).or_else(unread)
     }
 
-    /// All files, once each can be rendered.
-    fn first(&mut self, token: Option<&[u8]>) -> Accepted {
+    /// All files, once each can be rendered. Nothing is rendered while a reply is missing.
+    fn first(&mut self, token: Option<&[u8]>) -> Rendered {
+        if self.unread > 0 {
+            return Rendered::Nothing;
+        }
         match render::render(
             self.plan,
             ids(self.plan),
-            &Look {
+            &Overlay {
                 queries: &self.queries,
                 fresh: None,
                 token,
@@ -315,19 +318,17 @@ impl<'p> Board<'p> {
                 for state in self.queries.iter_mut().filter(|state| !state.shared) {
                     (state.reply, state.weight) = (None, 0);
                 }
-                Accepted::Changes(self.changed(changes))
+                self.kept = self.queries.iter().map(|query| query.weight).sum();
+                Rendered::Changes(self.changed(changes))
             }
-            Err(_) => Accepted::Nothing,
+            Err(_) => Rendered::Nothing,
         }
     }
 
     /// Whether there is room to keep this reply, if it is to be kept.
     fn admit(&self, query: QueryId, reply: &Reply) -> Result<(), Problem> {
         let (size, limit) = (reply.weight(), self.budget);
-        let others = (0_u32..)
-            .zip(&self.queries)
-            .filter(|(id, _)| *id != query.0);
-        let kept = others.map(|(_, state)| state.weight).sum::<usize>();
+        let kept = self.kept - self.queries[query.index()].weight;
         let fits = !self.is_kept(query) || kept.saturating_add(size) <= limit;
         if fits {
             Ok(())
@@ -343,27 +344,28 @@ impl<'p> Board<'p> {
     }
 
     fn keep(&mut self, query: QueryId, reply: Reply) {
-        let kept = self.is_kept(query);
+        if !self.is_kept(query) {
+            return;
+        }
         let state = &mut self.queries[query.index()];
-        state.weight = if kept { reply.weight() } else { 0 };
-        state.reply = kept.then_some(reply);
+        if state.is_awaited() && !self.complete {
+            self.unread -= 1;
+        }
+        let weight = reply.weight();
+        self.kept = self.kept - state.weight + weight;
+        (state.reply, state.weight) = (Some(reply), weight);
     }
 
     fn mend(&mut self, files: &[FileId]) {
         for file in files {
-            self.files[file.index()].error = None;
+            self.errors.remove(file);
         }
     }
 
     /// Notes the errors; gives those that are new.
     fn blame(&mut self, mut errors: Vec<RenderError>) -> Vec<RenderError> {
-        errors.retain(|error| {
-            self.files[error.file.index()]
-                .error
-                .replace(error.clone())
-                .as_ref()
-                != Some(error)
-        });
+        errors
+            .retain(|error| self.errors.insert(error.file, error.clone()).as_ref() != Some(error));
         errors
     }
 
@@ -371,21 +373,32 @@ impl<'p> Board<'p> {
         changes.retain(|(file, bytes)| {
             let mut hasher = DefaultHasher::new();
             (self.key, &**bytes).hash(&mut hasher);
-            let hash = hasher.finish();
-            self.files[file.index()].hash.replace(hash) != Some(hash)
+            let hash = Some(hasher.finish());
+            let is_new = self.hashes[file.index()] != hash;
+            if is_new {
+                self.hashes[file.index()] = hash;
+            }
+            is_new
         });
         changes
     }
 }
 
-/// The kept replies, with a fresh one over them.
-struct Look<'a> {
+impl QueryState {
+    /// Whether a file is made of it, and its first reply did not come yet.
+    fn is_awaited(&self) -> bool {
+        self.reply.is_none() && !self.files.is_empty()
+    }
+}
+
+/// The kept replies, with a fresh reply over them.
+struct Overlay<'a> {
     queries: &'a [QueryState],
     fresh: Option<(QueryId, &'a Reply)>,
     token: Option<&'a [u8]>,
 }
 
-impl Values for Look<'_> {
+impl Values for Overlay<'_> {
     fn reply(&self, query: QueryId) -> Option<&Reply> {
         match self.fresh {
             Some((fresh, reply)) if fresh == query => Some(reply),
