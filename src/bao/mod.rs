@@ -1,7 +1,7 @@
-//! The only HTTP and the only token: `Client` implements `Source`. Invariants: only this module knows
-//! OpenBao's wire format; a request goes to the configured server alone (no redirect is followed),
-//! is bounded in time and size, and is never repeated here; an error carries the server's error
-//! texts, never the data of a response.
+//! The only HTTP and the only token: `Client` implements `Source`. Invariants: only this module
+//! knows OpenBao's wire format; a request goes to the configured server alone (no redirect is
+//! followed), is bounded in time and size, and is never repeated here; an error carries the
+//! server's error texts, never the data of a response.
 
 mod approle;
 mod kv;
