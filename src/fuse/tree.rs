@@ -9,7 +9,7 @@
 
 use crate::memory::arena::Visibility;
 use crate::names::{FileId, FileName, STATE_DIRECTORY};
-use crate::snapshot::{Phase, Reader, Version};
+use crate::snapshot::{Reader, Stage, Version};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -203,7 +203,7 @@ impl Tree {
 
     fn lookup_current(&self, file: FileId) -> Result<Attr, FsError> {
         let version = self.reader.hold_current(file).ok_or(FsError::NotFound)?;
-        Ok(self.attr(&version, self.phase(&version)))
+        Ok(self.attr(&version, self.stage(&version)))
     }
 
     /// The announcing rename must take the name from the inode that watchers know: the last
@@ -217,13 +217,13 @@ impl Tree {
         let Some(version) = announced else {
             return self.lookup_current(file);
         };
-        Ok(self.attr(&version, Phase::Announced))
+        Ok(self.attr(&version, Stage::Announced))
     }
 
     fn lookup_hidden(&self, file: FileId) -> Result<Attr, FsError> {
         let made = self.reader.made(file).ok_or(FsError::NotFound)?;
         let version = self.reader.hold(made).ok_or(FsError::NotFound)?;
-        Ok(self.attr(&version, Phase::Announced))
+        Ok(self.attr(&version, Stage::Announced))
     }
 
     /// `count` lookups let go of `ino`.
@@ -240,9 +240,9 @@ impl Tree {
     pub fn getattr(&self, ino: u64) -> Result<Attr, FsError> {
         match Inode::decode(ino) {
             directory @ (Inode::Root | Inode::State) => Ok(self.directory(directory)),
-            Inode::Version(nodeid, phase) => {
+            Inode::Version(nodeid, stage) => {
                 let version = self.reader.version(nodeid).ok_or(FsError::Stale)?;
-                Ok(self.attr(&version, phase))
+                Ok(self.attr(&version, stage))
             }
         }
     }
@@ -291,19 +291,19 @@ impl Tree {
     /// reply and not before it: should this process die in between, its successor is asked for
     /// the same name again, and must find the same inode.
     pub fn answered(&self, name: &OsStr, ino: u64) {
-        if let Inode::Version(nodeid, phase) = Inode::decode(ino)
+        if let Inode::Version(nodeid, stage) = Inode::decode(ino)
             && name.as_bytes().starts_with(OLD.as_bytes())
         {
-            self.reader.dropped(nodeid, phase);
+            self.reader.dropped(nodeid, stage);
         }
     }
 
     /// Notes that the kernel keeps as pages what it reads of `ino` now.
     pub fn kept(&self, ino: u64) {
-        if let Inode::Version(nodeid, phase) = Inode::decode(ino)
+        if let Inode::Version(nodeid, stage) = Inode::decode(ino)
             && self.is_listed(nodeid)
         {
-            self.reader.keeps(nodeid, phase);
+            self.reader.keeps(nodeid, stage);
         }
     }
 
@@ -315,7 +315,7 @@ impl Tree {
     pub fn create(&self, tid: u32, parent: u64, name: &OsStr) -> Result<Attr, FsError> {
         let file = self.announcing(tid, parent, name, Name::Hidden)?;
         let version = self.reader.make(file).ok_or(FsError::NotFound)?;
-        Ok(self.attr(&version, Phase::Announced))
+        Ok(self.attr(&version, Stage::Announced))
     }
 
     /// Its second: the hidden name becomes the file's own.
@@ -364,7 +364,7 @@ impl Tree {
         // No version is looked up of what was read before.
         let files = files.iter().skip(skipped.saturating_sub(2)).map(|file| {
             let version = self.reader.current(*file)?;
-            let ino = Inode::Version(version.nodeid, self.phase(&version)).encode();
+            let ino = Inode::Version(version.nodeid, self.stage(&version)).encode();
             Some((ino, Kind::File, self.name(*file).as_str()))
         });
         let all = dots.chain(files).zip(offset.saturating_add(1)..);
@@ -427,35 +427,35 @@ impl Tree {
     }
 
     /// Which of its two inodes the version's path leads to.
-    fn phase(&self, version: &Version) -> Phase {
+    fn stage(&self, version: &Version) -> Stage {
         if self.reader.renamed(version.file) == version.nodeid {
-            Phase::Announced
+            Stage::Announced
         } else {
-            Phase::Unannounced
+            Stage::Unannounced
         }
     }
 
-    fn attr(&self, version: &Version, phase: Phase) -> Attr {
+    fn attr(&self, version: &Version, stage: Stage) -> Attr {
         Attr {
-            ino: Inode::Version(version.nodeid, phase).encode(),
+            ino: Inode::Version(version.nodeid, stage).encode(),
             kind: Kind::File,
             size: version.len,
             mode: version.mode,
             uid: version.owner.uid,
             gid: version.owner.gid,
             mtime: version.mtime + Duration::from_nanos(self.reader.drops(version.nodeid)),
-            links: self.links(version, phase),
+            links: self.links(version, stage),
         }
     }
 
     /// An inode that lost its name must say so, or the kernel takes back what it concluded from the
     /// rename, and a watch on it would not hear of its end.
-    fn links(&self, version: &Version, phase: Phase) -> u32 {
+    fn links(&self, version: &Version, stage: Stage) -> u32 {
         let newest = self
             .reader
             .current(version.file)
             .is_some_and(|current| current.nodeid == version.nodeid);
-        u32::from(newest && (phase == Phase::Announced || self.phase(version) == phase))
+        u32::from(newest && (stage == Stage::Announced || self.stage(version) == stage))
     }
 
     /// The file that `name` is of, if this is a step of its announcement.
@@ -508,7 +508,7 @@ enum Inode {
     /// The directory of the agent's own state.
     State,
     /// A version, by its number (`nodeid`).
-    Version(u64, Phase),
+    Version(u64, Stage),
 }
 
 impl Inode {
@@ -516,8 +516,8 @@ impl Inode {
         match ino {
             ROOT => Self::Root,
             STATE => Self::State,
-            _ if ino.is_multiple_of(2) => Self::Version(ino / 2, Phase::Unannounced),
-            _ => Self::Version(ino / 2, Phase::Announced),
+            _ if ino.is_multiple_of(2) => Self::Version(ino / 2, Stage::Unannounced),
+            _ => Self::Version(ino / 2, Stage::Announced),
         }
     }
 
@@ -525,7 +525,7 @@ impl Inode {
         match self {
             Self::Root => ROOT,
             Self::State => STATE,
-            Self::Version(nodeid, phase) => nodeid * 2 + phase as u64,
+            Self::Version(nodeid, stage) => nodeid * 2 + stage as u64,
         }
     }
 }

@@ -91,14 +91,14 @@ pub struct WriterArea {
     /// Thread id of the announcing thread, the only one that may create, rename and truncate.
     pub announcer: AtomicU64,
     /// Of the current generation and of its neighbour: the index is the generation modulo 2.
-    summaries: [Summary; 2],
+    summaries: [SummaryWords; 2],
 }
 
 /// What is true of all listed files of one generation together; written before that generation is
 /// the current one.
 #[repr(C)]
 #[derive(Debug)]
-pub struct Summary {
+pub struct SummaryWords {
     /// Bytes of their versions.
     pub used: AtomicU64,
     /// The newest modification time, seconds since 1970.
@@ -464,7 +464,7 @@ impl Arena {
 
     /// The summary of a generation, which is to be the current or the next one.
     #[must_use]
-    pub fn summary(&self, generation: u64) -> &Summary {
+    pub fn summary(&self, generation: u64) -> &SummaryWords {
         &self.writer_area().summaries[usize::from(!generation.is_multiple_of(2))]
     }
 

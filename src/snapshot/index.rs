@@ -87,7 +87,7 @@ pub(super) struct Gaps {
 
 /// Which of the gaps that are large enough is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fit {
+pub(super) enum Placement {
     /// The smallest one.
     Best,
     /// The end of the last one.
@@ -112,16 +112,16 @@ impl Gaps {
     }
 
     /// Takes `len` bytes out of a gap; gives their offset.
-    pub(super) fn take(&mut self, len: u64, fit: Fit) -> Option<u64> {
+    pub(super) fn take(&mut self, len: u64, placement: Placement) -> Option<u64> {
         if len == 0 {
             return Some(0);
         }
-        let (begin, gap) = match fit {
-            Fit::Best => {
+        let (begin, gap) = match placement {
+            Placement::Best => {
                 let (gap, begin) = *self.by_len.range((len, 0)..).next()?;
                 (begin, gap)
             }
-            Fit::Last => {
+            Placement::Last => {
                 let mut from_end = self.by_offset.iter().rev();
                 let (begin, gap) = from_end.find(|(_, gap)| **gap >= len)?;
                 (*begin, *gap)
@@ -129,12 +129,12 @@ impl Gaps {
         };
         self.remove(begin, gap);
         let rest = gap - len;
-        match fit {
-            Fit::Best => {
+        match placement {
+            Placement::Best => {
                 self.insert(begin + len, rest);
                 Some(begin)
             }
-            Fit::Last => {
+            Placement::Last => {
                 self.insert(begin, rest);
                 Some(begin + rest)
             }

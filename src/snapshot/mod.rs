@@ -17,7 +17,7 @@ mod reader;
 mod tests;
 
 pub use announcements::Announcements;
-pub use pages::Phase;
+pub use pages::Stage;
 pub use publisher::{Change, PublishError, Publisher};
 pub use reader::{Gone, Reader};
 

@@ -15,20 +15,20 @@ use std::sync::atomic::Ordering::SeqCst;
 
 /// Which of a version's two inodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum Stage {
     /// The one that it has until its announcing rename.
     Unannounced = 0,
     /// The one that it has from its announcement's create on.
     Announced = 1,
 }
 
-const PHASES: [Phase; 2] = [Phase::Unannounced, Phase::Announced];
+const STAGES: [Stage; 2] = [Stage::Unannounced, Stage::Announced];
 /// The bits of both inodes.
 const KEPT: u64 = 0b11;
 /// One drop.
 const DROP: u64 = 0b100;
 
-impl Phase {
+impl Stage {
     fn bit(self) -> u64 {
         1 << self as u64
     }
@@ -36,12 +36,12 @@ impl Phase {
 
 impl Reader {
     /// Notes that the kernel keeps what it reads of this inode now.
-    pub fn keeps(&self, nodeid: u64, phase: Phase) {
+    pub fn keeps(&self, nodeid: u64, stage: Stage) {
         let word = self.note(nodeid);
-        if word & phase.bit() != 0 {
+        if word & stage.bit() != 0 {
             return;
         }
-        self.set_note(nodeid, word | phase.bit());
+        self.set_note(nodeid, word | stage.bit());
         let words = self.arena().reader_area();
         let number = words.kept.load(SeqCst);
         // First the file, then the count that says so.
@@ -59,21 +59,21 @@ impl Reader {
     /// A superseded version of the file whose pages the kernel may keep, held, and the inode: the
     /// same until `dropped`. One more drop is counted.
     #[must_use]
-    pub fn next_kept(&self, file: FileId) -> Option<(Version, Phase)> {
+    pub fn next_kept(&self, file: FileId) -> Option<(Version, Stage)> {
         superseded(self.arena(), file)
             .into_iter()
             .find_map(|nodeid| {
                 let word = self.note(nodeid);
-                let phase = PHASES.into_iter().find(|phase| word & phase.bit() != 0)?;
+                let stage = STAGES.into_iter().find(|stage| word & stage.bit() != 0)?;
                 let held = self.hold(nodeid)?;
                 self.set_note(nodeid, word + DROP);
-                Some((held, phase))
+                Some((held, stage))
             })
     }
 
     /// The kernel was answered with that inode, and has dropped its pages.
-    pub fn dropped(&self, nodeid: u64, phase: Phase) {
-        self.set_note(nodeid, self.note(nodeid) & !phase.bit());
+    pub fn dropped(&self, nodeid: u64, stage: Stage) {
+        self.set_note(nodeid, self.note(nodeid) & !stage.bit());
     }
 
     fn note(&self, nodeid: u64) -> u64 {

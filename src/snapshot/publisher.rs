@@ -1,7 +1,7 @@
 //! Writes versions: the only side that changes writer area and heap. Free space is what no record
 //! describes, so the arena holds no other account of the heap that a crash could leave wrong.
 
-use super::index::{Fit, Index};
+use super::index::{Index, Placement};
 use super::{Reader, State, holders, is, load, summary};
 use crate::memory::arena::{Arena, Record, Visibility};
 use crate::names::{FileId, Generation};
@@ -200,12 +200,12 @@ impl Publisher {
             slots.clone().find(|slot| is(&records[*slot], State::Free))
         })?;
         // The agent's own state never stands amidst the room of a large file.
-        let fit = match self.arena.visibility(change.file) {
-            Visibility::Listed => Fit::Best,
-            Visibility::State | Visibility::Private => Fit::Last,
+        let placement = match self.arena.visibility(change.file) {
+            Visibility::Listed => Placement::Best,
+            Visibility::State | Visibility::Private => Placement::Last,
         };
         let len = change.bytes.len() as u64;
-        let offset = self.make_room(None, |publisher| publisher.index.gaps.take(len, fit))?;
+        let offset = self.make_room(None, |publisher| publisher.index.gaps.take(len, placement))?;
         self.describe(slot, change, generation, offset, mtime);
         self.arena
             .write(offset, change.bytes)

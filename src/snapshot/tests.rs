@@ -404,13 +404,13 @@ fn kept_pages_are_named_until_there_are_too_many() {
     world.publish(&[(0, 100), (1, 100)]);
     let held = world.reader.hold_current(FileId(1)).expect("published");
     for _again in 0..2 {
-        world.reader.keeps(held.nodeid, Phase::Announced);
+        world.reader.keeps(held.nodeid, Stage::Announced);
     }
     assert_eq!(announcements.kept_since(0), (Some(vec![FileId(1)]), 1));
     assert_eq!(announcements.kept_since(1), (Some(vec![]), 1));
     for _ in 0..LAST_KEPT {
-        world.reader.dropped(held.nodeid, Phase::Announced);
-        world.reader.keeps(held.nodeid, Phase::Announced);
+        world.reader.dropped(held.nodeid, Stage::Announced);
+        world.reader.keeps(held.nodeid, Stage::Announced);
     }
     let (kept, seen) = announcements.kept_since(2);
     assert_eq!(kept.map(|files| files.len()), Some(LAST_KEPT - 1));
