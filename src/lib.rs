@@ -26,7 +26,7 @@
 //!
 //! # Any role may die
 //!
-//! Supervise forks a successor at once ([`supervise::rebirth`] says when, if it happens again and
+//! Supervise forks a successor at once ([`supervise::restart`] says when, if it happens again and
 //! again). What a role needs to go on is not in the role: `serve` has no state but the arena, and
 //! adopts the session with the kernel under the same mount ([`fuse::session`]); `fetch` finds its
 //! schedule, its tokens and what it owes in a journal in the arena, written before each request is

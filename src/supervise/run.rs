@@ -3,12 +3,12 @@
 //! is.
 
 use super::app::{self, Inherited, Part, Terminal};
+use super::children::Children;
 use super::guard::Guard;
 use super::hooks::{Hooks, Took};
-use super::roles::{Roles, reap};
+use super::mounts::Mounts;
 use super::state::{Due, Ending, Input, Machine, Output, Timer};
 use super::watchdog::Looks;
-use super::world::World;
 use crate::clock::{Clock, Moment};
 use crate::config::plan::{Action, App};
 use crate::exit::Exit;
@@ -17,7 +17,7 @@ use crate::names::{HookId, NoSwapProof, Role};
 use crate::observe::{self, Event};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -32,9 +32,9 @@ pub(super) struct Loop<'a, C> {
     /// The signals that are read, not caught.
     pub(super) signals: SignalFd,
     /// What the roles serve.
-    pub(super) world: &'a mut World,
+    pub(super) mounts: &'a mut Mounts,
     /// `fetch`, and on FUSE `serve`.
-    pub(super) roles: Roles<'a>,
+    pub(super) children: Children<'a>,
     /// Who knows of the application and the commands, if there is one.
     pub(super) guard: Option<&'a Guard>,
     /// What the application is.
@@ -55,6 +55,17 @@ pub(super) struct Loop<'a, C> {
     pub(super) looks: Looks,
     /// Why files could reach a swap, as the last look found; `fetch` was told.
     pub(super) swap: Option<NoSwapProof>,
+}
+
+/// The processes that are left at the end, to be killed and reaped.
+#[derive(Debug, Default)]
+pub(super) struct Remains {
+    /// The roles, `serve` first.
+    pub(super) roles: Vec<Pid>,
+    /// The process groups of the application and of the commands.
+    pub(super) groups: Vec<Pid>,
+    /// The leaders of these groups that still live.
+    pub(super) leaders: Vec<Pid>,
 }
 
 impl<C: Clock> Loop<'_, C> {
@@ -80,26 +91,21 @@ impl<C: Clock> Loop<'_, C> {
         }
     }
 
-    /// Takes everything down, so that nobody is waited for who waits for `serve`: first all
-    /// children are killed, then the mount is aborted, which gives an error to whoever waits
-    /// for an answer, and then children are reaped for a bounded time.
-    pub(super) fn tear_down(&mut self) {
-        let mut children = self.roles.leave();
-        for role in &children {
-            let _ = kill(*role, Signal::SIGKILL);
+    /// The processes that are left when the machine has finished.
+    pub(super) fn remains(&mut self) -> Remains {
+        let mut leaders: Vec<_> = self.hooks.running().collect();
+        let mut groups = leaders.clone();
+        if let Some(group) = self.group {
+            groups.push(group);
+            if self.app_lives {
+                leaders.push(group);
+            }
         }
-        // Whom the application left behind in its group, and the commands.
-        for group in self.group.into_iter().chain(self.hooks.running()) {
-            let _ = killpg(group, Signal::SIGKILL);
+        Remains {
+            roles: self.children.leave(),
+            groups,
+            leaders,
         }
-        self.world.abort();
-        self.world.unmount();
-        children.extend(
-            self.hooks
-                .running()
-                .chain(self.group.filter(|_| self.app_lives)),
-        );
-        reap(children);
     }
 
     /// Does one thing; what comes of it at once is an input.
@@ -110,7 +116,7 @@ impl<C: Clock> Loop<'_, C> {
             Output::RunCommand(hook) => self.run_command(hook),
             Output::TellFetch(message) => self.tell_fetch(message),
             Output::KillRoles => return self.kill_roles(),
-            Output::AbortMount => self.world.abort(),
+            Output::AbortMount => self.mounts.abort(),
             Output::Arm(timer, after) => self.timer = Some((timer, self.clock.now().plus(after))),
             Output::Finish(_) => {}
         }
@@ -119,7 +125,7 @@ impl<C: Clock> Loop<'_, C> {
 
     fn start_app(&mut self) -> Option<Input> {
         let part = Part::App(self.terminal.as_ref());
-        match self.world.without_arena(|| {
+        match self.mounts.without_arena(|| {
             app::start(
                 &self.app.command,
                 part,
@@ -166,7 +172,7 @@ impl<C: Clock> Loop<'_, C> {
             return;
         };
         match self
-            .world
+            .mounts
             .without_arena(|| app::start(command, Part::Hook, self.app, self.inherited, self.guard))
         {
             Ok(pid) => self.hooks.started(id, pid, self.clock.now().plus(*timeout)),
@@ -203,7 +209,7 @@ impl<C: Clock> Loop<'_, C> {
     fn tell_fetch(&mut self, message: ToRole) {
         // A role that does not take it is dead or hangs: its successor is told, or the timer says
         // so.
-        let _ = self.roles.fetch().map(|link| link.send(&message));
+        let _ = self.children.fetch().map(|link| link.send(&message));
     }
 
     fn kill_roles(&mut self) -> Vec<Input> {
@@ -211,14 +217,14 @@ impl<C: Clock> Loop<'_, C> {
             why: "fetch did not end in time",
         }
         .emit();
-        self.roles.dismiss()
+        self.children.dismiss()
     }
 
     /// Waits for a signal, a message, or the next moment of the machine or the hooks.
     fn wait(&self) {
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         fds.extend(
-            self.roles
+            self.children
                 .links()
                 .map(|link| PollFd::new(link.as_fd(), PollFlags::POLLIN)),
         );
@@ -228,7 +234,7 @@ impl<C: Clock> Loop<'_, C> {
             .map(|(_, due)| due)
             .into_iter()
             .chain(self.hooks.wake())
-            .chain(self.roles.wake())
+            .chain(self.children.wake())
             .chain([self.looks.wake()])
             .min();
         let timeout = wake.map_or(PollTimeout::NONE, |due| {
@@ -297,10 +303,10 @@ impl<C: Clock> Loop<'_, C> {
         });
         let told: Vec<_> = told.collect();
         if let Some(look) = self.looks.look(now) {
-            self.roles.look(look, self.world.work_of_serve(), now);
+            self.children.look(look, self.mounts.work_of_serve(), now);
             self.look_for_swap();
         }
-        let born = self.roles.turn(self.world, &self.signals, now);
+        let born = self.children.turn(self.mounts, &self.signals, now);
         if born.contains(&Input::RoleBorn(Role::Fetch)) && self.swap.is_some() {
             self.tell_fetch(ToRole::Swap(self.swap));
         }
@@ -310,7 +316,7 @@ impl<C: Clock> Loop<'_, C> {
     /// Looks whether the machine has turned a swap on, or off: that files cannot reach one was
     /// proved for the start alone.
     fn look_for_swap(&mut self) {
-        let found = self.world.swap_risk();
+        let found = self.mounts.swap_risk();
         if found != self.swap {
             self.swap = found;
             Event::SwapFound {
@@ -322,7 +328,7 @@ impl<C: Clock> Loop<'_, C> {
     }
 
     fn messages(&mut self) -> Vec<Input> {
-        let (inputs, hooks) = self.roles.messages(self.clock.now());
+        let (inputs, hooks) = self.children.messages(self.clock.now());
         for hook in hooks {
             self.hooks.asked(hook, self.clock.now());
         }
@@ -344,11 +350,11 @@ impl<C: Clock> Loop<'_, C> {
                 ),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Ending::Killed(signal as i32)),
                 Ok(WaitStatus::Stopped(pid, _)) => {
-                    self.roles.stopped(pid, true);
+                    self.children.stopped(pid, true);
                     continue;
                 }
                 Ok(WaitStatus::Continued(pid)) => {
-                    self.roles.stopped(pid, false);
+                    self.children.stopped(pid, false);
                     continue;
                 }
                 Err(Errno::EINTR) => continue,
@@ -365,7 +371,7 @@ impl<C: Clock> Loop<'_, C> {
                 self.guard.inspect(|guard| guard.tell(-pid.as_raw()));
                 self.command_ended(hook, took, ending);
             } else {
-                inputs.extend(self.roles.ended(pid, ending, self.clock.now()));
+                inputs.extend(self.children.ended(pid, ending, self.clock.now()));
             }
         }
     }

@@ -1,35 +1,26 @@
-//! The roles as processes: forked, confined, and born again when they die. Invariants: of each role
+//! The table of the roles' processes, which are forked again when they die. Invariants: of each role
 //! at most one lives; a successor is forked by supervise alone, from the state in which the first
 //! one was.
 
-use super::END_TIMEOUT;
+use super::child::{self, kill_and_reap};
 use super::guard::Guard;
-use super::rebirth::{Death, Rebirth};
+use super::mounts::Mounts;
+use super::restart::{Death, Rebirth};
 use super::state::{Ending, Input};
 use super::walls::Walls;
 use super::watchdog::{Look, Sign, Timing, Watch};
-use super::world::World;
 use crate::clock::{Clock, Jitter, Moment, RealClock};
 use crate::config::plan::Plan;
 use crate::exit::Exit;
-use crate::link::{self, End, FromRole, Received, ToRole};
-use crate::memory;
+use crate::link::{End, FromRole, Received, ToRole};
 use crate::names::{HookId, Past, Role};
-use crate::observe::{self, Event};
-use crate::sys::caps::{self, Capability};
+use crate::observe::Event;
 use crate::sys::process;
-use nix::errno::Errno;
-use nix::poll::{PollTimeout, poll};
-use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getpid, getppid, setpgid};
-use std::ffi::CStr;
+use nix::unistd::Pid;
 use std::io;
-use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
-use std::time::Duration;
 
 /// How many messages of one role are taken before anything else is looked at: more than a link
 /// holds, so that only a role which sends without end is interrupted.
@@ -95,7 +86,7 @@ impl Process {
 
 /// `fetch`, and on FUSE `serve`.
 #[derive(Debug)]
-pub(super) struct Roles<'a> {
+pub(super) struct Children<'a> {
     plan: &'a Plan,
     guard: Option<&'a Guard>,
     /// What supervise holds and no role needs.
@@ -109,11 +100,11 @@ pub(super) struct Roles<'a> {
     walls: Walls,
 }
 
-impl<'a> Roles<'a> {
+impl<'a> Children<'a> {
     /// Starts them; when one cannot be started, none stays.
     pub(super) fn start(
         plan: &'a Plan,
-        world: &World,
+        mounts: &Mounts,
         signals: &SignalFd,
         guard: Option<&'a Guard>,
         held: &'a [BorrowedFd<'a>],
@@ -128,9 +119,9 @@ impl<'a> Roles<'a> {
             jitter: Jitter::new(),
             walls: Walls::find(),
         };
-        for role in world.roles() {
+        for role in mounts.roles() {
             let started = roles
-                .fork(*role, Past::default(), world, signals)
+                .fork(*role, Past::default(), mounts, signals)
                 .inspect_err(|_| kill_and_reap(&roles.leave()))?;
             roles.members.push(Member {
                 role: *role,
@@ -299,7 +290,7 @@ impl<'a> Roles<'a> {
     }
 
     /// Starts whose time has come; who was not well for too long is given up.
-    pub(super) fn turn(&mut self, world: &World, signals: &SignalFd, now: Moment) -> Vec<Input> {
+    pub(super) fn turn(&mut self, mounts: &Mounts, signals: &SignalFd, now: Moment) -> Vec<Input> {
         let mut inputs = vec![];
         let patience = self.plan.app.crash_loop_timeout;
         let hopeless = |member: &Member| {
@@ -328,7 +319,7 @@ impl<'a> Roles<'a> {
                     deaths: *deaths,
                     crashes: lives.crashes(),
                 };
-                match self.fork(*role, past, world, signals) {
+                match self.fork(*role, past, mounts, signals) {
                     Ok(process) => {
                         self.members[index].process = Some(process);
                         inputs.push(Input::RoleBorn(self.members[index].role));
@@ -376,151 +367,32 @@ impl<'a> Roles<'a> {
         &self,
         role: Role,
         past: Past,
-        world: &World,
+        mounts: &Mounts,
         signals: &SignalFd,
     ) -> io::Result<Process> {
         let of_guard = self
             .guard
             .into_iter()
             .flat_map(|guard| guard.foreign_to(role));
-        let of_world = world.descriptors().into_iter().chain(world.root());
-        let of_world = of_world.chain(self.held.iter().copied());
-        let foreign: Vec<_> = of_world
+        let of_mounts = mounts.descriptors().into_iter().chain(mounts.root());
+        let of_mounts = of_mounts.chain(self.held.iter().copied());
+        let foreign: Vec<_> = of_mounts
             .chain([signals.as_fd()])
             .chain(of_guard)
             .chain(self.links().map(AsFd::as_fd))
             .collect();
-        match role {
-            Role::Serve => self.start_role(
-                role,
-                &foreign,
-                &[],
-                world.serve(self.plan, past, self.walls)?,
-            ),
-            Role::Fetch | Role::Supervise => self.start_role(
-                role,
-                &foreign,
-                world.rights_of_fetch(self.plan),
-                world.fetch(self.plan, past, self.walls)?,
-            ),
-        }
-    }
-
-    /// Forks a role that closes what is `foreign` or inherited, drops every right but `keep`, and
-    /// says why when it does not end well.
-    fn start_role(
-        &self,
-        role: Role,
-        foreign: &[BorrowedFd<'_>],
-        keep: &[Capability],
-        body: impl FnOnce(End) -> Exit,
-    ) -> io::Result<Process> {
-        let (inherited, group) = (
-            &self.inherited,
-            self.guard.map_or(Pid::from_raw(0), Guard::group),
-        );
-        let (ours, theirs) = link::pair()?;
-        let last = theirs.try_clone()?;
-        let parent = getpid();
-        let close: Vec<_> = foreign.iter().copied().chain([ours.as_fd()]).collect();
-        let pid = process::fork(&close, move || {
-            let exit = match confine(name(role), inherited, keep, group)
-                .and_then(|()| end_with(parent, role))
-            {
-                Ok(()) => body(theirs),
-                Err(error) => {
-                    Event::Broken {
-                        what: &format!("{} cannot be confined: {error}", role.as_str()),
-                    }
-                    .emit();
-                    Exit::Memory
-                }
-            };
-            if exit != Exit::Ok {
-                let _ = last.send(&FromRole::Failed(exit));
+        let group = self.guard.map_or(Pid::from_raw(0), Guard::group);
+        let (pid, link) = match role {
+            Role::Serve => {
+                let body = mounts.serve(self.plan, past, self.walls)?;
+                child::start(role, &foreign, &self.inherited, &[], group, body)?
             }
-            // The link ends with the process and not before: its end is the role's.
-            mem::forget(last);
-            exit.code()
-        })?;
-        Ok(Process::new(pid, ours, RealClock.now()))
-    }
-}
-
-/// Kills children that have nothing left to do, and reaps them as far as they die within
-/// `END_TIMEOUT`. One that hangs in the kernel is left to whoever inherits it: nobody waits for it
-/// without a bound.
-pub(super) fn kill_and_reap(children: &[Pid]) {
-    for pid in children {
-        let _ = kill(*pid, Signal::SIGKILL);
-    }
-    reap(children.to_vec());
-}
-
-/// Reaps killed children as far as they die within `END_TIMEOUT`.
-pub(super) fn reap(mut children: Vec<Pid>) {
-    let (clock, mut pause) = (RealClock, Duration::from_micros(100));
-    let end = clock.now().plus(END_TIMEOUT);
-    loop {
-        // Reaped, or no child of ours any more.
-        children.retain(|pid| {
-            matches!(
-                waitpid(*pid, Some(WaitPidFlag::WNOHANG)),
-                Ok(WaitStatus::StillAlive) | Err(Errno::EINTR)
-            )
-        });
-        let now = clock.now();
-        if children.is_empty() || now >= end {
-            return;
-        }
-        let _ = poll(
-            &mut [],
-            PollTimeout::try_from(pause.min(end.since(now))).unwrap_or(PollTimeout::ZERO),
-        );
-        pause = (pause * 2).min(Duration::from_millis(20));
-    }
-}
-
-fn name(role: Role) -> &'static CStr {
-    match role {
-        Role::Supervise => c"baofs",
-        Role::Fetch => c"baofs-fetch",
-        Role::Serve => c"baofs-serve",
-    }
-}
-
-/// Makes a forked process what all of the agent's are: in `group`, without what was `inherited`
-/// and the streams that the application has, no right but `keep`, no dump.
-pub(super) fn confine(
-    name: &CStr,
-    inherited: &[RawFd],
-    keep: &[Capability],
-    group: Pid,
-) -> io::Result<()> {
-    let own = Pid::from_raw(0);
-    // What a terminal sends is the application's alone. A dead guard leaves no group to join.
-    setpgid(own, group).or_else(|_| setpgid(own, own))?;
-    // Somebody may wait for the end of a pipe that only the application was to hold.
-    process::close_inherited(inherited);
-    process::leave_streams()?;
-    observe::start_role();
-    prctl::set_name(name)?;
-    prctl::set_no_new_privs()?;
-    caps::keep_only(keep)?;
-    memory::forbid_cores().map_err(io::Error::other)
-}
-
-/// `serve` dies with its parent. `fetch` hears the end of its link, and revokes before it ends; if
-/// it hangs, the guard kills it.
-fn end_with(parent: Pid, role: Role) -> io::Result<()> {
-    if role == Role::Fetch {
-        return Ok(());
-    }
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    // The parent may have died before the line above.
-    if getppid() == parent {
-        Ok(())
-    } else {
-        Err(io::Error::other("the supervisor is gone"))
+            Role::Fetch | Role::Supervise => {
+                let body = mounts.fetch(self.plan, past, self.walls)?;
+                let keep = mounts.rights_of_fetch(self.plan);
+                child::start(role, &foreign, &self.inherited, keep, group, body)?
+            }
+        };
+        Ok(Process::new(pid, link, RealClock.now()))
     }
 }

@@ -1,12 +1,11 @@
 //! How files reach the application: FUSE over an arena, or a tmpfs. Invariant: what was opened is
 //! closed by the process that opened it, whatever happens in between.
 
-use super::Refused;
 use super::walls::{Outlet, Walls};
 use crate::bao;
 use crate::clock::{Clock, RealClock};
 use crate::config::plan::{self, Fallback, Plan};
-use crate::exit::Exit;
+use crate::exit::{Exit, Refused};
 use crate::fetch::{self, ArenaOutlet, Settings, TmpfsOutlet};
 use crate::fuse::mount::{FuseMount, Public};
 use crate::fuse::refusal as fuse;
@@ -33,7 +32,7 @@ const NO_RESEND: &str = "BAOFS_NO_RESEND";
 
 /// One of the two.
 #[derive(Debug)]
-pub(super) enum World {
+pub(super) enum Mounts {
     /// The arena, and the mount that `serve` answers; its device until it is aborted.
     Fuse {
         arena: Arc<Arena>,
@@ -51,11 +50,11 @@ pub(super) enum World {
     },
 }
 
-impl World {
+impl Mounts {
     /// Mounts; where FUSE is refused and the plan allows it, prepares the tmpfs.
     pub(super) fn open(plan: &Plan) -> Result<Self, Refused> {
         let filesystem = &plan.filesystem;
-        let world = match (
+        let mounts = match (
             FuseMount::create(&filesystem.path, filesystem.dir_mode),
             filesystem.fallback,
         ) {
@@ -107,10 +106,10 @@ impl World {
         };
         Event::Mounted {
             path: &filesystem.path,
-            how: world.name(),
+            how: mounts.name(),
         }
         .emit();
-        Ok(world)
+        Ok(mounts)
     }
 
     fn name(&self) -> &'static str {
