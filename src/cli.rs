@@ -95,8 +95,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         }) => health(mount, probe.as_ref(), strictness),
         Ok(Command::Status { mount, json }) => status(mount, json),
         Ok(Command::Check(overrides)) => check(&overrides),
-        Ok(Command::Run(overrides)) => serve(&overrides, Job::Run),
-        Ok(Command::Mount(overrides)) => serve(&overrides, Job::Mount),
+        Ok(Command::Run(overrides)) => serve(&overrides, ServeMode::Run),
+        Ok(Command::Mount(overrides)) => serve(&overrides, ServeMode::Mount),
         Err(message) => misused(&message),
     }
 }
@@ -187,23 +187,23 @@ fn check(overrides: &Overrides) -> u8 {
 
 /// Whether an application is part of it.
 #[derive(Clone, Copy, PartialEq)]
-enum Job {
+enum ServeMode {
     Run,
     Mount,
 }
 
-fn serve(overrides: &Overrides, job: Job) -> u8 {
+fn serve(overrides: &Overrides, job: ServeMode) -> u8 {
     let mut loaded = match config::load(overrides, &|name| std::env::var(name).ok()) {
         Ok(loaded) => loaded,
         Err(problems) => return refuse(&problems),
     };
     let command = &mut loaded.plan.app.command;
     match job {
-        Job::Mount => command.clear(),
-        Job::Run if command.is_empty() => {
+        ServeMode::Mount => command.clear(),
+        ServeMode::Run if command.is_empty() => {
             return misused("`run` needs a command: after `--`, or as `app { command }`");
         }
-        Job::Run => {}
+        ServeMode::Run => {}
     }
     observe::init(loaded.plan.log);
     for warning in &loaded.warnings {

@@ -10,7 +10,7 @@ use crate::config::plan::{Content, File, Stale};
 use crate::exit::Exit;
 use crate::lease::source::Source;
 use crate::lease::{Subject, View};
-use crate::names::{FileId, NoSwapProof, Past};
+use crate::names::{FileId, NoSwapProof, RestartHistory};
 use crate::observe::Event;
 use crate::render;
 use crate::status::{
@@ -31,7 +31,7 @@ pub(super) struct Reporter {
     /// Why files could reach a swap, as supervise said last.
     swap: Option<NoSwapProof>,
     walls: Walls,
-    past: Past,
+    past: RestartHistory,
     /// When this `fetch` began.
     born: Moment,
     /// When the first `fetch` began, in seconds since 1970.
@@ -387,7 +387,11 @@ mod tests {
             swap: None,
         };
         let mut reporter = Reporter::new(
-            &Settings::new(&plan(Vec::new(), Vec::new()), served, Past::default()),
+            &Settings::new(
+                &plan(Vec::new(), Vec::new()),
+                served,
+                RestartHistory::default(),
+            ),
             &RealClock,
         );
         let at = |millis: u64| Moment::at(Duration::from_millis(millis));

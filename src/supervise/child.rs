@@ -5,7 +5,7 @@ use crate::clock::{Clock, RealClock};
 use crate::exit::Exit;
 use crate::link::{self, End, FromRole};
 use crate::memory;
-use crate::names::Role;
+use crate::names::Child;
 use crate::observe::{self, Event};
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
@@ -28,7 +28,7 @@ const END_TIMEOUT: Duration = Duration::from_millis(500);
 /// Forks a role into `group`. The child closes `foreign` and `inherited` descriptors, drops every
 /// right but `keep`, runs `body`, and reports a failure over the link that the parent is given.
 pub(super) fn start(
-    role: Role,
+    role: Child,
     foreign: &[BorrowedFd<'_>],
     inherited: &[RawFd],
     keep: &[Capability],
@@ -45,7 +45,7 @@ pub(super) fn start(
             Ok(()) => body(theirs),
             Err(error) => {
                 Event::Broken {
-                    what: &format!("{} cannot be confined: {error}", role.as_str()),
+                    what: &format!("{} cannot be confined: {error}", role.role().as_str()),
                 }
                 .emit();
                 Exit::Memory
@@ -95,11 +95,10 @@ pub(super) fn reap(mut children: Vec<Pid>) {
     }
 }
 
-fn name(role: Role) -> &'static CStr {
+fn name(role: Child) -> &'static CStr {
     match role {
-        Role::Supervise => c"baofs",
-        Role::Fetch => c"baofs-fetch",
-        Role::Serve => c"baofs-serve",
+        Child::Fetch => c"baofs-fetch",
+        Child::Serve => c"baofs-serve",
     }
 }
 
@@ -126,8 +125,8 @@ pub(super) fn confine(
 
 /// `serve` dies with its parent. `fetch` hears the end of its link, and revokes before it ends; if
 /// it hangs, the guard kills it.
-fn end_with(parent: Pid, role: Role) -> io::Result<()> {
-    if role == Role::Fetch {
+fn end_with(parent: Pid, role: Child) -> io::Result<()> {
+    if role == Child::Fetch {
         return Ok(());
     }
     prctl::set_pdeathsig(Signal::SIGKILL)?;

@@ -1,19 +1,19 @@
 //! The table of the roles' processes, which are forked again when they die. Invariants: of each role
-//! at most one lives; a successor is forked by supervise alone, from the state in which the first
+//! at most one restart; a successor is forked by supervise alone, from the state in which the first
 //! one was.
 
 use super::child::{self, kill_and_reap};
 use super::guard::Guard;
 use super::mounts::Mounts;
-use super::restart::{Death, Rebirth};
-use super::state::{Ending, Input};
-use super::walls::Walls;
-use super::watchdog::{Look, Sign, Timing, Watch};
+use super::restart::{EndCause, Restart};
+use super::state::{ExitStatus, Input};
+use super::walls::Confinement;
+use super::watchdog::{Intervals, Look, Sign, Watch};
 use crate::clock::{Clock, Jitter, Moment, RealClock};
 use crate::config::plan::Plan;
 use crate::exit::Exit;
 use crate::link::{End, FromRole, Received, ToRole};
-use crate::names::{HookId, Past, Role};
+use crate::names::{Child, HookId, RestartHistory};
 use crate::observe::Event;
 use crate::sys::process;
 use nix::sys::signal::{Signal, kill};
@@ -26,37 +26,37 @@ use std::os::fd::{AsFd, BorrowedFd, RawFd};
 /// holds, so that only a role which sends without end is interrupted.
 const AT_ONCE: usize = 1024;
 
-/// One role: its process, while it has one, and its lives.
+/// One role: its process, while the role has one, and when the next process is started.
 #[derive(Debug)]
-struct Member {
-    role: Role,
-    process: Option<Process>,
-    lives: Rebirth,
-    /// How many lives ended.
+struct ChildRecord {
+    child: Child,
+    process: Option<ChildProcess>,
+    restart: Restart,
+    /// How many processes of the role have died.
     deaths: u64,
-    /// Whether it ever said that it works: until then a failure that it gives a reason for is a
-    /// refusal.
-    proven: bool,
-    /// Whether its end is wanted: it was killed on purpose.
-    dismissed: bool,
+    /// Whether any process of the role was ever ready. Before that, a failure with a reason is a
+    /// refusal to start.
+    was_ready: bool,
+    /// Whether supervise has killed the role on purpose, at the end of the agent.
+    stopping: bool,
 }
 
-/// A life of a role.
+/// One process of a role.
 #[derive(Debug)]
-struct Process {
+struct ChildProcess {
     pid: Pid,
-    /// The link to it, until its end was seen.
+    /// The link to the process, until the end of the link was seen.
     link: Option<End>,
-    /// Whether it gave a reason for its end.
+    /// Whether the process gave a reason for its end.
     explained: bool,
-    /// Whether it has said that it works.
+    /// Whether the process has said that it is ready.
     ready: bool,
     watch: Watch,
-    /// Whether the watchdog has killed it.
+    /// Whether the watchdog has killed the process.
     hung: bool,
 }
 
-impl Process {
+impl ChildProcess {
     fn new(pid: Pid, link: End, now: Moment) -> Self {
         Self {
             pid,
@@ -68,40 +68,40 @@ impl Process {
         }
     }
 
-    /// What a look sees of it. `serve` is asked nothing, because it waits for the kernel and must
-    /// wait for nobody else.
-    fn sign(&mut self, role: Role, work: Option<u64>) -> Sign {
+    /// The sign of life that a look finds. `serve` is asked nothing: `serve` waits for the kernel
+    /// and must wait for no other process.
+    fn sign(&mut self, role: Child, work: Option<u64>) -> Sign {
         match role {
-            Role::Serve => self.watch.sign_of_work(work.filter(|_| self.ready)),
-            Role::Fetch | Role::Supervise => self.watch.sign_of_answer(),
+            Child::Serve => self.watch.sign_of_work(work.filter(|_| self.ready)),
+            Child::Fetch => self.watch.sign_of_answer(),
         }
     }
 
-    /// Asks `fetch` for a sign of life. A full link or a dead peer is none.
+    /// Asks `fetch` for a sign of life. A full link or a dead peer gives none.
     fn ask(&mut self) {
         self.watch.asked();
         let _ = self.link.as_ref().map(|link| link.send(&ToRole::Ping));
     }
 }
 
-/// `fetch`, and on FUSE `serve`.
+/// The table: `fetch`, and on FUSE `serve`.
 #[derive(Debug)]
 pub(super) struct Children<'a> {
     plan: &'a Plan,
     guard: Option<&'a Guard>,
-    /// What supervise holds and no role needs.
+    /// Descriptors that supervise holds and no role needs.
     held: &'a [BorrowedFd<'a>],
     /// `serve` first: `fetch` announces what it answers.
-    members: Vec<Member>,
+    records: Vec<ChildRecord>,
     /// Descriptors that only the application is to have.
     inherited: Vec<RawFd>,
     jitter: Jitter,
-    /// What stands between a role and the kernel.
-    walls: Walls,
+    /// The confinement that this kernel offers.
+    walls: Confinement,
 }
 
 impl<'a> Children<'a> {
-    /// Starts them; when one cannot be started, none stays.
+    /// Starts the roles. When one cannot be started, the others are killed.
     pub(super) fn start(
         plan: &'a Plan,
         mounts: &Mounts,
@@ -114,50 +114,50 @@ impl<'a> Children<'a> {
             plan,
             guard,
             held,
-            members: vec![],
+            records: vec![],
             inherited: process::inherited()?,
             jitter: Jitter::new(),
-            walls: Walls::find(),
+            walls: Confinement::find(),
         };
         for role in mounts.roles() {
             let started = roles
-                .fork(*role, Past::default(), mounts, signals)
+                .fork(*role, RestartHistory::default(), mounts, signals)
                 .inspect_err(|_| kill_and_reap(&roles.leave()))?;
-            roles.members.push(Member {
-                role: *role,
+            roles.records.push(ChildRecord {
+                child: *role,
                 process: Some(started),
-                lives: Rebirth::new(now),
+                restart: Restart::new(now),
                 deaths: 0,
-                proven: false,
-                dismissed: false,
+                was_ready: false,
+                stopping: false,
             });
         }
         Ok(roles)
     }
 
-    /// The links, to be waited for.
+    /// The links, for `poll`.
     pub(super) fn links(&self) -> impl Iterator<Item = &End> {
-        self.members
+        self.records
             .iter()
-            .filter_map(|member| member.process.as_ref()?.link.as_ref())
+            .filter_map(|record| record.process.as_ref()?.link.as_ref())
     }
 
     /// The link to `fetch`.
     pub(super) fn fetch(&self) -> Option<&End> {
-        self.members
+        self.records
             .iter()
-            .find(|member| member.role == Role::Fetch)?
+            .find(|record| record.child == Child::Fetch)?
             .process
             .as_ref()?
             .link
             .as_ref()
     }
 
-    /// What they said: inputs, and hooks that are asked for.
+    /// Reads the messages of all roles: inputs for the machine, and hooks that `fetch` asks for.
     pub(super) fn messages(&mut self, now: Moment) -> (Vec<Input>, Vec<HookId>) {
         let (mut inputs, mut hooks) = (vec![], vec![]);
-        for member in &mut self.members {
-            let Some(process) = &mut member.process else {
+        for record in &mut self.records {
+            let Some(process) = &mut record.process else {
                 continue;
             };
             for _ in 0..AT_ONCE {
@@ -170,20 +170,22 @@ impl<'a> Children<'a> {
                     Received::Message(FromRole::Alive) => {}
                     Received::Message(FromRole::Ready) => {
                         process.ready = true;
-                        if let Some(after) = member.lives.ready(now).filter(|_| member.deaths > 0) {
+                        if let Some(after) = record.restart.ready(now).filter(|_| record.deaths > 0)
+                        {
                             Event::WorksAgain {
-                                role: member.role,
+                                role: record.child.role(),
                                 after,
                             }
                             .emit();
                         }
-                        member.proven = true;
-                        inputs.extend((member.role == Role::Fetch).then_some(Input::SecretsReady));
+                        record.was_ready = true;
+                        inputs
+                            .extend((record.child == Child::Fetch).then_some(Input::SecretsReady));
                     }
                     Received::Message(FromRole::Changed(hook)) => hooks.push(hook),
                     Received::Message(FromRole::Failed(exit)) => {
                         process.explained = true;
-                        inputs.push(Input::RoleFailed(member.role, exit));
+                        inputs.push(Input::RoleFailed(record.child, exit));
                     }
                     Received::Empty => break,
                     // The end of the link is the end of the role.
@@ -197,179 +199,179 @@ impl<'a> Children<'a> {
         (inputs, hooks)
     }
 
-    /// A child ended. If it was a role that is not to be born again: its end, as an input.
-    pub(super) fn ended(&mut self, pid: Pid, ending: Ending, now: Moment) -> Option<Input> {
-        let is_it = |member: &&mut Member| {
-            member
+    /// Takes note of an ended process. The result is an input if a role has ended for good.
+    pub(super) fn ended(&mut self, pid: Pid, ending: ExitStatus, now: Moment) -> Option<Input> {
+        let is_it = |record: &&mut ChildRecord| {
+            record
                 .process
                 .as_ref()
                 .is_some_and(|process| process.pid == pid)
         };
-        let member = self.members.iter_mut().find(is_it)?;
-        let process = member.process.take()?;
+        let record = self.records.iter_mut().find(is_it)?;
+        let process = record.process.take()?;
         let explained = process.explained;
-        if ending != Ending::Exited(0) && !explained && !member.dismissed {
+        if ending != ExitStatus::Exited(0) && !explained && !record.stopping {
             Event::RoleDied {
-                role: member.role,
+                role: record.child.role(),
                 how: &ending.to_string(),
             }
             .emit();
         }
-        let last = ending == Ending::Exited(0) || (explained && !member.proven) || member.dismissed;
+        let last =
+            ending == ExitStatus::Exited(0) || (explained && !record.was_ready) || record.stopping;
         if last {
-            let role = member.role;
-            self.members.retain(|member| member.role != role);
+            let role = record.child;
+            self.records.retain(|record| record.child != role);
             return Some(Input::RoleEnded(role));
         }
-        let death = match ending {
-            _ if process.hung => Death::Hung(process.watch.heard()),
-            Ending::Killed(signal) if signal == Signal::SIGKILL as i32 => Death::Killed,
-            Ending::Exited(_) | Ending::Killed(_) => Death::Crashed,
+        let cause = match ending {
+            _ if process.hung => EndCause::Hung(process.watch.heard()),
+            ExitStatus::Killed(signal) if signal == Signal::SIGKILL as i32 => EndCause::Killed,
+            ExitStatus::Exited(_) | ExitStatus::Killed(_) => EndCause::Crashed,
         };
-        member.deaths += 1;
-        member.lives.died(death, now, &mut self.jitter);
+        record.deaths += 1;
+        record.restart.died(cause, now, &mut self.jitter);
         None
     }
 
-    /// A child was stopped, or goes on.
+    /// Takes note that a process was stopped, or continues.
     pub(super) fn stopped(&mut self, pid: Pid, stopped: bool) {
         let processes = self
-            .members
+            .records
             .iter_mut()
-            .filter_map(|member| member.process.as_mut());
+            .filter_map(|record| record.process.as_mut());
         processes
             .filter(|process| process.pid == pid)
             .for_each(|process| process.watch.stopped(stopped));
     }
 
-    /// Looks after all of them, and kills who hangs: its successor does the work. `work` is how far
-    /// `serve` is.
+    /// Checks all roles for signs of life and kills a role that hangs, so that a successor takes
+    /// over. `work` is the operation counter of `serve`.
     pub(super) fn look(&mut self, look: Look, work: Option<u64>, now: Moment) {
-        for Member {
-            role,
+        for ChildRecord {
+            child: role,
             process,
-            dismissed,
+            stopping,
             ..
-        } in &mut self.members
+        } in &mut self.records
         {
             let Some(process) = process
                 .as_mut()
-                .filter(|process| !process.hung && !*dismissed)
+                .filter(|process| !process.hung && !*stopping)
             else {
                 continue;
             };
             let sign = process.sign(*role, work);
-            if process.watch.look(look, sign, Timing::USUAL, now) {
+            if process.watch.look(look, sign, Intervals::USUAL, now) {
                 Event::RoleHangs {
-                    role: *role,
+                    role: role.role(),
                     since: now.since(process.watch.heard()),
                 }
                 .emit();
                 process.hung = true;
                 let _ = kill(process.pid, Signal::SIGKILL);
-            } else if *role == Role::Fetch {
+            } else if *role == Child::Fetch {
                 process.ask();
             }
         }
     }
 
-    /// When `turn` has something to do.
+    /// The next moment at which `turn` has work to do.
     pub(super) fn wake(&self) -> Option<Moment> {
         let patience = self.plan.app.crash_loop_timeout;
-        self.members
+        self.records
             .iter()
-            .filter_map(|member| {
-                member
-                    .lives
+            .filter_map(|record| {
+                record
+                    .restart
                     .wake()
                     .into_iter()
-                    .chain(member.lives.end_of_hope(patience))
+                    .chain(record.restart.give_up_at(patience))
                     .min()
             })
             .min()
     }
 
-    /// Starts whose time has come; who was not well for too long is given up.
+    /// Starts the successors that are due, and gives up a role that has been failing for too long.
     pub(super) fn turn(&mut self, mounts: &Mounts, signals: &SignalFd, now: Moment) -> Vec<Input> {
         let mut inputs = vec![];
         let patience = self.plan.app.crash_loop_timeout;
-        let hopeless = |member: &Member| {
-            member
-                .lives
-                .end_of_hope(patience)
+        let gives_up = |record: &ChildRecord| {
+            record
+                .restart
+                .give_up_at(patience)
                 .is_some_and(|end| end <= now)
         };
-        // It is dead, or there would be hope.
-        for member in self.members.extract_if(.., |member| hopeless(member)) {
-            Event::GivenUp { role: member.role }.emit();
+        // A role with a live process has no such moment.
+        for record in self.records.extract_if(.., |record| gives_up(record)) {
+            Event::GivenUp {
+                role: record.child.role(),
+            }
+            .emit();
             inputs.extend([
-                Input::RoleFailed(member.role, Exit::CrashLoop),
-                Input::RoleEnded(member.role),
+                Input::RoleFailed(record.child, Exit::CrashLoop),
+                Input::RoleEnded(record.child),
             ]);
         }
-        for index in 0..self.members.len() {
-            if self.members[index].lives.begin(now) {
-                let Member {
-                    role,
-                    deaths,
-                    lives,
-                    ..
-                } = &self.members[index];
-                let past = Past {
-                    deaths: *deaths,
-                    crashes: lives.crashes(),
-                };
-                match self.fork(*role, past, mounts, signals) {
-                    Ok(process) => {
-                        self.members[index].process = Some(process);
-                        inputs.push(Input::RoleBorn(self.members[index].role));
+        for index in 0..self.records.len() {
+            let record = &mut self.records[index];
+            if !record.restart.begin(now) {
+                continue;
+            }
+            let child = record.child;
+            let history = RestartHistory {
+                deaths: record.deaths,
+                crashes: record.restart.crashes(),
+            };
+            match self.fork(child, history, mounts, signals) {
+                Ok(process) => {
+                    self.records[index].process = Some(process);
+                    inputs.push(Input::RoleBorn(child));
+                }
+                Err(error) => {
+                    Event::Broken {
+                        what: &format!("a process of the agent cannot be forked: {error}"),
                     }
-                    Err(error) => {
-                        Event::Broken {
-                            what: &format!("a process of the agent cannot be forked: {error}"),
-                        }
-                        .emit();
-                        self.members[index]
-                            .lives
-                            .died(Death::Crashed, now, &mut self.jitter);
-                    }
+                    .emit();
+                    let restart = &mut self.records[index].restart;
+                    restart.died(EndCause::Crashed, now, &mut self.jitter);
                 }
             }
         }
         inputs
     }
 
-    /// Kills all of them for good; an input for each that has no process, so that nobody waits for
-    /// its end.
-    pub(super) fn dismiss(&mut self) -> Vec<Input> {
-        for member in &mut self.members {
-            member.dismissed = true;
-            if let Some(process) = &member.process {
+    /// Kills all roles for good. A role without a process gives an input, because no end of a
+    /// process will follow.
+    pub(super) fn stop(&mut self) -> Vec<Input> {
+        for record in &mut self.records {
+            record.stopping = true;
+            if let Some(process) = &record.process {
                 let _ = kill(process.pid, Signal::SIGKILL);
             }
         }
-        self.members
-            .extract_if(.., |member| member.process.is_none())
-            .map(|member| Input::RoleEnded(member.role))
+        self.records
+            .extract_if(.., |record| record.process.is_none())
+            .map(|record| Input::RoleEnded(record.child))
             .collect()
     }
 
-    /// Lets go of whoever is left: their processes, `serve` first, still to be killed.
+    /// Empties the table. The result is the processes that still have to be killed, `serve` first.
     pub(super) fn leave(&mut self) -> Vec<Pid> {
-        self.members
+        self.records
             .drain(..)
-            .filter_map(|member| member.process)
+            .filter_map(|record| record.process)
             .map(|process| process.pid)
             .collect()
     }
 
     fn fork(
         &self,
-        role: Role,
-        past: Past,
+        role: Child,
+        past: RestartHistory,
         mounts: &Mounts,
         signals: &SignalFd,
-    ) -> io::Result<Process> {
+    ) -> io::Result<ChildProcess> {
         let of_guard = self
             .guard
             .into_iter()
@@ -383,16 +385,16 @@ impl<'a> Children<'a> {
             .collect();
         let group = self.guard.map_or(Pid::from_raw(0), Guard::group);
         let (pid, link) = match role {
-            Role::Serve => {
+            Child::Serve => {
                 let body = mounts.serve(self.plan, past, self.walls)?;
                 child::start(role, &foreign, &self.inherited, &[], group, body)?
             }
-            Role::Fetch | Role::Supervise => {
+            Child::Fetch => {
                 let body = mounts.fetch(self.plan, past, self.walls)?;
                 let keep = mounts.rights_of_fetch(self.plan);
                 child::start(role, &foreign, &self.inherited, keep, group, body)?
             }
         };
-        Ok(Process::new(pid, link, RealClock.now()))
+        Ok(ChildProcess::new(pid, link, RealClock.now()))
     }
 }

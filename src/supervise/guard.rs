@@ -4,7 +4,7 @@
 
 use super::child::{confine, kill_and_reap};
 use super::mounts::Mounts;
-use crate::names::Role;
+use crate::names::Child;
 use crate::observe::Event;
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
@@ -106,10 +106,10 @@ impl Guard {
     }
 
     /// What this role must close. `fetch` keeps one until it dies.
-    pub(super) fn foreign_to(&self, role: Role) -> impl Iterator<Item = BorrowedFd<'_>> {
+    pub(super) fn foreign_to(&self, role: Child) -> impl Iterator<Item = BorrowedFd<'_>> {
         [
             Some(self.life.as_fd()),
-            (role != Role::Fetch).then(|| self.leave.as_fd()),
+            (role != Child::Fetch).then(|| self.leave.as_fd()),
         ]
         .into_iter()
         .flatten()

@@ -38,7 +38,7 @@ use runfiles::RunFiles;
 use state::{Machine, Policy, SIGNALS};
 use std::io;
 use std::os::fd::BorrowedFd;
-use watchdog::{Looks, Timing};
+use watchdog::{Intervals, Looks};
 
 /// What supervise keeps besides what `fetch` needs: to unmount, to start the application as its
 /// user and under its walls, to signal it, and to lower its bounding set.
@@ -225,7 +225,7 @@ fn supervise(
         group: None,
         app_lives: false,
         timer: None,
-        looks: Looks::new(Timing::USUAL, clock.now()),
+        looks: Looks::new(Intervals::USUAL, clock.now()),
         swap: None,
     };
     let code = turning.run(&mut machine, first);

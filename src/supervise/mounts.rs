@@ -1,7 +1,7 @@
 //! How files reach the application: FUSE over an arena, or a tmpfs. Invariant: what was opened is
 //! closed by the process that opened it, whatever happens in between.
 
-use super::walls::{Outlet, Walls};
+use super::walls::{Confinement, WriteRoot};
 use crate::bao;
 use crate::clock::{Clock, RealClock};
 use crate::config::plan::{self, Fallback, Plan};
@@ -12,7 +12,7 @@ use crate::fuse::refusal as fuse;
 use crate::fuse::session::Init;
 use crate::link::End;
 use crate::memory::arena::{Arena, FileSpec, Kind, Place};
-use crate::names::{FileName, NoSwapProof, Owner, Past, Recovery, Role};
+use crate::names::{Child, FileName, NoSwapProof, Owner, Recovery, RestartHistory, Role};
 use crate::observe::Event;
 use crate::serve::{self, Job};
 use crate::status::{self, Served};
@@ -146,10 +146,10 @@ impl Mounts {
     }
 
     /// Who runs, in this order.
-    pub(super) fn roles(&self) -> &'static [Role] {
+    pub(super) fn roles(&self) -> &'static [Child] {
         match self {
-            Self::Fuse { .. } => &[Role::Serve, Role::Fetch],
-            Self::Tmpfs { .. } => &[Role::Fetch],
+            Self::Fuse { .. } => &[Child::Serve, Child::Fetch],
+            Self::Tmpfs { .. } => &[Child::Fetch],
         }
     }
 
@@ -157,8 +157,8 @@ impl Mounts {
     pub(super) fn serve(
         &self,
         plan: &Plan,
-        past: Past,
-        walls: Walls,
+        past: RestartHistory,
+        walls: Confinement,
     ) -> io::Result<impl FnOnce(End) -> Exit + use<>> {
         let Self::Fuse {
             arena,
@@ -198,8 +198,8 @@ impl Mounts {
     pub(super) fn fetch<'a>(
         &'a self,
         plan: &'a Plan,
-        past: Past,
-        walls: Walls,
+        past: RestartHistory,
+        walls: Confinement,
     ) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
         let private = match self {
             Self::Fuse { private, .. } => Some(private.try_clone()?),
@@ -242,8 +242,8 @@ impl Mounts {
         &self,
         plan: &Plan,
         private: Option<OwnedFd>,
-        past: Past,
-        walls: Walls,
+        past: RestartHistory,
+        walls: Confinement,
         link: &End,
     ) -> Exit {
         let broken = |what: &str, exit| {
@@ -271,10 +271,10 @@ impl Mounts {
         }
         let walled = match (self, &private) {
             (Self::Tmpfs { target, .. }, _) => {
-                walls.around_fetch(plan, Outlet::Tmpfs(target.as_fd()))
+                walls.around_fetch(plan, WriteRoot::Tmpfs(target.as_fd()))
             }
             (Self::Fuse { .. }, Some(private)) => {
-                walls.around_fetch(plan, Outlet::Mount(private.as_fd()))
+                walls.around_fetch(plan, WriteRoot::Mount(private.as_fd()))
             }
             (Self::Fuse { .. }, None) => Err(io::Error::other("fetch was given no mount")),
         };

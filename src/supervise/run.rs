@@ -2,18 +2,18 @@
 //! moment of theirs. Invariant: it decides nothing; a role's last message is read before its death
 //! is.
 
-use super::app::{self, Inherited, Part, Terminal};
+use super::app::{self, Inherited, Stdio, Terminal};
 use super::children::Children;
 use super::guard::Guard;
-use super::hooks::{Hooks, Took};
+use super::hooks::{Deadline, Hooks};
 use super::mounts::Mounts;
-use super::state::{Due, Ending, Input, Machine, Output, Timer};
+use super::state::{ExitStatus, Input, Machine, Notification, Output, Timer};
 use super::watchdog::Looks;
 use crate::clock::{Clock, Moment};
 use crate::config::plan::{Action, App};
 use crate::exit::Exit;
 use crate::link::ToRole;
-use crate::names::{HookId, NoSwapProof, Role};
+use crate::names::{Child, HookId, NoSwapProof};
 use crate::observe::{self, Event};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -124,11 +124,11 @@ impl<C: Clock> Loop<'_, C> {
     }
 
     fn start_app(&mut self) -> Option<Input> {
-        let part = Part::App(self.terminal.as_ref());
+        let stdio = Stdio::App(self.terminal.as_ref());
         match self.mounts.without_arena(|| {
             app::start(
                 &self.app.command,
-                part,
+                stdio,
                 self.app,
                 self.inherited,
                 self.guard,
@@ -144,7 +144,9 @@ impl<C: Clock> Loop<'_, C> {
                     what: &format!("no process can be forked for the application: {error}"),
                 }
                 .emit();
-                Some(Input::AppEnded(Ending::Exited(Exit::CannotExecute.code())))
+                Some(Input::AppEnded(ExitStatus::Exited(
+                    Exit::CannotExecute.code(),
+                )))
             }
         }
     }
@@ -171,26 +173,25 @@ impl<C: Clock> Loop<'_, C> {
         else {
             return;
         };
-        match self
-            .mounts
-            .without_arena(|| app::start(command, Part::Hook, self.app, self.inherited, self.guard))
-        {
+        match self.mounts.without_arena(|| {
+            app::start(command, Stdio::Hook, self.app, self.inherited, self.guard)
+        }) {
             Ok(pid) => self.hooks.started(id, pid, self.clock.now().plus(*timeout)),
             Err(error) => self.command_failed(id, &format!("no process can be forked: {error}")),
         }
     }
 
-    fn command_ended(&self, id: HookId, took: Took, ending: Ending) {
-        match (took, ending) {
-            (Took::TooLong, _) => self.command_failed(id, "killed after its timeout"),
-            (Took::InTime, Ending::Exited(0)) => {}
-            (Took::InTime, Ending::Exited(126)) => {
+    fn command_ended(&self, id: HookId, deadline: Deadline, ending: ExitStatus) {
+        match (deadline, ending) {
+            (Deadline::Missed, _) => self.command_failed(id, "killed after its timeout"),
+            (Deadline::Met, ExitStatus::Exited(0)) => {}
+            (Deadline::Met, ExitStatus::Exited(126)) => {
                 self.command_failed(id, "it cannot be executed (exit code 126)");
             }
-            (Took::InTime, Ending::Exited(127)) => {
+            (Deadline::Met, ExitStatus::Exited(127)) => {
                 self.command_failed(id, "not found (exit code 127)");
             }
-            (Took::InTime, ending) => self.command_failed(id, &ending.to_string()),
+            (Deadline::Met, ending) => self.command_failed(id, &ending.to_string()),
         }
     }
 
@@ -217,7 +218,7 @@ impl<C: Clock> Loop<'_, C> {
             why: "fetch did not end in time",
         }
         .emit();
-        self.children.dismiss()
+        self.children.stop()
     }
 
     /// Waits for a signal, a message, or the next moment of the machine or the hooks.
@@ -292,14 +293,15 @@ impl<C: Clock> Loop<'_, C> {
             .collect();
         let told = due.into_iter().map(|(id, action)| {
             let (how, due) = match action {
-                Action::Signal(signal) => (signal.as_str(), Due::Signal(*signal)),
-                Action::Command { command, .. } => {
-                    (command.first().map_or("", String::as_str), Due::Command(id))
-                }
-                Action::Restart => ("restart", Due::Restart),
+                Action::Signal(signal) => (signal.as_str(), Notification::Signal(*signal)),
+                Action::Command { command, .. } => (
+                    command.first().map_or("", String::as_str),
+                    Notification::Command(id),
+                ),
+                Action::Restart => ("restart", Notification::Restart),
             };
             Event::Telling { how }.emit();
-            Input::Due(due)
+            Input::Notify(due)
         });
         let told: Vec<_> = told.collect();
         if let Some(look) = self.looks.look(now) {
@@ -307,7 +309,7 @@ impl<C: Clock> Loop<'_, C> {
             self.look_for_swap();
         }
         let born = self.children.turn(self.mounts, &self.signals, now);
-        if born.contains(&Input::RoleBorn(Role::Fetch)) && self.swap.is_some() {
+        if born.contains(&Input::RoleBorn(Child::Fetch)) && self.swap.is_some() {
             self.tell_fetch(ToRole::Swap(self.swap));
         }
         timer.into_iter().chain(told).chain(born).collect()
@@ -346,9 +348,11 @@ impl<C: Clock> Loop<'_, C> {
             ) {
                 Ok(WaitStatus::Exited(pid, code)) => (
                     pid,
-                    Ending::Exited(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
+                    ExitStatus::Exited(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
                 ),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Ending::Killed(signal as i32)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    (pid, ExitStatus::Killed(signal as i32))
+                }
                 Ok(WaitStatus::Stopped(pid, _)) => {
                     self.children.stopped(pid, true);
                     continue;
@@ -367,9 +371,9 @@ impl<C: Clock> Loop<'_, C> {
                 }
                 .emit();
                 inputs.push(Input::AppEnded(ending));
-            } else if let Some((hook, took)) = self.hooks.ended(pid) {
+            } else if let Some((hook, deadline)) = self.hooks.ended(pid) {
                 self.guard.inspect(|guard| guard.tell(-pid.as_raw()));
-                self.command_ended(hook, took, ending);
+                self.command_ended(hook, deadline, ending);
             } else {
                 inputs.extend(self.children.ended(pid, ending, self.clock.now()));
             }

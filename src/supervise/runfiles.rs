@@ -44,7 +44,7 @@ struct SinkLink {
     /// Where it points.
     target: PathBuf,
     /// What was made, or found as an earlier run had made it.
-    made: Option<Identity>,
+    made: Option<FileIdentity>,
 }
 
 /// A name in a directory.
@@ -59,13 +59,13 @@ struct Spot {
 
 /// Which file or link a name leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
+struct FileIdentity {
     device: u64,
     inode: u64,
     kind: SFlag,
 }
 
-impl Identity {
+impl FileIdentity {
     fn of(stat: &FileStat) -> Self {
         Self {
             device: stat.st_dev,
@@ -160,7 +160,7 @@ impl RunFiles {
         let pid_file = self
             .pid_file
             .iter()
-            .filter_map(|it| Some((&it.spot, Identity::of(&fstat(it.file.as_ref()?).ok()?))));
+            .filter_map(|it| Some((&it.spot, FileIdentity::of(&fstat(it.file.as_ref()?).ok()?))));
         let links = self
             .links
             .iter()
@@ -210,10 +210,10 @@ impl Spot {
     /// Removes the name if it still leads to `made`. Supervise may have given up its right over the
     /// files of others (`DAC_OVERRIDE`) since it was made: in a directory of another user it
     /// acts as that user.
-    fn remove(&self, made: Identity) -> nix::Result<()> {
+    fn remove(&self, made: FileIdentity) -> nix::Result<()> {
         let owner = fstat(&self.dir).map_or_else(|_| geteuid(), |dir| Uid::from_raw(dir.st_uid));
         process::as_user(owner, || match self.look() {
-            Ok(stat) if Identity::of(&stat) == made => {
+            Ok(stat) if FileIdentity::of(&stat) == made => {
                 unlinkat(&self.dir, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir)
             }
             // Replaced or removed: what lies there now is somebody else's.
@@ -225,7 +225,7 @@ impl Spot {
 impl SinkLink {
     /// Makes the link. An equal one of an earlier run will do; anything else in its place is the
     /// outer error, and the inner one says why the system does not make it.
-    fn make(&self, trusted: &[u32]) -> Result<nix::Result<Identity>, Refused> {
+    fn make(&self, trusted: &[u32]) -> Result<nix::Result<FileIdentity>, Refused> {
         let Spot { path, dir, name } = &self.spot;
         let made = match symlinkat(&self.target, dir, name.as_os_str()) {
             Ok(()) => self.spot.look(),
@@ -243,13 +243,13 @@ impl SinkLink {
             }
             Err(errno) => Err(errno),
         };
-        Ok(made.map(|stat| Identity::of(&stat)))
+        Ok(made.map(|stat| FileIdentity::of(&stat)))
     }
 }
 
 /// What lies at a path, in words.
 fn describe(stat: &FileStat) -> String {
-    let kind = match Identity::of(stat).kind {
+    let kind = match FileIdentity::of(stat).kind {
         SFlag::S_IFLNK => "a symbolic link",
         SFlag::S_IFREG => "a file",
         SFlag::S_IFDIR => "a directory",
@@ -475,7 +475,7 @@ mod tests {
             let (dir, mut run_files) = run_files();
             let token = dir.path().join("token");
             plant(&token);
-            let before = Identity::of(&run_files.links[0].spot.look().expect("it is there"));
+            let before = FileIdentity::of(&run_files.links[0].spot.look().expect("it is there"));
             let refused = run_files.make().expect_err(what);
             assert_eq!(refused.exit, Exit::Config);
             for part in [what, &token.display().to_string(), "hint: remove it"] {
@@ -487,7 +487,7 @@ mod tests {
             }
             run_files.remove();
             assert_eq!(
-                Identity::of(&run_files.links[0].spot.look().expect("it stays")),
+                FileIdentity::of(&run_files.links[0].spot.look().expect("it stays")),
                 before
             );
         }
