@@ -2,7 +2,7 @@
 //! mean is `config`'s.
 
 use crate::config::{self, Overrides, Problems};
-use crate::exit::Exit;
+use crate::exit::{Exit, Refused};
 use crate::observe::{self, Event};
 use crate::shown::ShownLine;
 use crate::status::{self, Now, Probe, Strictness, Verdict};
@@ -102,8 +102,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 fn misused(message: &str) -> u8 {
-    eprintln!("baofs: {message}\nhint: `baofs --help` shows the commands and flags");
-    Exit::Usage.code()
+    let hint = "`baofs --help` shows the commands and flags";
+    refuse(&Refused::new(
+        Exit::Usage,
+        format_args!("{message}\nhint: {hint}"),
+    ))
 }
 
 fn print(text: &str) -> u8 {
@@ -156,10 +159,7 @@ fn status(mount: Option<PathBuf>, json: bool) -> u8 {
     };
     match report(mount).and_then(text) {
         Ok(text) => print(&text),
-        Err(cause) => {
-            eprintln!("baofs: {}", ShownLine::from(cause));
-            Exit::Unhealthy.code()
-        }
+        Err(cause) => refuse(&Refused::new(Exit::Unhealthy, ShownLine::from(cause))),
     }
 }
 
@@ -173,7 +173,14 @@ fn report(mount: Option<PathBuf>) -> Result<Vec<u8>, String> {
     status::read(&status::mount(mount.or_else(named))?)
 }
 
-fn refuse(problems: &Problems) -> u8 {
+/// Prints why the command cannot be carried out, and gives the code to end with.
+fn refuse(refused: &Refused) -> u8 {
+    eprintln!("baofs: {refused}");
+    refused.exit.code()
+}
+
+/// Prints the problems of a configuration, each with its position.
+fn reject(problems: &Problems) -> u8 {
     eprint!("{problems}");
     Exit::Config.code()
 }
@@ -181,7 +188,7 @@ fn refuse(problems: &Problems) -> u8 {
 fn check(overrides: &Overrides) -> u8 {
     match config::load(overrides, &|name| std::env::var(name).ok()) {
         Ok(loaded) => print(&config::show(&loaded.plan, &loaded.warnings)),
-        Err(problems) => refuse(&problems),
+        Err(problems) => reject(&problems),
     }
 }
 
@@ -195,7 +202,7 @@ enum ServeMode {
 fn serve(overrides: &Overrides, job: ServeMode) -> u8 {
     let mut loaded = match config::load(overrides, &|name| std::env::var(name).ok()) {
         Ok(loaded) => loaded,
-        Err(problems) => return refuse(&problems),
+        Err(problems) => return reject(&problems),
     };
     let command = &mut loaded.plan.app.command;
     match job {
@@ -212,10 +219,7 @@ fn serve(overrides: &Overrides, job: ServeMode) -> u8 {
         }
         .emit();
     }
-    supervise::run(&loaded.plan).unwrap_or_else(|refused| {
-        eprintln!("baofs: {refused}");
-        refused.exit.code()
-    })
+    supervise::run(&loaded.plan).unwrap_or_else(|refused| refuse(&refused))
 }
 
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, String> {

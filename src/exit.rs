@@ -1,5 +1,5 @@
-//! Every exit code of baofs, once. Invariant: a code has one meaning, and README's table is this
-//! one.
+//! Every exit code of baofs, once, and the one shape of a refusal. Invariant: a code has one meaning,
+//! and README's table is this one.
 //!
 //! The application's own code is passed on unchanged (128+n for a signal n, as a shell does). The
 //! codes of the agent follow `sysexits.h`, so that they rarely collide with an application's.
@@ -101,12 +101,13 @@ impl Exit {
     }
 }
 
-/// Why the agent did not start: the code to end with, and cause and remedy in words.
+/// Why a command was refused or the agent did not start. Every module's own refusal converts into
+/// this one.
 #[derive(Debug)]
 pub struct Refused {
-    /// The code.
+    /// The exit code of the process.
     pub exit: Exit,
-    /// The words.
+    /// Cause and remedy, for the user.
     pub message: String,
 }
 

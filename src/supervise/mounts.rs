@@ -77,22 +77,17 @@ impl Mounts {
                     public,
                 }
             }
-            // Neither way is open where another agent serves.
-            (Err(refusal @ fuse::Refusal::Held(_)), _) => {
-                return Err(Refused::new(Exit::Tmpfs, refusal));
-            }
+            // No backend may be used where another agent serves.
+            (Err(refusal @ fuse::Refusal::Held(_)), _) => return Err(refusal.into()),
             (Err(refusal), Fallback::None) => {
+                let Refused { exit, message } = refusal.into();
                 let hint = "or let baofs write into a verified tmpfs: --fallback tmpfs";
-                return Err(Refused::new(
-                    Exit::Fuse,
-                    format_args!("{refusal}\nhint: {hint}"),
-                ));
+                return Err(Refused::new(exit, format_args!("{message}\nhint: {hint}")));
             }
             (Err(refusal), Fallback::Tmpfs) => {
                 let cause = refusal.to_string();
                 Event::FallingBack { cause: &cause }.emit();
-                let target = Target::prepare(filesystem, &plan.files)
-                    .map_err(|refusal| Refused::new(Exit::Tmpfs, refusal))?;
+                let target = Target::prepare(filesystem, &plan.files)?;
                 if let Some(ground) = target.ground() {
                     warn_of(ground, &filesystem.path);
                 }

@@ -1,6 +1,7 @@
 //! Why a directory is no place for files with secrets. Invariant: each cause has a remedy in its
 //! words.
 
+use crate::exit::{Exit, Refused};
 use crate::names::{FileName, NoSwapProof, Owner};
 use nix::unistd::geteuid;
 use std::path::PathBuf;
@@ -111,3 +112,9 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(Exit::Tmpfs, refusal)
+    }
+}
