@@ -2,7 +2,7 @@
 //! mean is `config`'s.
 
 use crate::config::{self, Overrides, Problems};
-use crate::exit::Exit;
+use crate::exit::{Exit, Refused};
 use crate::health::{self, Probe, Strictness, Verdict};
 use crate::observe::{self, Event};
 use crate::shown::ShownLine;
@@ -96,15 +96,18 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         }) => health(mount, probe.as_ref(), strictness),
         Ok(Command::Status { mount, json }) => status(mount, json),
         Ok(Command::Check(overrides)) => check(&overrides),
-        Ok(Command::Run(overrides)) => serve(&overrides, Job::Run),
-        Ok(Command::Mount(overrides)) => serve(&overrides, Job::Mount),
+        Ok(Command::Run(overrides)) => serve(&overrides, ServeMode::Run),
+        Ok(Command::Mount(overrides)) => serve(&overrides, ServeMode::Mount),
         Err(message) => misused(&message),
     }
 }
 
 fn misused(message: &str) -> u8 {
-    eprintln!("baofs: {message}\nhint: `baofs --help` shows the commands and flags");
-    Exit::Usage.code()
+    let hint = "`baofs --help` shows the commands and flags";
+    refuse(&Refused::new(
+        Exit::Usage,
+        format_args!("{message}\nhint: {hint}"),
+    ))
 }
 
 fn print(text: &str) -> u8 {
@@ -157,10 +160,7 @@ fn status(mount: Option<PathBuf>, json: bool) -> u8 {
     };
     match report(mount).and_then(text) {
         Ok(text) => print(&text),
-        Err(cause) => {
-            eprintln!("baofs: {}", ShownLine::from(cause));
-            Exit::Unhealthy.code()
-        }
+        Err(cause) => refuse(&Refused::new(Exit::Unhealthy, ShownLine::from(cause))),
     }
 }
 
@@ -174,7 +174,14 @@ fn report(mount: Option<PathBuf>) -> Result<Vec<u8>, String> {
     health::read(&health::mount(mount.or_else(named))?)
 }
 
-fn refuse(problems: &Problems) -> u8 {
+/// Prints why the command cannot be carried out, and gives the code to end with.
+fn refuse(refused: &Refused) -> u8 {
+    eprintln!("baofs: {refused}");
+    refused.exit.code()
+}
+
+/// Prints the problems of a configuration, each with its position.
+fn reject(problems: &Problems) -> u8 {
     eprint!("{problems}");
     Exit::Config.code()
 }
@@ -182,29 +189,29 @@ fn refuse(problems: &Problems) -> u8 {
 fn check(overrides: &Overrides) -> u8 {
     match config::load(overrides, &|name| std::env::var(name).ok()) {
         Ok(loaded) => print(&config::show(&loaded.plan, &loaded.warnings)),
-        Err(problems) => refuse(&problems),
+        Err(problems) => reject(&problems),
     }
 }
 
 /// Whether an application is part of it.
 #[derive(Clone, Copy, PartialEq)]
-enum Job {
+enum ServeMode {
     Run,
     Mount,
 }
 
-fn serve(overrides: &Overrides, job: Job) -> u8 {
+fn serve(overrides: &Overrides, job: ServeMode) -> u8 {
     let mut loaded = match config::load(overrides, &|name| std::env::var(name).ok()) {
         Ok(loaded) => loaded,
-        Err(problems) => return refuse(&problems),
+        Err(problems) => return reject(&problems),
     };
     let command = &mut loaded.plan.app.command;
     match job {
-        Job::Mount => command.clear(),
-        Job::Run if command.is_empty() => {
+        ServeMode::Mount => command.clear(),
+        ServeMode::Run if command.is_empty() => {
             return misused("`run` needs a command: after `--`, or as `app { command }`");
         }
-        Job::Run => {}
+        ServeMode::Run => {}
     }
     observe::init(loaded.plan.log);
     for warning in &loaded.warnings {
@@ -213,10 +220,7 @@ fn serve(overrides: &Overrides, job: Job) -> u8 {
         }
         .emit();
     }
-    supervise::run(&loaded.plan).unwrap_or_else(|refused| {
-        eprintln!("baofs: {refused}");
-        refused.exit.code()
-    })
+    supervise::run(&loaded.plan).unwrap_or_else(|refused| refuse(&refused))
 }
 
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, String> {

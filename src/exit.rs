@@ -1,8 +1,10 @@
-//! Every exit code of baofs, once. Invariant: a code has one meaning, and README's table is this
-//! one.
+//! Every exit code of baofs, once, and the one shape of a refusal. Invariant: a code has one meaning,
+//! and README's table is this one.
 //!
 //! The application's own code is passed on unchanged (128+n for a signal n, as a shell does). The
 //! codes of the agent follow `sysexits.h`, so that they rarely collide with an application's.
+
+use std::fmt;
 
 /// Why the agent itself ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +98,37 @@ impl Exit {
             .map(|(exit, _)| *exit)
             .find(|exit| exit.code() == code)
             .unwrap_or(Self::Software)
+    }
+}
+
+/// Why a command was refused or the agent did not start. Every module's own refusal converts into
+/// this one.
+#[derive(Debug)]
+pub struct Refused {
+    /// The exit code of the process.
+    pub exit: Exit,
+    /// Cause and remedy, for the user.
+    pub message: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Refused {
+    /// A refusal in the words of `message`, which may end with a line `hint: ...`.
+    pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
+        Self {
+            exit,
+            message: message.to_string(),
+        }
+    }
+
+    /// A failure of the agent itself: `what` could not be done, because of `error`.
+    pub fn software(what: &str, error: impl fmt::Display) -> Self {
+        Self::new(Exit::Software, format_args!("{what}: {error}"))
     }
 }
 

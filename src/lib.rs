@@ -43,7 +43,7 @@
 //!
 //! # A role may die
 //!
-//! Supervise forks a successor at once, and later after repeated crashes. A role keeps no state that
+//! Supervise forks a successor at once, and later after repeated crashes ([`supervise::restart`]). A role keeps no state that
 //! its successor needs outside of the arena. `serve` adopts the session with the kernel under the
 //! same mount ([`fuse::session`]). `fetch` resumes schedule, tokens and pending notifications from a
 //! checkpoint in the arena, which is saved before each request is sent. A credential whose request

@@ -180,6 +180,26 @@ impl Role {
     }
 }
 
+/// A role that supervise forks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Child {
+    /// The role that talks to the server.
+    Fetch,
+    /// The role that answers the kernel.
+    Serve,
+}
+
+impl Child {
+    /// The child as a role.
+    #[must_use]
+    pub fn role(self) -> Role {
+        match self {
+            Self::Fetch => Role::Fetch,
+            Self::Serve => Role::Serve,
+        }
+    }
+}
+
 /// What becomes of the kernel's requests that a dead `serve` had taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -190,23 +210,27 @@ pub enum Recovery {
     Interrupt,
 }
 
-/// What became of a role's predecessors.
+/// The restarts of a role before its present process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Past {
-    /// How many of them have died.
+pub struct RestartHistory {
+    /// How many of its processes have died.
     pub deaths: u64,
-    /// How many of the last ones in a row ended by themselves, or before they worked.
+    /// Consecutive crashes: exits before ready, or without being told to stop.
     pub crashes: u32,
 }
 
-impl Past {
-    /// After so long a role is well, whatever was before.
-    pub const WELL: Duration = Duration::from_secs(10);
+impl RestartHistory {
+    /// A process that lived this long is stable: earlier crashes no longer count.
+    pub const STABLE_AFTER: Duration = Duration::from_secs(10);
 
-    /// How many crashes in a row still count for a life that is so old.
+    /// Consecutive crashes that still count for a process of this `age`.
     #[must_use]
     pub fn crashes_after(self, age: Duration) -> u32 {
-        if age < Self::WELL { self.crashes } else { 0 }
+        if age < Self::STABLE_AFTER {
+            self.crashes
+        } else {
+            0
+        }
     }
 }
 

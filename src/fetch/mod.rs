@@ -22,7 +22,7 @@ use crate::lease::source::{Failure, Reply, Source};
 use crate::lease::{Effect, Input, Machine, Subject, Timing, TokenId};
 use crate::link::{End, FromRole, Received, ToRole};
 use crate::memory::arena::Arena;
-use crate::names::{Generation, Past, QueryId};
+use crate::names::{Generation, QueryId, RestartHistory};
 use crate::observe::{Event, report_dropped};
 use crate::snapshot::Publisher;
 use crate::status::{Served, WallsReport};
@@ -51,7 +51,7 @@ pub struct Settings {
     /// How files are served.
     pub served: Served,
     /// What became of predecessors.
-    pub past: Past,
+    pub past: RestartHistory,
     /// What stands between the roles and the kernel.
     pub walls: WallsReport,
 }
@@ -59,7 +59,7 @@ pub struct Settings {
 impl Settings {
     /// What a plan asks for, two seconds to leave, and no walls.
     #[must_use]
-    pub fn new(plan: &Plan, served: Served, past: Past) -> Self {
+    pub fn new(plan: &Plan, served: Served, past: RestartHistory) -> Self {
         Self {
             timing: Timing::new(plan.server.retry_max),
             leave: Duration::from_secs(2),

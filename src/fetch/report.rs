@@ -10,7 +10,7 @@ use crate::clock::{Clock, Moment};
 use crate::config::plan::{Content, File, Stale};
 use crate::lease::source::Source;
 use crate::lease::{Subject, SubjectStatus};
-use crate::names::{FileId, Past, SwapExposure};
+use crate::names::{FileId, RestartHistory, SwapExposure};
 use crate::observe::Event;
 use crate::render;
 use crate::status::{
@@ -35,7 +35,7 @@ pub(super) struct Reporter {
     /// Why files could reach a swap, as supervise said last.
     swap: Option<SwapExposure>,
     walls: WallsReport,
-    past: Past,
+    past: RestartHistory,
     /// When this `fetch` began.
     born: Moment,
     /// When the first `fetch` began, in seconds since 1970.
@@ -447,7 +447,11 @@ mod tests {
             swap: None,
         };
         let mut reporter = Reporter::new(
-            &Settings::new(&plan(Vec::new(), Vec::new()), served, Past::default()),
+            &Settings::new(
+                &plan(Vec::new(), Vec::new()),
+                served,
+                RestartHistory::default(),
+            ),
             0,
             &RealClock,
         );
@@ -515,7 +519,11 @@ mod tests {
             fallback: None,
             swap: None,
         };
-        let settings = Settings::new(&plan(Vec::new(), Vec::new()), served, Past::default());
+        let settings = Settings::new(
+            &plan(Vec::new(), Vec::new()),
+            served,
+            RestartHistory::default(),
+        );
         let calm = [0, 1_000, 10_000, usize::MAX]
             .map(|files| Reporter::new(&settings, files, &RealClock).calm.as_millis());
         assert_eq!(calm, [500, 950, 5_000, 5_000]);

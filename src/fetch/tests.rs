@@ -520,7 +520,7 @@ fn settings(plan: &Plan) -> Settings {
         fallback: None,
         swap: None,
     };
-    Settings::new(plan, served, Past::default())
+    Settings::new(plan, served, RestartHistory::default())
 }
 
 fn all(values: &[&str]) -> BTreeMap<u32, String> {

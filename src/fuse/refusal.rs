@@ -1,6 +1,7 @@
 //! Why FUSE is refused here, told apart by call, errno and rights, each with the remedy that works
 //! for it. Invariant: `Refusal::of` is a pure table.
 
+use crate::exit::{Exit, Refused};
 use crate::sys::mount::MountCall;
 use nix::errno::Errno;
 use std::fmt;
@@ -159,6 +160,18 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        // No backend may be used where another agent serves.
+        let exit = if matches!(refusal, Refusal::Held(_)) {
+            Exit::Tmpfs
+        } else {
+            Exit::Fuse
+        };
+        Self::new(exit, refusal)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@
 
 use super::MemoryError;
 use crate::clock::Moment;
-use crate::names::{FileId, FileName, Owner, Past, Recovery, Role};
+use crate::names::{FileId, FileName, Owner, Recovery, RestartHistory, Role};
 use nix::sys::mman::{
     MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mprotect, munmap,
 };
@@ -57,7 +57,7 @@ pub enum Visibility {
 #[derive(Clone, Copy, Debug)]
 pub struct Serving {
     /// What became of its predecessors.
-    pub past: Past,
+    pub past: RestartHistory,
     /// Its process.
     pub pid: i32,
     /// When it began to answer.
@@ -315,7 +315,7 @@ impl Arena {
     /// that died.
     ///
     /// `fetch` may read meanwhile: the process id is 0 until the other words belong to it.
-    pub fn serve_was_born(&self, past: Past, recovery: Recovery, now: Moment) {
+    pub fn serve_was_born(&self, past: RestartHistory, recovery: Recovery, now: Moment) {
         let reader_area = self.reader_area();
         reader_area.pid.store(0, Ordering::SeqCst);
         reader_area.deaths.store(past.deaths, Ordering::SeqCst);
@@ -360,7 +360,7 @@ impl Arena {
         let recovery = [Recovery::Resend, Recovery::Interrupt]
             .into_iter()
             .find(|known| *known as u64 + 1 == recovery)?;
-        let past = Past {
+        let past = RestartHistory {
             deaths,
             crashes: u32::try_from(crashes).ok()?,
         };

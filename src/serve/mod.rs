@@ -10,7 +10,7 @@ use crate::link::{End, FromRole};
 use crate::memory::MemoryError;
 use crate::memory::arena::Arena;
 use crate::memory::locked::Bounce;
-use crate::names::{Past, Recovery, Role};
+use crate::names::{Recovery, RestartHistory, Role};
 use crate::observe::Event;
 use crate::snapshot::Reader;
 use std::fmt;
@@ -29,7 +29,7 @@ pub struct Job {
     /// The kernel's first request, which began the session of whoever came first.
     pub init: Init,
     /// What became of predecessors.
-    pub past: Past,
+    pub past: RestartHistory,
     /// How a predecessor's requests may come back.
     pub recovery: Recovery,
     /// Permission bits of the directory.

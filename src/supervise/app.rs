@@ -112,9 +112,9 @@ impl Terminal {
     }
 }
 
-/// What a process is started as.
+/// The standard streams of a started process.
 #[derive(Clone, Copy, Debug)]
-pub enum Part<'a> {
+pub enum Stdio<'a> {
     /// The application: standard streams as baofs has them, and the terminal, if there is one.
     App(Option<&'a Terminal>),
     /// A command after a rotation: it reads nothing, and all that it writes goes where the log
@@ -147,18 +147,18 @@ pub fn has_own_uid(app: &App) -> bool {
 /// Only when no process can be forked.
 pub fn start(
     command: &[String],
-    part: Part<'_>,
+    stdio: Stdio<'_>,
     app: &App,
     inherited: &Inherited,
     guard: Option<&Guard>,
 ) -> io::Result<Pid> {
     let pid = process::fork(&[], || {
         guard.inspect(|guard| guard.tell(getpid().as_raw()));
-        let error = match execute(command, part, app, inherited) {
+        let error = match execute(command, stdio, app, inherited) {
             Ok(never) => match never {},
             Err(error) => error,
         };
-        if matches!(part, Part::App(_)) {
+        if matches!(stdio, Stdio::App(_)) {
             let program = command.first().map_or("", String::as_str);
             Event::AppNotStarted {
                 program,
@@ -180,16 +180,16 @@ pub fn start(
 /// Runs in the child; returns only on failure.
 fn execute(
     command: &[String],
-    part: Part<'_>,
+    stdio: Stdio<'_>,
     app: &App,
     inherited: &Inherited,
 ) -> io::Result<Infallible> {
     setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-    match part {
+    match stdio {
         // TTOU is blocked still, so the call is allowed from the background.
-        Part::App(Some(_)) => tcsetpgrp(io::stdin(), getpid())?,
-        Part::App(None) => {}
-        Part::Hook => {
+        Stdio::App(Some(_)) => tcsetpgrp(io::stdin(), getpid())?,
+        Stdio::App(None) => {}
+        Stdio::Hook => {
             dup2_stdin(File::open("/dev/null")?)?;
             dup2_stdout(io::stderr())?;
         }
@@ -202,7 +202,7 @@ fn execute(
         .collect::<io::Result<Vec<_>>>()?;
     let program = arguments.first().ok_or(io::ErrorKind::NotFound)?;
     profile::put_up(app.seccomp, |what| {
-        if matches!(part, Part::App(_)) {
+        if matches!(stdio, Stdio::App(_)) {
             Event::Skipped { what }.emit();
         }
     })?;

@@ -2,10 +2,9 @@
 //! PID 1. Invariants: it does nothing as long as supervise lives; it serves nobody, reads no secret
 //! and has no right but to unmount and to kill.
 
-use super::REVOKE_TIMEOUT;
-use super::roles::{confine, kill_and_reap};
-use super::world::World;
-use crate::names::Role;
+use super::child::{confine, kill_and_reap};
+use super::mounts::Mounts;
+use crate::names::Child;
 use crate::observe::Event;
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
@@ -18,6 +17,11 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use nix::unistd::{Pid, getpid, pipe2, setpgid};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// How long `fetch` may take to revoke and end, its own bound for the requests included. With the
+/// application's `stop_timeout` (6 s) this stays under the 10 s that Docker gives.
+pub(super) const REVOKE_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// The guard: a child whose process group the roles share.
 #[derive(Debug)]
@@ -31,10 +35,10 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Starts one that takes `world` away; none for PID 1. `held` are descriptors that no child
+    /// Starts one that takes `mounts` away; none for PID 1. `held` are descriptors that no child
     /// needs.
     pub(super) fn start(
-        world: &World,
+        mounts: &Mounts,
         signals: &SignalFd,
         held: &[BorrowedFd<'_>],
     ) -> io::Result<Option<Self>> {
@@ -49,7 +53,7 @@ impl Guard {
         )?;
         let (leaves, leave) = pipe2(OFlag::O_CLOEXEC)?;
         let own = [signals.as_fd(), life.as_fd(), leave.as_fd()];
-        let foreign: Vec<_> = world
+        let foreign: Vec<_> = mounts
             .descriptors()
             .into_iter()
             .chain(own)
@@ -86,7 +90,7 @@ impl Guard {
                 &mut [PollFd::new(leaves.as_fd(), PollFlags::empty())],
                 timeout,
             );
-            world.close();
+            mounts.close();
             // A role that hangs, and the guard itself.
             let _ = killpg(Pid::from_raw(0), Signal::SIGKILL);
             0
@@ -102,10 +106,10 @@ impl Guard {
     }
 
     /// What this role must close. `fetch` keeps one until it dies.
-    pub(super) fn foreign_to(&self, role: Role) -> impl Iterator<Item = BorrowedFd<'_>> {
+    pub(super) fn foreign_to(&self, role: Child) -> impl Iterator<Item = BorrowedFd<'_>> {
         [
             Some(self.life.as_fd()),
-            (role != Role::Fetch).then(|| self.leave.as_fd()),
+            (role != Child::Fetch).then(|| self.leave.as_fd()),
         ]
         .into_iter()
         .flatten()

@@ -19,12 +19,12 @@ pub const DISTANCE: Duration = Duration::from_secs(1);
 pub struct Hooks<'a> {
     plan: &'a [Hook],
     /// As many, in the same order.
-    states: Vec<State>,
+    states: Vec<HookState>,
     jitter: Jitter,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct HookState {
     /// When it is to be done, if it was asked for.
     due: Option<Moment>,
     /// When it was done last, if it was.
@@ -42,13 +42,13 @@ struct Run {
     until: Option<Moment>,
 }
 
-/// How much of its time a command took.
+/// Whether a command ended within its time limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Took {
-    /// It ended by itself.
-    InTime,
-    /// All of it: it was killed.
-    TooLong,
+pub enum Deadline {
+    /// The command ended by itself.
+    Met,
+    /// The command was killed at its time limit.
+    Missed,
 }
 
 impl<'a> Hooks<'a> {
@@ -57,7 +57,7 @@ impl<'a> Hooks<'a> {
     pub fn new(hooks: &'a [Hook], jitter: Jitter) -> Self {
         Self {
             plan: hooks,
-            states: hooks.iter().map(|_| State::default()).collect(),
+            states: hooks.iter().map(|_| HookState::default()).collect(),
             jitter,
         }
     }
@@ -117,16 +117,16 @@ impl<'a> Hooks<'a> {
     }
 
     /// A process ended: whose command it was, if it was one.
-    pub fn ended(&mut self, pid: Pid) -> Option<(HookId, Took)> {
+    pub fn ended(&mut self, pid: Pid) -> Option<(HookId, Deadline)> {
         let (id, run) = self
             .ids()
             .find_map(|(id, state)| Some((id, state.run.take_if(|run| run.pid == pid)?)))?;
         Some((
             id,
             if run.until.is_some() {
-                Took::InTime
+                Deadline::Met
             } else {
-                Took::TooLong
+                Deadline::Missed
             },
         ))
     }
@@ -148,7 +148,7 @@ impl<'a> Hooks<'a> {
             .min()
     }
 
-    fn ids(&mut self) -> impl Iterator<Item = (HookId, &mut State)> {
+    fn ids(&mut self) -> impl Iterator<Item = (HookId, &mut HookState)> {
         (0..).map(HookId).zip(&mut self.states)
     }
 }
@@ -226,14 +226,14 @@ mod tests {
             assert_eq!(hooks.due(at(now)), []);
         }
         assert_eq!((hooks.wake(), hooks.ended(two)), (Some(at(1000)), None));
-        assert_eq!(hooks.ended(one), Some((FIRST, Took::InTime)));
+        assert_eq!(hooks.ended(one), Some((FIRST, Deadline::Met)));
         assert_eq!(
             (hooks.due(at(40)), hooks.due(at(50))),
             (vec![FIRST], vec![])
         );
         hooks.started(FIRST, two, at(5_000));
         hooks.asked(FIRST, at(60));
-        assert_eq!(hooks.ended(two), Some((FIRST, Took::InTime)));
+        assert_eq!(hooks.ended(two), Some((FIRST, Deadline::Met)));
         assert_eq!(
             (hooks.due(at(1_039)), hooks.due(at(1_040))),
             (vec![], vec![FIRST]),
@@ -258,7 +258,7 @@ mod tests {
         assert_eq!((hooks.wake(), hooks.running().collect()), (None, vec![pid]));
         assert_eq!(
             (hooks.ended(pid), hooks.running().next()),
-            (Some((FIRST, Took::TooLong)), None)
+            (Some((FIRST, Deadline::Missed)), None)
         );
     }
 

@@ -4,50 +4,41 @@
 
 pub mod app;
 mod calls;
+mod child;
+mod children;
 mod guard;
 pub mod hooks;
+mod mounts;
 mod profile;
 mod reach;
-pub mod rebirth;
-mod roles;
+pub mod restart;
 mod run;
+pub mod runfiles;
 pub mod state;
-pub mod traces;
 mod walls;
 pub mod watchdog;
-mod world;
 
 use crate::clock::{Clock, Jitter, RealClock};
 use crate::config::plan::{App, NewPrivileges, Plan};
-use crate::exit::Exit;
+use crate::exit::{Exit, Refused};
 use crate::memory;
 use crate::observe::Event;
 use crate::sys::caps::{self, Capability};
 use app::{Inherited, Terminal};
-use guard::Guard;
+use children::Children;
+use guard::{Guard, REVOKE_TIMEOUT};
 use hooks::Hooks;
+use mounts::Mounts;
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, geteuid, getpid};
-use roles::Roles;
-use run::Loop;
+use run::{Loop, Remains};
+use runfiles::RunFiles;
 use state::{Machine, Policy, SIGNALS};
-use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
-use traces::Traces;
-use watchdog::{Looks, Timing};
-use world::World;
-
-/// How long `fetch` may take to revoke and end, its own bound for the requests included. With the
-/// application's `stop_timeout` (6 s) this stays under the 10 s that Docker gives.
-const REVOKE_TIMEOUT: Duration = Duration::from_millis(2500);
-
-/// How long killed children may take to die at the end, before the agent ends without them. 0.5 s
-/// for one that even KILL does not end, and all of it still lies within Docker's 10 s.
-const END_TIMEOUT: Duration = Duration::from_millis(500);
+use watchdog::{Intervals, Looks};
 
 /// What supervise keeps besides what `fetch` needs: to unmount, to start the application as its
 /// user and under its walls, to signal it, and to lower its bounding set.
@@ -58,34 +49,6 @@ const KEPT: [Capability; 5] = [
     Capability::Kill,
     Capability::SetPcap,
 ];
-
-/// Why the agent did not start: the code to end with, and cause and remedy in words.
-#[derive(Debug)]
-pub struct Refused {
-    /// The code.
-    pub exit: Exit,
-    /// The words.
-    pub message: String,
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl Refused {
-    fn new(exit: Exit, message: impl fmt::Display) -> Self {
-        Self {
-            exit,
-            message: message.to_string(),
-        }
-    }
-
-    fn software(what: &str, error: impl fmt::Display) -> Self {
-        Self::new(Exit::Software, format_args!("{what}: {error}"))
-    }
-}
 
 /// Serves what `plan` says, runs its application if it has one, and gives the code to end with.
 ///
@@ -108,39 +71,64 @@ pub fn run(plan: &Plan) -> Result<u8, Refused> {
         prctl::set_child_subreaper(true)
             .map_err(|error| Refused::software("orphans cannot be adopted", error))?;
     }
-    let mut traces = Traces::open(plan);
-    let mut world = World::open(plan)?;
-    let (code, guard) = match traces
+    let mut run_files = RunFiles::open(plan);
+    let mut mounts = Mounts::open(plan)?;
+    let started = run_files
         .make()
-        .and_then(|()| guard(&world, &signals, &traces))
-    {
-        Ok(guard) => (
-            supervise(
+        .and_then(|()| guard(&mounts, &signals, &run_files));
+    let (result, left, guard) = match started {
+        Ok(guard) => {
+            let held = run_files.descriptors();
+            match supervise(
                 plan,
-                &mut world,
+                &mut mounts,
                 signals,
                 &inherited,
                 guard.as_ref(),
-                &traces.descriptors(),
-            ),
-            guard,
-        ),
-        Err(refused) => (Err(refused), None),
+                &held,
+            ) {
+                Ok((code, left)) => (Ok(code), left, guard),
+                Err(refused) => (Err(refused), Remains::default(), guard),
+            }
+        }
+        Err(refused) => (Err(refused), Remains::default(), None),
     };
-    world.close();
-    drop(world);
-    // Only now: their directories may be the application's, and nothing that it does there delays
-    // the unmount.
-    traces.remove();
+    tear_down(left, mounts, &run_files, guard);
+    result
+}
+
+/// Takes everything down. Children are killed first, then the mount is aborted, which gives an
+/// error to every reader that waits for an answer, and only then are children reaped, for a bounded
+/// time: a child may itself wait for `serve`.
+fn tear_down(left: Remains, mut mounts: Mounts, run_files: &RunFiles, guard: Option<Guard>) {
+    for role in &left.roles {
+        let _ = kill(*role, Signal::SIGKILL);
+    }
+    for group in &left.groups {
+        let _ = killpg(*group, Signal::SIGKILL);
+    }
+    mounts.abort();
+    mounts.unmount();
+    let mut children = left.roles;
+    children.extend(left.leaders);
+    child::reap(children);
+    mounts.close();
+    drop(mounts);
+    // The run files come last: their directories may be the application's, and nothing that the
+    // application does there may delay the unmount.
+    run_files.remove();
     if let Some(guard) = guard {
         guard.end();
     }
-    code
 }
 
-fn guard(world: &World, signals: &SignalFd, traces: &Traces) -> Result<Option<Guard>, Refused> {
-    world
-        .without_arena(|| Guard::start(world, signals, &traces.descriptors()))
+fn guard(
+    mounts: &Mounts,
+    signals: &SignalFd,
+    run_files: &RunFiles,
+) -> Result<Option<Guard>, Refused> {
+    mounts
+        .without_arena(|| Guard::start(mounts, signals, &run_files.descriptors()))
         .map_err(not_started)
 }
 
@@ -199,35 +187,36 @@ fn warn_of_rights(app: &App) {
 /// Gives up what was only needed to set up, where the application has a user of its own (else it
 /// inherits what baofs has). The bounding set stays: the application inherits it. From now on
 /// everything is done with what is kept here, the end included.
-fn lower_rights(plan: &Plan, world: &World) -> io::Result<()> {
+fn lower_rights(plan: &Plan, mounts: &Mounts) -> io::Result<()> {
     if !app::has_own_uid(&plan.app) {
         return Ok(());
     }
-    caps::lower_to(&[&KEPT, world.rights_of_fetch(plan)].concat())
+    caps::lower_to(&[&KEPT, mounts.rights_of_fetch(plan)].concat())
 }
 
-/// Forks the roles, obeys the machine to its end, and takes down what is left.
+/// Forks the roles and obeys the machine to its end. The result is the exit code, and the processes
+/// that are left.
 fn supervise(
     plan: &Plan,
-    world: &mut World,
+    mounts: &mut Mounts,
     signals: SignalFd,
     inherited: &Inherited,
     guard: Option<&Guard>,
     held: &[BorrowedFd<'_>],
-) -> Result<u8, Refused> {
-    lower_rights(plan, world)
+) -> Result<(u8, Remains), Refused> {
+    lower_rights(plan, mounts)
         .map_err(|error| Refused::software("capabilities cannot be given up", error))?;
     let clock = RealClock;
-    let roles = Roles::start(plan, world, &signals, guard, held, clock.now());
-    let roles = roles.map_err(not_started)?;
+    let children = Children::start(plan, mounts, &signals, guard, held, clock.now());
+    let children = children.map_err(not_started)?;
     let terminal = Terminal::foreground();
     let (app, hooks) = (&plan.app, Hooks::new(&plan.hooks, Jitter::new()));
     let (mut machine, first) = Machine::start(policy(app));
     let mut turning = Loop {
         clock: &clock,
         signals,
-        world,
-        roles,
+        mounts,
+        children,
         guard,
         app,
         inherited,
@@ -236,15 +225,14 @@ fn supervise(
         group: None,
         app_lives: false,
         timer: None,
-        looks: Looks::new(Timing::USUAL, clock.now()),
+        looks: Looks::new(Intervals::USUAL, clock.now()),
         swap: None,
     };
     let code = turning.run(&mut machine, first);
     if let Some(terminal) = &turning.terminal {
         terminal.take_back();
     }
-    turning.tear_down();
-    Ok(code)
+    Ok((code, turning.remains()))
 }
 
 fn policy(app: &App) -> Policy {

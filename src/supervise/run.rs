@@ -2,22 +2,22 @@
 //! moment of theirs. Invariant: it decides nothing; a role's last message is read before its death
 //! is.
 
-use super::app::{self, Inherited, Part, Terminal};
+use super::app::{self, Inherited, Stdio, Terminal};
+use super::children::Children;
 use super::guard::Guard;
-use super::hooks::{Hooks, Took};
-use super::roles::{Roles, reap};
-use super::state::{Due, Ending, Input, Machine, Output, Timer};
+use super::hooks::{Deadline, Hooks};
+use super::mounts::Mounts;
+use super::state::{ExitStatus, Input, Machine, Notification, Output, Timer};
 use super::watchdog::Looks;
-use super::world::World;
 use crate::clock::{Clock, Moment};
 use crate::config::plan::{Action, App};
 use crate::exit::Exit;
 use crate::link::ToRole;
-use crate::names::{HookId, Role, SwapExposure};
+use crate::names::{Child, HookId, SwapExposure};
 use crate::observe::{self, Event};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -32,9 +32,9 @@ pub(super) struct Loop<'a, C> {
     /// The signals that are read, not caught.
     pub(super) signals: SignalFd,
     /// What the roles serve.
-    pub(super) world: &'a mut World,
+    pub(super) mounts: &'a mut Mounts,
     /// `fetch`, and on FUSE `serve`.
-    pub(super) roles: Roles<'a>,
+    pub(super) children: Children<'a>,
     /// Who knows of the application and the commands, if there is one.
     pub(super) guard: Option<&'a Guard>,
     /// What the application is.
@@ -55,6 +55,17 @@ pub(super) struct Loop<'a, C> {
     pub(super) looks: Looks,
     /// Why files could reach a swap, as the last look found; `fetch` was told.
     pub(super) swap: Option<SwapExposure>,
+}
+
+/// The processes that are left at the end, to be killed and reaped.
+#[derive(Debug, Default)]
+pub(super) struct Remains {
+    /// The roles, `serve` first.
+    pub(super) roles: Vec<Pid>,
+    /// The process groups of the application and of the commands.
+    pub(super) groups: Vec<Pid>,
+    /// The leaders of these groups that still live.
+    pub(super) leaders: Vec<Pid>,
 }
 
 impl<C: Clock> Loop<'_, C> {
@@ -80,26 +91,21 @@ impl<C: Clock> Loop<'_, C> {
         }
     }
 
-    /// Takes everything down, so that nobody is waited for who waits for `serve`: first all
-    /// children are killed, then the mount is aborted, which gives an error to whoever waits
-    /// for an answer, and then children are reaped for a bounded time.
-    pub(super) fn tear_down(&mut self) {
-        let mut children = self.roles.leave();
-        for role in &children {
-            let _ = kill(*role, Signal::SIGKILL);
+    /// The processes that are left when the machine has finished.
+    pub(super) fn remains(&mut self) -> Remains {
+        let mut leaders: Vec<_> = self.hooks.running().collect();
+        let mut groups = leaders.clone();
+        if let Some(group) = self.group {
+            groups.push(group);
+            if self.app_lives {
+                leaders.push(group);
+            }
         }
-        // Whom the application left behind in its group, and the commands.
-        for group in self.group.into_iter().chain(self.hooks.running()) {
-            let _ = killpg(group, Signal::SIGKILL);
+        Remains {
+            roles: self.children.leave(),
+            groups,
+            leaders,
         }
-        self.world.abort();
-        self.world.unmount();
-        children.extend(
-            self.hooks
-                .running()
-                .chain(self.group.filter(|_| self.app_lives)),
-        );
-        reap(children);
     }
 
     /// Does one thing; what comes of it at once is an input.
@@ -110,7 +116,7 @@ impl<C: Clock> Loop<'_, C> {
             Output::RunCommand(hook) => self.run_command(hook),
             Output::TellFetch(message) => self.tell_fetch(message),
             Output::KillRoles => return self.kill_roles(),
-            Output::AbortMount => self.world.abort(),
+            Output::AbortMount => self.mounts.abort(),
             Output::Arm(timer, after) => self.timer = Some((timer, self.clock.now().plus(after))),
             Output::Finish(_) => {}
         }
@@ -118,11 +124,11 @@ impl<C: Clock> Loop<'_, C> {
     }
 
     fn start_app(&mut self) -> Option<Input> {
-        let part = Part::App(self.terminal.as_ref());
-        match self.world.without_arena(|| {
+        let stdio = Stdio::App(self.terminal.as_ref());
+        match self.mounts.without_arena(|| {
             app::start(
                 &self.app.command,
-                part,
+                stdio,
                 self.app,
                 self.inherited,
                 self.guard,
@@ -138,7 +144,9 @@ impl<C: Clock> Loop<'_, C> {
                     what: &format!("no process can be forked for the application: {error}"),
                 }
                 .emit();
-                Some(Input::AppEnded(Ending::Exited(Exit::CannotExecute.code())))
+                Some(Input::AppEnded(ExitStatus::Exited(
+                    Exit::CannotExecute.code(),
+                )))
             }
         }
     }
@@ -165,26 +173,25 @@ impl<C: Clock> Loop<'_, C> {
         else {
             return;
         };
-        match self
-            .world
-            .without_arena(|| app::start(command, Part::Hook, self.app, self.inherited, self.guard))
-        {
+        match self.mounts.without_arena(|| {
+            app::start(command, Stdio::Hook, self.app, self.inherited, self.guard)
+        }) {
             Ok(pid) => self.hooks.started(id, pid, self.clock.now().plus(*timeout)),
             Err(error) => self.command_failed(id, &format!("no process can be forked: {error}")),
         }
     }
 
-    fn command_ended(&self, id: HookId, took: Took, ending: Ending) {
-        match (took, ending) {
-            (Took::TooLong, _) => self.command_failed(id, "killed after its timeout"),
-            (Took::InTime, Ending::Exited(0)) => {}
-            (Took::InTime, Ending::Exited(126)) => {
+    fn command_ended(&self, id: HookId, deadline: Deadline, ending: ExitStatus) {
+        match (deadline, ending) {
+            (Deadline::Missed, _) => self.command_failed(id, "killed after its timeout"),
+            (Deadline::Met, ExitStatus::Exited(0)) => {}
+            (Deadline::Met, ExitStatus::Exited(126)) => {
                 self.command_failed(id, "it cannot be executed (exit code 126)");
             }
-            (Took::InTime, Ending::Exited(127)) => {
+            (Deadline::Met, ExitStatus::Exited(127)) => {
                 self.command_failed(id, "not found (exit code 127)");
             }
-            (Took::InTime, ending) => self.command_failed(id, &ending.to_string()),
+            (Deadline::Met, ending) => self.command_failed(id, &ending.to_string()),
         }
     }
 
@@ -203,7 +210,7 @@ impl<C: Clock> Loop<'_, C> {
     fn tell_fetch(&mut self, message: ToRole) {
         // A role that does not take it is dead or hangs: its successor is told, or the timer says
         // so.
-        let _ = self.roles.fetch().map(|link| link.send(&message));
+        let _ = self.children.fetch().map(|link| link.send(&message));
     }
 
     fn kill_roles(&mut self) -> Vec<Input> {
@@ -211,14 +218,14 @@ impl<C: Clock> Loop<'_, C> {
             why: "fetch did not end in time",
         }
         .emit();
-        self.roles.dismiss()
+        self.children.stop()
     }
 
     /// Waits for a signal, a message, or the next moment of the machine or the hooks.
     fn wait(&self) {
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         fds.extend(
-            self.roles
+            self.children
                 .links()
                 .map(|link| PollFd::new(link.as_fd(), PollFlags::POLLIN)),
         );
@@ -228,7 +235,7 @@ impl<C: Clock> Loop<'_, C> {
             .map(|(_, due)| due)
             .into_iter()
             .chain(self.hooks.wake())
-            .chain(self.roles.wake())
+            .chain(self.children.wake())
             .chain([self.looks.wake()])
             .min();
         let timeout = wake.map_or(PollTimeout::NONE, |due| {
@@ -286,22 +293,23 @@ impl<C: Clock> Loop<'_, C> {
             .collect();
         let told = due.into_iter().map(|(id, action)| {
             let (how, due) = match action {
-                Action::Signal(signal) => (signal.as_str(), Due::Signal(*signal)),
-                Action::Command { command, .. } => {
-                    (command.first().map_or("", String::as_str), Due::Command(id))
-                }
-                Action::Restart => ("restart", Due::Restart),
+                Action::Signal(signal) => (signal.as_str(), Notification::Signal(*signal)),
+                Action::Command { command, .. } => (
+                    command.first().map_or("", String::as_str),
+                    Notification::Command(id),
+                ),
+                Action::Restart => ("restart", Notification::Restart),
             };
             Event::Telling { how }.emit();
-            Input::Due(due)
+            Input::Notify(due)
         });
         let told: Vec<_> = told.collect();
         if let Some(look) = self.looks.look(now) {
-            self.roles.look(look, self.world.work_of_serve(), now);
+            self.children.look(look, self.mounts.work_of_serve(), now);
             self.look_for_swap();
         }
-        let born = self.roles.turn(self.world, &self.signals, now);
-        if born.contains(&Input::RoleBorn(Role::Fetch)) && self.swap.is_some() {
+        let born = self.children.turn(self.mounts, &self.signals, now);
+        if born.contains(&Input::RoleBorn(Child::Fetch)) && self.swap.is_some() {
             self.tell_fetch(ToRole::Swap(self.swap));
         }
         timer.into_iter().chain(told).chain(born).collect()
@@ -310,7 +318,7 @@ impl<C: Clock> Loop<'_, C> {
     /// Looks whether the machine has turned a swap on, or off: that files cannot reach one was
     /// proved for the start alone.
     fn look_for_swap(&mut self) {
-        let found = self.world.swap_risk();
+        let found = self.mounts.swap_risk();
         if found != self.swap {
             self.swap = found;
             Event::SwapFound {
@@ -322,7 +330,7 @@ impl<C: Clock> Loop<'_, C> {
     }
 
     fn messages(&mut self) -> Vec<Input> {
-        let (inputs, hooks) = self.roles.messages(self.clock.now());
+        let (inputs, hooks) = self.children.messages(self.clock.now());
         for hook in hooks {
             self.hooks.asked(hook, self.clock.now());
         }
@@ -340,15 +348,17 @@ impl<C: Clock> Loop<'_, C> {
             ) {
                 Ok(WaitStatus::Exited(pid, code)) => (
                     pid,
-                    Ending::Exited(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
+                    ExitStatus::Exited(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
                 ),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Ending::Killed(signal as i32)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    (pid, ExitStatus::Killed(signal as i32))
+                }
                 Ok(WaitStatus::Stopped(pid, _)) => {
-                    self.roles.stopped(pid, true);
+                    self.children.stopped(pid, true);
                     continue;
                 }
                 Ok(WaitStatus::Continued(pid)) => {
-                    self.roles.stopped(pid, false);
+                    self.children.stopped(pid, false);
                     continue;
                 }
                 Err(Errno::EINTR) => continue,
@@ -361,11 +371,11 @@ impl<C: Clock> Loop<'_, C> {
                 }
                 .emit();
                 inputs.push(Input::AppEnded(ending));
-            } else if let Some((hook, took)) = self.hooks.ended(pid) {
+            } else if let Some((hook, deadline)) = self.hooks.ended(pid) {
                 self.guard.inspect(|guard| guard.tell(-pid.as_raw()));
-                self.command_ended(hook, took, ending);
+                self.command_ended(hook, deadline, ending);
             } else {
-                inputs.extend(self.roles.ended(pid, ending, self.clock.now()));
+                inputs.extend(self.children.ended(pid, ending, self.clock.now()));
             }
         }
     }

@@ -6,7 +6,7 @@
 use crate::config::plan::OnHup;
 use crate::exit::Exit;
 use crate::link::ToRole;
-use crate::names::{HookId, Role};
+use crate::names::{Child, HookId};
 use nix::sys::signal::Signal;
 use std::fmt;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const KILLED: u8 = 128 + 9;
 
 /// What a signal to baofs means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Meaning {
+pub enum SignalClass {
     /// It begins the ordered stop; a second one hurries it.
     Stop,
     /// The application may read its configuration again, and `fetch` what has no lease; see
@@ -30,13 +30,13 @@ pub enum Meaning {
 
 /// A row of README's table: signals, what they mean, and that in words while the first secrets are
 /// awaited, while the application runs, and while it stops.
-type Row = (&'static [Signal], Meaning, [&'static str; 3]);
+type SignalRow = (&'static [Signal], SignalClass, [&'static str; 3]);
 
 /// Every signal that baofs hears; the others do what the kernel lets them do.
-pub const SIGNALS: [Row; 3] = [
+pub const SIGNALS: [SignalRow; 3] = [
     (
         &[Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT],
-        Meaning::Stop,
+        SignalClass::Stop,
         [
             "the token is revoked, exit 128+n",
             "relayed, and the stop begins",
@@ -45,7 +45,7 @@ pub const SIGNALS: [Row; 3] = [
     ),
     (
         &[Signal::SIGHUP],
-        Meaning::Reload,
+        SignalClass::Reload,
         [
             "secrets are read again",
             "relayed, and secrets are read again",
@@ -60,21 +60,21 @@ pub const SIGNALS: [Row; 3] = [
             Signal::SIGCONT,
             Signal::SIGTSTP,
         ],
-        Meaning::Relay,
+        SignalClass::Relay,
         ["nothing", "relayed", "relayed"],
     ),
 ];
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum ExitStatus {
     /// With this code.
     Exited(u8),
     /// By this signal.
     Killed(i32),
 }
 
-impl Ending {
+impl ExitStatus {
     /// As a shell says it: 128+n for a signal n.
     #[must_use]
     pub fn code(self) -> u8 {
@@ -85,7 +85,7 @@ impl Ending {
     }
 }
 
-impl fmt::Display for Ending {
+impl fmt::Display for ExitStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(code) => write!(f, "exit code {code}"),
@@ -102,15 +102,15 @@ pub enum Input {
     /// Every first secret is published.
     SecretsReady,
     /// A rotation is to be told now.
-    Due(Due),
+    Notify(Notification),
     /// A role says why it is about to end.
-    RoleFailed(Role, Exit),
+    RoleFailed(Child, Exit),
     /// A role ended for good.
-    RoleEnded(Role),
+    RoleEnded(Child),
     /// A role that died was born again.
-    RoleBorn(Role),
+    RoleBorn(Child),
     /// The application ended.
-    AppEnded(Ending),
+    AppEnded(ExitStatus),
     /// Nobody is left in its process group.
     GroupGone,
     /// A timer ran out.
@@ -119,7 +119,7 @@ pub enum Input {
 
 /// How a rotation is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Due {
+pub enum Notification {
     /// By a signal to the application.
     Signal(Signal),
     /// By this hook's command.
@@ -211,11 +211,11 @@ struct Reasons {
 }
 
 impl Reasons {
-    /// That of `role`; supervise itself is no role that others wait for, and counts as `fetch`.
-    fn of(&mut self, role: Role) -> &mut Option<Exit> {
+    /// The reason of `role`.
+    fn of(&mut self, role: Child) -> &mut Option<Exit> {
         match role {
-            Role::Serve => &mut self.serve,
-            Role::Fetch | Role::Supervise => &mut self.fetch,
+            Child::Serve => &mut self.serve,
+            Child::Fetch => &mut self.fetch,
         }
     }
 }
@@ -249,7 +249,7 @@ impl Machine {
         match input {
             Input::Signal(signal) => self.signal(signal),
             Input::SecretsReady => self.ready(),
-            Input::Due(due) => self.due(due),
+            Input::Notify(due) => self.due(due),
             Input::RoleFailed(role, exit) => {
                 *self.reasons.of(role) = Some(exit);
                 vec![]
@@ -268,9 +268,9 @@ impl Machine {
             .find(|(signals, ..)| signals.contains(&signal))
             .map(|(_, meaning, _)| meaning)
         {
-            Some(Meaning::Stop) => self.stop(signal),
-            Some(Meaning::Reload) => self.reload(signal),
-            Some(Meaning::Relay) => self.relay(signal),
+            Some(SignalClass::Stop) => self.stop(signal),
+            Some(SignalClass::Reload) => self.reload(signal),
+            Some(SignalClass::Relay) => self.relay(signal),
             None => vec![],
         }
     }
@@ -332,32 +332,32 @@ impl Machine {
     }
 
     /// An application that is being started again reads the new files anyway.
-    fn due(&mut self, due: Due) -> Vec<Output> {
+    fn due(&mut self, due: Notification) -> Vec<Output> {
         let app_runs = self.phase == Phase::Running && self.policy.has_app;
         match due {
-            Due::Signal(signal) if app_runs => vec![Output::SignalApp(signal)],
-            Due::Restart if app_runs => {
+            Notification::Signal(signal) if app_runs => vec![Output::SignalApp(signal)],
+            Notification::Restart if app_runs => {
                 self.phase = Phase::Restarting { killed: false };
                 self.ask_app(self.policy.stop_signal)
             }
-            Due::Command(hook) if self.serves() => vec![Output::RunCommand(hook)],
-            Due::Signal(_) | Due::Restart | Due::Command(_) => vec![],
+            Notification::Command(hook) if self.serves() => vec![Output::RunCommand(hook)],
+            Notification::Signal(_) | Notification::Restart | Notification::Command(_) => vec![],
         }
     }
 
     /// A successor is told what its predecessor was told last. The predecessor's reason is void;
     /// the other role's stands.
-    fn role_born(&mut self, role: Role) -> Vec<Output> {
+    fn role_born(&mut self, role: Child) -> Vec<Output> {
         *self.reasons.of(role) = None;
         match (role, self.phase) {
-            (Role::Fetch, Phase::GivingUp) => vec![Output::TellFetch(ToRole::GiveUp)],
-            (Role::Fetch, Phase::Revoking { .. }) => vec![Output::TellFetch(ToRole::Stop)],
+            (Child::Fetch, Phase::GivingUp) => vec![Output::TellFetch(ToRole::GiveUp)],
+            (Child::Fetch, Phase::Revoking { .. }) => vec![Output::TellFetch(ToRole::Stop)],
             _ => vec![],
         }
     }
 
-    fn role_ended(&mut self, role: Role) -> Vec<Output> {
-        let mut outputs = if role == Role::Serve {
+    fn role_ended(&mut self, role: Child) -> Vec<Output> {
+        let mut outputs = if role == Child::Serve {
             vec![Output::AbortMount]
         } else {
             vec![]
@@ -366,18 +366,18 @@ impl Machine {
         outputs
     }
 
-    fn lost(&mut self, role: Role) -> Vec<Output> {
-        self.fetch_lives &= role != Role::Fetch;
+    fn lost(&mut self, role: Child) -> Vec<Output> {
+        self.fetch_lives &= role != Child::Fetch;
         let trouble = self.trouble(role);
         match self.phase {
-            Phase::GivingUp if role == Role::Fetch => self.finish(trouble),
+            Phase::GivingUp if role == Child::Fetch => self.finish(trouble),
             Phase::Running if self.policy.has_app => {
                 self.stop_app(self.policy.stop_signal, Some(trouble))
             }
             Phase::Waiting | Phase::Running | Phase::Clearing { .. } => self.revoke(trouble),
             Phase::Restarting { killed } => self.stop_restart(killed, Some(trouble)),
-            Phase::Revoking { code } if role == Role::Fetch => self.finish(code),
-            Phase::Abandoning { code } if role == Role::Fetch => {
+            Phase::Revoking { code } if role == Child::Fetch => self.finish(code),
+            Phase::Abandoning { code } if role == Child::Fetch => {
                 self.finish(code.unwrap_or(trouble))
             }
             Phase::StoppingApp { code, killed } => {
@@ -395,7 +395,7 @@ impl Machine {
     }
 
     /// The agent's own code when `role` ends: the reason that it gave, if it gave one.
-    fn trouble(&mut self, role: Role) -> u8 {
+    fn trouble(&mut self, role: Child) -> u8 {
         self.reasons
             .of(role)
             .filter(|reason| *reason != Exit::Ok)
@@ -403,7 +403,7 @@ impl Machine {
             .code()
     }
 
-    fn app_ended(&mut self, ending: Ending) -> Vec<Output> {
+    fn app_ended(&mut self, ending: ExitStatus) -> Vec<Output> {
         match self.phase {
             Phase::Running => self.revoke(ending.code()),
             Phase::Restarting { .. } => {
@@ -471,7 +471,7 @@ impl Machine {
             // A process that hangs in the kernel outlives KILL, and the container does not wait for
             // it.
             (Phase::Abandoning { code }, Timer::Revocation) => {
-                let code = code.unwrap_or_else(|| self.trouble(Role::Fetch));
+                let code = code.unwrap_or_else(|| self.trouble(Child::Fetch));
                 self.finish(code)
             }
             _ => vec![],
@@ -561,9 +561,9 @@ mod tests {
     ];
     const KILL: [Output; 2] = [SignalApp(Signal::SIGKILL), Arm(Timer::App, KILL_TIMEOUT)];
     const ABANDON: [Output; 3] = [KillRoles, AbortMount, Arm(Timer::Revocation, KILL_TIMEOUT)];
-    const RESTART: Input = Input::Due(Due::Restart);
-    const COMMAND: Input = Input::Due(Due::Command(HookId(3)));
-    const TELL: Input = Input::Due(Due::Signal(Signal::SIGUSR1));
+    const RESTART: Input = Input::Notify(Notification::Restart);
+    const COMMAND: Input = Input::Notify(Notification::Command(HookId(3)));
+    const TELL: Input = Input::Notify(Notification::Signal(Signal::SIGUSR1));
     const TROUBLE: u8 = Exit::Software as u8;
 
     fn policy(has_app: bool) -> Policy {
@@ -589,26 +589,26 @@ mod tests {
 
     #[test]
     fn the_ordinary_life() {
-        let ended = AppEnded(Ending::Exited(7));
+        let ended = AppEnded(ExitStatus::Exited(7));
         drive(
             true,
             &[
                 (SecretsReady, &[StartApp]),
                 (ended, &ASK_REVOKE),
-                (RoleEnded(Role::Fetch), &[Finish(7)]),
+                (RoleEnded(Child::Fetch), &[Finish(7)]),
             ],
         );
     }
 
     #[test]
     fn a_signal_death_is_128_plus_n() {
-        let ended = AppEnded(Ending::Killed(9));
+        let ended = AppEnded(ExitStatus::Killed(9));
         drive(
             true,
             &[
                 (SecretsReady, &[StartApp]),
                 (ended, &ASK_REVOKE),
-                (RoleEnded(Role::Fetch), &[Finish(137)]),
+                (RoleEnded(Child::Fetch), &[Finish(137)]),
             ],
         );
     }
@@ -621,9 +621,9 @@ mod tests {
                 (SecretsReady, &[StartApp]),
                 (TERM, &ASK_TERM),
                 (Elapsed(Timer::App), &KILL),
-                (AppEnded(Ending::Killed(9)), &ASK_REVOKE),
+                (AppEnded(ExitStatus::Killed(9)), &ASK_REVOKE),
                 (Elapsed(Timer::Revocation), &ABANDON),
-                (RoleEnded(Role::Fetch), &[Finish(137)]),
+                (RoleEnded(Child::Fetch), &[Finish(137)]),
             ],
         );
     }
@@ -634,13 +634,13 @@ mod tests {
         let stop = |ended| {
             [
                 (SecretsReady, &[StartApp][..]),
-                (AppEnded(Ending::Exited(ended)), &ASK_REVOKE),
+                (AppEnded(ExitStatus::Exited(ended)), &ASK_REVOKE),
                 (hung, &killed),
             ]
         };
         for (ended, code) in [(0, Exit::Software.code()), (7, 7)] {
             // Killed, it ends; or it hangs in the kernel, where KILL does not reach it.
-            for last in [RoleEnded(Role::Fetch), hung] {
+            for last in [RoleEnded(Child::Fetch), hung] {
                 drive(
                     true,
                     &[&stop(ended)[..], &[(last, &[Finish(code)])]].concat(),
@@ -648,7 +648,7 @@ mod tests {
             }
         }
         let gave_up = [TellFetch(GiveUp), Arm(Timer::Revocation, REVOKE)];
-        let said = RoleFailed(Role::Fetch, Exit::Login);
+        let said = RoleFailed(Child::Fetch, Exit::Login);
         drive(
             true,
             &[
@@ -662,7 +662,7 @@ mod tests {
 
     #[test]
     fn a_second_term_skips_the_wait_for_the_app_but_not_the_revocation() {
-        let killed = AppEnded(Ending::Killed(9));
+        let killed = AppEnded(ExitStatus::Killed(9));
         drive(
             true,
             &[
@@ -723,11 +723,11 @@ mod tests {
     fn the_signals_of_the_application_are_relayed_while_it_lives() {
         for signal in SIGNALS
             .iter()
-            .filter(|(_, meaning, _)| *meaning == Meaning::Relay)
+            .filter(|(_, meaning, _)| *meaning == SignalClass::Relay)
             .flat_map(|(signals, ..)| *signals)
         {
             let (input, relayed) = (Input::Signal(*signal), [SignalApp(*signal)]);
-            let ended = AppEnded(Ending::Exited(0));
+            let ended = AppEnded(ExitStatus::Exited(0));
             let script: &[(Input, &[Output])] = &[
                 (input, &[]),
                 (SecretsReady, &[StartApp]),
@@ -760,7 +760,7 @@ mod tests {
             true,
             &[
                 (TERM, &ASK_REVOKE),
-                (RoleEnded(Role::Fetch), &[Finish(143)]),
+                (RoleEnded(Child::Fetch), &[Finish(143)]),
                 (SecretsReady, &[]),
             ],
         );
@@ -774,8 +774,8 @@ mod tests {
             &[
                 (Elapsed(Timer::Secrets), &gave_up),
                 (SecretsReady, &[]),
-                (RoleFailed(Role::Fetch, Exit::Login), &[]),
-                (RoleEnded(Role::Fetch), &[Finish(Exit::Login.code())]),
+                (RoleFailed(Child::Fetch, Exit::Login), &[]),
+                (RoleEnded(Child::Fetch), &[Finish(Exit::Login.code())]),
             ],
         );
         drive(
@@ -783,19 +783,19 @@ mod tests {
             &[
                 (Elapsed(Timer::Secrets), &gave_up),
                 (Elapsed(Timer::Revocation), &ABANDON),
-                (RoleEnded(Role::Fetch), &[Finish(70)]),
+                (RoleEnded(Child::Fetch), &[Finish(70)]),
             ],
         );
     }
 
     #[test]
     fn the_death_of_a_role_stops_the_app_and_has_a_code_of_its_own() {
-        let ended = AppEnded(Ending::Exited(0));
+        let ended = AppEnded(ExitStatus::Exited(0));
         drive(
             true,
             &[
                 (SecretsReady, &[StartApp]),
-                (RoleEnded(Role::Fetch), &ASK_TERM),
+                (RoleEnded(Child::Fetch), &ASK_TERM),
                 (ended, &[Finish(70)]),
             ],
         );
@@ -804,11 +804,11 @@ mod tests {
             &[
                 (SecretsReady, &[StartApp]),
                 (
-                    RoleEnded(Role::Serve),
+                    RoleEnded(Child::Serve),
                     &[AbortMount, ASK_TERM[0], ASK_TERM[1], ASK_TERM[2]],
                 ),
                 (ended, &ASK_REVOKE),
-                (RoleEnded(Role::Fetch), &[Finish(70)]),
+                (RoleEnded(Child::Fetch), &[Finish(70)]),
             ],
         );
         drive(
@@ -816,7 +816,7 @@ mod tests {
             &[
                 (SecretsReady, &[StartApp]),
                 (TERM, &ASK_TERM),
-                (RoleEnded(Role::Fetch), &[]),
+                (RoleEnded(Child::Fetch), &[]),
                 (ended, &[Finish(70)]),
             ],
         );
@@ -825,19 +825,19 @@ mod tests {
     #[test]
     fn the_birth_of_one_role_leaves_the_reason_of_another() {
         let (fetch, serve) = (
-            RoleFailed(Role::Fetch, Exit::Login),
-            RoleFailed(Role::Serve, Exit::Memory),
+            RoleFailed(Child::Fetch, Exit::Login),
+            RoleFailed(Child::Serve, Exit::Memory),
         );
         let (login, memory) = (Exit::Login.code(), Exit::Memory.code());
         // What is said and born before the role of the row ends for good, and the code of the
         // agent.
-        let table: &[(&[Input], Role, u8)] = &[
-            (&[fetch, RoleBorn(Role::Serve)], Role::Fetch, login),
-            (&[serve, RoleBorn(Role::Fetch)], Role::Serve, memory),
-            (&[serve, fetch, RoleBorn(Role::Serve)], Role::Fetch, login),
-            (&[fetch, serve], Role::Fetch, login),
-            (&[fetch, RoleBorn(Role::Fetch)], Role::Fetch, TROUBLE),
-            (&[fetch], Role::Serve, TROUBLE),
+        let table: &[(&[Input], Child, u8)] = &[
+            (&[fetch, RoleBorn(Child::Serve)], Child::Fetch, login),
+            (&[serve, RoleBorn(Child::Fetch)], Child::Serve, memory),
+            (&[serve, fetch, RoleBorn(Child::Serve)], Child::Fetch, login),
+            (&[fetch, serve], Child::Fetch, login),
+            (&[fetch, RoleBorn(Child::Fetch)], Child::Fetch, TROUBLE),
+            (&[fetch], Child::Serve, TROUBLE),
         ];
         for (before, role, code) in table {
             let (mut machine, _) = Machine::start(policy(true));
@@ -846,7 +846,7 @@ mod tests {
                 .flat_map(|input| machine.step(*input))
                 .collect();
             outputs.extend(
-                [RoleEnded(*role), RoleEnded(Role::Fetch)]
+                [RoleEnded(*role), RoleEnded(Child::Fetch)]
                     .into_iter()
                     .flat_map(|input| machine.step(input)),
             );
@@ -862,7 +862,7 @@ mod tests {
     fn mount_has_no_app_and_ends_well_when_asked() {
         drive(
             false,
-            &[(TERM, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(0)])],
+            &[(TERM, &ASK_REVOKE), (RoleEnded(Child::Fetch), &[Finish(0)])],
         );
         let run = [RunCommand(HookId(3))];
         drive(
@@ -881,7 +881,7 @@ mod tests {
             &[
                 (SecretsReady, &[]),
                 (TERM, &ASK_REVOKE),
-                (RoleEnded(Role::Fetch), &[Finish(0)]),
+                (RoleEnded(Child::Fetch), &[Finish(0)]),
             ],
         );
     }
@@ -906,7 +906,7 @@ mod tests {
         );
     }
 
-    const ENDED: Input = AppEnded(Ending::Exited(7));
+    const ENDED: Input = AppEnded(ExitStatus::Exited(7));
 
     #[test]
     fn a_restart_is_a_stop_and_a_start() {
@@ -929,8 +929,8 @@ mod tests {
                 (Elapsed(Timer::App), &[]),
                 (ENDED, &KILL),
                 (Elapsed(Timer::App), &[StartApp]),
-                (AppEnded(Ending::Exited(127)), &ASK_REVOKE),
-                (RoleEnded(Role::Fetch), &[Finish(127)]),
+                (AppEnded(ExitStatus::Exited(127)), &ASK_REVOKE),
+                (RoleEnded(Child::Fetch), &[Finish(127)]),
             ],
         );
     }
@@ -939,14 +939,14 @@ mod tests {
     fn a_stop_during_a_restart_keeps_its_timer() {
         let began: [(Input, &[Output]); 2] = [(SecretsReady, &[StartApp]), (RESTART, &ASK_TERM)];
         let killed = [(Elapsed(Timer::App), &KILL[..1])];
-        let serve = RoleEnded(Role::Serve);
+        let serve = RoleEnded(Child::Serve);
         let lost = [AbortMount, ASK_REVOKE[0], ASK_REVOKE[1]];
         let table: &[&[(Input, &[Output])]] = &[
             &[
                 (TERM, &[]),
                 (TERM, &KILL),
                 (ENDED, &ASK_REVOKE),
-                (RoleEnded(Role::Fetch), &[Finish(7)]),
+                (RoleEnded(Child::Fetch), &[Finish(7)]),
             ],
             &[
                 (TERM, &[]),
@@ -958,17 +958,17 @@ mod tests {
                 (ENDED, &KILL),
                 (TERM, &ASK_REVOKE),
                 (GroupGone, &[]),
-                (RoleEnded(Role::Fetch), &[Finish(7)]),
+                (RoleEnded(Child::Fetch), &[Finish(7)]),
             ],
             &[
                 (serve, &[AbortMount]),
                 (ENDED, &ASK_REVOKE),
-                (RoleEnded(Role::Fetch), &[Finish(TROUBLE)]),
+                (RoleEnded(Child::Fetch), &[Finish(TROUBLE)]),
             ],
             &[
                 (ENDED, &KILL),
                 (serve, &lost),
-                (RoleEnded(Role::Fetch), &[Finish(TROUBLE)]),
+                (RoleEnded(Child::Fetch), &[Finish(TROUBLE)]),
             ],
         ];
         for rest in table {
@@ -987,12 +987,12 @@ mod tests {
             Just(SecretsReady),
             prop_oneof![Just(RESTART), Just(TELL), Just(COMMAND)],
             prop_oneof![
-                Just(RoleFailed(Role::Fetch, Exit::Login)),
-                Just(RoleFailed(Role::Serve, Exit::Memory))
+                Just(RoleFailed(Child::Fetch, Exit::Login)),
+                Just(RoleFailed(Child::Serve, Exit::Memory))
             ],
-            prop_oneof![Just(Role::Fetch), Just(Role::Serve)].prop_map(RoleEnded),
-            prop_oneof![Just(Role::Fetch), Just(Role::Serve)].prop_map(RoleBorn),
-            any::<u8>().prop_map(|code| AppEnded(Ending::Exited(code))),
+            prop_oneof![Just(Child::Fetch), Just(Child::Serve)].prop_map(RoleEnded),
+            prop_oneof![Just(Child::Fetch), Just(Child::Serve)].prop_map(RoleBorn),
+            any::<u8>().prop_map(|code| AppEnded(ExitStatus::Exited(code))),
             Just(GroupGone),
             prop_oneof![
                 Just(Timer::Secrets),
@@ -1007,7 +1007,7 @@ mod tests {
     fn is_no_end(input: &Input) -> bool {
         matches!(
             input,
-            SecretsReady | Input::Due(_) | RoleFailed(..) | RoleBorn(_)
+            SecretsReady | Input::Notify(_) | RoleFailed(..) | RoleBorn(_)
         )
     }
 
@@ -1053,9 +1053,9 @@ mod tests {
         ) {
             let (mut machine, _) = Machine::start(policy(false));
             let mut inputs = before;
-            inputs.push(RoleFailed(Role::Fetch, exit));
-            inputs.extend(std::iter::repeat_n(RoleBorn(Role::Serve), births));
-            inputs.push(RoleEnded(Role::Fetch));
+            inputs.push(RoleFailed(Child::Fetch, exit));
+            inputs.extend(std::iter::repeat_n(RoleBorn(Child::Serve), births));
+            inputs.push(RoleEnded(Child::Fetch));
             let outputs: Vec<_> = inputs.into_iter().flat_map(|input| machine.step(input)).collect();
             prop_assert_eq!(outputs.last(), Some(&Finish(exit.code())));
         }

@@ -6,7 +6,7 @@
 use super::calls::List;
 use super::reach::{self, Reach};
 use crate::config::plan::{AfterReading, Method, Plan};
-use crate::names::Role;
+use crate::names::Child;
 use crate::observe::Event;
 use crate::status;
 use crate::sys::caps::Capability;
@@ -34,7 +34,7 @@ const OF_GLIBC: &[&str] = &[
 
 /// The walls that this kernel can build.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Walls {
+pub(super) struct Confinement {
     /// The ABI of Landlock; `None` where there is none.
     landlock: Option<u32>,
     /// Whether there are filters of system calls.
@@ -43,14 +43,14 @@ pub(super) struct Walls {
 
 /// Where `fetch` puts values: its one place to write.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Outlet<'a> {
+pub(super) enum WriteRoot<'a> {
     /// The root of the private FUSE mount, for announcements.
     Mount(BorrowedFd<'a>),
     /// A tmpfs.
     Tmpfs(BorrowedFd<'a>),
 }
 
-impl Walls {
+impl Confinement {
     /// Asks the kernel; says what is missing.
     pub(super) fn find() -> Self {
         let landlock = landlock::abi().and_then(|abi| Ruleset::new(abi).map(|_| abi));
@@ -75,7 +75,7 @@ impl Walls {
     }
 
     /// The walls of `fetch`, which keeps `rights`, and of `serve` if there is one, for the report.
-    pub(super) fn report(self, rights: &[Capability], roles: &[Role]) -> status::WallsReport {
+    pub(super) fn report(self, rights: &[Capability], roles: &[Child]) -> status::WallsReport {
         let of = |rights: &[Capability]| {
             let kept: Vec<_> = rights.iter().map(|right| right.name()).collect();
             let capabilities = if kept.is_empty() {
@@ -93,7 +93,7 @@ impl Walls {
         };
         status::WallsReport {
             fetch: of(rights),
-            serve: if roles.contains(&Role::Serve) {
+            serve: if roles.contains(&Child::Serve) {
                 of(&[])
             } else {
                 vec![]
@@ -119,15 +119,15 @@ impl Walls {
     ///
     /// # Errors
     /// Which wall cannot be built, and why.
-    pub(super) fn around_fetch(self, plan: &Plan, outlet: Outlet<'_>) -> io::Result<()> {
+    pub(super) fn around_fetch(self, plan: &Plan, outlet: WriteRoot<'_>) -> io::Result<()> {
         if let Some(abi) = self.landlock {
             rules_of_fetch(abi, plan, outlet)
                 .and_then(Ruleset::restrict)
                 .map_err(named("landlock"))?;
         }
         self.filter(match outlet {
-            Outlet::Mount(_) => List::FetchOnFuse,
-            Outlet::Tmpfs(_) => List::FetchOnTmpfs,
+            WriteRoot::Mount(_) => List::FetchOnFuse,
+            WriteRoot::Tmpfs(_) => List::FetchOnTmpfs,
         })
     }
 
@@ -144,14 +144,14 @@ fn named(wall: &'static str) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{wall}: {error}"))
 }
 
-fn rules_of_fetch(abi: u32, plan: &Plan, outlet: Outlet<'_>) -> io::Result<Ruleset> {
+fn rules_of_fetch(abi: u32, plan: &Plan, outlet: WriteRoot<'_>) -> io::Result<Ruleset> {
     let rules = Ruleset::new(abi)?;
     let (at, access) = match outlet {
-        Outlet::Mount(root) => (
+        WriteRoot::Mount(root) => (
             root,
             Access::WRITE | Access::TRUNCATE | Access::MAKE | Access::REMOVE,
         ),
-        Outlet::Tmpfs(root) => {
+        WriteRoot::Tmpfs(root) => {
             let files = Access::READ
                 | Access::WRITE
                 | Access::TRUNCATE

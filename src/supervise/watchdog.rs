@@ -1,14 +1,14 @@
 //! When a role that gives no sign of life is killed. Pure. Invariants: only looks that supervise
 //! itself made on time count against a role, so that a suspended machine, a frozen container and
-//! one that gets no processor kill nobody; a role that hangs is killed after `Timing::silent` such
-//! looks.
+//! one that gets no processor kill nobody; a role that hangs is killed after `Intervals::silent`
+//! such looks.
 
 use crate::clock::Moment;
 use std::time::Duration;
 
 /// How often supervise looks after its roles, and for how long a role may be silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
+pub struct Intervals {
     /// The time between two looks.
     pub every: Duration,
     /// A look that comes this much later than planned does not count: supervise was not scheduled,
@@ -18,7 +18,7 @@ pub struct Timing {
     pub silent: u32,
 }
 
-impl Timing {
+impl Intervals {
     /// Ten seconds: five looks, one every two seconds.
     pub const USUAL: Self = Self {
         every: Duration::from_secs(2),
@@ -48,7 +48,7 @@ pub enum Sign {
 /// The plan of looks.
 #[derive(Debug)]
 pub struct Looks {
-    timing: Timing,
+    intervals: Intervals,
     /// When the next look is.
     due: Moment,
 }
@@ -56,10 +56,10 @@ pub struct Looks {
 impl Looks {
     /// Looks from now on.
     #[must_use]
-    pub fn new(timing: Timing, now: Moment) -> Self {
+    pub fn new(intervals: Intervals, now: Moment) -> Self {
         Self {
-            timing,
-            due: now.plus(timing.every),
+            intervals,
+            due: now.plus(intervals.every),
         }
     }
 
@@ -74,12 +74,12 @@ impl Looks {
         if now < self.due {
             return None;
         }
-        let look = if now.since(self.due) < self.timing.late {
+        let look = if now.since(self.due) < self.intervals.late {
             Look::OnTime
         } else {
             Look::Late
         };
-        self.due = now.plus(self.timing.every);
+        self.due = now.plus(self.intervals.every);
         Some(look)
     }
 }
@@ -156,14 +156,14 @@ impl Watch {
     }
 
     /// Takes what a look has seen; whether the role is to be killed.
-    pub fn look(&mut self, look: Look, sign: Sign, timing: Timing, now: Moment) -> bool {
+    pub fn look(&mut self, look: Look, sign: Sign, intervals: Intervals, now: Moment) -> bool {
         match (sign, look) {
             (Sign::Alive, _) => (self.silent, self.heard) = (0, now),
             (Sign::Silent, Look::OnTime) => self.silent += 1,
             // It had no more time than supervise.
             (Sign::Silent, Look::Late) => {}
         }
-        self.silent >= timing.silent
+        self.silent >= intervals.silent
     }
 }
 
@@ -172,14 +172,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const TIMING: Timing = Timing::USUAL;
+    const INTERVALS: Intervals = Intervals::USUAL;
 
     const fn at(millis: u64) -> Moment {
         Moment::at(Duration::from_millis(millis))
     }
 
     /// What each look sees, and at which of them the role is killed.
-    type Row<'a> = (&'a [(Look, Sign)], Option<usize>);
+    type LookRow<'a> = (&'a [(Look, Sign)], Option<usize>);
 
     #[test]
     fn a_stop_an_open_question_and_an_endless_operation_are_silence() {
@@ -223,7 +223,7 @@ mod tests {
     fn ten_seconds_of_looks_on_time_are_too_long() {
         use Look::{Late, OnTime};
         use Sign::{Alive, Silent};
-        let table: &[Row<'_>] = &[
+        let table: &[LookRow<'_>] = &[
             (&[(OnTime, Silent); 5], Some(4)),
             (&[(OnTime, Silent); 4], None),
             (&[(OnTime, Alive); 9], None),
@@ -267,14 +267,14 @@ mod tests {
             let mut watch = Watch::new(at(0));
             let found = looks
                 .iter()
-                .position(|(look, sign)| watch.look(*look, *sign, TIMING, at(1)));
+                .position(|(look, sign)| watch.look(*look, *sign, INTERVALS, at(1)));
             assert_eq!(found, *killed, "{looks:?}");
         }
     }
 
     #[test]
     fn a_look_is_on_time_or_late_and_the_next_one_is_planned_from_it() {
-        let mut looks = Looks::new(TIMING, at(0));
+        let mut looks = Looks::new(INTERVALS, at(0));
         // (when supervise is awake, what kind of look that is, when the next one is)
         let table = [
             (1_999, None, 2_000),
@@ -297,11 +297,11 @@ mod tests {
     /// Lets time pass: supervise wakes so many milliseconds after each look is due, and sees a role
     /// that is silent from the beginning; the number of looks that were made when it is killed.
     fn killed_after(delays: &[u64]) -> Option<usize> {
-        let (mut looks, mut watch) = (Looks::new(TIMING, at(0)), Watch::new(at(0)));
+        let (mut looks, mut watch) = (Looks::new(INTERVALS, at(0)), Watch::new(at(0)));
         let seen = delays.iter().position(|delay| {
             let now = looks.wake().plus(Duration::from_millis(*delay));
             let look = looks.look(now).expect("it is due");
-            watch.look(look, Sign::Silent, TIMING, now)
+            watch.look(look, Sign::Silent, INTERVALS, now)
         });
         seen.map(|last| last + 1)
     }
@@ -323,9 +323,9 @@ mod tests {
             let mut watch = Watch::new(at(0));
             for silent in answers {
                 for _ in 0..silent {
-                    prop_assert!(!watch.look(Look::OnTime, Sign::Silent, TIMING, at(1)));
+                    prop_assert!(!watch.look(Look::OnTime, Sign::Silent, INTERVALS, at(1)));
                 }
-                prop_assert!(!watch.look(Look::OnTime, Sign::Alive, TIMING, at(1)));
+                prop_assert!(!watch.look(Look::OnTime, Sign::Alive, INTERVALS, at(1)));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The reasons to refuse a directory as a place for secrets. Invariant: each message names a remedy.
 
+use crate::exit::{Exit, Refused};
 use crate::names::{FileName, Owner, SwapExposure};
 use nix::unistd::geteuid;
 use std::path::PathBuf;
@@ -112,3 +113,9 @@ impl fmt::Display for TargetRefusal {
 }
 
 impl std::error::Error for TargetRefusal {}
+
+impl From<TargetRefusal> for Refused {
+    fn from(refusal: TargetRefusal) -> Self {
+        Self::new(Exit::Tmpfs, refusal)
+    }
+}

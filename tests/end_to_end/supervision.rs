@@ -6,7 +6,7 @@ use crate::rig::process::status;
 use crate::rig::server::{CALM, Scene, Tenant, Which};
 use crate::rig::{World, config, wait_until};
 use baofs::exit::Exit;
-use baofs::supervise::state::{Meaning, SIGNALS};
+use baofs::supervise::state::{SIGNALS, SignalClass};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -84,7 +84,7 @@ fn signals_reach_the_application() {
         let agent = setup.script(TELLS).started();
         for (signals, ..) in SIGNALS
             .iter()
-            .filter(|(_, meaning, _)| *meaning != Meaning::Stop)
+            .filter(|(_, meaning, _)| *meaning != SignalClass::Stop)
         {
             for signal in *signals {
                 agent.signal(*signal);

@@ -8,7 +8,7 @@ use baofs::link::{self, FromRole, Received};
 use baofs::memory::arena::{Arena, FileSpec, Kind, Visibility};
 use baofs::names::Role;
 use baofs::names::{FileId, FileName, Owner};
-use baofs::names::{Past, Recovery};
+use baofs::names::{Recovery, RestartHistory};
 use baofs::serve::{self, Job};
 use baofs::snapshot::{Change, Publisher};
 use nix::mount::{MsFlags, mount};
@@ -342,7 +342,7 @@ fn start_serve(
             arena,
             device: its_device,
             init,
-            past: Past::default(),
+            past: RestartHistory::default(),
             recovery,
             dir_mode: 0o755,
             link,

@@ -1,19 +1,18 @@
 //! How files reach the application: FUSE over an arena, or a tmpfs. Invariant: what was opened is
 //! closed by the process that opened it, whatever happens in between.
 
-use super::Refused;
-use super::walls::{Outlet, Walls};
+use super::walls::{Confinement, WriteRoot};
 use crate::bao;
 use crate::clock::{Clock, RealClock};
 use crate::config::plan::{self, Fallback, Plan};
-use crate::exit::Exit;
+use crate::exit::{Exit, Refused};
 use crate::fetch::{self, ArenaOutlet, Settings, TmpfsOutlet};
 use crate::fuse::mount::{FuseMount, Public};
 use crate::fuse::refusal as fuse;
 use crate::fuse::session::Init;
 use crate::link::End;
 use crate::memory::arena::{Arena, FileSpec, Kind, Visibility};
-use crate::names::{FileName, Owner, Past, Recovery, Role, SwapExposure};
+use crate::names::{Child, FileName, Owner, Recovery, RestartHistory, Role, SwapExposure};
 use crate::observe::Event;
 use crate::serve::{self, Job};
 use crate::status::{self, Served};
@@ -33,7 +32,7 @@ const NO_RESEND: &str = "BAOFS_NO_RESEND";
 
 /// One of the two.
 #[derive(Debug)]
-pub(super) enum World {
+pub(super) enum Mounts {
     /// The arena, and the mount that `serve` answers; its device until it is aborted.
     Fuse {
         arena: Arc<Arena>,
@@ -51,11 +50,11 @@ pub(super) enum World {
     },
 }
 
-impl World {
+impl Mounts {
     /// Mounts; where FUSE is refused and the plan allows it, prepares the tmpfs.
     pub(super) fn open(plan: &Plan) -> Result<Self, Refused> {
         let filesystem = &plan.filesystem;
-        let world = match (
+        let mounts = match (
             FuseMount::create(&filesystem.path, filesystem.dir_mode),
             filesystem.fallback,
         ) {
@@ -78,22 +77,17 @@ impl World {
                     public,
                 }
             }
-            // Neither way is open where another agent serves.
-            (Err(refusal @ fuse::Refusal::Held(_)), _) => {
-                return Err(Refused::new(Exit::Tmpfs, refusal));
-            }
+            // No backend may be used where another agent serves.
+            (Err(refusal @ fuse::Refusal::Held(_)), _) => return Err(refusal.into()),
             (Err(refusal), Fallback::None) => {
+                let Refused { exit, message } = refusal.into();
                 let hint = "or let baofs write into a verified tmpfs: --fallback tmpfs";
-                return Err(Refused::new(
-                    Exit::Fuse,
-                    format_args!("{refusal}\nhint: {hint}"),
-                ));
+                return Err(Refused::new(exit, format_args!("{message}\nhint: {hint}")));
             }
             (Err(refusal), Fallback::Tmpfs) => {
                 let cause = refusal.to_string();
                 Event::FallingBack { cause: &cause }.emit();
-                let target = Target::prepare(filesystem, &plan.files)
-                    .map_err(|refusal| Refused::new(Exit::Tmpfs, refusal))?;
+                let target = Target::prepare(filesystem, &plan.files)?;
                 if let Some(ground) = target.ground() {
                     warn_of(ground, &filesystem.path);
                 }
@@ -107,10 +101,10 @@ impl World {
         };
         Event::Mounted {
             path: &filesystem.path,
-            how: world.name(),
+            how: mounts.name(),
         }
         .emit();
-        Ok(world)
+        Ok(mounts)
     }
 
     fn name(&self) -> &'static str {
@@ -147,10 +141,10 @@ impl World {
     }
 
     /// Who runs, in this order.
-    pub(super) fn roles(&self) -> &'static [Role] {
+    pub(super) fn roles(&self) -> &'static [Child] {
         match self {
-            Self::Fuse { .. } => &[Role::Serve, Role::Fetch],
-            Self::Tmpfs { .. } => &[Role::Fetch],
+            Self::Fuse { .. } => &[Child::Serve, Child::Fetch],
+            Self::Tmpfs { .. } => &[Child::Fetch],
         }
     }
 
@@ -158,8 +152,8 @@ impl World {
     pub(super) fn serve(
         &self,
         plan: &Plan,
-        past: Past,
-        walls: Walls,
+        past: RestartHistory,
+        walls: Confinement,
     ) -> io::Result<impl FnOnce(End) -> Exit + use<>> {
         let Self::Fuse {
             arena,
@@ -199,8 +193,8 @@ impl World {
     pub(super) fn fetch<'a>(
         &'a self,
         plan: &'a Plan,
-        past: Past,
-        walls: Walls,
+        past: RestartHistory,
+        walls: Confinement,
     ) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
         let private = match self {
             Self::Fuse { private, .. } => Some(private.try_clone()?),
@@ -243,8 +237,8 @@ impl World {
         &self,
         plan: &Plan,
         private: Option<OwnedFd>,
-        past: Past,
-        walls: Walls,
+        past: RestartHistory,
+        walls: Confinement,
         link: &End,
     ) -> Exit {
         let broken = |what: &str, exit| {
@@ -272,10 +266,10 @@ impl World {
         }
         let walled = match (self, &private) {
             (Self::Tmpfs { target, .. }, _) => {
-                walls.around_fetch(plan, Outlet::Tmpfs(target.as_fd()))
+                walls.around_fetch(plan, WriteRoot::Tmpfs(target.as_fd()))
             }
             (Self::Fuse { .. }, Some(private)) => {
-                walls.around_fetch(plan, Outlet::Mount(private.as_fd()))
+                walls.around_fetch(plan, WriteRoot::Mount(private.as_fd()))
             }
             (Self::Fuse { .. }, None) => Err(io::Error::other("fetch was given no mount")),
         };

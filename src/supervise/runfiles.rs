@@ -3,9 +3,8 @@
 //! sink's path leads to the served file or the agent does not start; each name is reached through
 //! its directory, which is held from before the mount to the end.
 
-use super::Refused;
 use crate::config::plan::Plan;
-use crate::exit::Exit;
+use crate::exit::{Exit, Refused};
 use crate::observe::Event;
 use crate::sys::process;
 use nix::errno::Errno;
@@ -20,9 +19,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The traces, made or to be made; `remove` takes away those that were made.
+/// The run files, made or to be made; `remove` takes away those that were made.
 #[derive(Debug, Default)]
-pub struct Traces {
+pub struct RunFiles {
     pid_file: Option<PidFile>,
     links: Vec<SinkLink>,
     /// Users whose files and links are not foreign: root, the agent's and the application's.
@@ -45,7 +44,7 @@ struct SinkLink {
     /// Where it points.
     target: PathBuf,
     /// What was made, or found as an earlier run had made it.
-    made: Option<Identity>,
+    made: Option<FileIdentity>,
 }
 
 /// A name in a directory.
@@ -60,13 +59,13 @@ struct Spot {
 
 /// Which file or link a name leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
+struct FileIdentity {
     device: u64,
     inode: u64,
     kind: SFlag,
 }
 
-impl Identity {
+impl FileIdentity {
     fn of(stat: &FileStat) -> Self {
         Self {
             device: stat.st_dev,
@@ -76,7 +75,7 @@ impl Identity {
     }
 }
 
-impl Traces {
+impl RunFiles {
     /// Opens the directories of what `plan` asks for. To be called before the mount, so that no
     /// path leads into it. A directory that cannot be opened is one warning.
     #[must_use]
@@ -161,7 +160,7 @@ impl Traces {
         let pid_file = self
             .pid_file
             .iter()
-            .filter_map(|it| Some((&it.spot, Identity::of(&fstat(it.file.as_ref()?).ok()?))));
+            .filter_map(|it| Some((&it.spot, FileIdentity::of(&fstat(it.file.as_ref()?).ok()?))));
         let links = self
             .links
             .iter()
@@ -211,10 +210,10 @@ impl Spot {
     /// Removes the name if it still leads to `made`. Supervise may have given up its right over the
     /// files of others (`DAC_OVERRIDE`) since it was made: in a directory of another user it
     /// acts as that user.
-    fn remove(&self, made: Identity) -> nix::Result<()> {
+    fn remove(&self, made: FileIdentity) -> nix::Result<()> {
         let owner = fstat(&self.dir).map_or_else(|_| geteuid(), |dir| Uid::from_raw(dir.st_uid));
         process::as_user(owner, || match self.look() {
-            Ok(stat) if Identity::of(&stat) == made => {
+            Ok(stat) if FileIdentity::of(&stat) == made => {
                 unlinkat(&self.dir, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir)
             }
             // Replaced or removed: what lies there now is somebody else's.
@@ -226,7 +225,7 @@ impl Spot {
 impl SinkLink {
     /// Makes the link. An equal one of an earlier run will do; anything else in its place is the
     /// outer error, and the inner one says why the system does not make it.
-    fn make(&self, trusted: &[u32]) -> Result<nix::Result<Identity>, Refused> {
+    fn make(&self, trusted: &[u32]) -> Result<nix::Result<FileIdentity>, Refused> {
         let Spot { path, dir, name } = &self.spot;
         let made = match symlinkat(&self.target, dir, name.as_os_str()) {
             Ok(()) => self.spot.look(),
@@ -244,13 +243,13 @@ impl SinkLink {
             }
             Err(errno) => Err(errno),
         };
-        Ok(made.map(|stat| Identity::of(&stat)))
+        Ok(made.map(|stat| FileIdentity::of(&stat)))
     }
 }
 
 /// What lies at a path, in words.
 fn describe(stat: &FileStat) -> String {
-    let kind = match Identity::of(stat).kind {
+    let kind = match FileIdentity::of(stat).kind {
         SFlag::S_IFLNK => "a symbolic link",
         SFlag::S_IFREG => "a file",
         SFlag::S_IFDIR => "a directory",
@@ -376,8 +375,8 @@ mod tests {
     const TARGET: &str = "/app/secrets/token";
     const STRANGER: u32 = 4242;
 
-    /// A directory with the traces `pid` and `token`, not made yet.
-    fn traces() -> (TempDir, Traces) {
+    /// A directory with the run files `pid` and `token`, not made yet.
+    fn run_files() -> (TempDir, RunFiles) {
         let dir = tempfile::tempdir().expect("a directory");
         let spot = |name: &str| Spot::open(&dir.path().join(name)).expect("the directory is there");
         let pid_file = Some(PidFile {
@@ -392,7 +391,7 @@ mod tests {
         let trusted = vec![0, geteuid().as_raw()];
         (
             dir,
-            Traces {
+            RunFiles {
                 pid_file,
                 links,
                 trusted,
@@ -415,7 +414,7 @@ mod tests {
     #[test]
     fn what_was_made_is_removed_and_a_link_of_an_earlier_run_is_adopted() {
         for earlier in [false, true] {
-            let (dir, mut traces) = traces();
+            let (dir, mut run_files) = run_files();
             let (pid, token) = (dir.path().join("pid"), dir.path().join("token"));
             if earlier {
                 symlink(TARGET, &token).expect("an earlier run's link");
@@ -425,7 +424,7 @@ mod tests {
                 )
                 .expect("an earlier run's half");
             }
-            traces.make().expect("nothing foreign");
+            run_files.make().expect("nothing foreign");
             assert_eq!(
                 fs::read_to_string(&pid).expect("the pid file"),
                 format!("{}\n", std::process::id())
@@ -436,7 +435,7 @@ mod tests {
                 2,
                 "nothing else is left"
             );
-            traces.remove();
+            run_files.remove();
             assert_eq!(fs::read_dir(dir.path()).expect("the directory").count(), 0);
         }
     }
@@ -473,11 +472,11 @@ mod tests {
             }),
         ];
         for (what, plant) in table {
-            let (dir, mut traces) = traces();
+            let (dir, mut run_files) = run_files();
             let token = dir.path().join("token");
             plant(&token);
-            let before = Identity::of(&traces.links[0].spot.look().expect("it is there"));
-            let refused = traces.make().expect_err(what);
+            let before = FileIdentity::of(&run_files.links[0].spot.look().expect("it is there"));
+            let refused = run_files.make().expect_err(what);
             assert_eq!(refused.exit, Exit::Config);
             for part in [what, &token.display().to_string(), "hint: remove it"] {
                 assert!(
@@ -486,9 +485,9 @@ mod tests {
                     refused.message
                 );
             }
-            traces.remove();
+            run_files.remove();
             assert_eq!(
-                Identity::of(&traces.links[0].spot.look().expect("it stays")),
+                FileIdentity::of(&run_files.links[0].spot.look().expect("it stays")),
                 before
             );
         }
@@ -496,17 +495,17 @@ mod tests {
 
     #[test]
     fn a_directory_that_a_stranger_made_where_everybody_may_write_is_refused() {
-        let (dir, mut traces) = traces();
+        let (dir, mut run_files) = run_files();
         let inner = dir.path().join("inner");
         fs::create_dir(&inner).expect("a directory");
-        traces.links[0].spot = Spot::open(&inner.join("token")).expect("it is there");
+        run_files.links[0].spot = Spot::open(&inner.join("token")).expect("it is there");
         give_away(&inner);
-        traces
+        run_files
             .make()
             .expect("where only root may write, somebody with rights gave it away");
-        traces.remove();
+        run_files.remove();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1777)).expect("as /tmp");
-        let refused = traces.make().expect_err("a stranger's directory");
+        let refused = run_files.make().expect_err("a stranger's directory");
         assert!(
             refused
                 .message
@@ -514,8 +513,8 @@ mod tests {
             "{}",
             refused.message
         );
-        traces.trusted.push(STRANGER);
-        traces.make().expect("the application's own directory");
+        run_files.trusted.push(STRANGER);
+        run_files.make().expect("the application's own directory");
     }
 
     #[test]
@@ -538,8 +537,8 @@ mod tests {
             }),
         ];
         for (what, plant) in table {
-            let (dir, mut traces) = traces();
-            traces.make().expect("nothing foreign");
+            let (dir, mut run_files) = run_files();
+            run_files.make().expect("nothing foreign");
             for name in ["pid", "token"] {
                 // Moved and not removed: a freed inode number is given again at once.
                 fs::rename(
@@ -549,7 +548,7 @@ mod tests {
                 .expect("it was made");
                 plant(&dir.path().join(name));
             }
-            traces.remove();
+            run_files.remove();
             for name in ["pid", "token"] {
                 assert!(
                     dir.path().join(name).symlink_metadata().is_ok(),
@@ -561,8 +560,8 @@ mod tests {
 
     #[test]
     fn a_replaced_directory_leads_no_removal_elsewhere() {
-        let (dir, mut traces) = traces();
-        traces.make().expect("nothing foreign");
+        let (dir, mut run_files) = run_files();
+        run_files.make().expect("nothing foreign");
         let (aside, victims) = (
             tempfile::tempdir().expect("a directory"),
             tempfile::tempdir().expect("a directory"),
@@ -573,7 +572,7 @@ mod tests {
             fs::hard_link(inner.join(name), victims.path().join(name)).expect("a hard link");
         }
         symlink(victims.path(), dir.path()).expect("the directory is replaced");
-        traces.remove();
+        run_files.remove();
         assert_eq!(
             fs::read_dir(victims.path()).expect("the directory").count(),
             2
@@ -584,13 +583,15 @@ mod tests {
 
     #[test]
     fn the_pid_file_replaces_a_planted_link() {
-        let (dir, mut traces) = traces();
+        let (dir, mut run_files) = run_files();
         let (victim, path) = (dir.path().join("victim"), dir.path().join("pid"));
         fs::write(&victim, "whole").expect("write");
         symlink(&victim, &path).expect("plant");
-        traces.make().expect("nothing foreign at the link's path");
+        run_files
+            .make()
+            .expect("nothing foreign at the link's path");
         assert_eq!(fs::read_to_string(&victim).expect("read"), "whole");
-        traces.remove();
+        run_files.remove();
         assert!(!path.exists());
     }
 }

@@ -1,0 +1,253 @@
+//! When a role that died is started again. Pure. Invariants: the first death costs no time; a role
+//! that crashes repeatedly waits longer and longer, and a role that is killed repeatedly waits a
+//! little, so that no restart loop is hot.
+
+use crate::clock::{Backoff, Jitter, Moment};
+use crate::names::RestartHistory;
+use std::time::Duration;
+
+/// A process that lived this long is stable: earlier crashes no longer count.
+const STABLE_AFTER: Duration = RestartHistory::STABLE_AFTER;
+/// The least time between two starts of a role that is killed from outside after it was ready.
+const KILLED: Duration = Duration::from_millis(5);
+/// The longest wait before a restart.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// Why a process of a role ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndCause {
+    /// By KILL from outside, which includes the kernel when memory is short.
+    Killed,
+    /// By its own exit, or by another signal.
+    Crashed,
+    /// By the watchdog, because the process hung since this moment, which counts as the crash.
+    Hung(Moment),
+}
+
+/// The restarts of one role.
+#[derive(Debug)]
+pub struct Restart {
+    /// When the present process was started, or the last one.
+    born: Moment,
+    /// Whether this process has said that it is ready.
+    ready: bool,
+    /// Consecutive crashes: exits before ready, or without being told to stop.
+    crashes: u32,
+    /// When the first of the consecutive deaths was.
+    failing_since: Option<Moment>,
+    /// When the next process is to be started; `None` while one runs.
+    due: Option<Moment>,
+    backoff: Backoff,
+}
+
+impl Restart {
+    /// The first process starts now.
+    #[must_use]
+    pub fn new(now: Moment) -> Self {
+        let backoff = Backoff::new(Duration::from_millis(20), LONGEST);
+        Self {
+            born: now,
+            ready: false,
+            crashes: 0,
+            failing_since: None,
+            due: None,
+            backoff,
+        }
+    }
+
+    /// The process is ready. The result is the time since its start, or `None` if it was ready
+    /// before.
+    pub fn ready(&mut self, now: Moment) -> Option<Duration> {
+        if self.ready {
+            return None;
+        }
+        self.ready = true;
+        Some(now.since(self.born))
+    }
+
+    /// The process died: the next one is to be started at `wake`.
+    pub fn died(&mut self, cause: EndCause, now: Moment, jitter: &mut Jitter) {
+        let end = if let EndCause::Hung(since) = cause {
+            since
+        } else {
+            now
+        };
+        if end.since(self.born) >= STABLE_AFTER {
+            self.crashes = 0;
+            self.failing_since = None;
+        }
+        let first = self.failing_since.is_none();
+        if first {
+            self.failing_since = Some(now);
+        }
+        self.due = Some(match cause {
+            EndCause::Killed if first => now,
+            EndCause::Crashed | EndCause::Hung(_) if first => {
+                self.crashes = 1;
+                now
+            }
+            EndCause::Killed if self.ready => {
+                // The process was ready, so earlier crashes no longer count.
+                self.crashes = 0;
+                now.max(self.born.plus(KILLED))
+            }
+            EndCause::Killed | EndCause::Crashed | EndCause::Hung(_) => {
+                self.crashes = self.crashes.saturating_add(1);
+                now.plus(self.backoff.delay(self.crashes.saturating_sub(2), jitter))
+            }
+        });
+    }
+
+    /// When the next process is to be started; `None` while one runs.
+    #[must_use]
+    pub fn wake(&self) -> Option<Moment> {
+        self.due
+    }
+
+    /// Consecutive crashes: exits before ready, or without being told to stop.
+    #[must_use]
+    pub fn crashes(&self) -> u32 {
+        self.crashes
+    }
+
+    /// Whether a process is to be started now. If so, its life begins.
+    pub fn begin(&mut self, now: Moment) -> bool {
+        match self.due {
+            Some(due) if due <= now => {
+                self.born = now;
+                self.ready = false;
+                self.due = None;
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    /// When a dead role is given up: `patience` after the first of its consecutive deaths. A role
+    /// whose process runs is not given up, because the process may become stable.
+    #[must_use]
+    pub fn give_up_at(&self, patience: Duration) -> Option<Moment> {
+        self.due?;
+        Some(self.failing_since?.plus(patience))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    /// The waits before each life of a role that lives so long each time.
+    fn waits(cause: EndCause, ready: bool, life: Duration, count: usize) -> Vec<Duration> {
+        let (mut now, mut jitter) = (Moment::at(MS(100_000)), Jitter::seeded(1));
+        let mut restart = Restart::new(now);
+        let one = |_| {
+            if ready {
+                assert_eq!(restart.ready(now), Some(Duration::ZERO));
+            }
+            now = now.plus(life);
+            restart.died(cause, now, &mut jitter);
+            let due = restart.wake().expect("it was told to live again");
+            let wait = due.since(now);
+            now = now.max(due);
+            assert!(restart.begin(now) && restart.wake().is_none());
+            wait
+        };
+        (0..count).map(one).collect()
+    }
+
+    #[test]
+    fn the_first_death_costs_nothing_and_a_row_of_them_more_and_more() {
+        assert_eq!(
+            waits(EndCause::Killed, true, MS(1), 3),
+            [MS(0), MS(4), MS(4)]
+        );
+        assert_eq!(waits(EndCause::Killed, true, MS(50), 3), [MS(0); 3]);
+        assert_eq!(waits(EndCause::Crashed, true, MS(20_000), 3), [MS(0); 3]);
+        for (cause, ready) in [
+            (EndCause::Crashed, true),
+            (EndCause::Crashed, false),
+            (EndCause::Killed, false),
+        ] {
+            let waits = waits(cause, ready, MS(1), 12);
+            assert_eq!(waits[0], MS(0));
+            assert!((MS(10)..=MS(20)).contains(&waits[1]), "{waits:?}");
+            assert!((MS(2_500)..=LONGEST).contains(&waits[11]), "{waits:?}");
+        }
+    }
+
+    #[test]
+    fn a_role_that_hangs_again_and_again_is_not_well_however_long_that_takes() {
+        let (mut now, mut jitter) = (Moment::at(MS(100_000)), Jitter::seeded(1));
+        let (mut restart, patience) = (Restart::new(now), Duration::from_mins(5));
+        let first = now.plus(STABLE_AFTER * 2);
+        for row in 1..=4 {
+            let heard = now.plus(MS(50));
+            now = now.plus(STABLE_AFTER * 2);
+            restart.died(EndCause::Hung(heard), now, &mut jitter);
+            assert_eq!(
+                (restart.crashes(), restart.give_up_at(patience)),
+                (row, Some(first.plus(patience)))
+            );
+            now = now.max(restart.wake().expect("it lives again"));
+            assert!(restart.begin(now));
+        }
+        // It worked for long before it hung.
+        restart.died(
+            EndCause::Hung(now.plus(STABLE_AFTER)),
+            now.plus(STABLE_AFTER * 2),
+            &mut jitter,
+        );
+        assert_eq!(restart.crashes(), 1);
+    }
+
+    #[test]
+    fn hope_ends_when_it_was_not_well_for_long() {
+        let (start, patience) = (Moment::at(MS(1_000)), Duration::from_mins(5));
+        let mut restart = Restart::new(start);
+        assert_eq!(restart.give_up_at(patience), None, "it never died");
+        restart.died(EndCause::Crashed, start, &mut Jitter::seeded(1));
+        assert_eq!(restart.give_up_at(patience), Some(start.plus(patience)));
+        assert!(restart.begin(start));
+        assert_eq!(restart.give_up_at(patience), None, "it lives");
+        restart.died(
+            EndCause::Crashed,
+            start.plus(MS(9_999)),
+            &mut Jitter::seeded(1),
+        );
+        assert_eq!(
+            restart.give_up_at(patience),
+            Some(start.plus(patience)),
+            "it is the same row"
+        );
+        let again = start.plus(STABLE_AFTER * 2);
+        assert!(restart.begin(again));
+        restart.died(
+            EndCause::Crashed,
+            again.plus(STABLE_AFTER),
+            &mut Jitter::seeded(1),
+        );
+        assert_eq!(
+            restart.give_up_at(patience),
+            Some(again.plus(STABLE_AFTER).plus(patience)),
+            "it was well"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_row_of_crashes_is_hot(lives in proptest::collection::vec(0_u64..50, 20..100)) {
+            let (mut now, mut jitter) = (Moment::at(MS(1)), Jitter::seeded(3));
+            let mut restart = Restart::new(now);
+            for life in &lives {
+                now = now.plus(MS(*life));
+                restart.died(EndCause::Crashed, now, &mut jitter);
+                now = now.max(restart.wake().unwrap_or(now));
+                prop_assert!(restart.begin(now));
+            }
+            prop_assert!(now.since_origin() > MS(2_500) * u32::try_from(lives.len() - 12).unwrap_or(0));
+        }
+    }
+}
