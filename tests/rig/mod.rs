@@ -8,6 +8,7 @@ pub(crate) mod config;
 pub(crate) mod dns;
 pub(crate) mod http;
 pub(crate) mod line;
+pub(crate) mod memory;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod server;
