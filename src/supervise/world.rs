@@ -28,8 +28,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Set, it makes a `serve` that comes after another do without RESEND, as on kernels before 6.9.
-const NO_RESEND: &str = "BAOFS_NO_RESEND";
+/// The variable that makes the successor of a dead `serve` do without RESEND, as on kernels before
+/// 6.9. For tests.
+const NO_RESEND: &str = "BAOFS_UNSTABLE_NO_RESEND";
 
 /// One of the two.
 #[derive(Debug)]
@@ -110,6 +111,10 @@ impl World {
             how: world.name(),
         }
         .emit();
+        if env::var_os(NO_RESEND).is_some() {
+            let what = "BAOFS_UNSTABLE_NO_RESEND is set: requests that a dead process left are interrupted; it is for tests alone";
+            Event::Skipped { what }.emit();
+        }
         Ok(world)
     }
 

@@ -484,8 +484,24 @@ fn nor_on_a_kernel_before_6_9() {
     println!(
         "{}",
         storm(FUSE, 2_000, by_kill, |setup| setup
-            .variable("BAOFS_NO_RESEND", "1"))
+            .variable("BAOFS_UNSTABLE_NO_RESEND", "1"))
     );
+}
+
+/// A switch of the tests that is set in production must not stay unseen.
+#[test]
+fn doing_without_resend_is_one_warning() {
+    let (tenant, setup) = setup(FUSE, "no-resend");
+    let agent = started(setup.variable("BAOFS_UNSTABLE_NO_RESEND", "1"));
+    let (entry, serve) = (agent.pid(), agent.role("serve"));
+    let _ = kill(serve, Signal::SIGKILL);
+    wait_until("another serve runs", || {
+        living(entry, "serve").filter(|pid| *pid != serve)
+    });
+    let end = agent.stop();
+    let warnings = end.stderr.matches("BAOFS_UNSTABLE_NO_RESEND").count();
+    assert_eq!(warnings, 1, "{}", end.stderr);
+    assert_nothing_left(&tenant, &end);
 }
 
 /// A stranger's SEGV looks like its own.
