@@ -5,7 +5,7 @@ use super::health::health;
 use crate::rig::agent::{Agent, End, MOUNT, Place, Setup};
 use crate::rig::process::{children, signal, status};
 use crate::rig::server::{CALM, Scene, Tenant, Which};
-use crate::rig::{World, config, wait_until, wait_until_or};
+use crate::rig::{World, config, tries, wait_until, wait_until_or};
 use baofs::clock::{Clock, Jitter, RealClock};
 use baofs::exit::Exit;
 use baofs::status::{DIRECTORY, FILE, Report};
@@ -416,14 +416,17 @@ impl<F: Fn()> Drop for OnDrop<F> {
 }
 
 fn nobody_notices_a_storm_of_deaths(scene: Scene) {
-    // With those of the old kernel below, 10,000 on FUSE.
-    let kills = if scene == FUSE { 8_000 } else { 300 };
+    // In the long form, with those of the old kernel below, 10,000 on FUSE.
+    let kills = match scene {
+        FUSE => tries(800, 8_000),
+        _ => tries(100, 300),
+    };
     println!("{}", storm(scene, kills, by_kill, |setup| setup));
 }
 
 #[test]
 fn nor_of_crashes_inside_of_operations() {
-    println!("{}", storm(FUSE, 100, by_crash, |setup| setup));
+    println!("{}", storm(FUSE, tries(30, 100), by_crash, |setup| setup));
 }
 
 /// A role that is stopped for five seconds is no dead one: readers wait, or go on.
@@ -483,7 +486,7 @@ fn nor_of_a_role_that_hangs_for_a_while() {
 fn nor_on_a_kernel_before_6_9() {
     println!(
         "{}",
-        storm(FUSE, 2_000, by_kill, |setup| setup
+        storm(FUSE, tries(300, 2_000), by_kill, |setup| setup
             .variable("BAOFS_UNSTABLE_NO_RESEND", "1"))
     );
 }

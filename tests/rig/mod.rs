@@ -24,6 +24,15 @@ use std::time::Duration;
 /// How long anything that must happen may take on a busy machine.
 const DEADLINE: Duration = Duration::from_mins(1);
 
+/// How often a test of chance tries: `usual` times, `long` times in `./test --long`.
+pub(crate) fn tries(usual: u32, long: u32) -> u32 {
+    if std::env::var_os("BAOFS_LONG").is_some() {
+        long
+    } else {
+        usual
+    }
+}
+
 /// How files are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum World {
