@@ -11,6 +11,7 @@ pub(crate) mod line;
 pub(crate) mod memory;
 pub(crate) mod postgres;
 pub(crate) mod process;
+pub(crate) mod scene;
 pub(crate) mod server;
 #[path = "../standin/mod.rs"]
 pub(crate) mod standin;
