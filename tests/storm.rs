@@ -11,7 +11,7 @@ mod world;
 use baofs::fuse::mount::FuseMount;
 use baofs::fuse::refusal::Refusal;
 use baofs::memory::alloc::Wiping;
-use baofs::memory::arena::{Arena, Kind};
+use baofs::memory::arena::{Arena, Backing};
 use baofs::names::Recovery;
 use baofs::names::Role;
 use baofs::sys;
@@ -47,13 +47,13 @@ type Write = (Role, fn(&Arena));
 
 const CHECKS: &[Check] = &[
     ("ten_thousand_rotations_are_read_whole", || {
-        storm(Kind::Secret, 10_000, 1)
+        storm(Backing::Secret, 10_000, 1)
     }),
     ("so_are_they_from_memory_locked_by_supervise", || {
-        storm(Kind::Locked, 1_000, 1)
+        storm(Backing::Locked, 1_000, 1)
     }),
     ("and_when_flips_overtake_announcements", || {
-        storm(Kind::Secret, 1_000, 4)
+        storm(Backing::Secret, 1_000, 4)
     }),
     ("nobody_notices_a_dead_serve", || {
         storm_with_kills(Recovery::Resend)
@@ -116,14 +116,14 @@ fn ensure(truth: bool, why: impl Into<String>) -> Result<(), String> {
 }
 
 /// Rotations under three readers.
-fn storm(kind: Kind, rotations: u32, burst: u32) -> Outcome {
+fn storm(kind: Backing, rotations: u32, burst: u32) -> Outcome {
     under_readers(kind, |world| world.rotate_in_bursts(rotations, burst))
 }
 
 /// The same, while `serve` is killed every few milliseconds.
 fn storm_with_kills(recovery: Recovery) -> Outcome {
     let mut kills = 0;
-    let said = under_readers(Kind::Secret, |world| {
+    let said = under_readers(Backing::Secret, |world| {
         kills = world.rotate_and_kill(2_000, recovery);
     })?;
     ensure(kills > 100, format!("only {kills} kills"))?;
@@ -131,7 +131,7 @@ fn storm_with_kills(recovery: Recovery) -> Outcome {
 }
 
 /// Three readers as another user: by read, by sendfile, and of two files in both orders.
-fn under_readers(kind: Kind, rotate: impl FnOnce(&mut World)) -> Outcome {
+fn under_readers(kind: Backing, rotate: impl FnOnce(&mut World)) -> Outcome {
     let mut world = World::start(TWO_FILES, None, kind);
     world.rotate(1);
     let board = Board::new();
@@ -172,7 +172,7 @@ fn under_readers(kind: Kind, rotate: impl FnOnce(&mut World)) -> Outcome {
 
 /// Three readers of what is not announced, and one who keeps the first version open.
 fn state() -> Outcome {
-    let mut world = World::start(ONE_FILE, None, Kind::Secret);
+    let mut world = World::start(ONE_FILE, None, Backing::Secret);
     world.rotate(1);
     world.rewrite_state(1);
     let path = world.path("..baofs/state");
@@ -206,7 +206,7 @@ fn state() -> Outcome {
 }
 
 fn directory_events() -> Outcome {
-    let mut world = World::start(TWO_FILES, None, Kind::Secret);
+    let mut world = World::start(TWO_FILES, None, Backing::Secret);
     world.rotate(1);
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
     let all = AddWatchFlags::IN_CREATE
@@ -242,7 +242,7 @@ fn directory_events() -> Outcome {
 }
 
 fn file_events() -> Outcome {
-    let mut world = World::start(ONE_FILE, None, Kind::Secret);
+    let mut world = World::start(ONE_FILE, None, Backing::Secret);
     world.rotate(1);
     for turn in 0..20 {
         // Half of the time somebody has the old version open and asks for its attributes: the end
@@ -269,7 +269,7 @@ fn file_events() -> Outcome {
 }
 
 fn open_files() -> Outcome {
-    let mut world = World::start(TWO_FILES, None, Kind::Secret);
+    let mut world = World::start(TWO_FILES, None, Backing::Secret);
     world.rotate(1);
     let path = world.path("a");
     let first = File::open(&path).unwrap();
@@ -308,7 +308,7 @@ fn open_files() -> Outcome {
 /// After `sendfile` and through a mapping: the old version stays readable, its pages go, each time
 /// again.
 fn old_pages() -> Outcome {
-    let mut world = World::start(TWO_FILES, None, Kind::Secret);
+    let mut world = World::start(TWO_FILES, None, Backing::Secret);
     world.rotate(1);
     let path = world.path("a");
     let open = File::open(&path).unwrap();
@@ -360,7 +360,7 @@ fn old_pages() -> Outcome {
 }
 
 fn eviction() -> Outcome {
-    let mut world = World::start(ONE_FILE, Some(64 << 10), Kind::Secret);
+    let mut world = World::start(ONE_FILE, Some(64 << 10), Backing::Secret);
     world.rotate(1);
     let path = world.path("a");
     let open: Vec<File> = (0..40)
@@ -397,7 +397,7 @@ fn eviction() -> Outcome {
 }
 
 fn refusals_to_change() -> Outcome {
-    let mut world = World::start(TWO_FILES, None, Kind::Secret);
+    let mut world = World::start(TWO_FILES, None, Backing::Secret);
     ensure(
         fs::read(world.path("a")).unwrap_err().raw_os_error() == Some(libc::ENOENT),
         "there before its first version",
@@ -470,7 +470,7 @@ fn refusals_to_change() -> Outcome {
 }
 
 fn the_end() -> Outcome {
-    let mut world = World::start(ONE_FILE, None, Kind::Secret);
+    let mut world = World::start(ONE_FILE, None, Backing::Secret);
     world.rotate(1);
     let mut open = File::open(world.path("a")).unwrap();
     let (serve, fetch) = world.unmount();
@@ -489,7 +489,7 @@ fn the_end() -> Outcome {
 }
 
 fn dead_mount() -> Outcome {
-    let mut world = World::start(ONE_FILE, None, Kind::Secret);
+    let mut world = World::start(ONE_FILE, None, Backing::Secret);
     world.rotate(1);
     let path = world.path("");
     world.kill_roles();
@@ -508,7 +508,7 @@ fn dead_mount() -> Outcome {
 /// By FUSE, or in a tmpfs that a lock says somebody lives in; where nobody does, a dead agent's
 /// tmpfs goes, and another stays.
 fn living_agents() -> Outcome {
-    let world = World::start(ONE_FILE, None, Kind::Secret);
+    let world = World::start(ONE_FILE, None, Backing::Secret);
     let held = |path: &Path| matches!(FuseMount::create(path, 0o755), Err(Refusal::Held(_)));
     ensure(
         held(&world.path("")),
@@ -557,9 +557,9 @@ fn same_moment() -> Outcome {
     let [first, second] = [(); 2].map(|()| attached().unwrap());
     let found = [&first, &second].map(|mount| hides_agent(mount.as_fd()).unwrap());
     ensure(found == [false, true], format!("{found:?}"))?;
-    sys::mount::unmount_root(second.as_fd(), sys::mount::Requests::Kept).unwrap();
+    sys::mount::unmount_root(second.as_fd(), sys::mount::PendingRequests::Kept).unwrap();
     let left = mounts_at(dir.path());
-    sys::mount::unmount_root(first.as_fd(), sys::mount::Requests::Kept).unwrap();
+    sys::mount::unmount_root(first.as_fd(), sys::mount::PendingRequests::Kept).unwrap();
     ensure(left == 1, format!("{left} mounts are left"))?;
     Ok(String::new())
 }
@@ -584,7 +584,7 @@ fn protection() -> Outcome {
         }),
         (Role::Fetch, |arena| arena.refs()[0].store(7, SeqCst)),
     ];
-    for kind in [Kind::Secret, Kind::Locked] {
+    for kind in [Backing::Secret, Backing::Locked] {
         let arena = Arc::new(
             Arena::create(specs(TWO_FILES), None, kind).map_err(|error| error.to_string())?,
         );

@@ -1,6 +1,7 @@
-//! Keeps the shape of the code true: layers, the gates of `unsafe` and of time, docs, lengths,
-//! names. Each broken rule is named with file and line. What clippy can check stands in
-//! `Cargo.toml`.
+//! Keeps the shape of the code true: layers, no circle in a folder, no type name twice, the gates
+//! of `unsafe` and of time, docs, lengths, names. Each broken rule is named with file and line;
+//! `cargo test --test tidy -- --nocapture` prints the exceptions of today in the same way. Clippy's
+//! rules stand in `Cargo.toml`.
 
 #![allow(clippy::too_many_lines, reason = "a table has as many lines as rows")]
 
@@ -12,6 +13,13 @@ use std::path::Path;
 const UNSAFE: &[&str] = &["sys", "memory"];
 /// Words, numbers and signs of a file: one that holds more is asking to be two, or to be simpler.
 const TOKENS: usize = 12_000;
+/// Circles between the files of a folder that still exist. This list must shrink.
+const CIRCLES: &[&str] = &[
+    "`fetch::checkpoint` uses `fetch::requests`, which needs it",
+    "`fetch::requests` uses `fetch::checkpoint`, which needs it",
+];
+/// Type names that may exist twice: none.
+const REPEATED: &[&str] = &[];
 /// Words that say nothing about what a thing does.
 const EMPTY_WORDS: &[&str] = &["Manager", "Helper", "Utils", "Common", "Misc"];
 
@@ -30,6 +38,35 @@ fn the_code_is_tidy() {
         }
     }
     assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+#[test]
+fn no_folder_has_a_circle() {
+    let uses = uses_in_folders(&program());
+    assert!(uses.len() > 50, "uses are not found: {uses:?}");
+    let found = circles(&uses);
+    let what = |(path, line, user, used): &Use| {
+        let what = format!("`{user}` uses `{used}`, which needs it");
+        (path.clone(), *line, what)
+    };
+    let mut found: Vec<_> = found.into_iter().map(what).collect();
+    found.dedup();
+    let broken = judge(found, CIRCLES);
+    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+#[test]
+fn no_type_name_exists_twice() {
+    let broken = judge(repeated_types(&program()), REPEATED);
+    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+/// The files of the program, without those of tests.
+fn program() -> Vec<(String, String)> {
+    let mut files = rust_files(Path::new(env!("CARGO_MANIFEST_DIR")), Path::new("src"));
+    files.retain(|(path, _)| !path.ends_with("/tests.rs"));
+    files.sort();
+    files
 }
 
 #[test]
@@ -195,6 +232,56 @@ fn what_is_broken_is_found() {
     }
 }
 
+#[test]
+fn circles_and_repeated_names_are_found() {
+    let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
+    let files = [
+        file("src/fuse/mod.rs", "mod a; use a::A; struct A;"),
+        file("src/fuse/a.rs", "use super::{b::{self, B}, C};\nenum A {}"),
+        file(
+            "src/fuse/b.rs",
+            "\nuse crate::fuse::c;\nmod tests {\nuse super::a; struct B; }",
+        ),
+        file(
+            "src/fuse/c.rs",
+            "//! super::b\nfn f() { super::a::f(); super::d::f() }",
+        ),
+        file("src/fuse/d.rs", "use crate::{fuse, tmpfs::a}; struct B;"),
+        file("src/tmpfs/mod.rs", "pub mod deep;"),
+        file("src/tmpfs/deep/mod.rs", "pub mod e; fn f() { e::f() }"),
+        file("src/tmpfs/deep/e.rs", "use super::super::a::f;"),
+        file("src/tmpfs/a.rs", "use super::deep;"),
+    ];
+    let uses = uses_in_folders(&files);
+    let found = circles(&uses);
+    let found: Vec<String> = found
+        .iter()
+        .map(|(path, line, user, used)| format!("{path}:{line} {user} {used}"))
+        .collect();
+    let expected = [
+        "src/fuse/a.rs:1 fuse::a fuse::b",
+        "src/fuse/a.rs:1 fuse::a fuse::b",
+        "src/fuse/b.rs:2 fuse::b fuse::c",
+        "src/fuse/c.rs:2 fuse::c fuse::a",
+        "src/tmpfs/deep/e.rs:1 tmpfs::deep tmpfs::a",
+        "src/tmpfs/a.rs:1 tmpfs::a tmpfs::deep",
+    ];
+    assert_eq!(found, expected);
+    let repeated = repeated_types(&files);
+    let repeated: Vec<String> = repeated
+        .iter()
+        .map(|(path, line, name)| format!("{path}:{line} {name}"))
+        .collect();
+    assert_eq!(repeated, ["src/fuse/mod.rs:1 A", "src/fuse/a.rs:2 A"]);
+    let one = || vec![("src/x.rs".to_owned(), 3, "what".to_owned())];
+    assert_eq!(judge(one(), &["what"]), Vec::<String>::new());
+    assert_eq!(judge(one(), &[]), ["src/x.rs:3: what"]);
+    assert_eq!(
+        judge(Vec::new(), &["gone"]),
+        ["the exception \"gone\" is not needed: remove it"]
+    );
+}
+
 /// A module of layer n may use the layers below n, and itself: the modules and their layers.
 type Layers = Vec<(String, usize)>;
 
@@ -218,6 +305,9 @@ fn layers(lib: &str) -> Layers {
     }
     layers
 }
+
+/// Files with their text.
+type Files = [(String, String)];
 
 /// Everything that is broken in one file.
 fn check(path: &str, text: &str, layers: &Layers) -> Vec<String> {
@@ -247,6 +337,122 @@ fn check(path: &str, text: &str, layers: &Layers) -> Vec<String> {
         .collect()
 }
 
+/// Text without its in-file tests: what only tests use is no layer and no name of the program.
+fn program_of(text: &str) -> String {
+    let code = code_of(text);
+    let end = code.find("\nmod tests {").unwrap_or(code.len());
+    code[..end].to_owned()
+}
+
+/// The module of a file: `src/fuse/tree.rs` is `fuse::tree`, `src/fuse/mod.rs` is `fuse`.
+fn module_of(path: &str) -> Vec<&str> {
+    let path = path.trim_start_matches("src/").trim_end_matches(".rs");
+    path.trim_end_matches("/mod").split('/').collect()
+}
+
+/// A use of one module of a folder by another one: file, line, `fuse::tree`, `fuse::session`.
+type Use = (String, usize, String, String);
+
+/// Every use between two modules of one folder. Modules of the crate's top have layers instead.
+fn uses_in_folders(files: &Files) -> Vec<Use> {
+    let modules: Vec<Vec<&str>> = files.iter().map(|(path, _)| module_of(path)).collect();
+    let mut uses = Vec::new();
+    for ((file, text), own) in files.iter().zip(&modules) {
+        let code = program_of(text);
+        for (at, base, after) in relative_paths(&code, own) {
+            for path in paths(&code[after..]) {
+                let path = [base.clone(), path].concat();
+                let shared = own.iter().zip(&path).take_while(|(a, b)| a == b).count();
+                if shared == 0 || shared == own.len() || shared == path.len() {
+                    continue;
+                }
+                let other = &path[..=shared];
+                if modules.iter().any(|module| module == other) {
+                    let own = own[..=shared].join("::");
+                    uses.push((file.clone(), line_of(&code, at), own, other.join("::")));
+                }
+            }
+        }
+    }
+    uses
+}
+
+/// Where each path begins that starts at the crate or at a parent, the module that it starts at,
+/// and where the rest of the path begins.
+fn relative_paths<'a>(code: &str, own: &[&'a str]) -> Vec<(usize, Vec<&'a str>, usize)> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        found.push((at, Vec::new(), at + "crate::".len()));
+    }
+    for (at, word) in code.match_indices("super::") {
+        if code[..at].ends_with(word) {
+            continue;
+        }
+        let (mut base, mut after) = (own.to_vec(), at);
+        while code[after..].starts_with(word) {
+            base.pop();
+            after += word.len();
+        }
+        found.push((at, base, after));
+    }
+    found
+}
+
+/// The uses that are part of a circle.
+fn circles(uses: &[Use]) -> Vec<&Use> {
+    let reaches = |from: &str, to: &str| {
+        let (mut seen, mut at) = (vec![from], 0);
+        while at < seen.len() {
+            for (_, _, user, used) in uses {
+                if user == seen[at] && !seen.contains(&used.as_str()) {
+                    seen.push(used);
+                }
+            }
+            at += 1;
+        }
+        seen.contains(&to)
+    };
+    let closes = |(_, _, user, used): &&Use| reaches(used, user);
+    uses.iter().filter(closes).collect()
+}
+
+/// The types that have the name of another one: file, line, name.
+fn repeated_types(files: &Files) -> Vec<(String, usize, String)> {
+    let mut types = Vec::new();
+    for (path, text) in files {
+        let (code, mut previous) = (program_of(text), "");
+        for (at, word) in words(&code) {
+            if matches!(previous, "struct" | "enum" | "trait" | "union") {
+                types.push((path.clone(), line_of(&code, at), word.to_owned()));
+            }
+            previous = word;
+        }
+    }
+    let repeated = |name: &str| types.iter().filter(|(.., other)| other == name).count() > 1;
+    let found = types.iter().filter(|(.., name)| repeated(name));
+    found.cloned().collect()
+}
+
+/// Prints what an exception covers; gives what none covers, and the exceptions that cover nothing.
+fn judge(found: Vec<(String, usize, String)>, exceptions: &[&str]) -> Vec<String> {
+    let mut broken = Vec::new();
+    for exception in exceptions {
+        if !found.iter().any(|(.., what)| what == exception) {
+            broken.push(format!(
+                "the exception {exception:?} is not needed: remove it"
+            ));
+        }
+    }
+    for (path, line, what) in found {
+        if exceptions.contains(&what.as_str()) {
+            println!("{path}:{line}: {what} (excepted)");
+        } else {
+            broken.push(format!("{path}:{line}: {what}"));
+        }
+    }
+    broken
+}
+
 /// Line, counted from 1, and what is wrong there.
 type Broken = Vec<(usize, String)>;
 
@@ -261,7 +467,8 @@ fn check_layers(module: &str, code: &str, layers: &Layers, broken: &mut Broken) 
         return broken.push((1, format!("`{module}` has no layer")));
     };
     for (at, _) in code.match_indices("crate::") {
-        for used in used_modules(&code[at + "crate::".len()..]) {
+        for path in paths(&code[at + "crate::".len()..]) {
+            let used = path[0];
             match layer(used) {
                 None => broken.push((line_of(code, at), format!("`{used}` has no layer"))),
                 Some(other) if other < own || used == module => {}
@@ -334,22 +541,33 @@ fn check_silenced(text: &str, code: &str, broken: &mut Broken) {
     }
 }
 
-/// The modules that a path begins with, after `crate::`: one, or each of a group.
-fn used_modules(path: &str) -> Vec<&str> {
-    let Some(group) = path.strip_prefix('{') else {
-        return words(path)
-            .next()
-            .map(|(_, word)| word)
+/// The paths that `text` begins with: one, or each of a group, by their words.
+fn paths(text: &str) -> Vec<Vec<&str>> {
+    if let Some(group) = text.strip_prefix('{') {
+        return parts(group).into_iter().flat_map(paths).collect();
+    }
+    let end = text
+        .find(|c: char| !c.is_alphanumeric() && c != '_')
+        .unwrap_or(text.len());
+    let (word, rest) = text.split_at(end);
+    match rest.strip_prefix("::") {
+        Some(rest) => paths(rest)
             .into_iter()
-            .collect();
-    };
+            .map(|path| [vec![word], path].concat())
+            .collect(),
+        None => vec![vec![word]],
+    }
+}
+
+/// The parts of the group whose `{` stands before `text`.
+fn parts(text: &str) -> Vec<&str> {
     let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
-    for (at, c) in group.char_indices() {
+    for (at, c) in text.char_indices() {
         match c {
             '{' => depth += 1,
             '}' if depth > 0 => depth -= 1,
             ',' | '}' if depth == 0 => {
-                parts.push(&group[start..at]);
+                parts.push(text[start..at].trim());
                 start = at + 1;
                 if c == '}' {
                     break;
@@ -359,10 +577,6 @@ fn used_modules(path: &str) -> Vec<&str> {
         }
     }
     parts
-        .into_iter()
-        .filter_map(|part| words(part).next())
-        .map(|(_, word)| word)
-        .collect()
 }
 
 /// Words of `code` with their positions.

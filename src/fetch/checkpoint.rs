@@ -11,7 +11,7 @@ use super::requests::{Prepared, TokenNote};
 use super::secrets::{QueryState, Secrets, SecretsNote};
 use super::{Fetch, Settings};
 use crate::clock::Clock;
-use crate::lease::Machine;
+use crate::lease::Scheduler;
 use crate::lease::source::Source;
 use crate::memory::arena::{Arena, Visibility};
 use crate::names::FileId;
@@ -20,7 +20,6 @@ use crate::snapshot::{Change, Publisher};
 use crate::status::{Checkpoint, Report};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::ops::{Deref, DerefMut};
 use zeroize::Zeroizing;
 
 /// The private files that the parts are written to, by name.
@@ -28,37 +27,6 @@ pub const PARTS: [&str; 4] = ["state", "queries", "files", "report"];
 
 /// A serialised part; `None`: the part has not changed since it was saved.
 type Part = Option<Zeroizing<Vec<u8>>>;
-
-/// A value that knows whether it changed since it was saved: each mutable access counts as a
-/// change.
-pub(super) struct Tracked<T> {
-    value: T,
-    changed: bool,
-}
-
-impl<T> Tracked<T> {
-    pub(super) fn new(value: T) -> Self {
-        Self {
-            value,
-            changed: true,
-        }
-    }
-}
-
-impl<T> Deref for Tracked<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.value
-    }
-}
-
-impl<T> DerefMut for Tracked<T> {
-    fn deref_mut(&mut self) -> &mut T {
-        self.changed = true;
-        &mut self.value
-    }
-}
 
 /// Where the checkpoint is written, and how much of it was.
 pub(super) struct CheckpointFiles {
@@ -102,7 +70,7 @@ struct FetchState<M, K> {
 
 /// What a predecessor saved in all parts.
 struct Found<K> {
-    state: FetchState<Machine, K>,
+    state: FetchState<Scheduler, K>,
     queries: Vec<QueryState>,
     hashes: Vec<Option<u64>>,
     history: History,

@@ -1,4 +1,4 @@
-//! The role that talks to the server: one event loop that obeys `lease::Machine`, renders what was
+//! The role that talks to the server: one event loop that obeys `lease::Scheduler`, renders what was
 //! read and hands it to an outlet. Invariants: nothing partial is published; values stay here and
 //! in the outlet; it leaves no token behind.
 
@@ -10,6 +10,7 @@ mod requests;
 mod secrets;
 #[cfg(test)]
 mod tests;
+mod tracked;
 
 pub use checkpoint::PARTS as CHECKPOINT;
 pub use outlet::{ArenaOutlet, TmpfsOutlet};
@@ -19,7 +20,7 @@ use crate::clock::{Clock, Jitter, Moment};
 use crate::config::plan::Plan;
 use crate::exit::Exit;
 use crate::lease::source::{Failure, Reply, Source};
-use crate::lease::{Effect, Input, Machine, Subject, Timing, TokenId};
+use crate::lease::{Effect, ScheduleInput, Scheduler, Subject, Timing, TokenId};
 use crate::link::{End, FromRole, Received, ToRole};
 use crate::memory::arena::Arena;
 use crate::names::{Generation, QueryId, RestartHistory};
@@ -30,7 +31,7 @@ use crate::sys::watch;
 use checkpoint::CheckpointFiles;
 use press::{Announcements, Press};
 use report::Reporter;
-use requests::{Answer, Requests, say_revoked};
+use requests::{Outcome, Requests, say_revoked};
 use secrets::{Rendered, Secrets};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -115,7 +116,7 @@ where
                 return error.exit;
             }
         };
-        let machine = Machine::new(&plan.queries, settings.timing, Jitter::new(), clock.now());
+        let machine = Scheduler::new(&plan.queries, settings.timing, Jitter::new(), clock.now());
         let (secrets, requests) = (Secrets::new(plan), Requests::new(source, &plan.queries));
         let reporter = Reporter::new(settings, plan.files.len(), clock);
         let checkpoint = CheckpointFiles::open(arena);
@@ -147,7 +148,7 @@ where
 /// An event that ends the wait of the loop.
 enum Wakeup {
     Told(Received<ToRole>),
-    Answered(Answer),
+    Answered(Outcome),
     Announced(Result<Generation, String>),
     Due,
     /// The time to compare the credential files with those of the last login.
@@ -159,7 +160,7 @@ struct Fetch<'a, S: Source, O, C> {
     clock: &'a C,
     plan: &'a Plan,
     arena: &'a Arena,
-    machine: Machine,
+    machine: Scheduler,
     secrets: Secrets<'a>,
     requests: Requests<S>,
     press: Press<'a, O>,
@@ -176,7 +177,7 @@ struct Fetch<'a, S: Source, O, C> {
 
 impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     async fn run(&mut self, control: &Control<'_>, mut announcements: Announcements) -> Exit {
-        self.step(Input::Tick);
+        self.step(ScheduleInput::Tick);
         self.commit().await;
         // The login is on its way while the first report is written.
         tokio::task::yield_now().await;
@@ -198,7 +199,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                     return Exit::Ok;
                 }
                 Wakeup::Told(Received::Message(ToRole::Refresh)) => {
-                    self.step(Input::Refresh);
+                    self.step(ScheduleInput::Refresh);
                     Ok(())
                 }
                 Wakeup::Told(Received::Message(ToRole::Ping)) => {
@@ -217,7 +218,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                     Ok(())
                 }
                 Wakeup::Due => {
-                    self.step(Input::Tick);
+                    self.step(ScheduleInput::Tick);
                     self.press.turn(&mut self.publisher, self.clock);
                     Ok(())
                 }
@@ -288,7 +289,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         self.looked = Some(self.clock.now());
         let changed = self.requests.source().credentials_changed();
         if changed {
-            self.step(Input::CredentialsChanged);
+            self.step(ScheduleInput::CredentialsChanged);
         }
         changed
     }
@@ -304,19 +305,19 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         }
     }
 
-    fn answered(&mut self, answer: Answer) -> Result<(), Exit> {
+    fn answered(&mut self, answer: Outcome) -> Result<(), Exit> {
         match answer {
-            Answer::Read(query, token, result) => return self.read(query, token, result),
-            Answer::Input(Input::LoggedIn(Ok(grant))) => {
+            Outcome::Read(query, token, result) => return self.read(query, token, result),
+            Outcome::ScheduleInput(ScheduleInput::LoggedIn(Ok(grant))) => {
                 Event::LoggedIn { ttl: grant.ttl }.emit();
                 self.settle = true;
-                self.step(Input::LoggedIn(Ok(grant)));
+                self.step(ScheduleInput::LoggedIn(Ok(grant)));
                 let token = self.requests.exposed().unwrap_or_default();
                 let rendered = self.secrets.renew_token(token);
                 return self.rendered(rendered, None);
             }
-            Answer::Input(input) => self.step(input),
-            Answer::Revoked(result) => say_revoked(&result),
+            Outcome::ScheduleInput(input) => self.step(input),
+            Outcome::Revoked(result) => say_revoked(&result),
         }
         Ok(())
     }
@@ -329,13 +330,13 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     ) -> Result<(), Exit> {
         match result {
             Ok(reply) => {
-                self.step(Input::Read(query, token, Ok(reply.lease.clone())));
+                self.step(ScheduleInput::Read(query, token, Ok(reply.lease.clone())));
                 let rendered = self.secrets.accept(query, reply, self.requests.exposed());
                 self.rendered(rendered, Some(query))
             }
             Err(failure) => {
                 self.secrets.failed(query, &failure);
-                self.step(Input::Read(query, token, Err(failure)));
+                self.step(ScheduleInput::Read(query, token, Err(failure)));
                 Ok(())
             }
         }
@@ -358,14 +359,14 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                     .emit();
                 }
                 if let Some(query) = query {
-                    self.step(Input::Unusable(query));
+                    self.step(ScheduleInput::Unusable(query));
                 }
                 Ok(())
             }
         }
     }
 
-    fn step(&mut self, input: Input) {
+    fn step(&mut self, input: ScheduleInput) {
         for output in self.machine.step(input, self.clock.now()) {
             match output {
                 Effect::Ask(request) => self.requests.prepare(request),

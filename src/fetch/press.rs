@@ -2,7 +2,7 @@
 //! again, newer content in place of older; `Ready` is sent once; later changes are told when they
 //! were announced, each hook once for all of them.
 
-use super::checkpoint::Tracked;
+use super::tracked::Tracked;
 use crate::clock::{Clock, Jitter, Moment};
 use crate::config::plan::Plan;
 use crate::exit::Exit;

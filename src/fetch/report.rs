@@ -3,8 +3,8 @@
 //! no value, token or lease's name is in it, and no name of a secret's field but those that the
 //! configuration has; where it does not fit, a smaller one is written.
 
-use super::checkpoint::Tracked;
 use super::press::{Outlet, OutletError};
+use super::tracked::Tracked;
 use super::{Fetch, Settings};
 use crate::clock::{Clock, Moment};
 use crate::config::plan::{Content, File, Stale};

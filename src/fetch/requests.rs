@@ -4,7 +4,7 @@
 use super::checkpoint::Saved;
 use crate::config::plan::Query;
 use crate::lease::source::{Failure, Lease, Reply, Source, TokenGrant};
-use crate::lease::{Input, Request, TokenId};
+use crate::lease::{Request, ScheduleInput, TokenId};
 use crate::names::QueryId;
 use crate::observe::Event;
 use serde::{Deserialize, Serialize};
@@ -15,11 +15,11 @@ use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
 
 /// The answer to a request.
-pub(super) enum Answer {
+pub(super) enum Outcome {
     /// A reply, or why there is none.
     Read(QueryId, TokenId, Result<Reply, Failure>),
     /// Any other that the machine waits for.
-    Input(Input),
+    ScheduleInput(ScheduleInput),
     /// A revocation, which nobody waits for.
     Revoked(Result<(), Failure>),
 }
@@ -178,7 +178,7 @@ impl<S: Source + 'static> Requests<S> {
     }
 
     /// The next answer; pends while no request is out. A wait that is given up loses nothing.
-    pub(super) async fn next(&mut self) -> Answer {
+    pub(super) async fn next(&mut self) -> Outcome {
         let done = tokio::select! {
             Some(done) = self.session.join_next(), if !self.session.is_empty() => done,
             Some(done) = self.others.join_next(), if !self.others.is_empty() => done,
@@ -210,7 +210,7 @@ impl<S: Source + 'static> Requests<S> {
                 let Some(done) = self.session.join_next().await else {
                     return;
                 };
-                if let Answer::Revoked(result) = self.take(done) {
+                if let Outcome::Revoked(result) = self.take(done) {
                     say_revoked(&result);
                 }
             }
@@ -223,21 +223,29 @@ impl<S: Source + 'static> Requests<S> {
         }
     }
 
-    fn take(&mut self, done: Result<Done<S::Token>, JoinError>) -> Answer {
+    fn take(&mut self, done: Result<Done<S::Token>, JoinError>) -> Outcome {
         match done.expect("a request neither panics nor is cancelled before the end") {
             Done::LoggedIn(id, Ok((token, grant))) => {
                 self.tokens.insert(id, Rc::new(token));
                 self.current = Some(id);
-                Answer::Input(Input::LoggedIn(Ok(grant)))
+                Outcome::ScheduleInput(ScheduleInput::LoggedIn(Ok(grant)))
             }
-            Done::LoggedIn(_, Err(failure)) => Answer::Input(Input::LoggedIn(Err(failure))),
-            Done::TokenRenewed(id, result) => Answer::Input(Input::TokenRenewed(id, result)),
-            Done::LookedUp(id, result) => Answer::Input(Input::LookedUp(id, result)),
-            Done::Renewed(query, id, result) => Answer::Input(Input::Renewed(query, id, result)),
-            Done::Read(query, id, result) => Answer::Read(query, id, result),
+            Done::LoggedIn(_, Err(failure)) => {
+                Outcome::ScheduleInput(ScheduleInput::LoggedIn(Err(failure)))
+            }
+            Done::TokenRenewed(id, result) => {
+                Outcome::ScheduleInput(ScheduleInput::TokenRenewed(id, result))
+            }
+            Done::LookedUp(id, result) => {
+                Outcome::ScheduleInput(ScheduleInput::LookedUp(id, result))
+            }
+            Done::Renewed(query, id, result) => {
+                Outcome::ScheduleInput(ScheduleInput::Renewed(query, id, result))
+            }
+            Done::Read(query, id, result) => Outcome::Read(query, id, result),
             Done::Revoked(id, result) => {
                 self.doomed.remove(&id);
-                Answer::Revoked(result)
+                Outcome::Revoked(result)
             }
         }
     }

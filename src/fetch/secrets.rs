@@ -2,12 +2,12 @@
 //! Invariants: the first publication is complete; a file that cannot be rendered anew keeps its
 //! last good content, and so do all files of the same query.
 
-use super::checkpoint::Tracked;
+use super::tracked::Tracked;
 use crate::config::plan::{Content, Plan};
 use crate::exit::Exit;
 use crate::lease::source::{Engine, Failure, Reply};
 use crate::names::{FileId, FileName, QueryId};
-use crate::render::{self, Change, Problem, RenderError, Values};
+use crate::render::{self, Change, RenderError, RenderProblem, Values};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
@@ -196,7 +196,7 @@ impl<'p> Secrets<'p> {
                 // may still be missing.
                 if !self.complete {
                     self.keep(query, reply);
-                    errors.retain(|error| error.problem != Problem::Unread);
+                    errors.retain(|error| error.problem != RenderProblem::Unread);
                 }
                 if errors.is_empty() {
                     Rendered::Nothing
@@ -326,14 +326,14 @@ impl<'p> Secrets<'p> {
     }
 
     /// Whether there is room to keep this reply, if it is to be kept.
-    fn admit(&self, query: QueryId, reply: &Reply) -> Result<(), Problem> {
+    fn admit(&self, query: QueryId, reply: &Reply) -> Result<(), RenderProblem> {
         let (size, limit) = (reply.weight(), self.budget);
         let kept = self.kept - self.queries[query.index()].weight;
         let fits = !self.is_kept(query) || kept.saturating_add(size) <= limit;
         if fits {
             Ok(())
         } else {
-            Err(Problem::NoRoom { size, kept, limit })
+            Err(RenderProblem::NoRoom { size, kept, limit })
         }
     }
 

@@ -5,7 +5,7 @@ use crate::clock::{Backoff, RealClock};
 use crate::config::plan::{Content, File, Query};
 use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
 use crate::link::{FromRole, pair};
-use crate::memory::arena::{FileSpec, Kind, Visibility};
+use crate::memory::arena::{Backing, FileSpec, Visibility};
 use crate::names::{FileId, FileName, HookId, LeaseId, Owner, SwapExposure};
 use crate::render::Change;
 use crate::render::tests::{field, file, plan, query, template};
@@ -306,7 +306,7 @@ fn arena() -> Arc<Arena> {
         visibility: Visibility::Private,
     };
     let specs = CHECKPOINT.map(spec).to_vec();
-    Arc::new(Arena::create(specs, Some(256 << 10), Kind::Locked).expect("memory can be locked"))
+    Arc::new(Arena::create(specs, Some(256 << 10), Backing::Locked).expect("memory can be locked"))
 }
 
 /// What a successor would find.

@@ -5,7 +5,7 @@
 use super::refusal::{Refusal, Rights, Step};
 use super::session::Init;
 use crate::memory::locked::Bounce;
-use crate::sys::mount::{self, FsContext, Requests, SuperOption};
+use crate::sys::mount::{self, FsContext, PendingRequests, SuperOption};
 use crate::sys::mounts::{self, Ground, SOURCE};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
@@ -94,14 +94,14 @@ impl Public {
     /// Takes it away, whoever calls; files that are open stay readable while `serve` runs.
     pub fn unmount(&self) {
         // Already gone when somebody else unmounted it: nothing is left to do then.
-        let _ = mount::unmount_root(self.root.as_fd(), Requests::Kept);
+        let _ = mount::unmount_root(self.root.as_fd(), PendingRequests::Kept);
     }
 
     /// The same, and the session with the kernel is aborted: every request under way ends with an
     /// error, and so does each later one of an open file. It works although `serve` hangs, or
     /// is killed and not dead yet.
     pub fn abort(&self) {
-        let _ = mount::unmount_root(self.root.as_fd(), Requests::Aborted);
+        let _ = mount::unmount_root(self.root.as_fd(), PendingRequests::Aborted);
     }
 }
 
@@ -137,7 +137,7 @@ fn make_way(path: &Path) -> Result<(), Refusal> {
             Standing::Agent => return Err(Refusal::Held(path.to_owned())),
             // By its root, not by the path: another agent that starts now may have removed it and
             // mounted there.
-            Standing::Dead => match mount::unmount_root(top.as_fd(), Requests::Kept) {
+            Standing::Dead => match mount::unmount_root(top.as_fd(), PendingRequests::Kept) {
                 Err(error) if error.raw_os_error() != Some(libc::EINVAL) => {
                     return Err(unusable(
                         path,

@@ -533,7 +533,7 @@ impl Inode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::arena::{Arena, FileSpec, Kind as Memory, Visibility};
+    use crate::memory::arena::{Arena, Backing as Memory, FileSpec, Visibility};
     use crate::names::Owner;
     use crate::snapshot::{Announcements, Change, Publisher};
     use std::sync::Arc;

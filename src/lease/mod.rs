@@ -12,6 +12,6 @@ pub mod source;
 #[cfg(test)]
 mod tests;
 
-pub use protocol::{Effect, Input, Request, Subject, SubjectStatus, TokenId};
+pub use protocol::{Effect, Request, ScheduleInput, Subject, SubjectStatus, TokenId};
 pub use renewal::{Dates, Grant, Timing};
-pub use scheduler::Machine;
+pub use scheduler::Scheduler;

@@ -12,7 +12,7 @@ pub struct TokenId(pub u32);
 
 /// An event that the schedule reacts to.
 #[derive(Clone, Debug)]
-pub enum Input {
+pub enum ScheduleInput {
     /// Time passed; also the first input.
     Tick,
     /// A login ended.

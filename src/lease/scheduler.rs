@@ -2,7 +2,7 @@
 //! clock and without I/O. Invariant: all state changes happen in `step`.
 
 use super::attempts::{Context, Renewal, RequestKind, TokenState};
-use super::protocol::{Effect, Input, Subject, SubjectStatus, TokenId};
+use super::protocol::{Effect, ScheduleInput, Subject, SubjectStatus, TokenId};
 use super::queries::{Queries, REFRESH};
 use super::renewal::Timing;
 use super::session::SessionSchedule;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 /// The schedule of all requests.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Machine {
+pub struct Scheduler {
     timing: Timing,
     #[serde(skip)]
     jitter: Jitter,
@@ -30,7 +30,7 @@ struct Schedule {
     refresh: Option<Moment>,
 }
 
-impl Machine {
+impl Scheduler {
     /// A machine that logs in at `now` and then reads all `queries`.
     #[must_use]
     pub fn new(queries: &[Query], timing: Timing, jitter: Jitter, now: Moment) -> Self {
@@ -72,7 +72,7 @@ impl Machine {
     }
 
     /// Takes `input` at `now`; the outputs are to be obeyed in order.
-    pub fn step(&mut self, input: Input, now: Moment) -> Vec<Effect> {
+    pub fn step(&mut self, input: ScheduleInput, now: Moment) -> Vec<Effect> {
         let mut out = Vec::new();
         let mut cx = Context {
             now,
@@ -117,26 +117,26 @@ impl Machine {
 }
 
 impl Schedule {
-    fn take(&mut self, input: Input, cx: &mut Context<'_>) {
+    fn take(&mut self, input: ScheduleInput, cx: &mut Context<'_>) {
         match input {
-            Input::Tick => {}
-            Input::LoggedIn(Ok(grant)) => {
+            ScheduleInput::Tick => {}
+            ScheduleInput::LoggedIn(Ok(grant)) => {
                 self.session.logged_in(grant, cx);
                 self.queries.replace_leases(cx.now);
             }
-            Input::LoggedIn(Err(failure)) => self.session.login_failed(&failure, cx),
-            Input::TokenRenewed(token, result) => self.token_renewed(token, result, cx),
-            Input::LookedUp(token, result) => self.looked_up(token, &result, cx),
-            Input::Read(query, token, result) => self.read(query, token, result, cx),
-            Input::Renewed(query, token, result) => self.renewed(query, token, result, cx),
-            Input::Unusable(query) => {
+            ScheduleInput::LoggedIn(Err(failure)) => self.session.login_failed(&failure, cx),
+            ScheduleInput::TokenRenewed(token, result) => self.token_renewed(token, result, cx),
+            ScheduleInput::LookedUp(token, result) => self.looked_up(token, &result, cx),
+            ScheduleInput::Read(query, token, result) => self.read(query, token, result, cx),
+            ScheduleInput::Renewed(query, token, result) => self.renewed(query, token, result, cx),
+            ScheduleInput::Unusable(query) => {
                 if let Some(state) = self.queries.get_mut(query) {
                     state.unusable(cx);
                 }
             }
-            Input::CredentialsChanged => self.session.credentials_changed(cx.now),
+            ScheduleInput::CredentialsChanged => self.session.credentials_changed(cx.now),
             // A refresh soon after another one waits; further ones meanwhile are the same.
-            Input::Refresh => {
+            ScheduleInput::Refresh => {
                 self.refresh = Some(match self.refreshed {
                     Some(last) => last.plus(REFRESH).max(cx.now),
                     None => cx.now,

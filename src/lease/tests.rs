@@ -48,7 +48,7 @@ type Fault = Box<dyn FnMut(&Request, Moment) -> Option<Cause>>;
 /// A server and a machine in simulated time. Queries below `leased` have leases, the others are of
 /// KV.
 struct World {
-    machine: Machine,
+    machine: Scheduler,
     now: Moment,
     token: Life,
     lease: Life,
@@ -56,7 +56,7 @@ struct World {
     fault: Fault,
     tokens: BTreeMap<u32, Live>,
     leases: BTreeMap<u32, Live>,
-    answers: BTreeMap<(Moment, usize), Input>,
+    answers: BTreeMap<(Moment, usize), ScheduleInput>,
     log: Vec<(Moment, Request)>,
     /// Those of them that a fault hit.
     failed: Vec<(Moment, Request)>,
@@ -83,7 +83,7 @@ impl World {
             .collect();
         let now = at(1_000);
         Self {
-            machine: Machine::new(&queries, Timing::new(S(60)), Jitter::seeded(7), now),
+            machine: Scheduler::new(&queries, Timing::new(S(60)), Jitter::seeded(7), now),
             now,
             token,
             lease,
@@ -111,12 +111,12 @@ impl World {
     /// Lets time pass until `seconds` after the start.
     fn run(&mut self, seconds: u64) {
         let end = at(1_000 + seconds);
-        self.step(Input::Tick);
+        self.step(ScheduleInput::Tick);
         loop {
             if !self.answers.is_empty() && self.fate.as_mut().is_some_and(|fate| fate.unit() < 0.1)
             {
                 self.die();
-                self.step(Input::Tick);
+                self.step(ScheduleInput::Tick);
             }
             let answer = self.answers.first_key_value().map(|(key, _)| key.0);
             let Some(next) = answer
@@ -139,7 +139,7 @@ impl World {
                 .filter(|entry| entry.key().0 <= next)
             {
                 Some(entry) => entry.remove(),
-                None => Input::Tick,
+                None => ScheduleInput::Tick,
             };
             self.step(input);
         }
@@ -150,11 +150,11 @@ impl World {
     /// were on their way are lost.
     fn die(&mut self) {
         for answer in std::mem::take(&mut self.answers).into_values() {
-            self.lost.0 += u32::from(matches!(answer, Input::LoggedIn(_)));
-            self.lost.1 += usize::from(matches!(answer, Input::Read(_, _, Ok(Some(_)))));
+            self.lost.0 += u32::from(matches!(answer, ScheduleInput::LoggedIn(_)));
+            self.lost.1 += usize::from(matches!(answer, ScheduleInput::Read(_, _, Ok(Some(_)))));
         }
         let written = serde_json::to_vec(&self.machine).expect("it can be written");
-        self.machine = serde_json::from_slice::<Machine>(&written)
+        self.machine = serde_json::from_slice::<Scheduler>(&written)
             .expect("and read")
             .resume(Timing::new(S(60)), self.now);
         self.deaths += 1;
@@ -169,8 +169,8 @@ impl World {
         self.now = to;
     }
 
-    fn step(&mut self, input: Input) {
-        if let Input::Read(query, _, Ok(Some(lease))) = &input {
+    fn step(&mut self, input: ScheduleInput) {
+        if let ScheduleInput::Read(query, _, Ok(Some(lease))) = &input {
             self.served.insert(
                 *query,
                 lease.id.as_str().parse().expect("a lease that was given"),
@@ -210,14 +210,16 @@ impl World {
                     .end = self.now;
                 return;
             }
-            Request::Login(id) => Input::LoggedIn(
+            Request::Login(id) => ScheduleInput::LoggedIn(
                 fault.map_or_else(|| Ok(self.log_in(id.0)), |cause| Err(failure(cause))),
             ),
-            Request::RenewToken(id) => Input::TokenRenewed(id, self.self_request(id, fault, true)),
-            Request::LookUp(id) => Input::LookedUp(id, self.self_request(id, fault, false)),
-            Request::Read(query, id) => Input::Read(query, id, self.read(query, id, fault)),
+            Request::RenewToken(id) => {
+                ScheduleInput::TokenRenewed(id, self.self_request(id, fault, true))
+            }
+            Request::LookUp(id) => ScheduleInput::LookedUp(id, self.self_request(id, fault, false)),
+            Request::Read(query, id) => ScheduleInput::Read(query, id, self.read(query, id, fault)),
             Request::Renew(query, id, lease, increment) => {
-                Input::Renewed(query, id, self.renew(id, &lease, increment, fault))
+                ScheduleInput::Renewed(query, id, self.renew(id, &lease, increment, fault))
             }
         };
         self.answers
@@ -521,12 +523,12 @@ fn reads_that_hang_delay_a_renewal_by_one_of_them_and_starve_nobody() {
             refresh: None,
         })
         .collect();
-    let mut machine = Machine::new(&queries, Timing::new(S(60)), Jitter::seeded(3), at(0));
-    let (mut answers, mut now) = (BTreeMap::<(Moment, u32), Input>::new(), at(0));
+    let mut machine = Scheduler::new(&queries, Timing::new(S(60)), Jitter::seeded(3), at(0));
+    let (mut answers, mut now) = (BTreeMap::<(Moment, u32), ScheduleInput>::new(), at(0));
     let (mut out, mut serial, mut good, mut renewals) = (0, 0, 0, 0);
-    machine.step(Input::Tick, now);
+    machine.step(ScheduleInput::Tick, now);
     let mut outputs = machine.step(
-        Input::LoggedIn(Ok(TokenGrant {
+        ScheduleInput::LoggedIn(Ok(TokenGrant {
             ttl: None,
             renewable: false,
         })),
@@ -546,18 +548,19 @@ fn reads_that_hang_delay_a_renewal_by_one_of_them_and_starve_nobody() {
             let (wait, input) = match request {
                 Request::Read(query, token) if slow(query.0) => (
                     S(10),
-                    Input::Read(query, token, Err(failure(Cause::Unreachable))),
+                    ScheduleInput::Read(query, token, Err(failure(Cause::Unreachable))),
                 ),
-                Request::Read(QueryId(0), token) => {
-                    (LATENCY, Input::Read(QueryId(0), token, Ok(Some(lease))))
-                }
+                Request::Read(QueryId(0), token) => (
+                    LATENCY,
+                    ScheduleInput::Read(QueryId(0), token, Ok(Some(lease))),
+                ),
                 Request::Read(query, token) => {
                     good += 1;
-                    (LATENCY, Input::Read(query, token, Ok(None)))
+                    (LATENCY, ScheduleInput::Read(query, token, Ok(None)))
                 }
                 Request::Renew(query, token, ..) => {
                     renewals += 1;
-                    (LATENCY, Input::Renewed(query, token, Ok(lease)))
+                    (LATENCY, ScheduleInput::Renewed(query, token, Ok(lease)))
                 }
                 Request::Login(_)
                 | Request::RenewToken(_)
@@ -579,7 +582,7 @@ fn reads_that_hang_delay_a_renewal_by_one_of_them_and_starve_nobody() {
             .filter(|entry| entry.key().0 <= now)
             .map(OccupiedEntry::remove);
         out -= u32::from(input.is_some());
-        outputs = machine.step(input.unwrap_or(Input::Tick), now);
+        outputs = machine.step(input.unwrap_or(ScheduleInput::Tick), now);
         assert!(
             !outputs
                 .iter()
@@ -792,7 +795,7 @@ fn rejected_credentials_are_tried_twice_whatever_happens_and_others_at_once() {
     world.run(1);
     for _ in 0..10 {
         world.die();
-        world.step(Input::Refresh);
+        world.step(ScheduleInput::Refresh);
     }
     world.run(3_600);
     assert_eq!(logins_at(&world), [0, 2]);
@@ -807,7 +810,7 @@ fn rejected_credentials_are_tried_twice_whatever_happens_and_others_at_once() {
     let view = world.machine.view(Subject::Session, world.now);
     assert!(view.trouble.is_some() && view.next.is_none() && world.machine.awaits_credentials());
     // The third login is rejected, too, and is said anew; the fourth works.
-    world.step(Input::CredentialsChanged);
+    world.step(ScheduleInput::CredentialsChanged);
     world.run(4_000);
     assert_eq!(logins_at(&world), [0, 2, 3_600, 3_602]);
     assert_eq!(world.said.len(), 3, "{:?}", world.said);
@@ -853,7 +856,7 @@ fn a_crash_loop_does_not_spend_the_budget_of_refused_logins() {
     let mut world =
         World::new(1, 0, life(60, 600), life(600, 6_000)).fault(|_, _| Some(Cause::Rejected));
     for _ in 0..60 {
-        world.step(Input::Tick);
+        world.step(ScheduleInput::Tick);
         world.die();
         world.pass(world.now.plus(S(5)));
     }
@@ -884,7 +887,7 @@ fn a_refusal_is_told_while_the_tokens_renewals_work() {
         "{view:?}"
     );
     world.fault = Box::new(|_, _| None);
-    world.step(Input::CredentialsChanged);
+    world.step(ScheduleInput::CredentialsChanged);
     world.run(7_201);
     assert!(
         world
@@ -919,15 +922,15 @@ fn the_servers_word_on_when_to_ask_again_is_kept() {
         version: None,
         refresh: None,
     };
-    let mut machine = Machine::new(&[query], Timing::new(S(60)), Jitter::seeded(1), at(0));
-    machine.step(Input::Tick, at(0));
+    let mut machine = Scheduler::new(&[query], Timing::new(S(60)), Jitter::seeded(1), at(0));
+    machine.step(ScheduleInput::Tick, at(0));
     let limited = Failure {
         retry_after: Some(S(90)),
         ..failure(Cause::RateLimited)
     };
-    machine.step(Input::LoggedIn(Err(limited)), at(1));
+    machine.step(ScheduleInput::LoggedIn(Err(limited)), at(1));
     assert_eq!(machine.wake(), Some(at(91)));
-    assert_eq!(machine.step(Input::Tick, at(90)), []);
+    assert_eq!(machine.step(ScheduleInput::Tick, at(90)), []);
 }
 
 #[test]
@@ -1061,10 +1064,10 @@ fn what_cannot_be_rendered_is_read_again_slowly() {
         version: None,
         refresh: None,
     };
-    let mut machine = Machine::new(&[query], Timing::new(S(60)), Jitter::seeded(1), at(0));
-    machine.step(Input::Tick, at(0));
+    let mut machine = Scheduler::new(&[query], Timing::new(S(60)), Jitter::seeded(1), at(0));
+    machine.step(ScheduleInput::Tick, at(0));
     machine.step(
-        Input::LoggedIn(Ok(TokenGrant {
+        ScheduleInput::LoggedIn(Ok(TokenGrant {
             ttl: None,
             renewable: false,
         })),
@@ -1073,10 +1076,10 @@ fn what_cannot_be_rendered_is_read_again_slowly() {
     let mut now = at(0);
     let mut reads = 0;
     while now < at(3_600) {
-        machine.step(Input::Read(QueryId(0), TokenId(1), Ok(None)), now);
-        machine.step(Input::Unusable(QueryId(0)), now);
+        machine.step(ScheduleInput::Read(QueryId(0), TokenId(1), Ok(None)), now);
+        machine.step(ScheduleInput::Unusable(QueryId(0)), now);
         now = machine.wake().expect("it will be read again");
-        reads += machine.step(Input::Tick, now).len();
+        reads += machine.step(ScheduleInput::Tick, now).len();
     }
     assert!((15..40).contains(&reads), "{reads}");
 }
@@ -1085,13 +1088,13 @@ fn what_cannot_be_rendered_is_read_again_slowly() {
 fn a_refresh_reads_what_has_no_lease_and_mints_nothing() {
     let mut world = World::new(1, 2, life(3_600, 36_000), life(36_000, 36_000));
     world.run(10);
-    world.step(Input::Refresh);
+    world.step(ScheduleInput::Refresh);
     world.run(11);
     assert_eq!([0, 1, 2].map(|n| world.reads_of(n)), [1, 2, 2]);
     assert_eq!((world.logins(), world.count(is_renewal)), (1, 0));
     // The first of several takes effect at once, and the others are one, when a second is over.
     for _ in 0..5 {
-        world.step(Input::Refresh);
+        world.step(ScheduleInput::Refresh);
     }
     world.run(12);
     assert_eq!([0, 1, 2].map(|n| world.reads_of(n)), [1, 4, 4]);
@@ -1109,7 +1112,7 @@ fn a_refresh_while_a_read_is_out_reads_once_more() {
     world.run(0);
     let (_, login) = world.answers.pop_first().expect("the login's answer");
     world.step(login);
-    world.step(Input::Refresh);
+    world.step(ScheduleInput::Refresh);
     world.run(60);
     let reads: Vec<u64> = world
         .log
@@ -1143,10 +1146,10 @@ fn a_refresh_ends_every_wait_after_a_failure() {
             },
         );
         world.run(999);
-        world.step(Input::Tick);
+        world.step(ScheduleInput::Tick);
         world.now = at(2_000);
         let before = world.log.len();
-        world.step(Input::Refresh);
+        world.step(ScheduleInput::Refresh);
         assert!(
             world.log[before..]
                 .iter()
@@ -1313,14 +1316,14 @@ proptest! {
             .fault(move |request, now| (faulty && second(now) > 5 && matches!(request, Request::Read(..))).then_some(Cause::Unavailable));
         world.run(1);
         for wait in waits {
-            world.step(Input::Refresh);
+            world.step(ScheduleInput::Refresh);
             let end = world.now.plus(MS(wait));
             while let Some(next) = world.answers.first_key_value().map(|(key, _)| key.0).into_iter().chain(world.machine.wake()).min() {
                 if next > end {
                     break;
                 }
                 world.now = next;
-                let input = world.answers.first_entry().filter(|it| it.key().0 <= next).map_or(Input::Tick, OccupiedEntry::remove);
+                let input = world.answers.first_entry().filter(|it| it.key().0 <= next).map_or(ScheduleInput::Tick, OccupiedEntry::remove);
                 world.step(input);
             }
             world.now = end;

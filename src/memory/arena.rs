@@ -68,7 +68,7 @@ pub struct Serving {
 
 /// How the memory is kept from swap and dumps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Backing {
     /// `memfd_secret`: not even root reads it; where the kernel has none, as `Locked`.
     Secret,
     /// Shared anonymous memory, locked by supervise for as long as it lives, left out of dumps.
@@ -250,7 +250,7 @@ impl Layout {
 pub struct Arena {
     at: NonNull<u8>,
     layout: Layout,
-    kind: Kind,
+    kind: Backing,
     files: Vec<FileSpec>,
 }
 
@@ -278,7 +278,7 @@ impl Arena {
     pub fn create(
         files: Vec<FileSpec>,
         size: Option<usize>,
-        kind: Kind,
+        kind: Backing,
     ) -> Result<Self, MemoryError> {
         let limit = super::lockable();
         let wanted =
@@ -425,7 +425,7 @@ impl Arena {
 
     /// How it is kept from swap and dumps.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> Backing {
         self.kind
     }
 
@@ -601,11 +601,11 @@ fn page_size() -> usize {
         .unwrap_or(65536)
 }
 
-fn map(size: usize, kind: Kind) -> io::Result<(NonNull<u8>, Kind)> {
+fn map(size: usize, kind: Backing) -> io::Result<(NonNull<u8>, Backing)> {
     let length = NonZeroUsize::new(size).ok_or(io::ErrorKind::InvalidInput)?;
     match kind {
-        Kind::Locked => map_locked(length),
-        Kind::Secret => match secret_fd() {
+        Backing::Locked => map_locked(length),
+        Backing::Secret => match secret_fd() {
             Ok(fd) => map_secret(&fd, length),
             Err(error)
                 if matches!(
@@ -635,7 +635,7 @@ fn secret_fd() -> io::Result<OwnedFd> {
 
 /// The descriptor is closed by the caller right after: while it is open, `pidfd_getfd` gives the
 /// bytes away.
-fn map_secret(fd: &OwnedFd, length: NonZeroUsize) -> io::Result<(NonNull<u8>, Kind)> {
+fn map_secret(fd: &OwnedFd, length: NonZeroUsize) -> io::Result<(NonNull<u8>, Backing)> {
     nix::unistd::ftruncate(fd, i64::try_from(length.get()).map_err(io::Error::other)?)?;
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
     let at = unsafe {
@@ -648,10 +648,10 @@ fn map_secret(fd: &OwnedFd, length: NonZeroUsize) -> io::Result<(NonNull<u8>, Ki
             0,
         )
     }?;
-    Ok((at.cast(), Kind::Secret))
+    Ok((at.cast(), Backing::Secret))
 }
 
-fn map_locked(length: NonZeroUsize) -> io::Result<(NonNull<u8>, Kind)> {
+fn map_locked(length: NonZeroUsize) -> io::Result<(NonNull<u8>, Backing)> {
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
     let at = unsafe { mmap_anonymous(None, length, READ_WRITE, MapFlags::MAP_SHARED) }?;
     // SAFETY: the range is the mapping just made; its content does not change.
@@ -663,7 +663,7 @@ fn map_locked(length: NonZeroUsize) -> io::Result<(NonNull<u8>, Kind)> {
         let _ = unsafe { munmap(at, length.get()) };
         return Err(errno.into());
     }
-    Ok((at.cast(), Kind::Locked))
+    Ok((at.cast(), Backing::Locked))
 }
 
 #[cfg(test)]
@@ -713,11 +713,11 @@ mod tests {
 
     #[test]
     fn both_kinds_hold_bytes_and_forget_them() {
-        for kind in [Kind::Secret, Kind::Locked] {
+        for kind in [Backing::Secret, Backing::Locked] {
             let arena =
                 Arena::create(specs(2), Some(256 << 10), kind).expect("256 KiB can be locked");
             assert!(arena.is_intact());
-            assert!(kind == Kind::Secret || arena.kind() == Kind::Locked);
+            assert!(kind == Backing::Secret || arena.kind() == Backing::Locked);
             arena.write(100, b"hunter2").expect("inside");
             let mut bytes = [1; 9];
             arena.read(99, &mut bytes).expect("inside");
@@ -734,7 +734,7 @@ mod tests {
 
     #[test]
     fn too_small_names_both_figures() {
-        let error = Arena::create(specs(3), Some(4096), Kind::Locked)
+        let error = Arena::create(specs(3), Some(4096), Backing::Locked)
             .expect_err("too small")
             .to_string();
         assert!(

@@ -35,12 +35,12 @@ pub struct RenderError {
     /// token.
     pub path: Option<SecretPath>,
     /// What is wrong.
-    pub problem: Problem,
+    pub problem: RenderProblem,
 }
 
 /// What is wrong with a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Problem {
+pub enum RenderProblem {
     /// Nothing was read yet.
     Unread,
     /// The secret has no such field.
@@ -76,14 +76,16 @@ impl fmt::Display for RenderError {
             write!(f, " from {path}")?;
         }
         match &self.problem {
-            Problem::Unread => f.write_str(": nothing was read yet"),
-            Problem::Missing { field, .. } => write!(f, ": the secret has no field `{field}`"),
-            Problem::Null(field) => write!(f, ": the field `{field}` is null"),
-            Problem::Empty => {
+            RenderProblem::Unread => f.write_str(": nothing was read yet"),
+            RenderProblem::Missing { field, .. } => {
+                write!(f, ": the secret has no field `{field}`")
+            }
+            RenderProblem::Null(field) => write!(f, ": the field `{field}` is null"),
+            RenderProblem::Empty => {
                 f.write_str(": the value is empty; hint: set allow_empty if that is meant")
             }
-            Problem::Template(error) => write!(f, ": {error}"),
-            Problem::NoRoom { size, kept, limit } => write!(
+            RenderProblem::Template(error) => write!(f, ": {error}"),
+            RenderProblem::NoRoom { size, kept, limit } => write!(
                 f,
                 ": the answer takes {size} bytes of memory, and {kept} of the {limit} bytes for answers are taken; \
                  hint: a larger `filesystem.size` gives more"
@@ -100,16 +102,16 @@ impl RenderError {
     #[must_use]
     pub fn in_log(&self) -> String {
         match &self.problem {
-            Problem::Missing {
+            RenderProblem::Missing {
                 similar: Some(name),
                 ..
             } => format!("{self}; hint: did you mean `{name}`?"),
-            Problem::Missing { similar: None, .. }
-            | Problem::Unread
-            | Problem::Null(_)
-            | Problem::Empty
-            | Problem::Template(_)
-            | Problem::NoRoom { .. } => self.to_string(),
+            RenderProblem::Missing { similar: None, .. }
+            | RenderProblem::Unread
+            | RenderProblem::Null(_)
+            | RenderProblem::Empty
+            | RenderProblem::Template(_)
+            | RenderProblem::NoRoom { .. } => self.to_string(),
         }
     }
 }
@@ -145,7 +147,7 @@ pub fn render(
 /// # Panics
 /// When there is no such file.
 #[must_use]
-pub fn error(plan: &Plan, file: FileId, problem: Problem) -> RenderError {
+pub fn error(plan: &Plan, file: FileId, problem: RenderProblem) -> RenderError {
     let File {
         name,
         origin,
@@ -184,36 +186,39 @@ fn path(plan: &Plan, content: &Content) -> Option<SecretPath> {
     }
 }
 
-fn content(file: &File, values: &impl Values) -> Result<Zeroizing<Vec<u8>>, Problem> {
+fn content(file: &File, values: &impl Values) -> Result<Zeroizing<Vec<u8>>, RenderProblem> {
     if queries(&file.content)
         .into_iter()
         .any(|query| values.reply(query).is_none())
     {
-        return Err(Problem::Unread);
+        return Err(RenderProblem::Unread);
     }
     let bytes = match &file.content {
         Content::Field { query, field } => bytes(
             field,
-            find_field(values.reply(*query).ok_or(Problem::Unread)?, field)?,
+            find_field(values.reply(*query).ok_or(RenderProblem::Unread)?, field)?,
         )?,
-        Content::Json { query } => match &values.reply(*query).ok_or(Problem::Unread)?.fields {
-            none if none.is_empty() && file.empty == Empty::Refuse => return Err(Problem::Empty),
+        Content::Json { query } => match &values.reply(*query).ok_or(RenderProblem::Unread)?.fields
+        {
+            none if none.is_empty() && file.empty == Empty::Refuse => {
+                return Err(RenderProblem::Empty);
+            }
             fields => compact(fields),
         },
         Content::Template(template) => template
             .execute(&|query| values.reply(*query).map(view))
-            .map_err(Problem::Template)?,
-        Content::Token => Zeroizing::new(values.token().ok_or(Problem::Unread)?.to_vec()),
+            .map_err(RenderProblem::Template)?,
+        Content::Token => Zeroizing::new(values.token().ok_or(RenderProblem::Unread)?.to_vec()),
     };
     if bytes.is_empty() && file.empty == Empty::Refuse {
-        Err(Problem::Empty)
+        Err(RenderProblem::Empty)
     } else {
         Ok(bytes)
     }
 }
 
-fn find_field<'a>(reply: &'a Reply, field: &str) -> Result<&'a Value, Problem> {
-    find(&reply.fields, field).ok_or_else(|| Problem::Missing {
+fn find_field<'a>(reply: &'a Reply, field: &str) -> Result<&'a Value, RenderProblem> {
+    find(&reply.fields, field).ok_or_else(|| RenderProblem::Missing {
         field: field.to_owned(),
         similar: similar(&reply.fields, field),
     })
@@ -245,9 +250,9 @@ fn find<'a>(object: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     })
 }
 
-fn bytes(field: &str, value: &Value) -> Result<Zeroizing<Vec<u8>>, Problem> {
+fn bytes(field: &str, value: &Value) -> Result<Zeroizing<Vec<u8>>, RenderProblem> {
     match value {
-        Value::Null => Err(Problem::Null(field.to_owned())),
+        Value::Null => Err(RenderProblem::Null(field.to_owned())),
         Value::String(text) => Ok(Zeroizing::new(text.as_bytes().to_vec())),
         Value::Bool(_) | Value::Number(_) => Ok(Zeroizing::new(value.to_string().into_bytes())),
         Value::Array(_) | Value::Object(_) => Ok(compact(value)),

@@ -40,12 +40,12 @@ pub struct Job {
 
 /// Why `serve` ends before the mount does.
 #[derive(Debug)]
-enum Failure {
+enum ServeError {
     Memory(MemoryError),
     Kernel(io::Error),
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for ServeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory(error) => error.fmt(f),
@@ -67,18 +67,18 @@ pub fn run(job: &Job) -> Exit {
             }
             .emit();
             match failure {
-                Failure::Memory(_) => Exit::Memory,
-                Failure::Kernel(_) => Exit::Software,
+                ServeError::Memory(_) => Exit::Memory,
+                ServeError::Kernel(_) => Exit::Software,
             }
         }
     }
 }
 
-fn answer(job: &Job) -> Result<(), Failure> {
+fn answer(job: &Job) -> Result<(), ServeError> {
     job.arena
         .protect_for(Role::Serve)
-        .map_err(Failure::Kernel)?;
-    let bounce = Bounce::new().map_err(Failure::Memory)?;
+        .map_err(ServeError::Kernel)?;
+    let bounce = Bounce::new().map_err(ServeError::Memory)?;
     let (uid, gid) = (
         nix::unistd::geteuid().as_raw(),
         nix::unistd::getegid().as_raw(),
@@ -93,11 +93,13 @@ fn answer(job: &Job) -> Result<(), Failure> {
         },
     );
     let adapter = Adapter::new(tree, bounce);
-    let session = session::open(adapter, &job.device, &job.init).map_err(Failure::Kernel)?;
+    let session = session::open(adapter, &job.device, &job.init).map_err(ServeError::Kernel)?;
     let recovery =
-        session::recover(session.as_fd(), last, job.recovery).map_err(Failure::Kernel)?;
+        session::recover(session.as_fd(), last, job.recovery).map_err(ServeError::Kernel)?;
     job.arena
         .serve_was_born(job.past, recovery, RealClock.now());
-    job.link.send(&FromRole::Ready).map_err(Failure::Kernel)?;
-    session.run().map_err(Failure::Kernel)
+    job.link
+        .send(&FromRole::Ready)
+        .map_err(ServeError::Kernel)?;
+    session.run().map_err(ServeError::Kernel)
 }

@@ -1,7 +1,7 @@
 //! Publisher and reader against a model, over a real arena.
 
 use super::*;
-use crate::memory::arena::{FileSpec, Kind, LAST_KEPT, Visibility};
+use crate::memory::arena::{Backing, FileSpec, LAST_KEPT, Visibility};
 use crate::names::FileName;
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ fn arena(size: usize) -> Arc<Arena> {
         },
     };
     Arc::new(
-        Arena::create((0..=FILES).map(spec).collect(), Some(size), Kind::Locked)
+        Arena::create((0..=FILES).map(spec).collect(), Some(size), Backing::Locked)
             .expect("64 KiB can be locked"),
     )
 }

@@ -11,7 +11,7 @@ use crate::fuse::mount::{FuseMount, Public};
 use crate::fuse::refusal as fuse;
 use crate::fuse::session::Init;
 use crate::link::End;
-use crate::memory::arena::{Arena, FileSpec, Kind, Visibility};
+use crate::memory::arena::{Arena, Backing, FileSpec, Visibility};
 use crate::names::{Child, FileName, Owner, Recovery, RestartHistory, Role, SwapExposure};
 use crate::observe::Event;
 use crate::serve::{self, Job};
@@ -27,8 +27,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Set, it makes a `serve` that comes after another do without RESEND, as on kernels before 6.9.
-const NO_RESEND: &str = "BAOFS_NO_RESEND";
+/// The variable that makes the successor of a dead `serve` do without RESEND, as on kernels before
+/// 6.9. For tests.
+const NO_RESEND: &str = "BAOFS_UNSTABLE_NO_RESEND";
 
 /// One of the two.
 #[derive(Debug)]
@@ -104,6 +105,10 @@ impl Mounts {
             how: mounts.name(),
         }
         .emit();
+        if env::var_os(NO_RESEND).is_some() {
+            let what = "BAOFS_UNSTABLE_NO_RESEND is set: requests that a dead process left are interrupted; it is for tests alone";
+            Event::Skipped { what }.emit();
+        }
         Ok(mounts)
     }
 
@@ -412,7 +417,7 @@ fn own(name: &str, mode: u32, visibility: Visibility) -> FileSpec {
 }
 
 fn create(files: Vec<FileSpec>, size: Option<usize>) -> Result<Arc<Arena>, Refused> {
-    Arena::create(files, size, Kind::Secret)
+    Arena::create(files, size, Backing::Secret)
         .map(Arc::new)
         .map_err(|error| Refused::new(Exit::Memory, error))
 }

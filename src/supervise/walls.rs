@@ -10,7 +10,7 @@ use crate::names::Child;
 use crate::observe::Event;
 use crate::status;
 use crate::sys::caps::Capability;
-use crate::sys::landlock::{self, Access, Ruleset};
+use crate::sys::landlock::{self, FileRights, Ruleset};
 use crate::sys::seccomp;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -149,18 +149,18 @@ fn rules_of_fetch(abi: u32, plan: &Plan, outlet: WriteRoot<'_>) -> io::Result<Ru
     let (at, access) = match outlet {
         WriteRoot::Mount(root) => (
             root,
-            Access::WRITE | Access::TRUNCATE | Access::MAKE | Access::REMOVE,
+            FileRights::WRITE | FileRights::TRUNCATE | FileRights::MAKE | FileRights::REMOVE,
         ),
         WriteRoot::Tmpfs(root) => {
-            let files = Access::READ
-                | Access::WRITE
-                | Access::TRUNCATE
-                | Access::MAKE
-                | Access::REMOVE
-                | Access::MAKE_LINK;
+            let files = FileRights::READ
+                | FileRights::WRITE
+                | FileRights::TRUNCATE
+                | FileRights::MAKE
+                | FileRights::REMOVE
+                | FileRights::MAKE_LINK;
             (
                 root,
-                files | Access::LIST | Access::MAKE_DIR | Access::REMOVE_DIR,
+                files | FileRights::LIST | FileRights::MAKE_DIR | FileRights::REMOVE_DIR,
             )
         }
     };
@@ -199,7 +199,7 @@ fn allow_login(rules: &Ruleset, method: &Method) -> io::Result<()> {
         .as_ref()
         .filter(|_| *after_reading == AfterReading::Remove);
     match removed.map(|file| (file, reach::directory_of(file))) {
-        Some((_, Some(directory))) => allow(rules, &directory, Access::REMOVE),
+        Some((_, Some(directory))) => allow(rules, &directory, FileRights::REMOVE),
         Some((file, None)) => {
             warn(file, "it cannot be removed after reading");
             Ok(())
@@ -212,12 +212,12 @@ fn allow_login(rules: &Ruleset, method: &Method) -> io::Result<()> {
 fn allow_reading(rules: &Ruleset, file: &Path) -> io::Result<Option<&'static str>> {
     let Reach { places, weakness } = reach::of(file);
     for place in &places {
-        allow(rules, place, Access::READ)?;
+        allow(rules, place, FileRights::READ)?;
     }
     Ok(weakness)
 }
 
-fn allow(rules: &Ruleset, place: &Path, access: Access) -> io::Result<()> {
+fn allow(rules: &Ruleset, place: &Path, access: FileRights) -> io::Result<()> {
     match open(
         place,
         OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,

@@ -15,9 +15,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Rights to files (`LANDLOCK_ACCESS_FS_*`), beneath a directory or of one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Access(u64);
+pub struct FileRights(u64);
 
-impl Access {
+impl FileRights {
     /// Write to a file.
     pub const WRITE: Self = Self(1 << 1);
     /// Read a file.
@@ -52,7 +52,7 @@ impl Access {
     }
 }
 
-impl BitOr for Access {
+impl BitOr for FileRights {
     type Output = Self;
 
     fn bitor(self, other: Self) -> Self {
@@ -121,7 +121,7 @@ impl Ruleset {
     /// As [`abi`]; `EINVAL` for an ABI that this kernel does not have.
     pub fn new(abi: u32) -> io::Result<Self> {
         let attr = RulesetAttr {
-            fs: Access::known(abi).0,
+            fs: FileRights::known(abi).0,
             net: BIND_TCP | CONNECT_TCP,
             scoped: SCOPES,
         };
@@ -146,10 +146,10 @@ impl Ruleset {
     ///
     /// # Errors
     /// `EBADFD` for a descriptor of no file.
-    pub fn allow(&self, at: BorrowedFd<'_>, access: Access) -> io::Result<()> {
-        let mut access = access.0 & Access::known(self.abi).0;
+    pub fn allow(&self, at: BorrowedFd<'_>, access: FileRights) -> io::Result<()> {
+        let mut access = access.0 & FileRights::known(self.abi).0;
         if nix::sys::stat::fstat(at)?.st_mode & libc::S_IFMT != libc::S_IFDIR {
-            access &= Access::OF_FILES.0;
+            access &= FileRights::OF_FILES.0;
         }
         if access == 0 {
             // The kernel refuses a rule that allows nothing.
@@ -235,9 +235,9 @@ mod tests {
             (6, 1 << 15),
             (99, 1 << 15),
         ] {
-            assert_eq!(Access::known(abi).0, highest * 2 - 1, "ABI {abi}");
+            assert_eq!(FileRights::known(abi).0, highest * 2 - 1, "ABI {abi}");
         }
-        assert_eq!(Access::known(0).0, 0);
+        assert_eq!(FileRights::known(0).0, 0);
     }
 
     /// Each ABI up to this kernel's takes its own ruleset, and the rules hold for the thread alone
@@ -257,11 +257,11 @@ mod tests {
                 let rules = Ruleset::new(abi).expect("this kernel has the ABI");
                 let open = File::open(&kept).expect("the directory is there");
                 rules
-                    .allow(open.as_fd(), Access::READ | Access::TRUNCATE)
+                    .allow(open.as_fd(), FileRights::READ | FileRights::TRUNCATE)
                     .expect("a rule");
                 let file = File::open(other.join("file")).expect("the file is there");
                 rules
-                    .allow(file.as_fd(), Access::LIST | Access::REMOVE)
+                    .allow(file.as_fd(), FileRights::LIST | FileRights::REMOVE)
                     .expect("a rule without a right");
                 rules.allow_connect(1).expect("a rule");
                 rules.restrict().expect("few rulesets hold here");

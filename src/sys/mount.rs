@@ -306,7 +306,7 @@ pub fn attach_with_twin(public: BorrowedFd<'_>, path: &Path) -> io::Result<Owned
         clone(public).and_then(|private| set_read_only(private.as_fd(), false).map(|()| private));
     if private.is_err() {
         // Not by the path: another mount may lie on top of this one by now.
-        let _ = unmount_root(public, Requests::Kept);
+        let _ = unmount_root(public, PendingRequests::Kept);
     }
     private
 }
@@ -330,7 +330,7 @@ pub fn unmount(path: &Path) -> io::Result<()> {
 
 /// The fate of pending requests when a filesystem is unmounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Requests {
+pub enum PendingRequests {
     /// Pending requests are still answered.
     Kept,
     /// Pending requests end with an error (`MNT_FORCE`; FUSE aborts the connection).
@@ -343,9 +343,9 @@ pub enum Requests {
 ///
 /// # Errors
 /// `EINVAL` when the mount is already gone.
-pub fn unmount_root(root: BorrowedFd<'_>, requests: Requests) -> io::Result<()> {
+pub fn unmount_root(root: BorrowedFd<'_>, requests: PendingRequests) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}", root.as_raw_fd());
-    if requests == Requests::Aborted {
+    if requests == PendingRequests::Aborted {
         let aborted = umount2(path.as_str(), MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
         if aborted != Err(Errno::EPERM) {
             return Ok(aborted?);

@@ -75,7 +75,7 @@ impl Target {
             Ok((_, public))
                 if mounts::hides_agent(public.as_fd()).map_err(RefusalCause::Mount)? =>
             {
-                mount::unmount_root(public.as_fd(), mount::Requests::Kept)
+                mount::unmount_root(public.as_fd(), mount::PendingRequests::Kept)
                     .map_err(RefusalCause::Mount)?;
                 return Err(RefusalCause::Held);
             }
@@ -144,7 +144,7 @@ impl Target {
         if let Origin::Own(_) = self.place {
             // By its root, not by its path: the directories above may be closed to a supervisor
             // that gave up its rights.
-            let _ = mount::unmount_root(self.public.as_fd(), mount::Requests::Kept);
+            let _ = mount::unmount_root(self.public.as_fd(), mount::PendingRequests::Kept);
         }
         Ok(removed?)
     }

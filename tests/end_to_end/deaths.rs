@@ -4,8 +4,9 @@
 use super::health::health;
 use crate::rig::agent::{Agent, End, MOUNT, Place, Setup};
 use crate::rig::process::{children, signal, status};
-use crate::rig::server::{CALM, Scene, Tenant, Which};
-use crate::rig::{World, config, wait_until, wait_until_or};
+use crate::rig::scene::assert_left_nothing;
+use crate::rig::server::{CALM, Scene, Tenant};
+use crate::rig::{World, config, tries, wait_until, wait_until_or};
 use baofs::clock::{Clock, Jitter, RealClock};
 use baofs::exit::Exit;
 use baofs::status::{DIRECTORY, FILE, Report};
@@ -29,23 +30,13 @@ in_each_scene!(
 );
 in_each_world!(a_role_that_dies_again_and_again_ends_the_container);
 
-/// Where the server does not matter.
-const FUSE: Scene = Scene {
-    world: World::Fuse,
-    which: Which::Standin,
-};
+const FUSE: Scene = Scene::FUSE;
 
-/// Reads nothing again by itself: what is asked after the start is asked because of a death, or of
-/// HUP.
-fn setup(scene: Scene, name: &str) -> (Tenant, Setup) {
-    let tenant = scene.tenant(name, CALM);
-    tenant.put("note", json!({ "text": "old" }));
-    let setup = Setup::new(
-        scene.world,
-        &tenant,
-        &(config::usual(&tenant).replace("100ms", "1h") + "app {\n  on_hup = \"refresh\"\n}\n"),
-    );
-    (tenant, setup)
+/// Reads nothing again by itself: after the start only a death or HUP causes requests.
+fn quiet(scene: Scene, name: &str) -> (Tenant, Setup) {
+    scene.setup(name, |tenant| {
+        config::usual(tenant).replace("100ms", "1h") + "app {\n  on_hup = \"refresh\"\n}\n"
+    })
 }
 
 pub(super) fn started(setup: Setup) -> Agent {
@@ -90,17 +81,11 @@ fn fell(pid: Pid, number: Signal) {
 
 pub(super) fn assert_nothing_left(tenant: &Tenant, end: &End) {
     assert_eq!(end.code, 0, "{}", end.stderr);
-    assert!(
-        !end.stdout.contains("left "),
-        "{}\n{}",
-        end.stdout,
-        end.stderr
-    );
-    tenant.assert_nothing_lives();
+    assert_left_nothing(tenant, end);
 }
 
 fn a_dead_fetch_costs_no_request(scene: Scene) {
-    let (tenant, setup) = setup(scene, "fetch-dies");
+    let (tenant, setup) = quiet(scene, "fetch-dies");
     let agent = started(setup);
     let (user, creds, note) = (agent.read("user"), tenant.creds(), tenant.kv("note"));
     let asked = || {
@@ -128,7 +113,7 @@ fn a_dead_fetch_costs_no_request(scene: Scene) {
 
 #[test]
 fn a_dead_serve_is_not_an_event_for_readers() {
-    let (tenant, setup) = setup(FUSE, "serve-dies");
+    let (tenant, setup) = quiet(FUSE, "serve-dies");
     let agent = started(setup);
     let path = agent.path(MOUNT).join("note");
     let mut open = File::open(&path).expect("the note can be opened");
@@ -416,20 +401,23 @@ impl<F: Fn()> Drop for OnDrop<F> {
 }
 
 fn nobody_notices_a_storm_of_deaths(scene: Scene) {
-    // With those of the old kernel below, 10,000 on FUSE.
-    let kills = if scene == FUSE { 8_000 } else { 300 };
+    // In the long form, with those of the old kernel below, 10,000 on FUSE.
+    let kills = match scene {
+        FUSE => tries(800, 8_000),
+        _ => tries(100, 300),
+    };
     println!("{}", storm(scene, kills, by_kill, |setup| setup));
 }
 
 #[test]
 fn nor_of_crashes_inside_of_operations() {
-    println!("{}", storm(FUSE, 100, by_crash, |setup| setup));
+    println!("{}", storm(FUSE, tries(30, 100), by_crash, |setup| setup));
 }
 
 /// A role that is stopped for five seconds is no dead one: readers wait, or go on.
 #[test]
 fn nor_of_a_role_that_hangs_for_a_while() {
-    let (tenant, setup) = setup(FUSE, "hangs");
+    let (tenant, setup) = quiet(FUSE, "hangs");
     let agent = started(setup);
     let roles = report(&agent).roles;
     for (role, first, second) in [
@@ -483,14 +471,30 @@ fn nor_of_a_role_that_hangs_for_a_while() {
 fn nor_on_a_kernel_before_6_9() {
     println!(
         "{}",
-        storm(FUSE, 2_000, by_kill, |setup| setup
-            .variable("BAOFS_NO_RESEND", "1"))
+        storm(FUSE, tries(300, 2_000), by_kill, |setup| setup
+            .variable("BAOFS_UNSTABLE_NO_RESEND", "1"))
     );
+}
+
+/// A switch of the tests that is set in production must not stay unseen.
+#[test]
+fn doing_without_resend_is_one_warning() {
+    let (tenant, setup) = quiet(FUSE, "no-resend");
+    let agent = started(setup.variable("BAOFS_UNSTABLE_NO_RESEND", "1"));
+    let (entry, serve) = (agent.pid(), agent.role("serve"));
+    let _ = kill(serve, Signal::SIGKILL);
+    wait_until("another serve runs", || {
+        living(entry, "serve").filter(|pid| *pid != serve)
+    });
+    let end = agent.stop();
+    let warnings = end.stderr.matches("BAOFS_UNSTABLE_NO_RESEND").count();
+    assert_eq!(warnings, 1, "{}", end.stderr);
+    assert_nothing_left(&tenant, &end);
 }
 
 /// A stranger's SEGV looks like its own.
 fn a_role_that_dies_again_and_again_ends_the_container(world: World) {
-    let (tenant, setup) = setup(Scene { world, ..FUSE }, "loop");
+    let (tenant, setup) = quiet(Scene::of(world), "loop");
     let text = config::usual(&tenant) + "app {\n  crash_loop_timeout = \"1s\"\n}\n";
     let agent = started(setup.file("agent-config.hcl", &text));
     let entry = agent.pid();

@@ -1,14 +1,14 @@
 //! What the agent's processes may do, and what somebody who looks into them finds.
 
-use crate::rig::agent::{Agent, Setup, USER};
+use crate::rig::agent::{Agent, MOUNT, Setup, USER};
+use crate::rig::bao;
+use crate::rig::memory::{Finds, Needles};
 use crate::rig::process::{children, outcome, signal, status};
 use crate::rig::server::{CALM, Tenant};
 use crate::rig::{World, config, wait_until_or};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::json;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 in_each_world!(
     fetch_and_serve_have_no_right,
@@ -126,63 +126,111 @@ fn no_value_reaches_the_log(world: World) {
     }
 }
 
-/// How often each value stands in what root can read of a process, and whether locked memory could
-/// be read.
-fn scan(pid: Pid, values: &[String]) -> (usize, usize) {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs");
-    let memory = File::open(format!("/proc/{pid}/mem")).expect("root opens it");
-    let (mut copies, mut locked_read) = (0, 0);
-    for line in maps.lines().filter(|line| {
-        line.split_whitespace()
-            .nth(1)
-            .is_some_and(|rights| rights.starts_with('r'))
-    }) {
-        let (low, high) = line
-            .split_whitespace()
-            .next()
-            .and_then(|range| range.split_once('-'))
-            .expect("a line has a range");
-        let address =
-            |hex: &str| usize::from_str_radix(hex, 16).expect("an address is hexadecimal");
-        let mut bytes = vec![0; address(high) - address(low)];
-        if memory
-            .read_exact_at(&mut bytes, address(low) as u64)
-            .is_ok()
-        {
-            locked_read += usize::from(line.contains("secretmem"));
-            let count = |value: &String| {
-                bytes
-                    .windows(value.len())
-                    .filter(|window| *window == value.as_bytes())
-                    .count()
-            };
-            copies += values.iter().map(count).sum::<usize>();
-        }
-    }
-    (copies, locked_read)
+/// The files of the scan, in words that `bao agent` has too: the token, a database password, a note,
+/// and a template over two secrets, whose responses fetch keeps.
+fn scanned_config(tenant: &Tenant) -> String {
+    let mut text = config::login(&tenant.url()).replace(
+        "auto_auth {\n",
+        "auto_auth {\n  sink \"file\" {\n    config = {\n      path = \"/app/secrets/token\"\n    }\n  }\n",
+    );
+    text += "template_config {\n  static_secret_render_interval = \"1s\"\n}\n";
+    text += &config::template(MOUNT, "password", &tenant.creds(), ".Data.password");
+    text += &config::template(MOUNT, "note", &tenant.kv("note"), ".Data.data.text");
+    let part = |key: &str| {
+        let path = tenant.kv(key);
+        format!(r#"{{{{ with secret \"{path}\" }}}}{{{{ .Data.data.text }}}}{{{{ end }}}}"#)
+    };
+    text + &format!(
+        "template {{\n  destination = \"{MOUNT}/pair\"\n  contents = \"{}|{}\"\n}}\n",
+        part("left"),
+        part("right")
+    )
 }
 
+/// A value whose JSON form differs from its plain form.
+fn quoted(word: &str) -> String {
+    format!("the value \"{word}\" that nothing else contains")
+}
+
+/// Starts the agent of `setup`, rotates two of its secrets, and gives every value with its name.
+fn rotated(
+    tenant: &Tenant,
+    setup: impl FnOnce(&str) -> Agent,
+) -> (Agent, Vec<(&'static str, String)>) {
+    let put = |key: &str, word: &str| tenant.put(key, json!({ "text": quoted(word) }));
+    put("note", "note-old");
+    put("left", "left-old");
+    put("right", "right");
+    let agent = setup(&scanned_config(tenant));
+    let pair = format!("{}|{}", quoted("left-old"), quoted("right"));
+    assert_eq!(agent.read("pair"), pair);
+    assert_eq!(agent.read("note"), quoted("note-old"));
+    put("note", "note-new");
+    put("left", "left-new");
+    agent.read_after("note", &quoted("note-old"));
+    agent.read_after("pair", &pair);
+    let values = vec![
+        ("token", agent.read("token").trim().to_owned()),
+        ("role_id", tenant.role_id.clone()),
+        ("secret_id", tenant.secret_id.clone()),
+        ("password", agent.read("password")),
+        ("note", quoted("note-new")),
+        ("superseded note", quoted("note-old")),
+        ("left", quoted("left-new")),
+        ("superseded left", quoted("left-old")),
+        ("right", quoted("right")),
+    ];
+    (agent, values)
+}
+
+fn needles(values: &[(&'static str, String)]) -> Needles {
+    let values: Vec<(&str, &str)> = values
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
+    Needles::of(&values)
+}
+
+/// README names what fetch may hold in ordinary memory: the token and the credentials of the login,
+/// and the responses from which files of several secrets are made. Today fetch keeps those responses
+/// in its heap, so `left` and `right` are found there; once the responses rest in the arena, `KEPT`
+/// becomes empty. All other values, all superseded values and all other forms are found nowhere.
 fn memory_shows_no_value_to_root(world: World) {
-    let (tenant, agent) = start(world, "scan");
-    let (values, fetch) = (values(&tenant, &agent), agent.role("fetch"));
-    let mut rest = roles(&agent, world);
-    rest.retain(|pid| *pid != fetch);
-    rest.push(agent.pid());
-    for pid in rest {
-        assert_eq!(
-            scan(pid, &values),
-            (0, 0),
-            "(copies, locked mappings read) in {:?}",
-            status(pid, "Name")
-        );
+    const CREDENTIALS: &[&str] = &["token", "role_id", "secret_id"];
+    const KEPT: &[&str] = &["left", "right"];
+    let tenant = Tenant::real(&format!("scan-{world:?}").to_lowercase(), CALM);
+    let (agent, values) = rotated(&tenant, |text| Setup::new(world, &tenant, text).started());
+    let needles = needles(&values);
+    let mut processes = roles(&agent, world);
+    processes.push(agent.pid());
+    for pid in processes {
+        let name = status(pid, "Name").expect("it runs");
+        let mut finds = needles.rest_in(pid);
+        println!("baofs, {world:?}, {name}: {finds:?}");
+        if pid == agent.role("fetch") {
+            let named = |name: &str| CREDENTIALS.contains(&name) || KEPT.contains(&name);
+            finds.counts.retain(|name, _| !named(name));
+        }
+        assert_eq!(finds, Finds::default(), "in {name}");
     }
-    // `fetch` keeps the secret_id for its next login; what it served is wiped from its heap.
-    assert_eq!(
-        scan(fetch, &values[..2]),
-        (0, 0),
-        "(copies, locked mappings read) in fetch"
-    );
     assert_eq!(agent.stop().code, 0);
+}
+
+/// The same scan of `bao agent` with the same configuration: it finds values there, so it would
+/// find them in baofs.
+#[test]
+fn the_scan_finds_values_in_bao_agent() {
+    let tenant = Tenant::real("scan-incumbent", CALM);
+    let incumbent = |text: &str| Setup::incumbent(&bao::binary(), &tenant, text).start();
+    let (agent, values) = rotated(&tenant, incumbent);
+    let finds = needles(&values).find_in(agent.pid());
+    println!(
+        "bao agent: {} finds: {finds:?}",
+        finds.counts.values().sum::<usize>()
+    );
+    for name in ["token", "password", "note", "left", "right"] {
+        assert!(finds.counts.contains_key(name), "{name}: {finds:?}");
+    }
 }
 
 /// Stops when a file is there, so that the next life begins when the test wants it.

@@ -1,30 +1,20 @@
 //! A health check inside the application's container, as the application's user, with no right at
 //! all: the agent works, or one of its processes is stopped and cannot say so itself.
 
-use crate::rig::agent::{Agent, MOUNT, Setup, USER};
+use crate::rig::agent::{Agent, MOUNT, USER};
 use crate::rig::process::{outcome, signal};
-use crate::rig::server::{CALM, Scene, Tenant, Which};
-use crate::rig::{World, config, wait_until_or};
+use crate::rig::server::{Scene, Tenant};
+use crate::rig::{World, wait_until_or};
 use nix::sys::signal::Signal;
-use serde_json::json;
 
 in_each_world!(a_stopped_fetch_is_said);
 
-fn setup(world: World, name: &str) -> (Tenant, Setup) {
-    let tenant = Scene {
-        world,
-        which: Which::Standin,
-    }
-    .tenant(name, CALM);
-    tenant.put("note", json!({ "text": "old" }));
-    let setup =
-        Setup::new(world, &tenant, &config::usual(&tenant)).script("echo started; sleep 1000");
-    (tenant, setup)
-}
+/// An application that notices nothing.
+const SLEEPS: &str = "echo started; sleep 1000";
 
 fn started(world: World, name: &str) -> (Tenant, Agent) {
-    let (tenant, setup) = setup(world, name);
-    (tenant, setup.started())
+    let (tenant, setup) = Scene::of(world).usual(name);
+    (tenant, setup.script(SLEEPS).started())
 }
 
 /// `baofs health`, which has to find the mount by itself: code and output.
@@ -72,7 +62,7 @@ fn a_stopped_fetch_is_said(world: World) {
 #[test]
 fn a_swap_that_is_turned_on_later_is_said() {
     const SWAP: &str = "Filename\tType\tSize\tUsed\tPriority\n/dev/vdb partition\t8388604\t0\t-2\n";
-    let (_tenant, setup) = setup(World::Tmpfs, "health-swap");
+    let (_tenant, setup) = Scene::of(World::Tmpfs).usual("health-swap");
     let given = format!("mount -t tmpfs -o size=1m,mode=1777 given {MOUNT}");
     let proc = "head -n 1 /proc/swaps >/tmp/swaps; chmod 666 /tmp/swaps; mount --bind /tmp/swaps /proc/swaps";
     let rights = [
@@ -83,6 +73,7 @@ fn a_swap_that_is_turned_on_later_is_said() {
         "--bounding-set=-all",
     ];
     let agent = setup
+        .script(SLEEPS)
         .prepare(&given)
         .prepare(proc)
         .rights(&rights)

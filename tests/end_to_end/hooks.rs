@@ -2,7 +2,7 @@
 
 use crate::rig::agent::{Agent, Setup, USER};
 use crate::rig::process::status;
-use crate::rig::server::{CALM, Scene, Tenant, Which};
+use crate::rig::server::{CALM, Scene, Tenant};
 use crate::rig::{World, config, wait_until_or};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -23,11 +23,7 @@ echo started; while :; do sleep 60 & wait $!; kill $! 2>&-; done";
 
 /// One secret, and an application with this `on_change` and these other settings.
 pub(super) fn setup(world: World, name: &str, on_change: &str, more: &str) -> (Tenant, Setup) {
-    let tenant = Scene {
-        world,
-        which: Which::Standin,
-    }
-    .tenant(name, CALM);
+    let tenant = Scene::of(world).tenant(name, CALM);
     rotate(&tenant, "v0");
     let app = format!("app {{\n  on_change = {{ {on_change} }}\n{more}\n}}\n");
     let text =

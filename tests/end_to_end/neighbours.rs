@@ -1,10 +1,10 @@
 //! Two agents at one directory: the one that lives is never hidden, whatever a dead one left does
 //! not matter. And what is said of a directory that is unusual.
 
-use crate::rig::agent::{Agent, MOUNT, Place, Setup};
+use crate::rig::agent::{Agent, MOUNT, Place};
 use crate::rig::process::{family, outcome, signal, status};
-use crate::rig::server::{CALM, Scene, Tenant, Which};
-use crate::rig::{World, config, wait_until};
+use crate::rig::server::Scene;
+use crate::rig::{World, wait_until};
 use baofs::exit::Exit;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -16,17 +16,6 @@ in_each_world!(
     what_a_killed_agent_left_is_no_agent,
     an_unusual_directory_is_said,
 );
-
-fn setup(world: World, name: &str) -> (Tenant, Setup) {
-    let tenant = Scene {
-        world,
-        which: Which::Standin,
-    }
-    .tenant(name, CALM);
-    tenant.put("note", json!({ "text": "first" }));
-    let setup = Setup::new(world, &tenant, &config::usual(&tenant));
-    (tenant, setup)
-}
 
 /// A shell in the room, as root with every right that the agent was started with.
 fn shell(agent: &Agent, script: &str) -> Output {
@@ -85,7 +74,7 @@ fn assert_refused(agent: &Agent) {
 }
 
 fn a_second_agent_is_refused(world: World) {
-    let (tenant, setup) = setup(world, "neighbour");
+    let (tenant, setup) = Scene::of(world).usual("neighbour");
     let agent = setup.place(Place::UnderShell).started();
     assert_refused(&agent);
     // One that stands still lives, and is not waited for.
@@ -105,9 +94,9 @@ fn a_second_agent_is_refused(world: World) {
     }
 
     assert_eq!(mounts(&agent), 1);
-    assert_eq!((agent.read("note").as_str(), tenant.logins()), ("first", 1));
+    assert_eq!((agent.read("note").as_str(), tenant.logins()), ("old", 1));
     tenant.put("note", json!({ "text": "second" }));
-    agent.read_after("note", "first");
+    agent.read_after("note", "old");
     let end = agent.stop();
     assert_eq!(end.code, 0, "{}", end.stderr);
     assert!(!end.stdout.contains("left "), "{}", end.stdout);
@@ -129,7 +118,7 @@ done
 cat /tmp/said >&2"#;
 
 fn of_two_that_start_at_the_same_moment_one_serves(world: World) {
-    let (tenant, setup) = setup(world, "neighbour-race");
+    let (tenant, setup) = Scene::of(world).usual("neighbour-race");
     let agent = setup.options(&["--mount", "/app/elsewhere"]).started();
     let race = shell(
         &agent,
@@ -153,7 +142,7 @@ fn of_two_that_start_at_the_same_moment_one_serves(world: World) {
 }
 
 fn what_a_killed_agent_left_is_no_agent(world: World) {
-    let (_tenant, setup) = setup(world, "neighbour-dead");
+    let (_tenant, setup) = Scene::of(world).usual("neighbour-dead");
     let mut setup = setup
         .options(&["--mount", "/app/elsewhere"])
         .place(Place::UnderShell);
@@ -191,7 +180,7 @@ fn what_a_killed_agent_left_is_no_agent(world: World) {
     let next = shell(&agent, &script);
     assert_eq!(
         String::from_utf8_lossy(&next.stdout),
-        "first1\n",
+        "old1\n",
         "{}",
         String::from_utf8_lossy(&next.stderr)
     );
@@ -216,9 +205,9 @@ fn an_unusual_directory_is_said(world: World) {
         ("mount --make-shared /", Some((shared, "path=/app/secrets"))),
     ];
     for (prepare, expected) in rows {
-        let (_tenant, setup) = setup(world, "unusual");
+        let (_tenant, setup) = Scene::of(world).usual("unusual");
         let agent = setup.prepare(prepare).started();
-        assert_eq!(agent.read("note"), "first");
+        assert_eq!(agent.read("note"), "old");
         let end = agent.stop();
         assert_eq!(end.code, 0, "{prepare}: {}", end.stderr);
         for words in [hidden, behind, shared] {

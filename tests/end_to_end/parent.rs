@@ -3,7 +3,7 @@
 
 use crate::rig::agent::{Agent, End, MOUNT, Place, Setup, USER};
 use crate::rig::process::{signal, status};
-use crate::rig::server::{CALM, Scene, Tenant, Which};
+use crate::rig::server::{Scene, Tenant};
 use crate::rig::{World, config, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -22,14 +22,9 @@ in_each_world!(
 /// An application that wants to live on, with somebody else in its group.
 const STAYS: &str = "trap '' TERM HUP; sleep 1000 & echo started; while :; do sleep 1000; done";
 
-fn setup(world: World, which: Which, name: &str) -> (Tenant, Setup) {
-    let scene = Scene { world, which };
-    let tenant = scene.tenant(name, CALM);
-    tenant.put("note", json!({ "text": "old" }));
-    let setup = Setup::new(world, &tenant, &config::usual(&tenant))
-        .place(Place::UnderShell)
-        .script(STAYS);
-    (tenant, setup)
+fn setup(scene: Scene, name: &str) -> (Tenant, Setup) {
+    let (tenant, setup) = scene.usual(name);
+    (tenant, setup.place(Place::UnderShell).script(STAYS))
 }
 
 /// The end of the room, which comes when nobody is left in it.
@@ -47,7 +42,7 @@ fn killed(agent: Agent) -> End {
 }
 
 fn a_killed_supervisor_leaves_nothing(scene: Scene) {
-    let (tenant, setup) = setup(scene.world, scene.which, "parent");
+    let (tenant, setup) = setup(scene, "parent");
     let agent = setup.started();
     assert_eq!((agent.read("note").as_str(), tenant.tokens()), ("old", 1));
     let end = killed(agent);
@@ -60,7 +55,7 @@ fn a_killed_supervisor_leaves_nothing(scene: Scene) {
 }
 
 fn so_it_is_before_the_first_secrets(scene: Scene) {
-    let (tenant, setup) = setup(scene.world, scene.which, "parent-early");
+    let (tenant, setup) = setup(scene, "parent-early");
     let agent = setup.start();
     wait_until("it is logged in", || {
         agent.log().contains("logged in").then_some(())
@@ -70,13 +65,13 @@ fn so_it_is_before_the_first_secrets(scene: Scene) {
 }
 
 fn another_users_application_is_killed_too(world: World) {
-    let (tenant, setup) = setup(world, Which::Standin, "parent-user");
+    let (tenant, setup) = setup(Scene::of(world), "parent-user");
     killed(setup.options(&["--user", &format!("{USER}")]).started());
     tenant.assert_nothing_lives();
 }
 
 fn a_command_is_killed_too(world: World) {
-    let (tenant, setup) = setup(world, Which::Standin, "parent-command");
+    let (tenant, setup) = setup(Scene::of(world), "parent-command");
     let hook = "app {\n  on_change {\n    command = [\"sh\", \"-c\", \"trap '' TERM; sleep 1000; true\"]\n    timeout = \"1h\"\n  }\n}\n";
     let agent = setup
         .file("agent-config.hcl", &(config::usual(&tenant) + hook))
@@ -96,7 +91,7 @@ fn a_command_is_killed_too(world: World) {
 }
 
 fn hung_roles_are_killed_in_the_end(world: World) {
-    let (_tenant, setup) = setup(world, Which::Standin, "parent-hung");
+    let (_tenant, setup) = setup(Scene::of(world), "parent-hung");
     let agent = setup.started();
     for role in if world == World::Fuse {
         &["fetch", "serve"][..]
@@ -114,7 +109,7 @@ fn hung_roles_are_killed_in_the_end(world: World) {
 
 fn only_who_is_no_init_has_a_guard(world: World) {
     for (place, guards) in [(Place::Init, 0), (Place::UnderShell, 1)] {
-        let (_tenant, setup) = setup(world, Which::Standin, "parent-guard");
+        let (_tenant, setup) = setup(Scene::of(world), "parent-guard");
         let agent = setup.place(place).started();
         let all = agent.processes();
         let guard: Vec<_> = all
@@ -144,7 +139,7 @@ fn only_who_is_no_init_has_a_guard(world: World) {
 #[test]
 fn a_given_directory_is_emptied() {
     for hangs in [false, true] {
-        let (_tenant, setup) = setup(World::Tmpfs, Which::Standin, "parent-given");
+        let (_tenant, setup) = setup(Scene::of(World::Tmpfs), "parent-given");
         let setup = setup.prepare(&format!(
             "mount -t tmpfs -o size=1m,mode=1777,noswap given {MOUNT}"
         ));

@@ -3,7 +3,7 @@
 
 use crate::rig::agent::{Agent, MOUNT, Place, Setup, USER};
 use crate::rig::process::outcome;
-use crate::rig::server::{CALM, Scene, Server, Tenant, Which};
+use crate::rig::server::{CALM, Scene, Server, Tenant};
 use crate::rig::{World, config, wait_until_or};
 use baofs::status::{Condition, DIRECTORY, FILE, FileReport, Report};
 use nix::sys::signal::Signal;
@@ -167,11 +167,7 @@ done 2>/dev/null";
 
 #[test]
 fn an_application_plants_no_report_on_a_tmpfs_that_all_may_write_to() {
-    let scene = Scene {
-        world: World::Tmpfs,
-        which: Which::Standin,
-    };
-    let (tenant, setup) = setup(scene, "plants");
+    let (tenant, setup) = setup(Scene::of(World::Tmpfs), "plants");
     let given =
         format!("mount -t tmpfs -o size=1m,mode=1777,nosuid,nodev,noexec,noswap given {MOUNT}");
     let rights = ["--inh-caps=-all", "--bounding-set=-sys_admin"];

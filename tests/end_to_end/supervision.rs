@@ -3,7 +3,8 @@
 
 use crate::rig::agent::{End, MOUNT, Place, Setup, Stderr, USER};
 use crate::rig::process::status;
-use crate::rig::server::{CALM, Scene, Tenant, Which};
+use crate::rig::scene::assert_left_nothing;
+use crate::rig::server::Scene;
 use crate::rig::{World, config, wait_until};
 use baofs::exit::Exit;
 use baofs::supervise::state::{SIGNALS, SignalClass};
@@ -27,28 +28,7 @@ const TELLS: &str = "trap 'echo told to stop; exit 3' TERM; trap 'echo got INT; 
 for it in HUP USR1 USR2 WINCH CONT TSTP; do trap \"echo got $it\" $it; done
 echo started; while :; do sleep 60 & wait; kill $! 2>&-; done";
 
-/// Where the server does not matter.
-const FUSE: Scene = Scene {
-    world: World::Fuse,
-    which: Which::Standin,
-};
-
-fn setup(scene: Scene, name: &str) -> (Tenant, Setup) {
-    let tenant = scene.tenant(name, CALM);
-    tenant.put("note", json!({ "text": "old" }));
-    let setup = Setup::new(scene.world, &tenant, &config::usual(&tenant));
-    (tenant, setup)
-}
-
-fn assert_nothing_left(tenant: &Tenant, end: &End) {
-    let left: Vec<_> = end
-        .stdout
-        .lines()
-        .filter(|line| line.starts_with("left "))
-        .collect();
-    assert!(left.is_empty(), "{left:?}\n{}", end.stderr);
-    tenant.assert_nothing_lives();
-}
+const FUSE: Scene = Scene::FUSE;
 
 fn code(exit: Exit) -> i32 {
     i32::from(exit.code())
@@ -62,13 +42,10 @@ fn exit_codes_pass_through(world: World) {
             ("kill -TERM $$", 143),
             ("kill -KILL $$", 137),
         ] {
-            let (tenant, setup) = setup(
-                Scene { world, ..FUSE },
-                &format!("code-{expected}-{place:?}"),
-            );
+            let (tenant, setup) = Scene::of(world).usual(&format!("code-{expected}-{place:?}"));
             let end = setup.place(place).script(script).outcome();
             assert_eq!(end.code, expected, "`{script}` {place:?}: {}", end.stderr);
-            assert_nothing_left(&tenant, &end);
+            assert_left_nothing(&tenant, &end);
         }
     }
 }
@@ -80,7 +57,7 @@ fn signals_reach_the_application() {
         (Signal::SIGINT, "got INT", 4),
         (Signal::SIGQUIT, "got QUIT", 5),
     ] {
-        let (tenant, setup) = setup(FUSE, "signals");
+        let (tenant, setup) = FUSE.usual("signals");
         let agent = setup.script(TELLS).started();
         for (signals, ..) in SIGNALS
             .iter()
@@ -98,13 +75,13 @@ fn signals_reach_the_application() {
         let end = agent.end();
         assert!(end.stdout.lines().any(|it| it == line), "{}", end.stdout);
         assert_eq!(end.code, expected, "{}", end.stderr);
-        assert_nothing_left(&tenant, &end);
+        assert_left_nothing(&tenant, &end);
     }
 }
 
 #[test]
 fn hup_reaches_whom_the_configuration_says() {
-    let (tenant, setup) = setup(FUSE, "on-hup");
+    let (tenant, setup) = FUSE.usual("on-hup");
     let text = config::usual(&tenant) + "app {\n  on_hup = \"refresh\"\n}\n";
     let agent = setup
         .file("agent-config.hcl", &text)
@@ -122,7 +99,7 @@ fn hup_reaches_whom_the_configuration_says() {
 
 #[test]
 fn a_second_term_kills_and_still_revokes() {
-    let (tenant, setup) = setup(FUSE, "twice");
+    let (tenant, setup) = FUSE.usual("twice");
     let agent = setup
         .script("trap 'echo told to stop' TERM; echo started; while :; do sleep 60 & wait; done")
         .started();
@@ -130,12 +107,12 @@ fn a_second_term_kills_and_still_revokes() {
     agent.wait_for_line("told to stop");
     let end = agent.stop();
     assert_eq!(end.code, 137, "{}", end.stderr);
-    assert_nothing_left(&tenant, &end);
+    assert_left_nothing(&tenant, &end);
 }
 
 #[test]
 fn a_term_during_the_wait_revokes() {
-    let (tenant, setup) = setup(FUSE, "wait");
+    let (tenant, setup) = FUSE.usual("wait");
     let text = config::usual(&tenant) + &config::field("other", &tenant.kv("none"), "text");
     let agent = setup
         .file("agent-config.hcl", &text)
@@ -146,12 +123,12 @@ fn a_term_during_the_wait_revokes() {
     });
     let end = agent.stop();
     assert_eq!(end.code, 143, "{}", end.stderr);
-    assert_nothing_left(&tenant, &end);
+    assert_left_nothing(&tenant, &end);
 }
 
 #[test]
 fn a_stopped_application_ends_in_order() {
-    let (tenant, setup) = setup(FUSE, "stopped");
+    let (tenant, setup) = FUSE.usual("stopped");
     let agent =
         setup.script("trap 'echo told to stop; exit 3' TERM; echo started $$; echo started; while :; do sleep 0.05; done").started();
     agent.signal(Signal::SIGTSTP);
@@ -165,12 +142,12 @@ fn a_stopped_application_ends_in_order() {
     let end = agent.stop();
     assert!(end.stdout.contains("told to stop"), "{}", end.stdout);
     assert_eq!(end.code, 3, "{}", end.stderr);
-    assert_nothing_left(&tenant, &end);
+    assert_left_nothing(&tenant, &end);
 }
 
 #[test]
 fn a_deaf_application_is_killed() {
-    let (tenant, setup) = setup(FUSE, "deaf");
+    let (tenant, setup) = FUSE.usual("deaf");
     let text = config::usual(&tenant) + "app {\n  stop_timeout = \"300ms\"\n}\n";
     let agent = setup
         .file("agent-config.hcl", &text)
@@ -178,12 +155,12 @@ fn a_deaf_application_is_killed() {
         .started();
     let end = agent.stop();
     assert_eq!(end.code, 137, "{}", end.stderr);
-    assert_nothing_left(&tenant, &end);
+    assert_left_nothing(&tenant, &end);
 }
 
 #[test]
 fn orphans_are_reaped() {
-    let (_tenant, setup) = setup(FUSE, "orphans");
+    let (_tenant, setup) = FUSE.usual("orphans");
     let agent = setup
         .script("sh -c 'sleep 0.2 & echo orphan $!'; echo started; exec sleep 60")
         .started();
@@ -202,13 +179,13 @@ fn orphans_are_reaped() {
 }
 
 fn an_end_leaves_nothing(scene: Scene) {
-    let (tenant, setup) = setup(scene, "end");
+    let (tenant, setup) = scene.usual("end");
     let agent = setup.place(Place::UnderShell).started();
     let user = agent.read("user");
     assert!(tenant.knows(&user));
     let end = agent.stop();
     assert_eq!(end.code, 0, "{}", end.stderr);
-    assert_nothing_left(&tenant, &end);
+    assert_left_nothing(&tenant, &end);
     assert!(!tenant.knows(&user));
 }
 
@@ -218,16 +195,16 @@ fn an_application_that_cannot_start_has_its_own_codes() {
         ("app-missing", "/no/such/program", Exit::NotFound),
         ("app-file", "/etc/passwd", Exit::CannotExecute),
     ] {
-        let (tenant, setup) = setup(FUSE, name);
+        let (tenant, setup) = FUSE.usual(name);
         let end = setup.place(Place::UnderShell).app(&[program]).outcome();
         assert_eq!(end.code, code(exit), "{}", end.stderr);
-        assert_nothing_left(&tenant, &end);
+        assert_left_nothing(&tenant, &end);
     }
 }
 
 #[test]
 fn the_application_gets_a_clean_environment_and_its_own_user() {
-    let (_tenant, setup) = setup(FUSE, "environment");
+    let (_tenant, setup) = FUSE.usual("environment");
     let secrets = [
         "BAO_TOKEN",
         "VAULT_TOKEN",
@@ -270,7 +247,7 @@ fn the_application_gets_a_clean_environment_and_its_own_user() {
 
 #[test]
 fn the_terminal_is_the_applications() {
-    let (tenant, setup) = setup(FUSE, "terminal");
+    let (tenant, setup) = FUSE.usual("terminal");
     // What is typed once the application is up: the terminal sends INT to its foreground group, and
     // that is the application's alone.
     let setup = setup.prepare(
@@ -292,7 +269,7 @@ END
         end.stdout,
         end.stderr
     );
-    assert_nothing_left(&tenant, &end);
+    assert_left_nothing(&tenant, &end);
 }
 
 /// Types at an interactive shell: Ctrl-C ends its child and not the shell, Ctrl-Z stops it, `fg`
@@ -314,7 +291,7 @@ const TYPES: &str = r#"mkdir /dev/pts; mount -t devpts -o newinstance,ptmxmode=0
 
 #[test]
 fn an_interactive_shell_has_job_control() {
-    let (_tenant, setup) = setup(FUSE, "shell");
+    let (_tenant, setup) = FUSE.usual("shell");
     let end = setup.prepare(TYPES).script("exit 0").outcome();
     assert!(
         end.stdout.starts_with("typed: 9\n"),
@@ -332,7 +309,7 @@ for it in /proc/self/fd/*; do case $(readlink "$it") in pipe:*|/proc/*|'') ;; *)
 env | sort; ls -l /proc/self/ns | sed 's/.* //'"#;
 
 fn what_is_inherited_is_the_same_without_baofs(world: World) {
-    let (_tenant, setup) = setup(Scene { world, ..FUSE }, "inherited");
+    let (_tenant, setup) = Scene::of(world).usual("inherited");
     // Odd values, so that a default does not pass for an inherited one.
     let odd = "cd /usr; umask 027; ulimit -n 300; ulimit -S -c 4; ulimit -S -l 100; trap '' USR2; echo 300 >/proc/self/oom_score_adj
 exec 7</etc/group 8>&1";
@@ -346,7 +323,7 @@ exec 7</etc/group 8>&1";
 
 #[test]
 fn who_ignores_the_end_of_children_still_gets_its_code() {
-    let (_tenant, setup) = setup(FUSE, "ignored");
+    let (_tenant, setup) = FUSE.usual("ignored");
     // Bit 16 is CHLD.
     let setup = setup
         .prepare(r#"set -- env --ignore-signal=CHLD "$@""#)
@@ -362,7 +339,7 @@ fn who_ignores_the_end_of_children_still_gets_its_code() {
 
 #[test]
 fn the_roles_hold_nothing_of_the_applications() {
-    let (_tenant, setup) = setup(FUSE, "descriptors");
+    let (_tenant, setup) = FUSE.usual("descriptors");
     let agent = setup
         .prepare("exec 7</etc/group")
         .script("readlink /proc/self/fd/7; echo started; exec sleep 60")
@@ -391,7 +368,7 @@ fn the_roles_hold_nothing_of_the_applications() {
 
 #[test]
 fn sockets_that_systemd_passes_are_the_applications() {
-    let (_tenant, setup) = setup(FUSE, "listen");
+    let (_tenant, setup) = FUSE.usual("listen");
     let end = setup
         .variable("LISTEN_PID", "1")
         .script("[ $LISTEN_PID = $$ ] && [ $$ != 1 ]")
@@ -426,7 +403,7 @@ fn a_root_application_loses_only_sys_admin() {
         &["--inh-caps=-all"][..],
         &["--inh-caps=-all", "--bounding-set=-setpcap"],
     ] {
-        let (_tenant, setup) = setup(FUSE, "root-rights");
+        let (_tenant, setup) = FUSE.usual("root-rights");
         let (sets, end) = rights(setup.rights(setpriv));
         let [eff, prm, inh, bnd, no_new] = sets[..] else {
             panic!("{sets:?}")
@@ -451,7 +428,7 @@ fn a_root_application_loses_only_sys_admin() {
 
 #[test]
 fn an_application_with_a_user_of_its_own_loses_all() {
-    let (_tenant, setup) = setup(FUSE, "user-rights");
+    let (_tenant, setup) = FUSE.usual("user-rights");
     let (sets, _) = rights(setup.options(&["--user", &format!("{USER}")]));
     let [eff, prm, inh, bnd, no_new] = sets[..] else {
         panic!("{sets:?}")
@@ -471,7 +448,7 @@ fn rights_may_be_gained_only_where_that_is_asked_for() {
         ("false", setpcap, false, false),
         ("false", none, true, true),
     ] {
-        let (tenant, setup) = setup(FUSE, "gain");
+        let (tenant, setup) = FUSE.usual("gain");
         let text =
             config::usual(&tenant) + &format!("app {{\n  no_new_privs = {no_new_privs}\n}}\n");
         let (sets, end) = rights(setup.file("agent-config.hcl", &text).rights(right));
@@ -488,7 +465,7 @@ fn rights_may_be_gained_only_where_that_is_asked_for() {
             end.stderr
         );
         // A set-user-id program as the application's user.
-        let (tenant, setup) = self::setup(FUSE, "gain-user");
+        let (tenant, setup) = FUSE.usual("gain-user");
         let text =
             config::usual(&tenant) + &format!("app {{\n  no_new_privs = {no_new_privs}\n}}\n");
         let prepare = "cp /usr/bin/id /tmp/id; chmod 4755 /tmp/id";
@@ -508,13 +485,7 @@ fn rights_may_be_gained_only_where_that_is_asked_for() {
 
 /// In a container that runs as uid 1000 without any right, on a tmpfs that it was given.
 fn as_a_user(name: &str, user: &str) -> End {
-    let (tenant, setup) = setup(
-        Scene {
-            world: World::Tmpfs,
-            ..FUSE
-        },
-        name,
-    );
+    let (tenant, setup) = Scene::of(World::Tmpfs).usual(name);
     let setup = setup
         .prepare(&format!(
             "mount -t tmpfs -o size=1m,mode=1777,noswap given {MOUNT}"
@@ -569,7 +540,7 @@ fn another_user_takes_root() {
 
 #[test]
 fn a_missing_right_is_named_with_its_flag() {
-    let (tenant, setup) = setup(FUSE, "no-kill");
+    let (tenant, setup) = FUSE.usual("no-kill");
     let setup = setup
         .options(&["--user", &format!("{USER}")])
         .rights(&["--inh-caps=-all", "--bounding-set=-kill"]);
@@ -585,7 +556,7 @@ fn a_missing_right_is_named_with_its_flag() {
 
 #[test]
 fn a_dead_mount_in_the_way_is_cleared() {
-    let (_tenant, setup) = setup(FUSE, "dead-mount");
+    let (_tenant, setup) = FUSE.usual("dead-mount");
     // The whole agent dies at once, as a kill by the kernel for want of memory leaves it. (`stat`
     // alone may be answered from the kernel's memory of the directory.)
     let setup = setup.prepare(
@@ -617,22 +588,22 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
 }
 
 fn a_full_log_pipe_blocks_nothing(scene: Scene) {
-    let (tenant, setup) = setup(scene, "full");
+    let (tenant, setup) = scene.usual("full");
     let (_reader, writer) = full_pipe();
     let agent = setup.stderr(Stderr::Given(writer)).started();
     tenant.put("note", json!({ "text": "new" }));
     assert_eq!(agent.read_after("note", "old"), "new");
     let end = agent.stop();
     assert_eq!(end.code, 0);
-    assert_nothing_left(&tenant, &end);
+    assert_left_nothing(&tenant, &end);
 }
 
 fn mount_serves_until_it_is_told_to_stop(scene: Scene) {
-    let (tenant, setup) = setup(scene, "mount");
+    let (tenant, setup) = scene.usual("mount");
     let agent = setup.mount_only().place(Place::UnderShell).start();
     assert_eq!(agent.read("note"), "old");
     assert!(agent.path(MOUNT).is_dir());
     let end = agent.stop();
     assert_eq!(end.code, 0, "{}", end.stderr);
-    assert_nothing_left(&tenant, &end);
+    assert_left_nothing(&tenant, &end);
 }

@@ -146,11 +146,7 @@ fn a_first_secret_with_many_names_is_refused_in_one_line() {
 
 /// systemd, and whoever starts a program with a socket as standard error, may read late.
 fn a_log_socket_that_nobody_reads_blocks_nothing(world: World) {
-    let tenant = Scene {
-        world,
-        which: Which::Standin,
-    }
-    .tenant("socket", CALM);
+    let tenant = Scene::of(world).tenant("socket", CALM);
     tenant.put("note", json!({ "text": "old" }));
     let (reader, writer) = socketpair(
         AddressFamily::Unix,

@@ -1,11 +1,11 @@
 //! What the agent leaves outside the mount, against those who may write there: the application, and
 //! whoever was there before.
 
-use crate::rig::agent::{End, Place, Setup, USER};
-use crate::rig::server::{CALM, Scene, Tenant, Which};
+use crate::rig::agent::{Place, Setup, USER};
+use crate::rig::scene::assert_left_nothing;
+use crate::rig::server::{Scene, Tenant};
 use crate::rig::{World, config};
 use baofs::exit::Exit;
-use serde_json::json;
 
 in_each_world!(
     a_planted_sink_is_refused,
@@ -20,32 +20,16 @@ const PID_FILE: &str = "/run/own/agent.pid";
 
 /// One secret, a pid file and a sink.
 fn setup(world: World, name: &str) -> (Tenant, Setup) {
-    let tenant = Scene {
-        world,
-        which: Which::Standin,
-    }
-    .tenant(name, CALM);
-    tenant.put("note", json!({ "text": "old" }));
     let sink =
         format!("auto_auth {{\n  sink \"file\" {{\n    config = {{ path = \"{SINK}\" }}\n  }}\n");
-    let text = config::login(&tenant.url()).replace("auto_auth {\n", &sink);
-    let text = text
-        + &config::field("note", &tenant.kv("note"), "text")
-        + &format!("pid_file = \"{PID_FILE}\"\n");
-    let setup = Setup::new(world, &tenant, &text)
-        .prepare(OWN)
-        .options(&["--user", &format!("{USER}")]);
+    let text = |tenant: &Tenant| {
+        config::login(&tenant.url()).replace("auto_auth {\n", &sink)
+            + &config::field("note", &tenant.kv("note"), "text")
+            + &format!("pid_file = \"{PID_FILE}\"\n")
+    };
+    let (tenant, setup) = Scene::of(world).setup(name, text);
+    let setup = setup.prepare(OWN).options(&["--user", &format!("{USER}")]);
     (tenant, setup)
-}
-
-fn assert_nothing_left(tenant: &Tenant, end: &End) {
-    let left: Vec<_> = end
-        .stdout
-        .lines()
-        .filter(|line| line.starts_with("left "))
-        .collect();
-    assert!(left.is_empty(), "{left:?}\n{}", end.stderr);
-    tenant.assert_nothing_lives();
 }
 
 fn an_application_that_replaces_the_pid_file_delays_no_stop(world: World) {
@@ -68,7 +52,7 @@ fn an_application_that_replaces_the_pid_file_delays_no_stop(world: World) {
             .started()
             .stop();
         assert_eq!(end.code, 143, "{replacement}: {}", end.stderr);
-        assert_nothing_left(&tenant, &end);
+        assert_left_nothing(&tenant, &end);
     }
 }
 
@@ -102,7 +86,7 @@ fn a_planted_sink_is_refused(world: World) {
             assert!(end.stderr.contains(part), "{part}: {}", end.stderr);
         }
         assert!(!end.stderr.contains("logged in"), "{}", end.stderr);
-        assert_nothing_left(&tenant, &end);
+        assert_left_nothing(&tenant, &end);
     }
 }
 

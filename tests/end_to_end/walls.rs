@@ -5,7 +5,7 @@ use super::deaths::{replace, report};
 use crate::rig::agent::{Agent, Setup};
 use crate::rig::dns::Dns;
 use crate::rig::process::status;
-use crate::rig::server::{CALM, Server, Tenant};
+use crate::rig::server::{CALM, Scene, Server, Tenant};
 use crate::rig::standin::Standin;
 use crate::rig::taken::{Argument, Taken};
 use crate::rig::{World, config, wait_until_or};
@@ -413,10 +413,8 @@ fn app(agent: &Agent) -> i32 {
 }
 
 fn start(world: World, name: &str) -> (Tenant, Agent) {
-    let tenant = Tenant::standin(name, CALM);
-    tenant.put("note", json!({ "text": "old" }));
-    let agent = Setup::new(world, &tenant, &config::usual(&tenant)).started();
-    (tenant, agent)
+    let (tenant, setup) = Scene::of(world).usual(name);
+    (tenant, setup.started())
 }
 
 /// It goes on, and so does its successor.

@@ -8,8 +8,10 @@ pub(crate) mod config;
 pub(crate) mod dns;
 pub(crate) mod http;
 pub(crate) mod line;
+pub(crate) mod memory;
 pub(crate) mod postgres;
 pub(crate) mod process;
+pub(crate) mod scene;
 pub(crate) mod server;
 #[path = "../standin/mod.rs"]
 pub(crate) mod standin;
@@ -22,6 +24,15 @@ use std::time::Duration;
 
 /// How long anything that must happen may take on a busy machine.
 const DEADLINE: Duration = Duration::from_mins(1);
+
+/// How often a test of chance tries: `usual` times, `long` times in `./test --long`.
+pub(crate) fn tries(usual: u32, long: u32) -> u32 {
+    if std::env::var_os("BAOFS_LONG").is_some() {
+        long
+    } else {
+        usual
+    }
+}
 
 /// How files are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 //! and after a given number of them stops or kills the process instead. Invariant: every process
 //! here has one thread. For `x86_64` (the trap flag).
 
-use baofs::memory::arena::{Arena, FileSpec, Kind, Visibility};
+use baofs::memory::arena::{Arena, Backing, FileSpec, Visibility};
 use baofs::names::{FileId, FileName, Owner};
 use baofs::snapshot::{Announcements, Change, Publisher, Reader};
 use nix::sys::mman::{ProtFlags, mprotect};
@@ -50,7 +50,7 @@ impl World {
             visibility: Visibility::Listed,
         };
         let arena = Arc::new(
-            Arena::create(["a", "b"].map(spec).to_vec(), Some(SIZE), Kind::Locked).unwrap(),
+            Arena::create(["a", "b"].map(spec).to_vec(), Some(SIZE), Backing::Locked).unwrap(),
         );
         let mut world = Self {
             arena,

@@ -5,7 +5,7 @@ use baofs::fuse::announce::Announcer;
 use baofs::fuse::mount::{FuseMount, Public};
 use baofs::fuse::session::Init;
 use baofs::link::{self, FromRole, Received};
-use baofs::memory::arena::{Arena, FileSpec, Kind, Visibility};
+use baofs::memory::arena::{Arena, Backing, FileSpec, Visibility};
 use baofs::names::Role;
 use baofs::names::{FileId, FileName, Owner};
 use baofs::names::{Recovery, RestartHistory};
@@ -150,7 +150,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn start(names: &[&str], size: Option<usize>, kind: Kind) -> Self {
+    pub(crate) fn start(names: &[&str], size: Option<usize>, kind: Backing) -> Self {
         let arena = Arc::new(Arena::create(specs(names), size, kind).unwrap());
         let dir = open_directory();
         let FuseMount {
