@@ -88,6 +88,8 @@ fn is_touched(at: *mut u8, len: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+    use std::num::NonZeroUsize;
 
     /// Reads a freed block through a second owner: a fixed buffer that stands in for the system's
     /// heap.
@@ -105,18 +107,28 @@ mod tests {
     #[test]
     fn a_large_block_is_wiped_where_it_was_touched() {
         let len = 8 * LARGE;
-        let mut block = vec![0_u8; len + 7];
-        let at = &mut block[7..];
+        // Fresh from the kernel: a block of the heap may have been touched by another test.
+        let length = NonZeroUsize::new(len + 7).expect("not zero");
+        let flags = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+        let block = unsafe { mmap_anonymous(None, length, flags, MapFlags::MAP_PRIVATE) };
+        let block = block.expect("8 MiB of address space").cast::<u8>();
+        // SAFETY: the mapping has `len + 7` bytes, zero and initialised, and is borrowed here alone.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(block.as_ptr(), len + 7) };
         for place in [0, 1, PIECE - 8, PIECE + 1, 3 * LARGE + 4095, len - 1] {
-            at[place] = 1;
+            bytes[7 + place] = 1;
         }
-        let at = at.as_mut_ptr();
+        let at = bytes[7..].as_mut_ptr();
         let untouched = at.wrapping_add(5 * LARGE + PIECE - (at.addr() % PIECE));
         assert!(!is_touched(untouched, PIECE));
         // SAFETY: the block is our own and not borrowed.
         unsafe { wipe_touched(at, len) };
         assert!(!is_touched(untouched, PIECE));
-        assert!(block.iter().all(|byte| *byte == 0));
+        // SAFETY: as above.
+        let bytes = unsafe { std::slice::from_raw_parts(block.as_ptr(), len + 7) };
+        assert!(bytes.iter().all(|byte| *byte == 0));
+        // SAFETY: the mapping is our own and no borrow of it is left.
+        unsafe { munmap(block.cast(), len + 7) }.expect("it is mapped");
     }
 
     #[test]
