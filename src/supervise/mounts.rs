@@ -43,7 +43,7 @@ pub(super) enum Mounts {
         public: Public,
     },
     /// A directory in memory that `fetch` writes, why FUSE was refused, and an arena for the
-    /// journal alone.
+    /// checkpoint alone.
     Tmpfs {
         target: Target,
         refusal: String,
@@ -373,7 +373,7 @@ fn warn_of(ground: &Ground, path: &Path) {
     }
 }
 
-/// Locked memory for the files of the plan, for the report and the journal.
+/// Locked memory for the files of the plan, for the report and the checkpoint.
 fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
     let spec = |file: &plan::File| FileSpec {
         name: file.name.clone(),

@@ -8,7 +8,7 @@ use crate::rig::{World, wait_until};
 use baofs::exit::Exit;
 use nix::sys::signal::Signal;
 use serde_json::json;
-use std::process::{Command, Output};
+use std::process::Output;
 
 in_each_world!(
     a_second_agent_is_refused,
@@ -19,19 +19,9 @@ in_each_world!(
 
 /// A shell in the room, as root with every right that the agent was started with.
 fn shell(agent: &Agent, script: &str) -> Output {
-    let mut enter = Command::new("nsenter");
-    enter.args([
-        "--target",
-        &agent.pid().to_string(),
-        "--mount",
-        "--pid",
-        "--wd=/",
-        "setpriv",
-        "--pdeathsig",
-        "KILL",
-    ]);
     outcome(
-        enter
+        agent
+            .enter_as_root()
             .env_remove("BAOFS_FALLBACK")
             .args(["sh", "-c", script]),
     )

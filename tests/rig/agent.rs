@@ -452,19 +452,18 @@ impl Agent {
         self.stderr.as_ref().map(Captured::text).unwrap_or_default()
     }
 
+    /// `setpriv(1)` in the room, as root with every right that the agent was started with; options
+    /// and a command are to follow. The process ends with this one.
+    pub(crate) fn enter_as_root(&self) -> Command {
+        let mut enter = Command::new("nsenter");
+        enter.args(["--target", &self.pid().to_string(), "--mount", "--pid"]);
+        enter.args(["--wd=/", "setpriv", "--pdeathsig", "KILL"]);
+        enter
+    }
+
     /// A command in the room as user `uid` with its group and no right at all.
     pub(crate) fn enter(&self, uid: u32, command: &[&str]) -> Command {
-        let mut enter = Command::new("nsenter");
-        enter.args([
-            "--target",
-            &self.pid().to_string(),
-            "--mount",
-            "--pid",
-            "--wd=/",
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-        ]);
+        let mut enter = self.enter_as_root();
         enter
             .args([format!("--reuid={uid}"), format!("--regid={uid}")])
             .arg("--clear-groups")
