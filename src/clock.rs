@@ -13,25 +13,21 @@ pub struct Moment(Duration);
 
 impl Moment {
     /// A moment `since` an arbitrary origin; for tests and tables.
-    #[must_use]
     pub const fn at(since: Duration) -> Self {
         Self(since)
     }
 
     /// The time since the origin.
-    #[must_use]
     pub const fn since_origin(self) -> Duration {
         self.0
     }
 
     /// This moment, later by `by`; saturates.
-    #[must_use]
     pub fn plus(self, by: Duration) -> Self {
         Self(self.0.saturating_add(by))
     }
 
     /// The time since `earlier`; zero if `earlier` is later.
-    #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
@@ -67,13 +63,11 @@ pub struct Jitter(u64);
 
 impl Jitter {
     /// Seeded by the system, different in every process.
-    #[must_use]
     pub fn new() -> Self {
         Self(RandomState::new().build_hasher().finish())
     }
 
     /// Seeded by hand; for tables.
-    #[must_use]
     pub const fn seeded(seed: u64) -> Self {
         Self(seed)
     }
@@ -111,7 +105,6 @@ pub struct Backoff {
 
 impl Backoff {
     /// `min` is raised to 1 ms and `max` to `min`, so that no wait is ever zero.
-    #[must_use]
     pub fn new(min: Duration, max: Duration) -> Self {
         let min = min.max(Duration::from_millis(1));
         Self {
@@ -121,7 +114,6 @@ impl Backoff {
     }
 
     /// The wait after failure number `attempt`, counted from 0.
-    #[must_use]
     pub fn delay(&self, attempt: u32, jitter: &mut Jitter) -> Duration {
         let full = self
             .min

@@ -84,14 +84,12 @@ impl Exit {
     ];
 
     /// The number that the process ends with.
-    #[must_use]
     pub fn code(self) -> u8 {
         self as u8
     }
 
     /// The meaning of a code that came over a link from a role; an unknown one is a failure of the
     /// agent.
-    #[must_use]
     pub fn from_code(code: u8) -> Self {
         Self::TABLE
             .iter()

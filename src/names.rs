@@ -41,7 +41,6 @@ impl FileName {
     }
 
     /// The name as text.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -79,7 +78,6 @@ impl SecretPath {
     }
 
     /// The path as text.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -97,7 +95,6 @@ pub struct FileId(pub u32);
 
 impl FileId {
     /// As an index into a table of files.
-    #[must_use]
     pub fn index(self) -> usize {
         self.0 as usize
     }
@@ -109,7 +106,6 @@ pub struct QueryId(pub u32);
 
 impl QueryId {
     /// As an index into a table of queries.
-    #[must_use]
     pub fn index(self) -> usize {
         self.0 as usize
     }
@@ -121,7 +117,6 @@ pub struct HookId(pub u16);
 
 impl HookId {
     /// As an index into a table of hooks.
-    #[must_use]
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
@@ -139,13 +134,11 @@ pub struct LeaseId(String);
 
 impl LeaseId {
     /// Wraps the server's text unchanged; `None` for an empty text, which means no lease.
-    #[must_use]
     pub fn new(id: &str) -> Option<Self> {
         (!id.is_empty()).then(|| Self(id.to_owned()))
     }
 
     /// The id as the server knows it.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -170,7 +163,6 @@ pub enum Role {
 
 impl Role {
     /// The name in log lines and process lists.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Supervise => "supervise",
@@ -191,7 +183,6 @@ pub enum Child {
 
 impl Child {
     /// The child as a role.
-    #[must_use]
     pub fn role(self) -> Role {
         match self {
             Self::Fetch => Role::Fetch,
@@ -224,7 +215,6 @@ impl RestartHistory {
     pub const STABLE_AFTER: Duration = Duration::from_secs(10);
 
     /// Consecutive crashes that still count for a process of this `age`.
-    #[must_use]
     pub fn crashes_after(self, age: Duration) -> u32 {
         if age < Self::STABLE_AFTER {
             self.crashes
@@ -250,7 +240,6 @@ pub enum SwapExposure {
 
 impl SwapExposure {
     /// The variant with the discriminant `number`.
-    #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         [Self::Unknown, Self::Reachable, Self::CgroupV1]
             .into_iter()

@@ -45,7 +45,6 @@ impl<const MAX: usize> From<String> for Shown<MAX> {
 
 impl<const MAX: usize> Shown<MAX> {
     /// The text.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -86,7 +85,6 @@ fn is_format(c: char) -> bool {
 }
 
 /// How many bytes must be inserted, removed or replaced to make `b` of `a`: for "did you mean".
-#[must_use]
 pub fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {

@@ -122,7 +122,6 @@ impl Client {
     }
 
     /// Replaces the default bounds of time and size.
-    #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.transport.limits = limits;
         self

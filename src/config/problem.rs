@@ -352,7 +352,6 @@ impl Findings {
 
 impl Problem {
     /// The position, the message and the hint in one line, for a log: without the source line.
-    #[must_use]
     pub fn one_line(&self) -> String {
         let mut text = String::new();
         if let Some(Location { file, line, .. }) = &self.place {

@@ -9,7 +9,6 @@ use super::problem::Problem;
 use std::fmt;
 
 /// The whole plan, then the warnings.
-#[must_use]
 pub fn show(plan: &Plan, warnings: &[Problem]) -> String {
     warnings
         .iter()

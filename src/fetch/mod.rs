@@ -59,7 +59,6 @@ pub struct Settings {
 
 impl Settings {
     /// What a plan asks for, two seconds to leave, and no walls.
-    #[must_use]
     pub fn new(plan: &Plan, served: Served, past: RestartHistory) -> Self {
         Self {
             timing: Timing::new(plan.server.retry_max),

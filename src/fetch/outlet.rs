@@ -101,7 +101,6 @@ pub struct TmpfsOutlet {
 
 impl TmpfsOutlet {
     /// Takes the writer.
-    #[must_use]
     pub fn open(writer: Writer, announced: Announced) -> Self {
         Self { writer, announced }
     }

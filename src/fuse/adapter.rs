@@ -38,7 +38,6 @@ pub struct Adapter {
 
 impl Adapter {
     /// Answers from this tree, through this buffer.
-    #[must_use]
     pub fn new(tree: Tree, bounce: Bounce) -> Self {
         Self {
             tree,

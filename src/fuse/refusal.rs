@@ -32,7 +32,6 @@ pub enum Rights {
 
 impl Rights {
     /// Reads them from the text of `/proc/self/status`.
-    #[must_use]
     pub fn parse(status: &str) -> Self {
         let has = |key: &str| {
             let value = status.lines().find_map(|line| line.strip_prefix(key));
@@ -86,7 +85,6 @@ pub enum Refusal {
 
 impl Refusal {
     /// The refusal that this errno of this call means for a process with these rights.
-    #[must_use]
     pub fn of(step: Step, errno: Errno, rights: Rights) -> Self {
         match (step, errno, rights) {
             (Step::Device, Errno::ENOENT, _) => Self::NoDevice,

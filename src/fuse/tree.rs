@@ -29,7 +29,6 @@ pub const OLD: &str = "..old.";
 
 /// An operation under way, as supervise sees it in the arena; it ends when this is dropped.
 #[derive(Debug)]
-#[must_use]
 pub struct Operation<'a>(&'a AtomicU64);
 
 impl Drop for Operation<'_> {
@@ -143,7 +142,6 @@ enum Name {
 
 impl Tree {
     /// The filesystem of this arena.
-    #[must_use]
     pub fn new(reader: Reader, directory: Directory) -> Self {
         let mut names = HashMap::new();
         let [listed, state]: [Vec<FileId>; 2] = [Visibility::Listed, Visibility::State]
@@ -379,7 +377,6 @@ impl Tree {
     }
 
     /// What `statfs` shows.
-    #[must_use]
     pub fn usage(&self) -> Usage {
         let size = self.reader.arena().heap_len() as u64;
         Usage {
@@ -390,7 +387,6 @@ impl Tree {
     }
 
     /// The file's name.
-    #[must_use]
     pub fn name(&self, file: FileId) -> &FileName {
         &self.reader.arena().files()[file.index()].name
     }

@@ -27,7 +27,6 @@ pub enum Strictness {
 
 /// Judges `report` and the result of the application's probe (`Ok` without a probe). The causes of
 /// `Unhealthy` stand first.
-#[must_use]
 pub fn judge(
     report: &Report,
     now: Now,

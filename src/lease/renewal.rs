@@ -24,7 +24,6 @@ pub struct Timing {
 
 impl Timing {
     /// The default timing with `retry_max` as the longest retry.
-    #[must_use]
     pub fn new(retry_max: Duration) -> Self {
         let minutes = Duration::from_mins(5);
         Self {
@@ -62,7 +61,6 @@ pub struct Dates {
 impl Grant {
     /// The dates of a grant asked for at `from`. A replacement is asked for at most `reserve`, and
     /// at most a third of the life, before the end.
-    #[must_use]
     pub fn dates(&self, reserve: Duration, from: Moment, jitter: &mut Jitter) -> Dates {
         let end = from.plus(self.ttl);
         let at_limit = self.ttl < self.first.mul_f64(0.9);

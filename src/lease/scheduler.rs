@@ -32,7 +32,6 @@ struct Schedule {
 
 impl Scheduler {
     /// A machine that logs in at `now` and then reads all `queries`.
-    #[must_use]
     pub fn new(queries: &[Query], timing: Timing, jitter: Jitter, now: Moment) -> Self {
         let schedule = Schedule {
             session: SessionSchedule::new(now),
@@ -50,7 +49,6 @@ impl Scheduler {
     /// Continues from the checkpoint of a crashed predecessor, taken before its last requests were
     /// sent. Requests whose responses were lost are sent again; a lease that they may have minted
     /// is revoked with its token.
-    #[must_use]
     pub fn resume(mut self, timing: Timing, now: Moment) -> Self {
         self.timing = timing;
         let minted = self.schedule.queries.drop_in_flight();
@@ -59,14 +57,12 @@ impl Scheduler {
     }
 
     /// The token that requests are made with.
-    #[must_use]
     pub fn present(&self) -> Option<TokenId> {
         self.schedule.session.current()
     }
 
     /// The number of logins whose responses were lost in crashes: each may have left a token that
     /// lives to its end.
-    #[must_use]
     pub fn orphaned_logins(&self) -> u32 {
         self.schedule.session.orphaned_logins
     }
@@ -86,7 +82,6 @@ impl Scheduler {
     }
 
     /// The time of the next `Tick`; `None`: only a response changes something.
-    #[must_use]
     pub fn wake(&self) -> Option<Moment> {
         let Schedule {
             session, queries, ..
@@ -97,7 +92,6 @@ impl Scheduler {
     }
 
     /// The status of `subject` at `now`; of an unknown query nothing is known.
-    #[must_use]
     pub fn view(&self, subject: Subject, now: Moment) -> SubjectStatus<'_> {
         let session = self.schedule.session.view();
         match subject {
@@ -110,7 +104,6 @@ impl Scheduler {
     }
 
     /// Whether the next login waits for other credentials, whose files are then to be watched.
-    #[must_use]
     pub fn awaits_credentials(&self) -> bool {
         self.schedule.session.awaits_credentials()
     }

@@ -25,7 +25,6 @@ pub struct Reply {
 
 impl Reply {
     /// The approximate size in memory, in bytes, rounded up.
-    #[must_use]
     pub fn weight(&self) -> usize {
         let metadata = match &self.engine {
             Engine::Kv2 { metadata, .. } => weight_of_map(metadata),
@@ -147,7 +146,6 @@ pub enum Cause {
 
 impl Cause {
     /// The exit code if a first secret is missing for this cause.
-    #[must_use]
     pub fn exit(self) -> Exit {
         match self {
             Self::Unreachable | Self::Unavailable | Self::RateLimited | Self::Malformed => {

@@ -342,7 +342,6 @@ impl Arena {
 
     /// The last `serve` that began to answer; `None` before the first one, and at the moment in
     /// which one begins.
-    #[must_use]
     pub fn last_serve(&self) -> Option<Serving> {
         let reader_area = self.reader_area();
         let words = [
@@ -418,19 +417,16 @@ impl Arena {
     }
 
     /// Whether the mapping is one of this layout.
-    #[must_use]
     pub fn is_intact(&self) -> bool {
         self.writer_area().magic.load(Ordering::SeqCst) == MAGIC
     }
 
     /// How it is kept from swap and dumps.
-    #[must_use]
     pub fn kind(&self) -> Backing {
         self.kind
     }
 
     /// The served files.
-    #[must_use]
     pub fn files(&self) -> &[FileSpec] {
         &self.files
     }
@@ -445,56 +441,47 @@ impl Arena {
     }
 
     /// Where a file is found.
-    #[must_use]
     pub fn visibility(&self, file: FileId) -> Visibility {
         self.files[file.index()].visibility
     }
 
     /// Bytes of the heap.
-    #[must_use]
     pub fn heap_len(&self) -> usize {
         self.layout.heap_len
     }
 
     /// The head of the writer area.
-    #[must_use]
     pub fn writer_area(&self) -> &WriterArea {
         &self.table(0, 1)[0]
     }
 
     /// The summary of a generation, which is to be the current or the next one.
-    #[must_use]
     pub fn summary(&self, generation: u64) -> &SummaryWords {
         &self.writer_area().summaries[usize::from(!generation.is_multiple_of(2))]
     }
 
     /// What `fetch` keeps for each file.
-    #[must_use]
     pub fn writer_files(&self) -> &[WriterFile] {
         self.table(size_of::<WriterArea>(), self.layout.files)
     }
 
     /// All records; those of one file stand together.
-    #[must_use]
     pub fn records(&self) -> &[Record] {
         self.table(Layout::records_at(self.layout.files), self.layout.records)
     }
 
     /// The indices of one file's records.
-    #[must_use]
     pub fn slots(&self, file: FileId) -> std::ops::Range<usize> {
         let each = self.layout.records / self.layout.files.max(1);
         file.index() * each..(file.index() + 1) * each
     }
 
     /// The head of the reader area.
-    #[must_use]
     pub fn reader_area(&self) -> &ReaderArea {
         &self.table(self.layout.reader_area, 1)[0]
     }
 
     /// What `serve` keeps for each file.
-    #[must_use]
     pub fn reader_files(&self) -> &[ReaderFile] {
         self.table(
             self.layout.reader_area + size_of::<ReaderArea>(),
@@ -503,7 +490,6 @@ impl Arena {
     }
 
     /// One word for each record; `snapshot` says what is in it.
-    #[must_use]
     pub fn refs(&self) -> &[AtomicU64] {
         self.table(
             self.layout.reader_area + Layout::refs_at(self.layout.files),
@@ -513,7 +499,6 @@ impl Arena {
 
     /// One more for each record: what pages of it the kernel may keep; `snapshot` says what is in
     /// it.
-    #[must_use]
     pub fn kept(&self) -> &[AtomicU64] {
         let at = Layout::refs_at(self.layout.files) + self.layout.records * size_of::<AtomicU64>();
         self.table(self.layout.reader_area + at, self.layout.records)
@@ -522,7 +507,6 @@ impl Arena {
     /// Copies bytes of the heap out; `None` when the range leaves it. Another process may overwrite
     /// them meanwhile: whoever reads checks the record afterwards and discards the copy if it
     /// changed.
-    #[must_use]
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Option<()> {
         let from = self.heap(offset, into.len())?;
         // SAFETY: the range is inside the mapping and `into` is our own; torn bytes are discarded
@@ -535,7 +519,6 @@ impl Arena {
 
     /// Copies bytes into the heap; `None` when the range leaves it. Only `fetch`, and only into
     /// space of no live record.
-    #[must_use]
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Option<()> {
         let to = self.heap(offset, bytes.len())?;
         fence(Ordering::SeqCst);
@@ -546,7 +529,6 @@ impl Arena {
 
     /// Overwrites bytes of the heap with zeros; `None` when the range leaves it. Only `fetch`,
     /// after the record was marked.
-    #[must_use]
     pub fn wipe(&self, offset: u64, len: u64) -> Option<()> {
         let len = usize::try_from(len).ok()?;
         let at = self.heap(offset, len)?;

@@ -99,7 +99,6 @@ impl std::error::Error for RenderError {}
 impl RenderError {
     /// The message with the field that was probably meant. It is for the log: the report may be
     /// read by everybody, and names of fields are not for everybody.
-    #[must_use]
     pub fn in_log(&self) -> String {
         match &self.problem {
             RenderProblem::Missing {
@@ -146,7 +145,6 @@ pub fn render(
 ///
 /// # Panics
 /// When there is no such file.
-#[must_use]
 pub fn error(plan: &Plan, file: FileId, problem: RenderProblem) -> RenderError {
     let File {
         name,
@@ -164,7 +162,6 @@ pub fn error(plan: &Plan, file: FileId, problem: RenderProblem) -> RenderError {
 }
 
 /// What a file reads, each once.
-#[must_use]
 pub fn queries(content: &Content) -> Vec<QueryId> {
     let mut queries = match content {
         Content::Field { query, .. } | Content::Json { query } => vec![*query],

@@ -57,7 +57,6 @@ impl fmt::Display for ServeError {
 /// Answers until the last mount of the filesystem is gone. To be called right after the fork, in a
 /// process that supervise has confined: no capability, no dump, no descriptor that is not in the
 /// job.
-#[must_use]
 pub fn run(job: &Job) -> Exit {
     match answer(job) {
         Ok(()) => Exit::Ok,

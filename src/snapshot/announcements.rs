@@ -14,7 +14,6 @@ pub struct Announcements {
 
 impl Announcements {
     /// Registers the calling thread as the announcing one.
-    #[must_use]
     pub fn sign(arena: Arc<Arena>) -> Self {
         let tid = nix::unistd::gettid().as_raw().cast_unsigned();
         arena.writer_area().announcer.store(u64::from(tid), SeqCst);
@@ -22,21 +21,18 @@ impl Announcements {
     }
 
     /// The generation that is served.
-    #[must_use]
     pub fn generation(&self) -> Generation {
         Generation(self.arena.writer_area().current.load(SeqCst))
     }
 
     /// Listed files whose current version is not announced. It looks at all files: for the first
     /// round, and for that after a failure.
-    #[must_use]
     pub fn due(&self) -> Vec<FileId> {
         let files = self.arena.files_in(Visibility::Listed);
         files.filter(|file| self.is_due(*file)).collect()
     }
 
     /// Whether this listed file's current version is not announced.
-    #[must_use]
     pub fn is_due(&self, file: FileId) -> bool {
         self.arena.visibility(file) == Visibility::Listed
             && current(&self.arena, file)
@@ -44,7 +40,6 @@ impl Announcements {
     }
 
     /// Whether the file has a superseded version of which the kernel may keep pages.
-    #[must_use]
     pub fn is_kept(&self, file: FileId) -> bool {
         self.arena.visibility(file) == Visibility::Listed
             && !pages::superseded(&self.arena, file).is_empty()
@@ -52,14 +47,12 @@ impl Announcements {
 
     /// The files of which the kernel came to keep pages since `seen` of them, and how many there
     /// are now; `None` when there were too many to name.
-    #[must_use]
     pub fn kept_since(&self, seen: u64) -> (Option<Vec<FileId>>, u64) {
         pages::noted_since(&self.arena, seen)
     }
 
     /// Listed files that have a superseded version of which the kernel may keep pages; it looks at
     /// all files, as `due` does.
-    #[must_use]
     pub fn kept(&self) -> Vec<FileId> {
         // Most applications read, and then there is nothing to look for.
         if self.arena.reader_area().kept.load(SeqCst) == 0 {
@@ -72,7 +65,6 @@ impl Announcements {
     }
 
     /// The file's name.
-    #[must_use]
     pub fn name(&self, file: FileId) -> &str {
         self.arena.files()[file.index()].name.as_str()
     }
@@ -85,7 +77,6 @@ impl Announcements {
     }
 
     /// The version that `serve` gave the hidden name to in this announcement.
-    #[must_use]
     pub fn made(&self, file: FileId) -> Option<Version> {
         version(
             &self.arena,

@@ -51,14 +51,12 @@ impl Reader {
     }
 
     /// How often pages of this version were dropped.
-    #[must_use]
     pub fn drops(&self, nodeid: u64) -> u64 {
         self.note(nodeid) / DROP
     }
 
     /// A superseded version of the file whose pages the kernel may keep, held, and the inode: the
     /// same until `dropped`. One more drop is counted.
-    #[must_use]
     pub fn next_kept(&self, file: FileId) -> Option<(Version, Stage)> {
         superseded(self.arena(), file)
             .into_iter()

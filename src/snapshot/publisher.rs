@@ -61,7 +61,6 @@ pub struct Publisher {
 impl Publisher {
     /// Takes over the arena as a predecessor left it: what it had not yet flipped, or was about to
     /// wipe, is freed.
-    #[must_use]
     pub fn new(arena: Arc<Arena>) -> Self {
         let current = arena.writer_area().current.load(SeqCst);
         for record in arena.records() {
@@ -163,7 +162,6 @@ impl Publisher {
     }
 
     /// A reader of the same arena.
-    #[must_use]
     pub fn reader(&self) -> Reader {
         Reader::new(Arc::clone(&self.arena))
     }

@@ -19,31 +19,26 @@ pub struct Reader {
 
 impl Reader {
     /// Reads this arena.
-    #[must_use]
     pub fn new(arena: Arc<Arena>) -> Self {
         Self { arena }
     }
 
     /// The arena, for its list of files and its counters.
-    #[must_use]
     pub fn arena(&self) -> &Arena {
         &self.arena
     }
 
     /// What is true of all listed files now.
-    #[must_use]
     pub fn summary(&self) -> Summary {
         summary(&self.arena)
     }
 
     /// The file's version now, not held.
-    #[must_use]
     pub fn current(&self, file: FileId) -> Option<Version> {
         current(&self.arena, file)
     }
 
     /// The file's version now, held until as many `forget`s.
-    #[must_use]
     pub fn hold_current(&self, file: FileId) -> Option<Version> {
         loop {
             let at = self.arena.writer_area().current.load(SeqCst);
@@ -59,7 +54,6 @@ impl Reader {
     }
 
     /// That version, held; `None` when it was freed, or its record is used by a younger one.
-    #[must_use]
     pub fn hold(&self, nodeid: u64) -> Option<Version> {
         if !self.raise(nodeid) {
             return None;
@@ -74,14 +68,12 @@ impl Reader {
     }
 
     /// The file that a number is of, whatever became of the version.
-    #[must_use]
     pub fn file_of(&self, nodeid: u64) -> FileId {
         let file = slot_of(&self.arena, nodeid) / self.arena.slots(FileId(0)).len().max(1);
         FileId(u32::try_from(file).unwrap_or(u32::MAX))
     }
 
     /// That version, if it was not evicted.
-    #[must_use]
     pub fn version(&self, nodeid: u64) -> Option<Version> {
         version(&self.arena, nodeid)
     }
@@ -115,13 +107,11 @@ impl Reader {
     }
 
     /// Whether this thread is the announcing one.
-    #[must_use]
     pub fn is_announcer(&self, tid: u32) -> bool {
         tid != 0 && self.arena.writer_area().announcer.load(SeqCst) == u64::from(tid)
     }
 
     /// The announcement's create: the file's version now gets the hidden name. Held.
-    #[must_use]
     pub fn make(&self, file: FileId) -> Option<Version> {
         let found = self.hold_current(file)?;
         let words = &self.arena.reader_files()[file.index()];
@@ -134,7 +124,6 @@ impl Reader {
     }
 
     /// The number that has the hidden name in the announcement under way.
-    #[must_use]
     pub fn made(&self, file: FileId) -> Option<u64> {
         let words = &self.arena.reader_files()[file.index()];
         let attempt = self.arena.writer_files()[file.index()].attempt.load(SeqCst);
@@ -155,7 +144,6 @@ impl Reader {
 
     /// The number that the file's name belongs to since the last announcing rename; 0 before the
     /// first.
-    #[must_use]
     pub fn renamed(&self, file: FileId) -> u64 {
         self.arena.reader_files()[file.index()].renamed.load(SeqCst)
     }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 /// A late report. The agent begins to write when the report is due, so less than a second is not
 /// late.
-#[must_use]
 pub fn overdue(report: &Report, now: Now) -> Option<String> {
     let late = now
         .moment
@@ -29,7 +28,6 @@ pub fn overdue(report: &Report, now: Now) -> Option<String> {
 }
 
 /// A swap that files could be written to, although no swap was reachable when the agent started.
-#[must_use]
 pub fn swap_exposure(report: &Report, now: Now) -> Option<String> {
     report.served.swap.as_ref().map(|trouble| {
         format!(
@@ -40,7 +38,6 @@ pub fn swap_exposure(report: &Report, now: Now) -> Option<String> {
 }
 
 /// A checkpoint that does not fit, so that a death of `fetch` costs a login and every lease.
-#[must_use]
 pub fn checkpoint_loss(report: &Report) -> Option<String> {
     let needs = match report.roles.checkpoint {
         Checkpoint::Whole => return None,
@@ -53,7 +50,6 @@ pub fn checkpoint_loss(report: &Report) -> Option<String> {
 }
 
 /// The parts that the report omits for want of room.
-#[must_use]
 pub fn missing_detail(report: &Report) -> Option<String> {
     let what = match report.detail {
         Detail::Full => return None,
@@ -66,7 +62,6 @@ pub fn missing_detail(report: &Report) -> Option<String> {
 }
 
 /// The cause of a trouble and its duration.
-#[must_use]
 pub fn describe(trouble: &Trouble, now: Now) -> String {
     let cause = if trouble.cause.is_empty() {
         "the log has the cause"

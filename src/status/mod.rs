@@ -29,7 +29,6 @@ pub struct Now {
 
 impl Now {
     /// Reads the machine's clocks.
-    #[must_use]
     pub fn real() -> Self {
         Self {
             moment: RealClock.now(),

@@ -246,7 +246,6 @@ impl Counts {
 
 impl Report {
     /// A copy without causes, for a report that does not fit.
-    #[must_use]
     pub fn without_causes(&self) -> Self {
         let mut report = Self {
             detail: Detail::NoCauses,
@@ -265,7 +264,6 @@ impl Report {
 
     /// A copy with counts instead of files, for a report that does not fit without causes either: a
     /// few hundred bytes.
-    #[must_use]
     pub fn counted(&self) -> Self {
         let small = Self {
             files: Vec::new(),
@@ -283,14 +281,12 @@ impl Report {
 
     /// Whether the next report is overdue at `now` (`CLOCK_MONOTONIC`), so that the agent counts as
     /// hung.
-    #[must_use]
     pub fn is_overdue(&self, now: Moment) -> bool {
         now > Moment::at(Duration::from_millis(self.due_monotonic_ms)).plus(OVERDUE)
     }
 }
 
 /// Whole seconds since 1970.
-#[must_use]
 pub fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .unwrap_or_default()

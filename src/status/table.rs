@@ -19,7 +19,6 @@ const TITLES: [&str; 8] = [
 ];
 
 /// Formats the agent's state, then one row for each file.
-#[must_use]
 pub fn table(report: &Report, now: Now) -> String {
     let rows: Vec<_> = std::iter::once(TITLES.map(str::to_owned))
         .chain(report.files.iter().map(|file| row(file, now)))

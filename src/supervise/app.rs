@@ -100,7 +100,6 @@ pub struct Terminal {
 
 impl Terminal {
     /// Standard input's terminal, if it is one and baofs is in its foreground.
-    #[must_use]
     pub fn foreground() -> Option<Self> {
         let owner = tcgetpgrp(io::stdin()).ok()?;
         (io::stdin().is_terminal() && owner == nix::unistd::getpgrp()).then_some(Self { owner })
@@ -124,7 +123,6 @@ pub enum Stdio<'a> {
 
 /// The user that the application is to become; `None` when it is who baofs is already, in which
 /// case nothing changes.
-#[must_use]
 pub fn other_user(app: &App) -> Option<&Identity> {
     let own = Owner {
         uid: geteuid().as_raw(),
@@ -135,7 +133,6 @@ pub fn other_user(app: &App) -> Option<&Identity> {
 
 /// Whether the application has a user id of its own: then it loses every capability, and supervise
 /// may lower its own.
-#[must_use]
 pub fn has_own_uid(app: &App) -> bool {
     other_user(app).is_some_and(|user| user.owner.uid != geteuid().as_raw())
 }

@@ -53,7 +53,6 @@ pub enum Deadline {
 
 impl<'a> Hooks<'a> {
     /// None is asked for yet.
-    #[must_use]
     pub fn new(hooks: &'a [Hook], jitter: Jitter) -> Self {
         Self {
             plan: hooks,
@@ -63,7 +62,6 @@ impl<'a> Hooks<'a> {
     }
 
     /// The hook itself; `None` for an index that the plan does not have.
-    #[must_use]
     pub fn hook(&self, id: HookId) -> Option<&'a Hook> {
         self.plan.get(id.index())
     }
@@ -140,7 +138,6 @@ impl<'a> Hooks<'a> {
     }
 
     /// When `due` or `overdue` has something.
-    #[must_use]
     pub fn wake(&self) -> Option<Moment> {
         self.states
             .iter()

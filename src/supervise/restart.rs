@@ -42,7 +42,6 @@ pub struct Restart {
 
 impl Restart {
     /// The first process starts now.
-    #[must_use]
     pub fn new(now: Moment) -> Self {
         let backoff = Backoff::new(Duration::from_millis(20), LONGEST);
         Self {
@@ -99,13 +98,11 @@ impl Restart {
     }
 
     /// When the next process is to be started; `None` while one runs.
-    #[must_use]
     pub fn wake(&self) -> Option<Moment> {
         self.due
     }
 
     /// Consecutive crashes: exits before ready, or without being told to stop.
-    #[must_use]
     pub fn crashes(&self) -> u32 {
         self.crashes
     }
@@ -125,7 +122,6 @@ impl Restart {
 
     /// When a dead role is given up: `patience` after the first of its consecutive deaths. A role
     /// whose process runs is not given up, because the process may become stable.
-    #[must_use]
     pub fn give_up_at(&self, patience: Duration) -> Option<Moment> {
         self.due?;
         Some(self.failing_since?.plus(patience))

@@ -78,7 +78,6 @@ impl FileIdentity {
 impl RunFiles {
     /// Opens the directories of what `plan` asks for. To be called before the mount, so that no
     /// path leads into it. A directory that cannot be opened is one warning.
-    #[must_use]
     pub fn open(plan: &Plan) -> Self {
         let app = plan.app.user.as_ref().map(|user| user.owner.uid);
         let trusted = [0, geteuid().as_raw()].into_iter().chain(app).collect();

@@ -76,7 +76,6 @@ pub enum ExitStatus {
 
 impl ExitStatus {
     /// As a shell says it: 128+n for a signal n.
-    #[must_use]
     pub fn code(self) -> u8 {
         match self {
             Self::Exited(code) => code,
@@ -233,7 +232,6 @@ pub struct Machine {
 
 impl Machine {
     /// A machine and the first thing to do.
-    #[must_use]
     pub fn start(policy: Policy) -> (Self, Vec<Output>) {
         let machine = Self {
             policy,

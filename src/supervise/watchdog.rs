@@ -55,7 +55,6 @@ pub struct Looks {
 
 impl Looks {
     /// Looks from now on.
-    #[must_use]
     pub fn new(intervals: Intervals, now: Moment) -> Self {
         Self {
             intervals,
@@ -64,7 +63,6 @@ impl Looks {
     }
 
     /// When the next look is.
-    #[must_use]
     pub fn wake(&self) -> Moment {
         self.due
     }
@@ -101,7 +99,6 @@ pub struct Watch {
 
 impl Watch {
     /// A life that begins now.
-    #[must_use]
     pub fn new(now: Moment) -> Self {
         Self {
             silent: 0,
@@ -113,7 +110,6 @@ impl Watch {
     }
 
     /// When it last gave a sign of life.
-    #[must_use]
     pub fn heard(&self) -> Moment {
         self.heard
     }
@@ -134,7 +130,6 @@ impl Watch {
     }
 
     /// What a look sees of a role that answers when it is asked.
-    #[must_use]
     pub fn sign_of_answer(&self) -> Sign {
         self.unless(self.asked)
     }

@@ -28,7 +28,6 @@ pub enum Capability {
 
 impl Capability {
     /// The name for Docker's `--cap-add`.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Chown => "CHOWN",
@@ -81,7 +80,6 @@ pub fn has(capability: Capability) -> io::Result<bool> {
 
 /// Whether `capability` is in the calling thread's bounding set, which a container runtime limits
 /// to the capabilities of the container.
-#[must_use]
 pub fn is_bounding(capability: Capability) -> bool {
     // SAFETY: all arguments are numbers; a number that the kernel does not know is EINVAL.
     unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability as libc::c_ulong, 0, 0, 0) == 1 }

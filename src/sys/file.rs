@@ -113,7 +113,6 @@ pub fn replace(number: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<()> {
 /// Whether `path` is where something is mounted, be it a single file (`statx(2)`,
 /// `STATX_ATTR_MOUNT_ROOT`, Linux 5.8): then nobody can rename or remove it, or put something else
 /// in its place. A link is not followed.
-#[must_use]
 pub fn is_mounted(path: &Path) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
         return false;

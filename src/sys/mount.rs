@@ -51,7 +51,6 @@ pub enum MountCall {
 
 impl MountCall {
     /// The name of the call in the manual.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Fsopen => "fsopen",
@@ -102,14 +101,12 @@ impl From<MountError> for io::Error {
 }
 
 /// The failed call of this module with the errno, if the error comes from this module.
-#[must_use]
 pub fn failed(error: &io::Error) -> Option<(MountCall, i32)> {
     let inner = error.get_ref()?.downcast_ref::<MountError>()?;
     Some((inner.call, inner.error.raw_os_error()?))
 }
 
 /// The errno of an error, whether of a call of this module or another.
-#[must_use]
 pub fn errno(error: &io::Error) -> Option<i32> {
     failed(error).map_or_else(|| error.raw_os_error(), |(_, errno)| Some(errno))
 }

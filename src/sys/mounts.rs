@@ -35,13 +35,11 @@ pub struct Mount<'a> {
 
 impl Mount<'_> {
     /// Whether the options contain this word.
-    #[must_use]
     pub fn has_option(&self, option: &str) -> bool {
         self.options.split(',').any(|o| o == option)
     }
 
     /// Whether an agent of baofs mounted the filesystem, judged by type and source.
-    #[must_use]
     pub fn is_of_agent(&self) -> bool {
         self.source == SOURCE && matches!(self.kind, "fuse" | "tmpfs")
     }
@@ -126,7 +124,6 @@ pub struct Ground {
 
 impl Ground {
     /// Looks at the directory at `path`.
-    #[must_use]
     pub fn survey(path: &Path) -> Self {
         let is_shared = || {
             let (dir, mountinfo) = (fs::File::open(path)?, mountinfo()?);
@@ -142,7 +139,6 @@ impl Ground {
 }
 
 /// Undoes the kernel's `\040` for a space, and its like for tab, newline and backslash.
-#[must_use]
 pub fn unescape(text: &str) -> PathBuf {
     let plain = text
         .replace("\\040", " ")

@@ -46,7 +46,6 @@ fn end(code: u8) -> ! {
 ///
 /// # Errors
 /// `ENOENT` when there is no such program, `EACCES` when it cannot be executed, and as `execve(2)`.
-#[must_use]
 pub fn exec(program: &CStr, arguments: &[CString], environment: &[CString]) -> Errno {
     match nix::unistd::execvpe(program, arguments, environment) {
         Ok(never) => match never {},

@@ -50,7 +50,6 @@ pub struct Call {
 
 impl Call {
     /// A call by its native number alone (`libc::SYS_*`), for filters with [`Others::Answer`].
-    #[must_use]
     pub const fn native(number: libc::c_long) -> Self {
         Self {
             native: Some(word(number)),
@@ -60,7 +59,6 @@ impl Call {
 
     /// A call by its native number and its numbers in `i386` and `arm`, for filters with
     /// [`Others::SameRules`].
-    #[must_use]
     pub const fn with_compat(native: libc::c_long, i386: u32, arm: u32) -> Self {
         Self {
             native: Some(word(native)),
@@ -69,7 +67,6 @@ impl Call {
     }
 
     /// A call of Linux 5.1 or later: such calls have one number on all architectures.
-    #[must_use]
     pub const fn unified(number: u32) -> Self {
         Self {
             native: Some(number),
@@ -78,7 +75,6 @@ impl Call {
     }
 
     /// A call that only `i386` has.
-    #[must_use]
     pub const fn of_i386(number: u32) -> Self {
         Self {
             native: None,
@@ -93,7 +89,6 @@ impl Call {
 
 impl Call {
     /// The native number, if there is one.
-    #[must_use]
     pub const fn number(self) -> Option<u32> {
         self.native
     }
@@ -102,7 +97,6 @@ impl Call {
     /// answer: `false` when they answer `ENOSYS`. The call is made, with all bits of all
     /// arguments set: only for calls that refuse such arguments (flags that do not exist, a
     /// descriptor of -1) before they do anything.
-    #[must_use]
     pub fn is_known(self) -> bool {
         let Some(number) = self.native else {
             return false;
@@ -190,7 +184,6 @@ pub struct Rule {
 
 impl Rule {
     /// A rule for `call` with any arguments.
-    #[must_use]
     pub const fn always(call: Call, answer: Answer) -> Self {
         Self {
             call,
@@ -303,7 +296,6 @@ fn x32(_: Answer) -> Vec<libc::sock_filter> {
 
 /// Whether the kernel has filters, and no filter forbids to install one
 /// (`SECCOMP_GET_ACTION_AVAIL`, Linux 4.14).
-#[must_use]
 pub fn is_available() -> bool {
     let action = libc::SECCOMP_RET_ERRNO;
     // SAFETY: the call reads the number that the pointer names, which lives through the call.
@@ -319,7 +311,6 @@ pub fn is_available() -> bool {
 }
 
 /// Whether a filter holds for the calling thread.
-#[must_use]
 pub fn is_active() -> bool {
     // SAFETY: all arguments are numbers.
     let mode = unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) };

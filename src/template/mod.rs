@@ -161,7 +161,6 @@ impl<Q> Template<Q> {
     }
 
     /// Its reads in order of appearance, repetitions included.
-    #[must_use]
     pub fn queries(&self) -> Vec<&Q> {
         let mut found = Vec::new();
         collect(&self.0, &mut found);

@@ -60,7 +60,6 @@ const NO_DOT: ParseProblem = ParseProblem::Wrong(
 
 impl ParseProblem {
     /// What to do about it, if there is something to say.
-    #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Unsupported(_) | Self::Character(_) => SUBSET,

@@ -20,7 +20,6 @@ pub struct MemoryBacked {
 
 impl MemoryBacked {
     /// The reason why pages may be written to an allowed swap, for the log.
-    #[must_use]
     pub fn swap_risk(&self) -> Option<String> {
         self.swap.as_ref().map(ToString::to_string)
     }

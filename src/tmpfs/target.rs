@@ -101,7 +101,6 @@ impl Target {
     }
 
     /// What our own mount lies on; `None` when the directory was given.
-    #[must_use]
     pub fn ground(&self) -> Option<&Ground> {
         self.ground.as_ref()
     }
@@ -125,7 +124,6 @@ impl Target {
 
     /// Why files could reach a swap now, although that was excluded at the start and is not
     /// allowed. Reads a few files of `/proc`; cheap where the machine has no swap.
-    #[must_use]
     pub fn swap_risk(&self) -> Option<SwapExposure> {
         self.memory
             .look_again(&|file| std::fs::read_to_string(file).ok())
@@ -179,7 +177,6 @@ impl Origin {
 
 /// Whether a file belongs to another user, or to a group that we are not in: then the writer has to
 /// keep `CAP_CHOWN`.
-#[must_use]
 pub fn needs_chown(files: &[plan::File]) -> bool {
     files
         .iter()
