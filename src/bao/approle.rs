@@ -175,12 +175,11 @@ impl AppRole {
         };
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                let what = format!(
-                    "{} could not be removed after reading: {}",
-                    path.display(),
-                    error.kind()
-                );
-                Event::Skipped { what: &what }.emit();
+                Event::SecretIdNotRemoved {
+                    file: path,
+                    why: &error,
+                }
+                .emit();
             }
             Ok(()) | Err(_) => {}
         }

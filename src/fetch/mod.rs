@@ -23,7 +23,7 @@ use crate::lease::source::{Failure, Reply, Source};
 use crate::lease::{Effect, ScheduleInput, Scheduler, Subject, Timing, TokenId};
 use crate::link::{End, FromRole, Received, ToRole};
 use crate::memory::arena::Arena;
-use crate::names::{Generation, QueryId, RestartHistory};
+use crate::names::{Generation, QueryId, RestartHistory, Role};
 use crate::observe::{Event, report_dropped};
 use crate::snapshot::Publisher;
 use crate::status::{Served, WallsReport};
@@ -93,27 +93,16 @@ where
         .enable_all()
         .build()
     else {
-        Event::Broken {
-            what: "the event loop of fetch cannot be built",
-        }
-        .emit();
-        return Exit::Software;
+        return failed("the event loop cannot be built", Exit::Software);
     };
     let exit = LocalSet::new().block_on(&runtime, async {
         let Ok(watch) = watch::readable(link.as_fd()) else {
-            Event::Broken {
-                what: "the link to supervise cannot be watched",
-            }
-            .emit();
-            return Exit::Software;
+            return failed("the link to supervise cannot be watched", Exit::Software);
         };
         let publisher = Publisher::new(Arc::clone(arena));
         let (press, announcements) = match Press::open(open, link, plan, settings.timing) {
             Ok(press) => press,
-            Err(error) => {
-                Event::Broken { what: &error.what }.emit();
-                return error.exit;
-            }
+            Err(error) => return failed(&error.what, error.exit),
         };
         let machine = Scheduler::new(&plan.queries, settings.timing, Jitter::new(), clock.now());
         let (secrets, requests) = (Secrets::new(plan), Requests::new(source, &plan.queries));
@@ -141,6 +130,13 @@ where
     });
     // A thread that resolves a name may hang in the system's library: it is not waited for.
     runtime.shutdown_background();
+    exit
+}
+
+/// Says why `fetch` ends.
+fn failed(why: &str, exit: Exit) -> Exit {
+    let role = Role::Fetch;
+    Event::RoleFailed { role, why }.emit();
     exit
 }
 

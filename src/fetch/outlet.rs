@@ -138,10 +138,8 @@ impl Outlet for TmpfsOutlet {
 
     fn close(self) {
         if let Err(error) = self.writer.clear() {
-            Event::Skipped {
-                what: &format!("not all files could be removed: {error}"),
-            }
-            .emit();
+            let why = &error.to_string();
+            Event::FilesNotRemoved { why }.emit();
         }
     }
 }

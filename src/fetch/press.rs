@@ -359,7 +359,7 @@ impl<'a, O: Outlet> Press<'a, O> {
     /// Says a trouble, if it is not the last one; gives the wait before the next try.
     fn fail(&mut self, why: String) -> Duration {
         if self.trouble.as_ref() != Some(&why) {
-            Event::Broken { what: &why }.emit();
+            Event::NotPublished { why: &why }.emit();
         }
         self.trouble = Some(why);
         self.failures = self.failures.saturating_add(1);

@@ -148,18 +148,17 @@ impl Reporter {
         if less {
             match fit {
                 Fit::Whole => {}
-                Fit::NoCauses => Event::Skipped {
-                    what: &format!("the report is written without causes: {why}"),
+                Fit::NoCauses => Event::ReportReduced {
+                    to: "without causes",
+                    why: &why,
                 }
                 .emit(),
-                Fit::Counts => Event::Skipped {
-                    what: &format!("the report only counts files: {why}"),
+                Fit::Counts => Event::ReportReduced {
+                    to: "with counts only",
+                    why: &why,
                 }
                 .emit(),
-                Fit::Nothing => Event::Broken {
-                    what: &format!("the report cannot be written: {why}"),
-                }
-                .emit(),
+                Fit::Nothing => Event::ReportNotWritten { why: &why }.emit(),
             }
         }
         if fit == Fit::Nothing {

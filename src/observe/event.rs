@@ -4,6 +4,7 @@
 
 use crate::names::{FileName, Generation, Role};
 use crate::shown::ShownLine;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 use tracing::{error, info, warn};
@@ -119,13 +120,124 @@ pub enum Event<'a> {
         /// The role.
         role: Role,
     },
-    /// An optional step failed: a pid file, a link.
-    Skipped {
-        /// The step and the reason.
-        what: &'a str,
+    /// No process of the agent could be forked.
+    NotForked {
+        /// The reason.
+        why: &'a io::Error,
     },
+    /// A role could not be confined, and ends.
+    NotConfined {
+        /// The role.
+        role: Role,
+        /// The reason.
+        why: &'a io::Error,
+    },
+    /// A role cannot do its work, and ends.
+    RoleFailed {
+        /// The role.
+        role: Role,
+        /// The reason.
+        why: &'a str,
+    },
+    /// The kernel has no Landlock, or the container forbids the use of Landlock.
+    NoLandlock {
+        /// The reason.
+        why: &'a io::Error,
+    },
+    /// The kernel has no seccomp filters.
+    NoSeccomp,
+    /// Landlock lets `fetch` read a credential file now, but possibly not a later file of the same
+    /// path.
+    WeakReach {
+        /// The file.
+        file: &'a Path,
+        /// The case in which the file cannot be read or removed.
+        weakness: &'static str,
+    },
+    /// The application runs without its `AppArmor` profile.
+    NoAppArmor {
+        /// The reason.
+        why: &'a io::Error,
+    },
+    /// The application can regain `SYS_ADMIN`, which the bounding set still has.
+    RightsRemain,
+    /// A signal could not be sent to the application.
+    NotSignalled {
+        /// The signal.
+        signal: &'a str,
+        /// The reason.
+        why: &'a io::Error,
+    },
+    /// The guard, which cleans up after a killed supervise, could not be started.
+    NoGuard {
+        /// The reason.
+        why: &'a io::Error,
+    },
+    /// Supervise was killed, and the guard stops everything.
+    SuperviseKilled,
+    /// The pid file could not be written.
+    PidFileNotWritten {
+        /// The path of the pid file.
+        path: &'a Path,
+        /// The reason.
+        why: &'a io::Error,
+    },
+    /// The link to a sink could not be made.
+    LinkNotMade {
+        /// The path of the link.
+        path: &'a Path,
+        /// The target of the link.
+        target: &'a Path,
+        /// The reason.
+        why: &'a io::Error,
+    },
+    /// Another user may replace the link to a sink.
+    LinkReplaceable {
+        /// The path of the link.
+        path: &'a Path,
+        /// The users who may write the directory of the link.
+        by: &'a str,
+    },
+    /// A pid file or a link could not be removed at the end.
+    RunFileNotRemoved {
+        /// The path.
+        path: &'a Path,
+        /// The reason.
+        why: &'a io::Error,
+    },
+    /// Files of the tmpfs could not be removed at the end.
+    FilesNotRemoved {
+        /// The reason.
+        why: &'a str,
+    },
+    /// `BAOFS_UNSTABLE_NO_RESEND` is set.
+    NoResend,
 
     // fetch
+    /// Changed files could not be published, and are published later.
+    NotPublished {
+        /// The reason.
+        why: &'a str,
+    },
+    /// The status report does not fit, and a smaller one was written.
+    ReportReduced {
+        /// The part that was written: `without causes`, `counts only`.
+        to: &'static str,
+        /// The reason.
+        why: &'a str,
+    },
+    /// No status report could be written.
+    ReportNotWritten {
+        /// The reason.
+        why: &'a str,
+    },
+    /// The file of the `secret_id` could not be removed after the login.
+    SecretIdNotRemoved {
+        /// The file.
+        file: &'a Path,
+        /// The reason.
+        why: &'a io::Error,
+    },
     /// A new `fetch` resumed from the checkpoint of its predecessor.
     WentOn {
         /// Logins in doubt since the start: each may have left a token that cannot be revoked.
@@ -208,11 +320,6 @@ pub enum Event<'a> {
         /// Lines dropped since the last such event.
         lines: u64,
     },
-    /// The agent itself failed.
-    Broken {
-        /// The problem and the reason.
-        what: &'a str,
-    },
 }
 
 impl Event<'_> {
@@ -222,17 +329,17 @@ impl Event<'_> {
         match self {
             Self::ConfigWarning { problem } => warn!("{}", line(problem)),
             Self::Mounted { path, how } => {
-                info!(path = %line(&path.to_string_lossy()), how, "serving");
+                info!(path = %path_line(path), how, "serving");
             }
             Self::Hides { path, entries } => {
-                warn!(path = %line(&path.to_string_lossy()), entries, "the mount hides files in the directory");
+                warn!(path = %path_line(path), entries, "the mount hides files in the directory");
             }
             Self::BehindLink { path, own } => {
-                let (path, own) = (line(&path.to_string_lossy()), line(&own.to_string_lossy()));
+                let (path, own) = (path_line(path), path_line(own));
                 warn!(%path, %own, "the path of the mount contains a link: a user who may change the link can redirect readers");
             }
             Self::Propagates { path } => {
-                let path = line(&path.to_string_lossy());
+                let path = path_line(path);
                 warn!(%path, "the mount appears in other mount namespaces, too: the mount beneath is shared");
             }
             Self::FallingBack { cause } => warn!(
@@ -288,7 +395,81 @@ impl Event<'_> {
                 role = role.as_str(),
                 "a process of the agent died again and again: baofs ends"
             ),
-            Self::Skipped { what } => warn!("{}", line(what)),
+            Self::NotForked { why } => {
+                error!("a process of the agent cannot be forked: {}", line(why));
+            }
+            Self::NotConfined { role, why } => {
+                error!("{} cannot be confined: {}", role.as_str(), line(why));
+            }
+            Self::RoleFailed { role, why } => {
+                error!(role = role.as_str(), "{}", line(why));
+            }
+            Self::NoLandlock { why } => warn!(
+                "no Landlock ({}): a `fetch` that was taken over could read and write every file of its user, and connect to \
+                 every port; hint: Linux 5.13 with `landlock` among its security modules, and a container runtime that lets \
+                 its system calls pass",
+                line(why)
+            ),
+            Self::NoSeccomp => warn!(
+                "no seccomp filters: a process of the agent that was taken over could make every system call; \
+                 hint: a kernel with CONFIG_SECCOMP_FILTER"
+            ),
+            Self::WeakReach { file, weakness } => warn!(
+                "{}: {weakness}; hint: put it into a directory of its own",
+                path_line(file)
+            ),
+            Self::NoAppArmor { why } => warn!(
+                "AppArmor does not confine the application: the profile docker-default cannot be requested: {}",
+                line(why)
+            ),
+            Self::RightsRemain => warn!(
+                "with `no_new_privs = false`, what the application executes as root has SYS_ADMIN, because baofs needs it; \
+                 hint: with `--cap-add SETPCAP` baofs can take it away for good"
+            ),
+            Self::NotSignalled { signal, why } => warn!(
+                "the application cannot be sent {signal}: {}; hint: start the container with `--cap-add KILL`",
+                line(why)
+            ),
+            Self::NoGuard { why } => {
+                warn!("nobody will clean up if baofs is killed: {}", line(why));
+            }
+            Self::SuperviseKilled => error!("supervise was killed: all is stopped and taken away"),
+            Self::PidFileNotWritten { path, why } => {
+                warn!(
+                    "the pid file {} cannot be written: {}",
+                    path_line(path),
+                    line(why)
+                );
+            }
+            Self::LinkNotMade { path, target, why } => {
+                let (path, target) = (path_line(path), path_line(target));
+                warn!("the link {path} to {target} cannot be made: {}", line(why));
+            }
+            Self::LinkReplaceable { path, by } => warn!(
+                "{by} may replace the link to a sink at {}, because of the directory that it lies in",
+                path_line(path)
+            ),
+            Self::RunFileNotRemoved { path, why } => {
+                warn!("{} cannot be removed: {}", path_line(path), line(why));
+            }
+            Self::FilesNotRemoved { why } => {
+                warn!("not all files could be removed: {}", line(why));
+            }
+            Self::NoResend => warn!(
+                "BAOFS_UNSTABLE_NO_RESEND is set: requests that a dead process left are interrupted; it is for tests alone"
+            ),
+            Self::NotPublished { why } => error!("{}", line(why)),
+            Self::ReportReduced { to, why } => {
+                warn!("the status report is written {to}: {}", line(why));
+            }
+            Self::ReportNotWritten { why } => {
+                error!("the status report cannot be written: {}", line(why));
+            }
+            Self::SecretIdNotRemoved { file, why } => warn!(
+                "{} could not be removed after reading: {}",
+                path_line(file),
+                line(why)
+            ),
             Self::WentOn { lost_logins } => {
                 info!(
                     lost_logins,
@@ -335,12 +516,16 @@ impl Event<'_> {
             Self::Dropped { lines } => {
                 warn!(lines, "log lines were dropped because nobody read them");
             }
-            Self::Broken { what } => error!("{}", line(what)),
         }
     }
 }
 
 /// A text that is short and clean enough for a log line.
-fn line(text: &str) -> ShownLine {
-    text.into()
+fn line(text: &(impl ToString + ?Sized)) -> ShownLine {
+    text.to_string().as_str().into()
+}
+
+/// A path as such a text.
+fn path_line(path: &Path) -> ShownLine {
+    line(&path.to_string_lossy())
 }

@@ -61,8 +61,10 @@ pub fn run(job: &Job) -> Exit {
     match answer(job) {
         Ok(()) => Exit::Ok,
         Err(failure) => {
-            Event::Broken {
-                what: &failure.to_string(),
+            let why = &failure.to_string();
+            Event::RoleFailed {
+                role: Role::Serve,
+                why,
             }
             .emit();
             match failure {

@@ -198,9 +198,9 @@ fn execute(
     let environment = environment(env::vars_os(), other_user(app), (getppid(), getpid()))
         .collect::<io::Result<Vec<_>>>()?;
     let program = arguments.first().ok_or(io::ErrorKind::NotFound)?;
-    profile::put_up(app.seccomp, |what| {
+    profile::put_up(app.seccomp, |why| {
         if matches!(stdio, Stdio::App(_)) {
-            Event::Skipped { what }.emit();
+            Event::NoAppArmor { why }.emit();
         }
     })?;
     become_user(app)?;

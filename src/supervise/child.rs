@@ -43,9 +43,10 @@ pub(super) fn start(
         let confined = confine(name(role), inherited, keep, group);
         let exit = match confined.and_then(|()| end_with(parent, role)) {
             Ok(()) => body(theirs),
-            Err(error) => {
-                Event::Broken {
-                    what: &format!("{} cannot be confined: {error}", role.role().as_str()),
+            Err(why) => {
+                Event::NotConfined {
+                    role: role.role(),
+                    why: &why,
                 }
                 .emit();
                 Exit::Memory

@@ -328,11 +328,8 @@ impl<'a> Children<'a> {
                     self.records[index].process = Some(process);
                     inputs.push(Input::RoleBorn(child));
                 }
-                Err(error) => {
-                    Event::Broken {
-                        what: &format!("a process of the agent cannot be forked: {error}"),
-                    }
-                    .emit();
+                Err(why) => {
+                    Event::NotForked { why: &why }.emit();
                     let restart = &mut self.records[index].restart;
                     restart.died(EndCause::Crashed, now, &mut self.jitter);
                 }

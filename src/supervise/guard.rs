@@ -64,23 +64,17 @@ impl Guard {
             let rights = [Capability::SysAdmin, Capability::Kill]
                 .into_iter()
                 .filter(|right| caps::has(*right).unwrap_or(false));
-            if let Err(error) = confine(
+            if let Err(why) = confine(
                 c"baofs-guard",
                 &inherited,
                 &rights.collect::<Vec<_>>(),
                 getpid(),
             ) {
-                Event::Skipped {
-                    what: &format!("nobody will clean up if baofs is killed: {error}"),
-                }
-                .emit();
+                Event::NoGuard { why: &why }.emit();
                 return 0;
             }
             let groups = groups(&lives);
-            Event::Broken {
-                what: "supervise was killed: all is stopped and taken away",
-            }
-            .emit();
+            Event::SuperviseKilled.emit();
             for group in groups {
                 let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
             }

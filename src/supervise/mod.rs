@@ -178,9 +178,7 @@ fn warn_of_rights(app: &App) {
         && has(Capability::SysAdmin)
         && !has(Capability::SetPcap)
     {
-        let what = "with `no_new_privs = false`, what the application executes as root has SYS_ADMIN, because baofs needs it; \
-                    hint: with `--cap-add SETPCAP` baofs can take it away for good";
-        Event::Skipped { what }.emit();
+        Event::RightsRemain.emit();
     }
 }
 

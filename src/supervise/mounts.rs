@@ -106,8 +106,7 @@ impl Mounts {
         }
         .emit();
         if env::var_os(NO_RESEND).is_some() {
-            let what = "BAOFS_UNSTABLE_NO_RESEND is set: requests that a dead process left are interrupted; it is for tests alone";
-            Event::Skipped { what }.emit();
+            Event::NoResend.emit();
         }
         Ok(mounts)
     }
@@ -246,8 +245,12 @@ impl Mounts {
         walls: Confinement,
         link: &End,
     ) -> Exit {
-        let broken = |what: &str, exit| {
-            Event::Broken { what }.emit();
+        let broken = |why: &str, exit| {
+            Event::RoleFailed {
+                role: Role::Fetch,
+                why,
+            }
+            .emit();
             exit
         };
         let client = match bao::Client::new(&plan.server, &plan.auth) {
@@ -337,10 +340,8 @@ impl Mounts {
             Self::Fuse { public, .. } => public.abort(),
             Self::Tmpfs { target, .. } => {
                 if let Err(error) = target.clear() {
-                    Event::Skipped {
-                        what: &format!("not all files could be removed: {error}"),
-                    }
-                    .emit();
+                    let why = &error.to_string();
+                    Event::FilesNotRemoved { why }.emit();
                 }
             }
         }
@@ -348,11 +349,8 @@ impl Mounts {
 }
 
 /// A role works behind its walls or not at all.
-fn unwalled(role: Role, error: &io::Error) -> Exit {
-    Event::Broken {
-        what: &format!("{} cannot be confined: {error}", role.as_str()),
-    }
-    .emit();
+fn unwalled(role: Role, why: &io::Error) -> Exit {
+    Event::NotConfined { role, why }.emit();
     Exit::Software
 }
 

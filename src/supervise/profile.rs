@@ -80,12 +80,12 @@ const CLONES: [Rule; 2] = [
 ];
 
 /// Puts the walls up in the calling process, a child that is about to execute a program: while it
-/// has `SYS_ADMIN` still, without which a filter takes `no_new_privs`. `notice` hears what is left
-/// out.
+/// has `SYS_ADMIN` still, without which a filter takes `no_new_privs`. `notice` hears why
+/// `AppArmor` does not confine the program.
 ///
 /// # Errors
 /// When the filter cannot be installed; the message has the remedy.
-pub(super) fn put_up(seccomp: Seccomp, notice: impl FnOnce(&str)) -> io::Result<()> {
+pub(super) fn put_up(seccomp: Seccomp, notice: impl FnOnce(&io::Error)) -> io::Result<()> {
     if seccomp == Seccomp::Inherited || !seccomp::is_active() || !caps::has(Capability::SysAdmin)? {
         return Ok(());
     }
@@ -103,9 +103,7 @@ pub(super) fn put_up(seccomp: Seccomp, notice: impl FnOnce(&str)) -> io::Result<
         )
     })?;
     if let Err(error) = request_apparmor(Path::new("/")) {
-        notice(&format!(
-            "AppArmor does not confine the application: its profile docker-default cannot be asked for: {error}"
-        ));
+        notice(&error);
     }
     Ok(())
 }

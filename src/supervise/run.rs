@@ -140,10 +140,8 @@ impl<C: Clock> Loop<'_, C> {
                 None
             }
             Err(error) => {
-                Event::Broken {
-                    what: &format!("no process can be forked for the application: {error}"),
-                }
-                .emit();
+                let (program, why) = (&self.app.command[0], &format!("cannot fork: {error}"));
+                Event::AppNotStarted { program, why }.emit();
                 Some(Input::AppEnded(ExitStatus::Exited(
                     Exit::CannotExecute.code(),
                 )))
@@ -158,12 +156,11 @@ impl<C: Clock> Loop<'_, C> {
         }
         match killpg(group, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
-            Err(error) => {
-                let what = format!(
-                    "the application cannot be sent {signal}: {error}; hint: start the container with `--cap-add KILL`"
-                );
-                Event::Skipped { what: &what }.emit();
+            Err(errno) => Event::NotSignalled {
+                signal: signal.as_str(),
+                why: &errno.into(),
             }
+            .emit(),
         }
     }
 

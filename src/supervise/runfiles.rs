@@ -12,7 +12,6 @@ use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{Uid, UnlinkatFlags, geteuid, symlinkat, unlinkat};
 use std::ffi::OsString;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -87,7 +86,7 @@ impl RunFiles {
             .and_then(|path| match Spot::open(path) {
                 Ok(spot) => Some(PidFile { spot, file: None }),
                 Err(error) => {
-                    skipped(&cannot_write(path, &error));
+                    Event::PidFileNotWritten { path, why: &error }.emit();
                     None
                 }
             });
@@ -100,7 +99,13 @@ impl RunFiles {
                     made: None,
                 }),
                 Err(error) => {
-                    skipped(&cannot_link(&link.path, &target, &error));
+                    let (path, target) = (&link.path, &target);
+                    Event::LinkNotMade {
+                        path,
+                        target,
+                        why: &error,
+                    }
+                    .emit();
                     None
                 }
             }
@@ -123,7 +128,11 @@ impl RunFiles {
                 .map_or(Ok(()), |step| Err(io::Error::other(step)));
             match allowed.and_then(|()| write_pid(&pid_file.spot)) {
                 Ok(file) => pid_file.file = Some(file),
-                Err(error) => skipped(&cannot_write(&pid_file.spot.path, &error)),
+                Err(error) => Event::PidFileNotWritten {
+                    path: &pid_file.spot.path,
+                    why: &error,
+                }
+                .emit(),
             }
         }
         for link in &mut self.links {
@@ -135,7 +144,12 @@ impl RunFiles {
                     link.made = Some(made);
                     warn_of_replacement(&link.spot, &self.trusted);
                 }
-                Err(errno) => skipped(&cannot_link(&link.spot.path, &link.target, &errno)),
+                Err(errno) => Event::LinkNotMade {
+                    path: &link.spot.path,
+                    target: &link.target,
+                    why: &errno.into(),
+                }
+                .emit(),
             }
         }
         Ok(())
@@ -166,10 +180,11 @@ impl RunFiles {
             .filter_map(|link| Some((&link.spot, link.made?)));
         for (spot, made) in pid_file.chain(links) {
             if let Err(errno) = spot.remove(made) {
-                skipped(&format!(
-                    "{} cannot be removed: {errno}",
-                    spot.path.display()
-                ));
+                Event::RunFileNotRemoved {
+                    path: &spot.path,
+                    why: &errno.into(),
+                }
+                .emit();
             }
         }
     }
@@ -275,15 +290,16 @@ fn taken(path: &Path, what: &str) -> Refused {
 /// attack and no refusal.
 fn warn_of_replacement(spot: &Spot, trusted: &[u32]) {
     let Ok(dir) = fstat(&spot.dir) else { return };
-    let who = match dir.st_mode & 0o1002 {
+    let by = match dir.st_mode & 0o1002 {
         0o0002 => "everybody".to_owned(),
         _ if trusted.contains(&dir.st_uid) => return,
         _ => format!("uid {}", dir.st_uid),
     };
-    skipped(&format!(
-        "{who} may replace the link to a sink at {}, because of the directory that it lies in",
-        spot.path.display()
-    ));
+    Event::LinkReplaceable {
+        path: &spot.path,
+        by: &by,
+    }
+    .emit();
 }
 
 /// The first directory or link on the way to `path` that another user put into a directory which
@@ -304,22 +320,6 @@ fn foreign_step(path: &Path, trusted: &[u32]) -> Option<String> {
             )
         })
     })
-}
-
-fn skipped(what: &str) {
-    Event::Skipped { what }.emit();
-}
-
-fn cannot_write(path: &Path, why: &dyn fmt::Display) -> String {
-    format!("the pid file {} cannot be written: {why}", path.display())
-}
-
-fn cannot_link(path: &Path, target: &Path, why: &dyn fmt::Display) -> String {
-    format!(
-        "the link {} to {} cannot be made: {why}",
-        path.display(),
-        target.display()
-    )
 }
 
 /// Writes beside and renames: a link that somebody planted at the path is replaced, not followed.

@@ -54,19 +54,12 @@ impl Confinement {
     /// Asks the kernel; says what is missing.
     pub(super) fn find() -> Self {
         let landlock = landlock::abi().and_then(|abi| Ruleset::new(abi).map(|_| abi));
-        if let Err(error) = &landlock {
-            let what = format!(
-                "no Landlock ({error}): a `fetch` that was taken over could read and write every file of its user, and connect to \
-                 every port; hint: Linux 5.13 with `landlock` among its security modules, and a container runtime that lets \
-                 its system calls pass"
-            );
-            Event::Skipped { what: &what }.emit();
+        if let Err(why) = &landlock {
+            Event::NoLandlock { why }.emit();
         }
         let seccomp = seccomp::is_available();
         if !seccomp {
-            let what = "no seccomp filters: a process of the agent that was taken over could make every system call; \
-                        hint: a kernel with CONFIG_SECCOMP_FILTER";
-            Event::Skipped { what }.emit();
+            Event::NoSeccomp.emit();
         }
         Self {
             landlock: landlock.ok(),
@@ -192,7 +185,7 @@ fn allow_login(rules: &Ruleset, method: &Method) -> io::Result<()> {
         .flatten()
     {
         if let Some(weakness) = allow_reading(rules, file)? {
-            warn(file, weakness);
+            Event::WeakReach { file, weakness }.emit();
         }
     }
     let removed = secret_id_file
@@ -201,7 +194,8 @@ fn allow_login(rules: &Ruleset, method: &Method) -> io::Result<()> {
     match removed.map(|file| (file, reach::directory_of(file))) {
         Some((_, Some(directory))) => allow(rules, &directory, FileRights::REMOVE),
         Some((file, None)) => {
-            warn(file, "it cannot be removed after reading");
+            let weakness = "it cannot be removed after reading";
+            Event::WeakReach { file, weakness }.emit();
             Ok(())
         }
         None => Ok(()),
@@ -228,12 +222,4 @@ fn allow(rules: &Ruleset, place: &Path, access: FileRights) -> io::Result<()> {
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
-}
-
-fn warn(file: &Path, weakness: &str) {
-    let what = format!(
-        "{}: {weakness}; hint: put it into a directory of its own",
-        file.display()
-    );
-    Event::Skipped { what: &what }.emit();
 }
