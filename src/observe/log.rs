@@ -229,7 +229,7 @@ pub fn start_role() {
 pub fn report_dropped() {
     let lines = DROPPED.load(Ordering::Relaxed);
     if lines > 0 {
-        Event::Dropped { lines }.emit();
+        Event::LinesDropped { lines }.emit();
         // The line that says so may be dropped itself: it is not counted, and all others are still
         // to be told.
         let told = if DROPPED.load(Ordering::Relaxed) > lines {

@@ -5,5 +5,5 @@
 mod event;
 mod log;
 
-pub use event::Event;
+pub use event::{Event, Incident};
 pub use log::{Level, Log, LogFormat, init, report_dropped, start_role};

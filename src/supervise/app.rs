@@ -8,7 +8,7 @@ use crate::config::plan::{App, Identity, NewPrivileges};
 use crate::exit::Exit;
 use crate::memory;
 use crate::names::Owner;
-use crate::observe::Event;
+use crate::observe::Incident;
 use crate::sys::caps::{self, Capability};
 use crate::sys::process::{self, Disposition};
 use nix::sys::prctl;
@@ -157,11 +157,7 @@ pub fn start(
         };
         if matches!(stdio, Stdio::App(_)) {
             let program = command.first().map_or("", String::as_str);
-            Event::AppNotStarted {
-                program,
-                why: &error.to_string(),
-            }
-            .emit();
+            Incident::AppNotStarted { program }.emit(&error);
         }
         if error.kind() == io::ErrorKind::NotFound {
             Exit::NotFound.code()
@@ -200,7 +196,7 @@ fn execute(
     let program = arguments.first().ok_or(io::ErrorKind::NotFound)?;
     profile::put_up(app.seccomp, |why| {
         if matches!(stdio, Stdio::App(_)) {
-            Event::NoAppArmor { why }.emit();
+            Incident::NoAppArmor.emit(why);
         }
     })?;
     become_user(app)?;

@@ -6,7 +6,7 @@ use crate::exit::Exit;
 use crate::link::{self, End, FromRole};
 use crate::memory;
 use crate::names::Child;
-use crate::observe::{self, Event};
+use crate::observe::{self, Incident};
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
 use nix::errno::Errno;
@@ -44,11 +44,8 @@ pub(super) fn start(
         let exit = match confined.and_then(|()| end_with(parent, role)) {
             Ok(()) => body(theirs),
             Err(why) => {
-                Event::NotConfined {
-                    role: role.role(),
-                    why: &why,
-                }
-                .emit();
+                let role = role.role();
+                Incident::NotConfined { role }.emit(&why);
                 Exit::Memory
             }
         };

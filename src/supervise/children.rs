@@ -14,7 +14,7 @@ use crate::config::plan::Plan;
 use crate::exit::Exit;
 use crate::link::{End, FromRole, Received, ToRole};
 use crate::names::{Child, HookId, RestartHistory};
-use crate::observe::Event;
+use crate::observe::{Event, Incident};
 use crate::sys::process;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::SignalFd;
@@ -172,7 +172,7 @@ impl<'a> Children<'a> {
                         process.ready = true;
                         if let Some(after) = record.restart.ready(now).filter(|_| record.deaths > 0)
                         {
-                            Event::WorksAgain {
+                            Event::RoleRestarted {
                                 role: record.child.role(),
                                 after,
                             }
@@ -211,11 +211,8 @@ impl<'a> Children<'a> {
         let process = record.process.take()?;
         let explained = process.explained;
         if ending != ExitStatus::Exited(0) && !explained && !record.stopping {
-            Event::RoleDied {
-                role: record.child.role(),
-                how: &ending.to_string(),
-            }
-            .emit();
+            let role = record.child.role();
+            Incident::RoleDied { role }.emit(&ending);
         }
         let last =
             ending == ExitStatus::Exited(0) || (explained && !record.was_ready) || record.stopping;
@@ -263,7 +260,7 @@ impl<'a> Children<'a> {
             };
             let sign = process.sign(*role, work);
             if process.watch.look(look, sign, Intervals::USUAL, now) {
-                Event::RoleHangs {
+                Event::RoleHung {
                     role: role.role(),
                     since: now.since(process.watch.heard()),
                 }
@@ -304,10 +301,8 @@ impl<'a> Children<'a> {
         };
         // A role with a live process has no such moment.
         for record in self.records.extract_if(.., |record| gives_up(record)) {
-            Event::GivenUp {
-                role: record.child.role(),
-            }
-            .emit();
+            let role = record.child.role();
+            Incident::CrashLoop { role }.emit(&"`crash_loop_timeout` is over");
             inputs.extend([
                 Input::RoleFailed(record.child, Exit::CrashLoop),
                 Input::RoleEnded(record.child),
@@ -329,7 +324,7 @@ impl<'a> Children<'a> {
                     inputs.push(Input::RoleBorn(child));
                 }
                 Err(why) => {
-                    Event::NotForked { why: &why }.emit();
+                    Incident::ForkFailed.emit(&why);
                     let restart = &mut self.records[index].restart;
                     restart.died(EndCause::Crashed, now, &mut self.jitter);
                 }

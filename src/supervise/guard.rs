@@ -5,7 +5,7 @@
 use super::child::{confine, kill_and_reap};
 use super::mounts::Mounts;
 use crate::names::Child;
-use crate::observe::Event;
+use crate::observe::{Event, Incident};
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
 use nix::errno::Errno;
@@ -70,7 +70,7 @@ impl Guard {
                 &rights.collect::<Vec<_>>(),
                 getpid(),
             ) {
-                Event::NoGuard { why: &why }.emit();
+                Incident::NoGuard.emit(&why);
                 return 0;
             }
             let groups = groups(&lives);

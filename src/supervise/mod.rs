@@ -22,7 +22,7 @@ use crate::clock::{Clock, Jitter, RealClock};
 use crate::config::plan::{App, NewPrivileges, Plan};
 use crate::exit::{Exit, Refused};
 use crate::memory;
-use crate::observe::Event;
+use crate::observe::Incident;
 use crate::sys::caps::{self, Capability};
 use app::{Inherited, Terminal};
 use children::Children;
@@ -178,7 +178,7 @@ fn warn_of_rights(app: &App) {
         && has(Capability::SysAdmin)
         && !has(Capability::SetPcap)
     {
-        Event::RightsRemain.emit();
+        Incident::SysAdminRemains.emit(&"`no_new_privs = false`");
     }
 }
 

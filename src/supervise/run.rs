@@ -14,7 +14,7 @@ use crate::config::plan::{Action, App};
 use crate::exit::Exit;
 use crate::link::ToRole;
 use crate::names::{Child, HookId, SwapExposure};
-use crate::observe::{self, Event};
+use crate::observe::{self, Event, Incident};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
@@ -140,8 +140,8 @@ impl<C: Clock> Loop<'_, C> {
                 None
             }
             Err(error) => {
-                let (program, why) = (&self.app.command[0], &format!("cannot fork: {error}"));
-                Event::AppNotStarted { program, why }.emit();
+                let program = &self.app.command[0];
+                Incident::AppNotStarted { program }.emit(&format_args!("cannot fork: {error}"));
                 Some(Input::AppEnded(ExitStatus::Exited(
                     Exit::CannotExecute.code(),
                 )))
@@ -156,11 +156,10 @@ impl<C: Clock> Loop<'_, C> {
         }
         match killpg(group, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
-            Err(errno) => Event::NotSignalled {
-                signal: signal.as_str(),
-                why: &errno.into(),
+            Err(errno) => {
+                let signal = signal.as_str();
+                Incident::NotSignalled { signal }.emit(&errno.desc());
             }
-            .emit(),
         }
     }
 
@@ -196,11 +195,8 @@ impl<C: Clock> Loop<'_, C> {
     fn command_failed(&self, id: HookId, how: &str) {
         if let Some(Action::Command { command, .. }) = self.hooks.hook(id).map(|hook| &hook.action)
         {
-            Event::CommandFailed {
-                program: command.first().map_or("", String::as_str),
-                how,
-            }
-            .emit();
+            let program = command.first().map_or("", String::as_str);
+            Incident::CommandFailed { program }.emit(&how);
         }
     }
 
@@ -211,10 +207,7 @@ impl<C: Clock> Loop<'_, C> {
     }
 
     fn kill_roles(&mut self) -> Vec<Input> {
-        Event::NotRevoked {
-            why: "fetch did not end in time",
-        }
-        .emit();
+        Incident::NotRevoked.emit(&"fetch did not end in time");
         self.children.stop()
     }
 
@@ -297,7 +290,7 @@ impl<C: Clock> Loop<'_, C> {
                 ),
                 Action::Restart => ("restart", Notification::Restart),
             };
-            Event::Telling { how }.emit();
+            Event::Notifying { how }.emit();
             Input::Notify(due)
         });
         let told: Vec<_> = told.collect();
@@ -318,10 +311,10 @@ impl<C: Clock> Loop<'_, C> {
         let found = self.mounts.swap_risk();
         if found != self.swap {
             self.swap = found;
-            Event::SwapFound {
-                cause: found.map(|why| why.to_string()).as_deref(),
+            match found {
+                Some(exposure) => Incident::SwapFound.emit(&exposure),
+                None => Event::SwapGone.emit(),
             }
-            .emit();
             self.tell_fetch(ToRole::Swap(found));
         }
     }

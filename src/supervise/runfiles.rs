@@ -5,7 +5,7 @@
 
 use crate::config::plan::Plan;
 use crate::exit::{Exit, Refused};
-use crate::observe::Event;
+use crate::observe::Incident;
 use crate::sys::process;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
@@ -86,7 +86,7 @@ impl RunFiles {
             .and_then(|path| match Spot::open(path) {
                 Ok(spot) => Some(PidFile { spot, file: None }),
                 Err(error) => {
-                    Event::PidFileNotWritten { path, why: &error }.emit();
+                    Incident::PidFileNotWritten { path }.emit(&error);
                     None
                 }
             });
@@ -99,13 +99,7 @@ impl RunFiles {
                     made: None,
                 }),
                 Err(error) => {
-                    let (path, target) = (&link.path, &target);
-                    Event::LinkNotMade {
-                        path,
-                        target,
-                        why: &error,
-                    }
-                    .emit();
+                    Incident::LinkNotMade { path: &link.path }.emit(&error);
                     None
                 }
             }
@@ -128,11 +122,10 @@ impl RunFiles {
                 .map_or(Ok(()), |step| Err(io::Error::other(step)));
             match allowed.and_then(|()| write_pid(&pid_file.spot)) {
                 Ok(file) => pid_file.file = Some(file),
-                Err(error) => Event::PidFileNotWritten {
+                Err(error) => Incident::PidFileNotWritten {
                     path: &pid_file.spot.path,
-                    why: &error,
                 }
-                .emit(),
+                .emit(&error),
             }
         }
         for link in &mut self.links {
@@ -144,12 +137,10 @@ impl RunFiles {
                     link.made = Some(made);
                     warn_of_replacement(&link.spot, &self.trusted);
                 }
-                Err(errno) => Event::LinkNotMade {
+                Err(errno) => Incident::LinkNotMade {
                     path: &link.spot.path,
-                    target: &link.target,
-                    why: &errno.into(),
                 }
-                .emit(),
+                .emit(&errno.desc()),
             }
         }
         Ok(())
@@ -180,11 +171,7 @@ impl RunFiles {
             .filter_map(|link| Some((&link.spot, link.made?)));
         for (spot, made) in pid_file.chain(links) {
             if let Err(errno) = spot.remove(made) {
-                Event::RunFileNotRemoved {
-                    path: &spot.path,
-                    why: &errno.into(),
-                }
-                .emit();
+                Incident::RunFileNotRemoved { path: &spot.path }.emit(&errno.desc());
             }
         }
     }
@@ -295,11 +282,8 @@ fn warn_of_replacement(spot: &Spot, trusted: &[u32]) {
         _ if trusted.contains(&dir.st_uid) => return,
         _ => format!("uid {}", dir.st_uid),
     };
-    Event::LinkReplaceable {
-        path: &spot.path,
-        by: &by,
-    }
-    .emit();
+    let path = &spot.path;
+    Incident::LinkReplaceable { path }.emit(&format_args!("{by} may write its directory"));
 }
 
 /// The first directory or link on the way to `path` that another user put into a directory which

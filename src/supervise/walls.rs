@@ -7,7 +7,7 @@ use super::calls::List;
 use super::reach::{self, Reach};
 use crate::config::plan::{AfterReading, Method, Plan};
 use crate::names::Child;
-use crate::observe::Event;
+use crate::observe::Incident;
 use crate::status;
 use crate::sys::caps::Capability;
 use crate::sys::landlock::{self, FileRights, Ruleset};
@@ -55,11 +55,11 @@ impl Confinement {
     pub(super) fn find() -> Self {
         let landlock = landlock::abi().and_then(|abi| Ruleset::new(abi).map(|_| abi));
         if let Err(why) = &landlock {
-            Event::NoLandlock { why }.emit();
+            Incident::NoLandlock.emit(why);
         }
         let seccomp = seccomp::is_available();
         if !seccomp {
-            Event::NoSeccomp.emit();
+            Incident::NoSeccomp.emit(&"the kernel has no filters, or a filter forbids another");
         }
         Self {
             landlock: landlock.ok(),
@@ -185,7 +185,7 @@ fn allow_login(rules: &Ruleset, method: &Method) -> io::Result<()> {
         .flatten()
     {
         if let Some(weakness) = allow_reading(rules, file)? {
-            Event::WeakReach { file, weakness }.emit();
+            Incident::ReachLimited { path: file }.emit(&weakness);
         }
     }
     let removed = secret_id_file
@@ -195,7 +195,7 @@ fn allow_login(rules: &Ruleset, method: &Method) -> io::Result<()> {
         Some((_, Some(directory))) => allow(rules, &directory, FileRights::REMOVE),
         Some((file, None)) => {
             let weakness = "it cannot be removed after reading";
-            Event::WeakReach { file, weakness }.emit();
+            Incident::ReachLimited { path: file }.emit(&weakness);
             Ok(())
         }
         None => Ok(()),
