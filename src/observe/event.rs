@@ -278,16 +278,10 @@ pub enum Incident<'a> {
     /// The guard, which cleans up after a killed supervise, could not be started.
     #[error("no guard: nothing cleans up if baofs is killed")]
     NoGuard,
-    /// The pid file could not be written.
-    #[error("the pid file cannot be written")]
-    PidFileNotWritten {
-        /// The path of the pid file.
-        path: &'a Path,
-    },
-    /// The link to a sink could not be made.
-    #[error("the link to a sink cannot be made")]
-    LinkNotMade {
-        /// The path of the link.
+    /// The pid file or the link to a sink could not be made.
+    #[error("a pid file or link to a sink cannot be made")]
+    RunFileNotMade {
+        /// The path.
         path: &'a Path,
     },
     /// Another user may replace the link to a sink.
@@ -297,7 +291,7 @@ pub enum Incident<'a> {
         path: &'a Path,
     },
     /// A pid file or a link could not be removed at the end.
-    #[error("a run file cannot be removed")]
+    #[error("a pid file or link to a sink cannot be removed")]
     RunFileNotRemoved {
         /// The path.
         path: &'a Path,
@@ -379,8 +373,7 @@ impl Incident<'_> {
             | Self::RoleFailed { role } => error!(role = role.as_str(), why, "{self}"),
             Self::MountShared { path }
             | Self::ReachLimited { path }
-            | Self::PidFileNotWritten { path }
-            | Self::LinkNotMade { path }
+            | Self::RunFileNotMade { path }
             | Self::LinkReplaceable { path }
             | Self::RunFileNotRemoved { path }
             | Self::SecretIdNotRemoved { path } => warn!(path = %shown_path(path), why, "{self}"),
