@@ -321,7 +321,7 @@ impl<'a> Children<'a> {
             match self.fork(child, history, mounts, signals) {
                 Ok(process) => {
                     self.records[index].process = Some(process);
-                    inputs.push(Input::RoleBorn(child));
+                    inputs.push(Input::RoleRestarted(child));
                 }
                 Err(why) => {
                     Incident::ForkFailed.emit(&why);

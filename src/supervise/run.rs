@@ -299,7 +299,7 @@ impl<C: Clock> Loop<'_, C> {
             self.look_for_swap();
         }
         let born = self.children.turn(self.mounts, &self.signals, now);
-        if born.contains(&Input::RoleBorn(Child::Fetch)) && self.swap.is_some() {
+        if born.contains(&Input::RoleRestarted(Child::Fetch)) && self.swap.is_some() {
             self.tell_fetch(ToRole::Swap(self.swap));
         }
         timer.into_iter().chain(told).chain(born).collect()

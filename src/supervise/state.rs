@@ -1,6 +1,6 @@
-//! All of PID 1's policy, without machinery: `step(input) -> outputs`. Invariants: the application
-//! is started after the first secrets, and again only when a restart has ended the one before;
-//! nothing is started once a stop began; the token is revoked after the application is gone;
+//! The policy of PID 1 as a pure machine: `step(input) -> outputs`. Invariants: the application
+//! starts after the first secrets, and again only after a restart has ended its predecessor;
+//! nothing starts once a stop has begun; the token is revoked after the end of the application;
 //! exactly one `Finish` ends the machine.
 
 use crate::config::plan::OnHup;
@@ -11,28 +11,27 @@ use nix::sys::signal::Signal;
 use std::fmt;
 use std::time::Duration;
 
-/// How long a killed application, or a killed `fetch`, may take to be gone.
+/// The time limit for the end of a killed process.
 const KILL_TIMEOUT: Duration = Duration::from_millis(500);
-/// The code of what was ended by KILL, as a shell says it.
+/// The exit code of a process that was ended by KILL, as in a shell.
 const KILLED: u8 = 128 + 9;
 
-/// What a signal to baofs means.
+/// The meaning of a signal to baofs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignalClass {
-    /// It begins the ordered stop; a second one hurries it.
+    /// Begins the ordered stop; a second signal shortens the stop.
     Stop,
-    /// The application may read its configuration again, and `fetch` what has no lease; see
-    /// `OnHup`.
+    /// Reloads the application, the secrets without a lease, or both; see `OnHup`.
     Reload,
-    /// It is the application's.
+    /// Goes to the application.
     Relay,
 }
 
-/// A row of README's table: signals, what they mean, and that in words while the first secrets are
-/// awaited, while the application runs, and while it stops.
+/// A row of README's table: signals, their class, and the effect before the first secrets, while the
+/// application runs, and while the application stops.
 type SignalRow = (&'static [Signal], SignalClass, [&'static str; 3]);
 
-/// Every signal that baofs hears; the others do what the kernel lets them do.
+/// Every signal that baofs handles; all others keep the kernel's default.
 pub const SIGNALS: [SignalRow; 3] = [
     (
         &[Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT],
@@ -65,17 +64,17 @@ pub const SIGNALS: [SignalRow; 3] = [
     ),
 ];
 
-/// How a process ended.
+/// The end of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitStatus {
-    /// With this code.
+    /// By an exit with a code.
     Exited(u8),
-    /// By this signal.
+    /// By a signal.
     Killed(i32),
 }
 
 impl ExitStatus {
-    /// As a shell says it: 128+n for a signal n.
+    /// The code of a shell: 128+n for signal n.
     pub fn code(self) -> u8 {
         match self {
             Self::Exited(code) => code,
@@ -93,130 +92,108 @@ impl fmt::Display for ExitStatus {
     }
 }
 
-/// What happened.
+/// An event of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// A signal reached the agent.
+    /// A signal reached supervise. A signal without a row in `SIGNALS` has no effect.
     Signal(Signal),
     /// Every first secret is published.
     SecretsReady,
-    /// A rotation is to be told now.
+    /// A notification of a rotation is due.
     Notify(Notification),
-    /// A role says why it is about to end.
+    /// A role announced the reason of its coming end.
     RoleFailed(Child, Exit),
-    /// A role ended for good.
+    /// A role ended and will not be restarted.
     RoleEnded(Child),
-    /// A role that died was born again.
-    RoleBorn(Child),
+    /// The successor of a dead role was started.
+    RoleRestarted(Child),
     /// The application ended.
     AppEnded(ExitStatus),
-    /// Nobody is left in its process group.
+    /// The application's process group is empty.
     GroupGone,
-    /// A timer ran out.
+    /// The timer elapsed.
     Elapsed(Timer),
 }
 
-/// How a rotation is told.
+/// The way to notify the application of a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notification {
-    /// By a signal to the application.
+    /// A signal to the application.
     Signal(Signal),
-    /// By this hook's command.
+    /// The command of a hook.
     Command(HookId),
-    /// By stopping the application and starting it again.
+    /// A stop and a start of the application.
     Restart,
 }
 
-/// What is being waited for.
+/// The event that the timer limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timer {
     /// The first secrets.
     Secrets,
-    /// The application's end.
+    /// The end of the application.
     App,
-    /// The revocation, that is, the end of `fetch`.
+    /// The revocation, which is the end of `fetch`.
     Revocation,
 }
 
-/// What is to be done.
+/// An action for the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Start the application.
     StartApp,
-    /// Signal the application's process group, or what is left of it.
+    /// Signal all processes of the application's process group.
     SignalApp(Signal),
-    /// Run this hook's command.
+    /// Run the command of a hook.
     RunCommand(HookId),
-    /// Say this to `fetch`.
+    /// Send a message to `fetch`.
     TellFetch(ToRole),
-    /// Kill the roles: `fetch` did not end by itself.
+    /// Kill the roles, because `fetch` did not end by itself.
     KillRoles,
-    /// Give who waits for `serve` an error: it is dead.
+    /// Fail the pending requests of readers, because `serve` is dead.
     AbortMount,
-    /// Wait so long for that; the machine has one timer.
+    /// Set the timer; the machine has one, so an earlier timer is replaced.
     Arm(Timer, Duration),
-    /// Take everything down and end with this code.
+    /// Tear everything down and exit with this code.
     Finish(u8),
 }
 
-/// Times and signals that the machine works with; from the Plan.
+/// The part of the Plan that the machine needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// Whether there is an application (`run`), or only the filesystem (`mount`).
+    /// Whether the Plan has an application (`run`), or only files (`mount`).
     pub has_app: bool,
-    /// How long to wait for the first secrets.
+    /// The time limit for the first secrets.
     pub wait: Duration,
-    /// What asks the application to stop when baofs itself decides so.
+    /// The signal that asks the application to stop when baofs itself decides to.
     pub stop_signal: Signal,
-    /// How long the application may take.
+    /// The time limit for the application's stop, before KILL.
     pub stop_timeout: Duration,
-    /// How long the revocation may take, `fetch`'s own bound included.
+    /// The time limit for the revocation, which includes `fetch`'s own limit for its requests.
     pub revoke_timeout: Duration,
-    /// What HUP does.
+    /// The effect of HUP.
     pub on_hup: OnHup,
 }
 
-/// Where the machine is.
+/// The state of the machine. A `code` is the agent's exit code, unless a later event decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// No secrets yet.
+    /// Before the first secrets.
     Waiting,
-    /// The wait is over: `fetch` says what is missing, revokes, and ends with the reason.
-    GivingUp,
     /// The application runs (or, for `mount`, the files are served).
     Running,
-    /// The application was asked to end, or killed, to be started again.
+    /// The application was asked to end, or killed, and will be started again.
     Restarting { killed: bool },
-    /// It ended with `code`; what it left in its group is killed, and gone before the next one
-    /// needs its port.
+    /// The application ended for a restart; the rest of its group was killed and must be gone
+    /// before the next start needs its port.
     Clearing { code: u8 },
-    /// The application was asked to end, or killed; `code` is the agent's own, if it was its
-    /// trouble.
+    /// The application was asked to end, or killed; without a `code`, the application's own counts.
     StoppingApp { code: Option<u8>, killed: bool },
-    /// `fetch` revokes; then the end with `code`.
-    Revoking { code: u8 },
-    /// `fetch` did not end in time and was killed; then the end with `code`, or with the reason
-    /// that it gave.
-    Abandoning { code: Option<u8> },
-    /// Over.
+    /// `fetch` was asked to revoke the token and to end, or killed; without a `code`, the first
+    /// secrets are missing, and the reason that `fetch` gives counts.
+    Revoking { code: Option<u8>, killed: bool },
+    /// After `Finish`.
     Finished,
-}
-
-/// Why each role said that it would end, if it did.
-#[derive(Debug, Default)]
-struct Reasons {
-    serve: Option<Exit>,
-    fetch: Option<Exit>,
-}
-
-impl Reasons {
-    /// The reason of `role`.
-    fn of(&mut self, role: Child) -> &mut Option<Exit> {
-        match role {
-            Child::Serve => &mut self.serve,
-            Child::Fetch => &mut self.fetch,
-        }
-    }
 }
 
 /// The machine.
@@ -224,76 +201,81 @@ impl Reasons {
 pub struct Machine {
     policy: Policy,
     phase: Phase,
-    /// Why `serve` and `fetch` said that they would end, each until its next birth.
-    reasons: Reasons,
-    /// Whether `fetch` still lives: only then can it revoke.
+    /// The reason that each role gave for its end, until its next start; indexed by `Child`.
+    reasons: [Option<Exit>; 2],
+    /// Whether `fetch` has not ended for good: the dead cannot revoke the token.
     fetch_lives: bool,
 }
 
 impl Machine {
-    /// A machine and the first thing to do.
+    /// A machine and its first outputs.
     pub fn start(policy: Policy) -> (Self, Vec<Output>) {
         let machine = Self {
             policy,
             phase: Phase::Waiting,
-            reasons: Reasons::default(),
+            reasons: [None; 2],
             fetch_lives: true,
         };
         (machine, vec![Output::Arm(Timer::Secrets, policy.wait)])
     }
 
-    /// Takes one input; an input that means nothing in this phase does nothing.
+    /// Takes one input. An input that has no meaning in the present phase has no effect.
     pub fn step(&mut self, input: Input) -> Vec<Output> {
-        match input {
-            Input::Signal(signal) => self.signal(signal),
-            Input::SecretsReady => self.ready(),
-            Input::Notify(due) => self.due(due),
-            Input::RoleFailed(role, exit) => {
-                *self.reasons.of(role) = Some(exit);
+        match (self.phase, input) {
+            (_, Input::Signal(signal)) => self.signal(signal),
+            (_, Input::Notify(notification)) => self.notify(notification),
+            (_, Input::Elapsed(timer)) => self.elapsed(timer),
+            (_, Input::RoleEnded(role)) => self.role_ended(role),
+            (_, Input::RoleRestarted(role)) => self.role_restarted(role),
+            (_, Input::RoleFailed(role, exit)) => {
+                self.reasons[role as usize] = Some(exit);
                 vec![]
             }
-            Input::RoleEnded(role) => self.role_ended(role),
-            Input::RoleBorn(role) => self.role_born(role),
-            Input::AppEnded(ending) => self.app_ended(ending),
-            Input::GroupGone => self.cleared(),
-            Input::Elapsed(timer) => self.elapsed(timer),
+            (Phase::Waiting, Input::SecretsReady) | (Phase::Clearing { .. }, Input::GroupGone) => {
+                self.start_app()
+            }
+            (Phase::Running, Input::AppEnded(status)) => self.revoke(status.code()),
+            (Phase::Restarting { .. }, Input::AppEnded(status)) => {
+                let code = status.code();
+                self.phase = Phase::Clearing { code };
+                kill_and_wait()
+            }
+            (Phase::StoppingApp { code, .. }, Input::AppEnded(status)) => {
+                self.revoke(code.unwrap_or(status.code()))
+            }
+            (_, Input::SecretsReady | Input::GroupGone | Input::AppEnded(_)) => vec![],
         }
     }
 
     fn signal(&mut self, signal: Signal) -> Vec<Output> {
-        match SIGNALS
+        let row = SIGNALS
             .iter()
-            .find(|(signals, ..)| signals.contains(&signal))
-            .map(|(_, meaning, _)| meaning)
-        {
-            Some(SignalClass::Stop) => self.stop(signal),
-            Some(SignalClass::Reload) => self.reload(signal),
-            Some(SignalClass::Relay) => self.relay(signal),
+            .find(|(signals, ..)| signals.contains(&signal));
+        match row {
+            Some((_, SignalClass::Stop, _)) => self.stop(signal),
+            Some((_, SignalClass::Reload, _)) => self.reload(signal),
+            Some((_, SignalClass::Relay, _)) => self.relay(signal),
             None => vec![],
         }
     }
 
     fn stop(&mut self, signal: Signal) -> Vec<Output> {
-        match self.phase {
-            Phase::Waiting | Phase::Running if !self.policy.has_app => self.revoke(Exit::Ok.code()),
-            Phase::Waiting => self.revoke(128 + signal as u8),
-            Phase::Running => self.stop_app(signal, None),
-            Phase::Restarting { killed } => self.stop_restart(killed, None),
-            Phase::Clearing { code } => self.revoke(code),
-            Phase::StoppingApp { code, .. } => self.kill_app(code),
-            Phase::GivingUp
-            | Phase::Revoking { .. }
-            | Phase::Abandoning { .. }
-            | Phase::Finished => vec![],
+        match (self.phase, self.policy.has_app) {
+            (Phase::Waiting | Phase::Running, false) => self.revoke(Exit::Ok.code()),
+            (Phase::Waiting, true) => self.revoke(128 + signal as u8),
+            (Phase::Running, true) => self.stop_app(signal, None),
+            (Phase::Restarting { killed }, _) => self.stop_restart(killed, None),
+            (Phase::Clearing { code }, _) => self.revoke(code),
+            (Phase::StoppingApp { code, .. }, _) => self.kill_app(code),
+            (Phase::Revoking { .. } | Phase::Finished, _) => vec![],
         }
     }
 
     fn reload(&self, signal: Signal) -> Vec<Output> {
-        let mut outputs = if self.policy.on_hup == OnHup::Refresh {
-            vec![]
-        } else {
-            self.relay(signal)
-        };
+        let mut outputs = vec![];
+        if self.policy.on_hup != OnHup::Refresh {
+            outputs = self.relay(signal);
+        }
         if self.policy.on_hup != OnHup::App && (self.phase == Phase::Waiting || self.serves()) {
             outputs.push(Output::TellFetch(ToRole::Refresh));
         }
@@ -309,7 +291,7 @@ impl Machine {
         }
     }
 
-    /// Whether the first secrets came and no stop began.
+    /// Whether the first secrets are published and no stop has begun.
     fn serves(&self) -> bool {
         matches!(
             self.phase,
@@ -317,10 +299,7 @@ impl Machine {
         )
     }
 
-    fn ready(&mut self) -> Vec<Output> {
-        if self.phase != Phase::Waiting {
-            return vec![];
-        }
+    fn start_app(&mut self) -> Vec<Output> {
         self.phase = Phase::Running;
         if self.policy.has_app {
             vec![Output::StartApp]
@@ -329,10 +308,10 @@ impl Machine {
         }
     }
 
-    /// An application that is being started again reads the new files anyway.
-    fn due(&mut self, due: Notification) -> Vec<Output> {
+    /// An application that is being restarted will read the new files without a notification.
+    fn notify(&mut self, notification: Notification) -> Vec<Output> {
         let app_runs = self.phase == Phase::Running && self.policy.has_app;
-        match due {
+        match notification {
             Notification::Signal(signal) if app_runs => vec![Output::SignalApp(signal)],
             Notification::Restart if app_runs => {
                 self.phase = Phase::Restarting { killed: false };
@@ -343,143 +322,91 @@ impl Machine {
         }
     }
 
-    /// A successor is told what its predecessor was told last. The predecessor's reason is void;
-    /// the other role's stands.
-    fn role_born(&mut self, role: Child) -> Vec<Output> {
-        *self.reasons.of(role) = None;
+    /// Repeats the last message for a successor of `fetch`. The reason of the dead process is void;
+    /// the reason of the other role stays.
+    fn role_restarted(&mut self, role: Child) -> Vec<Output> {
+        self.reasons[role as usize] = None;
         match (role, self.phase) {
-            (Child::Fetch, Phase::GivingUp) => vec![Output::TellFetch(ToRole::GiveUp)],
-            (Child::Fetch, Phase::Revoking { .. }) => vec![Output::TellFetch(ToRole::Stop)],
+            (Child::Fetch, Phase::Revoking { code, killed }) if !killed => {
+                vec![Output::TellFetch(last_request(code))]
+            }
             _ => vec![],
         }
     }
 
     fn role_ended(&mut self, role: Child) -> Vec<Output> {
-        let mut outputs = if role == Child::Serve {
-            vec![Output::AbortMount]
-        } else {
-            vec![]
-        };
-        outputs.extend(self.lost(role));
+        let reason = self.code_of(role);
+        let mut outputs = vec![];
+        match role {
+            Child::Serve => outputs.push(Output::AbortMount),
+            Child::Fetch => self.fetch_lives = false,
+        }
+        outputs.extend(match (self.phase, role) {
+            (Phase::Running, _) if self.policy.has_app => {
+                self.stop_app(self.policy.stop_signal, Some(reason))
+            }
+            (Phase::Waiting | Phase::Running | Phase::Clearing { .. }, _) => self.revoke(reason),
+            (Phase::Restarting { killed }, _) => self.stop_restart(killed, Some(reason)),
+            (Phase::StoppingApp { code, killed }, _) => {
+                let code = code.or(Some(reason));
+                self.phase = Phase::StoppingApp { code, killed };
+                vec![]
+            }
+            (Phase::Revoking { code, .. }, Child::Fetch) => self.finish(code.unwrap_or(reason)),
+            (Phase::Revoking { .. } | Phase::Finished, _) => vec![],
+        });
         outputs
     }
 
-    fn lost(&mut self, role: Child) -> Vec<Output> {
-        self.fetch_lives &= role != Child::Fetch;
-        let trouble = self.trouble(role);
-        match self.phase {
-            Phase::GivingUp if role == Child::Fetch => self.finish(trouble),
-            Phase::Running if self.policy.has_app => {
-                self.stop_app(self.policy.stop_signal, Some(trouble))
-            }
-            Phase::Waiting | Phase::Running | Phase::Clearing { .. } => self.revoke(trouble),
-            Phase::Restarting { killed } => self.stop_restart(killed, Some(trouble)),
-            Phase::Revoking { code } if role == Child::Fetch => self.finish(code),
-            Phase::Abandoning { code } if role == Child::Fetch => {
-                self.finish(code.unwrap_or(trouble))
-            }
-            Phase::StoppingApp { code, killed } => {
-                self.phase = Phase::StoppingApp {
-                    code: Some(code.unwrap_or(trouble)),
-                    killed,
-                };
-                vec![]
-            }
-            Phase::GivingUp
-            | Phase::Revoking { .. }
-            | Phase::Abandoning { .. }
-            | Phase::Finished => vec![],
+    /// The agent's exit code after the end of `role`: the reason that the role gave, if any.
+    fn code_of(&self, role: Child) -> u8 {
+        match self.reasons[role as usize] {
+            None | Some(Exit::Ok) => Exit::Software.code(),
+            Some(reason) => reason.code(),
         }
-    }
-
-    /// The agent's own code when `role` ends: the reason that it gave, if it gave one.
-    fn trouble(&mut self, role: Child) -> u8 {
-        self.reasons
-            .of(role)
-            .filter(|reason| *reason != Exit::Ok)
-            .unwrap_or(Exit::Software)
-            .code()
-    }
-
-    fn app_ended(&mut self, ending: ExitStatus) -> Vec<Output> {
-        match self.phase {
-            Phase::Running => self.revoke(ending.code()),
-            Phase::Restarting { .. } => {
-                self.phase = Phase::Clearing {
-                    code: ending.code(),
-                };
-                vec![
-                    Output::SignalApp(Signal::SIGKILL),
-                    Output::Arm(Timer::App, KILL_TIMEOUT),
-                ]
-            }
-            Phase::StoppingApp { code, .. } => self.revoke(code.unwrap_or(ending.code())),
-            Phase::Waiting
-            | Phase::GivingUp
-            | Phase::Clearing { .. }
-            | Phase::Revoking { .. }
-            | Phase::Abandoning { .. }
-            | Phase::Finished => vec![],
-        }
-    }
-
-    fn cleared(&mut self) -> Vec<Output> {
-        if !matches!(self.phase, Phase::Clearing { .. }) {
-            return vec![];
-        }
-        self.phase = Phase::Running;
-        vec![Output::StartApp]
     }
 
     fn elapsed(&mut self, timer: Timer) -> Vec<Output> {
-        match (self.phase, timer) {
-            (Phase::Waiting, Timer::Secrets) => {
-                self.phase = Phase::GivingUp;
-                vec![
-                    Output::TellFetch(ToRole::GiveUp),
-                    Output::Arm(Timer::Revocation, self.policy.revoke_timeout),
-                ]
+        match (timer, self.phase) {
+            (Timer::Secrets, Phase::Waiting) => self.ask_fetch(None),
+            (Timer::App, Phase::StoppingApp { code, killed }) => {
+                if killed {
+                    // KILL does not end a process that hangs in the kernel. The token must not stay
+                    // alive for the sake of that process.
+                    self.revoke(code.unwrap_or(KILLED))
+                } else {
+                    self.kill_app(code)
+                }
             }
-            (
-                Phase::StoppingApp {
-                    code,
-                    killed: false,
-                },
-                Timer::App,
-            ) => self.kill_app(code),
-            // Once it is killed there is nothing to do but to wait for its end: there is never a
-            // second one beside it.
-            (Phase::Restarting { killed: false }, Timer::App) => {
+            // After KILL the machine waits for the end without a limit, because two applications
+            // never run side by side.
+            (Timer::App, Phase::Restarting { killed: false }) => {
                 self.phase = Phase::Restarting { killed: true };
                 vec![Output::SignalApp(Signal::SIGKILL)]
             }
-            // What does not go is somebody else's child: it is not waited for.
-            (Phase::Clearing { .. }, Timer::App) => self.cleared(),
-            // Not even KILL ends a process that hangs in the kernel: the token is not left alive
-            // for it.
-            (Phase::StoppingApp { code, killed: true }, Timer::App) => {
-                self.revoke(code.unwrap_or(KILLED))
-            }
-            (Phase::GivingUp, Timer::Revocation) => self.give_up_fetch(None),
-            // That is no end with 0, which Swarm would take for a job that is done.
-            (Phase::Revoking { code: 0 }, Timer::Revocation) => {
-                self.give_up_fetch(Some(Exit::Software.code()))
-            }
-            (Phase::Revoking { code }, Timer::Revocation) => self.give_up_fetch(Some(code)),
-            // A process that hangs in the kernel outlives KILL, and the container does not wait for
-            // it.
-            (Phase::Abandoning { code }, Timer::Revocation) => {
-                let code = code.unwrap_or_else(|| self.trouble(Child::Fetch));
-                self.finish(code)
+            // A process that is still there is not a child of supervise.
+            (Timer::App, Phase::Clearing { .. }) => self.start_app(),
+            (Timer::Revocation, Phase::Revoking { code, killed }) => {
+                if killed {
+                    // A process that hangs in the kernel outlives KILL; the container does not wait.
+                    self.finish(code.unwrap_or_else(|| self.code_of(Child::Fetch)))
+                } else {
+                    self.kill_roles(code)
+                }
             }
             _ => vec![],
         }
     }
 
-    /// `fetch` bounds its own requests, so it hangs. A thread of it that waits for an answer of
-    /// `serve` dies only when it gets one.
-    fn give_up_fetch(&mut self, code: Option<u8>) -> Vec<Output> {
-        self.phase = Phase::Abandoning { code };
+    /// `fetch` limits the time of its requests, so a `fetch` that is late hangs. A thread of `fetch`
+    /// that waits for `serve` dies only after an answer, hence the abort.
+    fn kill_roles(&mut self, code: Option<u8>) -> Vec<Output> {
+        // Swarm would take an exit with 0 for a finished job.
+        let code = match code {
+            Some(0) => Some(Exit::Software.code()),
+            other => other,
+        };
+        self.phase = Phase::Revoking { code, killed: true };
         vec![
             Output::KillRoles,
             Output::AbortMount,
@@ -488,14 +415,12 @@ impl Machine {
     }
 
     fn stop_app(&mut self, signal: Signal, code: Option<u8>) -> Vec<Output> {
-        self.phase = Phase::StoppingApp {
-            code,
-            killed: false,
-        };
+        let killed = false;
+        self.phase = Phase::StoppingApp { code, killed };
         self.ask_app(signal)
     }
 
-    /// CONT, because a stopped process cannot end in order.
+    /// CONT follows, because a stopped process cannot end in order.
     fn ask_app(&self, signal: Signal) -> Vec<Output> {
         vec![
             Output::SignalApp(signal),
@@ -504,8 +429,7 @@ impl Machine {
         ]
     }
 
-    /// A stop during a restart: the application was asked already, and the time that it has goes
-    /// on.
+    /// Turns a restart into a stop. The application was asked to end before, so its timer goes on.
     fn stop_restart(&mut self, killed: bool, code: Option<u8>) -> Vec<Output> {
         if killed {
             return self.kill_app(code);
@@ -516,19 +440,22 @@ impl Machine {
 
     fn kill_app(&mut self, code: Option<u8>) -> Vec<Output> {
         self.phase = Phase::StoppingApp { code, killed: true };
-        vec![
-            Output::SignalApp(Signal::SIGKILL),
-            Output::Arm(Timer::App, KILL_TIMEOUT),
-        ]
+        kill_and_wait()
     }
 
     fn revoke(&mut self, code: u8) -> Vec<Output> {
-        if !self.fetch_lives {
-            return self.finish(code);
+        if self.fetch_lives {
+            self.ask_fetch(Some(code))
+        } else {
+            self.finish(code)
         }
-        self.phase = Phase::Revoking { code };
+    }
+
+    fn ask_fetch(&mut self, code: Option<u8>) -> Vec<Output> {
+        let killed = false;
+        self.phase = Phase::Revoking { code, killed };
         vec![
-            Output::TellFetch(ToRole::Stop),
+            Output::TellFetch(last_request(code)),
             Output::Arm(Timer::Revocation, self.policy.revoke_timeout),
         ]
     }
@@ -539,10 +466,26 @@ impl Machine {
     }
 }
 
+fn kill_and_wait() -> Vec<Output> {
+    vec![
+        Output::SignalApp(Signal::SIGKILL),
+        Output::Arm(Timer::App, KILL_TIMEOUT),
+    ]
+}
+
+/// The request that ends `fetch`: without an exit code yet, `fetch` reports the missing secrets
+/// first.
+fn last_request(code: Option<u8>) -> ToRole {
+    match code {
+        Some(_) => ToRole::Stop,
+        None => ToRole::GiveUp,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Input::{AppEnded, Elapsed, GroupGone, RoleBorn, RoleEnded, RoleFailed, SecretsReady};
+    use Input::{AppEnded, Elapsed, GroupGone, RoleEnded, RoleFailed, RoleRestarted, SecretsReady};
     use Output::{AbortMount, Arm, Finish, KillRoles, RunCommand, SignalApp, StartApp, TellFetch};
     use ToRole::{GiveUp, Refresh, Stop};
     use proptest::prelude::*;
@@ -830,11 +773,15 @@ mod tests {
         // What is said and born before the role of the row ends for good, and the code of the
         // agent.
         let table: &[(&[Input], Child, u8)] = &[
-            (&[fetch, RoleBorn(Child::Serve)], Child::Fetch, login),
-            (&[serve, RoleBorn(Child::Fetch)], Child::Serve, memory),
-            (&[serve, fetch, RoleBorn(Child::Serve)], Child::Fetch, login),
+            (&[fetch, RoleRestarted(Child::Serve)], Child::Fetch, login),
+            (&[serve, RoleRestarted(Child::Fetch)], Child::Serve, memory),
+            (
+                &[serve, fetch, RoleRestarted(Child::Serve)],
+                Child::Fetch,
+                login,
+            ),
             (&[fetch, serve], Child::Fetch, login),
-            (&[fetch, RoleBorn(Child::Fetch)], Child::Fetch, TROUBLE),
+            (&[fetch, RoleRestarted(Child::Fetch)], Child::Fetch, TROUBLE),
             (&[fetch], Child::Serve, TROUBLE),
         ];
         for (before, role, code) in table {
@@ -989,7 +936,7 @@ mod tests {
                 Just(RoleFailed(Child::Serve, Exit::Memory))
             ],
             prop_oneof![Just(Child::Fetch), Just(Child::Serve)].prop_map(RoleEnded),
-            prop_oneof![Just(Child::Fetch), Just(Child::Serve)].prop_map(RoleBorn),
+            prop_oneof![Just(Child::Fetch), Just(Child::Serve)].prop_map(RoleRestarted),
             any::<u8>().prop_map(|code| AppEnded(ExitStatus::Exited(code))),
             Just(GroupGone),
             prop_oneof![
@@ -1005,7 +952,7 @@ mod tests {
     fn is_no_end(input: &Input) -> bool {
         matches!(
             input,
-            SecretsReady | Input::Notify(_) | RoleFailed(..) | RoleBorn(_)
+            SecretsReady | Input::Notify(_) | RoleFailed(..) | RoleRestarted(_)
         )
     }
 
@@ -1052,7 +999,7 @@ mod tests {
             let (mut machine, _) = Machine::start(policy(false));
             let mut inputs = before;
             inputs.push(RoleFailed(Child::Fetch, exit));
-            inputs.extend(std::iter::repeat_n(RoleBorn(Child::Serve), births));
+            inputs.extend(std::iter::repeat_n(RoleRestarted(Child::Serve), births));
             inputs.push(RoleEnded(Child::Fetch));
             let outputs: Vec<_> = inputs.into_iter().flat_map(|input| machine.step(input)).collect();
             prop_assert_eq!(outputs.last(), Some(&Finish(exit.code())));
