@@ -3,7 +3,7 @@
 //! errno in one place.
 
 use super::tree::{Access, Attr, FsError, Kind, Operation, Tree};
-use crate::memory::locked::Bounce;
+use crate::memory::bounce::Bounce;
 use crate::observe::Event;
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,

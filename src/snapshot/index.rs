@@ -1,13 +1,11 @@
-//! The publisher's own account of the arena, which spares a publication the walk over all files:
-//! the record that each file is served from, the old versions, the free ranges of the heap.
-//! Invariant: the records in the arena are the truth; an index that is rebuilt from them equals
-//! the present one.
+//! The publisher's index of the arena, which spares a publication the walk over all files: the
+//! record that each file is served from, the old versions, the free ranges of the heap. Invariant:
+//! the records in the arena are the truth; an index that is rebuilt from the records equals the
+//! present one.
 
-use super::{State, is, slot_at};
-use crate::memory::arena::Arena;
+use super::layout::{Arena, State};
 use crate::names::FileId;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering::SeqCst;
 
 /// What the publisher knows of all records while no publication is under way.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,36 +14,35 @@ pub(super) struct Index {
     served: Vec<Option<usize>>,
     /// Bytes of all served versions.
     served_bytes: u64,
-    /// Live records that no path leads to any more.
+    /// Live records of superseded versions.
     pub(super) old: BTreeSet<(FileId, usize)>,
     /// Free ranges of the heap.
     pub(super) gaps: Gaps,
 }
 
 impl Index {
-    /// Reads all records. None may be live above the current generation.
+    /// Reads all records. No record may be live above the current generation.
     pub(super) fn of(arena: &Arena) -> Self {
-        let current = arena.writer_area().current.load(SeqCst);
+        let current = arena.generation();
         let mut index = Self {
-            served: Vec::new(),
+            served: vec![None; arena.files().len()],
             served_bytes: 0,
             old: BTreeSet::new(),
             gaps: Gaps::default(),
         };
         let mut used = Vec::new();
         for file in (0_u32..).map(FileId).take(arena.files().len()) {
-            let served = slot_at(arena, file, current);
-            index.served.push(served);
+            let served = arena.slot_at(file, current);
+            index.served[file.index()] = served;
             for slot in arena.slots(file) {
-                let record = &arena.records()[slot];
-                if is(record, State::Free) {
+                let record = arena.record(slot);
+                if record.is(State::Free) {
                     continue;
                 }
-                let len = record.len.load(SeqCst);
-                used.push((record.offset.load(SeqCst), len));
+                used.push(record.bytes());
                 if Some(slot) == served {
-                    index.served_bytes += len;
-                } else if is(record, State::Live) {
+                    index.served_bytes += record.bytes().1;
+                } else if record.is(State::Live) {
                     index.old.insert((file, slot));
                 }
             }
@@ -64,15 +61,14 @@ impl Index {
         self.served_bytes
     }
 
-    /// From now on the file is served from `slot`; the version before becomes an old one.
+    /// From now on the file is served from `slot`; the version before is an old one.
     pub(super) fn serve(&mut self, arena: &Arena, file: FileId, slot: usize) {
-        let len = |slot: usize| arena.records()[slot].len.load(SeqCst);
-        if let Some(before) = self.served[file.index()] {
-            self.served_bytes -= len(before);
+        if let Some(before) = self.served(file) {
+            self.served_bytes -= arena.record(before).bytes().1;
             self.old.insert((file, before));
         }
         self.served[file.index()] = Some(slot);
-        self.served_bytes += len(slot);
+        self.served_bytes += arena.record(slot).bytes().1;
     }
 }
 
@@ -85,17 +81,17 @@ pub(super) struct Gaps {
     by_len: BTreeSet<(u64, u64)>,
 }
 
-/// Which of the gaps that are large enough is used.
+/// The choice among the gaps that are large enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Placement {
-    /// The smallest one.
+    /// The smallest gap.
     Best,
-    /// The end of the last one.
+    /// The end of the last gap.
     Last,
 }
 
 impl Gaps {
-    /// What `used` ranges (offset and length) leave of a heap.
+    /// The gaps between `used` ranges (offset and length) of a heap.
     fn between(mut used: Vec<(u64, u64)>, heap_len: u64) -> Self {
         used.sort_unstable();
         used.push((heap_len, 0));
@@ -111,7 +107,7 @@ impl Gaps {
         gaps
     }
 
-    /// Takes `len` bytes out of a gap; gives their offset.
+    /// Takes `len` bytes out of a gap; returns the offset of the bytes.
     pub(super) fn take(&mut self, len: u64, placement: Placement) -> Option<u64> {
         if len == 0 {
             return Some(0);

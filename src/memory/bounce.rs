@@ -1,8 +1,9 @@
 //! A private locked buffer for bytes on their way out: the kernel cannot send from the arena itself
 //! (`writev` from `memfd_secret` is EFAULT). Invariant: it holds a secret only while it is lent.
 
-use super::MemoryError;
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
+use super::mapping::map_locked;
+use super::{MemoryError, lockable};
+use nix::sys::mman::{MapFlags, munmap};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
@@ -24,35 +25,21 @@ impl Bounce {
     /// Its size in bytes: the mount's `max_read`.
     pub const SIZE: usize = 65536;
 
-    /// Maps and locks it.
+    /// Maps and locks the buffer.
     ///
     /// # Errors
-    /// `NotLocked` when `RLIMIT_MEMLOCK` is below its size.
+    /// `NotLocked` when `RLIMIT_MEMLOCK` is below `SIZE`.
     pub fn new() -> Result<Self, MemoryError> {
-        let limit = super::lockable();
-        let refused = |errno: nix::errno::Errno| MemoryError::NotLocked {
-            what: "replies",
-            wanted: Self::SIZE,
-            limit,
-            cause: errno.into(),
-        };
-        // SAFETY: a new private mapping at an address of the kernel's choice touches no memory in
-        // use.
-        let at = unsafe {
-            mmap_anonymous(
-                None,
-                LENGTH,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_PRIVATE,
-            )
+        let limit = lockable();
+        match map_locked(LENGTH, MapFlags::MAP_PRIVATE) {
+            Ok(at) => Ok(Self { at }),
+            Err(cause) => Err(MemoryError::NotLocked {
+                purpose: "replies",
+                wanted: Self::SIZE,
+                limit,
+                cause,
+            }),
         }
-        .map_err(refused)?;
-        let bounce = Self { at: at.cast() };
-        // SAFETY: the range is the mapping just made.
-        unsafe { madvise(at, Self::SIZE, MmapAdvise::MADV_DONTDUMP) }.map_err(refused)?;
-        // SAFETY: the range is the mapping just made.
-        unsafe { mlock(at, Self::SIZE) }.map_err(refused)?;
-        Ok(bounce)
     }
 
     /// Lends the first `len` bytes (at most `SIZE`); they are wiped when the loan ends.
