@@ -1,18 +1,17 @@
-//! A private locked buffer for bytes on their way out: the kernel cannot send from the arena itself
-//! (`writev` from `memfd_secret` is EFAULT). Invariant: it holds a secret only while it is lent.
+//! A private locked buffer for replies: the kernel cannot send from the arena (`writev` from
+//! `memfd_secret` is EFAULT). Invariant: the buffer holds a secret only while it is lent.
 
 use super::mapping::map_locked;
 use super::{MemoryError, lockable};
 use nix::sys::mman::{MapFlags, munmap};
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 /// The buffer's size as `mmap` wants it.
 const LENGTH: NonZeroUsize = NonZeroUsize::new(Bounce::SIZE).expect("above zero");
 
-/// One buffer of locked memory, made after the fork (locks are not inherited).
+/// A buffer of locked memory, made after the fork (locks are not inherited).
 pub struct Bounce {
     /// A mapping of `SIZE` bytes that only this value knows.
     at: NonNull<u8>,
@@ -22,7 +21,7 @@ pub struct Bounce {
 unsafe impl Send for Bounce {}
 
 impl Bounce {
-    /// Its size in bytes: the mount's `max_read`.
+    /// Bytes of the buffer: the mount's `max_read`.
     pub const SIZE: usize = 65536;
 
     /// Maps and locks the buffer.
@@ -42,12 +41,15 @@ impl Bounce {
         }
     }
 
-    /// Lends the first `len` bytes (at most `SIZE`); they are wiped when the loan ends.
-    pub fn lend(&mut self, len: usize) -> Lent<'_> {
-        Lent {
-            len: len.min(Self::SIZE),
-            bounce: self,
-        }
+    /// Lends the first `len` bytes (at most `SIZE`) to `body`, and wipes them afterwards.
+    pub fn lend<T>(&mut self, len: usize, body: impl FnOnce(&mut [u8]) -> T) -> T {
+        let len = len.min(Self::SIZE);
+        // SAFETY: the mapping has at least `len` bytes, initialised to zero by the kernel, and the
+        // exclusive borrow of `self` makes this the only reference.
+        let result = body(unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), len) });
+        // SAFETY: the mapping belongs to `self`, and `body` has returned the reference.
+        unsafe { super::wipe(self.at.as_ptr(), len) };
+        result
     }
 }
 
@@ -59,39 +61,8 @@ impl fmt::Debug for Bounce {
 
 impl Drop for Bounce {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, nothing borrows from it any more, and it is used no more. It
-        // is unlocked with it.
+        // SAFETY: this value owns the mapping, and every borrow of it has ended. Unmapping unlocks.
         let _ = unsafe { munmap(self.at.cast(), Self::SIZE) };
-    }
-}
-
-/// Bytes of a `Bounce` in use.
-pub struct Lent<'a> {
-    bounce: &'a mut Bounce,
-    len: usize,
-}
-
-impl Deref for Lent<'_> {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        // SAFETY: the mapping has at least `len` bytes, initialised to zero by the kernel, and is
-        // borrowed for as long.
-        unsafe { std::slice::from_raw_parts(self.bounce.at.as_ptr(), self.len) }
-    }
-}
-
-impl DerefMut for Lent<'_> {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above; the exclusive borrow of the bounce makes this the only reference.
-        unsafe { std::slice::from_raw_parts_mut(self.bounce.at.as_ptr(), self.len) }
-    }
-}
-
-impl Drop for Lent<'_> {
-    fn drop(&mut self) {
-        // SAFETY: the loan's bytes are ours and no reference to them is left.
-        unsafe { super::wipe(self.bounce.at.as_ptr(), self.len) };
     }
 }
 
@@ -102,9 +73,10 @@ mod tests {
     #[test]
     fn a_loan_is_wiped() {
         let mut bounce = Bounce::new().expect("64 KiB can be locked");
-        bounce.lend(7).copy_from_slice(b"hunter2");
-        assert!(bounce.lend(usize::MAX).iter().all(|byte| *byte == 0));
-        assert_eq!(bounce.lend(usize::MAX).len(), Bounce::SIZE);
+        bounce.lend(7, |bytes| bytes.copy_from_slice(b"hunter2"));
+        let is_zero = |bytes: &mut [u8]| bytes.iter().all(|byte| *byte == 0);
+        assert!(bounce.lend(usize::MAX, is_zero));
+        assert_eq!(bounce.lend(usize::MAX, |bytes| bytes.len()), Bounce::SIZE);
     }
 
     #[test]

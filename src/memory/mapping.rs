@@ -30,7 +30,6 @@ pub struct Mapping {
     len: usize,
     /// The part that holds bytes.
     bytes: Range<usize>,
-    backing: Backing,
 }
 
 // SAFETY: the mapping lives as long as the value. Words are atomics; bytes are copied as `read`,
@@ -51,23 +50,15 @@ impl Mapping {
     pub fn new(len: usize, bytes: Range<usize>, backing: Backing) -> Result<Self, MemoryError> {
         assert!(bytes.start <= bytes.end && bytes.end <= len, "{bytes:?}");
         let limit = lockable();
-        let (at, backing) = map(len, backing).map_err(|cause| MemoryError::NotLocked {
-            purpose: "secrets",
-            wanted: len,
-            limit,
-            cause,
-        })?;
-        Ok(Self {
-            at,
-            len,
-            bytes,
-            backing,
-        })
-    }
-
-    /// How the pages are kept from swap and dumps.
-    pub fn backing(&self) -> Backing {
-        self.backing
+        match map(len, backing) {
+            Ok(at) => Ok(Self { at, len, bytes }),
+            Err(cause) => Err(MemoryError::NotLocked {
+                purpose: "secrets",
+                wanted: len,
+                limit,
+                cause,
+            }),
+        }
     }
 
     /// Makes `part`, which consists of whole pages, read-only in this process.
@@ -172,17 +163,16 @@ impl Drop for Mapping {
     }
 }
 
-fn map(len: usize, backing: Backing) -> io::Result<(NonNull<u8>, Backing)> {
+fn map(len: usize, backing: Backing) -> io::Result<NonNull<u8>> {
     let length = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
     let secret = match backing {
         Backing::Secret => secret_fd(),
         Backing::Locked => Err(Errno::ENOSYS),
     };
     match secret {
-        Ok(fd) => Ok((map_secret(&fd, length)?, Backing::Secret)),
+        Ok(fd) => map_secret(&fd, length),
         Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => {
-            let at = map_locked(length, MapFlags::MAP_SHARED)?;
-            Ok((at, Backing::Locked))
+            map_locked(length, MapFlags::MAP_SHARED)
         }
         Err(errno) => Err(errno.into()),
     }
@@ -240,7 +230,7 @@ mod tests {
                     .iter()
                     .all(|word| word.load(Ordering::SeqCst) == 0)
             );
-            assert!(backing == Backing::Secret || mapping.backing() == Backing::Locked);
+            assert!(backing == Backing::Secret || !is_secret(&mapping));
             mapping.write(100, b"hunter2").expect("inside");
             let mut bytes = [1; 9];
             mapping.read(99, &mut bytes).expect("inside");
@@ -253,6 +243,14 @@ mod tests {
             assert!(mapping.read(u64::MAX, &mut bytes).is_none());
             assert!(mapping.wipe(1, end).is_none());
         }
+    }
+
+    /// Whether the mapping is of `memfd_secret(2)`, as the kernel names it.
+    fn is_secret(mapping: &Mapping) -> bool {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("/proc is mounted");
+        let start = format!("{:x}-", mapping.at.addr());
+        let line = maps.lines().find(|line| line.starts_with(&start));
+        line.expect("the mapping is listed").contains("secretmem")
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The announcements that are due, kept in the writer area for a successor of `fetch`.
 
 use super::layout::{Arena, Visibility};
+use super::reader::Reader;
 use super::version::Version;
 use crate::names::{FileId, Generation};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::atomic::Ordering::SeqCst;
 /// The announcing thread's side of the arena.
 #[derive(Debug)]
 pub struct Announcements {
-    arena: Arc<Arena>,
+    reader: Reader,
 }
 
 impl Announcements {
@@ -17,28 +18,30 @@ impl Announcements {
     pub fn sign(arena: Arc<Arena>) -> Self {
         let tid = nix::unistd::gettid().as_raw().cast_unsigned();
         arena.writer_area().announcer.store(u64::from(tid), SeqCst);
-        Self { arena }
+        Self {
+            reader: Reader::new(arena),
+        }
     }
 
     /// The generation that is served.
     pub fn generation(&self) -> Generation {
-        Generation(self.arena.generation())
+        Generation(self.reader.arena().generation())
     }
 
     /// Listed files whose current version is not announced. The search visits all files: for the
     /// first round, and for the round after a failure.
     pub fn due(&self) -> Vec<FileId> {
-        let files = self.arena.files_in(Visibility::Listed);
+        let files = self.reader.arena().files_in(Visibility::Listed);
         files.filter(|file| self.is_due(*file)).collect()
     }
 
     /// Whether this listed file's current version is not announced.
     pub fn is_due(&self, file: FileId) -> bool {
-        if self.arena.visibility(file) != Visibility::Listed {
+        if self.reader.arena().visibility(file) != Visibility::Listed {
             return false;
         }
-        let announced = self.arena.writer_file(file).announced.load(SeqCst);
-        match self.arena.current(file) {
+        let announced = self.reader.arena().writer_file(file).announced.load(SeqCst);
+        match self.reader.current(file) {
             Some(version) => version.generation.0 > announced,
             None => false,
         }
@@ -46,42 +49,46 @@ impl Announcements {
 
     /// Whether the file has a superseded version of which the kernel may keep pages.
     pub fn is_kept(&self, file: FileId) -> bool {
-        self.arena.visibility(file) == Visibility::Listed
-            && !self.arena.kept_versions(file).is_empty()
+        self.reader.arena().visibility(file) == Visibility::Listed
+            && !self.reader.kept_versions(file).is_empty()
     }
 
     /// The files of which the kernel came to keep pages after the first `seen` of them, and how
     /// many there are now; no list when there were too many to name.
     pub fn kept_since(&self, seen: u64) -> (Option<Vec<FileId>>, u64) {
-        self.arena.kept_since(seen)
+        self.reader.kept_since(seen)
     }
 
     /// Listed files that have a superseded version of which the kernel may keep pages. The search
     /// visits all files, as that of `due` does.
     pub fn kept(&self) -> Vec<FileId> {
-        let files = self.arena.files_in(Visibility::Listed);
+        let files = self.reader.arena().files_in(Visibility::Listed);
         files.filter(|file| self.is_kept(*file)).collect()
     }
 
     /// The file's name.
     pub fn name(&self, file: FileId) -> &str {
-        self.arena.files()[file.index()].name.as_str()
+        self.reader.arena().files()[file.index()].name.as_str()
     }
 
     /// Begins an announcement, and ends an unfinished earlier one of the file.
     pub fn begin(&self, file: FileId) {
-        self.arena.writer_file(file).attempt.fetch_add(1, SeqCst);
+        self.reader
+            .arena()
+            .writer_file(file)
+            .attempt
+            .fetch_add(1, SeqCst);
     }
 
     /// The version that `serve` gave the hidden name to in this announcement.
     pub fn made(&self, file: FileId) -> Option<Version> {
-        let created = self.arena.reader_file(file).created.load(SeqCst);
-        self.arena.version(created)
+        let created = self.reader.arena().reader_file(file).created.load(SeqCst);
+        self.reader.version(created)
     }
 
     /// Ends the announcement of the version of that generation.
     pub fn done(&self, file: FileId, generation: Generation) {
-        let announced = self.arena.writer_file(file).announced;
+        let announced = self.reader.arena().writer_file(file).announced;
         announced.fetch_max(generation.0, SeqCst);
     }
 }

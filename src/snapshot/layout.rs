@@ -78,15 +78,8 @@ struct Table<const N: usize> {
 }
 
 impl<const N: usize> Table<N> {
+    /// Bytes of a row.
     const ROW: usize = N * size_of::<AtomicU64>();
-
-    fn range(self) -> Range<usize> {
-        self.at..self.at + self.rows * Self::ROW
-    }
-
-    fn end(self) -> usize {
-        self.range().end
-    }
 }
 
 /// Where the parts are. Writer area, heap and reader area consist of whole pages.
@@ -118,33 +111,25 @@ impl Layout {
         let size = size / page * page;
         let planes = size / 8 / Table::<5>::ROW / files.max(1);
         let count = planes.clamp(PLANES.0, PLANES.1) * files.max(1);
-        let writer_area = Table { at: 0, rows: 1 };
-        let summaries = Table {
-            at: writer_area.end(),
-            rows: 2,
-        };
-        let writer_files = Table {
-            at: summaries.end(),
-            rows: files,
-        };
-        let records = Table {
-            at: writer_files.end(),
-            rows: count,
-        };
-        let heap = records.end().next_multiple_of(page);
-        let reader_len = ReaderLayout::new(0, files, count).kept.end();
-        let least = heap + reader_len.next_multiple_of(page) + page;
-        if size < least {
-            return Err(least);
+        let mut end = 0;
+        let writer_area = place(&mut end, 1);
+        let summaries = place(&mut end, 2);
+        let writer_files = place(&mut end, files);
+        let records = place(&mut end, count);
+        let start = end.next_multiple_of(page);
+        let (_, reader_len) = ReaderLayout::new(0, files, count);
+        let reader_len = reader_len.next_multiple_of(page);
+        if size < start + page + reader_len {
+            return Err(start + page + reader_len);
         }
-        let heap = heap..size - reader_len.next_multiple_of(page);
+        let heap = start..size - reader_len;
         Ok(Self {
             files,
             writer_area,
             summaries,
             writer_files,
             records,
-            reader: ReaderLayout::new(heap.end, files, count),
+            reader: ReaderLayout::new(heap.end, files, count).0,
             heap,
             size,
         })
@@ -152,32 +137,25 @@ impl Layout {
 }
 
 impl ReaderLayout {
-    fn new(at: usize, files: usize, records: usize) -> Self {
-        let area = Table { at, rows: 1 };
-        let serving = Table {
-            at: area.end(),
-            rows: 1,
+    /// The tables from `at` on, and their end.
+    fn new(at: usize, files: usize, records: usize) -> (Self, usize) {
+        let mut end = at;
+        let layout = Self {
+            area: place(&mut end, 1),
+            serving: place(&mut end, 1),
+            files: place(&mut end, files),
+            holders: place(&mut end, records),
+            kept: place(&mut end, records),
         };
-        let files = Table {
-            at: serving.end(),
-            rows: files,
-        };
-        let holders = Table {
-            at: files.end(),
-            rows: records,
-        };
-        let kept = Table {
-            at: holders.end(),
-            rows: records,
-        };
-        Self {
-            area,
-            serving,
-            files,
-            holders,
-            kept,
-        }
+        (layout, end)
     }
+}
+
+/// Places a table at `end`, and moves `end` behind the table.
+fn place<const N: usize>(end: &mut usize, rows: usize) -> Table<N> {
+    let table = Table { at: *end, rows };
+    *end += rows * Table::<N>::ROW;
+    table
 }
 
 /// The state of a record.
@@ -200,15 +178,6 @@ pub struct WriterArea<'a> {
     pub announcer: &'a AtomicU64,
     /// The number of planes in use; only grows.
     planes: &'a AtomicU64,
-}
-
-/// The sums of all listed files of one generation, stored before the generation is current.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SummaryWords<'a> {
-    /// Bytes of the versions.
-    pub(super) used: &'a AtomicU64,
-    /// The newest modification time, in nanoseconds since 1970.
-    pub(super) mtime: &'a AtomicU64,
 }
 
 /// Words of `fetch` for one file.
@@ -237,9 +206,12 @@ impl Record<'_> {
     /// record's index plus a multiple of the number of records; 0 before the first use.
     pub fn id(self) -> (u64, State) {
         let id = self.id.load(SeqCst);
-        let states = [State::Free, State::Live, State::Evicted];
-        let state = states.into_iter().find(|state| *state as u64 == id % 4);
-        (id / 4, state.unwrap_or(State::Evicted))
+        let state = match id % 4 {
+            0 => State::Free,
+            1 => State::Live,
+            _ => State::Evicted,
+        };
+        (id / 4, state)
     }
 
     /// Whether the record is in that state.
@@ -400,23 +372,11 @@ impl Arena {
         self.layout.heap.len()
     }
 
-    /// Copies bytes of the heap out; `None` when the range leaves the heap. The publisher may
-    /// overwrite the bytes meanwhile: the caller reads the record again afterwards and discards the
-    /// copy if the record changed.
-    pub fn read(&self, offset: u64, into: &mut [u8]) -> Option<()> {
-        self.mapping.read(offset, into)
-    }
-
-    /// Copies bytes into the heap; `None` when the range leaves the heap. Only for `fetch`, and
-    /// only into space of no live record.
-    pub fn write(&self, offset: u64, bytes: &[u8]) -> Option<()> {
-        self.mapping.write(offset, bytes)
-    }
-
-    /// Overwrites bytes of the heap with zeros; `None` when the range leaves the heap. Only for
-    /// `fetch`, after the record was marked.
-    pub(super) fn wipe(&self, offset: u64, len: u64) -> Option<()> {
-        self.mapping.wipe(offset, len)
+    /// The mapping, whose bytes are the heap. Only `fetch` writes and wipes, and never the bytes of
+    /// a live record. A reader loads the record again after a copy, and discards the copy if the
+    /// record changed.
+    pub fn heap(&self) -> &Mapping {
+        &self.mapping
     }
 
     /// The head of the writer area.
@@ -429,11 +389,11 @@ impl Arena {
         }
     }
 
-    /// The summary of `generation`, which must be the current or the next generation.
-    pub(super) fn summary(&self, generation: u64) -> SummaryWords<'_> {
+    /// The sums of all listed files at `generation`, which is the current or the next generation:
+    /// the bytes of the versions, and the newest modification time in nanoseconds since 1970.
+    pub(super) fn summary(&self, generation: u64) -> &[AtomicU64; 2] {
         let odd = usize::from(!generation.is_multiple_of(2));
-        let [used, mtime] = self.row(self.layout.summaries, odd);
-        SummaryWords { used, mtime }
+        self.row(self.layout.summaries, odd)
     }
 
     /// The words of `fetch` for one file.
@@ -459,26 +419,22 @@ impl Arena {
         self.layout.records.rows
     }
 
-    /// The records in use and some free records.
-    pub fn records(&self) -> impl Iterator<Item = Record<'_>> {
-        let used = self.planes() * self.layout.files;
-        (0..used).map(|slot| self.record(slot))
+    /// The indices of all records whose plane is in use.
+    pub fn all_slots(&self) -> Range<usize> {
+        0..self.planes() * self.layout.files
     }
 
     /// The indices of the file's records, as far as their planes are in use.
     pub(super) fn slots(&self, file: FileId) -> impl Iterator<Item = usize> + use<> {
-        let files = self.layout.files;
-        (0..self.planes()).map(move |plane| plane * files + file.index())
+        let all = self.all_slots();
+        all.skip(file.index()).step_by(self.layout.files.max(1))
     }
 
     /// Puts one more plane into use; `None` when all are. Only for the publisher.
     pub(super) fn add_plane(&self) -> Option<()> {
-        let planes = self.planes() + 1;
-        if planes * self.layout.files > self.record_count() {
-            return None;
-        }
-        self.writer_area().planes.store(planes as u64, SeqCst);
-        Some(())
+        let planes = self.planes();
+        let is_left = (planes + 1) * self.layout.files <= self.record_count();
+        is_left.then(|| self.writer_area().planes.store(planes as u64 + 1, SeqCst))
     }
 
     fn planes(&self) -> usize {
@@ -533,7 +489,8 @@ impl Arena {
     }
 
     fn row<const N: usize>(&self, table: Table<N>, row: usize) -> &[AtomicU64; N] {
-        &self.mapping.words(table.range()).as_chunks().0[row]
+        let end = table.at + table.rows * Table::<N>::ROW;
+        &self.mapping.words(table.at..end).as_chunks().0[row]
     }
 }
 
@@ -587,7 +544,7 @@ mod tests {
                 "{layout:?}"
             );
             assert_eq!(layout.records.rows % files.max(1), 0);
-            assert!(layout.reader.kept.end() <= size, "{layout:?}");
+            assert!(layout.reader.kept.at + layout.records.rows * 8 <= size);
         }
         let least = Layout::new(4096, 10, 4096).expect_err("too small");
         assert!(Layout::new(least, 10, 4096).is_ok());

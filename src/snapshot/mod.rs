@@ -20,9 +20,9 @@ mod tests;
 mod version;
 
 pub use announcements::Announcements;
-pub use layout::{Arena, ArenaError, FileSpec, LAST_KEPT, Record, State, Visibility};
+pub use layout::{Arena, ArenaError, FileSpec, LAST_KEPT, State, Visibility};
 pub use pages::Stage;
 pub use publisher::{Change, PublishError, Publisher};
-pub use reader::{Gone, Reader};
+pub use reader::{Gone, Reader, Summary};
 pub use serving::Serving;
-pub use version::{Summary, Version};
+pub use version::Version;

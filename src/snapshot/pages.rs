@@ -8,9 +8,9 @@
 //! tag. The lower half counts the drops of the version's pages; its two lowest bits mark the inodes
 //! of which the kernel may keep pages.
 
-use super::layout::{Arena, LAST_KEPT};
+use super::layout::LAST_KEPT;
 use super::reader::Reader;
-use super::version::Version;
+use super::version::{LOWER_HALF, Version};
 use crate::names::FileId;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
@@ -47,7 +47,7 @@ impl Reader {
         let number = words.kept.load(SeqCst);
         // First the file, then the count that includes the file.
         let file = u64::from(self.file_of(nodeid).0);
-        self.arena().last_kept(number).store(file, SeqCst);
+        self.last_kept(number).store(file, SeqCst);
         words.kept.store(number + 1, SeqCst);
     }
 
@@ -59,7 +59,7 @@ impl Reader {
     /// A superseded version of the file whose pages the kernel may keep, held, and the inode. The
     /// result stays the same until `dropped`. Counts one more drop.
     pub fn next_kept(&self, file: FileId) -> Option<(Version, Stage)> {
-        for nodeid in self.arena().kept_versions(file) {
+        for nodeid in self.kept_versions(file) {
             let word = self.note(nodeid);
             let stages = [Stage::Unannounced, Stage::Announced];
             let kept = stages.into_iter().find(|stage| word & stage.bit() != 0);
@@ -78,32 +78,26 @@ impl Reader {
     }
 
     fn note(&self, nodeid: u64) -> u64 {
-        let word = self.arena().kept(self.arena().slot_of(nodeid)).load(SeqCst);
-        if word >> 32 == self.arena().tag(nodeid) {
-            word & u64::from(u32::MAX)
-        } else {
-            0
-        }
+        let kept = self.arena().kept(self.arena().slot_of(nodeid));
+        self.arena().untagged(nodeid, kept)
     }
 
     fn set_note(&self, nodeid: u64, word: u64) {
-        let word = self.arena().tag(nodeid) << 32 | word & u64::from(u32::MAX);
+        let word = self.arena().tag(nodeid) << 32 | word & LOWER_HALF;
         let slot = self.arena().slot_of(nodeid);
         self.arena().kept(slot).store(word, SeqCst);
     }
-}
 
-impl Arena {
     /// Where the file of the note with that number is named.
     fn last_kept(&self, number: u64) -> &AtomicU64 {
         let position = usize::try_from(number % LAST_KEPT as u64).expect("less than a length");
-        &self.reader_area().last_kept[position]
+        &self.arena().reader_area().last_kept[position]
     }
 
     /// The files that were noted after the first `seen` notes, and how many notes there are now. No
     /// list when there were more notes than are named.
     pub(super) fn kept_since(&self, seen: u64) -> (Option<Vec<FileId>>, u64) {
-        let kept = self.reader_area().kept;
+        let kept = self.arena().reader_area().kept;
         let now = kept.load(SeqCst);
         let named = seen.max(now.saturating_sub(LAST_KEPT as u64))..now;
         let file = |number| u32::try_from(self.last_kept(number).load(SeqCst)).ok();
@@ -117,17 +111,17 @@ impl Arena {
     pub(super) fn kept_versions(&self, file: FileId) -> Vec<u64> {
         let mut found = Vec::new();
         // Most applications read, so the kernel keeps no page.
-        if self.reader_area().kept.load(SeqCst) == 0 {
+        if self.arena().reader_area().kept.load(SeqCst) == 0 {
             return found;
         }
         let Some(current) = self.current(file) else {
             return found;
         };
-        for slot in self.slots(file) {
-            let word = self.kept(slot).load(SeqCst);
+        for slot in self.arena().slots(file) {
+            let word = self.arena().kept(slot).load(SeqCst);
             // The number that this record had with this tag.
-            let nodeid = (word >> 32) * self.record_count() as u64 + slot as u64;
-            if word & KEPT == 0 || self.holder_count(nodeid) == 0 {
+            let nodeid = (word >> 32) * self.arena().record_count() as u64 + slot as u64;
+            if word & KEPT == 0 || self.arena().holder_count(nodeid) == 0 {
                 continue;
             }
             if let Some(version) = self.version(nodeid)

@@ -55,7 +55,8 @@ impl Publisher {
     /// marked and not wiped, are freed.
     pub fn new(arena: Arc<Arena>) -> Self {
         let current = arena.generation();
-        for record in arena.records() {
+        for slot in arena.all_slots() {
+            let record = arena.record(slot);
             let is_staged = record.is(State::Live) && record.generation() > current;
             if is_staged || record.is(State::Evicted) {
                 free(&arena, record);
@@ -92,40 +93,39 @@ impl Publisher {
         }
         let mut staged = Vec::with_capacity(changes.len());
         for change in changes {
-            match self.stage(change, generation, mtime) {
-                Ok(slot) => staged.push((change.file, slot)),
-                Err(Full { available }) => {
-                    for (_, slot) in staged {
-                        self.free(slot);
-                    }
-                    return Err(PublishError::TooLarge { needed, available });
+            let Some(slot) = self.stage(change, generation, mtime) else {
+                for slot in staged {
+                    self.free(slot);
                 }
-            }
+                let available = self.available();
+                return Err(PublishError::TooLarge { needed, available });
+            };
+            staged.push(slot);
         }
         self.summarise(generation, &staged, mtime);
         self.arena.writer_area().current.store(generation, SeqCst);
-        for (file, slot) in staged {
-            self.index.serve(&self.arena, file, slot);
+        for slot in staged {
+            self.index.serve(&self.arena, slot);
         }
         Ok(Generation(generation))
     }
 
     /// Writes the summary of the next generation over the summary of the previous one.
-    fn summarise(&self, generation: u64, staged: &[(FileId, usize)], mtime: u64) {
-        let current = self.arena.summary(generation - 1);
-        let mut used = current.used.load(SeqCst);
-        let mut newest = current.mtime.load(SeqCst);
+    fn summarise(&self, generation: u64, staged: &[usize], mtime: u64) {
+        let current = self.arena.summary(generation - 1).each_ref();
+        let [mut used, mut newest] = current.map(|word| word.load(SeqCst));
         let len = |slot: usize| self.arena.record(slot).bytes().1;
-        for (file, slot) in staged {
-            if self.arena.visibility(*file) == Visibility::Listed {
-                let before = self.index.served(*file).map_or(0, len);
+        for slot in staged {
+            let file = self.arena.file_of(*slot);
+            if self.arena.visibility(file) == Visibility::Listed {
+                let before = self.index.served(file).map_or(0, len);
                 used = (used + len(*slot)).saturating_sub(before);
                 newest = newest.max(mtime);
             }
         }
         let next = self.arena.summary(generation);
-        next.used.store(used, SeqCst);
-        next.mtime.store(newest, SeqCst);
+        next[0].store(used, SeqCst);
+        next[1].store(newest, SeqCst);
     }
 
     /// Frees and wipes every version that is neither served, nor last announced, nor held by a
@@ -133,12 +133,13 @@ impl Publisher {
     /// announcements and at intervals, so that old values do not outlive the last descriptor.
     pub fn collect(&mut self) -> bool {
         let mut is_any_left = false;
-        for (file, slot) in self.index.old.clone() {
+        for slot in self.index.old.clone() {
             let (nodeid, _) = self.arena.record(slot).id();
-            if self.is_last_announced(file, slot) || self.arena.holder_count(nodeid) > 0 {
+            if self.is_last_announced(slot) || self.arena.holder_count(nodeid) > 0 {
+                let file = self.arena.file_of(slot);
                 is_any_left |= self.arena.visibility(file) == Visibility::Listed;
             } else {
-                self.evict(file, slot);
+                self.evict(slot);
             }
         }
         is_any_left
@@ -165,11 +166,11 @@ impl Publisher {
             return false;
         }
         let mut bytes = Zeroizing::new(vec![0; change.bytes.len()]);
-        self.arena.read(offset, &mut bytes).is_some() && *bytes == change.bytes
+        self.arena.heap().read(offset, &mut bytes).is_some() && *bytes == change.bytes
     }
 
-    /// Writes a version that no reader sees before the flip; returns its record.
-    fn stage(&mut self, change: &Change<'_>, generation: u64, mtime: u64) -> Result<usize, Full> {
+    /// Writes a version that no reader sees before the flip; returns its record; `None` when there is no room.
+    fn stage(&mut self, change: &Change<'_>, generation: u64, mtime: u64) -> Option<usize> {
         let file = change.file;
         let slot = self.make_room(Some(file), |publisher| publisher.free_slot(file))?;
         // Files of the agent stay out of the room for large secrets.
@@ -182,11 +183,10 @@ impl Publisher {
         let record = self.arena.record(slot);
         let nodeid = record.id().0.max(slot as u64) + self.arena.record_count() as u64;
         record.describe(nodeid, generation, (offset, len), mtime);
-        self.arena
-            .write(offset, change.bytes)
-            .expect("a gap is inside the heap");
+        let written = self.arena.heap().write(offset, change.bytes);
+        written.expect("a gap is inside the heap");
         record.mark(State::Live);
-        Ok(slot)
+        Some(slot)
     }
 
     /// A free record of the file, if need be of another plane.
@@ -202,58 +202,49 @@ impl Publisher {
     }
 
     /// Repeats `find` until it succeeds, and evicts an old version (of `file`, if given) after each
-    /// failure: freshness wins.
+    /// failure: freshness wins. `None` when no old version is left.
     fn make_room<T>(
         &mut self,
         file: Option<FileId>,
         find: impl Fn(&mut Self) -> Option<T>,
-    ) -> Result<T, Full> {
+    ) -> Option<T> {
         loop {
-            if let Some(found) = find(self) {
-                return Ok(found);
+            let found = find(self);
+            if found.is_some() {
+                return found;
             }
-            let Some((file, slot)) = self.oldest(file) else {
-                return Err(Full {
-                    available: self.available(),
-                });
-            };
-            self.evict(file, slot);
+            self.evict(self.oldest(file)?);
         }
     }
 
     /// The old version (of `file`, if given) that is evicted first.
-    fn oldest(&self, file: Option<FileId>) -> Option<(FileId, usize)> {
-        let (from, to) = match file {
-            Some(file) => (file, file),
-            None => (FileId(0), FileId(u32::MAX)),
-        };
-        let age = |&(file, slot): &(FileId, usize)| {
-            let generation = self.arena.record(slot).generation();
-            (self.is_last_announced(file, slot), generation, slot)
-        };
-        let candidates = self.index.old.range((from, 0)..=(to, usize::MAX));
-        candidates.copied().min_by_key(age)
+    fn oldest(&self, file: Option<FileId>) -> Option<usize> {
+        let all = self.index.old.iter().copied();
+        let candidates =
+            all.filter(|slot| file.is_none() || file == Some(self.arena.file_of(*slot)));
+        candidates.min_by_key(|slot| {
+            let generation = self.arena.record(*slot).generation();
+            (self.is_last_announced(*slot), generation, *slot)
+        })
     }
 
     /// Whether the kernel may still know the file's name by this version, because the successor of
     /// the version is not announced.
-    fn is_last_announced(&self, file: FileId, slot: usize) -> bool {
-        let announced = self.arena.writer_file(file).announced.load(SeqCst);
-        announced == self.arena.record(slot).generation()
+    fn is_last_announced(&self, slot: usize) -> bool {
+        let announced = self.arena.writer_file(self.arena.file_of(slot)).announced;
+        announced.load(SeqCst) == self.arena.record(slot).generation()
     }
 
     /// Bytes of the heap beside the versions that are served or old.
     fn available(&self) -> u64 {
-        let mut live = self.index.served_bytes();
-        for (_, slot) in &self.index.old {
-            live += self.arena.record(*slot).bytes().1;
-        }
-        (self.arena.heap_len() as u64).saturating_sub(live)
+        let old = self.index.old.iter();
+        let old: u64 = old.map(|slot| self.arena.record(*slot).bytes().1).sum();
+        (self.arena.heap_len() as u64).saturating_sub(self.index.served_bytes() + old)
     }
 
     /// Frees an old version.
-    fn evict(&mut self, file: FileId, slot: usize) {
-        self.index.old.remove(&(file, slot));
+    fn evict(&mut self, slot: usize) {
+        self.index.old.remove(&slot);
         self.free(slot);
     }
 
@@ -265,16 +256,11 @@ impl Publisher {
     }
 }
 
-/// Every old version was evicted, and the room does not suffice.
-struct Full {
-    available: u64,
-}
-
 /// Marks, wipes, frees: a reader that copies meanwhile sees the mark and discards the copy.
 fn free(arena: &Arena, record: Record<'_>) {
     record.mark(State::Evicted);
     let (offset, len) = record.bytes();
-    let wiped = arena.wipe(offset, len);
+    let wiped = arena.heap().wipe(offset, len);
     // Only a foreign writer could describe bytes outside of the heap; the record holds none then.
     debug_assert!(wiped.is_some(), "records stay inside the heap");
     record.mark(State::Free);

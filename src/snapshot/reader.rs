@@ -2,15 +2,25 @@
 //! never waits: a lookup is repeated only when a flip came in between.
 
 use super::layout::Arena;
-use super::version::{Summary, Version};
+use super::version::{LOWER_HALF, Version};
 use crate::names::FileId;
 use std::cmp::Ordering;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The version was evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
+
+/// The sums of all listed files of one generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Bytes of the versions.
+    pub used: u64,
+    /// The newest time of a publication.
+    pub mtime: SystemTime,
+}
 
 /// The arena as `serve` uses it.
 #[derive(Clone, Debug)]
@@ -29,21 +39,45 @@ impl Reader {
         &self.arena
     }
 
-    /// The sums of all listed files now.
+    /// The sums of all listed files now. The publisher writes the words of the next generation
+    /// beside these, so they belong together while `current` stays.
     pub fn summary(&self) -> Summary {
-        self.arena.current_summary()
+        loop {
+            let at = self.arena.generation();
+            let words = self.arena.summary(at).each_ref();
+            let [used, mtime] = words.map(|word| word.load(SeqCst));
+            if self.arena.generation() == at {
+                let mtime = UNIX_EPOCH + Duration::from_nanos(mtime);
+                return Summary { used, mtime };
+            }
+        }
     }
 
-    /// The file's current version, not held.
+    /// The file's current version, not held; `None` before the first publication.
     pub fn current(&self, file: FileId) -> Option<Version> {
-        self.arena.current(file)
+        loop {
+            let at = self.arena.generation();
+            let slot = self.arena.slot_at(file, at);
+            let found = slot.and_then(|slot| self.arena.load(slot));
+            // A flip replaced a record that was found and cannot be loaded; the next turn sees the
+            // flip. After a publisher's death no record changes, so the loop ends.
+            if self.arena.generation() == at && found.is_some() == slot.is_some() {
+                return found;
+            }
+        }
+    }
+
+    /// The version with that number, unless it was evicted.
+    pub fn version(&self, nodeid: u64) -> Option<Version> {
+        let version = self.arena.load(self.arena.slot_of(nodeid))?;
+        (version.nodeid == nodeid).then_some(version)
     }
 
     /// The file's current version, held until the same number of `forget`s.
     pub fn hold_current(&self, file: FileId) -> Option<Version> {
         loop {
             let at = self.arena.generation();
-            let found = self.arena.current(file)?;
+            let found = self.current(file)?;
             if !self.raise(found.nodeid) {
                 continue;
             }
@@ -60,7 +94,7 @@ impl Reader {
             return None;
         }
         // A version without holders may have been freed before the count was raised.
-        let found = self.arena.version(nodeid);
+        let found = self.version(nodeid);
         if found.is_none() {
             self.forget(nodeid, 1);
         }
@@ -72,16 +106,11 @@ impl Reader {
         self.arena.file_of(self.arena.slot_of(nodeid))
     }
 
-    /// The version with that number, unless it was evicted.
-    pub fn version(&self, nodeid: u64) -> Option<Version> {
-        self.arena.version(nodeid)
-    }
-
     /// Ends `count` holds of the version. Those of an evicted version have ended already.
     pub fn forget(&self, nodeid: u64, count: u64) {
         let tag = self.arena.tag(nodeid);
         let lower = |word: u64| {
-            let held = word & u64::from(u32::MAX);
+            let held = word & LOWER_HALF;
             (word >> 32 == tag).then(|| word - count.min(held))
         };
         let holders = self.arena.holders(self.arena.slot_of(nodeid));
@@ -93,12 +122,12 @@ impl Reader {
     /// # Errors
     /// `Gone` when the version was evicted, before or during the copy: the caller must wipe `into`.
     pub fn read(&self, nodeid: u64, offset: u64, into: &mut [u8]) -> Result<usize, Gone> {
-        let found = self.arena.version(nodeid).ok_or(Gone)?;
+        let found = self.version(nodeid).ok_or(Gone)?;
         let left = usize::try_from(found.len.saturating_sub(offset)).unwrap_or(usize::MAX);
         let len = left.min(into.len());
         let from = found.offset + offset.min(found.len);
-        self.arena.read(from, &mut into[..len]).ok_or(Gone)?;
-        if self.arena.version(nodeid) == Some(found) {
+        self.arena.heap().read(from, &mut into[..len]).ok_or(Gone)?;
+        if self.version(nodeid) == Some(found) {
             Ok(len)
         } else {
             Err(Gone)
@@ -147,7 +176,7 @@ impl Reader {
         let tag = self.arena.tag(nodeid);
         let raise = |word: u64| match (word >> 32).cmp(&tag) {
             Ordering::Less => Some((tag << 32) + 1),
-            Ordering::Equal if word & u64::from(u32::MAX) == u64::from(u32::MAX) => Some(word),
+            Ordering::Equal if word & LOWER_HALF == LOWER_HALF => Some(word),
             Ordering::Equal => Some(word + 1),
             Ordering::Greater => None,
         };

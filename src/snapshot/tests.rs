@@ -224,7 +224,10 @@ impl World {
             assert_eq!(&into, bytes);
         }
         let mut heap = vec![0xff; self.arena.heap_len()];
-        self.arena.read(0, &mut heap).expect("the whole heap");
+        self.arena
+            .heap()
+            .read(0, &mut heap)
+            .expect("the whole heap");
         for record in versions(&self.arena) {
             let at = usize::try_from(record.offset).expect("inside");
             heap[at..at + usize::try_from(record.len).expect("inside")].fill(0);
@@ -325,10 +328,11 @@ fn what_was_not_flipped_is_dropped_at_a_restart() {
     world.publish(&[(0, 100)]);
     let staged = world
         .arena
-        .records()
+        .all_slots()
+        .map(|slot| world.arena.record(slot))
         .find(|record| record.is(State::Free))
         .expect("a free record");
-    world.arena.write(5000, b"hunter2").expect("inside");
+    world.arena.heap().write(5000, b"hunter2").expect("inside");
     staged.describe(0, 2, (5000, 7), 0);
     staged.mark(State::Live);
     world.run(Op::Restart);

@@ -3,8 +3,12 @@
 
 use super::layout::{Arena, State};
 use crate::names::{FileId, Generation, Owner};
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The lower half of a word.
+pub(super) const LOWER_HALF: u64 = u32::MAX as u64;
 
 /// One immutable version of one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,15 +29,6 @@ pub struct Version {
     pub mtime: SystemTime,
     /// Where the bytes begin in the heap.
     pub(super) offset: u64,
-}
-
-/// The sums of all listed files of one generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Summary {
-    /// Bytes of the versions.
-    pub used: u64,
-    /// The newest time of a publication.
-    pub mtime: SystemTime,
 }
 
 impl Arena {
@@ -85,61 +80,30 @@ impl Arena {
         newest.map(|(_, slot)| slot)
     }
 
-    /// The file's current version, without holding it; `None` before the first publication.
-    pub(super) fn current(&self, file: FileId) -> Option<Version> {
-        loop {
-            let at = self.generation();
-            let slot = self.slot_at(file, at);
-            let found = slot.and_then(|slot| self.load(slot));
-            // A flip replaced a record that was found and cannot be loaded; the next turn sees the
-            // flip. After a publisher's death no record changes, so the loop ends.
-            if self.generation() == at && found.is_some() == slot.is_some() {
-                return found;
-            }
-        }
-    }
-
-    /// The live version with that number.
-    pub(super) fn version(&self, nodeid: u64) -> Option<Version> {
-        let version = self.load(self.slot_of(nodeid))?;
-        (version.nodeid == nodeid).then_some(version)
-    }
-
     /// The index of the record that has, or had, that number.
     pub(super) fn slot_of(&self, nodeid: u64) -> usize {
         usize::try_from(nodeid % self.record_count() as u64).expect("less than a length")
     }
 
-    /// How often the record had been used when the version got its number; 0 is never. The upper
-    /// half of a word about a version has the tag, so that a word about an earlier version of the
-    /// same record counts for nothing.
+    /// How often the record had been used when the version got its number; 0 is never. A word about
+    /// a version has the tag in the upper half, so that a word about an earlier version of the same
+    /// record counts for nothing.
     pub(super) fn tag(&self, nodeid: u64) -> u64 {
         nodeid / self.record_count() as u64
     }
 
-    /// How many lookups hold the version.
-    pub(super) fn holder_count(&self, nodeid: u64) -> u64 {
-        let word = self.holders(self.slot_of(nodeid)).load(SeqCst);
+    /// The lower half of a word, as far as the word is about the version with that number; else 0.
+    pub(super) fn untagged(&self, nodeid: u64, word: &AtomicU64) -> u64 {
+        let word = word.load(SeqCst);
         if word >> 32 == self.tag(nodeid) {
-            word & u64::from(u32::MAX)
+            word & LOWER_HALF
         } else {
             0
         }
     }
 
-    /// The summary of the current generation. The publisher writes the words of the next generation
-    /// beside these, so they belong together while `current` stays.
-    pub(super) fn current_summary(&self) -> Summary {
-        loop {
-            let at = self.generation();
-            let words = self.summary(at);
-            let (used, mtime) = (words.used.load(SeqCst), words.mtime.load(SeqCst));
-            if self.generation() == at {
-                return Summary {
-                    used,
-                    mtime: UNIX_EPOCH + Duration::from_nanos(mtime),
-                };
-            }
-        }
+    /// How many lookups hold the version.
+    pub(super) fn holder_count(&self, nodeid: u64) -> u64 {
+        self.untagged(nodeid, self.holders(self.slot_of(nodeid)))
     }
 }

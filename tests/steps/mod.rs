@@ -7,7 +7,7 @@
 use baofs::memory::mapping::Backing;
 use baofs::names::{FileId, FileName, Owner};
 use baofs::snapshot::{
-    Announcements, Arena, Change, FileSpec, Publisher, Reader, Record, State, Visibility,
+    Announcements, Arena, Change, FileSpec, Publisher, Reader, State, Visibility,
 };
 use nix::sys::mman::{ProtFlags, mprotect};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
@@ -99,9 +99,9 @@ impl World {
     /// No byte is left of anything but versions.
     pub(crate) fn is_tidy(&self) {
         let mut heap = vec![0; self.arena.heap_len()];
-        self.arena.read(0, &mut heap).unwrap();
-        let live = |record: &Record<'_>| record.is(State::Live);
-        for record in self.arena.records().filter(live) {
+        self.arena.heap().read(0, &mut heap).unwrap();
+        let records = self.arena.all_slots().map(|slot| self.arena.record(slot));
+        for record in records.filter(|record| record.is(State::Live)) {
             let [offset, len] =
                 <[u64; 2]>::from(record.bytes()).map(|word| usize::try_from(word).unwrap());
             heap[offset..offset + len].fill(0);
