@@ -3,7 +3,7 @@
 //! errno in one place.
 
 use super::tree::{Access, Attr, FsError, Kind, Operation, Tree};
-use crate::memory::locked::Bounce;
+use crate::memory::bounce::Bounce;
 use crate::observe::Event;
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
@@ -214,15 +214,16 @@ impl Filesystem for Adapter {
             .bounce
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        // Wiped when it goes out of scope, after the reply was written.
-        let mut lent = bounce.lend(size as usize);
-        match self.tree.read(ino.0, offset, &mut lent) {
-            Ok(len) => reply.data(&lent[..len]),
-            Err(error) => {
-                reply.error(error.into());
-                self.say_evicted(error);
+        // The bytes are wiped after the reply was written.
+        bounce.lend(size as usize, |bytes| {
+            match self.tree.read(ino.0, offset, bytes) {
+                Ok(len) => reply.data(&bytes[..len]),
+                Err(error) => {
+                    reply.error(error.into());
+                    self.say_evicted(error);
+                }
             }
-        }
+        });
     }
 
     fn create(

@@ -7,9 +7,8 @@
 //! its create on. The rename must give the name to another inode than it had, since the kernel
 //! skips a rename onto itself, and its event.
 
-use crate::memory::arena::Visibility;
 use crate::names::{FileId, FileName, STATE_DIRECTORY};
-use crate::snapshot::{Reader, Stage, Version};
+use crate::snapshot::{Reader, Stage, Version, Visibility};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -403,7 +402,7 @@ impl Tree {
     /// Begins an operation, which ends when the result is dropped: supervise sees in the arena
     /// whether this process works, and whether it hangs in the middle of something.
     pub fn begin(&self) -> Operation<'_> {
-        let work = &self.reader.arena().reader_area().work;
+        let work = self.reader.arena().reader_area().work;
         work.fetch_add(1, Relaxed);
         Operation(work)
     }
@@ -529,9 +528,9 @@ impl Inode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::arena::{Arena, Backing as Memory, FileSpec, Visibility};
+    use crate::memory::mapping::Backing as Memory;
     use crate::names::Owner;
-    use crate::snapshot::{Announcements, Change, Publisher};
+    use crate::snapshot::{Announcements, Arena, Change, FileSpec, Publisher, Visibility};
     use std::sync::Arc;
     use std::time::UNIX_EPOCH;
 
