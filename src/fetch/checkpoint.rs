@@ -11,10 +11,10 @@ use super::requests::{Prepared, TokenNote};
 use super::secrets::{QueryState, Secrets, SecretsNote};
 use super::{Fetch, Settings};
 use crate::clock::Clock;
-use crate::lease::Scheduler;
 use crate::lease::source::Source;
+use crate::lease::{QuerySchedule, Scheduler, SessionSchedule};
 use crate::memory::arena::{Arena, Visibility};
-use crate::names::FileId;
+use crate::names::{FileId, QueryId};
 use crate::observe::Event;
 use crate::snapshot::{Change, Publisher};
 use crate::status::{Checkpoint, Report};
@@ -60,8 +60,10 @@ enum Extent<N, K> {
 
 /// The part that most events change: borrowed to be written, owned once it was read.
 #[derive(Serialize, Deserialize)]
-struct FetchState<M, K> {
-    machine: M,
+struct FetchState<M, Q, K> {
+    session: M,
+    /// The schedules of all queries.
+    schedules: Q,
     source: K,
     tokens: TokenNote,
     secrets: SecretsNote,
@@ -70,7 +72,7 @@ struct FetchState<M, K> {
 
 /// What a predecessor saved in all parts.
 struct Found<K> {
-    state: FetchState<Scheduler, K>,
+    state: FetchState<SessionSchedule, Vec<QuerySchedule>, K>,
     queries: Vec<QueryState>,
     hashes: Vec<Option<u64>>,
     history: History,
@@ -181,8 +183,14 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     pub(super) fn save(&mut self) -> Saved<S::Token> {
         let requests = self.requests.take_prepared();
         let kept = self.requests.source().export_credentials();
+        self.machine.take_changed();
+        let schedules: Vec<_> = (0..self.plan.queries.len())
+            .map(|index| QueryId(u32::try_from(index).unwrap_or(u32::MAX)))
+            .map(|id| self.machine.query(id))
+            .collect();
         let state = json(&Extent::<_, ()>::Whole(FetchState {
-            machine: &self.machine,
+            session: self.machine.session(),
+            schedules,
             source: &kept,
             tokens: self.requests.note(),
             secrets: self.secrets.note(),
@@ -223,13 +231,15 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             None => return,
         };
         let FetchState {
-            machine,
+            session,
+            schedules,
             source,
             tokens,
             secrets,
             press,
         } = found.state;
-        self.machine = machine.resume(settings.timing, self.clock.now());
+        let now = self.clock.now();
+        self.machine = Scheduler::resume(session, schedules, settings.timing, now);
         self.requests.source().import_credentials(source);
         self.requests.resume(tokens);
         self.secrets = Secrets::with(self.plan, secrets, found.queries, found.hashes);

@@ -77,8 +77,7 @@ impl Server {
 
     fn is_saved(&self, request: &str) -> bool {
         let saved = &checkpoint(&self.arena)["Whole"];
-        let schedule = &saved["machine"]["schedule"];
-        let (session, queries) = (&schedule["session"], &schedule["queries"]);
+        let (session, queries) = (&saved["session"], &saved["schedules"]);
         let sent = &session["renewal"]["in_flight"];
         match request.split_once(' ') {
             Some(("read", path)) => {
