@@ -6,8 +6,8 @@ use crate::clock::{Jitter, Moment};
 use crate::config::plan::Query;
 use crate::names::{LeaseId, QueryId, SecretPath};
 use proptest::prelude::*;
-use std::collections::btree_map::OccupiedEntry;
 use std::collections::BTreeMap;
+use std::collections::btree_map::OccupiedEntry;
 use std::time::Duration;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
