@@ -159,7 +159,7 @@ impl<S: Source + 'static> Requests<S> {
                 Box::pin(async move { Done::LookedUp(id, source.look_up_token(&token).await) })
             }
             Request::Read(query, id) => {
-                let (token, what) = (self.token(id), self.queries[query.index()].clone());
+                let (token, what) = (self.token(id), self.queries[query.index()].read.clone());
                 Box::pin(async move { Done::Read(query, id, source.read(&token, &what).await) })
             }
             Request::Renew(query, id, lease, increment) => {

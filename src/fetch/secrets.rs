@@ -282,7 +282,7 @@ impl<'p> Secrets<'p> {
         let unread = || {
             let mut read = render::queries(&self.plan.files[file.index()].content).into_iter();
             let query = read.find(|query| self.queries[query.index()].reply.is_none())?;
-            let path = &self.plan.queries[query.index()].path;
+            let path = &self.plan.queries[query.index()].read.path;
             let silent = || {
                 (
                     format!("reading {path}: no answer came yet"),

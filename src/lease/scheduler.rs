@@ -44,8 +44,8 @@ impl Scheduler {
         machine
     }
 
-    /// Adds a query with the next id; the first read is due at `now`.
-    fn add(&mut self, query: &Query, now: Moment) -> QueryId {
+    /// Adds a query with the next id. The read is due at `now`, and sent by the next step.
+    pub fn add(&mut self, query: &Query, now: Moment) -> QueryId {
         let refresh = query.refresh.unwrap_or(self.timing.refresh);
         let schedule = QuerySchedule::new(refresh, now);
         self.schedule.queries.add(schedule)

@@ -178,7 +178,7 @@ fn path(plan: &Plan, content: &Content) -> Option<SecretPath> {
         Content::Field { query, .. } | Content::Json { query } => plan
             .queries
             .get(query.index())
-            .map(|query| query.path.clone()),
+            .map(|query| query.read.path.clone()),
         Content::Template(_) | Content::Token => None,
     }
 }
