@@ -275,7 +275,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         let is_of_plan = found.files.len() == self.plan.files.len()
             && ids
                 .into_iter()
-                .all(|(id, query)| table.find(query) == Some(id));
+                .all(|(id, query)| table.find(&query.read) == Some(id));
         let (schedules, queries) = saved.into_values().unzip();
         let hashes = found.files.iter().map(|file| file.hash).collect();
         let private = &self.checkpoint.files;

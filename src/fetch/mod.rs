@@ -130,7 +130,7 @@ where
         };
         fetch.resume(settings);
         for query in &plan.queries {
-            fetch.add_query(query.clone());
+            fetch.add_query(query);
         }
         let exit = fetch.run(&Control { link, watch }, announcements).await;
         fetch.press.close();
@@ -373,12 +373,12 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     }
 
     /// The id of a query that asks the same, else adds the query, which the next step reads.
-    fn add_query(&mut self, query: Query) -> QueryId {
-        if let Some(known) = self.secrets.table.find(&query) {
+    fn add_query(&mut self, query: &Query) -> QueryId {
+        if let Some(known) = self.secrets.table.find(&query.read) {
             return known;
         }
-        let id = self.machine.add(&query, self.clock.now());
-        self.secrets.add(query);
+        let id = self.machine.add(query, self.clock.now());
+        self.secrets.add(query.read.clone());
         id
     }
 

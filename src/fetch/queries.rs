@@ -1,77 +1,69 @@
 //! The table of queries, which grows while the agent runs. Invariant: a query is known by what it
 //! asks; the queries of the plan come first, in the plan's order, and no query is ever removed.
 
-use crate::config::plan::Query;
 use crate::names::{QueryId, SecretPath};
+use crate::template::Read;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::ops::Index;
 
 /// What a query asks, for the checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Ask {
     path: String,
-    /// A pinned version of KV v2.
     version: Option<u32>,
-}
-
-impl Ask {
-    fn of(query: &Query) -> Self {
-        Self {
-            path: query.path.as_str().to_owned(),
-            version: query.version,
-        }
-    }
 }
 
 /// All queries, by what they ask and by id.
 #[derive(Debug, Default)]
 pub(super) struct QueryTable {
-    queries: Vec<Query>,
-    ids: BTreeMap<Ask, QueryId>,
+    reads: Vec<Read>,
+    ids: HashMap<Read, QueryId>,
 }
 
 impl QueryTable {
-    /// The id of a query that asks the same.
-    pub(super) fn find(&self, query: &Query) -> Option<QueryId> {
-        self.ids.get(&Ask::of(query)).copied()
+    /// The id of the query that asks this.
+    pub(super) fn find(&self, read: &Read) -> Option<QueryId> {
+        self.ids.get(read).copied()
     }
 
-    /// The id of a query that asks the same, else a new id.
-    pub(super) fn add(&mut self, query: Query) -> QueryId {
-        let next = QueryId(u32::try_from(self.queries.len()).unwrap_or(u32::MAX));
-        let id = *self.ids.entry(Ask::of(&query)).or_insert(next);
+    /// Adds a query with the next id, if no query asks the same. Returns the id.
+    pub(super) fn add(&mut self, read: Read) -> QueryId {
+        let next = QueryId(u32::try_from(self.reads.len()).expect("fewer than 2^32 queries"));
+        let id = *self.ids.entry(read.clone()).or_insert(next);
         if id == next {
-            self.queries.push(query);
+            self.reads.push(read);
         }
         id
     }
 
-    /// The id of a query of a checkpoint, which the table may not have yet; `None` for a path that is
-    /// not valid.
+    /// Adds a query of a checkpoint; returns `None` for a path that is not valid.
     pub(super) fn add_saved(&mut self, ask: &Ask) -> Option<QueryId> {
-        Some(self.add(Query {
+        Some(self.add(Read {
             path: SecretPath::new(&ask.path).ok()?,
             version: ask.version,
-            refresh: None,
         }))
     }
 
-    /// What a query asks.
+    /// What a query asks, for the checkpoint.
     pub(super) fn ask(&self, id: QueryId) -> Ask {
-        Ask::of(&self[id])
+        let Read { path, version } = &self[id];
+        Ask {
+            path: path.as_str().to_owned(),
+            version: *version,
+        }
     }
 
     /// Queries in the table.
     pub(super) fn len(&self) -> usize {
-        self.queries.len()
+        self.reads.len()
     }
 }
 
 impl Index<QueryId> for QueryTable {
-    type Output = Query;
+    type Output = Read;
 
-    fn index(&self, id: QueryId) -> &Query {
-        &self.queries[id.index()]
+    fn index(&self, id: QueryId) -> &Read {
+        &self.reads[id.index()]
     }
 }

@@ -6,12 +6,13 @@ use super::chunks::Chunks;
 use super::private::{PrivateFiles, file_shape, query_shape};
 use super::queries::QueryTable;
 use super::replies::{KeptReplies, Replies};
-use crate::config::plan::{Content, Plan, Query};
+use crate::config::plan::{Content, Plan};
 use crate::exit::Exit;
 use crate::lease::source::{Engine, Failure, Reply};
 use crate::names::{FileId, FileName, QueryId};
 use crate::render::{self, Change, RenderError, RenderProblem, Values};
 use crate::snapshot::Publisher;
+use crate::template::Read;
 use serde::{Deserialize, Serialize};
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -137,8 +138,8 @@ impl<'p> Secrets<'p> {
     }
 
     /// Adds a query, which the table does not have yet.
-    pub(super) fn add(&mut self, query: Query) {
-        self.table.add(query);
+    pub(super) fn add(&mut self, read: Read) {
+        self.table.add(read);
         self.queries.push(QueryState::default());
         if self.uses.len() < self.queries.len() {
             self.uses.push(QueryUse::default());

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::clock::{Backoff, RealClock};
-use crate::config::plan::{Content, File, Query};
+use crate::config::plan::{Content, File};
 use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
 use crate::link::{FromRole, pair};
 use crate::memory::arena::{Backing, FileSpec, Visibility};
@@ -10,6 +10,7 @@ use crate::names::{FileId, FileName, HookId, LeaseId, Owner, SwapExposure};
 use crate::render::Change;
 use crate::render::tests::{field, file, plan, query, template};
 use crate::status::{self, Condition, Counts, Detail, FileReport, Report};
+use crate::template::Read;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -155,8 +156,8 @@ impl Source for Server {
 
     fn commit_credentials(&self) {}
 
-    async fn read(&self, token: &String, query: &Query) -> Result<Reply, Failure> {
-        let path = query.path.as_str();
+    async fn read(&self, token: &String, read: &Read) -> Result<Reply, Failure> {
+        let path = read.path.as_str();
         self.say(&format!("read {path}"));
         if path == "hang" {
             std::future::pending::<()>().await;
@@ -802,7 +803,7 @@ fn with_secrets(plan: &Plan) -> (Publisher, Secrets<'_>) {
     let arena = arena(plan);
     let mut secrets = Secrets::new(plan, &PrivateFiles::open(&arena, plan));
     for query in &plan.queries {
-        secrets.add(query.clone());
+        secrets.add(query.read.clone());
     }
     (Publisher::new(arena), secrets)
 }

@@ -5,6 +5,7 @@ use super::*;
 use crate::clock::{Jitter, Moment};
 use crate::config::plan::Query;
 use crate::names::{LeaseId, QueryId, SecretPath};
+use crate::template::Read;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::collections::btree_map::OccupiedEntry;
@@ -23,6 +24,15 @@ fn failure(cause: Cause) -> Failure {
         cause,
         message: format!("{cause:?}"),
         retry_after: None,
+    }
+}
+
+fn query(path: &str) -> Query {
+    let path = SecretPath::new(path).expect("a good path");
+    let version = None;
+    Query {
+        read: Read { path, version },
+        refresh: None,
     }
 }
 
@@ -75,13 +85,7 @@ struct World {
 
 impl World {
     fn new(leased: u32, kv: u32, lease: Life, token: Life) -> Self {
-        let queries: Vec<Query> = (0..leased + kv)
-            .map(|n| Query {
-                path: SecretPath::new(&format!("q{n}")).expect("a good path"),
-                version: None,
-                refresh: None,
-            })
-            .collect();
+        let queries: Vec<Query> = (0..leased + kv).map(|n| query(&format!("q{n}"))).collect();
         let now = at(1_000);
         Self {
             machine: Scheduler::new(&queries, Timing::new(S(60)), Jitter::seeded(7), now),
@@ -423,13 +427,7 @@ fn reads_that_hang_delay_a_renewal_by_one_of_them_and_starve_nobody() {
     // 40 secrets whose reads take 10 s each, one with a lease of a minute, and one that is
     // refreshed like all others.
     let slow = |n: u32| (1..41).contains(&n);
-    let queries: Vec<Query> = (0..42)
-        .map(|n| Query {
-            path: SecretPath::new(&format!("q{n}")).expect("a good path"),
-            version: None,
-            refresh: None,
-        })
-        .collect();
+    let queries: Vec<Query> = (0..42).map(|n| query(&format!("q{n}"))).collect();
     let mut machine = Scheduler::new(&queries, Timing::new(S(60)), Jitter::seeded(3), at(0));
     let (mut answers, mut now) = (BTreeMap::<(Moment, u32), ScheduleInput>::new(), at(0));
     let (mut out, mut serial, mut good, mut renewals) = (0, 0, 0, 0);
@@ -824,12 +822,7 @@ const S2: Duration = Duration::from_secs(2);
 
 #[test]
 fn the_servers_word_on_when_to_ask_again_is_kept() {
-    let query = Query {
-        path: SecretPath::new("q").expect("good"),
-        version: None,
-        refresh: None,
-    };
-    let mut machine = Scheduler::new(&[query], Timing::new(S(60)), Jitter::seeded(1), at(0));
+    let mut machine = Scheduler::new(&[query("q")], Timing::new(S(60)), Jitter::seeded(1), at(0));
     machine.step(ScheduleInput::Tick, at(0));
     let limited = Failure {
         retry_after: Some(S(90)),
@@ -966,12 +959,7 @@ fn a_single_use_secret_id_keeps_its_token_to_the_end() {
 
 #[test]
 fn what_cannot_be_rendered_is_read_again_slowly() {
-    let query = Query {
-        path: SecretPath::new("q").expect("good"),
-        version: None,
-        refresh: None,
-    };
-    let mut machine = Scheduler::new(&[query], Timing::new(S(60)), Jitter::seeded(1), at(0));
+    let mut machine = Scheduler::new(&[query("q")], Timing::new(S(60)), Jitter::seeded(1), at(0));
     machine.step(ScheduleInput::Tick, at(0));
     machine.step(
         ScheduleInput::LoggedIn(Ok(TokenGrant {
@@ -1242,6 +1230,46 @@ proptest! {
         prop_assert!(reads.len() <= passed + 3 + if faulty { 9 } else { 0 }, "{} reads in {} s", reads.len(), passed);
         if !faulty {
             prop_assert!(reads.windows(2).all(|pair| pair[1].since(pair[0]) >= MS(990)), "{:?}", reads);
+        }
+    }
+}
+
+#[test]
+fn a_query_that_is_added_later_is_read_at_once_and_kept_fresh() {
+    let mut world = World::new(1, 0, life(600, 36_000), life(36_000, 36_000));
+    world.run(100);
+    assert_eq!(world.machine.add(&query("q1"), world.now), QueryId(1));
+    assert_eq!(world.machine.wake(), Some(world.now));
+    world.run(101);
+    assert_eq!([0, 1].map(|n| world.reads_of(n)), [1, 1]);
+    world.die();
+    world.run(500);
+    assert_eq!([0, 1].map(|n| world.reads_of(n)), [1, 2]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(32) })]
+
+    /// `World::save` compares the index with a walk, and the checkpoint with the state, after each
+    /// step.
+    #[test]
+    fn the_index_agrees_with_a_walk(
+        lease in 2_u64..900,
+        acts in proptest::collection::vec((0_u8..7, 0_u64..200, 0_u32..3), 1..30),
+        faults in proptest::collection::vec(window(), 0..4),
+    ) {
+        let mut world = World::new(2, 1, life(lease, 3 * lease), life(1_200, 2_400))
+            .fault(move |request, now| faults.iter().find_map(|f| hits(f, request, now)));
+        for (act, pause, query_id) in acts {
+            world.run(second(world.now) + pause);
+            match act {
+                0 => world.step(ScheduleInput::Refresh),
+                1 => world.step(ScheduleInput::Unusable(QueryId(query_id))),
+                2 => world.step(ScheduleInput::CredentialsChanged),
+                3 => world.die(),
+                4 => drop(world.machine.add(&query("added"), world.now)),
+                _ => {}
+            }
         }
     }
 }

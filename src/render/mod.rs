@@ -137,7 +137,7 @@ pub fn error(plan: &Plan, file: FileId, problem: RenderProblem) -> RenderError {
     let path = match content {
         Content::Field { query, .. } | Content::Json { query } => {
             let query = plan.queries.get(query.index());
-            query.map(|query| query.path.clone())
+            query.map(|query| query.read.path.clone())
         }
         Content::Template(_) | Content::Token => None,
     };

@@ -69,8 +69,10 @@ pub(crate) fn plan(queries: Vec<Query>, files: Vec<File>) -> Plan {
 
 pub(crate) fn query(path: &str, refresh: Option<Duration>) -> Query {
     Query {
-        path: SecretPath::new(path).expect("a good path"),
-        version: None,
+        read: Read {
+            path: SecretPath::new(path).expect("a good path"),
+            version: None,
+        },
         refresh,
     }
 }

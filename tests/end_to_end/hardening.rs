@@ -205,7 +205,9 @@ fn memory_shows_no_value_to_root(world: World) {
         let mut finds = needles.rest_in(pid);
         println!("baofs, {world:?}, {name}: {finds:?}");
         if pid == agent.role("fetch") {
-            finds.counts.retain(|name, _| !CREDENTIALS.contains(&name.as_str()));
+            finds
+                .counts
+                .retain(|name, _| !CREDENTIALS.contains(&name.as_str()));
         }
         assert_eq!(finds, Finds::default(), "in {name}");
     }
