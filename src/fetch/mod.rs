@@ -3,21 +3,24 @@
 //! in the outlet; it leaves no token behind.
 
 mod checkpoint;
+mod chunks;
 mod outlet;
 mod press;
+mod private;
+mod queries;
+mod replies;
 mod report;
 mod requests;
 mod secrets;
 #[cfg(test)]
 mod tests;
-mod tracked;
 
-pub use checkpoint::PARTS as CHECKPOINT;
 pub use outlet::{ArenaOutlet, TmpfsOutlet};
 pub use press::{Announced, Outlet, OutletError};
+pub use private::private_files;
 
 use crate::clock::{Clock, Jitter, Moment};
-use crate::config::plan::Plan;
+use crate::config::plan::{Plan, Query};
 use crate::exit::Exit;
 use crate::lease::source::{Failure, Reply, Source};
 use crate::lease::{Effect, ScheduleInput, Scheduler, Subject, Timing, TokenId};
@@ -29,6 +32,7 @@ use crate::status::{Served, WallsReport};
 use crate::sys::watch;
 use checkpoint::CheckpointFiles;
 use press::{Announcements, Press};
+use private::PrivateFiles;
 use report::Reporter;
 use requests::{Outcome, Requests, say_revoked};
 use secrets::{Rendered, Secrets};
@@ -103,10 +107,12 @@ where
             Ok(press) => press,
             Err(error) => return failed(&error.what, error.exit),
         };
-        let machine = Scheduler::new(&plan.queries, settings.timing, Jitter::new(), clock.now());
-        let (secrets, requests) = (Secrets::new(plan), Requests::new(source, &plan.queries));
-        let reporter = Reporter::new(settings, plan.files.len(), clock);
-        let checkpoint = CheckpointFiles::open(arena);
+        let machine = Scheduler::new(&[], settings.timing, Jitter::new(), clock.now());
+        let private = PrivateFiles::open(arena, plan);
+        let secrets = Secrets::new(plan, &private);
+        let requests = Requests::new(source);
+        let reporter = Reporter::new(settings, plan, clock);
+        let checkpoint = CheckpointFiles::open(private);
         let mut fetch = Fetch {
             clock,
             plan,
@@ -122,6 +128,9 @@ where
             settle: false,
         };
         fetch.resume(settings);
+        for query in &plan.queries {
+            fetch.add_query(query);
+        }
         let exit = fetch.run(&Control { link, watch }, announcements).await;
         fetch.press.close();
         fetch.requests.leave(settings.leave).await;
@@ -307,7 +316,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                 self.settle = true;
                 self.step(ScheduleInput::LoggedIn(Ok(grant)));
                 let token = self.requests.exposed().unwrap_or_default();
-                let rendered = self.secrets.renew_token(token);
+                let rendered = self.secrets.renew_token(&mut self.publisher, token);
                 return self.rendered(rendered, None);
             }
             Outcome::ScheduleInput(input) => self.step(input),
@@ -325,7 +334,9 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         match result {
             Ok(reply) => {
                 self.step(ScheduleInput::Read(query, token, Ok(reply.lease.clone())));
-                let rendered = self.secrets.accept(query, reply, self.requests.exposed());
+                let rendered =
+                    self.secrets
+                        .accept(&mut self.publisher, query, reply, self.requests.exposed());
                 self.rendered(rendered, Some(query))
             }
             Err(failure) => {
@@ -360,10 +371,20 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         }
     }
 
+    /// The id of a query that asks the same, else adds the query, which the next step reads.
+    fn add_query(&mut self, query: &Query) -> QueryId {
+        if let Some(known) = self.secrets.table.find(&query.read) {
+            return known;
+        }
+        let id = self.machine.add(query, self.clock.now());
+        self.secrets.add(query.read.clone());
+        id
+    }
+
     fn step(&mut self, input: ScheduleInput) {
         for output in self.machine.step(input, self.clock.now()) {
             match output {
-                Effect::Ask(request) => self.requests.prepare(request),
+                Effect::Ask(request) => self.requests.prepare(request, &self.secrets.table),
                 Effect::Forget(token) => self.requests.forget(token),
                 Effect::Failed(Subject::Query(query), failure, _) if self.secrets.complete() => {
                     self.stale(query, &failure.message);

@@ -22,8 +22,8 @@ const COLLECT: Duration = Duration::from_secs(2);
 /// Publishes into the arena: `serve` answers from it, and the announcing thread makes the events.
 #[derive(Debug)]
 pub struct ArenaOutlet {
-    /// The file that the report is written to.
-    report: Option<FileId>,
+    /// The files of the agent's own state, as `status::FILES` names them.
+    state: Vec<FileId>,
     announcer: Announcer,
 }
 
@@ -42,9 +42,8 @@ impl ArenaOutlet {
             Err(error) => announced.failed(format!("{error}")),
         };
         let thread = Announcer::start(Arc::clone(arena), private, done);
-        let report = arena.files_in(Visibility::State).next();
         Ok(Self {
-            report,
+            state: arena.files_in(Visibility::State).collect(),
             announcer: thread.map_err(|error| refused(&error, Exit::Software))?,
         })
     }
@@ -72,16 +71,19 @@ impl Outlet for ArenaOutlet {
     fn report(
         &mut self,
         publisher: &mut Publisher,
+        name: &'static str,
         bytes: &[u8],
         clock: &dyn Clock,
     ) -> Result<(), OutletError> {
-        let Some(file) = self.report else {
-            return Ok(());
-        };
-        publisher
-            .publish(&[snapshot::Change { file, bytes }], clock.wall())
-            .map(drop)
-            .map_err(|error| refused(&error, Exit::Memory))
+        for (known, file) in status::FILES.into_iter().zip(&self.state) {
+            if known == name {
+                let change = snapshot::Change { file: *file, bytes };
+                publisher
+                    .publish(&[change], clock.wall())
+                    .map_err(|error| refused(&error, Exit::Memory))?;
+            }
+        }
+        Ok(())
     }
 
     fn tend(&mut self, publisher: &mut Publisher, _clock: &dyn Clock) -> Option<Duration> {
@@ -123,11 +125,12 @@ impl Outlet for TmpfsOutlet {
     fn report(
         &mut self,
         _publisher: &mut Publisher,
+        name: &'static str,
         bytes: &[u8],
         _clock: &dyn Clock,
     ) -> Result<(), OutletError> {
         self.writer
-            .publish_state(status::FILE, bytes)
+            .publish_state(name, bytes)
             .map_err(|error| refused(&error, Exit::Tmpfs))
     }
 

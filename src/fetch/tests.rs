@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::clock::{Backoff, RealClock};
-use crate::config::plan::{Content, File, Query};
+use crate::config::plan::{Content, File};
 use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
 use crate::link::{FromRole, pair};
 use crate::memory::mapping::Backing;
@@ -10,7 +10,8 @@ use crate::names::{FileId, FileName, HookId, LeaseId, Owner, SwapExposure};
 use crate::render::Change;
 use crate::render::tests::{field, file, plan, query, template};
 use crate::snapshot::{FileSpec, Visibility};
-use crate::status::{Condition, Counts, Detail, FileReport, Report};
+use crate::status::{Condition, Counts, Detail, FileReport, Report, self};
+use crate::template::Read;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -77,18 +78,20 @@ impl Server {
     }
 
     fn is_saved(&self, request: &str) -> bool {
-        let saved = &checkpoint(&self.arena)["Whole"];
-        let schedule = &saved["machine"]["schedule"];
-        let (session, queries) = (&schedule["session"], &schedule["queries"]);
+        let saved = &private(&self.arena, "state")["Whole"];
+        let session = &saved["session"];
+        let chunks: Vec<_> = (0..self.paths.len().div_ceil(4).max(1))
+            .map(|chunk| private(&self.arena, &format!("queries-{chunk}")))
+            .collect();
+        let queries = || chunks.iter().filter_map(Value::as_array).flatten();
         let sent = &session["renewal"]["in_flight"];
         match request.split_once(' ') {
             Some(("read", path)) => {
-                let query = self
-                    .paths
-                    .iter()
-                    .position(|it| it == path)
+                let mut asks = queries();
+                let query = asks
+                    .find(|query| query[0]["path"] == path)
                     .expect("a query");
-                queries[query]["renewal"]["in_flight"][1] == "Replace"
+                query[1]["renewal"]["in_flight"][1] == "Replace"
             }
             Some(("revoke", token)) => {
                 let doomed = saved["tokens"]["doomed"].as_array().into_iter().flatten();
@@ -97,10 +100,10 @@ impl Server {
             Some(("look", _)) => session["looking_up"] == true,
             Some(_) => sent[1] == "Renew",
             None if request == "login" => sent[1] == "Replace",
-            None => queries.as_array().is_some_and(|all| {
-                let mut sent = all.iter().map(|query| &query["renewal"]["in_flight"][1]);
+            None => {
+                let mut sent = queries().map(|query| &query[1]["renewal"]["in_flight"][1]);
                 sent.any(|doing| doing == "Renew")
-            }),
+            }
         }
     }
 
@@ -154,8 +157,8 @@ impl Source for Server {
 
     fn commit_credentials(&self) {}
 
-    async fn read(&self, token: &String, query: &Query) -> Result<Reply, Failure> {
-        let path = query.path.as_str();
+    async fn read(&self, token: &String, read: &Read) -> Result<Reply, Failure> {
+        let path = read.path.as_str();
         self.say(&format!("read {path}"));
         if path == "hang" {
             std::future::pending::<()>().await;
@@ -274,9 +277,13 @@ impl Outlet for Recorder {
     fn report(
         &mut self,
         _: &mut Publisher,
+        name: &'static str,
         bytes: &[u8],
         _: &dyn Clock,
     ) -> Result<(), OutletError> {
+        if name == status::HEARTBEAT {
+            return Ok(());
+        }
         if bytes.len() > self.room.load(SeqCst) {
             return Err(OutletError {
                 what: "no room".to_owned(),
@@ -298,24 +305,24 @@ impl Outlet for Recorder {
     }
 }
 
-/// An arena that holds a checkpoint and nothing else.
-fn arena() -> Arc<Arena> {
-    let spec = |name| FileSpec {
-        name: FileName::new(name).expect("a good name"),
+/// An arena that holds the private files of a plan and nothing else.
+fn arena(plan: &Plan) -> Arc<Arena> {
+    let spec = |name: String| FileSpec {
+        name: FileName::new(&name).expect("a good name"),
         owner: Owner { uid: 0, gid: 0 },
         mode: 0,
         visibility: Visibility::Private,
     };
-    let specs = CHECKPOINT.map(spec).to_vec();
+    let specs = private_files(plan).into_iter().map(spec).collect();
     Arc::new(Arena::create(specs, Some(256 << 10), Backing::Locked).expect("memory can be locked"))
 }
 
-/// What a successor would find.
-fn checkpoint(arena: &Arc<Arena>) -> Value {
+/// The part of the checkpoint with that name, as a successor would find it.
+fn private(arena: &Arc<Arena>, name: &str) -> Value {
     let reader = crate::snapshot::Reader::new(Arc::clone(arena));
     let version = arena
         .files_in(Visibility::Private)
-        .next()
+        .find(|file| arena.files()[file.index()].name.as_str() == name)
         .and_then(|file| reader.current(file))
         .expect("a checkpoint");
     let mut bytes = vec![0; usize::try_from(version.len).expect("it fits")];
@@ -387,7 +394,16 @@ impl Rig {
         change(&mut script);
         let (sender, log) = channel();
         let barrier = Arc::new(tokio::sync::Barrier::new(script.together.max(1)));
-        let arena = arena();
+        let file = |(n, (content, on_change))| File {
+            on_change,
+            ..file(&format!("f{n}"), content)
+        };
+        let files = contents.into_iter().enumerate().map(file).collect();
+        let plan = plan(
+            queries.iter().map(|path| query(path, None)).collect(),
+            files,
+        );
+        let arena = arena(&plan);
         let server = Server {
             script: Arc::new(Mutex::new(script)),
             barrier,
@@ -414,15 +430,6 @@ impl Rig {
         };
         let (link, end) = pair().expect("a socket pair");
         before(&end);
-        let file = |(n, (content, on_change))| File {
-            on_change,
-            ..file(&format!("f{n}"), content)
-        };
-        let files = contents.into_iter().enumerate().map(file).collect();
-        let plan = plan(
-            queries.iter().map(|path| query(path, None)).collect(),
-            files,
-        );
         let quick = Backoff::new(MS(5), MS(50));
         let timing = Timing {
             retry: quick,
@@ -793,6 +800,15 @@ fn giving_up_names_the_most_telling_cause_and_revokes() {
     }
 }
 
+fn with_secrets(plan: &Plan) -> (Publisher, Secrets<'_>) {
+    let arena = arena(plan);
+    let mut secrets = Secrets::new(plan, &PrivateFiles::open(&arena, plan));
+    for query in &plan.queries {
+        secrets.add(query.read.clone());
+    }
+    (Publisher::new(arena), secrets)
+}
+
 #[test]
 fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
     let paths = ["q0", "q1", "q2"];
@@ -800,7 +816,8 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
         .map(|n| file(&format!("f{n}"), field(n, "a")))
         .collect();
     let plan = plan(paths.iter().map(|path| query(path, None)).collect(), files);
-    let mut secrets = Secrets::new(&plan);
+    let (mut publisher, mut secrets) = with_secrets(&plan);
+    let publisher = &mut publisher;
     // Many small fields, of 173 bytes each as they are reckoned: one large block would change how
     // the heap serves other tests.
     let reply = |mib: usize| {
@@ -815,10 +832,11 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
         }
     };
     assert!(matches!(
-        secrets.accept(QueryId(0), reply(5), Some(b"t")),
+        secrets.accept(publisher, QueryId(0), reply(5), Some(b"t")),
         Rendered::Nothing
     ));
-    let Rendered::Unusable(errors) = secrets.accept(QueryId(1), reply(5), Some(b"t")) else {
+    let Rendered::Unusable(errors) = secrets.accept(publisher, QueryId(1), reply(5), Some(b"t"))
+    else {
         panic!("there is room")
     };
     let words = errors.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -835,20 +853,21 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
     assert_eq!((missing.len(), exit), (2, Exit::Data));
     // The same query may get a smaller one, or the one that it has may give way to one that fits.
     assert!(matches!(
-        secrets.accept(QueryId(0), reply(6), Some(b"t")),
+        secrets.accept(publisher, QueryId(0), reply(6), Some(b"t")),
         Rendered::Nothing
     ));
     assert!(matches!(
-        secrets.accept(QueryId(1), reply(1), Some(b"t")),
+        secrets.accept(publisher, QueryId(1), reply(1), Some(b"t")),
         Rendered::Nothing
     ));
-    let Rendered::Changes(changes) = secrets.accept(QueryId(2), reply(0), Some(b"t")) else {
+    let Rendered::Changes(changes) = secrets.accept(publisher, QueryId(2), reply(0), Some(b"t"))
+    else {
         panic!("all are there")
     };
     assert_eq!(changes.len(), 3);
     // Now only what is rendered is kept.
     assert!(matches!(
-        secrets.accept(QueryId(2), reply(20), Some(b"t")),
+        secrets.accept(publisher, QueryId(2), reply(20), Some(b"t")),
         Rendered::Changes(_)
     ));
 }
@@ -859,7 +878,7 @@ fn what_is_missing_is_named_with_its_cause() {
         vec![query("q0", None), query("q1", None)],
         vec![file("one", field(0, "a")), file("two", field(1, "a"))],
     );
-    let mut secrets = Secrets::new(&plan);
+    let (mut publisher, mut secrets) = with_secrets(&plan);
     let names = |(missing, exit): (Vec<(&crate::names::FileName, String)>, Exit)| {
         (
             missing
@@ -881,6 +900,7 @@ fn what_is_missing_is_named_with_its_cause() {
     );
     secrets.failed(QueryId(1), &failure(Cause::Denied, "reading q1"));
     secrets.accept(
+        &mut publisher,
         QueryId(0),
         crate::render::tests::reply(&json!({"b": "value"})),
         None,
@@ -972,7 +992,7 @@ fn an_outlet_that_cannot_be_opened_ends_the_role() {
         run(
             &plan,
             server,
-            &arena(),
+            &arena(&plan),
             open,
             &end,
             &RealClock,
@@ -1082,7 +1102,7 @@ fn the_report_follows_a_secret_through_its_life() {
             waiting.served.how.as_str(),
             waiting.roles.serve
         ),
-        (1, "fuse", None)
+        (2, "fuse", None)
     );
     assert_eq!(
         waiting

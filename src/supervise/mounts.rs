@@ -32,6 +32,9 @@ use std::sync::atomic::Ordering::Relaxed;
 /// 6.9. For tests.
 const NO_RESEND: &str = "BAOFS_UNSTABLE_NO_RESEND";
 
+/// The least size of the arena beside a tmpfs, in bytes, where that can be locked.
+const LEAST_BESIDE_TMPFS: usize = 4 << 20;
+
 /// One of the two.
 #[derive(Debug)]
 pub(super) enum Mounts {
@@ -93,7 +96,7 @@ impl Mounts {
                 if let Some(ground) = target.ground() {
                     warn_of(ground, &filesystem.path);
                 }
-                let arena = create(checkpoint().to_vec(), None)?;
+                let arena = arena_beside_tmpfs(plan)?;
                 Self::Tmpfs {
                     target,
                     refusal: cause,
@@ -376,7 +379,7 @@ fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
         mode: file.mode,
         visibility: Visibility::Listed,
     };
-    let report = own(status::FILE, 0o444, Visibility::State);
+    let report = status::FILES.map(|name| own(name, 0o444, Visibility::State));
     let size = plan
         .filesystem
         .size
@@ -385,16 +388,31 @@ fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
         plan.files
             .iter()
             .map(spec)
-            .chain([report])
-            .chain(checkpoint())
+            .chain(report)
+            .chain(private_files(plan))
             .collect(),
         size,
     )
 }
 
-/// The parts of the checkpoint that `fetch` saves for its successor.
-fn checkpoint() -> [FileSpec; fetch::CHECKPOINT.len()] {
-    fetch::CHECKPOINT.map(|name| own(name, 0, Visibility::Private))
+/// Locked memory for the files of `fetch` alone: as large as the tmpfs may become, or as large as
+/// possible.
+fn arena_beside_tmpfs(plan: &Plan) -> Result<Arc<Arena>, Refused> {
+    if let Some(size) = plan.filesystem.size {
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        if let Ok(arena) = create(private_files(plan), Some(size.max(LEAST_BESIDE_TMPFS))) {
+            return Ok(arena);
+        }
+    }
+    create(private_files(plan), None)
+}
+
+/// The files of `fetch` alone.
+fn private_files(plan: &Plan) -> Vec<FileSpec> {
+    let names = fetch::private_files(plan).into_iter();
+    names
+        .map(|name| own(&name, 0, Visibility::Private))
+        .collect()
 }
 
 /// A file of the agent's own.
