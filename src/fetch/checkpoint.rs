@@ -6,13 +6,13 @@
 //! saved. Where they do not fit, the credentials alone are saved: the successor then begins anew,
 //! and can log in although the credential's file is gone.
 
-use super::press::{History, Outlet, PressNote};
+use super::Fetch;
+use super::press::{History, PressNote};
 use super::requests::{Prepared, TokenNote};
 use super::secrets::{QueryState, Secrets, SecretsNote};
-use super::{Fetch, Settings};
 use crate::clock::Clock;
-use crate::lease::Scheduler;
 use crate::lease::source::Source;
+use crate::lease::{Scheduler, Timing};
 use crate::memory::arena::{Arena, Visibility};
 use crate::names::FileId;
 use crate::observe::Event;
@@ -176,7 +176,7 @@ fn json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(serde_json::to_vec(value).expect("state is plain data, with names as keys"))
 }
 
-impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
+impl<S: Source + 'static> Fetch<'_, S> {
     /// Saves what a successor must know, and gives the requests that may be sent then.
     pub(super) fn save(&mut self) -> Saved<S::Token> {
         let requests = self.requests.take_prepared();
@@ -214,7 +214,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
 
     /// Goes on where a predecessor died, if there was one. Of one whose checkpoint did not fit only
     /// the credentials are known: its token lives to its ttl.
-    pub(super) fn resume(&mut self, settings: &Settings) {
+    pub(super) fn resume(&mut self, timing: Timing) {
         let found = match self.checkpoint.read_all::<S::Kept>(&self.publisher) {
             Some(Extent::Whole(found)) => found,
             Some(Extent::Credentials(kept)) => {
@@ -229,7 +229,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             secrets,
             press,
         } = found.state;
-        self.machine = machine.resume(settings.timing, self.clock.now());
+        self.machine = machine.resume(timing, self.clock.now());
         self.requests.source().import_credentials(source);
         self.requests.resume(tokens);
         self.secrets = Secrets::with(self.plan, secrets, found.queries, found.hashes);

@@ -3,11 +3,11 @@
 //! no value, token or lease's name is in it, and no name of a secret's field but those that the
 //! configuration has; where it does not fit, a smaller one is written.
 
-use super::press::{Outlet, OutletError};
 use super::tracked::Tracked;
 use super::{Fetch, Settings};
 use crate::clock::{Clock, Moment};
 use crate::config::plan::{Content, File, Stale};
+use crate::exit::Refused;
 use crate::lease::source::Source;
 use crate::lease::{Subject, SubjectStatus};
 use crate::names::{FileId, RestartHistory, SwapExposure};
@@ -58,7 +58,7 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    pub(super) fn new(settings: &Settings, files: usize, clock: &impl Clock) -> Self {
+    pub(super) fn new(settings: &Settings, files: usize, clock: &dyn Clock) -> Self {
         let (served, walls, past) = (
             settings.served.clone(),
             settings.walls.clone(),
@@ -139,10 +139,10 @@ impl Reporter {
 
     /// Takes note of what was written of `report`, and says once when it is less than before.
     /// `error` is why.
-    fn written(&mut self, report: Report, fit: Fit, error: Option<OutletError>, now: Moment) {
+    fn written(&mut self, report: Report, fit: Fit, error: Option<Refused>, now: Moment) {
         let (less, why) = (
             fit > self.fit,
-            error.map(|error| error.what).unwrap_or_default(),
+            error.map(|error| error.message).unwrap_or_default(),
         );
         self.fit = fit;
         if less {
@@ -182,7 +182,7 @@ enum Fit {
     Nothing,
 }
 
-impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
+impl<S: Source + 'static> Fetch<'_, S> {
     /// Writes the report when it is time.
     pub(super) fn report(&mut self) {
         let now = self.clock.now();
@@ -217,7 +217,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     }
 
     /// Writes as much of it as there is room for: how much that is, and why it is not the whole.
-    fn write_report(&mut self, report: &Report) -> (Fit, Option<OutletError>) {
+    fn write_report(&mut self, report: &Report) -> (Fit, Option<Refused>) {
         let files = json(&report.files);
         let whole = json(report);
         let mut write = |bytes: &[u8]| self.press.report(&mut self.publisher, bytes, self.clock);
@@ -436,7 +436,6 @@ fn is_same(a: &Report, b: &Report) -> bool {
 mod tests {
     use super::*;
     use crate::clock::RealClock;
-    use crate::render::tests::plan;
 
     #[test]
     fn it_is_looked_at_twice_a_second_at_most_and_written_every_five() {
@@ -446,11 +445,11 @@ mod tests {
             swap: None,
         };
         let mut reporter = Reporter::new(
-            &Settings::new(
-                &plan(Vec::new(), Vec::new()),
+            &Settings {
                 served,
-                RestartHistory::default(),
-            ),
+                past: RestartHistory::default(),
+                walls: WallsReport::default(),
+            },
             0,
             &RealClock,
         );
@@ -518,11 +517,11 @@ mod tests {
             fallback: None,
             swap: None,
         };
-        let settings = Settings::new(
-            &plan(Vec::new(), Vec::new()),
+        let settings = Settings {
             served,
-            RestartHistory::default(),
-        );
+            past: RestartHistory::default(),
+            walls: WallsReport::default(),
+        };
         let calm = [0, 1_000, 10_000, usize::MAX]
             .map(|files| Reporter::new(&settings, files, &RealClock).calm.as_millis());
         assert_eq!(calm, [500, 950, 5_000, 5_000]);
