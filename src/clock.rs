@@ -12,6 +12,11 @@ use std::time::{Duration, SystemTime};
 pub struct Moment(Duration);
 
 impl Moment {
+    /// The origin.
+    pub const FIRST: Self = Self(Duration::ZERO);
+    /// The last moment that can be represented.
+    pub const LAST: Self = Self(Duration::MAX);
+
     /// A moment `since` an arbitrary origin; for tests and tables.
     pub const fn at(since: Duration) -> Self {
         Self(since)

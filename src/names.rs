@@ -100,8 +100,8 @@ impl FileId {
     }
 }
 
-/// The index of a query in `Plan::queries`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The index of a query in the table of queries, in which `Plan::queries` come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct QueryId(pub u32);
 
 impl QueryId {

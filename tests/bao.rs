@@ -5,16 +5,15 @@
 mod standin;
 
 use baofs::bao::{Client, ClientToken, Limits, SetupError};
-use baofs::config::plan::{
-    Address, AfterReading, Auth, Method, Query, Scheme, Server, Tls, Verify,
-};
+use baofs::config::plan::{Address, AfterReading, Auth, Method, Scheme, Server, Tls, Verify};
 use baofs::lease::source::{Cause, Engine, Failure, Reply, Source, TokenGrant};
 use baofs::names::{LeaseId, SecretPath};
+use baofs::template::Read;
 use serde_json::json;
 use standin::{DatabaseRole, Fault, Role, Standin};
 use std::fs;
 use std::future::Future;
-use std::io::{Read, Write};
+use std::io::{Read as _, Write};
 use std::time::Duration;
 
 /// A stand-in, a client of it, and the files that the client reads.
@@ -104,11 +103,10 @@ fn run<T>(work: impl Future<Output = T>) -> T {
         .block_on(work)
 }
 
-fn query(path: &str) -> Query {
-    Query {
+fn query(path: &str) -> Read {
+    Read {
         path: SecretPath::new(path).expect("a path"),
         version: None,
-        refresh: None,
     }
 }
 
@@ -205,7 +203,7 @@ fn kv_paths_versions_and_deletions() {
             "{path}"
         );
     }
-    let pinned = Query {
+    let pinned = Read {
         version: Some(1),
         ..query("secret/app")
     };
@@ -213,7 +211,7 @@ fn kv_paths_versions_and_deletions() {
         run(client.read(&token, &pinned)).expect("version 1").fields["v"],
         "one"
     );
-    let pinned = Query {
+    let pinned = Read {
         version: Some(1),
         ..query("kv/data/app")
     };

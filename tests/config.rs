@@ -164,7 +164,10 @@ fn the_agent_configuration_of_today() {
         (plan.links[0].path.as_path(), plan.links[0].name.as_str()),
         (Path::new("/tmp/bao-token"), "bao-token")
     );
-    assert_eq!(plan.queries[0].path.as_str(), "database/creds/my-app-role");
+    assert_eq!(
+        plan.queries[0].read.path.as_str(),
+        "database/creds/my-app-role"
+    );
     assert_eq!(
         plan.pid_file.as_deref(),
         Some(Path::new("/var/run/bao-agent.pid"))
@@ -482,7 +485,7 @@ fn one_read_for_all_who_ask_the_same() {
     let queries: Vec<_> = plan
         .queries
         .iter()
-        .map(|q| (q.path.as_str(), q.version, q.refresh))
+        .map(|q| (q.read.path.as_str(), q.read.version, q.refresh))
         .collect();
     assert_eq!(
         queries,

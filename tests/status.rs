@@ -231,7 +231,7 @@ fn the_flag_wins_over_the_environment() {
 }
 
 /// A report whose every text is hostile.
-const HOSTILE: &str = r#"{"format":1,"version":"\u001b[2J\u009b1m","since":1,"written":1,"due_monotonic_ms":18446744073709551615,
+const HOSTILE: &str = r#"{"format":2,"version":"\u001b[2J\u009b1m","since":1,"written":1,"due_monotonic_ms":18446744073709551615,
     "served":{"how":"\u001b]0;x\u0007","fallback":"\u202e\u2066"},"roles":{"supervise":1,"fetch":7},
     "session":{"trouble":{"cause":"\u001b[31m\n\u200b","since":1}},
     "files":[{"name":"\u001b[1A\nforged","condition":"stale","changes":1,"trouble":{"cause":"\r\u001b[K\u2028","since":1}}]}"#;

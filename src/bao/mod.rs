@@ -12,11 +12,12 @@ mod transport;
 pub use tls::SetupError;
 pub use transport::Limits;
 
-use crate::config::plan::{Auth, Method, Query, Server, Verify};
+use crate::config::plan::{Auth, Method, Server, Verify};
 use crate::exit::Exit;
 use crate::lease::source::{Cause, Failure, Lease, Reply, Source, TokenGrant};
 use crate::names::{LeaseId, SecretPath};
 use crate::observe::Event;
+use crate::template::Read;
 use approle::AppRole;
 use http::header::{HeaderName, HeaderValue};
 use kv::{Route, SecretMount};
@@ -247,17 +248,17 @@ impl Client {
             .parse(operation)
     }
 
-    async fn read_within(&self, token: &ClientToken, query: &Query) -> Result<Reply, Failure> {
-        let route = self.route(token, &query.path).await?;
-        let operation = BaoOperation::Read(&query.path);
-        if query.version.is_some() && !route.versioned {
+    async fn read_within(&self, token: &ClientToken, read: &Read) -> Result<Reply, Failure> {
+        let route = self.route(token, &read.path).await?;
+        let operation = BaoOperation::Read(&read.path);
+        if read.version.is_some() && !route.versioned {
             return Err(operation.failure(
                 Cause::NotFound,
                 "a version is asked for, but only KV version 2 keeps versions",
             ));
         }
         let mut endpoint = Logical::get(route.path);
-        endpoint.query = query.version.map(|version| format!("version={version}"));
+        endpoint.query = read.version.map(|version| format!("version={version}"));
         let response = self.send(&endpoint, &operation, Some(token)).await?;
         match response.cause(&operation) {
             None => response.reply(&operation, route.versioned),
@@ -340,14 +341,14 @@ impl Source for Client {
         }
     }
 
-    async fn read(&self, token: &ClientToken, query: &Query) -> Result<Reply, Failure> {
+    async fn read(&self, token: &ClientToken, read: &Read) -> Result<Reply, Failure> {
         // Reads of one mount wait for one lookup: the limit bounds this wait, too.
         let limit = self.transport.limits.total;
         let late = || {
-            BaoOperation::Read(&query.path)
+            BaoOperation::Read(&read.path)
                 .failure(Cause::Unreachable, &format!("no answer within {limit:?}"))
         };
-        tokio::time::timeout(limit, self.read_within(token, query))
+        tokio::time::timeout(limit, self.read_within(token, read))
             .await
             .unwrap_or_else(|_| Err(late()))
     }

@@ -566,8 +566,10 @@ impl<'a> Check<'a> {
                 push(
                     queries,
                     Query {
-                        path: path.clone(),
-                        version: *version,
+                        read: Read {
+                            path: path.clone(),
+                            version: *version,
+                        },
                         refresh,
                     },
                 )

@@ -1,9 +1,9 @@
 //! What baofs will do, checked and complete. Invariant: only `check` makes a `Plan`; it holds
 //! references to credentials (paths), never credentials.
 
-use crate::names::{FileName, HookId, Owner, QueryId, SecretPath};
+use crate::names::{FileName, HookId, Owner, QueryId};
 pub use crate::observe::{Level, Log, LogFormat};
-use crate::template::Template;
+use crate::template::{Read, Template};
 use nix::sys::signal::Signal;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -167,11 +167,9 @@ pub enum Swap {
 /// One distinct read at the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
-    /// What to read, as configured: KV v2 with or without `data/`.
-    pub path: SecretPath,
-    /// A pinned version of KV v2.
-    pub version: Option<u32>,
-    /// How often to read again what has no lease; `None` is the default (5 min).
+    /// The identity of the query: two queries of a `Plan` never have equal reads.
+    pub read: Read,
+    /// The interval of reads of a value without a lease; `None` is the default (5 min).
     pub refresh: Option<Duration>,
 }
 

@@ -201,8 +201,8 @@ struct Reading<'a>(&'a Query);
 
 impl fmt::Display for Reading<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0.path)?;
-        if let Some(version) = self.0.version {
+        write!(f, "{}", self.0.read.path)?;
+        if let Some(version) = self.0.read.version {
             write!(f, " version {version}")?;
         }
         self.0

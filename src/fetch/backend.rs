@@ -43,8 +43,8 @@ pub(super) type Announced = Result<Generation, String>;
 pub(super) enum Backend {
     /// `serve` answers from the arena, and the announcing thread makes the inotify events.
     Arena {
-        /// The file that the report is written to, if the arena has one.
-        report: Option<FileId>,
+        /// The files of the agent's state, in the order of `status::FILES`.
+        state: Vec<FileId>,
         announcer: Announcer,
     },
     /// `fetch` writes the files. The rename that shows a generation also announces it.
@@ -74,8 +74,8 @@ impl Backend {
                 };
                 let announcer = Announcer::start(Arc::clone(arena), private, done)
                     .map_err(|error| Refused::new(Exit::Software, error))?;
-                let report = arena.files_in(Visibility::State).next();
-                Ok(Self::Arena { report, announcer })
+                let state = arena.files_in(Visibility::State).collect();
+                Ok(Self::Arena { state, announcer })
             }
             WriteRoot::Tmpfs(root) => {
                 let writer = Writer::open(root, plan.filesystem.dir_mode, &plan.files, now)
@@ -118,29 +118,32 @@ impl Backend {
         }
     }
 
-    /// Replaces the status report, which is no secret and is not announced.
+    /// Replaces a file of the agent's state (`status::FILES`), which is no secret and is not
+    /// announced.
     ///
     /// # Errors
-    /// The last report stays.
+    /// The last content stays.
     pub(super) fn report(
         &self,
         publisher: &mut Publisher,
+        name: &str,
         bytes: &[u8],
         clock: &dyn Clock,
     ) -> Result<(), Refused> {
         match self {
-            Self::Arena { report: None, .. } => Ok(()),
-            Self::Arena {
-                report: Some(file), ..
-            } => {
-                let change = snapshot::Change { file: *file, bytes };
-                match publisher.publish(&[change], clock.wall()) {
-                    Ok(_) => Ok(()),
-                    Err(error) => Err(Refused::new(Exit::Memory, error)),
+            Self::Arena { state, .. } => {
+                for (known, file) in status::FILES.into_iter().zip(state) {
+                    if known == name {
+                        let change = snapshot::Change { file: *file, bytes };
+                        publisher
+                            .publish(&[change], clock.wall())
+                            .map_err(|error| Refused::new(Exit::Memory, error))?;
+                    }
                 }
+                Ok(())
             }
             Self::Tmpfs { writer, .. } => writer
-                .publish_state(status::FILE, bytes)
+                .publish_state(name, bytes)
                 .map_err(|error| Refused::new(Exit::Tmpfs, error)),
         }
     }

@@ -1,45 +1,43 @@
-//! The checkpoint of `fetch`: its schedule, its tokens, its knowledge of files, saved for a
-//! successor in private files of the arena. Each part has a file of its own and is written only
-//! when it changed; one publication flips all parts, so that a successor finds parts of the same
-//! moment. Invariants: a request is sent after the checkpoint that mentions it was saved; an
-//! unreadable checkpoint counts as none; the credential's file is removed only once all parts are
-//! saved. Where they do not fit, the credentials alone are saved: the successor then begins anew,
-//! and can log in although the credential's file is gone.
+//! The checkpoint of `fetch`: schedule, tokens and the tables of files and queries, saved for a
+//! successor in private files of the arena. A save writes the state and the chunks that changed.
+//! Invariants: one publication flips all written parts, so a successor finds parts of the same
+//! moment; a request is sent after the checkpoint that mentions the request was saved; an unreadable
+//! checkpoint counts as none; the credential's file is removed only once all parts are saved. Where
+//! the parts do not fit, the credentials alone are saved: the successor then begins anew, and can log
+//! in although the credential's file is gone.
 
 use super::Fetch;
-use super::press::{History, PressNote};
-use super::requests::{Prepared, TokenNote};
-use super::secrets::{QueryState, Secrets, SecretsNote};
-use crate::clock::Clock;
+use super::press::{PressState, Published};
+use super::private::{PrivateFiles, json, read, write};
+use super::queries::{Ask, QueryTable};
+use super::report::ReporterState;
+use super::requests::{Prepared, RequestsState};
+use super::secrets::{QueryState, Secrets, SecretsState};
 use crate::lease::source::Source;
-use crate::lease::{Scheduler, Timing};
-use crate::memory::arena::{Arena, Visibility};
-use crate::names::FileId;
+use crate::lease::{QuerySchedule, Scheduler, SessionSchedule, Timing};
+use crate::names::{FileId, QueryId};
 use crate::observe::Event;
-use crate::snapshot::{Change, Publisher};
-use crate::status::{Checkpoint, Report};
+use crate::snapshot::Publisher;
+use crate::status::Checkpoint;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use zeroize::Zeroizing;
 
-/// The private files that the parts are written to, by name.
-pub const PARTS: [&str; 4] = ["state", "queries", "files", "report"];
+/// A private file with new content.
+type Part = (FileId, Zeroizing<Vec<u8>>);
 
-/// A serialised part; `None`: the part has not changed since it was saved.
-type Part = Option<Zeroizing<Vec<u8>>>;
-
-/// Where the checkpoint is written, and how much of it was.
+/// The private files and the success of the last save.
 pub(super) struct CheckpointFiles {
-    /// By part; none where the arena has no room for a checkpoint.
-    files: Vec<FileId>,
-    /// How much of it was saved last.
-    state: Checkpoint,
-    /// Whether it was said that the whole does not fit.
+    files: PrivateFiles,
+    /// How much was saved last.
+    saved: Checkpoint,
+    /// Whether a checkpoint that does not fit was logged.
     warned: bool,
 }
 
-/// Requests that the last checkpoint mentions, as far as there was room for it: the witness that
-/// `Requests::send` demands. Only `Fetch::save` makes one, of the very requests that it saved.
+/// Requests that the last checkpoint mentions, if there was room for it: the witness that
+/// `Requests::send` demands. Only `Fetch::save` makes one, of the requests that it saved.
 pub(super) struct Saved<T>(Vec<Prepared<T>>);
 
 impl<T> Saved<T> {
@@ -49,196 +47,255 @@ impl<T> Saved<T> {
     }
 }
 
-/// As much of it as there was room for.
+/// As much of the checkpoint as there was room for.
 #[derive(Serialize, Deserialize)]
 enum Extent<N, K> {
-    /// All of it.
+    /// All parts.
     Whole(N),
-    /// What the source keeps, which has the credentials.
+    /// What the source exports.
     Credentials(K),
 }
 
 /// The part that most events change: borrowed to be written, owned once it was read.
 #[derive(Serialize, Deserialize)]
 struct FetchState<M, K> {
-    machine: M,
+    session: M,
     source: K,
-    tokens: TokenNote,
-    secrets: SecretsNote,
-    press: PressNote,
+    tokens: RequestsState,
+    secrets: SecretsState,
+    press: PressState,
+    report: ReporterState,
 }
 
-/// What a predecessor saved in all parts.
+/// A query of the checkpoint.
+type SavedQuery = (Ask, QuerySchedule, QueryState);
+
+/// A file of the checkpoint.
+#[derive(Serialize, Deserialize)]
+struct SavedFile {
+    hash: Option<u64>,
+    published: Published,
+    /// When the trouble began, in seconds since 1970.
+    trouble: Option<u64>,
+}
+
+/// The parts of a predecessor's checkpoint.
 struct Found<K> {
-    state: FetchState<Scheduler, K>,
-    queries: Vec<QueryState>,
-    hashes: Vec<Option<u64>>,
-    history: History,
-    report: Option<Report>,
+    state: FetchState<SessionSchedule, K>,
+    queries: Vec<SavedQuery>,
+    files: Vec<SavedFile>,
 }
 
 impl CheckpointFiles {
-    /// Opens it in the arena, as a predecessor left it.
-    pub(super) fn open(arena: &Arena) -> Self {
+    /// The checkpoint in these files, as a predecessor left it.
+    pub(super) fn open(files: PrivateFiles) -> Self {
         Self {
-            files: arena.files_in(Visibility::Private).collect(),
-            state: Checkpoint::Whole,
+            files,
+            saved: Checkpoint::Whole,
             warned: false,
         }
     }
 
-    /// How much of it was saved last.
-    pub(super) fn state(&self) -> Checkpoint {
-        self.state
+    /// How much was saved last.
+    pub(super) fn saved(&self) -> Checkpoint {
+        self.saved
     }
 
-    /// What was saved last in this part; `None` where nothing was, or nothing that can be read.
-    fn read<T: DeserializeOwned>(&self, publisher: &Publisher, part: usize) -> Option<T> {
-        let reader = publisher.reader();
-        let version = reader.current(*self.files.get(part)?)?;
-        let mut bytes = Zeroizing::new(vec![0; usize::try_from(version.len).ok()?]);
-        reader.read(version.nodeid, 0, &mut bytes).ok()?;
-        serde_json::from_slice(&bytes).ok()
-    }
-
-    fn read_all<K: DeserializeOwned>(&self, publisher: &Publisher) -> Option<Extent<Found<K>, K>> {
-        let state = match self.read(publisher, 0)? {
+    /// The checkpoint that was saved last; `None` if a part cannot be read.
+    fn read<K: DeserializeOwned>(&self, publisher: &Publisher) -> Option<Extent<Found<K>, K>> {
+        let state = match read(publisher, self.files.state)? {
             Extent::Whole(state) => state,
             Extent::Credentials(kept) => return Some(Extent::Credentials(kept)),
         };
-        let (hashes, history) = self.read(publisher, 2)?;
+        let (mut queries, mut files) = (Vec::new(), Vec::new());
+        for file in &self.files.queries {
+            queries.append(&mut read(publisher, *file)?);
+        }
+        for file in &self.files.files {
+            files.append(&mut read(publisher, *file)?);
+        }
         Some(Extent::Whole(Found {
             state,
-            queries: self.read(publisher, 1)?,
-            hashes,
-            history,
-            report: self.read(publisher, 3)?,
+            queries,
+            files,
         }))
     }
 
-    /// Writes `parts`, else `kept` alone, else nothing: an older checkpoint would be worse. Says
-    /// once when the parts do not fit. Whether all parts are saved.
+    /// Writes `parts`, else `kept` alone, else nothing: an older checkpoint would be worse. Logs once
+    /// that the parts do not fit. Returns whether all parts are saved.
     fn save(
         &mut self,
         publisher: &mut Publisher,
-        parts: &[Part; PARTS.len()],
+        parts: Result<Vec<Part>, String>,
         kept: impl Serialize,
-        clock: &dyn Clock,
     ) -> bool {
-        self.state = match self.write(publisher, parts, clock) {
-            Ok(()) => Checkpoint::Whole,
-            Err(why) => {
-                if !std::mem::replace(&mut self.warned, true) {
-                    Event::NotRecoverable { why: &why }.emit();
-                }
-                let empty = || Some(Zeroizing::new(Vec::new()));
-                let less = json(&Extent::<(), _>::Credentials(kept));
-                if self
-                    .write(publisher, &[Some(less), empty(), empty(), empty()], clock)
-                    .is_ok()
-                {
-                    Checkpoint::Credentials
-                } else {
-                    // Empty parts always fit: they take the place of what they replace.
-                    let _ = self.write(publisher, &[(); PARTS.len()].map(|()| empty()), clock);
-                    Checkpoint::Nothing
-                }
-            }
+        let written = match parts {
+            Ok(parts) => write(publisher, &parts).map_err(|error| error.to_string()),
+            Err(why) => Err(why),
         };
-        // Old versions hold tokens, and nobody reads them any more.
-        publisher.collect();
-        self.state == Checkpoint::Whole
+        let Err(why) = written else {
+            self.saved = Checkpoint::Whole;
+            return true;
+        };
+        if !self.warned {
+            Event::NotRecoverable { why: &why }.emit();
+        }
+        self.warned = true;
+        let PrivateFiles {
+            state,
+            files,
+            queries,
+            ..
+        } = &self.files;
+        let empty = |file: &FileId| (*file, Zeroizing::default());
+        let mut parts: Vec<Part> = files.iter().chain(queries).map(empty).collect();
+        parts.push((*state, json(&Extent::<(), _>::Credentials(kept))));
+        self.saved = if write(publisher, &parts).is_ok() {
+            Checkpoint::Credentials
+        } else {
+            // Empty parts always fit, because they replace larger ones.
+            parts.pop();
+            parts.push(empty(state));
+            let _ = write(publisher, &parts);
+            Checkpoint::Nothing
+        };
+        false
     }
-
-    fn write(
-        &self,
-        publisher: &mut Publisher,
-        parts: &[Part; PARTS.len()],
-        clock: &dyn Clock,
-    ) -> Result<(), String> {
-        if self.files.len() < PARTS.len() {
-            return Err("the arena has no room for it".to_owned());
-        }
-        let mut changes = Vec::new();
-        for (&file, part) in self.files.iter().zip(parts) {
-            if let Some(bytes) = part {
-                changes.push(Change { file, bytes });
-            }
-        }
-        match publisher.publish(&changes, clock.wall()) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-}
-
-fn json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
-    Zeroizing::new(serde_json::to_vec(value).expect("state is plain data, with names as keys"))
 }
 
 impl<S: Source + 'static> Fetch<'_, S> {
-    /// Saves what a successor must know, and gives the requests that may be sent then.
+    /// Saves the state for a successor; returns the requests that may be sent then.
     pub(super) fn save(&mut self) -> Saved<S::Token> {
         let requests = self.requests.take_prepared();
         let kept = self.requests.source().export_credentials();
-        let state = json(&Extent::<_, ()>::Whole(FetchState {
-            machine: &self.machine,
-            source: &kept,
-            tokens: self.requests.note(),
-            secrets: self.secrets.note(),
-            press: self.press.note(),
-        }));
-        let all = self.checkpoint.state != Checkpoint::Whole;
-        let (queries, hashes) = self.secrets.parts();
-        let (history, report) = (self.press.history_part(), self.reporter.last());
-        let mut parts = [Some(state), None, None, None];
-        if all || queries.changed {
-            parts[1] = Some(json(&queries.value));
-        }
-        if all || hashes.changed || history.changed {
-            parts[2] = Some(json(&(&hashes.value, &history.value)));
-        }
-        if all || report.changed {
-            parts[3] = Some(json(&report.value));
-        }
-        (queries.changed, hashes.changed) = (false, false);
-        (history.changed, report.changed) = (false, false);
-        let whole = self
-            .checkpoint
-            .save(&mut self.publisher, &parts, &kept, self.clock);
-        if whole && std::mem::take(&mut self.settle) {
+        let parts = if self.secrets.replies.waiting.is_empty() {
+            let mut parts = self.changed_chunks();
+            let state = Extent::<_, ()>::Whole(FetchState {
+                session: self.machine.session(),
+                source: &kept,
+                tokens: self.requests.state(),
+                secrets: self.secrets.state,
+                press: self.press.state(),
+                report: self.reporter.state,
+            });
+            parts.push((self.checkpoint.files.state, json(&state)));
+            Ok(parts)
+        } else {
+            Err("the first replies do not fit into the arena".to_owned())
+        };
+        let whole = self.checkpoint.save(&mut self.publisher, parts, &kept);
+        if whole && self.settle {
+            self.settle = false;
             self.requests.source().commit_credentials();
         }
         Saved(requests)
     }
 
-    /// Goes on where a predecessor died, if there was one. Of one whose checkpoint did not fit only
-    /// the credentials are known: its token lives to its ttl.
+    /// The chunks that changed since the last save; all chunks, if the last save was not whole.
+    fn changed_chunks(&mut self) -> Vec<Part> {
+        for query in self.machine.take_changed() {
+            self.secrets.queries.mark(query.index());
+        }
+        let mut queries = self.secrets.queries.take_changed();
+        let mut files = self.secrets.hashes.take_changed();
+        files.append(&mut self.press.history.take_changed());
+        files.append(&mut self.reporter.troubles.take_changed());
+        let private = &self.checkpoint.files;
+        if self.checkpoint.saved != Checkpoint::Whole {
+            let all = |files: &[FileId]| (0..files.len()).collect::<BTreeSet<_>>();
+            (queries, files) = (all(&private.queries), all(&private.files));
+        }
+        let mut parts = Vec::new();
+        for chunk in queries {
+            let saved: Vec<_> = self
+                .secrets
+                .queries
+                .range(chunk)
+                .map(|index| self.saved_query(index))
+                .collect();
+            parts.push((private.queries[chunk], json(&saved)));
+        }
+        for chunk in files {
+            let saved: Vec<_> = self
+                .secrets
+                .hashes
+                .range(chunk)
+                .map(|index| self.saved_file(index))
+                .collect();
+            parts.push((private.files[chunk], json(&saved)));
+        }
+        parts
+    }
+
+    fn saved_query(&self, index: usize) -> (Ask, &QuerySchedule, &QueryState) {
+        let id = QueryId(u32::try_from(index).unwrap_or(u32::MAX));
+        let state = &self.secrets.queries[index];
+        (self.secrets.table.ask(id), self.machine.query(id), state)
+    }
+
+    fn saved_file(&self, index: usize) -> SavedFile {
+        SavedFile {
+            hash: self.secrets.hashes[index],
+            published: self.press.history[index],
+            trouble: self.reporter.troubles[index],
+        }
+    }
+
+    /// Continues where a predecessor died, if there was one. Of a predecessor whose checkpoint does
+    /// not fit or lacks a reply only the credentials are known: its token lives until the TTL ends.
     pub(super) fn resume(&mut self, timing: Timing) {
-        let found = match self.checkpoint.read_all::<S::Kept>(&self.publisher) {
-            Some(Extent::Whole(found)) => found,
-            Some(Extent::Credentials(kept)) => {
-                return self.requests.source().import_credentials(kept);
-            }
-            None => return,
+        let found = self.checkpoint.read::<S::Kept>(&self.publisher);
+        let credentials = match found {
+            Some(Extent::Whole(found)) => match self.resume_whole(found, timing) {
+                Ok(()) => return,
+                Err(credentials) => Some(credentials),
+            },
+            Some(Extent::Credentials(credentials)) => Some(credentials),
+            None => None,
         };
-        let FetchState {
-            machine,
-            source,
-            tokens,
-            secrets,
-            press,
-        } = found.state;
-        self.machine = machine.resume(timing, self.clock.now());
-        self.requests.source().import_credentials(source);
-        self.requests.resume(tokens);
-        self.secrets = Secrets::with(self.plan, secrets, found.queries, found.hashes);
-        self.press.resume(press, found.history, self.clock);
-        self.reporter.resume(found.report);
+        let none = BTreeSet::new();
+        self.secrets.replies.retain(&mut self.publisher, &none);
+        if let Some(credentials) = credentials {
+            self.requests.source().import_credentials(credentials);
+        }
+    }
+
+    /// Continues from all parts of a checkpoint; returns the credentials if something is missing.
+    fn resume_whole(&mut self, found: Found<S::Kept>, timing: Timing) -> Result<(), S::Kept> {
+        let state = found.state;
+        let mut table = QueryTable::default();
+        let mut saved = BTreeMap::new();
+        for (ask, schedule, query) in found.queries {
+            if let Some(id) = table.add_saved(&ask) {
+                saved.insert(id, (schedule, query));
+            }
+        }
+        let ids = (0_u32..).map(QueryId).zip(&self.plan.queries);
+        let is_of_plan = found.files.len() == self.plan.files.len()
+            && ids
+                .into_iter()
+                .all(|(id, query)| table.find(&query.read) == Some(id));
+        let (schedules, queries) = saved.into_values().unzip();
+        let hashes = found.files.iter().map(|file| file.hash).collect();
+        let private = &self.checkpoint.files;
+        let secrets = Secrets::resume(self.plan, private, state.secrets, table, queries, hashes);
+        if !is_of_plan || !secrets.has_kept_replies(&self.publisher) {
+            return Err(state.source);
+        }
+        self.secrets = secrets;
+        let now = self.clock.now();
+        self.machine = Scheduler::resume(state.session, schedules, timing, now);
+        self.requests.source().import_credentials(state.source);
+        self.requests.resume(state.tokens);
+        let history = found.files.iter().map(|file| file.published).collect();
+        self.press.resume(state.press, history, self.clock);
+        let troubles = found.files.iter().map(|file| file.trouble).collect();
+        self.reporter.resume(state.report, troubles);
         self.settle = true;
         Event::WentOn {
             lost_logins: self.machine.orphaned_logins(),
         }
         .emit();
+        Ok(())
     }
 }

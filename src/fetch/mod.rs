@@ -4,20 +4,23 @@
 
 mod backend;
 mod checkpoint;
+mod chunks;
 mod press;
+mod private;
+mod queries;
+mod replies;
 mod report;
 mod requests;
 mod secrets;
 #[cfg(test)]
 mod tests;
-mod tracked;
 
 pub use backend::WriteRoot;
-pub use checkpoint::PARTS as CHECKPOINT;
+pub use private::private_files;
 
 use crate::bao::Client;
 use crate::clock::{Clock, Jitter, Moment, RealClock};
-use crate::config::plan::Plan;
+use crate::config::plan::{Plan, Query};
 use crate::exit::Exit;
 use crate::lease::source::{Failure, Reply, Source};
 use crate::lease::{Effect, ScheduleInput, Scheduler, Subject, Timing, TokenId};
@@ -31,6 +34,7 @@ use crate::sys::watch;
 use backend::{Announced, Backend};
 use checkpoint::CheckpointFiles;
 use press::Press;
+use private::PrivateFiles;
 use report::Reporter;
 use requests::{Outcome, Requests, say_revoked};
 use secrets::{Rendered, Secrets};
@@ -142,21 +146,25 @@ async fn work<S: Source + 'static>(job: Job<'_, S>, clock: &dyn Clock) -> Exit {
         Err(refused) => return failed(&refused.message, refused.exit),
     };
     let timing = Timing::new(plan.server.retry_max);
+    let private = PrivateFiles::open(arena, plan);
     let mut fetch = Fetch {
         clock,
         plan,
         arena,
-        machine: Scheduler::new(&plan.queries, timing, Jitter::new(), clock.now()),
-        secrets: Secrets::new(plan),
-        requests: Requests::new(source, &plan.queries),
+        machine: Scheduler::new(&[], timing, Jitter::new(), clock.now()),
+        secrets: Secrets::new(plan, &private),
+        requests: Requests::new(source),
         press: Press::new(backend, &link, plan, timing),
         publisher,
-        reporter: Reporter::new(&settings, plan.files.len(), clock),
-        checkpoint: CheckpointFiles::open(arena),
+        reporter: Reporter::new(&settings, plan, clock),
+        checkpoint: CheckpointFiles::open(private),
         looked: None,
         settle: false,
     };
     fetch.resume(timing);
+    for query in &plan.queries {
+        fetch.add_query(query);
+    }
     let control = Control { link: &link, watch };
     let exit = fetch.run(&control, announced).await;
     fetch.press.close();
@@ -341,7 +349,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
                 self.settle = true;
                 self.step(ScheduleInput::LoggedIn(Ok(grant)));
                 let token = self.requests.exposed().unwrap_or_default();
-                let rendered = self.secrets.renew_token(token);
+                let rendered = self.secrets.renew_token(&mut self.publisher, token);
                 return self.rendered(rendered, None);
             }
             Outcome::ScheduleInput(input) => self.step(input),
@@ -359,7 +367,9 @@ impl<S: Source + 'static> Fetch<'_, S> {
         match result {
             Ok(reply) => {
                 self.step(ScheduleInput::Read(query, token, Ok(reply.lease.clone())));
-                let rendered = self.secrets.accept(query, reply, self.requests.exposed());
+                let rendered =
+                    self.secrets
+                        .accept(&mut self.publisher, query, reply, self.requests.exposed());
                 self.rendered(rendered, Some(query))
             }
             Err(failure) => {
@@ -394,10 +404,20 @@ impl<S: Source + 'static> Fetch<'_, S> {
         }
     }
 
+    /// The id of a query that asks the same, else adds the query, which the next step reads.
+    fn add_query(&mut self, query: &Query) -> QueryId {
+        if let Some(known) = self.secrets.table.find(&query.read) {
+            return known;
+        }
+        let id = self.machine.add(query, self.clock.now());
+        self.secrets.add(query.read.clone());
+        id
+    }
+
     fn step(&mut self, input: ScheduleInput) {
         for output in self.machine.step(input, self.clock.now()) {
             match output {
-                Effect::Ask(request) => self.requests.prepare(request),
+                Effect::Ask(request) => self.requests.prepare(request, &self.secrets.table),
                 Effect::Forget(token) => self.requests.forget(token),
                 Effect::Failed(Subject::Query(query), failure, _) if self.secrets.complete() => {
                     self.stale(query, &failure.message);

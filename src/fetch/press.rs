@@ -3,7 +3,8 @@
 //! were announced, each hook once for all of them.
 
 use super::backend::{Announced, Backend};
-use super::tracked::Tracked;
+use super::chunks::Chunks;
+use super::private::file_shape;
 use crate::clock::{Clock, Jitter, Moment};
 use crate::config::plan::Plan;
 use crate::exit::{Exit, Refused};
@@ -22,12 +23,12 @@ use zeroize::Zeroizing;
 /// How long to wait for room in a full link.
 const FULL: Duration = Duration::from_millis(100);
 
-/// By file: how often it was published, and when last.
-pub(super) type History = Vec<(u64, Option<SystemTime>)>;
+/// How often a file was published, and when last.
+pub(super) type Published = (u64, Option<SystemTime>);
 
 /// The part of the checkpoint that stands beside the history.
 #[derive(Serialize, Deserialize)]
-pub(super) struct PressNote {
+pub(super) struct PressState {
     hooks: BTreeSet<HookId>,
     ready: bool,
     refused: Vec<(FileId, Vec<u8>)>,
@@ -40,7 +41,8 @@ pub(super) struct Press<'a> {
     plan: &'a Plan,
     timing: Timing,
     jitter: Jitter,
-    history: Tracked<History>,
+    /// By file.
+    pub(super) history: Chunks<Published>,
     /// The hooks of what was published after the first time and not announced yet.
     unheard: BTreeSet<(Generation, HookId)>,
     /// What supervise is to be told.
@@ -66,7 +68,7 @@ impl<'a> Press<'a> {
             plan,
             timing,
             jitter: Jitter::new(),
-            history: Tracked::new(vec![(0, None); plan.files.len()]),
+            history: Chunks::new(vec![(0, None); plan.files.len()], file_shape(plan)),
             unheard: BTreeSet::new(),
             owed: Vec::new(),
             ready: false,
@@ -78,18 +80,13 @@ impl<'a> Press<'a> {
         }
     }
 
-    /// The part of the checkpoint that is written only when it changed.
-    pub(super) fn history_part(&mut self) -> &mut Tracked<History> {
-        &mut self.history
-    }
-
     /// The part of the checkpoint that stands beside the history.
-    pub(super) fn note(&self) -> PressNote {
+    pub(super) fn state(&self) -> PressState {
         let owed = self.owed.iter().filter_map(|message| match message {
             FromRole::Changed(hook) => Some(*hook),
             FromRole::Ready | FromRole::Failed(_) | FromRole::Alive => None,
         });
-        PressNote {
+        PressState {
             hooks: self
                 .unheard
                 .iter()
@@ -107,8 +104,9 @@ impl<'a> Press<'a> {
 
     /// Resumes from a predecessor's checkpoint. Messages that supervise may not have received are
     /// sent again.
-    pub(super) fn resume(&mut self, note: PressNote, history: History, clock: &dyn Clock) {
-        (self.history, self.ready) = (Tracked::new(history), note.ready);
+    pub(super) fn resume(&mut self, note: PressState, history: Vec<Published>, clock: &dyn Clock) {
+        self.history = Chunks::new(history, file_shape(self.plan));
+        self.ready = note.ready;
         self.refused = note
             .refused
             .into_iter()
@@ -219,11 +217,6 @@ impl<'a> Press<'a> {
         self.ready
     }
 
-    /// How often the file was published, and when last.
-    pub(super) fn history(&self, file: FileId) -> (u64, Option<SystemTime>) {
-        self.history[file.index()]
-    }
-
     /// Why the newest content of the file is not served, if it is not.
     pub(super) fn refusal(&self, file: FileId) -> Option<&str> {
         self.trouble
@@ -231,17 +224,18 @@ impl<'a> Press<'a> {
             .filter(|_| self.refused.contains_key(&file))
     }
 
-    /// Replaces the report.
+    /// Replaces a file of the agent's own state.
     ///
     /// # Errors
     /// As `Backend::report`.
     pub(super) fn report(
         &mut self,
         publisher: &mut Publisher,
+        name: &'static str,
         bytes: &[u8],
         clock: &dyn Clock,
     ) -> Result<(), Refused> {
-        self.backend.report(publisher, bytes, clock)
+        self.backend.report(publisher, name, bytes, clock)
     }
 
     /// Takes away what is left of the files.

@@ -1,117 +1,124 @@
-//! The report on all this (`..baofs/status.json`), put together from what the parts of `fetch`
-//! know. It is written at the start, when its substance changed, and as a sign of life. Invariants:
-//! no value, token or lease's name is in it, and no name of a secret's field but those that the
-//! configuration has; where it does not fit, a smaller one is written.
+//! The report (`..baofs/status.json`), made from the state of the parts of `fetch`. The report is
+//! written at the start and when its substance changed; a heartbeat of constant size is written while
+//! the report stays true. Invariants: the report holds no value, token or lease id, and no name of a
+//! secret's field but the configured ones; where the report does not fit, a smaller one is written.
 
-use super::tracked::Tracked;
+use super::chunks::Chunks;
+use super::private::{file_shape, json};
 use super::{Fetch, Settings};
 use crate::clock::{Clock, Moment};
-use crate::config::plan::{Content, File, Stale};
+use crate::config::plan::{Content, File, Plan, Stale};
 use crate::exit::Refused;
 use crate::lease::source::Source;
 use crate::lease::{Subject, SubjectStatus};
 use crate::names::{FileId, RestartHistory, SwapExposure};
 use crate::observe::Event;
-use crate::render;
+use crate::render::{self, RenderError};
 use crate::status::{
-    Condition, Detail, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, WallsReport,
-    seconds,
+    self, Condition, Detail, FORMAT, FileReport, Heartbeat, Report, Roles, Served, Session,
+    Trouble, WallsReport, seconds,
 };
 use nix::unistd::{getpid, getppid};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime};
 
-/// The longest time between two reports.
+/// The longest time between two reports or heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// The shortest time between two looks at whether there is news, of few files; what is served first
-/// is news at once.
+/// The shortest time between two checks for news, for few files; the first publication is checked at
+/// once.
 const CALM: Duration = Duration::from_millis(500);
-/// How much longer that time is for each file, up to the heartbeat: a look takes about 2 us a file.
+/// The part of that time for each file, up to the heartbeat: a check takes about 2 us a file.
 const CALM_PER_FILE: Duration = Duration::from_micros(450);
 
-/// When the report is due, and what was in the last one.
+/// The times of the report and the last report.
 pub(super) struct Reporter {
     served: Served,
-    /// Why files could reach a swap, as supervise said last.
+    /// The exposure of files to a swap, as supervise reported last.
     swap: Option<SwapExposure>,
     walls: WallsReport,
     past: RestartHistory,
-    /// When this `fetch` began.
+    /// The start of this process.
     born: Moment,
-    /// When the first `fetch` began, in seconds since 1970.
-    since: u64,
-    last: Tracked<Option<Report>>,
-    /// When the last one was written, and when it was last looked whether there is news.
+    pub(super) state: ReporterState,
+    /// By file the begin of the trouble, in seconds since 1970.
+    pub(super) troubles: Chunks<Option<u64>>,
+    last: Option<Report>,
+    /// The last report or heartbeat, and the last check for news.
     written: Moment,
-    looked: Option<Moment>,
-    /// The shortest time between two looks.
+    checked: Option<Moment>,
+    /// The shortest time between two checks for news.
     calm: Duration,
-    /// The serialised files of the last report, while they cannot have changed: nothing happened
-    /// since, and no file is in trouble, which alone becomes worse with time.
-    files: Option<Vec<u8>>,
-    /// Whether something happened since then.
+    /// Whether the last report stays true until an event: no file is in trouble, because a trouble
+    /// becomes worse with time.
+    quiet: bool,
+    /// Whether there was an event since the last check.
     touched: bool,
     /// Whether the first publication was seen.
     ready: bool,
-    /// How much of the last one was written.
+    /// How much of the last report was written.
     fit: Fit,
 }
 
+/// The part of the checkpoint besides the table of files. Times are seconds since 1970.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(super) struct ReporterState {
+    /// The start of the first `fetch`.
+    since: u64,
+    /// The begin of the trouble with the login.
+    session: Option<u64>,
+    /// The begin of the exposure to a swap.
+    swap: Option<u64>,
+}
+
 impl Reporter {
-    pub(super) fn new(settings: &Settings, files: usize, clock: &dyn Clock) -> Self {
-        let (served, walls, past) = (
-            settings.served.clone(),
-            settings.walls.clone(),
-            settings.past,
-        );
-        let since = seconds(clock.wall());
-        let born = clock.now();
-        let more = CALM_PER_FILE.saturating_mul(u32::try_from(files).unwrap_or(u32::MAX));
-        Self {
-            served,
+    pub(super) fn new(settings: &Settings, plan: &Plan, clock: &dyn Clock) -> Self {
+        let files = u32::try_from(plan.files.len()).unwrap_or(u32::MAX);
+        let state = ReporterState {
+            since: seconds(clock.wall()),
+            session: None,
             swap: None,
-            walls,
-            past,
-            born,
-            since,
-            last: Tracked::new(None),
-            written: born,
-            looked: None,
-            calm: CALM.saturating_add(more).min(HEARTBEAT),
-            files: None,
+        };
+        Self {
+            served: settings.served.clone(),
+            swap: None,
+            walls: settings.walls.clone(),
+            past: settings.past,
+            born: clock.now(),
+            state,
+            troubles: Chunks::new(vec![None; plan.files.len()], file_shape(plan)),
+            last: None,
+            written: clock.now(),
+            checked: None,
+            calm: calm(files),
+            quiet: false,
             touched: false,
             ready: false,
             fit: Fit::Whole,
         }
     }
 
-    /// The last report, which a successor goes on from: a part of the checkpoint that is written
-    /// only when it changed.
-    pub(super) fn last(&mut self) -> &mut Tracked<Option<Report>> {
-        &mut self.last
+    /// Resumes from a predecessor's checkpoint: troubles keep their begin.
+    pub(super) fn resume(&mut self, state: ReporterState, troubles: Vec<Option<u64>>) {
+        self.state = state;
+        for (index, trouble) in troubles.into_iter().enumerate() {
+            self.troubles[index] = trouble;
+        }
     }
 
-    /// Goes on from a predecessor's last report, if it wrote one: what began before its death began
-    /// then.
-    pub(super) fn resume(&mut self, last: Option<Report>) {
-        self.since = last.as_ref().map_or(self.since, |last| last.since);
-        self.last = Tracked::new(last);
-    }
-
-    /// Supervise says why files could reach a swap, or that they cannot any more.
+    /// Takes the exposure of files to a swap from supervise.
     pub(super) fn swap(&mut self, found: Option<SwapExposure>) {
         self.swap = found;
     }
 
-    /// Something happened that may be news.
+    /// Takes note of an event that may be news.
     pub(super) fn touch(&mut self) {
         self.touched = true;
-        self.files = None;
+        self.quiet = false;
     }
 
-    /// When to look next; `None` before the first time.
+    /// The time of the next check for news; `None` before the first one.
     pub(super) fn wake(&self) -> Option<Moment> {
-        let calm = self.looked?.plus(self.calm);
+        let calm = self.checked?.plus(self.calm);
         Some(if self.touched {
             calm
         } else {
@@ -119,14 +126,17 @@ impl Reporter {
         })
     }
 
-    /// Whether it is time to look.
-    fn look(&mut self, now: Moment, ready: bool) -> bool {
-        let first = ready && !std::mem::replace(&mut self.ready, ready);
-        let due = first || self.wake().is_none_or(|wake| wake <= now);
-        if due {
-            (self.looked, self.touched) = (Some(now), false);
+    /// Whether it is time to check for news.
+    fn check(&mut self, now: Moment, ready: bool) -> bool {
+        let is_first = ready && !self.ready;
+        self.ready |= ready;
+        if let (false, Some(wake)) = (is_first, self.wake())
+            && wake > now
+        {
+            return false;
         }
-        due
+        (self.checked, self.touched) = (Some(now), false);
+        true
     }
 
     fn is_due(&self, report: &Report, now: Moment) -> bool {
@@ -134,43 +144,59 @@ impl Reporter {
     }
 
     fn is_news(&self, report: &Report) -> bool {
-        self.last.as_ref().is_none_or(|last| !is_same(last, report))
+        match &self.last {
+            Some(last) => !is_same(last, report),
+            None => true,
+        }
     }
 
-    /// Takes note of what was written of `report`, and says once when it is less than before.
-    /// `error` is why.
-    fn written(&mut self, report: Report, fit: Fit, error: Option<Refused>, now: Moment) {
-        let (less, why) = (
-            fit > self.fit,
-            error.map(|error| error.message).unwrap_or_default(),
-        );
-        self.fit = fit;
-        if less {
-            match fit {
-                Fit::Whole => {}
-                Fit::NoCauses => Event::ReportReduced {
-                    to: "without causes",
-                    why: &why,
-                }
-                .emit(),
-                Fit::Counts => Event::ReportReduced {
-                    to: "with counts only",
-                    why: &why,
-                }
-                .emit(),
-                Fit::Nothing => Event::ReportNotWritten { why: &why }.emit(),
+    /// Records the begin of each trouble in the report.
+    fn record_troubles(&mut self, report: &Report) {
+        let since = |trouble: &Option<Trouble>| trouble.as_ref().map(|trouble| trouble.since);
+        self.state.session = since(&report.session.trouble);
+        self.state.swap = since(&report.served.swap);
+        for (index, file) in report.files.iter().enumerate() {
+            let trouble = since(&file.trouble);
+            if self.troubles[index] != trouble {
+                self.troubles[index] = trouble;
             }
-        }
-        if fit == Fit::Nothing {
-            self.touched = true;
-        } else {
-            // A sign of life that says nothing new leaves the checkpoint as it is.
-            if self.is_news(&report) {
-                *self.last = Some(report);
-            }
-            self.written = now;
         }
     }
+
+    /// Records how much of `report` was written, and logs once that it is less than before. `error`
+    /// is the reason.
+    fn written(&mut self, report: Report, fit: Fit, error: Option<&Refused>, now: Moment) {
+        if let Some(Refused { message: why, .. }) = error
+            && fit > self.fit
+        {
+            let to = match fit {
+                Fit::Whole | Fit::NoCauses => "without causes",
+                Fit::Counts | Fit::Nothing => "with counts only",
+            };
+            if fit == Fit::Nothing {
+                Event::ReportNotWritten { why }.emit();
+            } else {
+                Event::ReportReduced { to, why }.emit();
+            }
+        }
+        self.fit = fit;
+        if fit == Fit::Nothing {
+            self.touched = true;
+            return;
+        }
+        let is_fresh = |file: &FileReport| file.condition == Condition::Fresh;
+        self.quiet = fit == Fit::Whole
+            && report.session.trouble.is_none()
+            && report.files.iter().all(is_fresh);
+        self.last = Some(report);
+        self.written = now;
+    }
+}
+
+/// The shortest time between two checks of a number of files.
+fn calm(files: u32) -> Duration {
+    let more = CALM_PER_FILE.saturating_mul(files);
+    CALM.saturating_add(more).min(HEARTBEAT)
 }
 
 /// How much of a report was written.
@@ -183,54 +209,52 @@ enum Fit {
 }
 
 impl<S: Source + 'static> Fetch<'_, S> {
-    /// Writes the report when it is time.
+    /// Writes the report or a heartbeat when it is time.
     pub(super) fn report(&mut self) {
         let now = self.clock.now();
-        if !self.reporter.look(now, self.press.is_ready()) {
+        if !self.reporter.check(now, self.press.is_ready()) {
             return;
         }
         let times = Times {
             now,
             wall: self.clock.wall(),
         };
-        if self.heartbeat(times) {
+        let head = self.head(times);
+        if self.reporter.quiet && !self.reporter.is_news(&head) && self.heartbeat(&head) {
+            self.reporter.written = now;
             return;
         }
-        let report = self.describe(times);
+        let files = (0_u32..).map(FileId).zip(&self.plan.files);
+        let files = files.map(|(id, file)| self.describe_file(id, file, times));
+        let report = Report {
+            files: files.collect(),
+            ..head
+        };
+        self.reporter.record_troubles(&report);
         if self.reporter.is_due(&report, now) {
             let (fit, error) = self.write_report(&report);
-            self.reporter.written(report, fit, error, now);
+            self.reporter.written(report, fit, error.as_ref(), now);
         }
     }
 
-    /// Writes the files of the last report under a new head, if they cannot have changed.
-    fn heartbeat(&mut self, times: Times) -> bool {
-        let Some(files) = &self.reporter.files else {
-            return false;
+    /// Writes a heartbeat; returns whether there was room.
+    fn heartbeat(&mut self, head: &Report) -> bool {
+        let heartbeat = Heartbeat {
+            written: head.written,
+            due_monotonic_ms: head.due_monotonic_ms,
         };
-        let bytes = with_files(&self.head(times), files);
-        let written = self.press.report(&mut self.publisher, &bytes, self.clock);
-        if written.is_ok() {
-            self.reporter.written = times.now;
-        }
-        written.is_ok()
+        self.write(status::HEARTBEAT, &heartbeat).is_ok()
     }
 
-    /// Writes as much of it as there is room for: how much that is, and why it is not the whole.
+    /// Writes as much of the report as there is room for; returns how much that is, and the reason
+    /// if it is not the whole.
     fn write_report(&mut self, report: &Report) -> (Fit, Option<Refused>) {
-        let files = json(&report.files);
-        let whole = json(report);
-        let mut write = |bytes: &[u8]| self.press.report(&mut self.publisher, bytes, self.clock);
-        let Err(error) = write(&whole) else {
-            let is_fresh = |file: &FileReport| file.condition == Condition::Fresh;
-            if report.session.trouble.is_none() && report.files.iter().all(is_fresh) {
-                self.reporter.files = Some(files);
-            }
+        let Err(error) = self.write(status::FILE, report) else {
             return (Fit::Whole, None);
         };
-        let fit = if write(&json(&report.without_causes())).is_ok() {
+        let fit = if self.write(status::FILE, &report.without_causes()).is_ok() {
             Fit::NoCauses
-        } else if write(&json(&report.counted())).is_ok() {
+        } else if self.write(status::FILE, &report.counted()).is_ok() {
             Fit::Counts
         } else {
             Fit::Nothing
@@ -238,37 +262,28 @@ impl<S: Source + 'static> Fetch<'_, S> {
         (fit, Some(error))
     }
 
-    fn describe(&self, times: Times) -> Report {
-        let files = (0_u32..).map(FileId).zip(&self.plan.files);
-        Report {
-            files: files
-                .map(|(id, file)| self.describe_file(id, file, times))
-                .collect(),
-            ..self.head(times)
-        }
+    fn write(&mut self, name: &'static str, content: &impl Serialize) -> Result<(), Refused> {
+        let bytes = json(content);
+        self.press
+            .report(&mut self.publisher, name, &bytes, self.clock)
     }
 
     /// The report without its files.
     fn head(&self, times: Times) -> Report {
         let session = self.machine.view(Subject::Session, times.now);
-        let last = self.reporter.last.as_ref();
+        let begins = self.reporter.state;
         let cause = session.trouble.map(|failure| failure.message.clone());
-        let trouble = lasting(
-            cause,
-            last.and_then(|last| last.session.trouble.as_ref()),
-            times,
-        );
         let swap = self.reporter.swap.map(|why| why.to_string());
+        let due = times.now.plus(HEARTBEAT).since_origin().as_millis();
         Report {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").into(),
-            since: self.reporter.since,
+            since: begins.since,
             written: seconds(times.wall),
-            due_monotonic_ms: u64::try_from(times.now.plus(HEARTBEAT).since_origin().as_millis())
-                .unwrap_or(u64::MAX),
+            due_monotonic_ms: u64::try_from(due).unwrap_or(u64::MAX),
             detail: Detail::Full,
             served: Served {
-                swap: lasting(swap, last.and_then(|last| last.served.swap.as_ref()), times),
+                swap: trouble(swap, begins.swap, times),
                 ..self.reporter.served.clone()
             },
             walls: self.reporter.walls.clone(),
@@ -276,7 +291,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
             session: Session {
                 ends: session.ends.map(|end| times.at(end)),
                 lost_logins: self.machine.orphaned_logins(),
-                trouble,
+                trouble: trouble(cause, begins.session, times),
             },
             files: Vec::new(),
         }
@@ -284,114 +299,86 @@ impl<S: Source + 'static> Fetch<'_, S> {
 
     fn roles(&self, now: Moment) -> Roles {
         let (serve, past) = (self.arena.last_serve(), self.reporter.past);
-        Roles {
+        let mut roles = Roles {
             supervise: getppid().as_raw(),
             fetch: getpid().as_raw(),
-            serve: serve.map(|serve| serve.pid),
             fetch_deaths: past.deaths,
             fetch_crashes: past.crashes_after(now.since(self.reporter.born)),
-            serve_deaths: serve.map_or(0, |serve| serve.past.deaths),
-            serve_crashes: serve.map_or(0, |serve| serve.past.crashes_after(now.since(serve.born))),
-            recovery: serve.map(|serve| serve.recovery),
-            checkpoint: self.checkpoint.state(),
+            checkpoint: self.checkpoint.saved(),
+            ..Roles::default()
+        };
+        if let Some(serve) = serve {
+            roles.serve = Some(serve.pid);
+            roles.serve_deaths = serve.past.deaths;
+            roles.serve_crashes = serve.past.crashes_after(now.since(serve.born));
+            roles.recovery = Some(serve.recovery);
         }
+        roles
     }
 
     fn describe_file(&self, id: FileId, file: &File, times: Times) -> FileReport {
         let views = self.views(&file.content, times.now);
-        let unread = || {
-            self.secrets
-                .reason(id, self.no_login(), ToString::to_string)
-                .map(|(why, _)| why)
-        };
-        let cause = if self.press.is_ready() {
+        let is_ready = self.press.is_ready();
+        let cause = if is_ready {
             self.cause(id, &views)
         } else {
-            unread()
+            let reason = self
+                .secrets
+                .reason(id, self.no_login(), RenderError::to_string);
+            reason.map(|(why, _)| why)
         };
-        let past = |view: &SubjectStatus| view.ended || (view.missed && cause.is_some());
+        let is_past = |view: &SubjectStatus<'_>| view.ended || (view.missed && cause.is_some());
         let condition = match &cause {
-            _ if !self.press.is_ready() => Condition::Missing,
-            _ if views.iter().any(past) => Condition::Ended,
+            _ if !is_ready => Condition::Missing,
+            _ if views.iter().any(is_past) => Condition::Ended,
             Some(_) => Condition::Stale,
             None => Condition::Fresh,
         };
-        let last = self
-            .reporter
-            .last
-            .as_ref()
-            .and_then(|last| last.files.get(id.index()));
-        let (changes, latest) = self.press.history(id);
+        let first = |moments: &mut dyn Iterator<Item = Option<Moment>>| {
+            moments.flatten().min().map(|moment| times.at(moment))
+        };
+        let (changes, latest) = self.press.history[id.index()];
         FileReport {
             name: file.name.as_str().into(),
             condition,
             changes,
             version: self.secrets.version(&file.content),
             changed: latest.map(seconds),
-            lease_ends: views
-                .iter()
-                .filter_map(|view| view.ends)
-                .min()
-                .map(|end| times.at(end)),
-            next: views
-                .iter()
-                .filter_map(|view| view.next)
-                .min()
-                .map(|next| times.at(next)),
+            lease_ends: first(&mut views.iter().map(|view| view.ends)),
+            next: first(&mut views.iter().map(|view| view.next)),
             strict: file.stale == Stale::Unhealthy,
-            trouble: lasting(cause, last.and_then(|last| last.trouble.as_ref()), times),
+            trouble: trouble(cause, self.reporter.troubles[id.index()], times),
         }
     }
 
-    /// What is known of all that a file is made of.
+    /// The status of everything that a file is made of.
     fn views(&self, content: &Content, now: Moment) -> Vec<SubjectStatus<'_>> {
-        let session = matches!(content, Content::Token).then_some(Subject::Session);
-        let subjects = render::queries(content)
-            .into_iter()
-            .map(Subject::Query)
-            .chain(session);
-        subjects
-            .map(|subject| self.machine.view(subject, now))
-            .collect()
+        if matches!(content, Content::Token) {
+            return vec![self.machine.view(Subject::Session, now)];
+        }
+        let mut queries = render::queries(content);
+        queries.retain(|query| query.index() < self.secrets.table.len());
+        let view = |query| self.machine.view(Subject::Query(query), now);
+        queries.into_iter().map(view).collect()
     }
 
-    /// What goes wrong with a file that is served.
+    /// The trouble with a file that is served.
     fn cause(&self, file: FileId, views: &[SubjectStatus<'_>]) -> Option<String> {
-        let failure = || {
-            views
-                .iter()
-                .find_map(|view| view.trouble)
-                .map(|failure| failure.message.clone())
-        };
-        let ended = || {
-            views
-                .iter()
-                .any(|view| view.ended)
-                .then(|| "it has ended, and no successor came yet".to_owned())
-        };
-        let refused = self.press.refusal(file).map(str::to_owned);
-        refused
-            .or_else(|| self.secrets.error(file))
-            .or_else(failure)
-            .or_else(ended)
+        if let Some(why) = self.press.refusal(file) {
+            return Some(why.to_owned());
+        }
+        if let Some(why) = self.secrets.error(file) {
+            return Some(why);
+        }
+        if let Some(failure) = views.iter().find_map(|view| view.trouble) {
+            return Some(failure.message.clone());
+        }
+        let has_ended = views.iter().any(|view| view.ended);
+        has_ended.then(|| "it has ended, and no successor came yet".to_owned())
     }
 }
 
-fn json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("a report is plain data, with names as keys")
-}
-
-/// A report, of its head and its serialised files.
-fn with_files(head: &Report, files: &[u8]) -> Vec<u8> {
-    let mut bytes = json(head);
-    debug_assert!(bytes.ends_with(b"[]}"), "the files stand last");
-    bytes.truncate(bytes.len() - b"[]}".len());
-    bytes.extend_from_slice(files);
-    bytes.push(b'}');
-    bytes
-}
-
-/// One moment by both clocks.
+/// A moment by both clocks.
 #[derive(Clone, Copy)]
 struct Times {
     now: Moment,
@@ -405,19 +392,22 @@ impl Times {
             .wall
             .checked_add(moment.since(self.now))
             .and_then(|wall| wall.checked_sub(self.now.since(moment)));
-        wall.map_or(u64::MAX, seconds)
+        match wall {
+            Some(wall) => seconds(wall),
+            None => u64::MAX,
+        }
     }
 }
 
-/// A trouble lasts since it was first reported.
-fn lasting(cause: Option<String>, last: Option<&Trouble>, times: Times) -> Option<Trouble> {
-    cause.map(|cause| Trouble {
-        cause: cause.into(),
-        since: last.map_or(seconds(times.wall), |last| last.since),
+/// A trouble with this cause, which began at `since` or begins now.
+fn trouble(cause: Option<String>, since: Option<u64>, times: Times) -> Option<Trouble> {
+    Some(Trouble {
+        cause: cause?.into(),
+        since: since.unwrap_or(seconds(times.wall)),
     })
 }
 
-/// Whether two reports differ only in what time alone changes.
+/// Whether two reports are the same but for dates. A report without files is compared without files.
 fn is_same(a: &Report, b: &Report) -> bool {
     let cause = |a: &Option<Trouble>, b: &Option<Trouble>| {
         a.as_ref().map(|it| &it.cause) == b.as_ref().map(|it| &it.cause)
@@ -436,6 +426,7 @@ fn is_same(a: &Report, b: &Report) -> bool {
 mod tests {
     use super::*;
     use crate::clock::RealClock;
+    use crate::render::tests::plan;
 
     #[test]
     fn it_is_looked_at_twice_a_second_at_most_and_written_every_five() {
@@ -450,7 +441,7 @@ mod tests {
                 past: RestartHistory::default(),
                 walls: WallsReport::default(),
             },
-            0,
+            &plan(Vec::new(), Vec::new()),
             &RealClock,
         );
         let at = |millis: u64| Moment::at(Duration::from_millis(millis));
@@ -474,7 +465,7 @@ mod tests {
             if touched {
                 reporter.touch();
             }
-            assert_eq!(reporter.look(at(millis), ready), due, "at {millis} ms");
+            assert_eq!(reporter.check(at(millis), ready), due, "at {millis} ms");
             assert!(
                 reporter.wake() > Some(at(millis)) || !due,
                 "a hot loop at {millis} ms"
@@ -483,47 +474,8 @@ mod tests {
     }
 
     #[test]
-    fn a_report_of_serialised_files_is_the_report() {
-        let file = FileReport {
-            name: "one".into(),
-            condition: Condition::Fresh,
-            changes: 1,
-            version: Some(2),
-            changed: None,
-            lease_ends: None,
-            next: Some(3),
-            strict: false,
-            trouble: None,
-        };
-        let head: Report = serde_json::from_value(serde_json::json!({
-            "format": FORMAT, "version": "0", "since": 1, "written": 2, "due_monotonic_ms": 3,
-            "served": Served { how: "fuse".into(), fallback: None, swap: None },
-            "roles": Roles::default(), "session": Session::default(), "files": [],
-        }))
-        .expect("a report");
-        for files in [Vec::new(), vec![file.clone()], vec![file.clone(), file]] {
-            let whole = Report {
-                files: files.clone(),
-                ..head.clone()
-            };
-            assert_eq!(with_files(&head, &json(&files)), json(&whole));
-        }
-    }
-
-    #[test]
     fn many_files_are_looked_at_every_five_seconds_at_most() {
-        let served = Served {
-            how: "tmpfs".into(),
-            fallback: None,
-            swap: None,
-        };
-        let settings = Settings {
-            served,
-            past: RestartHistory::default(),
-            walls: WallsReport::default(),
-        };
-        let calm = [0, 1_000, 10_000, usize::MAX]
-            .map(|files| Reporter::new(&settings, files, &RealClock).calm.as_millis());
+        let calm = [0, 1_000, 10_000, u32::MAX].map(|files| calm(files).as_millis());
         assert_eq!(calm, [500, 950, 5_000, 5_000]);
     }
 

@@ -2,7 +2,7 @@
 //! known to be dead; a request is only prepared until a checkpoint that mentions it was saved.
 
 use super::checkpoint::Saved;
-use crate::config::plan::Query;
+use super::queries::QueryTable;
 use crate::lease::source::{Failure, Lease, Reply, Source, TokenGrant};
 use crate::lease::{Request, ScheduleInput, TokenId};
 use crate::names::QueryId;
@@ -28,8 +28,10 @@ pub(super) enum Outcome {
 /// `Requests::send` has it polled.
 pub(super) struct Prepared<T> {
     request: Request,
-    exchange: Pin<Box<dyn Future<Output = Done<T>>>>,
+    exchange: Exchange<T>,
 }
+
+type Exchange<T> = Pin<Box<dyn Future<Output = Done<T>>>>;
 
 /// The result of a request's task.
 enum Done<T> {
@@ -43,7 +45,7 @@ enum Done<T> {
 
 /// The tokens in the checkpoint.
 #[derive(Default, Serialize, Deserialize)]
-pub(super) struct TokenNote {
+pub(super) struct RequestsState {
     tokens: Vec<(TokenId, String)>,
     doomed: Vec<(TokenId, String)>,
     current: Option<TokenId>,
@@ -52,7 +54,6 @@ pub(super) struct TokenNote {
 /// All requests; must live in a `LocalSet`.
 pub(super) struct Requests<S: Source> {
     source: Rc<S>,
-    queries: Vec<Query>,
     /// Every token that lives.
     tokens: BTreeMap<TokenId, Rc<S::Token>>,
     /// Those whose revocation is prepared or in flight.
@@ -68,10 +69,9 @@ pub(super) struct Requests<S: Source> {
 }
 
 impl<S: Source + 'static> Requests<S> {
-    pub(super) fn new(source: S, queries: &[Query]) -> Self {
+    pub(super) fn new(source: S) -> Self {
         Self {
             source: Rc::new(source),
-            queries: queries.to_vec(),
             tokens: BTreeMap::new(),
             doomed: BTreeMap::new(),
             current: None,
@@ -82,14 +82,14 @@ impl<S: Source + 'static> Requests<S> {
     }
 
     /// The tokens for the checkpoint.
-    pub(super) fn note(&self) -> TokenNote {
+    pub(super) fn state(&self) -> RequestsState {
         let text = |(id, token): (&TokenId, &Rc<S::Token>)| {
             Some((
                 *id,
                 String::from_utf8(self.source.expose(token).to_vec()).ok()?,
             ))
         };
-        TokenNote {
+        RequestsState {
             tokens: self.tokens.iter().filter_map(text).collect(),
             doomed: self.doomed.iter().filter_map(text).collect(),
             current: self.current,
@@ -98,7 +98,7 @@ impl<S: Source + 'static> Requests<S> {
 
     /// Resumes from a predecessor's checkpoint. A revocation whose response the predecessor did
     /// not receive is prepared again.
-    pub(super) fn resume(&mut self, note: TokenNote) {
+    pub(super) fn resume(&mut self, note: RequestsState) {
         let token = |(id, text): (TokenId, String)| {
             Some((id, Rc::new(self.source.token(text.as_bytes())?)))
         };
@@ -107,7 +107,7 @@ impl<S: Source + 'static> Requests<S> {
         let doomed: Vec<_> = note.doomed.into_iter().filter_map(token).collect();
         for (id, token) in doomed {
             self.tokens.insert(id, token);
-            self.prepare(Request::Revoke(id));
+            self.prepare_revocation(id);
         }
     }
 
@@ -117,8 +117,8 @@ impl<S: Source + 'static> Requests<S> {
     }
 
     /// Prepares `request`: `send` sends it once the checkpoint mentions it.
-    pub(super) fn prepare(&mut self, request: Request) {
-        let exchange = self.exchange(&request);
+    pub(super) fn prepare(&mut self, request: Request, queries: &QueryTable) {
+        let exchange = self.exchange(&request, queries);
         self.prepared.push(Prepared { request, exchange });
     }
 
@@ -140,16 +140,11 @@ impl<S: Source + 'static> Requests<S> {
         }
     }
 
-    fn exchange(&mut self, request: &Request) -> Pin<Box<dyn Future<Output = Done<S::Token>>>> {
+    fn exchange(&mut self, request: &Request, queries: &QueryTable) -> Exchange<S::Token> {
         let source = Rc::clone(&self.source);
         match request.clone() {
             Request::Login(id) => Box::pin(async move { Done::LoggedIn(id, source.login().await) }),
-            Request::Revoke(id) => {
-                let token = self.token(id);
-                self.forget(id);
-                self.doomed.insert(id, Rc::clone(&token));
-                Box::pin(async move { Done::Revoked(id, source.revoke_token(&token).await) })
-            }
+            Request::Revoke(id) => self.revocation(id),
             Request::RenewToken(id) => {
                 let token = self.token(id);
                 Box::pin(async move { Done::TokenRenewed(id, source.renew_token(&token).await) })
@@ -159,7 +154,7 @@ impl<S: Source + 'static> Requests<S> {
                 Box::pin(async move { Done::LookedUp(id, source.look_up_token(&token).await) })
             }
             Request::Read(query, id) => {
-                let (token, what) = (self.token(id), self.queries[query.index()].clone());
+                let (token, what) = (self.token(id), queries[query].clone());
                 Box::pin(async move { Done::Read(query, id, source.read(&token, &what).await) })
             }
             Request::Renew(query, id, lease, increment) => {
@@ -169,6 +164,18 @@ impl<S: Source + 'static> Requests<S> {
                 })
             }
         }
+    }
+
+    fn prepare_revocation(&mut self, id: TokenId) {
+        let (request, exchange) = (Request::Revoke(id), self.revocation(id));
+        self.prepared.push(Prepared { request, exchange });
+    }
+
+    fn revocation(&mut self, id: TokenId) -> Exchange<S::Token> {
+        let (source, token) = (Rc::clone(&self.source), self.token(id));
+        self.forget(id);
+        self.doomed.insert(id, Rc::clone(&token));
+        Box::pin(async move { Done::Revoked(id, source.revoke_token(&token).await) })
     }
 
     /// Drops a token that is dead.
@@ -202,7 +209,7 @@ impl<S: Source + 'static> Requests<S> {
         let all = async {
             loop {
                 for id in self.tokens.keys().copied().collect::<Vec<_>>() {
-                    self.prepare(Request::Revoke(id));
+                    self.prepare_revocation(id);
                 }
                 for revocation in self.take_prepared() {
                     self.session.spawn_local(revocation.exchange);

@@ -1,147 +1,172 @@
-//! The secrets: which replies came, which contents were rendered, which files are missing.
-//! Invariants: the first publication is complete; a file that cannot be rendered anew keeps its
-//! last good content, and so do all files of the same query.
+//! The secrets: which queries have replies, which contents were rendered, which files are missing.
+//! Invariants: the first publication is complete; a file that cannot be rendered keeps the last good
+//! content, and so do all files of the same query.
 
-use super::tracked::Tracked;
+use super::chunks::Chunks;
+use super::private::{PrivateFiles, file_shape, query_shape};
+use super::queries::QueryTable;
+use super::replies::{KeptReplies, Replies};
 use crate::config::plan::{Content, Plan};
 use crate::exit::Exit;
 use crate::lease::source::{Engine, Failure, Reply};
 use crate::names::{FileId, FileName, QueryId};
 use crate::render::{self, Change, RenderError, RenderProblem, Values};
+use crate::snapshot::Publisher;
+use crate::template::Read;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
 
-/// What all replies that are kept may take in memory, in bytes, at least; it is twice
+/// The least limit for replies that wait in ordinary memory, in bytes; the limit is twice
 /// `filesystem.size` where that is more.
-const KEPT: usize = 8 << 20;
+const WAITING: usize = 8 << 20;
 
 /// The result of rendering a reply.
 pub(super) enum Rendered {
-    /// These files changed. The first time: all files.
+    /// The files that changed; the first time all files.
     Changes(Vec<Change>),
-    /// The values cannot be served; the errors that were not told before.
+    /// The values cannot be served; the errors that were not reported before.
     Unusable(Vec<RenderError>),
-    /// Nothing new, or other first values are still missing.
+    /// Nothing changed, or other first values are still missing.
     Nothing,
 }
 
 /// The state of all files and queries.
 pub(super) struct Secrets<'p> {
     plan: &'p Plan,
-    queries: Tracked<Vec<QueryState>>,
-    /// By file the keyed hash of the content that was rendered last: contents are compared without
-    /// being kept. (64 bits under a random key: two contents are taken for one in 2^-64 of all
-    /// changes.)
-    hashes: Tracked<Vec<Option<u64>>>,
+    pub(super) table: QueryTable,
+    /// By query, in the order of the table.
+    pub(super) queries: Chunks<QueryState>,
+    /// By query. A file may be made of a query that is not in the table yet.
+    uses: Vec<QueryUse>,
+    /// By file the keyed hash of the last rendered content: contents are compared without being
+    /// kept. (64 bits under a random key: two contents are taken for one in 2^-64 of all changes.)
+    pub(super) hashes: Chunks<Option<u64>>,
+    pub(super) replies: KeptReplies,
     /// Why files cannot be rendered.
     errors: BTreeMap<FileId, RenderError>,
-    /// Keys the hashes of contents.
+    pub(super) state: SecretsState,
+    /// Before the first publication: how many queries of files have no reply yet.
+    unread: usize,
+}
+
+/// The part of the checkpoint besides the tables.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(super) struct SecretsState {
+    /// The key of the hashes of contents.
     key: u64,
     /// Whether the first publication was made.
     complete: bool,
-    /// Before the first publication: how many queries that files are made of have no reply yet.
-    unread: usize,
-    /// What the replies that are kept take in memory, in bytes, and what they may take.
-    kept: usize,
-    budget: usize,
 }
 
-/// The part of the checkpoint that stands beside the queries and hashes.
-#[derive(Serialize, Deserialize)]
-pub(super) struct SecretsNote {
-    key: u64,
-    complete: bool,
-}
-
+/// The state of one query.
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct QueryState {
-    /// The last good reply; after the first publication only where a file is made of several.
-    reply: Option<Reply>,
-    /// What it takes in memory, in bytes.
-    weight: usize,
+    /// Whether the last good reply is kept.
+    kept: bool,
     /// The version that was read last (KV v2).
     version: Option<u64>,
     /// Why the last read failed.
     failure: Option<Failure>,
-    /// The files that are made of it.
-    #[serde(skip)]
+}
+
+/// The use of one query.
+#[derive(Clone, Default)]
+struct QueryUse {
+    /// The files that the query is rendered into.
     files: Vec<FileId>,
-    /// Whether such a file is made of other queries, too.
-    #[serde(skip)]
+    /// Whether such a file has other queries, too.
     shared: bool,
 }
 
 impl<'p> Secrets<'p> {
-    pub(super) fn new(plan: &'p Plan) -> Self {
-        let queries = plan.queries.iter().map(|_| QueryState::default()).collect();
-        let note = SecretsNote {
+    /// The secrets of a plan, with no query yet.
+    pub(super) fn new(plan: &'p Plan, files: &PrivateFiles) -> Self {
+        let state = SecretsState {
             key: RandomState::new().hash_one(()),
             complete: false,
         };
-        Self::with(plan, note, queries, vec![None; plan.files.len()])
+        let hashes = vec![None; plan.files.len()];
+        Self::resume(
+            plan,
+            files,
+            state,
+            QueryTable::default(),
+            Vec::new(),
+            hashes,
+        )
     }
 
     /// Resumes from a predecessor's checkpoint.
-    pub(super) fn with(
+    pub(super) fn resume(
         plan: &'p Plan,
-        SecretsNote { key, complete }: SecretsNote,
-        mut queries: Vec<QueryState>,
+        files: &PrivateFiles,
+        state: SecretsState,
+        table: QueryTable,
+        queries: Vec<QueryState>,
         hashes: Vec<Option<u64>>,
     ) -> Self {
+        let mut uses = vec![QueryUse::default(); queries.len()];
         for (id, file) in ids(plan).zip(&plan.files) {
             let read = render::queries(&file.content);
             for query in &read {
-                queries[query.index()].files.push(id);
-                queries[query.index()].shared |= read.len() > 1;
+                if uses.len() <= query.index() {
+                    uses.resize_with(query.index() + 1, QueryUse::default);
+                }
+                uses[query.index()].files.push(id);
+                uses[query.index()].shared |= read.len() > 1;
             }
         }
-        let served = plan
-            .filesystem
-            .size
-            .and_then(|size| usize::try_from(size).ok())
-            .unwrap_or_default();
+        let of_size = match plan.filesystem.size {
+            Some(size) => usize::try_from(size).unwrap_or(usize::MAX),
+            None => 0,
+        };
+        let limit = of_size.saturating_mul(2).max(WAITING);
+        let needed = uses.iter().filter(|used| used.is_used()).count();
         Self {
             plan,
-            hashes: Tracked::new(hashes),
+            table,
+            unread: needed - queries.iter().filter(|query| query.kept).count(),
+            queries: Chunks::new(queries, query_shape(plan)),
+            uses,
+            hashes: Chunks::new(hashes, file_shape(plan)),
+            replies: KeptReplies::new(files.replies.clone(), query_shape(plan), limit),
             errors: BTreeMap::new(),
-            key,
-            complete,
-            unread: queries.iter().filter(|query| query.is_awaited()).count(),
-            kept: queries.iter().map(|query| query.weight).sum(),
-            budget: served.saturating_mul(2).max(KEPT),
-            queries: Tracked::new(queries),
+            state,
         }
     }
 
-    /// The part of the checkpoint that stands beside the queries and hashes.
-    pub(super) fn note(&self) -> SecretsNote {
-        SecretsNote {
-            key: self.key,
-            complete: self.complete,
+    /// Adds a query, which the table does not have yet.
+    pub(super) fn add(&mut self, read: Read) {
+        self.table.add(read);
+        self.queries.push(QueryState::default());
+        if self.uses.len() < self.queries.len() {
+            self.uses.push(QueryUse::default());
         }
-    }
-
-    /// The parts of the checkpoint that are written only when they changed.
-    pub(super) fn parts(
-        &mut self,
-    ) -> (
-        &mut Tracked<Vec<QueryState>>,
-        &mut Tracked<Vec<Option<u64>>>,
-    ) {
-        (&mut self.queries, &mut self.hashes)
     }
 
     /// Whether the first publication was made.
     pub(super) fn complete(&self) -> bool {
-        self.complete
+        self.state.complete
     }
 
-    /// The names of the files that a query is in.
+    /// Whether all replies that were kept can still be read. After a crash in the middle of the first
+    /// publication replies may be missing.
+    pub(super) fn has_kept_replies(&self, publisher: &Publisher) -> bool {
+        let kept: BTreeSet<_> = (0_u32..)
+            .map(QueryId)
+            .zip(&*self.queries)
+            .filter(|(_, state)| state.kept)
+            .map(|(query, _)| query)
+            .collect();
+        self.replies.load(publisher, &kept).len() == kept.len()
+    }
+
+    /// The names of the files that a query is rendered into.
     pub(super) fn names(&self, query: QueryId) -> impl Iterator<Item = &'p FileName> {
         let plan = self.plan;
-        self.queries[query.index()]
+        self.uses[query.index()]
             .files
             .iter()
             .map(|file| &plan.files[file.index()].name)
@@ -150,6 +175,7 @@ impl<'p> Secrets<'p> {
     /// Takes the reply to `query`.
     pub(super) fn accept(
         &mut self,
+        publisher: &mut Publisher,
         query: QueryId,
         reply: Reply,
         token: Option<&[u8]>,
@@ -157,7 +183,7 @@ impl<'p> Secrets<'p> {
         if self.queries[query.index()].failure.is_some() {
             self.queries[query.index()].failure = None;
         }
-        let files = self.queries[query.index()].files.clone();
+        let QueryUse { files, shared } = self.uses[query.index()].clone();
         let version = version(&reply);
         if version.is_some() && self.queries[query.index()].version == version {
             return if files.iter().any(|file| self.errors.contains_key(file)) {
@@ -166,213 +192,214 @@ impl<'p> Secrets<'p> {
                 Rendered::Nothing
             };
         }
+        let others = self.load_others(publisher, query, &files);
+        let mut values = Values {
+            replies: self.with_waiting(&others),
+            token,
+        };
+        values.replies.insert(query, &reply);
+        let rendered = render::render(self.plan, files.iter().copied(), &values);
+        // Before the first publication there is no good reply to fall back on.
+        let is_kept = !self.complete() || (shared && rendered.is_ok());
+        if is_kept
+            && !files.is_empty()
+            && let Err(problem) = self.keep(publisher, query, reply)
+        {
+            let mut errors = Vec::new();
+            for file in files {
+                errors.push(render::error(self.plan, file, problem.clone()));
+            }
+            return Rendered::Unusable(self.add_errors(errors));
+        }
         if version.is_some() {
             self.queries[query.index()].version = version;
         }
-        if let Err(problem) = self.admit(query, &reply) {
-            let errors = files
-                .iter()
-                .map(|file| render::error(self.plan, *file, problem.clone()))
-                .collect();
-            return Rendered::Unusable(self.blame(errors));
-        }
-        let overlay = Overlay {
-            queries: &self.queries,
-            fresh: Some((query, &reply)),
-            token,
-        };
-        match render::render(self.plan, files.iter().copied(), &overlay) {
+        match rendered {
             Ok(changes) => {
-                self.mend(&files);
-                self.keep(query, reply);
-                if self.complete {
+                for file in &files {
+                    self.errors.remove(file);
+                }
+                if self.complete() {
                     Rendered::Changes(self.changed(changes))
                 } else {
-                    self.first(token)
+                    self.first(publisher, token)
                 }
             }
             Err(mut errors) => {
-                // Before the first publication there is no good reply to fall back on, and others
-                // may still be missing.
-                if !self.complete {
-                    self.keep(query, reply);
+                // Other first replies may still be missing.
+                if !self.complete() {
                     errors.retain(|error| error.problem != RenderProblem::Unread);
                 }
                 if errors.is_empty() {
                     Rendered::Nothing
                 } else {
-                    Rendered::Unusable(self.blame(errors))
+                    Rendered::Unusable(self.add_errors(errors))
                 }
             }
         }
     }
 
-    /// The token is new: its files change; or the last piece of the first publication is there.
-    pub(super) fn renew_token(&mut self, token: &[u8]) -> Rendered {
-        if !self.complete {
-            return self.first(Some(token));
+    /// Renders the files of a new token, or all files if only the token was missing for the first
+    /// publication.
+    pub(super) fn renew_token(&mut self, publisher: &mut Publisher, token: &[u8]) -> Rendered {
+        if !self.complete() {
+            return self.first(publisher, Some(token));
         }
         let sinks = ids(self.plan)
             .filter(|id| matches!(self.plan.files[id.index()].content, Content::Token));
-        match render::render(
-            self.plan,
-            sinks,
-            &Overlay {
-                queries: &self.queries,
-                fresh: None,
-                token: Some(token),
-            },
-        ) {
+        let values = Values {
+            replies: BTreeMap::new(),
+            token: Some(token),
+        };
+        match render::render(self.plan, sinks, &values) {
             Ok(changes) => Rendered::Changes(self.changed(changes)),
-            Err(errors) => Rendered::Unusable(self.blame(errors)),
+            Err(errors) => Rendered::Unusable(self.add_errors(errors)),
         }
     }
 
-    /// The read of `query` failed.
+    /// Records that the read of `query` failed.
     pub(super) fn failed(&mut self, query: QueryId, failure: &Failure) {
         if self.queries[query.index()].failure.as_ref() != Some(failure) {
             self.queries[query.index()].failure = Some(failure.clone());
         }
     }
 
-    /// Why the file cannot be rendered anew, if so, for the report.
+    /// Why the last reply to a query of the file cannot be rendered, for the report.
     pub(super) fn error(&self, file: FileId) -> Option<String> {
         self.errors.get(&file).map(ToString::to_string)
     }
 
-    /// The version that was read last, of what is made of one secret of KV v2.
+    /// The version of KV v2 that was read last, for content of one secret.
     pub(super) fn version(&self, content: &Content) -> Option<u64> {
         match render::queries(content)[..] {
-            [query] => self.queries[query.index()].version,
+            [query] => self.queries.get(query.index())?.version,
             _ => None,
         }
     }
 
-    /// Each file that cannot be served, with the reason, and the exit code of the most telling one.
-    /// `login` is why there is no token, if there is none. For the log.
+    /// For the log: every file that cannot be served with the reason, and the exit code of the most
+    /// telling reason. `login` is the failure for which there is no token.
     pub(super) fn missing(&self, login: Option<&Failure>) -> (Vec<(&'p FileName, String)>, Exit) {
-        let reasons = ids(self.plan).filter_map(|id| {
-            Some((
-                &self.plan.files[id.index()].name,
-                self.reason(id, login, RenderError::in_log)?,
-            ))
-        });
-        let (missing, exits): (Vec<_>, Vec<_>) = reasons
-            .map(|(name, (why, exit))| ((name, why), exit))
-            .unzip();
-        let exit = [Exit::Login, Exit::Data, Exit::NoSecret]
+        let (mut missing, mut exits) = (Vec::new(), Vec::new());
+        for (id, file) in ids(self.plan).zip(&self.plan.files) {
+            if let Some((why, exit)) = self.reason(id, login, RenderError::in_log) {
+                missing.push((&file.name, why));
+                exits.push(exit);
+            }
+        }
+        let telling = [Exit::Login, Exit::Data, Exit::NoSecret]
             .into_iter()
             .find(|exit| exits.contains(exit));
-        (missing, exit.unwrap_or(Exit::Unavailable))
+        (missing, telling.unwrap_or(Exit::Unavailable))
     }
 
-    /// Why the file cannot be served, and the exit code of it; `login` is why there is no token, if
-    /// there is none. `words` are what is said of an error: more to the log than to the report.
+    /// Why the file cannot be served before the first publication, with the exit code. `login` is the
+    /// failure for which there is no token. `words` formats an error: the log has more than the report.
     pub(super) fn reason(
         &self,
         file: FileId,
         login: Option<&Failure>,
         words: fn(&RenderError) -> String,
     ) -> Option<(String, Exit)> {
-        let failed = |failure: &Failure| (failure.message.clone(), failure.cause.exit());
-        let error = self
-            .errors
-            .get(&file)
-            .map(|error| (words(error), Exit::Data));
-        let unread = || {
-            let mut read = render::queries(&self.plan.files[file.index()].content).into_iter();
-            let query = read.find(|query| self.queries[query.index()].reply.is_none())?;
-            let path = &self.plan.queries[query.index()].path;
-            let silent = || {
-                (
-                    format!("reading {path}: no answer came yet"),
+        if let Some(failure) = login {
+            return Some((failure.message.clone(), failure.cause.exit()));
+        }
+        if let Some(error) = self.errors.get(&file) {
+            return Some((words(error), Exit::Data));
+        }
+        for query in render::queries(&self.plan.files[file.index()].content) {
+            let Some(state) = self.queries.get(query.index()) else {
+                return Some((
+                    "a secret of it is not read yet".to_owned(),
                     Exit::Unavailable,
-                )
+                ));
             };
-            Some(
-                self.queries[query.index()]
-                    .failure
-                    .as_ref()
-                    .map_or_else(silent, failed),
-            )
-        };
-        login.map(failed).or(error).or_else(unread)
+            if let (false, Some(failure)) = (state.kept, &state.failure) {
+                return Some((failure.message.clone(), failure.cause.exit()));
+            }
+            if !state.kept {
+                let path = &self.table[query].path;
+                let why = format!("reading {path}: no answer came yet");
+                return Some((why, Exit::Unavailable));
+            }
+        }
+        None
     }
 
-    /// All files, once each can be rendered. Nothing is rendered while a reply is missing.
-    fn first(&mut self, token: Option<&[u8]>) -> Rendered {
+    /// Renders all files once no reply is missing.
+    fn first(&mut self, publisher: &mut Publisher, token: Option<&[u8]>) -> Rendered {
         if self.unread > 0 {
             return Rendered::Nothing;
         }
-        match render::render(
-            self.plan,
-            ids(self.plan),
-            &Overlay {
-                queries: &self.queries,
-                fresh: None,
-                token,
-            },
-        ) {
-            Ok(changes) => {
-                self.complete = true;
-                for state in self.queries.iter_mut().filter(|state| !state.shared) {
-                    (state.reply, state.weight) = (None, 0);
-                }
-                self.kept = self.queries.iter().map(|query| query.weight).sum();
-                Rendered::Changes(self.changed(changes))
+        let (mut all, mut shared) = (BTreeSet::new(), BTreeSet::new());
+        for (query, used) in (0_u32..).map(QueryId).zip(&self.uses) {
+            all.insert(query);
+            if used.shared {
+                shared.insert(query);
             }
-            Err(_) => Rendered::Nothing,
         }
+        let loaded = self.replies.load(publisher, &all);
+        let values = Values {
+            replies: self.with_waiting(&loaded),
+            token,
+        };
+        let Ok(changes) = render::render(self.plan, ids(self.plan), &values) else {
+            return Rendered::Nothing;
+        };
+        self.state.complete = true;
+        self.replies.retain(publisher, &shared);
+        for index in 0..self.queries.len() {
+            self.queries[index].kept = self.uses[index].shared;
+        }
+        Rendered::Changes(self.changed(changes))
     }
 
-    /// Whether there is room to keep this reply, if it is to be kept.
-    fn admit(&self, query: QueryId, reply: &Reply) -> Result<(), RenderProblem> {
-        let (size, limit) = (reply.weight(), self.budget);
-        let kept = self.kept - self.queries[query.index()].weight;
-        let fits = !self.is_kept(query) || kept.saturating_add(size) <= limit;
-        if fits {
-            Ok(())
-        } else {
-            Err(RenderProblem::NoRoom { size, kept, limit })
+    /// The kept replies to the other queries of these files.
+    fn load_others(&self, publisher: &Publisher, query: QueryId, files: &[FileId]) -> Replies {
+        let mut others = BTreeSet::new();
+        if self.uses[query.index()].shared {
+            for file in files {
+                others.extend(render::queries(&self.plan.files[file.index()].content));
+            }
+            others.remove(&query);
         }
+        self.replies.load(publisher, &others)
     }
 
-    /// Before the first publication all replies are kept; later those of files that are made of
-    /// several.
-    fn is_kept(&self, query: QueryId) -> bool {
-        self.queries[query.index()].shared || !self.complete
+    /// The `loaded` replies and the waiting ones.
+    fn with_waiting<'a>(&'a self, loaded: &'a Replies) -> BTreeMap<QueryId, &'a Reply> {
+        let all = loaded.iter().chain(&self.replies.waiting);
+        all.map(|(query, reply)| (*query, reply)).collect()
     }
 
-    fn keep(&mut self, query: QueryId, reply: Reply) {
-        if !self.is_kept(query) {
-            return;
+    /// Keeps the reply for later renderings.
+    fn keep(
+        &mut self,
+        publisher: &mut Publisher,
+        query: QueryId,
+        reply: Reply,
+    ) -> Result<(), RenderProblem> {
+        let used = &self.uses[query.index()];
+        self.replies.store(publisher, query, reply, !used.shared)?;
+        if !self.queries[query.index()].kept {
+            self.queries[query.index()].kept = true;
+            self.unread = self.unread.saturating_sub(1);
         }
-        let state = &mut self.queries[query.index()];
-        if state.is_awaited() && !self.complete {
-            self.unread -= 1;
-        }
-        let weight = reply.weight();
-        self.kept = self.kept - state.weight + weight;
-        (state.reply, state.weight) = (Some(reply), weight);
+        Ok(())
     }
 
-    fn mend(&mut self, files: &[FileId]) {
-        for file in files {
-            self.errors.remove(file);
-        }
-    }
-
-    /// Notes the errors; gives those that are new.
-    fn blame(&mut self, mut errors: Vec<RenderError>) -> Vec<RenderError> {
+    /// Records the errors; returns the errors that are new.
+    fn add_errors(&mut self, mut errors: Vec<RenderError>) -> Vec<RenderError> {
         errors
             .retain(|error| self.errors.insert(error.file, error.clone()).as_ref() != Some(error));
         errors
     }
 
+    /// The contents that differ from the last rendered ones.
     fn changed(&mut self, mut changes: Vec<Change>) -> Vec<Change> {
         changes.retain(|(file, bytes)| {
             let mut hasher = DefaultHasher::new();
-            (self.key, &**bytes).hash(&mut hasher);
+            (self.state.key, &**bytes).hash(&mut hasher);
             let hash = Some(hasher.finish());
             let is_new = self.hashes[file.index()] != hash;
             if is_new {
@@ -384,30 +411,9 @@ impl<'p> Secrets<'p> {
     }
 }
 
-impl QueryState {
-    /// Whether a file is made of it, and its first reply did not come yet.
-    fn is_awaited(&self) -> bool {
-        self.reply.is_none() && !self.files.is_empty()
-    }
-}
-
-/// The kept replies, with a fresh reply over them.
-struct Overlay<'a> {
-    queries: &'a [QueryState],
-    fresh: Option<(QueryId, &'a Reply)>,
-    token: Option<&'a [u8]>,
-}
-
-impl Values for Overlay<'_> {
-    fn reply(&self, query: QueryId) -> Option<&Reply> {
-        match self.fresh {
-            Some((fresh, reply)) if fresh == query => Some(reply),
-            _ => self.queries[query.index()].reply.as_ref(),
-        }
-    }
-
-    fn token(&self) -> Option<&[u8]> {
-        self.token
+impl QueryUse {
+    fn is_used(&self) -> bool {
+        !self.files.is_empty()
     }
 }
 

@@ -2,7 +2,7 @@
 //! loop passes at once.
 
 use super::*;
-use crate::config::plan::{Content, File, Query};
+use crate::config::plan::{Content, File};
 use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
 use crate::link::{FromRole, pair};
 use crate::memory::arena::{Backing, FileSpec, Visibility};
@@ -12,6 +12,7 @@ use crate::names::{
 use crate::render::tests::{field, file, plan, query, template};
 use crate::snapshot::Reader;
 use crate::status::{self, Condition, Detail, FileReport, Report};
+use crate::template::Read;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{getegid, geteuid};
 use serde_json::{Value, json};
@@ -100,18 +101,20 @@ impl Server {
     }
 
     fn is_saved(&self, request: &str) -> bool {
-        let saved = &checkpoint(&self.arena)["Whole"];
-        let schedule = &saved["machine"]["schedule"];
-        let (session, queries) = (&schedule["session"], &schedule["queries"]);
+        let saved = &private(&self.arena, "state")["Whole"];
+        let session = &saved["session"];
+        let chunks: Vec<_> = (0..self.paths.len().div_ceil(4).max(1))
+            .map(|chunk| private(&self.arena, &format!("queries-{chunk}")))
+            .collect();
+        let queries = || chunks.iter().filter_map(Value::as_array).flatten();
         let sent = &session["renewal"]["in_flight"];
         match request.split_once(' ') {
             Some(("read", path)) => {
-                let query = self
-                    .paths
-                    .iter()
-                    .position(|it| it == path)
+                let mut asks = queries();
+                let query = asks
+                    .find(|query| query[0]["path"] == path)
                     .expect("a query");
-                queries[query]["renewal"]["in_flight"][1] == "Replace"
+                query[1]["renewal"]["in_flight"][1] == "Replace"
             }
             Some(("revoke", token)) => {
                 let doomed = saved["tokens"]["doomed"].as_array().into_iter().flatten();
@@ -120,10 +123,10 @@ impl Server {
             Some(("look", _)) => session["looking_up"] == true,
             Some(_) => sent[1] == "Renew",
             None if request == "login" => sent[1] == "Replace",
-            None => queries.as_array().is_some_and(|all| {
-                let mut sent = all.iter().map(|query| &query["renewal"]["in_flight"][1]);
+            None => {
+                let mut sent = queries().map(|query| &query[1]["renewal"]["in_flight"][1]);
                 sent.any(|doing| doing == "Renew")
-            }),
+            }
         }
     }
 
@@ -177,8 +180,8 @@ impl Source for Server {
 
     fn commit_credentials(&self) {}
 
-    async fn read(&self, token: &String, query: &Query) -> Result<Reply, Failure> {
-        let path = query.path.as_str();
+    async fn read(&self, token: &String, read: &Read) -> Result<Reply, Failure> {
+        let path = read.path.as_str();
         self.say(&format!("read {path}"));
         if path == "hang" {
             std::future::pending::<()>().await;
@@ -263,29 +266,25 @@ fn arena_of(files: Vec<FileSpec>) -> Arc<Arena> {
     Arc::new(Arena::create(files, Some(256 << 10), Backing::Locked).expect("memory can be locked"))
 }
 
-/// An arena that holds a checkpoint and nothing else.
-fn arena() -> Arc<Arena> {
-    let files = CHECKPOINT.map(|name| spec(name, Visibility::Private));
-    arena_of(files.to_vec())
+/// An arena that holds the private files of a plan and nothing else.
+fn arena(plan: &Plan) -> Arc<Arena> {
+    let names = private_files(plan).into_iter();
+    arena_of(names.map(|name| spec(&name, Visibility::Private)).collect())
 }
 
-/// The current bytes of the first file of this visibility.
-fn current(arena: &Arc<Arena>, visibility: Visibility) -> Option<Vec<u8>> {
+/// The part of the checkpoint with that name, as a successor would find it.
+fn private(arena: &Arc<Arena>, name: &str) -> Value {
     let reader = Reader::new(Arc::clone(arena));
-    let version = reader.current(arena.files_in(visibility).next()?)?;
+    let version = arena
+        .files_in(Visibility::Private)
+        .find(|file| arena.files()[file.index()].name.as_str() == name)
+        .and_then(|file| reader.current(file))
+        .expect("a checkpoint");
     let mut bytes = vec![0; usize::try_from(version.len).expect("it fits")];
     reader
         .read(version.nodeid, 0, &mut bytes)
         .expect("it is live");
-    Some(bytes)
-}
-
-/// The checkpoint that a successor would find, if any.
-fn checkpoint(arena: &Arc<Arena>) -> Value {
-    match current(arena, Visibility::Private) {
-        Some(bytes) => serde_json::from_slice(&bytes).expect("JSON"),
-        None => Value::Null,
-    }
+    serde_json::from_slice(&bytes).expect("JSON")
 }
 
 /// A directory for a tmpfs backend. Nothing but the proof asks that it is a tmpfs.
@@ -346,7 +345,18 @@ impl Rig {
         change(&mut script);
         let (sender, log) = channel();
         let barrier = Arc::new(tokio::sync::Barrier::new(script.together.max(1)));
-        let arena = arena();
+        let file = |(n, (content, on_change))| File {
+            on_change,
+            owner: Owner {
+                uid: geteuid().as_raw(),
+                gid: getegid().as_raw(),
+            },
+            ..file(&format!("f{n}"), content)
+        };
+        let files = contents.into_iter().enumerate().map(file).collect();
+        let reads = queries.iter().map(|path| query(path, None)).collect();
+        let plan = plan(reads, files);
+        let arena = arena(&plan);
         let server = Server {
             script: Arc::new(Mutex::new(script)),
             barrier,
@@ -357,17 +367,6 @@ impl Rig {
         let (link, end) = pair().expect("a socket pair");
         let directory = tempfile::tempdir().expect("a directory");
         before(&end, directory.path());
-        let file = |(n, (content, on_change))| File {
-            on_change,
-            owner: Owner {
-                uid: geteuid().as_raw(),
-                gid: getegid().as_raw(),
-            },
-            ..file(&format!("f{n}"), content)
-        };
-        let files = contents.into_iter().enumerate().map(file).collect();
-        let queries = queries.iter().map(|path| query(path, None)).collect();
-        let plan = plan(queries, files);
         let root = WriteRoot::Tmpfs(self::directory(directory.path()));
         let (source, clock) = (server.clone(), Paused(Instant::now()));
         let tasks = LocalSet::new();
@@ -771,6 +770,15 @@ async fn giving_up_names_the_most_telling_cause_and_revokes() {
     }
 }
 
+fn with_secrets(plan: &Plan) -> (Publisher, Secrets<'_>) {
+    let arena = arena(plan);
+    let mut secrets = Secrets::new(plan, &PrivateFiles::open(&arena, plan));
+    for query in &plan.queries {
+        secrets.add(query.read.clone());
+    }
+    (Publisher::new(arena), secrets)
+}
+
 #[test]
 fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
     let paths = ["q0", "q1", "q2"];
@@ -778,7 +786,8 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
         .map(|n| file(&format!("f{n}"), field(n, "a")))
         .collect();
     let plan = plan(paths.iter().map(|path| query(path, None)).collect(), files);
-    let mut secrets = Secrets::new(&plan);
+    let (mut publisher, mut secrets) = with_secrets(&plan);
+    let publisher = &mut publisher;
     // Many small fields, of 173 bytes each as they are reckoned: one large block would change how
     // the heap serves other tests.
     let reply = |mib: usize| {
@@ -793,10 +802,11 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
         }
     };
     assert!(matches!(
-        secrets.accept(QueryId(0), reply(5), Some(b"t")),
+        secrets.accept(publisher, QueryId(0), reply(5), Some(b"t")),
         Rendered::Nothing
     ));
-    let Rendered::Unusable(errors) = secrets.accept(QueryId(1), reply(5), Some(b"t")) else {
+    let Rendered::Unusable(errors) = secrets.accept(publisher, QueryId(1), reply(5), Some(b"t"))
+    else {
         panic!("there is room")
     };
     let words = errors.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -813,20 +823,21 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
     assert_eq!((missing.len(), exit), (2, Exit::Data));
     // The same query may get a smaller one, or the one that it has may give way to one that fits.
     assert!(matches!(
-        secrets.accept(QueryId(0), reply(6), Some(b"t")),
+        secrets.accept(publisher, QueryId(0), reply(6), Some(b"t")),
         Rendered::Nothing
     ));
     assert!(matches!(
-        secrets.accept(QueryId(1), reply(1), Some(b"t")),
+        secrets.accept(publisher, QueryId(1), reply(1), Some(b"t")),
         Rendered::Nothing
     ));
-    let Rendered::Changes(changes) = secrets.accept(QueryId(2), reply(0), Some(b"t")) else {
+    let Rendered::Changes(changes) = secrets.accept(publisher, QueryId(2), reply(0), Some(b"t"))
+    else {
         panic!("all are there")
     };
     assert_eq!(changes.len(), 3);
     // Now only what is rendered is kept.
     assert!(matches!(
-        secrets.accept(QueryId(2), reply(20), Some(b"t")),
+        secrets.accept(publisher, QueryId(2), reply(20), Some(b"t")),
         Rendered::Changes(_)
     ));
 }
@@ -837,7 +848,7 @@ fn what_is_missing_is_named_with_its_cause() {
         vec![query("q0", None), query("q1", None)],
         vec![file("one", field(0, "a")), file("two", field(1, "a"))],
     );
-    let mut secrets = Secrets::new(&plan);
+    let (mut publisher, mut secrets) = with_secrets(&plan);
     let names = |(missing, exit): (Vec<(&crate::names::FileName, String)>, Exit)| {
         (
             missing
@@ -859,6 +870,7 @@ fn what_is_missing_is_named_with_its_cause() {
     );
     secrets.failed(QueryId(1), &failure(Cause::Denied, "reading q1"));
     secrets.accept(
+        &mut publisher,
         QueryId(0),
         crate::render::tests::reply(&json!({"b": "value"})),
         None,
@@ -1065,7 +1077,7 @@ async fn the_report_follows_a_secret_through_its_life() {
             waiting.served.how.as_str(),
             waiting.roles.serve
         ),
-        (1, "fuse", None)
+        (2, "fuse", None)
     );
     assert_eq!(
         waiting

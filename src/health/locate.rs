@@ -11,7 +11,7 @@
 
 use crate::clock::{Clock, RealClock};
 use crate::config::DEFAULT_MOUNT;
-use crate::status::{DIRECTORY, FILE, FORMAT, Report};
+use crate::status::{DIRECTORY, FILE, FORMAT, HEARTBEAT, Heartbeat, Report};
 use crate::sys::mounts::{SOURCE, mounts, unescape};
 use crate::sys::process::fork;
 use nix::errno::Errno;
@@ -22,6 +22,7 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::wait::waitpid;
 use nix::unistd::pipe2;
 use serde::Deserialize;
+use serde_json::Deserializer;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
@@ -62,7 +63,8 @@ fn only(mountinfo: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// The bytes of the report in `mount`. The process must have one thread only: it forks.
+/// The bytes of the report in `mount`, and of the heartbeat after the report, if there is one. The
+/// process must have one thread only: it forks.
 ///
 /// # Errors
 /// Fails if there is no report, if the report is not a regular file of its directory's owner, or if
@@ -79,7 +81,7 @@ pub fn read(mount: &Path) -> Result<Vec<u8>, String> {
     })
 }
 
-/// Parses a report.
+/// Parses a report, with a heartbeat or without.
 ///
 /// # Errors
 /// Fails for bytes that are not a report, or for a report of another version of baofs. The message
@@ -96,15 +98,21 @@ pub fn parse(bytes: &[u8]) -> Result<Report, String> {
             error.column()
         )
     };
-    match serde_json::from_slice::<FormatOnly>(bytes)
-        .map_err(none)?
-        .format
-    {
-        FORMAT => serde_json::from_slice(bytes).map_err(none),
-        other => Err(format!(
-            "the agent's report has format {other}, and this baofs reads {FORMAT}; hint: use the agent's own binary"
-        )),
+    let mut values = Deserializer::from_slice(bytes);
+    match FormatOnly::deserialize(&mut values).map_err(none)?.format {
+        FORMAT => {}
+        other => {
+            return Err(format!(
+                "the agent's report has format {other}, and this baofs reads {FORMAT}; hint: use the agent's own binary"
+            ));
+        }
     }
+    let mut values = Deserializer::from_slice(bytes);
+    let mut report = Report::deserialize(&mut values).map_err(none)?;
+    if let Ok(heartbeat) = Heartbeat::deserialize(&mut values) {
+        report.prolong(heartbeat);
+    }
+    Ok(report)
 }
 
 /// The first byte that the child sends: the content follows.
@@ -143,17 +151,23 @@ fn copy(mount: &Path) -> io::Result<Vec<u8>> {
 /// The child's task: reads the report and sends the result. The child closes the file, which may
 /// hang too, before the pipe, so that the parent can wait for the child after the end of the pipe.
 fn send(mount: &Path, mut to: &File) -> io::Result<()> {
-    let (tag, bytes) = match open_report(mount).and_then(content) {
-        Ok(bytes) => (CONTENT, bytes),
+    let (tag, bytes) = match open_state(mount, FILE).and_then(content) {
+        Ok(mut bytes) => {
+            // A young agent has no heartbeat yet.
+            if let Ok(heartbeat) = open_state(mount, HEARTBEAT).and_then(content) {
+                bytes.extend(heartbeat);
+            }
+            (CONTENT, bytes)
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => (ABSENT, Vec::new()),
         Err(error) => (REFUSED, error.to_string().into_bytes()),
     };
     to.write_all(&[&[tag], bytes.as_slice()].concat())
 }
 
-/// Opens the report without following a link below `mount`, and without waiting for the other end
-/// of a FIFO or for the holder of a lease.
-fn open_report(mount: &Path) -> io::Result<File> {
+/// Opens a file of the agent's state without following a link below `mount`, and without waiting for
+/// the other end of a FIFO or for the holder of a lease.
+fn open_state(mount: &Path, name: &str) -> io::Result<File> {
     let whole = |flags| flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let root = open(
         mount,
@@ -168,7 +182,7 @@ fn open_report(mount: &Path) -> io::Result<File> {
     )?;
     let file = openat(
         &directory,
-        FILE,
+        name,
         whole(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY),
         Mode::empty(),
     );

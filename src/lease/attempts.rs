@@ -108,20 +108,6 @@ impl Renewal {
         }
     }
 
-    /// Marks `next` as in flight if its time has come.
-    pub(super) fn begin(
-        &mut self,
-        next: Option<(Moment, RequestKind)>,
-        now: Moment,
-    ) -> Option<RequestKind> {
-        let (at, kind) = next?;
-        if at > now {
-            return None;
-        }
-        self.in_flight = Some((now, kind));
-        Some(kind)
-    }
-
     /// Drops the request in flight and any pending lookup: after a crash their responses never
     /// arrive. The attempts stay due.
     pub(super) fn drop_in_flight(&mut self) -> Option<RequestKind> {
@@ -181,9 +167,32 @@ impl Renewal {
         self.failure = Some(failure.clone());
     }
 
-    /// A request got 403 and waits for the lookup of its token.
-    pub(super) fn await_lookup(&mut self, kind: RequestKind, failure: Failure) {
-        self.denied = Some((kind, failure));
+    /// The request of `kind` failed. A 403 leads to a lookup of the token, or to a new request if
+    /// the token of the request was replaced meanwhile. Returns whether a lookup is wanted.
+    pub(super) fn failed(
+        &mut self,
+        subject: Subject,
+        kind: RequestKind,
+        failure: Failure,
+        is_current: bool,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        self.in_flight = None;
+        if failure.cause != Cause::Denied {
+            self.postpone(subject, kind, &failure, cx);
+            return false;
+        }
+        if is_current {
+            self.denied = Some((kind, failure));
+        } else {
+            self.replace.at = Some(cx.now);
+        }
+        is_current
+    }
+
+    /// Whether a request waits for the lookup of its token.
+    pub(super) fn awaits_lookup(&self) -> bool {
+        self.denied.is_some()
     }
 
     /// The lookup ended: a request that waited for it is repeated, postponed or given up.

@@ -4,6 +4,7 @@
 mod attempts;
 mod protocol;
 mod queries;
+mod query;
 mod refusals;
 mod renewal;
 mod scheduler;
@@ -13,5 +14,7 @@ pub mod source;
 mod tests;
 
 pub use protocol::{Effect, Request, ScheduleInput, Subject, SubjectStatus, TokenId};
+pub use query::QuerySchedule;
 pub use renewal::{Dates, Grant, Timing};
 pub use scheduler::Scheduler;
+pub use session::SessionSchedule;

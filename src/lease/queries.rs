@@ -1,309 +1,237 @@
-//! The table of queries with their leases. Invariants: a query has at most one request in flight; a
-//! live lease is not minted again because its renewal failed. An unknown query id is ignored.
+//! The table of queries and its index. Invariants: the index agrees with the table, because
+//! `change` alone changes a query; no step walks over all queries but a refresh. Ids come from the
+//! table itself: an unknown id is a defect and panics.
 
-use super::attempts::{Attempt, Context, Renewal, RequestKind};
-use super::protocol::{Effect, Request, SubjectStatus, TokenId};
-use super::renewal::{Grant, Timing, poll};
-use super::source::Lease;
+use super::attempts::{Context, RequestKind, TokenState};
+use super::protocol::{Effect, Subject, TokenId};
+use super::query::{Place, QuerySchedule};
 use crate::clock::Moment;
-use crate::config::plan::Query;
-use crate::names::{LeaseId, QueryId};
-use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use crate::names::QueryId;
+use std::collections::BTreeSet;
 
 /// The number of reads and lease renewals in flight at a time, which bounds the memory of their
 /// responses. Requests of the session are not counted.
 const AT_ONCE: usize = 4;
-/// The shortest time between two refreshes.
-pub(super) const REFRESH: Duration = Duration::from_secs(1);
 
 /// All queries, by their ids.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Queries(Vec<QuerySchedule>);
-
-/// One query.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct QuerySchedule {
-    /// The interval of reads while there is no lease.
-    refresh: Duration,
-    pub(super) renewal: Renewal,
-    /// The lease of the served value.
-    lease: Option<HeldLease>,
-    /// The number of values that could not be rendered.
-    unusable: u32,
-    /// The last read gave no lease: another read mints nothing.
-    plain: bool,
-    /// The last lease ended, and no other was granted since.
-    ended: bool,
-    /// The sending times of the last two reads that gave a usable value, the latest first.
-    good: [Option<Moment>; 2],
-    /// A refresh came while a read was in flight, which may return the value from before.
-    read_again: bool,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct HeldLease {
-    id: LeaseId,
-    /// The token that minted the lease: the lease dies with this token.
-    token: TokenId,
-    /// The life that the read granted.
-    first: Duration,
+#[derive(Debug, Default)]
+pub(super) struct Queries {
+    schedules: Vec<QuerySchedule>,
+    /// The index: the places of all queries.
+    places: BTreeSet<(Place, QueryId)>,
+    /// The queries that changed since the last `take_changed`.
+    changed: BTreeSet<QueryId>,
 }
 
 impl Queries {
-    /// All `queries` are due at `now`.
-    pub(super) fn new(queries: &[Query], timing: &Timing, now: Moment) -> Self {
-        let state = |query: &Query| QuerySchedule {
-            refresh: query.refresh.unwrap_or(timing.refresh),
-            renewal: Renewal::due(now),
-            ..QuerySchedule::default()
-        };
-        Self(queries.iter().map(state).collect())
+    /// The table of a predecessor, from a checkpoint; no query counts as changed.
+    pub(super) fn resume(schedules: Vec<QuerySchedule>) -> Self {
+        let mut queries = Self::default();
+        for schedule in schedules {
+            queries.add(schedule);
+        }
+        queries.changed.clear();
+        queries
     }
 
-    pub(super) fn get(&self, query: QueryId) -> Option<&QuerySchedule> {
-        self.0.get(query.index())
+    /// Adds a query with the next id.
+    pub(super) fn add(&mut self, schedule: QuerySchedule) -> QueryId {
+        let query = QueryId(u32::try_from(self.schedules.len()).expect("fewer than 2^32 queries"));
+        self.places
+            .extend(schedule.places().map(|place| (place, query)));
+        self.schedules.push(schedule);
+        self.changed.insert(query);
+        query
     }
 
-    pub(super) fn get_mut(&mut self, query: QueryId) -> Option<&mut QuerySchedule> {
-        self.0.get_mut(query.index())
+    pub(super) fn get(&self, query: QueryId) -> &QuerySchedule {
+        &self.schedules[query.index()]
     }
 
-    fn iter(&self) -> impl Iterator<Item = (QueryId, &QuerySchedule)> {
-        (0_u32..).map(QueryId).zip(&self.0)
+    /// Changes a query together with its places in the index.
+    pub(super) fn change<T>(
+        &mut self,
+        query: QueryId,
+        act: impl FnOnce(&mut QuerySchedule) -> T,
+    ) -> T {
+        let schedule = &mut self.schedules[query.index()];
+        for place in schedule.places() {
+            self.places.remove(&(place, query));
+        }
+        let result = act(schedule);
+        self.places
+            .extend(schedule.places().map(|place| (place, query)));
+        self.changed.insert(query);
+        result
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (QueryId, &mut QuerySchedule)> {
-        (0_u32..).map(QueryId).zip(&mut self.0)
+    /// The queries that changed since the last call.
+    pub(super) fn take_changed(&mut self) -> BTreeSet<QueryId> {
+        std::mem::take(&mut self.changed)
     }
 
     /// Drops all requests in flight after a crash. Returns whether one of them may have minted a
     /// lease.
     pub(super) fn drop_in_flight(&mut self) -> bool {
         let mut minted = false;
-        for state in &mut self.0 {
-            let dropped = state.renewal.drop_in_flight();
-            minted |= dropped == Some(RequestKind::Replace) && !state.plain;
+        for query in self.between(Place::InFlight, Place::AwaitsLookup) {
+            minted |= self.change(query, QuerySchedule::drop_in_flight);
         }
         minted
     }
 
     /// Another token is current: leases of the earlier tokens are replaced now.
     pub(super) fn replace_leases(&mut self, now: Moment) {
-        for state in &mut self.0 {
-            if state.lease.is_some() {
-                state.renewal.replace.at = Some(now);
-            }
+        let (first, last) = (TokenId(0), TokenId(u32::MAX));
+        for query in self.between(Place::Leased(first), Place::Leased(last)) {
+            self.change(query, |state| state.replace_lease(now));
         }
     }
 
     /// `token` ended, and its leases with it.
     pub(super) fn end_leases(&mut self, token: TokenId, now: Moment) {
-        for state in &mut self.0 {
-            if state.is_leased_under(token) {
-                state.expire(now);
-            }
+        for query in self.between(Place::Leased(token), Place::Leased(token)) {
+            self.change(query, |state| state.expire(now));
         }
     }
 
     /// Reports the leases whose end has come.
     pub(super) fn end_expired(&mut self, cx: &mut Context<'_>) {
-        for (query, state) in self.iter_mut() {
-            if state.renewal.end.is_some_and(|end| end <= cx.now) {
-                state.expire(cx.now);
-                state.renewal.end = None;
-                state.ended = true;
-                cx.out.push(Effect::Ended(query));
-            }
+        for query in self.between(Place::Ends(Moment::FIRST), Place::Ends(cx.now)) {
+            self.change(query, |state| state.end(cx.now));
+            cx.out.push(Effect::Ended(query));
         }
     }
 
     /// Whether a served lease dies with `token`.
     pub(super) fn depend_on(&self, token: TokenId) -> bool {
-        self.0.iter().any(|state| state.is_leased_under(token))
+        let mut leases = self.range(Place::Leased(token), Place::Leased(token));
+        leases.next().is_some()
     }
 
     /// Reads queries without a lease now, and repeats failed requests now.
     pub(super) fn refresh_now(&mut self, now: Moment) {
-        for state in &mut self.0 {
-            if state.lease.is_none() {
-                state.read_again = state.renewal.in_flight.is_some();
-                state.renewal.replace.at = Some(now);
-            } else {
-                state.read_again = false;
-            }
-            state.renewal.retry_now(now);
+        for query in (0..).map(QueryId).take(self.schedules.len()) {
+            self.change(query, |state| state.refresh_now(now));
+        }
+    }
+
+    /// The lookup of a token ended: handles the requests that waited for the lookup.
+    pub(super) fn resolve_denied(&mut self, found: TokenState, cx: &mut Context<'_>) {
+        for query in self.between(Place::AwaitsLookup, Place::AwaitsLookup) {
+            let subject = Subject::Query(query);
+            self.change(query, |state| {
+                state.renewal.resolve_denied(subject, found, cx);
+            });
         }
     }
 
     /// Sends the due requests under `token`: renewals first, then by age, so that no query waits
     /// for others that keep failing. With `hold_mints`, nothing is minted.
     pub(super) fn send_due(&mut self, token: TokenId, hold_mints: bool, cx: &mut Context<'_>) {
-        let mut due = Vec::new();
-        for (query, state) in self.iter() {
-            match state.next(hold_mints) {
-                Some((at, kind)) if at <= cx.now => due.push((kind, at, query)),
-                Some(_) | None => {}
-            }
-        }
-        due.sort_unstable();
-        due.truncate(self.free());
-        for (_, _, query) in due {
-            let state = self.get_mut(query);
-            if let Some(request) = state.and_then(|state| state.begin(query, token, cx.now)) {
-                cx.ask(request);
-            }
+        while self.has_slot() {
+            let Some((kind, query)) = self.due(hold_mints, cx.now) else {
+                return;
+            };
+            let request = self.change(query, |state| state.begin(kind, query, token, cx.now));
+            cx.ask(request);
         }
     }
 
     /// The earliest moment at which `send_due` (if `has_token`) or `end_expired` has work.
     pub(super) fn wake(&self, has_token: bool, hold_mints: bool) -> Option<Moment> {
-        let ends = self.0.iter().filter_map(|state| state.renewal.end).min();
+        let end = self.earliest(Place::Ends);
         // With all slots taken, only a response lets the next request go.
-        if !has_token || self.free() == 0 {
-            return ends;
-        }
-        let requests = self.0.iter().filter_map(|state| state.next(hold_mints));
-        requests.map(|(at, _)| at).chain(ends).min()
+        let requests = if has_token && self.has_slot() {
+            self.next(hold_mints)
+        } else {
+            [None, None]
+        };
+        let all = requests.into_iter().chain([end]).flatten();
+        all.map(|(at, _)| at).min()
     }
 
-    /// The number of further reads and renewals that may be in flight.
-    fn free(&self) -> usize {
-        let in_flight = |state: &&QuerySchedule| state.renewal.in_flight.is_some();
-        AT_ONCE.saturating_sub(self.0.iter().filter(in_flight).count())
+    /// The request to be sent next, if one is due.
+    fn due(&self, hold_mints: bool, now: Moment) -> Option<(RequestKind, QueryId)> {
+        match self.next(hold_mints) {
+            [Some((at, query)), _] if at <= now => Some((RequestKind::Renew, query)),
+            [_, Some((at, query))] if at <= now => Some((RequestKind::Replace, query)),
+            _ => None,
+        }
+    }
+
+    /// The next renewal and the next read; with `hold_mints`, of the reads that mint nothing.
+    fn next(&self, hold_mints: bool) -> [Option<(Moment, QueryId)>; 2] {
+        let mint = if hold_mints {
+            None
+        } else {
+            self.earliest(Place::Mint)
+        };
+        let read = self.earliest(Place::Read).into_iter().chain(mint).min();
+        [self.earliest(Place::Renew), read]
+    }
+
+    /// Whether another read or renewal may be in flight.
+    fn has_slot(&self) -> bool {
+        self.range(Place::InFlight, Place::InFlight).count() < AT_ONCE
+    }
+
+    /// The earliest moment of a kind of place, and the query.
+    fn earliest(&self, place: fn(Moment) -> Place) -> Option<(Moment, QueryId)> {
+        let mut range = self.range(place(Moment::FIRST), place(Moment::LAST));
+        match range.next()? {
+            (Place::Ends(at) | Place::Renew(at) | Place::Read(at) | Place::Mint(at), query) => {
+                Some((at, query))
+            }
+            (Place::InFlight | Place::AwaitsLookup | Place::Leased(_), _) => None,
+        }
+    }
+
+    /// The queries with a place from `first` to `last`, for changes.
+    fn between(&self, first: Place, last: Place) -> Vec<QueryId> {
+        self.range(first, last).map(|(_, query)| query).collect()
+    }
+
+    /// The part of the index from `first` to `last`.
+    fn range(&self, first: Place, last: Place) -> impl Iterator<Item = (Place, QueryId)> {
+        let last = (last, QueryId(u32::MAX));
+        self.places.range((first, QueryId(0))..=last).copied()
     }
 }
 
-impl QuerySchedule {
-    /// A read gave a value, and perhaps a lease minted by `token`. Returns the token of the lease
-    /// that the value replaces.
-    pub(super) fn read(
-        &mut self,
-        lease: Option<&Lease>,
-        token: TokenId,
-        current: Option<TokenId>,
-        sent: Moment,
-        cx: &mut Context<'_>,
-    ) -> Option<TokenId> {
-        let replaced = self.lease.take().map(|held| held.token);
-        self.ended = false;
-        self.good = [Some(sent), self.good[0]];
-        self.plain = lease.is_none();
-        match lease {
-            Some(lease) if !lease.ttl.is_zero() => {
-                self.lease = Some(HeldLease {
-                    id: lease.id.clone(),
-                    token,
-                    first: lease.ttl,
-                });
-                self.granted(lease, current, sent, cx);
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Compares the index, the next end and the due requests with a walk over all queries.
+    pub(in crate::lease) fn compare_with_a_walk(queries: &Queries, now: Moment) {
+        let all = || (0..).map(QueryId).zip(&queries.schedules);
+        let places: BTreeSet<_> = all()
+            .flat_map(|(query, state)| state.places().map(move |place| (place, query)))
+            .collect();
+        assert_eq!(queries.places, places);
+
+        let in_flight = all().filter(|(_, state)| state.renewal.in_flight.is_some());
+        assert_eq!(queries.has_slot(), in_flight.count() < AT_ONCE);
+
+        let end = all().filter_map(|(_, state)| state.renewal.end).min();
+        assert_eq!(queries.wake(false, false), end);
+
+        for hold_mints in [false, true] {
+            let requests = all().filter_map(|(query, state)| {
+                let (at, kind) = state.renewal.next()?;
+                let mints = kind == RequestKind::Replace && !state.is_plain();
+                (!(mints && hold_mints)).then_some((kind, at, query))
+            });
+            let requests: BTreeSet<_> = requests.collect();
+            let due = requests.iter().find(|(_, at, _)| *at <= now);
+            let due = due.map(|(kind, _, query)| (*kind, *query));
+            assert_eq!(queries.due(hold_mints, now), due);
+
+            let wake = requests.iter().map(|(_, at, _)| *at).chain(end).min();
+            if queries.has_slot() {
+                assert_eq!(queries.wake(true, hold_mints), wake);
             }
-            Some(_) | None => self.poll(sent, cx),
-        }
-        self.read_again = false;
-        replaced
-    }
-
-    /// Schedules the next read of a value without a lease.
-    fn poll(&mut self, sent: Moment, cx: &mut Context<'_>) {
-        let mut dates = poll(self.refresh, sent, cx.jitter);
-        if self.read_again {
-            dates.replace = dates.replace.min(Some(sent.plus(REFRESH)));
-        }
-        self.renewal.granted(dates);
-    }
-
-    /// The held lease was granted or renewed: sets its dates.
-    pub(super) fn granted(
-        &mut self,
-        lease: &Lease,
-        current: Option<TokenId>,
-        sent: Moment,
-        cx: &mut Context<'_>,
-    ) {
-        let Some(held) = &self.lease else { return };
-        // A lease that was never renewable is replaced at two thirds of its life, however long.
-        let reserve = if lease.renewable {
-            cx.timing.grace
-        } else {
-            Duration::MAX
-        };
-        let grant = Grant {
-            ttl: lease.ttl,
-            renewable: lease.renewable,
-            first: held.first,
-        };
-        let mut dates = cx.dates(grant, reserve, sent);
-        if current != Some(held.token) {
-            dates.replace = Some(sent);
-        }
-        self.renewal.granted(dates);
-    }
-
-    /// The value cannot be rendered. A value without a lease is read again slowly; a credential is
-    /// not minted again.
-    pub(super) fn unusable(&mut self, cx: &mut Context<'_>) {
-        if self.lease.is_some() {
-            return;
-        }
-        self.good[0] = self.good[1];
-        let wait = cx.timing.slow.delay(self.unusable, cx.jitter);
-        self.unusable = self.unusable.saturating_add(1);
-        let replace = &mut self.renewal.replace;
-        replace.at = replace.at.min(Some(cx.now.plus(wait)));
-    }
-
-    /// Whether there is a lease.
-    pub(super) fn is_leased(&self) -> bool {
-        self.lease.is_some()
-    }
-
-    fn is_leased_under(&self, token: TokenId) -> bool {
-        self.lease.as_ref().is_some_and(|held| held.token == token)
-    }
-
-    /// The lease is gone. Its value stays served until another one is read.
-    pub(super) fn expire(&mut self, now: Moment) {
-        if self.lease.take().is_some() {
-            self.renewal.renew = Attempt::default();
-            self.renewal.end = Some(now);
-            if self.renewal.replace.failures == 0 {
-                self.renewal.replace.at = Some(now);
-            }
-        }
-    }
-
-    /// The next request and its time; `None` also for a mint that is held back.
-    fn next(&self, hold_mints: bool) -> Option<(Moment, RequestKind)> {
-        let (at, kind) = self.renewal.next()?;
-        let mints = kind == RequestKind::Replace && !self.plain;
-        (!(mints && hold_mints)).then_some((at, kind))
-    }
-
-    fn begin(&mut self, query: QueryId, token: TokenId, now: Moment) -> Option<Request> {
-        let kind = self.renewal.begin(self.renewal.next(), now)?;
-        Some(match &self.lease {
-            Some(held) if kind == RequestKind::Renew => {
-                Request::Renew(query, token, held.id.clone(), held.first)
-            }
-            Some(_) | None => Request::Read(query, token),
-        })
-    }
-
-    /// The status at `now`. `blocked` is the failure of a session without a token.
-    pub(super) fn view<'a>(&'a self, session: SubjectStatus<'a>, now: Moment) -> SubjectStatus<'a> {
-        let next = self.renewal.next().map(|(at, _)| at);
-        // Without a token no request is sent: the reason is the session's failure.
-        let waits = session.ended && next.is_some_and(|next| next <= now);
-        let of_session = if waits { session.trouble } else { None };
-        let overdue = self.refresh.saturating_mul(2);
-        SubjectStatus {
-            trouble: self.renewal.trouble().or(of_session),
-            ended: self.ended,
-            missed: self.lease.is_none()
-                && self.good[0].is_some_and(|good| now.since(good) > overdue),
-            ends: self.renewal.end,
-            next,
         }
     }
 }

@@ -96,3 +96,139 @@ pub(super) fn poll(refresh: Duration, from: Moment, jitter: &mut Jitter) -> Date
 fn later(from: Moment, by: Duration) -> Moment {
     from.plus(by.max(SHORTEST))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    const S: fn(u64) -> Duration = Duration::from_secs;
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::at(S(seconds))
+    }
+
+    #[test]
+    fn dates_of_grants() {
+        // (life, renewable, first life, reserve) -> renew and replace, as ranges in milliseconds.
+        type Row = (u64, bool, u64, u64, Option<(u64, u64)>, (u64, u64));
+        const TABLE: &[Row] = &[
+            (
+                60_000,
+                true,
+                60_000,
+                300_000,
+                Some((36_000, 42_000)),
+                (51_000, 51_000),
+            ),
+            (
+                7_200_000,
+                true,
+                7_200_000,
+                300_000,
+                Some((4_320_000, 5_040_000)),
+                (6_900_000, 6_900_000),
+            ),
+            (
+                2_000,
+                true,
+                2_000,
+                300_000,
+                Some((1_200, 1_400)),
+                (1_700, 1_700),
+            ),
+            // A renewal that gave less has met the maximum.
+            (30_000, true, 60_000, 300_000, None, (17_500, 20_000)),
+            (
+                3_600_000,
+                true,
+                7_200_000,
+                300_000,
+                None,
+                (3_225_000, 3_300_000),
+            ),
+            // Rounding of the server is no maximum.
+            (
+                59_000,
+                true,
+                60_000,
+                300_000,
+                Some((35_400, 41_300)),
+                (50_150, 50_150),
+            ),
+            (60_000, false, 60_000, u64::MAX, None, (35_000, 40_000)),
+            (
+                7_200_000,
+                false,
+                7_200_000,
+                300_000,
+                None,
+                (6_825_000, 6_900_000),
+            ),
+            // Nothing is due at once.
+            (0, true, 60_000, 300_000, None, (20, 20)),
+            (1, false, 1, 300_000, None, (20, 20)),
+        ];
+        let from = at(10);
+        for (ttl, renewable, first, reserve, renew, replace) in TABLE {
+            for seed in 0..50 {
+                let grant = Grant {
+                    ttl: MS(*ttl),
+                    renewable: *renewable,
+                    first: MS(*first),
+                };
+                let dates = grant.dates(MS(*reserve), from, &mut Jitter::seeded(seed));
+                let inside = |(low, high): (u64, u64), date: Moment| {
+                    (MS(low)..=MS(high)).contains(&date.since(from))
+                };
+                assert!(
+                    dates.replace.is_some_and(|date| inside(*replace, date)),
+                    "{grant:?} {dates:?}"
+                );
+                assert_eq!(
+                    dates.renew.is_some(),
+                    renew.is_some(),
+                    "{grant:?} {dates:?}"
+                );
+                assert!(
+                    dates
+                        .renew
+                        .is_none_or(|date| inside(renew.unwrap_or_default(), date)),
+                    "{grant:?} {dates:?}"
+                );
+                assert_eq!(dates.end, Some(from.plus(MS(*ttl))));
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_lease_is_polled_with_jitter() {
+        let due: BTreeSet<Duration> = (0..50)
+            .filter_map(|seed| {
+                Some(
+                    poll(S(300), at(0), &mut Jitter::seeded(seed))
+                        .replace?
+                        .since(at(0)),
+                )
+            })
+            .collect();
+        assert!(due.len() > 40, "all at the same time");
+        assert!(
+            due.iter().all(|due| (S(270)..=S(300)).contains(due)),
+            "{due:?}"
+        );
+        assert_eq!(
+            poll(Duration::ZERO, at(0), &mut Jitter::seeded(1)).replace,
+            Some(Moment::at(MS(20))),
+            "never a hot loop"
+        );
+    }
+
+    #[test]
+    fn a_backoff_of_the_pace_is_bounded() {
+        let timing = Timing::new(S(60));
+        assert_eq!(timing.retry, Backoff::new(MS(250), S(60)));
+        assert_eq!((timing.grace, timing.refresh), (S(300), S(300)));
+    }
+}

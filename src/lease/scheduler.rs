@@ -1,59 +1,92 @@
 //! The machine that keeps a token and every lease alive: `step(input, now) -> outputs`, without a
 //! clock and without I/O. Invariant: all state changes happen in `step`.
 
-use super::attempts::{Context, Renewal, RequestKind, TokenState};
+use super::attempts::{Context, RequestKind, TokenState};
 use super::protocol::{Effect, ScheduleInput, Subject, SubjectStatus, TokenId};
-use super::queries::{Queries, REFRESH};
+use super::queries::Queries;
+use super::query::QuerySchedule;
 use super::renewal::Timing;
 use super::session::SessionSchedule;
 use super::source::{Cause, Failure, Lease, TokenGrant};
 use crate::clock::{Jitter, Moment};
 use crate::config::plan::Query;
 use crate::names::QueryId;
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// The schedule of all requests.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct Scheduler {
     timing: Timing,
-    #[serde(skip)]
     jitter: Jitter,
     schedule: Schedule,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 struct Schedule {
     session: SessionSchedule,
     queries: Queries,
-    /// The time of the last refresh, and of the next one.
-    refreshed: Option<Moment>,
-    refresh: Option<Moment>,
 }
 
 impl Scheduler {
     /// A machine that logs in at `now` and then reads all `queries`.
     pub fn new(queries: &[Query], timing: Timing, jitter: Jitter, now: Moment) -> Self {
-        let schedule = Schedule {
-            session: SessionSchedule::new(now),
-            queries: Queries::new(queries, &timing, now),
-            refreshed: None,
-            refresh: None,
-        };
-        Self {
+        let mut machine = Self {
             timing,
             jitter,
-            schedule,
+            schedule: Schedule {
+                session: SessionSchedule::new(now),
+                queries: Queries::default(),
+            },
+        };
+        for query in queries {
+            machine.add(query, now);
         }
+        machine
+    }
+
+    /// Adds a query with the next id. The read is due at `now`, and sent by the next step.
+    pub fn add(&mut self, query: &Query, now: Moment) -> QueryId {
+        let refresh = query.refresh.unwrap_or(self.timing.refresh);
+        let schedule = QuerySchedule::new(refresh, now);
+        self.schedule.queries.add(schedule)
     }
 
     /// Continues from the checkpoint of a crashed predecessor, taken before its last requests were
-    /// sent. Requests whose responses were lost are sent again; a lease that they may have minted
-    /// is revoked with its token.
-    pub fn resume(mut self, timing: Timing, now: Moment) -> Self {
-        self.timing = timing;
-        let minted = self.schedule.queries.drop_in_flight();
-        self.schedule.session.resume(minted, now, &mut self.jitter);
-        self
+    /// sent: its `session`, and all its queries in the order of their ids. Requests whose responses
+    /// were lost are sent again; a lease that they may have minted is revoked with its token.
+    pub fn resume(
+        session: SessionSchedule,
+        queries: Vec<QuerySchedule>,
+        timing: Timing,
+        now: Moment,
+    ) -> Self {
+        let (mut session, mut jitter) = (session, Jitter::new());
+        let mut queries = Queries::resume(queries);
+        session.resume(queries.drop_in_flight(), now, &mut jitter);
+        Self {
+            timing,
+            jitter,
+            schedule: Schedule { session, queries },
+        }
+    }
+
+    /// The part of the schedule besides the queries, for the checkpoint.
+    pub fn session(&self) -> &SessionSchedule {
+        &self.schedule.session
+    }
+
+    /// The schedule of one query, for the checkpoint.
+    ///
+    /// # Panics
+    /// On an id that this machine did not give.
+    pub fn query(&self, query: QueryId) -> &QuerySchedule {
+        self.schedule.queries.get(query)
+    }
+
+    /// The queries whose schedules changed since the last call: new ones at first, and after
+    /// `resume` the ones that differ from the checkpoint.
+    pub fn take_changed(&mut self) -> BTreeSet<QueryId> {
+        self.schedule.queries.take_changed()
     }
 
     /// The token that requests are made with.
@@ -83,23 +116,22 @@ impl Scheduler {
 
     /// The time of the next `Tick`; `None`: only a response changes something.
     pub fn wake(&self) -> Option<Moment> {
-        let Schedule {
-            session, queries, ..
-        } = &self.schedule;
+        let Schedule { session, queries } = &self.schedule;
         let requests = queries.wake(session.current().is_some(), session.holds_mints());
-        let moments = [requests, session.wake(queries), self.schedule.refresh];
-        moments.into_iter().flatten().min()
+        requests.into_iter().chain(session.wake(queries)).min()
     }
 
-    /// The status of `subject` at `now`; of an unknown query nothing is known.
+    #[cfg(test)]
+    pub(super) fn queries(&self) -> &Queries {
+        &self.schedule.queries
+    }
+
+    /// The status of `subject` at `now`.
     pub fn view(&self, subject: Subject, now: Moment) -> SubjectStatus<'_> {
         let session = self.schedule.session.view();
         match subject {
             Subject::Session => session,
-            Subject::Query(query) => match self.schedule.queries.get(query) {
-                Some(state) => state.view(session, now),
-                None => SubjectStatus::default(),
-            },
+            Subject::Query(query) => self.schedule.queries.get(query).view(session, now),
         }
     }
 
@@ -123,18 +155,10 @@ impl Schedule {
             ScheduleInput::Read(query, token, result) => self.read(query, token, result, cx),
             ScheduleInput::Renewed(query, token, result) => self.renewed(query, token, result, cx),
             ScheduleInput::Unusable(query) => {
-                if let Some(state) = self.queries.get_mut(query) {
-                    state.unusable(cx);
-                }
+                self.queries.change(query, |state| state.unusable(cx));
             }
             ScheduleInput::CredentialsChanged => self.session.credentials_changed(cx.now),
-            // A refresh soon after another one waits; further ones meanwhile are the same.
-            ScheduleInput::Refresh => {
-                self.refresh = Some(match self.refreshed {
-                    Some(last) => last.plus(REFRESH).max(cx.now),
-                    None => cx.now,
-                });
-            }
+            ScheduleInput::Refresh => self.session.ask_refresh(cx.now),
         }
     }
 
@@ -161,14 +185,12 @@ impl Schedule {
         result: Result<Option<Lease>, Failure>,
         cx: &mut Context<'_>,
     ) {
-        let current = self.session.current();
-        let Some(state) = self.queries.get_mut(query) else {
-            return;
-        };
-        let sent = state.renewal.answered(cx.now);
         match result {
             Ok(lease) => {
-                let replaced = state.read(lease.as_ref(), token, current, sent, cx);
+                let current = self.session.current();
+                let replaced = self.queries.change(query, |state| {
+                    state.read(lease.as_ref(), token, current, cx)
+                });
                 self.session.extend_grace(replaced, cx);
             }
             Err(failure) => {
@@ -185,30 +207,23 @@ impl Schedule {
         result: Result<Lease, Failure>,
         cx: &mut Context<'_>,
     ) {
-        let current = self.session.current();
-        let Some(state) = self.queries.get_mut(query) else {
-            return;
-        };
-        let sent = state.renewal.answered(cx.now);
         match result {
-            // The lease ended while the renewal was in flight.
-            _ if !state.is_leased() => {}
-            Ok(lease) => state.granted(&lease, current, sent, cx),
-            Err(failure) if failure.cause == Cause::NotFound => state.expire(cx.now),
-            Err(failure) => {
-                self.failed(
-                    Subject::Query(query),
-                    RequestKind::Renew,
-                    token,
-                    failure,
-                    cx,
-                );
+            Err(failure)
+                if failure.cause != Cause::NotFound && self.queries.get(query).is_leased() =>
+            {
+                let subject = Subject::Query(query);
+                self.failed(subject, RequestKind::Renew, token, failure, cx);
+            }
+            // The lease is gone, or it ended while the renewal was in flight.
+            Ok(_) | Err(_) => {
+                let (lease, current) = (result.ok(), self.session.current());
+                self.queries
+                    .change(query, |state| state.renewed(lease.as_ref(), current, cx));
             }
         }
     }
 
-    /// A request under `token` failed. A 403 leads to a lookup of the token, or to a new request if
-    /// the token was replaced meanwhile.
+    /// A request under `token` failed.
     fn failed(
         &mut self,
         subject: Subject,
@@ -218,23 +233,17 @@ impl Schedule {
         cx: &mut Context<'_>,
     ) {
         let is_current = self.session.current() == Some(token);
-        let Some(renewal) = self.renewal(subject) else {
-            return;
+        let look_up = match subject {
+            Subject::Session => {
+                let renewal = &mut self.session.renewal;
+                renewal.failed(subject, kind, failure, is_current, cx)
+            }
+            Subject::Query(query) => self.queries.change(query, |state| {
+                state.renewal.failed(subject, kind, failure, is_current, cx)
+            }),
         };
-        if failure.cause != Cause::Denied {
-            renewal.postpone(subject, kind, &failure, cx);
-        } else if is_current {
-            renewal.await_lookup(kind, failure);
+        if look_up {
             self.session.look_up(token, cx);
-        } else {
-            renewal.replace.at = Some(cx.now);
-        }
-    }
-
-    fn renewal(&mut self, subject: Subject) -> Option<&mut Renewal> {
-        match subject {
-            Subject::Session => Some(&mut self.session.renewal),
-            Subject::Query(query) => self.queries.get_mut(query).map(|state| &mut state.renewal),
         }
     }
 
@@ -251,18 +260,12 @@ impl Schedule {
         }
         let session = &mut self.session.renewal;
         session.resolve_denied(Subject::Session, found, cx);
-        for (query, state) in self.queries.iter_mut() {
-            let subject = Subject::Query(query);
-            state.renewal.resolve_denied(subject, found, cx);
-        }
+        self.queries.resolve_denied(found, cx);
     }
 
     /// Handles the moments that have come: ends first, then the requests that follow from them.
     fn send_due(&mut self, cx: &mut Context<'_>) {
-        if self.refresh.is_some_and(|at| at <= cx.now) {
-            self.refreshed = Some(cx.now);
-            self.refresh = None;
-            self.session.refresh_now(cx.now);
+        if self.session.begin_refresh(cx.now) {
             self.queries.refresh_now(cx.now);
         }
         for token in self.session.end_tokens(cx) {

@@ -4,6 +4,7 @@
 use super::attempts::{Context, Renewal, RequestKind, TokenState};
 use super::protocol::{Effect, Request, Subject, SubjectStatus, TokenId};
 use super::queries::Queries;
+use super::query::REFRESH;
 use super::refusals::Refusals;
 use super::renewal::{Dates, Grant, Timing};
 use super::source::{Cause, Failure, TokenGrant};
@@ -12,9 +13,10 @@ use crate::exit::Exit;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The login and its tokens.
+/// The schedule of the login, of its tokens and of the refreshes that a person asks for; opaque, for
+/// the checkpoint.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct SessionSchedule {
+pub struct SessionSchedule {
     pub(super) renewal: Renewal,
     /// Earlier refusals, which delay the next login.
     refusals: Refusals,
@@ -35,6 +37,9 @@ pub(super) struct SessionSchedule {
     /// Logins whose responses were lost in a crash: each may have left a token that nobody can
     /// revoke.
     pub(super) orphaned_logins: u32,
+    /// The time of the last refresh, and of the next one.
+    refreshed: Option<Moment>,
+    refresh: Option<Moment>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -221,10 +226,27 @@ impl SessionSchedule {
         }
     }
 
-    /// A person asked for fresh secrets: a login that waits is tried now, if refusals allow.
-    pub(super) fn refresh_now(&mut self, now: Moment) {
+    /// A person asks for fresh secrets. A refresh soon after another one waits; further ones
+    /// meanwhile are the same.
+    pub(super) fn ask_refresh(&mut self, now: Moment) {
+        let earliest = match self.refreshed {
+            Some(last) => last.plus(REFRESH),
+            None => now,
+        };
+        self.refresh = Some(earliest.max(now));
+    }
+
+    /// Whether a refresh is due. A login that waits is then tried now, if refusals allow.
+    pub(super) fn begin_refresh(&mut self, now: Moment) -> bool {
+        match self.refresh {
+            Some(at) if at <= now => {}
+            Some(_) | None => return false,
+        }
+        self.refresh = None;
+        self.refreshed = Some(now);
         self.refusals.refresh_now(now);
         self.renewal.retry_now(now);
+        true
     }
 
     /// Drops the tokens whose end has come, and returns them.
@@ -259,13 +281,18 @@ impl SessionSchedule {
 
     /// Sends the request of the session that is due.
     pub(super) fn send_due(&mut self, cx: &mut Context<'_>) {
-        match (self.renewal.begin(self.next(), cx.now), self.token) {
-            (Some(RequestKind::Renew), Some(token)) => cx.ask(Request::RenewToken(token.id)),
-            (Some(_), _) => {
-                self.logins += 1;
-                cx.ask(Request::Login(TokenId(self.logins)));
-            }
-            (None, _) => {}
+        let Some((at, kind)) = self.next() else {
+            return;
+        };
+        if at > cx.now {
+            return;
+        }
+        self.renewal.in_flight = Some((cx.now, kind));
+        if let (RequestKind::Renew, Some(token)) = (kind, self.token) {
+            cx.ask(Request::RenewToken(token.id));
+        } else {
+            self.logins += 1;
+            cx.ask(Request::Login(TokenId(self.logins)));
         }
     }
 
@@ -279,7 +306,8 @@ impl SessionSchedule {
             }
         });
         let next = self.next().map(|(at, _)| at);
-        retired.chain([next, self.renewal.end]).flatten().min()
+        let moments = [next, self.renewal.end, self.refresh];
+        retired.chain(moments).flatten().min()
     }
 
     pub(super) fn view(&self) -> SubjectStatus<'_> {

@@ -1,9 +1,9 @@
 //! The interface between the schedule and a server, implemented by `bao` and scripted by tests.
 //! Invariant: no wire format is known here.
 
-use crate::config::plan::Query;
 use crate::exit::Exit;
 use crate::names::LeaseId;
+use crate::template::Read;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -196,11 +196,11 @@ pub trait Source {
     /// The exported credentials are checkpointed: their file may be deleted now.
     fn commit_credentials(&self);
 
-    /// Reads `query` under `token`.
+    /// Sends `read` under `token`.
     ///
     /// # Errors
     /// As classified by `Cause`.
-    async fn read(&self, token: &Self::Token, query: &Query) -> Result<Reply, Failure>;
+    async fn read(&self, token: &Self::Token, read: &Read) -> Result<Reply, Failure>;
 
     /// Renews a lease (`sys/leases/renew`) for `increment`, as far as the server grants that.
     ///

@@ -1,14 +1,14 @@
 //! The machine against a scripted server, for hours of simulated time.
 
-use super::renewal::poll;
 use super::source::{Cause, Failure, Lease, TokenGrant};
 use super::*;
-use crate::clock::{Backoff, Jitter, Moment};
+use crate::clock::{Jitter, Moment};
 use crate::config::plan::Query;
 use crate::names::{LeaseId, QueryId, SecretPath};
+use crate::template::Read;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 use std::collections::btree_map::OccupiedEntry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -24,6 +24,15 @@ fn failure(cause: Cause) -> Failure {
         cause,
         message: format!("{cause:?}"),
         retry_after: None,
+    }
+}
+
+fn query(path: &str) -> Query {
+    let path = SecretPath::new(path).expect("a good path");
+    let version = None;
+    Query {
+        read: Read { path, version },
+        refresh: None,
     }
 }
 
@@ -61,6 +70,8 @@ struct World {
     /// Those of them that a fault hit.
     failed: Vec<(Moment, Request)>,
     said: Vec<Effect>,
+    /// The checkpoint of each query.
+    saved: Vec<Vec<u8>>,
     /// The lease that each query serves.
     served: BTreeMap<QueryId, u32>,
     /// How long a served lease was dead, over all queries.
@@ -74,13 +85,7 @@ struct World {
 
 impl World {
     fn new(leased: u32, kv: u32, lease: Life, token: Life) -> Self {
-        let queries: Vec<Query> = (0..leased + kv)
-            .map(|n| Query {
-                path: SecretPath::new(&format!("q{n}")).expect("a good path"),
-                version: None,
-                refresh: None,
-            })
-            .collect();
+        let queries: Vec<Query> = (0..leased + kv).map(|n| query(&format!("q{n}"))).collect();
         let now = at(1_000);
         Self {
             machine: Scheduler::new(&queries, Timing::new(S(60)), Jitter::seeded(7), now),
@@ -95,6 +100,7 @@ impl World {
             log: Vec::new(),
             failed: Vec::new(),
             said: Vec::new(),
+            saved: Vec::new(),
             served: BTreeMap::new(),
             bad: Duration::ZERO,
             fate: None,
@@ -153,11 +159,30 @@ impl World {
             self.lost.0 += u32::from(matches!(answer, ScheduleInput::LoggedIn(_)));
             self.lost.1 += usize::from(matches!(answer, ScheduleInput::Read(_, _, Ok(Some(_)))));
         }
-        let written = serde_json::to_vec(&self.machine).expect("it can be written");
-        self.machine = serde_json::from_slice::<Scheduler>(&written)
-            .expect("and read")
-            .resume(Timing::new(S(60)), self.now);
+        let session = serde_json::to_vec(self.machine.session()).expect("it can be written");
+        let session = serde_json::from_slice(&session).expect("and read");
+        let queries = self.saved.iter();
+        let queries = queries.map(|saved| serde_json::from_slice(saved).expect("and read"));
+        let timing = Timing::new(S(60));
+        self.machine = Scheduler::resume(session, queries.collect(), timing, self.now);
         self.deaths += 1;
+    }
+
+    /// Saves the queries that changed, as a checkpoint does, and compares the index of the queries
+    /// with a walk over all of them.
+    fn save(&mut self) {
+        for query in self.machine.take_changed() {
+            let state = serde_json::to_vec(self.machine.query(query)).expect("it can be written");
+            match self.saved.get_mut(query.index()) {
+                Some(saved) => *saved = state,
+                None => self.saved.push(state),
+            }
+        }
+        for (query, saved) in (0..).map(QueryId).zip(&self.saved) {
+            let state = serde_json::to_vec(self.machine.query(query)).expect("it can be written");
+            assert!(*saved == state, "{query:?} changed and was not named");
+        }
+        queries::tests::compare_with_a_walk(self.machine.queries(), self.now);
     }
 
     fn pass(&mut self, to: Moment) {
@@ -177,7 +202,9 @@ impl World {
             );
         }
         let before = self.said.len();
-        for output in self.machine.step(input, self.now) {
+        let outputs = self.machine.step(input, self.now);
+        self.save();
+        for output in outputs {
             if let Effect::Ask(request) = output {
                 self.answer(&request);
                 self.log.push((self.now, request));
@@ -348,122 +375,6 @@ fn is_renewal(request: &Request) -> bool {
 }
 
 #[test]
-fn dates_of_grants() {
-    // (life, renewable, first life, reserve) -> renew and replace, as ranges in milliseconds.
-    type Row = (u64, bool, u64, u64, Option<(u64, u64)>, (u64, u64));
-    const TABLE: &[Row] = &[
-        (
-            60_000,
-            true,
-            60_000,
-            300_000,
-            Some((36_000, 42_000)),
-            (51_000, 51_000),
-        ),
-        (
-            7_200_000,
-            true,
-            7_200_000,
-            300_000,
-            Some((4_320_000, 5_040_000)),
-            (6_900_000, 6_900_000),
-        ),
-        (
-            2_000,
-            true,
-            2_000,
-            300_000,
-            Some((1_200, 1_400)),
-            (1_700, 1_700),
-        ),
-        // A renewal that gave less has met the maximum.
-        (30_000, true, 60_000, 300_000, None, (17_500, 20_000)),
-        (
-            3_600_000,
-            true,
-            7_200_000,
-            300_000,
-            None,
-            (3_225_000, 3_300_000),
-        ),
-        // Rounding of the server is no maximum.
-        (
-            59_000,
-            true,
-            60_000,
-            300_000,
-            Some((35_400, 41_300)),
-            (50_150, 50_150),
-        ),
-        (60_000, false, 60_000, u64::MAX, None, (35_000, 40_000)),
-        (
-            7_200_000,
-            false,
-            7_200_000,
-            300_000,
-            None,
-            (6_825_000, 6_900_000),
-        ),
-        // Nothing is due at once.
-        (0, true, 60_000, 300_000, None, (20, 20)),
-        (1, false, 1, 300_000, None, (20, 20)),
-    ];
-    let from = at(10);
-    for (ttl, renewable, first, reserve, renew, replace) in TABLE {
-        for seed in 0..50 {
-            let grant = Grant {
-                ttl: MS(*ttl),
-                renewable: *renewable,
-                first: MS(*first),
-            };
-            let dates = grant.dates(MS(*reserve), from, &mut Jitter::seeded(seed));
-            let inside = |(low, high): (u64, u64), date: Moment| {
-                (MS(low)..=MS(high)).contains(&date.since(from))
-            };
-            assert!(
-                dates.replace.is_some_and(|date| inside(*replace, date)),
-                "{grant:?} {dates:?}"
-            );
-            assert_eq!(
-                dates.renew.is_some(),
-                renew.is_some(),
-                "{grant:?} {dates:?}"
-            );
-            assert!(
-                dates
-                    .renew
-                    .is_none_or(|date| inside(renew.unwrap_or_default(), date)),
-                "{grant:?} {dates:?}"
-            );
-            assert_eq!(dates.end, Some(from.plus(MS(*ttl))));
-        }
-    }
-}
-
-#[test]
-fn what_has_no_lease_is_polled_with_jitter() {
-    let due: BTreeSet<Duration> = (0..50)
-        .filter_map(|seed| {
-            Some(
-                poll(S(300), at(0), &mut Jitter::seeded(seed))
-                    .replace?
-                    .since(at(0)),
-            )
-        })
-        .collect();
-    assert!(due.len() > 40, "all at the same time");
-    assert!(
-        due.iter().all(|due| (S(270)..=S(300)).contains(due)),
-        "{due:?}"
-    );
-    assert_eq!(
-        poll(Duration::ZERO, at(0), &mut Jitter::seeded(1)).replace,
-        Some(Moment::at(MS(20))),
-        "never a hot loop"
-    );
-}
-
-#[test]
 fn a_calm_day_costs_little_and_serves_no_dead_lease() {
     let mut world = World::new(2, 2, life(600, 3_600), life(3_600, 4 * 3_600));
     world.run(24 * 3_600);
@@ -516,13 +427,7 @@ fn reads_that_hang_delay_a_renewal_by_one_of_them_and_starve_nobody() {
     // 40 secrets whose reads take 10 s each, one with a lease of a minute, and one that is
     // refreshed like all others.
     let slow = |n: u32| (1..41).contains(&n);
-    let queries: Vec<Query> = (0..42)
-        .map(|n| Query {
-            path: SecretPath::new(&format!("q{n}")).expect("a good path"),
-            version: None,
-            refresh: None,
-        })
-        .collect();
+    let queries: Vec<Query> = (0..42).map(|n| query(&format!("q{n}"))).collect();
     let mut machine = Scheduler::new(&queries, Timing::new(S(60)), Jitter::seeded(3), at(0));
     let (mut answers, mut now) = (BTreeMap::<(Moment, u32), ScheduleInput>::new(), at(0));
     let (mut out, mut serial, mut good, mut renewals) = (0, 0, 0, 0);
@@ -917,12 +822,7 @@ const S2: Duration = Duration::from_secs(2);
 
 #[test]
 fn the_servers_word_on_when_to_ask_again_is_kept() {
-    let query = Query {
-        path: SecretPath::new("q").expect("good"),
-        version: None,
-        refresh: None,
-    };
-    let mut machine = Scheduler::new(&[query], Timing::new(S(60)), Jitter::seeded(1), at(0));
+    let mut machine = Scheduler::new(&[query("q")], Timing::new(S(60)), Jitter::seeded(1), at(0));
     machine.step(ScheduleInput::Tick, at(0));
     let limited = Failure {
         retry_after: Some(S(90)),
@@ -1059,12 +959,7 @@ fn a_single_use_secret_id_keeps_its_token_to_the_end() {
 
 #[test]
 fn what_cannot_be_rendered_is_read_again_slowly() {
-    let query = Query {
-        path: SecretPath::new("q").expect("good"),
-        version: None,
-        refresh: None,
-    };
-    let mut machine = Scheduler::new(&[query], Timing::new(S(60)), Jitter::seeded(1), at(0));
+    let mut machine = Scheduler::new(&[query("q")], Timing::new(S(60)), Jitter::seeded(1), at(0));
     machine.step(ScheduleInput::Tick, at(0));
     machine.step(
         ScheduleInput::LoggedIn(Ok(TokenGrant {
@@ -1340,8 +1235,41 @@ proptest! {
 }
 
 #[test]
-fn a_backoff_of_the_pace_is_bounded() {
-    let timing = Timing::new(S(60));
-    assert_eq!(timing.retry, Backoff::new(MS(250), S(60)));
-    assert_eq!((timing.grace, timing.refresh), (S(300), S(300)));
+fn a_query_that_is_added_later_is_read_at_once_and_kept_fresh() {
+    let mut world = World::new(1, 0, life(600, 36_000), life(36_000, 36_000));
+    world.run(100);
+    assert_eq!(world.machine.add(&query("q1"), world.now), QueryId(1));
+    assert_eq!(world.machine.wake(), Some(world.now));
+    world.run(101);
+    assert_eq!([0, 1].map(|n| world.reads_of(n)), [1, 1]);
+    world.die();
+    world.run(500);
+    assert_eq!([0, 1].map(|n| world.reads_of(n)), [1, 2]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(32) })]
+
+    /// `World::save` compares the index with a walk, and the checkpoint with the state, after each
+    /// step.
+    #[test]
+    fn the_index_agrees_with_a_walk(
+        lease in 2_u64..900,
+        acts in proptest::collection::vec((0_u8..7, 0_u64..200, 0_u32..3), 1..30),
+        faults in proptest::collection::vec(window(), 0..4),
+    ) {
+        let mut world = World::new(2, 1, life(lease, 3 * lease), life(1_200, 2_400))
+            .fault(move |request, now| faults.iter().find_map(|f| hits(f, request, now)));
+        for (act, pause, query_id) in acts {
+            world.run(second(world.now) + pause);
+            match act {
+                0 => world.step(ScheduleInput::Refresh),
+                1 => world.step(ScheduleInput::Unusable(QueryId(query_id))),
+                2 => world.step(ScheduleInput::CredentialsChanged),
+                3 => world.die(),
+                4 => drop(world.machine.add(&query("added"), world.now)),
+                _ => {}
+            }
+        }
+    }
 }

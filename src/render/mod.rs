@@ -1,6 +1,6 @@
-//! `Plan` x replies -> the bytes of files. Invariants: all files that are asked for, or none; bytes
-//! as the server gave them (numbers keep their digits); an error names file and configured field,
-//! never a value, and at most one other name of the secret's fields, which is for the log alone.
+//! Renders replies into the contents of files. Invariants: all requested files are rendered, or none;
+//! bytes stay as the server sent them (numbers keep their digits); an error names the file and the
+//! configured field, never a value, and at most one other field of the secret, for the log alone.
 
 use crate::config::plan::{Content, Empty, File, Plan};
 use crate::lease::source::{Engine, Reply};
@@ -8,109 +8,94 @@ use crate::names::{FileId, FileName, QueryId, SecretPath};
 use crate::shown::{ShownName, distance};
 use crate::template::{ExecError, SecretView};
 use serde_json::{Map, Value};
-use std::fmt;
+use std::collections::BTreeMap;
+use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// One file's new content.
+/// The new content of one file.
 pub type Change = (FileId, Zeroizing<Vec<u8>>);
 
-/// What files are made of.
-pub trait Values {
-    /// What a query gave, if it was read.
-    fn reply(&self, query: QueryId) -> Option<&Reply>;
-    /// The token's bytes, once there is one.
-    fn token(&self) -> Option<&[u8]>;
+/// The values that files are made of.
+#[derive(Debug, Default)]
+pub struct Values<'a> {
+    /// The replies by query; a query without a reply was not read yet.
+    pub replies: BTreeMap<QueryId, &'a Reply>,
+    /// The bytes of the token, once there is one.
+    pub token: Option<&'a [u8]>,
 }
 
-/// Why a file cannot be rendered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A file that cannot be rendered.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("rendering {name} ({origin}){}: {problem}", from(path.as_ref()))]
 pub struct RenderError {
-    /// Which.
+    /// The file.
     pub file: FileId,
-    /// Its name.
+    /// The name of the file.
     pub name: FileName,
-    /// Where it is configured.
+    /// The place in the configuration.
     pub origin: String,
-    /// What it reads; `None` for a template, whose problem has a place of its own, and for a
-    /// token.
+    /// The path of the secret; `None` for a token, and for a template, whose problem names a path.
     pub path: Option<SecretPath>,
-    /// What is wrong.
+    /// The cause.
     pub problem: RenderProblem,
 }
 
-/// What is wrong with a value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A defect of a value.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RenderProblem {
-    /// Nothing was read yet.
+    /// There is no reply or no token yet.
+    #[error("nothing was read yet")]
     Unread,
     /// The secret has no such field.
+    #[error("the secret has no field `{field}`")]
     Missing {
-        /// The field that is configured.
+        /// The field in the configuration.
         field: String,
-        /// The field of the secret that was probably meant. Whoever may write the secret chooses
-        /// this name.
+        /// The field of the secret that was probably meant. The writers of the secret choose this
+        /// name.
         similar: Option<ShownName>,
     },
     /// The field is null.
+    #[error("the field `{0}` is null")]
     Null(String),
     /// The content is empty, and `allow_empty` is not set.
+    #[error("the value is empty; hint: set allow_empty if that is meant")]
     Empty,
     /// A template cannot be executed.
+    #[error("{0}")]
     Template(ExecError),
-    /// There is no room to keep what was read: how much it takes in memory, how much others take,
-    /// and the bound, in bytes.
+    /// There is no room to keep the reply. Sizes are bytes.
+    #[error(
+        "the answer takes {size} bytes of memory, and {kept} of the {limit} bytes for answers are \
+         taken; hint: a larger `filesystem.size` gives more"
+    )]
     NoRoom {
-        /// Of this answer.
-        size: usize,
-        /// Of those that are kept.
-        kept: usize,
-        /// Of all.
-        limit: usize,
+        /// The size of the reply.
+        size: u64,
+        /// The size of everything else that is kept.
+        kept: u64,
+        /// The limit for both.
+        limit: u64,
     },
 }
 
-impl fmt::Display for RenderError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rendering {} ({})", self.name, self.origin)?;
-        if let Some(path) = &self.path {
-            write!(f, " from {path}")?;
-        }
-        match &self.problem {
-            RenderProblem::Unread => f.write_str(": nothing was read yet"),
-            RenderProblem::Missing { field, .. } => {
-                write!(f, ": the secret has no field `{field}`")
-            }
-            RenderProblem::Null(field) => write!(f, ": the field `{field}` is null"),
-            RenderProblem::Empty => {
-                f.write_str(": the value is empty; hint: set allow_empty if that is meant")
-            }
-            RenderProblem::Template(error) => write!(f, ": {error}"),
-            RenderProblem::NoRoom { size, kept, limit } => write!(
-                f,
-                ": the answer takes {size} bytes of memory, and {kept} of the {limit} bytes for answers are taken; \
-                 hint: a larger `filesystem.size` gives more"
-            ),
-        }
+fn from(path: Option<&SecretPath>) -> String {
+    match path {
+        Some(path) => format!(" from {path}"),
+        None => String::new(),
     }
 }
 
-impl std::error::Error for RenderError {}
-
 impl RenderError {
-    /// The message with the field that was probably meant. It is for the log: the report may be
-    /// read by everybody, and names of fields are not for everybody.
+    /// The message with the field that was probably meant. Only the log may have the names of fields,
+    /// because everybody may read the report.
     pub fn in_log(&self) -> String {
-        match &self.problem {
-            RenderProblem::Missing {
-                similar: Some(name),
-                ..
-            } => format!("{self}; hint: did you mean `{name}`?"),
-            RenderProblem::Missing { similar: None, .. }
-            | RenderProblem::Unread
-            | RenderProblem::Null(_)
-            | RenderProblem::Empty
-            | RenderProblem::Template(_)
-            | RenderProblem::NoRoom { .. } => self.to_string(),
+        if let RenderProblem::Missing { similar, .. } = &self.problem
+            && let Some(name) = similar
+        {
+            format!("{self}; hint: did you mean `{name}`?")
+        } else {
+            self.to_string()
         }
     }
 }
@@ -118,18 +103,15 @@ impl RenderError {
 /// Renders `files`, all or none.
 ///
 /// # Errors
-/// One for each file that cannot be rendered.
+/// An error for each file that cannot be rendered.
 pub fn render(
     plan: &Plan,
     files: impl IntoIterator<Item = FileId>,
-    values: &impl Values,
+    values: &Values<'_>,
 ) -> Result<Vec<Change>, Vec<RenderError>> {
     let (mut changes, mut errors) = (Vec::new(), Vec::new());
     for id in files {
-        let Some(file) = plan.files.get(id.index()) else {
-            continue;
-        };
-        match content(file, values) {
+        match content(&plan.files[id.index()], values) {
             Ok(bytes) => changes.push((id, bytes)),
             Err(problem) => errors.push(error(plan, id, problem)),
         }
@@ -141,10 +123,10 @@ pub fn render(
     }
 }
 
-/// What is wrong with this file of the plan.
+/// The error of a file with this problem.
 ///
 /// # Panics
-/// When there is no such file.
+/// Panics if the plan has no such file.
 pub fn error(plan: &Plan, file: FileId, problem: RenderProblem) -> RenderError {
     let File {
         name,
@@ -152,16 +134,23 @@ pub fn error(plan: &Plan, file: FileId, problem: RenderProblem) -> RenderError {
         content,
         ..
     } = &plan.files[file.index()];
+    let path = match content {
+        Content::Field { query, .. } | Content::Json { query } => {
+            let query = plan.queries.get(query.index());
+            query.map(|query| query.read.path.clone())
+        }
+        Content::Template(_) | Content::Token => None,
+    };
     RenderError {
         file,
         name: name.clone(),
         origin: origin.clone(),
-        path: path(plan, content),
+        path,
         problem,
     }
 }
 
-/// What a file reads, each once.
+/// The queries that a file is made of, each once.
 pub fn queries(content: &Content) -> Vec<QueryId> {
     let mut queries = match content {
         Content::Field { query, .. } | Content::Json { query } => vec![*query],
@@ -173,39 +162,32 @@ pub fn queries(content: &Content) -> Vec<QueryId> {
     queries
 }
 
-fn path(plan: &Plan, content: &Content) -> Option<SecretPath> {
-    match content {
-        Content::Field { query, .. } | Content::Json { query } => plan
-            .queries
-            .get(query.index())
-            .map(|query| query.path.clone()),
-        Content::Template(_) | Content::Token => None,
-    }
-}
-
-fn content(file: &File, values: &impl Values) -> Result<Zeroizing<Vec<u8>>, RenderProblem> {
-    if queries(&file.content)
-        .into_iter()
-        .any(|query| values.reply(query).is_none())
-    {
-        return Err(RenderProblem::Unread);
-    }
+fn content(file: &File, values: &Values<'_>) -> Result<Zeroizing<Vec<u8>>, RenderProblem> {
+    let reply = |query: &QueryId| values.replies.get(query).copied();
     let bytes = match &file.content {
-        Content::Field { query, field } => bytes(
-            field,
-            find_field(values.reply(*query).ok_or(RenderProblem::Unread)?, field)?,
-        )?,
-        Content::Json { query } => match &values.reply(*query).ok_or(RenderProblem::Unread)?.fields
-        {
-            none if none.is_empty() && file.empty == Empty::Refuse => {
+        Content::Field { query, field } => {
+            let reply = reply(query).ok_or(RenderProblem::Unread)?;
+            bytes(field, find_field(reply, field)?)?
+        }
+        Content::Json { query } => {
+            let fields = &reply(query).ok_or(RenderProblem::Unread)?.fields;
+            if fields.is_empty() && file.empty == Empty::Refuse {
                 return Err(RenderProblem::Empty);
             }
-            fields => compact(fields),
-        },
-        Content::Template(template) => template
-            .execute(&|query| values.reply(*query).map(view))
-            .map_err(RenderProblem::Template)?,
-        Content::Token => Zeroizing::new(values.token().ok_or(RenderProblem::Unread)?.to_vec()),
+            compact(fields)
+        }
+        Content::Template(template) => {
+            if queries(&file.content)
+                .iter()
+                .any(|query| reply(query).is_none())
+            {
+                return Err(RenderProblem::Unread);
+            }
+            template
+                .execute(&|query| reply(query).map(view))
+                .map_err(RenderProblem::Template)?
+        }
+        Content::Token => Zeroizing::new(values.token.ok_or(RenderProblem::Unread)?.to_vec()),
     };
     if bytes.is_empty() && file.empty == Empty::Refuse {
         Err(RenderProblem::Empty)
@@ -221,9 +203,9 @@ fn find_field<'a>(reply: &'a Reply, field: &str) -> Result<&'a Value, RenderProb
     })
 }
 
-/// The field that was probably meant by `field`: one that differs by letter case, or by a few
-/// bytes. Whoever may write the secret decides how many names there are and how long they are: what
-/// is compared is bounded by `COMPARED` and `LONGEST`.
+/// The field that was probably meant by `field`: the name differs in letter case or in a few bytes.
+/// The writers of the secret choose number and length of the names, so `COMPARED` and `LONGEST` bound
+/// the comparison.
 fn similar(fields: &Map<String, Value>, field: &str) -> Option<ShownName> {
     const COMPARED: usize = 1_000;
     const LONGEST: usize = 64;
@@ -238,8 +220,8 @@ fn similar(fields: &Map<String, Value>, field: &str) -> Option<ShownName> {
     (distance <= limit).then(|| name.as_str().into())
 }
 
-/// An exact key wins (`tls.crt` is an ordinary one), at each level; then the part before a dot is
-/// an object's key.
+/// The value at a path of keys. At each level an exact key wins (`tls.crt` is an ordinary key); after
+/// that the part before a dot is the key of an object.
 fn find<'a>(object: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     object.get(path).or_else(|| {
         path.match_indices('.')

@@ -69,8 +69,10 @@ pub(crate) fn plan(queries: Vec<Query>, files: Vec<File>) -> Plan {
 
 pub(crate) fn query(path: &str, refresh: Option<Duration>) -> Query {
     Query {
-        path: SecretPath::new(path).expect("a good path"),
-        version: None,
+        read: Read {
+            path: SecretPath::new(path).expect("a good path"),
+            version: None,
+        },
         refresh,
     }
 }
@@ -115,16 +117,18 @@ pub(crate) fn reply(fields: &Value) -> Reply {
     }
 }
 
-struct Given(Vec<Option<Reply>>, Option<&'static [u8]>);
-
-impl Values for Given {
-    fn reply(&self, query: QueryId) -> Option<&Reply> {
-        self.0.get(query.index())?.as_ref()
+/// The replies to the queries in order, and a token.
+fn given<'a>(replies: &'a [Option<Reply>], token: Option<&'a [u8]>) -> Values<'a> {
+    let mut values = Values {
+        token,
+        ..Values::default()
+    };
+    for (query, reply) in (0..).map(QueryId).zip(replies) {
+        if let Some(reply) = reply {
+            values.replies.insert(query, reply);
+        }
     }
-
-    fn token(&self) -> Option<&[u8]> {
-        self.1
-    }
+    values
 }
 
 /// The content of one file over one reply, or the words of the error.
@@ -137,8 +141,8 @@ fn one(content: Content, empty: Empty, fields: &str) -> Result<String, String> {
         }],
     );
     let fields: Value = serde_json::from_str(fields).expect("JSON");
-    let given = Given(vec![Some(reply(&fields))], Some(b"s.token"));
-    match render(&plan, [FileId(0)], &given) {
+    let replies = [Some(reply(&fields))];
+    match render(&plan, [FileId(0)], &given(&replies, Some(b"s.token"))) {
         Ok(changes) => Ok(String::from_utf8(changes[0].1.to_vec()).expect("text")),
         Err(errors) => Err(errors.iter().map(RenderError::in_log).collect()),
     }
@@ -236,7 +240,8 @@ fn all_files_or_none_with_every_error() {
         file("token", Content::Token),
     ];
     let plan = plan(vec![query("q0", None), query("q1", None)], files);
-    let given = Given(vec![Some(reply(&json!({"a": "secret-value"}))), None], None);
+    let replies = [Some(reply(&json!({"a": "secret-value"}))), None];
+    let given = given(&replies, None);
     let errors = render(&plan, (0..4).map(FileId), &given).expect_err("three cannot be rendered");
     assert_eq!(
         errors.iter().map(|error| error.file).collect::<Vec<_>>(),
@@ -255,8 +260,8 @@ fn all_files_or_none_with_every_error() {
 fn missing(wanted: &str, names: impl IntoIterator<Item = String>) -> RenderError {
     let fields: Map<String, Value> = names.into_iter().map(|name| (name, json!("v"))).collect();
     let plan = plan(vec![query("a/b", None)], vec![file("f", field(0, wanted))]);
-    let given = Given(vec![Some(reply(&Value::Object(fields)))], None);
-    render(&plan, [FileId(0)], &given)
+    let replies = [Some(reply(&Value::Object(fields)))];
+    render(&plan, [FileId(0)], &given(&replies, None))
         .expect_err("it is missing")
         .remove(0)
 }

@@ -7,8 +7,8 @@ mod table;
 
 pub use describe::{checkpoint_loss, describe, missing_detail, overdue, swap_exposure};
 pub use report::{
-    Checkpoint, Condition, Counts, Detail, FORMAT, FileReport, OVERDUE, Report, Roles, Served,
-    Session, Trouble, WallsReport, seconds,
+    Checkpoint, Condition, Counts, Detail, FORMAT, FileReport, Heartbeat, OVERDUE, Report, Roles,
+    Served, Session, Trouble, WallsReport, seconds,
 };
 pub use table::table;
 
@@ -17,6 +17,10 @@ use crate::clock::{Clock, Moment, RealClock};
 pub use crate::names::STATE_DIRECTORY as DIRECTORY;
 /// The name of the report in `DIRECTORY`.
 pub const FILE: &str = "status.json";
+/// The name of the heartbeat in `DIRECTORY`.
+pub const HEARTBEAT: &str = "heartbeat.json";
+/// The files in `DIRECTORY`.
+pub const FILES: [&str; 2] = [FILE, HEARTBEAT];
 
 /// The current time, by both clocks.
 #[derive(Clone, Copy, Debug)]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The current `Report::format`.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// The delay after `Report::due_monotonic_ms` from which the agent counts as hung.
 pub const OVERDUE: Duration = Duration::from_secs(10);
 
@@ -22,10 +22,10 @@ pub struct Report {
     pub version: ShownName,
     /// The start of the agent.
     pub since: u64,
-    /// The time of writing.
+    /// The time of writing of the report or of the last heartbeat.
     pub written: u64,
-    /// The time by which the next report will be written, in milliseconds of `CLOCK_MONOTONIC`,
-    /// which does not jump.
+    /// The time by which the next report or heartbeat will be written, in milliseconds of
+    /// `CLOCK_MONOTONIC`, which does not jump.
     pub due_monotonic_ms: u64,
     /// The parts that were omitted because the whole report did not fit.
     #[serde(default, skip_serializing_if = "Detail::is_full")]
@@ -41,6 +41,15 @@ pub struct Report {
     pub session: Session,
     /// Every file, in the order of the configuration; empty where `detail` has counts.
     pub files: Vec<FileReport>,
+}
+
+/// A sign of life while the report stays true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// As `Report::written`.
+    pub written: u64,
+    /// As `Report::due_monotonic_ms`.
+    pub due_monotonic_ms: u64,
 }
 
 /// The level of detail of a report.
@@ -276,6 +285,14 @@ impl Report {
         Self {
             detail: Detail::Counts(Counts::of(&self.files)),
             ..small.without_causes()
+        }
+    }
+
+    /// Moves the dates of the report to the ones of a later heartbeat.
+    pub fn prolong(&mut self, heartbeat: Heartbeat) {
+        if heartbeat.due_monotonic_ms > self.due_monotonic_ms {
+            self.due_monotonic_ms = heartbeat.due_monotonic_ms;
+            self.written = heartbeat.written;
         }
     }
 

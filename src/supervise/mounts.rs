@@ -90,7 +90,7 @@ impl Mounts {
                 if let Some(ground) = target.ground() {
                     warn_of(ground, &filesystem.path);
                 }
-                let arena = create(checkpoint().to_vec(), None)?;
+                let arena = create(private_files(plan), None)?;
                 Self::Tmpfs {
                     target,
                     refusal: cause,
@@ -322,7 +322,7 @@ fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
         mode: file.mode,
         visibility: Visibility::Listed,
     };
-    let report = own(status::FILE, 0o444, Visibility::State);
+    let report = status::FILES.map(|name| own(name, 0o444, Visibility::State));
     let size = plan
         .filesystem
         .size
@@ -331,16 +331,19 @@ fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
         plan.files
             .iter()
             .map(spec)
-            .chain([report])
-            .chain(checkpoint())
+            .chain(report)
+            .chain(private_files(plan))
             .collect(),
         size,
     )
 }
 
-/// The parts of the checkpoint that `fetch` saves for its successor.
-fn checkpoint() -> [FileSpec; fetch::CHECKPOINT.len()] {
-    fetch::CHECKPOINT.map(|name| own(name, 0, Visibility::Private))
+/// The files of `fetch` alone.
+fn private_files(plan: &Plan) -> Vec<FileSpec> {
+    let names = fetch::private_files(plan).into_iter();
+    names
+        .map(|name| own(&name, 0, Visibility::Private))
+        .collect()
 }
 
 /// A file of the agent's own.

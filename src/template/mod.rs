@@ -24,10 +24,10 @@ pub const MAX_OUTPUT: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Template<Q>(Vec<Piece<Q>>);
 
-/// A read as a template writes it: `secret "PATH"` or `secret "PATH?version=3"`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A read of a secret: `secret "PATH"` or `secret "PATH?version=3"` in a template.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Read {
-    /// The path.
+    /// The path as written: KV v2 with or without `data/`.
     pub path: SecretPath,
     /// A pinned version of KV v2.
     pub version: Option<u32>,

@@ -191,13 +191,10 @@ fn needles(values: &[(&'static str, String)]) -> Needles {
     Needles::of(&values)
 }
 
-/// README names what fetch may hold in ordinary memory: the token and the credentials of the login,
-/// and the responses from which files of several secrets are made. Today fetch keeps those responses
-/// in its heap, so `left` and `right` are found there; once the responses rest in the arena, `KEPT`
-/// becomes empty. All other values, all superseded values and all other forms are found nowhere.
+/// README names what fetch may hold in ordinary memory: the token and the credentials of the login.
+/// All other values, all superseded values and all other forms are found nowhere.
 fn memory_shows_no_value_to_root(world: World) {
     const CREDENTIALS: &[&str] = &["token", "role_id", "secret_id"];
-    const KEPT: &[&str] = &["left", "right"];
     let tenant = Tenant::real(&format!("scan-{world:?}").to_lowercase(), CALM);
     let (agent, values) = rotated(&tenant, |text| Setup::new(world, &tenant, text).started());
     let needles = needles(&values);
@@ -208,8 +205,9 @@ fn memory_shows_no_value_to_root(world: World) {
         let mut finds = needles.rest_in(pid);
         println!("baofs, {world:?}, {name}: {finds:?}");
         if pid == agent.role("fetch") {
-            let named = |name: &str| CREDENTIALS.contains(&name) || KEPT.contains(&name);
-            finds.counts.retain(|name, _| !named(name));
+            finds
+                .counts
+                .retain(|name, _| !CREDENTIALS.contains(&name.as_str()));
         }
         assert_eq!(finds, Finds::default(), "in {name}");
     }

@@ -1,0 +1,101 @@
+//! The private files of the arena, which hold the checkpoint and the kept replies as JSON. Invariant:
+//! the plan alone decides number and order of the files, so a successor finds the files of its
+//! predecessor.
+
+use super::chunks::ChunkShape;
+use crate::config::plan::Plan;
+use crate::memory::arena::{Arena, Visibility};
+use crate::names::FileId;
+use crate::snapshot::{Change, PublishError, Publisher};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::time::UNIX_EPOCH;
+use zeroize::Zeroizing;
+
+/// Served files in a chunk of the checkpoint.
+const FILES: usize = 64;
+/// Queries in a chunk of the checkpoint, and of the kept replies.
+const QUERIES: usize = 4;
+
+/// The division of the table of files.
+pub(super) fn file_shape(plan: &Plan) -> ChunkShape {
+    ChunkShape::new(plan.files.len(), FILES)
+}
+
+/// The division of the table of queries.
+pub(super) fn query_shape(plan: &Plan) -> ChunkShape {
+    ChunkShape::new(plan.queries.len(), QUERIES)
+}
+
+/// The names of the private files that `fetch` needs in the arena, in order.
+pub fn private_files(plan: &Plan) -> Vec<String> {
+    let mut names = vec!["state".to_owned()];
+    for (table, shape) in [
+        ("files", file_shape(plan)),
+        ("queries", query_shape(plan)),
+        ("replies", query_shape(plan)),
+    ] {
+        names.extend((0..shape.count).map(|chunk| format!("{table}-{chunk}")));
+    }
+    names
+}
+
+/// The private files by use; the index of a file of a table is the chunk.
+#[derive(Debug)]
+pub(super) struct PrivateFiles {
+    /// What is saved with each event.
+    pub(super) state: FileId,
+    pub(super) files: Vec<FileId>,
+    pub(super) queries: Vec<FileId>,
+    pub(super) replies: Vec<FileId>,
+}
+
+impl PrivateFiles {
+    /// The private files of an arena that was made for `plan`.
+    ///
+    /// # Panics
+    /// On an arena without the files of `private_files`.
+    pub(super) fn open(arena: &Arena, plan: &Plan) -> Self {
+        let mut all = arena.files_in(Visibility::Private);
+        Self {
+            state: all.next().expect("the arena was made for the plan"),
+            files: all.by_ref().take(file_shape(plan).count).collect(),
+            queries: all.by_ref().take(query_shape(plan).count).collect(),
+            replies: all.by_ref().take(query_shape(plan).count).collect(),
+        }
+    }
+}
+
+/// The value in a private file; `None` for a file that is empty or cannot be read.
+pub(super) fn read<T: DeserializeOwned>(publisher: &Publisher, file: FileId) -> Option<T> {
+    let reader = publisher.reader();
+    let version = reader.current(file)?;
+    let mut bytes = Zeroizing::new(vec![0; usize::try_from(version.len).ok()?]);
+    reader.read(version.nodeid, 0, &mut bytes).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// Replaces the contents of private files in one step, and wipes the old contents.
+///
+/// # Errors
+/// `TooLarge`: the old contents stay.
+pub(super) fn write(
+    publisher: &mut Publisher,
+    contents: &[(FileId, Zeroizing<Vec<u8>>)],
+) -> Result<(), PublishError> {
+    let changes: Vec<_> = contents
+        .iter()
+        .map(|(file, bytes)| Change { file: *file, bytes })
+        .collect();
+    publisher.publish(&changes, UNIX_EPOCH)?;
+    publisher.collect();
+    Ok(())
+}
+
+/// A value as JSON.
+///
+/// # Panics
+/// On a map whose keys are not text.
+pub(super) fn json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(serde_json::to_vec(value).expect("state is plain data, with names as keys"))
+}

@@ -1,0 +1,263 @@
+//! One query with its lease. Invariants: a query has at most one request in flight; a live lease is
+//! not minted again because its renewal failed.
+
+use super::attempts::{Attempt, Context, Renewal, RequestKind};
+use super::protocol::{Request, SubjectStatus, TokenId};
+use super::renewal::{Grant, poll};
+use super::source::Lease;
+use crate::clock::Moment;
+use crate::names::{LeaseId, QueryId};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// The shortest time between two refreshes.
+pub(super) const REFRESH: Duration = Duration::from_secs(1);
+
+/// The schedule of one query; opaque, for the checkpoint.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct QuerySchedule {
+    /// The interval of reads while there is no lease.
+    refresh: Duration,
+    pub(super) renewal: Renewal,
+    /// The lease of the served value.
+    lease: Option<HeldLease>,
+    /// The number of values that could not be rendered.
+    unusable: u32,
+    /// The last read gave no lease: another read mints nothing.
+    plain: bool,
+    /// The last lease ended, and no other was granted since.
+    ended: bool,
+    /// The sending times of the last two reads that gave a usable value, the latest first.
+    good: [Option<Moment>; 2],
+    /// A refresh came while a read was in flight, which may return the value from before.
+    read_again: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct HeldLease {
+    id: LeaseId,
+    /// The token that minted the lease: the lease dies with this token.
+    token: TokenId,
+    /// The life that the read granted.
+    first: Duration,
+}
+
+/// A fact about a query by which the query table is searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Place {
+    /// A request is in flight.
+    InFlight,
+    /// A request got 403 and waits for the lookup of its token.
+    AwaitsLookup,
+    /// The query holds a lease that dies with this token.
+    Leased(TokenId),
+    /// The lease ends.
+    Ends(Moment),
+    /// The lease's renewal is due.
+    Renew(Moment),
+    /// A read is due that mints nothing.
+    Read(Moment),
+    /// A read is due that may mint a lease.
+    Mint(Moment),
+}
+
+impl QuerySchedule {
+    /// A query whose first read is due at `now`, and which is read at intervals of `refresh` while
+    /// there is no lease.
+    pub(super) fn new(refresh: Duration, now: Moment) -> Self {
+        Self {
+            refresh,
+            renewal: Renewal::due(now),
+            ..Self::default()
+        }
+    }
+
+    /// The places of the query in the index of the table.
+    pub(super) fn places(&self) -> impl Iterator<Item = Place> + use<> {
+        let next = match self.renewal.next() {
+            Some((at, RequestKind::Renew)) => Some(Place::Renew(at)),
+            Some((at, RequestKind::Replace)) if self.plain => Some(Place::Read(at)),
+            Some((at, RequestKind::Replace)) => Some(Place::Mint(at)),
+            None if self.renewal.in_flight.is_some() => Some(Place::InFlight),
+            None if self.renewal.awaits_lookup() => Some(Place::AwaitsLookup),
+            None => None,
+        };
+        let lease = self.lease.as_ref().map(|held| Place::Leased(held.token));
+        let end = self.renewal.end.map(Place::Ends);
+        next.into_iter().chain(lease).chain(end)
+    }
+
+    /// Drops the request in flight after a crash. Returns whether the request may have minted a
+    /// lease.
+    pub(super) fn drop_in_flight(&mut self) -> bool {
+        self.renewal.drop_in_flight() == Some(RequestKind::Replace) && !self.plain
+    }
+
+    /// Another token is current: a lease of an earlier token is replaced now.
+    pub(super) fn replace_lease(&mut self, now: Moment) {
+        self.renewal.replace.at = Some(now);
+    }
+
+    /// The end of the lease has come.
+    pub(super) fn end(&mut self, now: Moment) {
+        self.expire(now);
+        self.renewal.end = None;
+        self.ended = true;
+    }
+
+    /// Reads a query without a lease now, and repeats a failed request now.
+    pub(super) fn refresh_now(&mut self, now: Moment) {
+        self.read_again = self.lease.is_none() && self.renewal.in_flight.is_some();
+        if self.lease.is_none() {
+            self.renewal.replace.at = Some(now);
+        }
+        self.renewal.retry_now(now);
+    }
+
+    /// A read gave a value, and perhaps a lease minted by `token`. Returns the token of the lease
+    /// that the value replaces.
+    pub(super) fn read(
+        &mut self,
+        lease: Option<&Lease>,
+        token: TokenId,
+        current: Option<TokenId>,
+        cx: &mut Context<'_>,
+    ) -> Option<TokenId> {
+        let sent = self.renewal.answered(cx.now);
+        let replaced = self.lease.take().map(|held| held.token);
+        self.ended = false;
+        self.good = [Some(sent), self.good[0]];
+        self.plain = lease.is_none();
+        match lease {
+            Some(lease) if !lease.ttl.is_zero() => {
+                self.lease = Some(HeldLease {
+                    id: lease.id.clone(),
+                    token,
+                    first: lease.ttl,
+                });
+                self.granted(lease, current, sent, cx);
+            }
+            Some(_) | None => self.poll(sent, cx),
+        }
+        self.read_again = false;
+        replaced
+    }
+
+    /// Schedules the next read of a value without a lease.
+    fn poll(&mut self, sent: Moment, cx: &mut Context<'_>) {
+        let mut dates = poll(self.refresh, sent, cx.jitter);
+        if self.read_again {
+            dates.replace = dates.replace.min(Some(sent.plus(REFRESH)));
+        }
+        self.renewal.granted(dates);
+    }
+
+    /// The lease was renewed; `None`: the lease is gone.
+    pub(super) fn renewed(
+        &mut self,
+        lease: Option<&Lease>,
+        current: Option<TokenId>,
+        cx: &mut Context<'_>,
+    ) {
+        let sent = self.renewal.answered(cx.now);
+        match lease {
+            Some(lease) => self.granted(lease, current, sent, cx),
+            None => self.expire(cx.now),
+        }
+    }
+
+    /// The held lease was granted or renewed: sets its dates.
+    fn granted(
+        &mut self,
+        lease: &Lease,
+        current: Option<TokenId>,
+        sent: Moment,
+        cx: &mut Context<'_>,
+    ) {
+        let Some(held) = &self.lease else { return };
+        // A lease that was never renewable is replaced at two thirds of its life, however long.
+        let reserve = if lease.renewable {
+            cx.timing.grace
+        } else {
+            Duration::MAX
+        };
+        let grant = Grant {
+            ttl: lease.ttl,
+            renewable: lease.renewable,
+            first: held.first,
+        };
+        let mut dates = cx.dates(grant, reserve, sent);
+        if current != Some(held.token) {
+            dates.replace = Some(sent);
+        }
+        self.renewal.granted(dates);
+    }
+
+    /// The value cannot be rendered. A value without a lease is read again slowly; a credential is
+    /// not minted again.
+    pub(super) fn unusable(&mut self, cx: &mut Context<'_>) {
+        if self.lease.is_some() {
+            return;
+        }
+        self.good[0] = self.good[1];
+        let wait = cx.timing.slow.delay(self.unusable, cx.jitter);
+        self.unusable = self.unusable.saturating_add(1);
+        let replace = &mut self.renewal.replace;
+        replace.at = replace.at.min(Some(cx.now.plus(wait)));
+    }
+
+    /// Whether there is a lease.
+    pub(super) fn is_leased(&self) -> bool {
+        self.lease.is_some()
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    /// The lease is gone. Its value stays served until another one is read.
+    pub(super) fn expire(&mut self, now: Moment) {
+        if self.lease.take().is_some() {
+            self.renewal.renew = Attempt::default();
+            self.renewal.end = Some(now);
+            if self.renewal.replace.failures == 0 {
+                self.renewal.replace.at = Some(now);
+            }
+        }
+    }
+
+    /// Marks a request of `kind` under `token` as in flight, and returns the request.
+    pub(super) fn begin(
+        &mut self,
+        kind: RequestKind,
+        query: QueryId,
+        token: TokenId,
+        now: Moment,
+    ) -> Request {
+        self.renewal.in_flight = Some((now, kind));
+        match &self.lease {
+            Some(held) if kind == RequestKind::Renew => {
+                Request::Renew(query, token, held.id.clone(), held.first)
+            }
+            Some(_) | None => Request::Read(query, token),
+        }
+    }
+
+    /// The status at `now`. `blocked` is the failure of a session without a token.
+    pub(super) fn view<'a>(&'a self, session: SubjectStatus<'a>, now: Moment) -> SubjectStatus<'a> {
+        let next = self.renewal.next().map(|(at, _)| at);
+        // Without a token no request is sent: the reason is the session's failure.
+        let waits = session.ended && next.is_some_and(|next| next <= now);
+        let of_session = if waits { session.trouble } else { None };
+        let overdue = self.refresh.saturating_mul(2);
+        SubjectStatus {
+            trouble: self.renewal.trouble().or(of_session),
+            ended: self.ended,
+            missed: self.lease.is_none()
+                && self.good[0].is_some_and(|good| now.since(good) > overdue),
+            ends: self.renewal.end,
+            next,
+        }
+    }
+}
