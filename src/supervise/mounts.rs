@@ -29,6 +29,9 @@ use std::sync::atomic::Ordering::Relaxed;
 /// 6.9. For tests.
 const NO_RESEND: &str = "BAOFS_UNSTABLE_NO_RESEND";
 
+/// The least size of the arena beside a tmpfs, in bytes, where that can be locked.
+const LEAST_BESIDE_TMPFS: usize = 4 << 20;
+
 /// One of the two.
 #[derive(Debug)]
 pub(super) enum Mounts {
@@ -90,7 +93,7 @@ impl Mounts {
                 if let Some(ground) = target.ground() {
                     warn_of(ground, &filesystem.path);
                 }
-                let arena = create(private_files(plan), None)?;
+                let arena = arena_beside_tmpfs(plan)?;
                 Self::Tmpfs {
                     target,
                     refusal: cause,
@@ -336,6 +339,18 @@ fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
             .collect(),
         size,
     )
+}
+
+/// Locked memory for the files of `fetch` alone: as large as the tmpfs may become, or as large as
+/// possible.
+fn arena_beside_tmpfs(plan: &Plan) -> Result<Arc<Arena>, Refused> {
+    if let Some(size) = plan.filesystem.size {
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        if let Ok(arena) = create(private_files(plan), Some(size.max(LEAST_BESIDE_TMPFS))) {
+            return Ok(arena);
+        }
+    }
+    create(private_files(plan), None)
 }
 
 /// The files of `fetch` alone.

@@ -101,18 +101,9 @@ fn a_checkpoint_that_outgrows_the_arena_keeps_the_credentials() {
     for key in ["a", "b"] {
         tenant.put(key, json!({ "text": "small" }));
     }
-    // What is made of two secrets is kept with both.
-    let [a, b] = ["a", "b"].map(|key| {
-        format!(
-            r#"{{{{ with secret \"{}\" }}}}{{{{ .Data.data.text }}}}{{{{ end }}}}"#,
-            tenant.kv(key)
-        )
-    });
-    let both = format!(
-        "template {{\n  destination = \"/app/secrets/both\"\n  contents = \"{a} {b}\"\n}}\n"
-    );
     let text = login(&tenant, "64KiB")
-        + &both
+        + &config::field("a", &tenant.kv("a"), "text")
+        + &config::field("b", &tenant.kv("b"), "text")
         + "template_config {\n  static_secret_render_interval = \"100ms\"\n}\n";
     let agent = started(Setup::new(World::Fuse, &tenant, &text));
     wait_for(&agent, Checkpoint::Whole);
@@ -126,11 +117,15 @@ fn a_checkpoint_that_outgrows_the_arena_keeps_the_credentials() {
         (0, false)
     );
 
-    // One of these fits into the arena beside the small one, but not a second one, which the
-    // checkpoint would hold.
-    let large = "l".repeat(26_000);
-    tenant.put("a", json!({ "text": large }));
-    agent.read_after("both", "small small");
+    // The file takes the room of the checkpoint, piece by piece.
+    let mut last = agent.read("a");
+    for len in (10_000..64_000).step_by(500) {
+        tenant.put("a", json!({ "text": "l".repeat(len) }));
+        last = agent.read_after("a", &last);
+        if report(&agent).roles.checkpoint == Checkpoint::Credentials {
+            break;
+        }
+    }
     wait_for(&agent, Checkpoint::Credentials);
     replace(&agent, "fetch", Signal::SIGKILL);
     wait_until_or(
@@ -143,13 +138,59 @@ fn a_checkpoint_that_outgrows_the_arena_keeps_the_credentials() {
     wait_until_or(
         "it serves on",
         || agent.log(),
-        || (agent.try_read("both")? == "small again").then_some(()),
+        || (agent.try_read("a")? == "small" && agent.try_read("b")? == "again").then_some(()),
     );
     wait_for(&agent, Checkpoint::Whole);
     assert!(
         (1..=2).contains(&warnings(&agent)),
         "one warning of a fetch at most: {}",
         agent.log()
+    );
+    assert_eq!(agent.stop().code, 0);
+}
+
+/// A template over two secrets, of which one becomes too large to be kept.
+#[test]
+fn a_reply_that_the_arena_cannot_keep_is_an_error_with_the_remedy() {
+    let tenant = Tenant::standin("too-large", CALM);
+    for key in ["a", "b"] {
+        tenant.put(key, json!({ "text": "small" }));
+    }
+    let [a, b] = ["a", "b"].map(|key| {
+        format!(
+            r#"{{{{ with secret \"{}\" }}}}{{{{ .Data.data.text }}}}{{{{ end }}}}"#,
+            tenant.kv(key)
+        )
+    });
+    let both = format!(
+        "template {{\n  destination = \"/app/secrets/both\"\n  contents = \"{a} {b}\"\n}}\n"
+    );
+    let text = login(&tenant, "64KiB")
+        + &both
+        + "template_config {\n  static_secret_render_interval = \"100ms\"\n}\n";
+    let agent = started(Setup::new(World::Fuse, &tenant, &text));
+    tenant.put("a", json!({ "text": "l".repeat(60_000) }));
+    wait_until_or(
+        "the error is in the log",
+        || agent.log(),
+        || {
+            let log = agent.log();
+            let line = log
+                .lines()
+                .find(|line| line.contains("the answer takes 6"))?;
+            line.contains("a larger `filesystem.size` gives more")
+                .then_some(())
+        },
+    );
+    assert_eq!(agent.read("both"), "small small");
+    // The kept replies are still there for a successor, too.
+    replace(&agent, "fetch", Signal::SIGKILL);
+    tenant.put("b", json!({ "text": "large" }));
+    tenant.put("a", json!({ "text": "again" }));
+    wait_until_or(
+        "it serves on",
+        || agent.log(),
+        || (agent.try_read("both")? == "again large").then_some(()),
     );
     assert_eq!(agent.stop().code, 0);
 }
