@@ -4,9 +4,8 @@
 
 use super::chunks::ChunkShape;
 use crate::config::plan::Plan;
-use crate::memory::arena::{Arena, Visibility};
 use crate::names::FileId;
-use crate::snapshot::{Change, PublishError, Publisher};
+use crate::snapshot::{Arena, Change, PublishError, Publisher, Visibility};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::time::UNIX_EPOCH;
