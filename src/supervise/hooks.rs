@@ -175,18 +175,18 @@ mod tests {
         }
     }
 
-    /// Which, and when.
+    /// The changed hooks, and the times.
     type Asked = &'static [(HookId, u64)];
 
     const FIRST: HookId = HookId(0);
     const SECOND: HookId = HookId(1);
 
     #[test]
-    fn what_comes_within_the_debounce_is_one() {
+    fn changes_within_the_debounce_are_merged() {
         let plan = [hook(100, 0), hook(0, 0)];
         let mut hooks = Hooks::new(&plan, Jitter::seeded(1));
         assert_eq!(hooks.wake(), None);
-        // When a hook is asked for, when the hooks are looked at, and what is due then.
+        // (the changes, the present, the hooks that are due, the next moment)
         let table: &[(Asked, u64, &[HookId], Option<u64>)] = &[
             (&[(FIRST, 0)], 99, &[], Some(100)),
             (&[(FIRST, 99), (FIRST, 100)], 100, &[FIRST], None),
@@ -197,7 +197,7 @@ mod tests {
                 &[SECOND],
                 Some(1_600),
             ),
-            // The second one was done at 1,550: not again before 2,550.
+            // The second hook ran at 1,550: not again before 2,550.
             (&[(SECOND, 1_560)], 1_700, &[FIRST], Some(2_550)),
             (
                 &[(SECOND, 2_000), (FIRST, 2_500)],
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_runs_once_at_a_time_and_once_more_for_all_that_came_meanwhile() {
+    fn a_command_runs_once_at_a_time_and_once_more_for_all_later_changes() {
         let plan = [hook(0, 0)];
         let mut hooks = Hooks::new(&plan, Jitter::seeded(1));
         let (one, two) = (Pid::from_raw(11), Pid::from_raw(12));
@@ -268,7 +268,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn two_doings_of_one_hook_are_a_second_apart_and_no_change_is_forgotten(
+        fn two_runs_of_a_hook_are_a_second_apart_and_no_change_is_forgotten(
             asks in proptest::collection::vec((0_usize..2, 0_u64..700), 1..60),
             debounce in 0_u64..3000,
             seed in any::<u64>(),

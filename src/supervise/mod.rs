@@ -78,7 +78,7 @@ pub fn run(plan: &Plan) -> Result<u8, Refused> {
 struct Resources {
     run_files: RunFiles,
     mounts: Mounts,
-    /// None in a container.
+    /// `None` if supervise is PID 1: no process survives PID 1.
     guard: Option<Guard>,
     /// The processes left by the loop.
     processes: Remains,

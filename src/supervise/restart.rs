@@ -139,7 +139,7 @@ mod tests {
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
-    /// The waits before each life of a role that lives so long each time.
+    /// The waits before `count` restarts of a role whose processes live for `life`.
     fn waits(cause: EndCause, ready: bool, life: Duration, count: usize) -> Vec<Duration> {
         let (mut now, mut jitter) = (Moment::at(MS(100_000)), Jitter::seeded(1));
         let mut restart = Restart::new(now);
@@ -149,7 +149,7 @@ mod tests {
             }
             now = now.plus(life);
             restart.died(cause, now, &mut jitter);
-            let due = restart.wake().expect("it was told to live again");
+            let due = restart.wake().expect("a restart is planned");
             let wait = due.since(now);
             now = now.max(due);
             assert!(restart.begin(now) && restart.wake().is_none());
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_death_costs_nothing_and_a_row_of_them_more_and_more() {
+    fn the_first_death_costs_nothing_and_repeated_deaths_more_and_more() {
         assert_eq!(
             waits(EndCause::Killed, true, MS(1), 3),
             [MS(0), MS(4), MS(4)]
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_that_hangs_again_and_again_is_not_well_however_long_that_takes() {
+    fn a_role_that_hangs_repeatedly_is_not_stable_however_long_a_hang_takes() {
         let (mut now, mut jitter) = (Moment::at(MS(100_000)), Jitter::seeded(1));
         let (mut restart, patience) = (Restart::new(now), Duration::from_mins(5));
         let first = now.plus(STABLE_AFTER * 2);
@@ -191,10 +191,10 @@ mod tests {
                 (restart.crashes(), restart.give_up_at(patience)),
                 (row, Some(first.plus(patience)))
             );
-            now = now.max(restart.wake().expect("it lives again"));
+            now = now.max(restart.wake().expect("a restart is planned"));
             assert!(restart.begin(now));
         }
-        // It worked for long before it hung.
+        // A process that worked for long before the hang.
         restart.died(
             EndCause::Hung(now.plus(STABLE_AFTER)),
             now.plus(STABLE_AFTER * 2),
@@ -204,14 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn hope_ends_when_it_was_not_well_for_long() {
+    fn a_role_that_fails_for_long_is_given_up() {
         let (start, patience) = (Moment::at(MS(1_000)), Duration::from_mins(5));
         let mut restart = Restart::new(start);
-        assert_eq!(restart.give_up_at(patience), None, "it never died");
+        assert_eq!(restart.give_up_at(patience), None, "no death yet");
         restart.died(EndCause::Crashed, start, &mut Jitter::seeded(1));
         assert_eq!(restart.give_up_at(patience), Some(start.plus(patience)));
         assert!(restart.begin(start));
-        assert_eq!(restart.give_up_at(patience), None, "it lives");
+        assert_eq!(restart.give_up_at(patience), None, "a process runs");
         restart.died(
             EndCause::Crashed,
             start.plus(MS(9_999)),
@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(
             restart.give_up_at(patience),
             Some(start.plus(patience)),
-            "it is the same row"
+            "the deaths are consecutive"
         );
         let again = start.plus(STABLE_AFTER * 2);
         assert!(restart.begin(again));
@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(
             restart.give_up_at(patience),
             Some(again.plus(STABLE_AFTER).plus(patience)),
-            "it was well"
+            "the process was stable"
         );
     }
 

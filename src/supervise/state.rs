@@ -744,7 +744,7 @@ mod tests {
     }
 
     #[test]
-    fn the_birth_of_one_role_leaves_the_reason_of_another() {
+    fn a_restart_of_one_role_leaves_the_reason_of_the_other() {
         let (fetch, serve) = (
             RoleFailed(Child::Fetch, Exit::Login),
             RoleFailed(Child::Serve, Exit::Memory),
@@ -962,15 +962,15 @@ mod tests {
         }
 
         #[test]
-        fn the_reason_of_a_role_is_its_own_whatever_else_is_born(
+        fn no_restart_of_another_role_changes_a_reason(
             before in proptest::collection::vec(any_input().prop_filter("nothing ends yet", is_no_end), 0..30),
             exit in prop_oneof![Just(Exit::Login), Just(Exit::NoSecret), Just(Exit::Unavailable)],
-            births in 0_usize..4,
+            restarts in 0_usize..4,
         ) {
             let (mut machine, _) = Machine::start(policy(false));
             let mut inputs = before;
             inputs.push(RoleFailed(Child::Fetch, exit));
-            inputs.extend(std::iter::repeat_n(RoleRestarted(Child::Serve), births));
+            inputs.extend(std::iter::repeat_n(RoleRestarted(Child::Serve), restarts));
             inputs.push(RoleEnded(Child::Fetch));
             let outputs: Vec<_> = inputs.into_iter().flat_map(|input| machine.step(input)).collect();
             prop_assert_eq!(outputs.last(), Some(&Finish(exit.code())));

@@ -153,19 +153,19 @@ mod tests {
         Moment::at(Duration::from_millis(millis))
     }
 
-    /// What each look sees, and at which of them the role is killed.
+    /// The sign at each look, and the index of the look at which the role is killed.
     type LookRow<'a> = (&'a [(Look, Sign)], Option<usize>);
 
     #[test]
     fn a_stop_an_open_question_and_an_endless_operation_are_silence() {
         use Sign::{Alive, Silent};
         let mut watch = Watch::new(at(0));
-        assert_eq!(watch.sign_of_answer(), Alive, "nothing was asked yet");
+        assert_eq!(watch.sign_of_answer(), Alive, "no question yet");
         watch.asked();
         assert_eq!(watch.sign_of_answer(), Silent);
         watch.answered();
         assert_eq!(watch.sign_of_answer(), Alive);
-        // How far the work is at each look: it does not work yet, is idle, works, hangs, goes on.
+        // The counter at each look: not ready, idle, at work, hanging, at work again.
         let work = [
             None,
             Some(4),
@@ -203,7 +203,7 @@ mod tests {
             (&[(OnTime, Silent); 4], None),
             (&[(OnTime, Alive); 9], None),
             (&[(Late, Silent); 9], None),
-            // One that is late neither counts nor begins anew.
+            // A late look neither counts nor starts the count again.
             (
                 &[
                     (OnTime, Silent),
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn a_look_is_on_time_or_late_and_the_next_one_is_planned_from_it() {
         let mut looks = Looks::new(at(0));
-        // (when supervise is awake, what kind of look that is, when the next one is)
+        // (the time at which supervise is awake, the look, the time of the next look)
         let table = [
             (1_999, None, 2_000),
             (2_000, Some(Look::OnTime), 4_000),
@@ -269,8 +269,8 @@ mod tests {
         }
     }
 
-    /// Lets time pass: supervise wakes so many milliseconds after each look is due, and sees a role
-    /// that is silent from the beginning; the number of looks that were made when it is killed.
+    /// The number of looks until a role is killed that was silent from the beginning; `delays` are
+    /// the milliseconds by which supervise wakes after each look is due.
     fn killed_after(delays: &[u64]) -> Option<usize> {
         let (mut looks, mut watch) = (Looks::new(at(0)), Watch::new(at(0)));
         let seen = delays.iter().position(|delay| {
@@ -283,18 +283,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_is_killed_while_supervise_is_not_scheduled(delays in proptest::collection::vec(100_u64..100_000, 0..200)) {
+        fn no_role_is_killed_while_supervise_is_not_scheduled(delays in proptest::collection::vec(100_u64..100_000, 0..200)) {
             prop_assert_eq!(killed_after(&delays), None);
         }
 
         #[test]
-        fn whoever_hangs_is_killed_after_five_looks_on_time(delays in proptest::collection::vec(prop_oneof![0_u64..100, 100_u64..10_000], 5..200)) {
+        fn a_role_that_hangs_is_killed_after_five_looks_on_time(delays in proptest::collection::vec(prop_oneof![0_u64..100, 100_u64..10_000], 5..200)) {
             let on_time = delays.iter().enumerate().filter(|(_, delay)| **delay < 100).map(|(n, _)| n + 1).nth(4);
             prop_assert_eq!(killed_after(&delays), on_time);
         }
 
         #[test]
-        fn whoever_answers_every_fifth_time_lives(answers in proptest::collection::vec(1_usize..5, 1..50)) {
+        fn a_role_that_answers_every_fifth_time_lives(answers in proptest::collection::vec(1_usize..5, 1..50)) {
             let mut watch = Watch::new(at(0));
             for silent in answers {
                 for _ in 0..silent {
