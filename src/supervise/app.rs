@@ -194,7 +194,7 @@ fn execute(
     let environment = environment(env::vars_os(), other_user(app), (getppid(), getpid()))
         .collect::<io::Result<Vec<_>>>()?;
     let program = arguments.first().ok_or(io::ErrorKind::NotFound)?;
-    profile::put_up(app.seccomp, |why| {
+    profile::restrict(app.seccomp, |why| {
         if matches!(stdio, Stdio::App(_)) {
             Incident::NoAppArmor.emit(why);
         }

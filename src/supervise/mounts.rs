@@ -179,7 +179,7 @@ impl Mounts {
             Recovery::Resend
         };
         let init = init.clone();
-        Ok(move |link| match walls.around_serve() {
+        Ok(move |link| match walls.confine_serve() {
             Ok(()) => serve::run(&Job {
                 arena,
                 device,
@@ -271,10 +271,10 @@ impl Mounts {
         }
         let walled = match (self, &private) {
             (Self::Tmpfs { target, .. }, _) => {
-                walls.around_fetch(plan, WriteRoot::Tmpfs(target.as_fd()))
+                walls.confine_fetch(plan, WriteRoot::Tmpfs(target.as_fd()))
             }
             (Self::Fuse { .. }, Some(private)) => {
-                walls.around_fetch(plan, WriteRoot::Mount(private.as_fd()))
+                walls.confine_fetch(plan, WriteRoot::Mount(private.as_fd()))
             }
             (Self::Fuse { .. }, None) => Err(io::Error::other("fetch was given no mount")),
         };
