@@ -412,3 +412,50 @@ fn shown(text: &dyn Display) -> String {
 fn shown_path(path: &Path) -> String {
     shown(&path.display())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::io::{Read, Seek};
+    use std::sync::Arc;
+
+    #[test]
+    fn a_line_of_json_has_the_fields_without_control_characters() {
+        let mut file = tempfile::tempfile().expect("a file");
+        let writer = Arc::new(file.try_clone().expect("a copy"));
+        let format = tracing_subscriber::fmt().with_writer(writer).json();
+        let log = format.flatten_event(true).finish();
+        tracing::subscriber::with_default(log, || {
+            let path = Path::new("/run/a\u{1b}pid");
+            Event::FilesHidden { path, entries: 3 }.emit();
+            Incident::RunFileNotRemoved { path }.emit(&"not\npermitted");
+            Incident::Retrying {
+                after: Duration::from_millis(1500),
+            }
+            .emit(&"x".repeat(900));
+        });
+        file.rewind().expect("a file");
+        let mut text = String::new();
+        file.read_to_string(&mut text).expect("text");
+        let lines: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        let long = "x".repeat(799) + "…";
+        let expected = [
+            json!({ "level": "WARN", "message": "the mount hides files in the directory",
+                "path": "/run/a\u{fffd}pid", "entries": 3 }),
+            json!({ "level": "WARN", "message": "a pid file or link to a sink cannot be removed",
+                "path": "/run/a\u{fffd}pid", "why": "not permitted" }),
+            json!({ "level": "WARN", "message": "a request failed; trying again",
+                "why": long, "after": "1.5s" }),
+        ];
+        assert_eq!(lines.len(), expected.len(), "{text}");
+        for (line, expected) in lines.iter().zip(&expected) {
+            for (name, value) in expected.as_object().expect("an object") {
+                assert_eq!(&line[name], value, "{name}: {text}");
+            }
+        }
+    }
+}
