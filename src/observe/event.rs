@@ -182,7 +182,7 @@ impl Event<'_> {
 pub enum Incident<'a> {
     // cli
     /// The configuration has a setting with a risk or without effect.
-    #[error("the configuration has a problem")]
+    #[error("configuration warning")]
     ConfigWarning,
 
     // supervise
@@ -425,8 +425,8 @@ mod tests {
         let mut file = tempfile::tempfile().expect("a file");
         let writer = Arc::new(file.try_clone().expect("a copy"));
         let format = tracing_subscriber::fmt().with_writer(writer).json();
-        let log = format.flatten_event(true).finish();
-        tracing::subscriber::with_default(log, || {
+        let subscriber = format.flatten_event(true).finish();
+        tracing::subscriber::with_default(subscriber, || {
             let path = Path::new("/run/a\u{1b}pid");
             Event::FilesHidden { path, entries: 3 }.emit();
             Incident::RunFileNotRemoved { path }.emit(&"not\npermitted");

@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_over_a_machine_is_in_no_list() {
+    fn no_list_has_a_call_for_taking_over_a_machine() {
         let evil = [
             libc::SYS_execve,
             libc::SYS_execveat,

@@ -146,10 +146,9 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
-    /// The answers of a real filter are compared in `tests/containers`; here what depends on the
-    /// container.
+    /// Tests the choice of rules; `tests/containers` compares the answers of a real filter.
     #[test]
-    fn what_another_capability_admits_stays_admitted() {
+    fn a_call_admitted_by_another_capability_stays_admitted() {
         let all =
             |granted: &[Capability]| rules(|capability| granted.contains(&capability), |_| true);
         let refuses = |rules: &[Rule], call: Call| {
@@ -178,7 +177,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn no_call_has_a_number_of_its_own_in_x32() {
-        // Native numbers of those: linux/arch/x86/entry/syscalls/syscall_64.tbl, 512 to 547.
+        // Native numbers of the calls with other numbers in x32: linux/arch/x86/entry/syscalls/syscall_64.tbl, 512 to 547.
         const RENUMBERED: &[libc::c_long] = &[
             13, 15, 16, 19, 20, 45, 46, 47, 54, 55, 59, 101, 127, 128, 129, 131, 206, 209, 222,
             244, 246, 247, 273, 274, 278, 279, 295, 296, 297, 299, 307, 310, 311, 322, 327, 328,
@@ -195,7 +194,7 @@ mod tests {
         assert!(wrong.is_empty(), "{wrong:?}");
     }
 
-    /// Whether the profile was asked for, on a host with these files.
+    /// Whether the profile was requested, on a host with the files.
     fn requested(
         enabled: &str,
         docker: bool,
@@ -225,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn apparmor_is_asked_in_an_unconfined_docker_container_alone() {
+    fn apparmor_is_requested_only_in_an_unconfined_docker_container() {
         let (new, old) = ("proc/self/attr/apparmor", "proc/self/attr");
         assert_eq!(
             requested("Y\n", true, Some((new, "unconfined\n"))),

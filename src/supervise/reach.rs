@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_of_the_file_and_of_each_link_that_may_change() {
+    fn places_are_the_directories_of_the_file_and_of_changeable_links() {
         let table: &[(&[&str], &str, &[&str])] = &[
             (&["a/role_id"], "a/role_id", &["a"]),
             (&["a/b/role_id"], "a/./b/../b/role_id", &["a/b"]),
@@ -180,7 +180,7 @@ mod tests {
                 "a/..data/role_id",
                 &["a", "a/..1"],
             ),
-            // A directory that is replaced by a link, and one that is a link to somewhere else.
+            // A link in place of a directory, beside the target and elsewhere.
             (
                 &["a/now -> v1", "a/v1/x/role_id"],
                 "a/now/x/role_id",
@@ -200,7 +200,7 @@ mod tests {
                 "a/role_id",
                 &["b", "b/v1"],
             ),
-            // What is to come.
+            // Missing files and directories.
             (&["a/x"], "a/role_id", &["a"]),
             (&["a/x"], "a/b/c/role_id", &["a"]),
             (
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_is_no_place() {
+    fn the_root_is_never_a_place() {
         for path in [
             "/proc/nothing-here",
             "/nothing-here/at/all",

@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_is_removed_and_a_link_of_an_earlier_run_is_adopted() {
+    fn made_files_are_removed_and_a_link_of_an_earlier_run_is_adopted() {
         for earlier in [false, true] {
             let (dir, mut run_files) = run_files();
             let (pid, token) = (dir.path().join("pid"), dir.path().join("token"));
@@ -335,11 +335,11 @@ mod tests {
         }
     }
 
-    /// Puts something into the way of a link.
+    /// Puts a file at the path of a link.
     type Plant = fn(&Path);
 
     #[test]
-    fn whatever_else_lies_at_a_links_path_is_refused_and_stays() {
+    fn any_other_file_at_the_path_of_a_link_is_refused_and_stays() {
         let table: [(&str, Plant); 7] = [
             ("a file of uid 0", |path| {
                 fs::write(path, "planted").expect("a file");
@@ -433,7 +433,7 @@ mod tests {
             let (dir, mut run_files) = run_files();
             run_files.make().expect("nothing foreign");
             for name in ["pid", "token"] {
-                // Moved and not removed: a freed inode number is given again at once.
+                // Moved and not removed, because a freed inode number is reused at once.
                 fs::rename(
                     dir.path().join(name),
                     dir.path().join(format!("{name}.moved")),

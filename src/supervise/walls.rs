@@ -76,11 +76,12 @@ impl Confinement {
     pub(super) fn report(self, kept: &[Capability], roles: &[Child]) -> status::WallsReport {
         let of = |kept: &[Capability]| {
             let kept: Vec<_> = kept.iter().map(|right| right.name()).collect();
-            let mut all = vec![if kept.is_empty() {
-                "capabilities".into()
+            let capabilities = if kept.is_empty() {
+                "capabilities".to_owned()
             } else {
-                format!("capabilities but {}", kept.join(", ")).into()
-            }];
+                format!("capabilities but {}", kept.join(", "))
+            };
+            let mut all = vec![capabilities.into()];
             if self.seccomp {
                 all.push("seccomp".into());
             }
