@@ -290,7 +290,7 @@ fn restarts(agent: &Agent, clock: RealClock) -> String {
 /// How long after its birth each successor worked, by the agent's own log, in milliseconds, sorted.
 fn births(agent: &Agent, role: &str) -> Vec<f64> {
     let time = |line: &str| {
-        let (_, after) = line.split_once(&format!("works in its place role=\"{role}\" after="))?;
+        let (_, after) = line.split_once(&format!("agent was restarted role=\"{role}\" after="))?;
         let micros = after
             .trim()
             .strip_suffix("µs")

@@ -4,7 +4,7 @@
 use crate::config::{self, Overrides, Problems};
 use crate::exit::{Exit, Refused};
 use crate::health::{self, Probe, Strictness, Verdict};
-use crate::observe::{self, Event};
+use crate::observe::{self, Incident};
 use crate::shown::ShownLine;
 use crate::status::{self, Now};
 use crate::supervise;
@@ -215,10 +215,7 @@ fn serve(overrides: &Overrides, job: ServeMode) -> u8 {
     }
     observe::init(loaded.plan.log);
     for warning in &loaded.warnings {
-        Event::ConfigWarning {
-            problem: &warning.one_line(),
-        }
-        .emit();
+        Incident::ConfigWarning.emit(&warning.one_line());
     }
     supervise::run(&loaded.plan).unwrap_or_else(|refused| refuse(&refused))
 }

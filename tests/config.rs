@@ -325,7 +325,7 @@ fn flag_environment_file_default() {
             default.filesystem.dir_mode,
             default.log.level
         ),
-        (Swap::Refuse, 0o755, Level::Info)
+        (Swap::Refuse, 0o755, Level::INFO)
     );
     assert_eq!(view(&plan(&text)), ("/f".into(), 1, Fallback::None));
     let by_env = plan_with(&text, Overrides::default(), &env);
@@ -763,7 +763,7 @@ fn several_files_are_one_configuration() {
             plan.server.namespace,
             plan.log.level
         ),
-        ("two", None, Level::Debug),
+        ("two", None, Level::DEBUG),
         "a block wins whole"
     );
     let twice = load_with(

@@ -4,7 +4,7 @@
 //! again.
 
 use crate::config::plan::AfterReading;
-use crate::observe::Event;
+use crate::observe::Incident;
 use crate::sys::file::{ReadError, read_regular};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -175,11 +175,7 @@ impl AppRole {
         };
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Event::SecretIdNotRemoved {
-                    file: path,
-                    why: &error,
-                }
-                .emit();
+                Incident::SecretIdNotRemoved { path }.emit(&error);
             }
             Ok(()) | Err(_) => {}
         }

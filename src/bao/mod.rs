@@ -16,7 +16,7 @@ use crate::config::plan::{Auth, Method, Query, Server, Verify};
 use crate::exit::Exit;
 use crate::lease::source::{Cause, Failure, Lease, Reply, Source, TokenGrant};
 use crate::names::{LeaseId, SecretPath};
-use crate::observe::Event;
+use crate::observe::Incident;
 use approle::AppRole;
 use http::header::{HeaderName, HeaderValue};
 use kv::{Route, SecretMount};
@@ -100,10 +100,8 @@ impl Client {
         } = &auth.method;
         let transport = Transport::new(&server.address, &server.tls)?;
         if server.tls.verify == Verify::Skip {
-            Event::Unverified {
-                server: &server.address.host,
-            }
-            .emit();
+            let server = &server.address.host;
+            Incident::TlsUnverified { server }.emit(&"`tls_skip_verify` is set");
         }
         Ok(Self {
             transport,

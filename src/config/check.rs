@@ -468,7 +468,7 @@ impl<'a> Check<'a> {
         Log {
             level: level
                 .or_else(|| self.last(|root| root.parsed("log_level", value::level)))
-                .unwrap_or(Level::Info),
+                .unwrap_or(Level::INFO),
             format: format
                 .or_else(|| self.last(|root| root.parsed("log_format", value::log_format)))
                 .unwrap_or(LogFormat::Text),

@@ -230,11 +230,11 @@ pub(super) fn seccomp(text: &str) -> Result<Seccomp, String> {
 /// Parses a log level, by the names that `bao` accepts too.
 pub(super) fn level(text: &str) -> Result<Level, String> {
     match text.to_ascii_lowercase().as_str() {
-        "error" | "err" => Ok(Level::Error),
-        "warn" | "warning" => Ok(Level::Warn),
-        "info" | "notice" => Ok(Level::Info),
-        "debug" => Ok(Level::Debug),
-        "trace" => Ok(Level::Trace),
+        "error" | "err" => Ok(Level::ERROR),
+        "warn" | "warning" => Ok(Level::WARN),
+        "info" | "notice" => Ok(Level::INFO),
+        "debug" => Ok(Level::DEBUG),
+        "trace" => Ok(Level::TRACE),
         _ => Err(invalid(
             "log level",
             text,

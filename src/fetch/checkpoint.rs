@@ -15,7 +15,7 @@ use crate::lease::Scheduler;
 use crate::lease::source::Source;
 use crate::memory::arena::{Arena, Visibility};
 use crate::names::FileId;
-use crate::observe::Event;
+use crate::observe::{Event, Incident};
 use crate::snapshot::{Change, Publisher};
 use crate::status::{Checkpoint, Report};
 use serde::de::DeserializeOwned;
@@ -129,7 +129,7 @@ impl CheckpointFiles {
             Ok(()) => Checkpoint::Whole,
             Err(why) => {
                 if !std::mem::replace(&mut self.warned, true) {
-                    Event::NotRecoverable { why: &why }.emit();
+                    Incident::NotRecoverable.emit(&why);
                 }
                 let empty = || Some(Zeroizing::new(Vec::new()));
                 let less = json(&Extent::<(), _>::Credentials(kept));
@@ -236,7 +236,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         self.press.resume(press, found.history, self.clock);
         self.reporter.resume(found.report);
         self.settle = true;
-        Event::WentOn {
+        Event::Resumed {
             lost_logins: self.machine.orphaned_logins(),
         }
         .emit();

@@ -24,7 +24,7 @@ use crate::lease::{Effect, ScheduleInput, Scheduler, Subject, Timing, TokenId};
 use crate::link::{End, FromRole, Received, ToRole};
 use crate::memory::arena::Arena;
 use crate::names::{Generation, QueryId, RestartHistory, Role};
-use crate::observe::{Event, report_dropped};
+use crate::observe::{Event, Incident, report_dropped};
 use crate::snapshot::Publisher;
 use crate::status::{Served, WallsReport};
 use crate::sys::watch;
@@ -136,7 +136,7 @@ where
 /// Says why `fetch` ends.
 fn failed(why: &str, exit: Exit) -> Exit {
     let role = Role::Fetch;
-    Event::RoleFailed { role, why }.emit();
+    Incident::RoleFailed { role }.emit(&why);
     exit
 }
 
@@ -345,13 +345,13 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
             Rendered::Nothing => Ok(()),
             Rendered::Unusable(errors) => {
                 for error in errors {
-                    let (file, why) = (&error.name, &*error.in_log());
+                    let file = &error.name;
                     if self.secrets.complete() {
-                        Event::Stale { file, why }
+                        Incident::SecretStale { file }
                     } else {
-                        Event::Unusable { why }
+                        Incident::ValueUnusable
                     }
-                    .emit();
+                    .emit(&error.in_log());
                 }
                 if let Some(query) = query {
                     self.step(ScheduleInput::Unusable(query));
@@ -369,15 +369,10 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
                 Effect::Failed(Subject::Query(query), failure, _) if self.secrets.complete() => {
                     self.stale(query, &failure.message);
                 }
-                Effect::Failed(_, failure, after) => Event::Retrying {
-                    failure: &failure.message,
-                    after,
+                Effect::Failed(_, failure, after) => {
+                    Incident::Retrying { after }.emit(&failure.message);
                 }
-                .emit(),
-                Effect::Refused(failure) => Event::Refused {
-                    failure: &failure.message,
-                }
-                .emit(),
+                Effect::Refused(failure) => Incident::LoginRefused.emit(&failure.message),
                 Effect::Ended(query) => {
                     self.stale(query, "its lease has ended, and no successor came yet");
                 }
@@ -387,7 +382,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
 
     fn stale(&self, query: QueryId, why: &str) {
         for file in self.secrets.names(query) {
-            Event::Stale { file, why }.emit();
+            Incident::SecretStale { file }.emit(&why);
         }
     }
 
@@ -400,7 +395,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     fn give_up(&self) -> Exit {
         let (missing, exit) = self.secrets.missing(self.no_login());
         for (file, why) in missing {
-            Event::Missing { file, why: &why }.emit();
+            Incident::SecretMissing { file }.emit(&why);
         }
         exit
     }

@@ -6,7 +6,7 @@ use crate::exit::Exit;
 use crate::fuse::announce::Announcer;
 use crate::memory::arena::{Arena, Visibility};
 use crate::names::{FileId, Generation};
-use crate::observe::Event;
+use crate::observe::Incident;
 use crate::render::Change;
 use crate::snapshot::{self, Publisher};
 use crate::status;
@@ -138,8 +138,7 @@ impl Outlet for TmpfsOutlet {
 
     fn close(self) {
         if let Err(error) = self.writer.clear() {
-            let why = &error.to_string();
-            Event::FilesNotRemoved { why }.emit();
+            Incident::FilesNotRemoved.emit(&error);
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::exit::Exit;
 use crate::lease::Timing;
 use crate::link::{End, FromRole};
 use crate::names::{FileId, Generation, HookId};
-use crate::observe::Event;
+use crate::observe::{Event, Incident};
 use crate::render::Change;
 use crate::snapshot::Publisher;
 use serde::{Deserialize, Serialize};
@@ -359,7 +359,7 @@ impl<'a, O: Outlet> Press<'a, O> {
     /// Says a trouble, if it is not the last one; gives the wait before the next try.
     fn fail(&mut self, why: String) -> Duration {
         if self.trouble.as_ref() != Some(&why) {
-            Event::NotPublished { why: &why }.emit();
+            Incident::NotPublished.emit(&why);
         }
         self.trouble = Some(why);
         self.failures = self.failures.saturating_add(1);

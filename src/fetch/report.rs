@@ -11,7 +11,7 @@ use crate::config::plan::{Content, File, Stale};
 use crate::lease::source::Source;
 use crate::lease::{Subject, SubjectStatus};
 use crate::names::{FileId, RestartHistory, SwapExposure};
-use crate::observe::Event;
+use crate::observe::Incident;
 use crate::render;
 use crate::status::{
     Condition, Detail, FORMAT, FileReport, Report, Roles, Served, Session, Trouble, WallsReport,
@@ -148,17 +148,9 @@ impl Reporter {
         if less {
             match fit {
                 Fit::Whole => {}
-                Fit::NoCauses => Event::ReportReduced {
-                    to: "without causes",
-                    why: &why,
-                }
-                .emit(),
-                Fit::Counts => Event::ReportReduced {
-                    to: "with counts only",
-                    why: &why,
-                }
-                .emit(),
-                Fit::Nothing => Event::ReportNotWritten { why: &why }.emit(),
+                Fit::NoCauses => Incident::ReportWithoutCauses.emit(&why),
+                Fit::Counts => Incident::ReportOfCounts.emit(&why),
+                Fit::Nothing => Incident::ReportNotWritten.emit(&why),
             }
         }
         if fit == Fit::Nothing {

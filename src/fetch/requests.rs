@@ -6,7 +6,7 @@ use crate::config::plan::Query;
 use crate::lease::source::{Failure, Lease, Reply, Source, TokenGrant};
 use crate::lease::{Request, ScheduleInput, TokenId};
 use crate::names::QueryId;
-use crate::observe::Event;
+use crate::observe::{Event, Incident};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -216,10 +216,7 @@ impl<S: Source + 'static> Requests<S> {
             }
         };
         if tokio::time::timeout(bound, all).await.is_err() {
-            Event::NotRevoked {
-                why: "no answer in time",
-            }
-            .emit();
+            Incident::NotRevoked.emit(&"no answer in time");
         }
     }
 
@@ -263,9 +260,6 @@ impl<S: Source + 'static> Requests<S> {
 pub(super) fn say_revoked(result: &Result<(), Failure>) {
     match result {
         Ok(()) => Event::Revoked.emit(),
-        Err(failure) => Event::NotRevoked {
-            why: &failure.message,
-        }
-        .emit(),
+        Err(failure) => Incident::NotRevoked.emit(&failure.message),
     }
 }

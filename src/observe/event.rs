@@ -1,25 +1,17 @@
-//! The closed set of events: each event is one decision and one log line. A field is a name, a
-//! number, a path, or a message without a secret value. Invariant: a log line is short and has no
-//! control character, because every text passes `line`.
+//! The closed set of events and incidents, each written as one log line with fields. A field is a
+//! name, a number, a path, or a message without a secret value. Invariant: a log line is short and
+//! has no control character, because every foreign text passes `shown`.
 
 use crate::names::{FileName, Generation, Role};
 use crate::shown::ShownLine;
-use std::io;
+use std::fmt::Display;
 use std::path::Path;
 use std::time::Duration;
 use tracing::{error, info, warn};
 
-/// One thing that happened.
+/// A decision or a change of state.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum Event<'a> {
-    // cli
-    /// The configuration has a setting with a risk or without effect.
-    ConfigWarning {
-        /// The position, the problem and the hint.
-        problem: &'a str,
-    },
-
     // supervise
     /// The files are served at a path.
     Mounted {
@@ -29,285 +21,82 @@ pub enum Event<'a> {
         how: &'static str,
     },
     /// The mount hides files that were in the directory.
-    Hides {
+    FilesHidden {
         /// The directory.
         path: &'a Path,
         /// The number of hidden names.
         entries: usize,
     },
     /// The path of the mount leads through a link.
-    BehindLink {
+    LinkInPath {
         /// The path as configured.
         path: &'a Path,
         /// The path without links.
-        own: &'a Path,
+        resolved: &'a Path,
     },
-    /// The mount appears in other mount namespaces, too.
-    Propagates {
-        /// The mount point in this namespace.
-        path: &'a Path,
-    },
-    /// FUSE is not available, and the configured fallback is used.
-    FallingBack {
-        /// The reason why FUSE is not available.
-        cause: &'a str,
-    },
-    /// A tmpfs whose pages may reach a swap is used because of `--allow-swap`.
-    SwapAllowed {
-        /// The reason why a swap cannot be excluded.
-        cause: &'a str,
-    },
-    /// A swap was turned on after the start, so that files on a tmpfs could be written to the
-    /// swap; or such a swap was turned off again.
-    SwapFound {
-        /// The reason; `None` once no swap can be reached any more.
-        cause: Option<&'a str>,
-    },
+    /// The swap turned on after the start was turned off again.
+    SwapGone,
     /// The application was started.
     AppStarted {
-        /// Its process id.
+        /// The process id of the application.
         pid: i32,
-    },
-    /// The application could not be started.
-    AppNotStarted {
-        /// The program.
-        program: &'a str,
-        /// The reason.
-        why: &'a str,
     },
     /// The application ended.
     AppEnded {
-        /// The code that baofs will pass on.
+        /// The exit code to be passed on by baofs.
         code: u8,
     },
     /// The application did not stop in time, or a second signal ended the wait.
     AppKilled,
     /// The application is notified of a rotation.
-    Telling {
+    Notifying {
         /// A signal, a program, or `restart`.
         how: &'a str,
     },
-    /// A command after a rotation failed. The rotation stays, and nothing else waits.
-    CommandFailed {
-        /// The program.
-        program: &'a str,
-        /// The exit status in words.
-        how: &'a str,
-    },
-    /// A role ended without being told to stop.
-    RoleDied {
-        /// The role.
-        role: Role,
-        /// The exit status in words: `exit code 1`, `signal 9`.
-        how: &'a str,
-    },
     /// A role did not answer in time, and is killed.
-    RoleHangs {
+    RoleHung {
         /// The role.
         role: Role,
-        /// The time since its last answer.
+        /// The time since the last answer.
         since: Duration,
     },
     /// The successor of a dead role is ready.
-    WorksAgain {
+    RoleRestarted {
         /// The role.
         role: Role,
-        /// The time from its fork to readiness.
+        /// The time from the fork of the successor until ready.
         after: Duration,
-    },
-    /// A role crashed repeatedly until `crash_loop_timeout` was over.
-    GivenUp {
-        /// The role.
-        role: Role,
-    },
-    /// No process of the agent could be forked.
-    NotForked {
-        /// The reason.
-        why: &'a io::Error,
-    },
-    /// A role could not be confined, and ends.
-    NotConfined {
-        /// The role.
-        role: Role,
-        /// The reason.
-        why: &'a io::Error,
-    },
-    /// A role cannot do its work, and ends.
-    RoleFailed {
-        /// The role.
-        role: Role,
-        /// The reason.
-        why: &'a str,
-    },
-    /// The kernel has no Landlock, or the container forbids the use of Landlock.
-    NoLandlock {
-        /// The reason.
-        why: &'a io::Error,
-    },
-    /// The kernel has no seccomp filters.
-    NoSeccomp,
-    /// Landlock lets `fetch` read a credential file now, but possibly not a later file of the same
-    /// path.
-    WeakReach {
-        /// The file.
-        file: &'a Path,
-        /// The case in which the file cannot be read or removed.
-        weakness: &'static str,
-    },
-    /// The application runs without its `AppArmor` profile.
-    NoAppArmor {
-        /// The reason.
-        why: &'a io::Error,
-    },
-    /// The application can regain `SYS_ADMIN`, which the bounding set still has.
-    RightsRemain,
-    /// A signal could not be sent to the application.
-    NotSignalled {
-        /// The signal.
-        signal: &'a str,
-        /// The reason.
-        why: &'a io::Error,
-    },
-    /// The guard, which cleans up after a killed supervise, could not be started.
-    NoGuard {
-        /// The reason.
-        why: &'a io::Error,
     },
     /// Supervise was killed, and the guard stops everything.
     SuperviseKilled,
-    /// The pid file could not be written.
-    PidFileNotWritten {
-        /// The path of the pid file.
-        path: &'a Path,
-        /// The reason.
-        why: &'a io::Error,
-    },
-    /// The link to a sink could not be made.
-    LinkNotMade {
-        /// The path of the link.
-        path: &'a Path,
-        /// The target of the link.
-        target: &'a Path,
-        /// The reason.
-        why: &'a io::Error,
-    },
-    /// Another user may replace the link to a sink.
-    LinkReplaceable {
-        /// The path of the link.
-        path: &'a Path,
-        /// The users who may write the directory of the link.
-        by: &'a str,
-    },
-    /// A pid file or a link could not be removed at the end.
-    RunFileNotRemoved {
-        /// The path.
-        path: &'a Path,
-        /// The reason.
-        why: &'a io::Error,
-    },
-    /// Files of the tmpfs could not be removed at the end.
-    FilesNotRemoved {
-        /// The reason.
-        why: &'a str,
-    },
     /// `BAOFS_UNSTABLE_NO_RESEND` is set.
-    NoResend,
+    ResendDisabled,
 
     // fetch
-    /// Changed files could not be published, and are published later.
-    NotPublished {
-        /// The reason.
-        why: &'a str,
-    },
-    /// The status report does not fit, and a smaller one was written.
-    ReportReduced {
-        /// The part that was written: `without causes`, `counts only`.
-        to: &'static str,
-        /// The reason.
-        why: &'a str,
-    },
-    /// No status report could be written.
-    ReportNotWritten {
-        /// The reason.
-        why: &'a str,
-    },
-    /// The file of the `secret_id` could not be removed after the login.
-    SecretIdNotRemoved {
-        /// The file.
-        file: &'a Path,
-        /// The reason.
-        why: &'a io::Error,
-    },
-    /// A new `fetch` resumed from the checkpoint of its predecessor.
-    WentOn {
+    /// A new `fetch` resumed from the checkpoint of the predecessor.
+    Resumed {
         /// Logins in doubt since the start: each may have left a token that cannot be revoked.
         lost_logins: u32,
-    },
-    /// The checkpoint for a successor of `fetch` does not fit into the arena.
-    NotRecoverable {
-        /// The reason.
-        why: &'a str,
     },
     /// A login succeeded.
     LoggedIn {
         /// The time to live of the token, unless the token never expires; logged in seconds.
         ttl: Option<Duration>,
     },
-    /// A request failed and will be tried again.
-    Retrying {
-        /// The failure's own message.
-        failure: &'a str,
-        /// The wait before the next attempt.
-        after: Duration,
-    },
-    /// The login was refused; the next login follows a change of a credential file.
-    Refused {
-        /// The failure's own message.
-        failure: &'a str,
-    },
     /// Every file has its first value.
     Ready {
         /// The number of files.
         files: usize,
     },
-    /// A file has no value when `wait` is over.
-    Missing {
-        /// The file.
-        file: &'a FileName,
-        /// The reason.
-        why: &'a str,
-    },
     /// New values are served.
     Published {
-        /// Their generation.
+        /// The generation of the values.
         generation: Generation,
         /// The number of changed files.
         files: usize,
     },
-    /// A secret could not be renewed or read again, and its last value is still served.
-    Stale {
-        /// The file.
-        file: &'a FileName,
-        /// The reason.
-        why: &'a str,
-    },
     /// The token and its leases were revoked.
     Revoked,
-    /// The token could not be revoked within the time given.
-    NotRevoked {
-        /// The reason.
-        why: &'a str,
-    },
-    /// A first value was read, but cannot be served.
-    Unusable {
-        /// The file and the problem.
-        why: &'a str,
-    },
-    /// TLS verification is off because of `tls_skip_verify`.
-    Unverified {
-        /// The server's host.
-        server: &'a str,
-    },
 
     // serve
     /// An old version that a reader had open was removed to make room for a newer version.
@@ -315,217 +104,358 @@ pub enum Event<'a> {
         /// The file.
         file: &'a FileName,
     },
+
+    // every role
     /// Log lines were dropped because the log was not read.
-    Dropped {
-        /// Lines dropped since the last such event.
+    LinesDropped {
+        /// Lines dropped since the last report.
         lines: u64,
     },
 }
 
 impl Event<'_> {
     /// Writes the event as one log line.
-    #[expect(clippy::too_many_lines, reason = "a line or two for each event")]
     pub fn emit(&self) {
         match self {
-            Self::ConfigWarning { problem } => warn!("{}", line(problem)),
-            Self::Mounted { path, how } => {
-                info!(path = %path_line(path), how, "serving");
+            Self::Mounted { path, how } => info!(path = %shown_path(path), how, "serving"),
+            Self::FilesHidden { path, entries } => {
+                let path = shown_path(path);
+                warn!(%path, entries, "the mount hides files in the directory");
             }
-            Self::Hides { path, entries } => {
-                warn!(path = %path_line(path), entries, "the mount hides files in the directory");
+            Self::LinkInPath { path, resolved } => {
+                let (path, resolved) = (shown_path(path), shown_path(resolved));
+                warn!(%path, %resolved, "the path of the mount contains a link: a user who may change the link can redirect readers");
             }
-            Self::BehindLink { path, own } => {
-                let (path, own) = (path_line(path), path_line(own));
-                warn!(%path, %own, "the path of the mount contains a link: a user who may change the link can redirect readers");
-            }
-            Self::Propagates { path } => {
-                let path = path_line(path);
-                warn!(%path, "the mount appears in other mount namespaces, too: the mount beneath is shared");
-            }
-            Self::FallingBack { cause } => warn!(
-                cause = line(cause).as_str(),
-                "FUSE is refused; falling back to tmpfs"
-            ),
-            Self::SwapAllowed { cause } => warn!(
-                cause = line(cause).as_str(),
-                "secrets may be written to a swap (--allow-swap)"
-            ),
-            Self::SwapFound { cause: Some(cause) } => warn!(
-                cause,
-                "secrets may reach a swap that was turned on since the start"
-            ),
-            Self::SwapFound { cause: None } => info!("secrets cannot reach a swap any more"),
+            Self::SwapGone => info!("secrets cannot reach a swap any more"),
             Self::AppStarted { pid } => info!(pid, "application started"),
-            Self::AppNotStarted { program, why } => {
-                error!(
-                    program = line(program).as_str(),
-                    why = line(why).as_str(),
-                    "the application cannot be started"
-                );
-            }
             Self::AppEnded { code } => info!(code, "application ended"),
-            Self::AppKilled => warn!("the application is killed"),
-            Self::Telling { how } => info!(
-                how = line(how).as_str(),
-                "notifying the application of a rotation"
-            ),
-            Self::CommandFailed { program, how } => {
-                warn!(
-                    program = line(program).as_str(),
-                    how = line(how).as_str(),
-                    "the command after a rotation failed"
+            Self::AppKilled => warn!("killing the application"),
+            Self::Notifying { how } => {
+                info!(how = shown(how), "notifying the application of a rotation");
+            }
+            Self::RoleHung { role, since } => {
+                let role = role.as_str();
+                error!(
+                    role,
+                    ?since,
+                    "a process of the agent does not answer: it is killed"
                 );
             }
-            Self::RoleDied { role, how } => error!(
-                role = role.as_str(),
-                how = line(how).as_str(),
-                "a process of the agent died"
-            ),
-            Self::RoleHangs { role, since } => error!(
-                role = role.as_str(),
-                ?since,
-                "a process of the agent does not answer: it is killed"
-            ),
-            Self::WorksAgain { role, after } => info!(
-                role = role.as_str(),
-                ?after,
-                "another one works in its place"
-            ),
-            Self::GivenUp { role } => error!(
-                role = role.as_str(),
-                "a process of the agent died again and again: baofs ends"
-            ),
-            Self::NotForked { why } => {
-                error!("a process of the agent cannot be forked: {}", line(why));
-            }
-            Self::NotConfined { role, why } => {
-                error!("{} cannot be confined: {}", role.as_str(), line(why));
-            }
-            Self::RoleFailed { role, why } => {
-                error!(role = role.as_str(), "{}", line(why));
-            }
-            Self::NoLandlock { why } => warn!(
-                "no Landlock ({}): a `fetch` that was taken over could read and write every file of its user, and connect to \
-                 every port; hint: Linux 5.13 with `landlock` among its security modules, and a container runtime that lets \
-                 its system calls pass",
-                line(why)
-            ),
-            Self::NoSeccomp => warn!(
-                "no seccomp filters: a process of the agent that was taken over could make every system call; \
-                 hint: a kernel with CONFIG_SECCOMP_FILTER"
-            ),
-            Self::WeakReach { file, weakness } => warn!(
-                "{}: {weakness}; hint: put it into a directory of its own",
-                path_line(file)
-            ),
-            Self::NoAppArmor { why } => warn!(
-                "AppArmor does not confine the application: the profile docker-default cannot be requested: {}",
-                line(why)
-            ),
-            Self::RightsRemain => warn!(
-                "with `no_new_privs = false`, what the application executes as root has SYS_ADMIN, because baofs needs it; \
-                 hint: with `--cap-add SETPCAP` baofs can take it away for good"
-            ),
-            Self::NotSignalled { signal, why } => warn!(
-                "the application cannot be sent {signal}: {}; hint: start the container with `--cap-add KILL`",
-                line(why)
-            ),
-            Self::NoGuard { why } => {
-                warn!("nobody will clean up if baofs is killed: {}", line(why));
-            }
-            Self::SuperviseKilled => error!("supervise was killed: all is stopped and taken away"),
-            Self::PidFileNotWritten { path, why } => {
-                warn!(
-                    "the pid file {} cannot be written: {}",
-                    path_line(path),
-                    line(why)
+            Self::RoleRestarted { role, after } => {
+                info!(
+                    role = role.as_str(),
+                    ?after,
+                    "a process of the agent was restarted"
                 );
             }
-            Self::LinkNotMade { path, target, why } => {
-                let (path, target) = (path_line(path), path_line(target));
-                warn!("the link {path} to {target} cannot be made: {}", line(why));
+            Self::SuperviseKilled => {
+                error!("supervise was killed: stopping every process and removing the mount");
             }
-            Self::LinkReplaceable { path, by } => warn!(
-                "{by} may replace the link to a sink at {}, because of the directory that it lies in",
-                path_line(path)
+            Self::ResendDisabled => warn!(
+                "BAOFS_UNSTABLE_NO_RESEND is set, for tests only: requests of a dead process are interrupted"
             ),
-            Self::RunFileNotRemoved { path, why } => {
-                warn!("{} cannot be removed: {}", path_line(path), line(why));
-            }
-            Self::FilesNotRemoved { why } => {
-                warn!("not all files could be removed: {}", line(why));
-            }
-            Self::NoResend => warn!(
-                "BAOFS_UNSTABLE_NO_RESEND is set: requests that a dead process left are interrupted; it is for tests alone"
-            ),
-            Self::NotPublished { why } => error!("{}", line(why)),
-            Self::ReportReduced { to, why } => {
-                warn!("the status report is written {to}: {}", line(why));
-            }
-            Self::ReportNotWritten { why } => {
-                error!("the status report cannot be written: {}", line(why));
-            }
-            Self::SecretIdNotRemoved { file, why } => warn!(
-                "{} could not be removed after reading: {}",
-                path_line(file),
-                line(why)
-            ),
-            Self::WentOn { lost_logins } => {
+            Self::Resumed { lost_logins } => {
                 info!(
                     lost_logins,
                     "fetch resumed from the checkpoint of its predecessor"
                 );
             }
-            Self::NotRecoverable { why } => {
-                warn!(
-                    why = line(why).as_str(),
-                    "recovery is off: if fetch dies, its successor logs in and reads every secret again"
-                );
-            }
             Self::LoggedIn { ttl } => info!(ttl = ttl.map(|ttl| ttl.as_secs()), "logged in"),
-            Self::Retrying { failure, after } => warn!(?after, "{}; trying again", line(failure)),
-            Self::Refused { failure } => error!(
-                "{}; waiting for another role_id or secret_id in its file",
-                line(failure)
-            ),
             Self::Ready { files } => info!(files, "all secrets are available"),
-            Self::Missing { file, why } => {
-                error!(file = %line(file.as_str()), why = line(why).as_str(), "a secret is missing");
-            }
             Self::Published { generation, files } => {
                 info!(generation = generation.0, files, "published");
             }
-            Self::Stale { file, why } => {
-                warn!(file = %line(file.as_str()), why = line(why).as_str(), "the last good value is still served");
-            }
             Self::Revoked => info!("token revoked"),
-            Self::NotRevoked { why } => warn!(
-                why = line(why).as_str(),
-                "the token could not be revoked and lives until its TTL ends"
-            ),
-            Self::Unusable { why } => warn!("{}", line(why)),
-            Self::Unverified { server } => {
-                warn!(
-                    server = line(server).as_str(),
-                    "TLS verification is off: anyone on the network path can read every secret and the token"
-                );
-            }
             Self::Evicted { file } => {
-                warn!(file = %line(file.as_str()), "an old version that a reader has open was removed to make room for a newer version");
+                let file = shown(file);
+                warn!(%file, "an old version that a reader has open was removed to make room for a newer version");
             }
-            Self::Dropped { lines } => {
+            Self::LinesDropped { lines } => {
                 warn!(lines, "log lines were dropped because nobody read them");
             }
         }
     }
 }
 
-/// A text that is short and clean enough for a log line.
-fn line(text: &(impl ToString + ?Sized)) -> ShownLine {
-    text.to_string().as_str().into()
+/// A failure or a risk, with a reason. `Display` is the message of the log line.
+#[derive(Debug, thiserror::Error)]
+pub enum Incident<'a> {
+    // cli
+    /// The configuration has a setting with a risk or without effect.
+    #[error("configuration warning")]
+    ConfigWarning,
+
+    // supervise
+    /// The mount appears in other mount namespaces, too.
+    #[error("the mount appears in other mount namespaces, too")]
+    MountShared {
+        /// The mount point in this namespace.
+        path: &'a Path,
+    },
+    /// FUSE is not available, and the configured fallback is used.
+    #[error("FUSE is refused; falling back to tmpfs")]
+    FallbackUsed,
+    /// The pages of the tmpfs may reach a swap, as allowed by `--allow-swap`.
+    #[error("secrets may be written to a swap (--allow-swap)")]
+    SwapAllowed,
+    /// A swap was turned on after the start, so that files on a tmpfs could be written to the swap.
+    #[error("secrets may reach a swap that was turned on since the start")]
+    SwapFound,
+    /// The application could not be started.
+    #[error("the application cannot be started")]
+    AppNotStarted {
+        /// The program.
+        program: &'a str,
+    },
+    /// The application runs without an `AppArmor` profile.
+    #[error("AppArmor does not confine the application")]
+    NoAppArmor,
+    /// The application can regain `SYS_ADMIN`, which the bounding set still has.
+    #[error(
+        "programs that the application executes as root have SYS_ADMIN, because baofs needs it; \
+         hint: with `--cap-add SETPCAP` baofs can take it away for good"
+    )]
+    SysAdminRemains,
+    /// A signal could not be sent to the application.
+    #[error("the application cannot be signalled; hint: start the container with `--cap-add KILL`")]
+    NotSignalled {
+        /// The signal.
+        signal: &'static str,
+    },
+    /// A command after a rotation failed. The rotation stays, and nothing else waits.
+    #[error("the command after a rotation failed")]
+    CommandFailed {
+        /// The program.
+        program: &'a str,
+    },
+    /// A role ended without being told to stop; the reason is the exit status.
+    #[error("a process of the agent died")]
+    RoleDied {
+        /// The role.
+        role: Role,
+    },
+    /// A role crashed repeatedly until `crash_loop_timeout` was over.
+    #[error("a process of the agent died again and again: baofs ends")]
+    CrashLoop {
+        /// The role.
+        role: Role,
+    },
+    /// No process of the agent could be forked.
+    #[error("a process of the agent cannot be forked")]
+    ForkFailed,
+    /// A role could not be confined, and ends.
+    #[error("a process of the agent cannot be confined")]
+    NotConfined {
+        /// The role.
+        role: Role,
+    },
+    /// A role cannot work, and ends.
+    #[error("a process of the agent failed")]
+    RoleFailed {
+        /// The role.
+        role: Role,
+    },
+    /// The kernel has no Landlock, or the container forbids the use of Landlock.
+    #[error(
+        "no Landlock: a `fetch` that was taken over could read and write every file of its user, \
+         and connect to every port; hint: Linux 5.13 with `landlock` among its security modules, \
+         and a container runtime that lets its system calls pass"
+    )]
+    NoLandlock,
+    /// The kernel has no seccomp filters.
+    #[error(
+        "no seccomp filters: a process of the agent that was taken over could make every system \
+         call; hint: a kernel with CONFIG_SECCOMP_FILTER"
+    )]
+    NoSeccomp,
+    /// Landlock lets `fetch` read a credential file now, but possibly not remove the file, or read
+    /// a later file of the same path.
+    #[error("fetch has limited access to a file; hint: put the file into a directory of its own")]
+    ReachLimited {
+        /// The file.
+        path: &'a Path,
+    },
+    /// The guard, which cleans up after a killed supervise, could not be started.
+    #[error("no guard: nothing cleans up if baofs is killed")]
+    NoGuard,
+    /// The pid file or the link to a sink could not be made.
+    #[error("a pid file or link to a sink cannot be made")]
+    RunFileNotMade {
+        /// The path.
+        path: &'a Path,
+    },
+    /// Another user may replace the link to a sink.
+    #[error("another user may replace the link to a sink")]
+    LinkReplaceable {
+        /// The path of the link.
+        path: &'a Path,
+    },
+    /// A pid file or a link could not be removed at the end.
+    #[error("a pid file or link to a sink cannot be removed")]
+    RunFileNotRemoved {
+        /// The path.
+        path: &'a Path,
+    },
+    /// Files of the tmpfs could not be removed at the end.
+    #[error("not all files could be removed")]
+    FilesNotRemoved,
+
+    // fetch
+    /// TLS verification is off because of `tls_skip_verify`.
+    #[error(
+        "TLS verification is off: anyone on the network path can read every secret and the token"
+    )]
+    TlsUnverified {
+        /// The server's host.
+        server: &'a str,
+    },
+    /// Changed files could not be published, and are published later.
+    #[error("changed files cannot be published")]
+    NotPublished,
+    /// The status report does not fit, and is written without causes.
+    #[error("the status report is written without causes")]
+    ReportWithoutCauses,
+    /// The status report does not fit, and only counts are written.
+    #[error("the status report is written with counts only")]
+    ReportOfCounts,
+    /// No status report could be written.
+    #[error("the status report cannot be written")]
+    ReportNotWritten,
+    /// The file of the `secret_id` could not be removed after the login.
+    #[error("the secret_id could not be removed after reading")]
+    SecretIdNotRemoved {
+        /// The file.
+        path: &'a Path,
+    },
+    /// The checkpoint for a successor of `fetch` does not fit into the arena.
+    #[error("recovery is off: if fetch dies, its successor logs in and reads every secret again")]
+    NotRecoverable,
+    /// A request failed and will be tried again.
+    #[error("a request failed; trying again")]
+    Retrying {
+        /// The wait before the next attempt.
+        after: Duration,
+    },
+    /// The login was refused; the next login follows a change of a credential file.
+    #[error("the login was refused; waiting for another role_id or secret_id in its file")]
+    LoginRefused,
+    /// A file has no value when `wait` is over.
+    #[error("a secret is missing")]
+    SecretMissing {
+        /// The file.
+        file: &'a FileName,
+    },
+    /// A secret could not be renewed or read again, and its last value is still served.
+    #[error("the last good value is still served")]
+    SecretStale {
+        /// The file.
+        file: &'a FileName,
+    },
+    /// A first value was read, but cannot be served.
+    #[error("a value cannot be served")]
+    ValueUnusable,
+    /// The token could not be revoked within the time given.
+    #[error("the token could not be revoked and lives until its TTL ends")]
+    NotRevoked,
 }
 
-/// A path as such a text.
-fn path_line(path: &Path) -> ShownLine {
-    line(&path.to_string_lossy())
+impl Incident<'_> {
+    /// Writes the incident and its reason as one log line.
+    pub fn emit(&self, why: &dyn Display) {
+        let why = shown(why);
+        match self {
+            Self::AppNotStarted { program } => error!(program = shown(program), why, "{self}"),
+            Self::CommandFailed { program } => warn!(program = shown(program), why, "{self}"),
+            Self::NotSignalled { signal } => warn!(signal, why, "{self}"),
+            Self::RoleDied { role }
+            | Self::CrashLoop { role }
+            | Self::NotConfined { role }
+            | Self::RoleFailed { role } => error!(role = role.as_str(), why, "{self}"),
+            Self::MountShared { path }
+            | Self::ReachLimited { path }
+            | Self::RunFileNotMade { path }
+            | Self::LinkReplaceable { path }
+            | Self::RunFileNotRemoved { path }
+            | Self::SecretIdNotRemoved { path } => warn!(path = %shown_path(path), why, "{self}"),
+            Self::TlsUnverified { server } => warn!(server = shown(server), why, "{self}"),
+            Self::Retrying { after } => warn!(why, ?after, "{self}"),
+            Self::SecretMissing { file } => error!(file = %shown(file), why, "{self}"),
+            Self::SecretStale { file } => warn!(file = %shown(file), why, "{self}"),
+            Self::ForkFailed | Self::NotPublished | Self::ReportNotWritten | Self::LoginRefused => {
+                error!(why, "{self}");
+            }
+            Self::ConfigWarning
+            | Self::FallbackUsed
+            | Self::SwapAllowed
+            | Self::SwapFound
+            | Self::NoAppArmor
+            | Self::SysAdminRemains
+            | Self::NoLandlock
+            | Self::NoSeccomp
+            | Self::NoGuard
+            | Self::FilesNotRemoved
+            | Self::ReportWithoutCauses
+            | Self::ReportOfCounts
+            | Self::NotRecoverable
+            | Self::ValueUnusable
+            | Self::NotRevoked => warn!(why, "{self}"),
+        }
+    }
+}
+
+/// A text, shortened and cleaned for a log line.
+fn shown(text: &dyn Display) -> String {
+    ShownLine::from(text.to_string()).to_string()
+}
+
+/// A path, shortened and cleaned.
+fn shown_path(path: &Path) -> String {
+    shown(&path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::io::{Read, Seek};
+    use std::sync::Arc;
+
+    #[test]
+    fn a_line_of_json_has_the_fields_without_control_characters() {
+        let mut file = tempfile::tempfile().expect("a file");
+        let writer = Arc::new(file.try_clone().expect("a copy"));
+        let format = tracing_subscriber::fmt().with_writer(writer).json();
+        let subscriber = format.flatten_event(true).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let path = Path::new("/run/a\u{1b}pid");
+            Event::FilesHidden { path, entries: 3 }.emit();
+            Incident::RunFileNotRemoved { path }.emit(&"not\npermitted");
+            Incident::Retrying {
+                after: Duration::from_millis(1500),
+            }
+            .emit(&"x".repeat(900));
+        });
+        file.rewind().expect("a file");
+        let mut text = String::new();
+        file.read_to_string(&mut text).expect("text");
+        let lines: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        let long = "x".repeat(799) + "…";
+        let expected = [
+            json!({ "level": "WARN", "message": "the mount hides files in the directory",
+                "path": "/run/a\u{fffd}pid", "entries": 3 }),
+            json!({ "level": "WARN", "message": "a pid file or link to a sink cannot be removed",
+                "path": "/run/a\u{fffd}pid", "why": "not permitted" }),
+            json!({ "level": "WARN", "message": "a request failed; trying again",
+                "why": long, "after": "1.5s" }),
+        ];
+        assert_eq!(lines.len(), expected.len(), "{text}");
+        for (line, expected) in lines.iter().zip(&expected) {
+            for (name, value) in expected.as_object().expect("an object") {
+                assert_eq!(&line[name], value, "{name}: {text}");
+            }
+        }
+    }
 }

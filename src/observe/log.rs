@@ -1,7 +1,7 @@
-//! Where lines go: a descriptor of one's own on standard error that never blocks. Docker's log pipe
-//! blocks whoever writes when nobody reads; `O_NONBLOCK` on fd 2 itself would be shared with the
-//! application (one file description). Invariant: a line is written whole or counted as dropped,
-//! and what follows a part of one begins on a line of its own.
+//! The log: lines to a nonblocking descriptor of standard error. Docker's log pipe blocks a writer
+//! while nobody reads, and `O_NONBLOCK` on fd 2 would also hold for the application, which shares
+//! the file description. Invariant: a line is written whole or counted as dropped, and a newline
+//! comes before the line after a partly written line.
 
 use super::Event;
 use nix::errno::Errno;
@@ -12,105 +12,86 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt::MakeWriter;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use tracing::Level;
+use tracing::subscriber::set_global_default;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 
-/// The log.
+/// The settings of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Log {
-    /// The least important level that is written.
+    /// The least important written level.
     pub level: Level,
-    /// Its form.
+    /// The form of a line.
     pub format: LogFormat,
-}
-
-/// How important a line is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// Only what stops something.
-    Error,
-    /// And what somebody should look at.
-    Warn,
-    /// And each decision.
-    Info,
-    /// And each step.
-    Debug,
-    /// And everything.
-    Trace,
 }
 
 /// The form of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One JSON object a line.
+    /// A JSON object a line.
     Json,
 }
 
-/// A terminal that says that it can be written to takes so many bytes (`n_tty` wakes writers for as
-/// many).
+/// The room of a writable terminal (`n_tty` wakes writers at 256 bytes).
 const TERMINAL: usize = 256;
-/// Lines dropped since the last line that said so.
+/// Lines dropped since the last report.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
-/// The process' writer; a role replaces the descriptor after its fork.
-static SINK: OnceLock<Sink> = OnceLock::new();
+/// The output of the process. A role opens a new description after the fork.
+static OUTPUT: OnceLock<Mutex<LogOutput>> = OnceLock::new();
 
-/// The descriptor that lines go to.
-struct Sink {
-    target: Mutex<LogOutput>,
-}
-
-/// Where lines go, and how without blocking.
+/// The descriptor of the log, and how to write without blocking.
 struct LogOutput {
-    /// An own description of standard error; none: standard error itself.
+    /// A file description of standard error for the log alone; `None` for fd 2.
     own: Option<OwnedFd>,
-    way: Way,
-    /// Whether the last byte written was not the end of a line.
+    mode: WriteMode,
+    /// Whether the last written byte was not a newline.
     torn: bool,
 }
 
 /// How to write without blocking.
 #[derive(Clone, Copy)]
-enum Way {
+enum WriteMode {
     /// The description has `O_NONBLOCK`.
     NonBlocking,
-    /// A socket cannot be opened anew, but each call may ask not to wait.
+    /// A socket cannot be reopened, but each call may have `MSG_DONTWAIT`.
     Socket,
-    /// Asked with `poll` before each piece of at most so many bytes: a terminal or pipe that may
-    /// not be opened anew (it belongs to another user). Another writer may take the room in
-    /// between; then this one waits, until somebody reads.
+    /// `poll`, then write at most this many bytes: a terminal or pipe of another user, which must
+    /// not be reopened. If another writer takes the room after the poll, the write blocks until
+    /// the log is read.
     Polled(usize),
 }
 
 impl LogOutput {
     fn open() -> Self {
-        let stderr = io::stderr();
-        let kind = fstat(&stderr).map_or(SFlag::empty(), |stat| {
-            SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
-        });
         let flags = OFlag::O_WRONLY
             | OFlag::O_NONBLOCK
             | OFlag::O_CLOEXEC
             | OFlag::O_APPEND
             | OFlag::O_NOCTTY;
-        let (own, way) = match open("/proc/self/fd/2", flags, Mode::empty()) {
-            Ok(own) => (Some(own), Way::NonBlocking),
-            Err(_) if kind == SFlag::S_IFSOCK => (None, Way::Socket),
-            Err(_) if kind == SFlag::S_IFCHR => (None, Way::Polled(TERMINAL)),
-            Err(_) => (None, Way::Polled(libc::PIPE_BUF)),
+        let own = open("/proc/self/fd/2", flags, Mode::empty()).ok();
+        let mode = if own.is_some() {
+            WriteMode::NonBlocking
+        } else {
+            let file = fstat(io::stderr()).map(|stat| stat.st_mode);
+            match SFlag::from_bits_truncate(file.unwrap_or_default()) & SFlag::S_IFMT {
+                SFlag::S_IFSOCK => WriteMode::Socket,
+                SFlag::S_IFCHR => WriteMode::Polled(TERMINAL),
+                _ => WriteMode::Polled(libc::PIPE_BUF),
+            }
         };
         Self {
             own,
-            way,
+            mode,
             torn: false,
         }
     }
 
-    /// Writes a line, or as much of it as there is room for now; whether it is whole. A part of an
-    /// earlier line is ended first.
+    /// Writes as much of a line as there is room for, after a newline if the last line is torn.
+    /// Returns whether the line is whole.
     fn write(&mut self, line: &[u8]) -> bool {
         let end: &[u8] = if self.torn { b"\n" } else { b"" };
         let bytes = [end, line].concat();
@@ -129,21 +110,21 @@ impl LogOutput {
         written == bytes.len()
     }
 
-    /// One call that does not wait.
+    /// Writes a part without blocking.
     fn write_some(&self, bytes: &[u8]) -> nix::Result<usize> {
         let stderr = io::stderr();
-        let target = self
-            .own
-            .as_ref()
-            .map_or_else(|| stderr.as_fd(), AsFd::as_fd);
-        match self.way {
-            Way::NonBlocking => nix::unistd::write(target, bytes),
-            Way::Socket => send(
+        let target = match &self.own {
+            Some(own) => own.as_fd(),
+            None => stderr.as_fd(),
+        };
+        match self.mode {
+            WriteMode::NonBlocking => nix::unistd::write(target, bytes),
+            WriteMode::Socket => send(
                 target.as_raw_fd(),
                 bytes,
                 MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
             ),
-            Way::Polled(most) => match poll(
+            WriteMode::Polled(most) => match poll(
                 &mut [PollFd::new(target, PollFlags::POLLOUT)],
                 PollTimeout::ZERO,
             )? {
@@ -154,19 +135,19 @@ impl LogOutput {
     }
 }
 
-/// Hands each line to the sink.
-struct Line;
+fn output() -> Option<MutexGuard<'static, LogOutput>> {
+    let output = OUTPUT.get()?;
+    Some(output.lock().unwrap_or_else(PoisonError::into_inner))
+}
 
-impl Write for Line {
+/// Writes each line to the output, or counts the line as dropped.
+struct LineWriter;
+
+impl Write for LineWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let Some(sink) = SINK.get() else {
-            return Ok(line.len());
-        };
-        let mut target = sink
-            .target
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !target.write(line) {
+        if let Some(mut output) = output()
+            && !output.write(line)
+        {
             DROPPED.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
@@ -177,77 +158,41 @@ impl Write for Line {
     }
 }
 
-/// Makes a `Line` for each event, preceded by the count of dropped ones once the log is read again.
-struct Lines;
-
-impl<'a> MakeWriter<'a> for Lines {
-    type Writer = Line;
-
-    fn make_writer(&'a self) -> Line {
-        Line
-    }
-}
-
-/// Starts the log of this process; later calls change nothing. Only lines of baofs itself are
-/// written: what libraries say is not known to be free of values.
+/// Starts the log of the process; later calls have no effect. Lines of libraries are not written,
+/// because a library may log secret values.
 pub fn init(log: Log) {
-    if SINK
-        .set(Sink {
-            target: Mutex::new(LogOutput::open()),
-        })
-        .is_err()
-    {
+    if OUTPUT.set(Mutex::new(LogOutput::open())).is_err() {
         return;
     }
-    let filter = Targets::new().with_target("baofs", level(log.level));
+    let filter = Targets::new().with_target("baofs", log.level);
     let registry = tracing_subscriber::registry().with(filter);
     let format = tracing_subscriber::fmt::layer()
-        .with_writer(Lines)
+        .with_writer(|| LineWriter)
         .with_target(false)
         .with_ansi(false);
     let _ = match log.format {
-        LogFormat::Text => tracing::subscriber::set_global_default(registry.with(format)),
-        LogFormat::Json => tracing::subscriber::set_global_default(
-            registry.with(format.json().flatten_event(true)),
-        ),
+        LogFormat::Text => set_global_default(registry.with(format)),
+        LogFormat::Json => set_global_default(registry.with(format.json().flatten_event(true))),
     };
 }
 
-/// Gives a forked role a descriptor of its own.
+/// Opens a description of standard error for a forked role.
 pub fn start_role() {
-    if let Some(sink) = SINK.get() {
-        *sink
-            .target
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = LogOutput::open();
+    if let Some(mut output) = output() {
+        *output = LogOutput::open();
     }
     DROPPED.store(0, Ordering::Relaxed);
 }
 
-/// Says how many lines were dropped since the last time, if any; called from each loop when it
-/// turns.
+/// Reports the number of lines dropped since the last report. Each role calls the function once per
+/// turn of the loop.
 pub fn report_dropped() {
     let lines = DROPPED.load(Ordering::Relaxed);
     if lines > 0 {
-        Event::Dropped { lines }.emit();
-        // The line that says so may be dropped itself: it is not counted, and all others are still
-        // to be told.
-        let told = if DROPPED.load(Ordering::Relaxed) > lines {
-            1
-        } else {
-            lines
-        };
-        DROPPED.fetch_sub(told, Ordering::Relaxed);
-    }
-}
-
-fn level(level: Level) -> LevelFilter {
-    match level {
-        Level::Error => LevelFilter::ERROR,
-        Level::Warn => LevelFilter::WARN,
-        Level::Info => LevelFilter::INFO,
-        Level::Debug => LevelFilter::DEBUG,
-        Level::Trace => LevelFilter::TRACE,
+        Event::LinesDropped { lines }.emit();
+        // If the report was dropped, too, only the report is subtracted.
+        let dropped = DROPPED.load(Ordering::Relaxed) > lines;
+        DROPPED.fetch_sub(if dropped { 1 } else { lines }, Ordering::Relaxed);
     }
 }
 
@@ -265,8 +210,8 @@ mod tests {
         fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("it is ours");
     }
 
-    /// A reading end that does not wait, and a target that writes to the other one.
-    fn ends(way: Way, kind: &str) -> (File, LogOutput) {
+    /// A nonblocking reading end, and an output on the other end.
+    fn ends(mode: WriteMode, kind: &str) -> (File, LogOutput) {
         let (reader, writer) = match kind {
             "stream" => {
                 let (reader, writer) = socketpair(
@@ -289,23 +234,23 @@ mod tests {
             _ => nix::unistd::pipe().expect("a pipe"),
         };
         set_nonblocking(&reader);
-        if matches!(way, Way::NonBlocking) {
+        if matches!(mode, WriteMode::NonBlocking) {
             set_nonblocking(&writer);
         }
         (
             reader.into(),
             LogOutput {
                 own: Some(writer),
-                way,
+                mode,
                 torn: false,
             },
         )
     }
 
-    /// Lines of this length are written until one finds no room, twice; what a late reader finds of
-    /// them.
-    fn written_to_nobody(way: Way, kind: &str, len: usize) -> (String, usize) {
-        let (mut reader, mut target) = ends(way, kind);
+    /// Twice writes lines of this length until there is no room. Returns the bytes that a late reader
+    /// finds, and the number of whole lines.
+    fn written_to_nobody(mode: WriteMode, kind: &str, len: usize) -> (String, usize) {
+        let (mut reader, mut target) = ends(mode, kind);
         let mut line = vec![b'x'; len];
         (line[0], line[len - 1]) = (b'>', b'\n');
         let (mut found, mut whole, mut part) = (Vec::new(), 0, vec![0; 1 << 20]);
@@ -327,16 +272,16 @@ mod tests {
 
     #[test]
     fn no_line_waits_and_none_begins_within_another() {
-        for (way, kind, len) in [
-            (Way::Socket, "stream", 3_000),
-            (Way::Socket, "stream", 500),
-            (Way::NonBlocking, "pipe", 6_000),
-            (Way::NonBlocking, "pipe", 1_000),
-            (Way::Polled(libc::PIPE_BUF), "pipe", 6_000),
-            (Way::NonBlocking, "terminal", 1_000),
-            (Way::Polled(TERMINAL), "terminal", 1_000),
+        for (mode, kind, len) in [
+            (WriteMode::Socket, "stream", 3_000),
+            (WriteMode::Socket, "stream", 500),
+            (WriteMode::NonBlocking, "pipe", 6_000),
+            (WriteMode::NonBlocking, "pipe", 1_000),
+            (WriteMode::Polled(libc::PIPE_BUF), "pipe", 6_000),
+            (WriteMode::NonBlocking, "terminal", 1_000),
+            (WriteMode::Polled(TERMINAL), "terminal", 1_000),
         ] {
-            let (found, whole) = written_to_nobody(way, kind, len);
+            let (found, whole) = written_to_nobody(mode, kind, len);
             let lines: Vec<_> = found.lines().filter(|line| !line.is_empty()).collect();
             assert!(
                 lines

@@ -60,7 +60,7 @@ pub(crate) fn plan(queries: Vec<Query>, files: Vec<File>) -> Plan {
             seccomp: Seccomp::Default,
         },
         log: Log {
-            level: Level::Info,
+            level: Level::INFO,
             format: LogFormat::Text,
         },
         pid_file: None,

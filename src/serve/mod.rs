@@ -11,7 +11,7 @@ use crate::memory::MemoryError;
 use crate::memory::arena::Arena;
 use crate::memory::locked::Bounce;
 use crate::names::{Recovery, RestartHistory, Role};
-use crate::observe::Event;
+use crate::observe::Incident;
 use crate::snapshot::Reader;
 use std::fmt;
 use std::io;
@@ -61,12 +61,8 @@ pub fn run(job: &Job) -> Exit {
     match answer(job) {
         Ok(()) => Exit::Ok,
         Err(failure) => {
-            let why = &failure.to_string();
-            Event::RoleFailed {
-                role: Role::Serve,
-                why,
-            }
-            .emit();
+            let role = Role::Serve;
+            Incident::RoleFailed { role }.emit(&failure);
             match failure {
                 ServeError::Memory(_) => Exit::Memory,
                 ServeError::Kernel(_) => Exit::Software,

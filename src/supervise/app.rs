@@ -8,7 +8,7 @@ use crate::config::plan::{App, Identity, NewPrivileges};
 use crate::exit::Exit;
 use crate::memory;
 use crate::names::Owner;
-use crate::observe::Event;
+use crate::observe::Incident;
 use crate::sys::caps::{self, Capability};
 use crate::sys::process::{self, Disposition};
 use nix::sys::prctl;
@@ -172,8 +172,8 @@ impl<'a> Launcher<'a> {
             }
             let Err(error) = self.execute(command, stdio);
             if stdio == Stdio::App {
-                let (program, why) = (program(command), error.to_string());
-                Event::AppNotStarted { program, why: &why }.emit();
+                let program = program(command);
+                Incident::AppNotStarted { program }.emit(&error);
             }
             if error.kind() == io::ErrorKind::NotFound {
                 Exit::NotFound.code()
@@ -212,9 +212,9 @@ impl<'a> Launcher<'a> {
         let user = other_user(self.app);
         let environment = environment(env::vars_os(), user, (getppid(), getpid()))?;
         let program = arguments.first().ok_or(io::ErrorKind::NotFound)?;
-        profile::put_up(self.app.seccomp, |why| {
+        profile::restrict(self.app.seccomp, |why| {
             if stdio == Stdio::App {
-                Event::NoAppArmor { why }.emit();
+                Incident::NoAppArmor.emit(why);
             }
         })?;
         become_user(self.app)?;

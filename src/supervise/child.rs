@@ -6,7 +6,7 @@ use crate::exit::Exit;
 use crate::link::{self, End, FromRole};
 use crate::memory;
 use crate::names::Child;
-use crate::observe::{self, Event};
+use crate::observe::{self, Incident};
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
 use nix::errno::Errno;
@@ -49,7 +49,7 @@ pub(super) fn start(
             Ok(()) => body(theirs),
             Err(why) => {
                 let role = role.role();
-                Event::NotConfined { role, why: &why }.emit();
+                Incident::NotConfined { role }.emit(&why);
                 Exit::Memory
             }
         };

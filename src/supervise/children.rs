@@ -14,7 +14,7 @@ use crate::config::plan::Plan;
 use crate::exit::Exit;
 use crate::link::{End, FromRole, Received, ToRole};
 use crate::names::{Child, HookId, RestartHistory};
-use crate::observe::Event;
+use crate::observe::{Event, Incident};
 use crate::sys::process;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -103,7 +103,7 @@ impl ChildRecord {
                         && self.deaths > 0
                     {
                         let role = self.child.role();
-                        Event::WorksAgain { role, after }.emit();
+                        Event::RoleRestarted { role, after }.emit();
                     }
                     self.was_ready = true;
                     if self.child == Child::Fetch {
@@ -223,8 +223,8 @@ impl<'a> Children<'a> {
         let child = record.child;
         let expected = status == ExitStatus::Exited(0) || self.stopping;
         if !expected && !process.explained {
-            let (role, how) = (child.role(), &status.to_string());
-            Event::RoleDied { role, how }.emit();
+            let role = child.role();
+            Incident::RoleDied { role }.emit(&status);
         }
         if expected || (process.explained && !record.was_ready) {
             self.records.retain(|record| record.child != child);
@@ -273,7 +273,7 @@ impl<'a> Children<'a> {
             if process.watch.look(look, sign, now) {
                 let since = now.since(process.watch.heard());
                 let role = record.child.role();
-                Event::RoleHangs { role, since }.emit();
+                Event::RoleHung { role, since }.emit();
                 process.hung = true;
                 process.kill();
             } else if record.child == Child::Fetch {
@@ -299,7 +299,7 @@ impl<'a> Children<'a> {
         for record in &self.records {
             if matches!(record.restart.give_up_at(patience), Some(end) if end <= turn.now) {
                 let role = record.child.role();
-                Event::GivenUp { role }.emit();
+                Incident::CrashLoop { role }.emit(&"`crash_loop_timeout` is over");
                 turn.inputs.extend([
                     Input::RoleFailed(record.child, Exit::CrashLoop),
                     Input::RoleEnded(record.child),
@@ -324,7 +324,7 @@ impl<'a> Children<'a> {
                     turn.inputs.push(Input::RoleRestarted(child));
                 }
                 Err(why) => {
-                    Event::NotForked { why: &why }.emit();
+                    Incident::ForkFailed.emit(&why);
                     let restart = &mut self.records[index].restart;
                     restart.died(EndCause::Crashed, turn.now, &mut self.jitter);
                 }

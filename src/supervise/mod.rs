@@ -21,7 +21,7 @@ pub mod watchdog;
 use crate::config::plan::{App, NewPrivileges, Plan};
 use crate::exit::{Exit, Refused};
 use crate::memory;
-use crate::observe::Event;
+use crate::observe::Incident;
 use crate::sys::caps::{self, Capability};
 use app::{Inherited, Launcher};
 use children::Children;
@@ -146,7 +146,7 @@ fn warn_of_rights(app: &App) {
         && has(Capability::SysAdmin)
         && !has(Capability::SetPcap)
     {
-        Event::RightsRemain.emit();
+        Incident::SysAdminRemains.emit(&"`no_new_privs = false`");
     }
 }
 

@@ -13,7 +13,7 @@ use crate::fuse::session::Init;
 use crate::link::End;
 use crate::memory::arena::{Arena, Backing, FileSpec, Visibility};
 use crate::names::{Child, FileName, Owner, Recovery, RestartHistory, Role, SwapExposure};
-use crate::observe::Event;
+use crate::observe::{Event, Incident};
 use crate::serve::{self, Job};
 use crate::status::{self, Served};
 use crate::sys::caps::Capability;
@@ -87,7 +87,7 @@ impl Mounts {
             }
             (Err(refusal), Fallback::Tmpfs) => {
                 let cause = refusal.to_string();
-                Event::FallingBack { cause: &cause }.emit();
+                Incident::FallbackUsed.emit(&cause);
                 let target = Target::prepare(filesystem, &plan.files)?;
                 if let Some(ground) = target.ground() {
                     warn_of(ground, &filesystem.path);
@@ -106,7 +106,7 @@ impl Mounts {
         }
         .emit();
         if env::var_os(NO_RESEND).is_some() {
-            Event::NoResend.emit();
+            Event::ResendDisabled.emit();
         }
         Ok(mounts)
     }
@@ -179,7 +179,7 @@ impl Mounts {
             Recovery::Resend
         };
         let init = init.clone();
-        Ok(move |link| match walls.around_serve() {
+        Ok(move |link| match walls.confine_serve() {
             Ok(()) => serve::run(&Job {
                 arena,
                 device,
@@ -246,11 +246,8 @@ impl Mounts {
         link: &End,
     ) -> Exit {
         let broken = |why: &str, exit| {
-            Event::RoleFailed {
-                role: Role::Fetch,
-                why,
-            }
-            .emit();
+            let role = Role::Fetch;
+            Incident::RoleFailed { role }.emit(&why);
             exit
         };
         let client = match bao::Client::new(&plan.server, &plan.auth) {
@@ -274,10 +271,10 @@ impl Mounts {
         }
         let walled = match (self, &private) {
             (Self::Tmpfs { target, .. }, _) => {
-                walls.around_fetch(plan, WriteRoot::Tmpfs(target.as_fd()))
+                walls.confine_fetch(plan, WriteRoot::Tmpfs(target.as_fd()))
             }
             (Self::Fuse { .. }, Some(private)) => {
-                walls.around_fetch(plan, WriteRoot::Mount(private.as_fd()))
+                walls.confine_fetch(plan, WriteRoot::Mount(private.as_fd()))
             }
             (Self::Fuse { .. }, None) => Err(io::Error::other("fetch was given no mount")),
         };
@@ -340,8 +337,7 @@ impl Mounts {
             Self::Fuse { public, .. } => public.abort(),
             Self::Tmpfs { target, .. } => {
                 if let Err(error) = target.clear() {
-                    let why = &error.to_string();
-                    Event::FilesNotRemoved { why }.emit();
+                    Incident::FilesNotRemoved.emit(&error);
                 }
             }
         }
@@ -350,24 +346,24 @@ impl Mounts {
 
 /// A role works behind its walls or not at all.
 fn unwalled(role: Role, why: &io::Error) -> Exit {
-    Event::NotConfined { role, why }.emit();
+    Incident::NotConfined { role }.emit(why);
     Exit::Software
 }
 
 /// Says what is unusual about the directory that is mounted over.
 fn warn_of(ground: &Ground, path: &Path) {
     if ground.entries > 0 {
-        Event::Hides {
+        Event::FilesHidden {
             path,
             entries: ground.entries,
         }
         .emit();
     }
-    if let Some(own) = &ground.behind_link {
-        Event::BehindLink { path, own }.emit();
+    if let Some(resolved) = &ground.behind_link {
+        Event::LinkInPath { path, resolved }.emit();
     }
     if ground.is_shared {
-        Event::Propagates { path }.emit();
+        Incident::MountShared { path }.emit(&"the mount beneath is shared");
     }
 }
 

@@ -13,7 +13,7 @@ use crate::config::plan::{Action, Plan};
 use crate::exit::Exit;
 use crate::link::ToRole;
 use crate::names::{Child, HookId, SwapExposure};
-use crate::observe::{self, Event};
+use crate::observe::{self, Event, Incident};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
@@ -121,8 +121,7 @@ impl<'a> Loop<'a> {
             Output::RunCommand(hook) => self.run_command(hook),
             Output::TellFetch(message) => self.children.tell_fetch(message),
             Output::KillRoles => {
-                let why = "fetch did not end in time";
-                Event::NotRevoked { why }.emit();
+                Incident::NotRevoked.emit(&"fetch did not end in time");
                 return self.children.stop();
             }
             Output::AbortMount => self.mounts.abort(),
@@ -143,8 +142,8 @@ impl<'a> Loop<'a> {
                 vec![]
             }
             Err(error) => {
-                let (program, why) = (program(command), &format!("cannot fork: {error}"));
-                Event::AppNotStarted { program, why }.emit();
+                let program = program(command);
+                Incident::AppNotStarted { program }.emit(&format_args!("cannot fork: {error}"));
                 let status = ExitStatus::Exited(Exit::CannotExecute.code());
                 vec![Input::AppEnded(status)]
             }
@@ -159,8 +158,8 @@ impl<'a> Loop<'a> {
         if let Err(errno) = killpg(group, signal)
             && errno != Errno::ESRCH
         {
-            let (signal, why) = (signal.as_str(), &errno.into());
-            Event::NotSignalled { signal, why }.emit();
+            let signal = signal.as_str();
+            Incident::NotSignalled { signal }.emit(&errno.desc());
         }
     }
 
@@ -197,7 +196,7 @@ impl<'a> Loop<'a> {
     fn command_failed(&self, id: HookId, how: &str) {
         if let Some(Action::Command { command, .. }) = self.action(id) {
             let program = program(command);
-            Event::CommandFailed { program, how }.emit();
+            Incident::CommandFailed { program }.emit(&how);
         }
     }
 
@@ -266,7 +265,7 @@ impl<'a> Loop<'a> {
                 Some(Action::Restart) => ("restart", Notification::Restart),
                 None => continue,
             };
-            Event::Telling { how }.emit();
+            Event::Notifying { how }.emit();
             turn.inputs.push(Input::Notify(notification));
         }
         if let Some(look) = self.looks.look(now) {
@@ -286,9 +285,10 @@ impl<'a> Loop<'a> {
         let found = self.mounts.swap_risk();
         if found != self.swap {
             self.swap = found;
-            let cause = found.map(|why| why.to_string());
-            let cause = cause.as_deref();
-            Event::SwapFound { cause }.emit();
+            match found {
+                Some(exposure) => Incident::SwapFound.emit(&exposure),
+                None => Event::SwapGone.emit(),
+            }
             self.children.tell_fetch(ToRole::Swap(found));
         }
     }

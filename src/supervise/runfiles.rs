@@ -1,269 +1,232 @@
-//! What the agent leaves outside the mount while it runs: its pid file and the links to sinks.
-//! Invariants: nothing that another user planted is followed, opened, overwritten or removed; a
-//! sink's path leads to the served file or the agent does not start; each name is reached through
-//! its directory, which is held from before the mount to the end.
+//! The files of the agent outside the mount: the pid file and the links to sinks. Invariants: a file
+//! planted by another user is never followed, opened, overwritten or removed; the path of a sink
+//! leads to the served file or the agent does not start; each file is reached through a directory
+//! descriptor, held from before the mount to the end.
 
 use crate::config::plan::Plan;
 use crate::exit::{Exit, Refused};
-use crate::observe::Event;
+use crate::observe::Incident;
 use crate::sys::process;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
-use nix::unistd::{Uid, UnlinkatFlags, geteuid, symlinkat, unlinkat};
+use nix::fcntl::{OFlag, open, openat, readlinkat, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::unistd::{Uid, UnlinkatFlags, geteuid, symlinkat, unlinkat, write};
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The run files, made or to be made; `remove` takes away those that were made.
+/// The run files of the configuration.
 #[derive(Debug, Default)]
 pub struct RunFiles {
-    pid_file: Option<PidFile>,
-    links: Vec<SinkLink>,
-    /// Users whose files and links are not foreign: root, the agent's and the application's.
+    files: Vec<RunFile>,
+    /// Users whose files and directories are accepted: root, the agent's and the application's.
     trusted: Vec<u32>,
 }
 
-/// The pid file.
+/// The pid file or the link to a sink.
 #[derive(Debug)]
-struct PidFile {
-    spot: Spot,
-    /// The file itself, once it was written. While it is open, no other file gets its inode
-    /// number.
-    file: Option<File>,
-}
-
-/// The link to a sink.
-#[derive(Debug)]
-struct SinkLink {
-    spot: Spot,
-    /// Where it points.
-    target: PathBuf,
-    /// What was made, or found as an earlier run had made it.
-    made: Option<FileIdentity>,
-}
-
-/// A name in a directory.
-#[derive(Debug)]
-struct Spot {
+struct RunFile {
     /// The path as configured, for messages.
     path: PathBuf,
-    /// Its directory, held: whoever replaces the directory cannot lead a later removal elsewhere.
+    /// The directory of the path. Replacing the directory does not redirect a later removal.
     dir: OwnedFd,
     name: OsString,
+    /// The target of a link; `None` for the pid file.
+    target: Option<PathBuf>,
+    /// The file or link, once made or adopted from an earlier run. While the descriptor is open, no
+    /// other file gets the same inode number.
+    made: Option<OwnedFd>,
 }
 
-/// Which file or link a name leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileIdentity {
-    device: u64,
-    inode: u64,
-    kind: SFlag,
-}
-
-impl FileIdentity {
-    fn of(stat: &FileStat) -> Self {
-        Self {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            kind: SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT,
-        }
-    }
+/// The reason why a run file was not made.
+#[derive(Debug, thiserror::Error)]
+enum MakeError {
+    /// Another user controls the path.
+    #[error("{0}")]
+    Foreign(String),
+    #[error("{}", .0.desc())]
+    System(#[from] Errno),
 }
 
 impl RunFiles {
-    /// Opens the directories of what `plan` asks for. To be called before the mount, so that no
-    /// path leads into it. A directory that cannot be opened is one warning.
+    /// Opens the directories of the run files of `plan`, and warns of each failure. Must be called
+    /// before the mount, so that no path leads into the mount.
     pub fn open(plan: &Plan) -> Self {
-        let app = plan.app.user.as_ref().map(|user| user.owner.uid);
-        let trusted = [0, geteuid().as_raw()].into_iter().chain(app).collect();
-        let pid_file = plan
-            .pid_file
-            .as_ref()
-            .and_then(|path| match Spot::open(path) {
-                Ok(spot) => Some(PidFile { spot, file: None }),
-                Err(error) => {
-                    Event::PidFileNotWritten { path, why: &error }.emit();
-                    None
-                }
-            });
-        let links = plan.links.iter().filter_map(|link| {
+        let mut trusted = vec![0, geteuid().as_raw()];
+        trusted.extend(plan.app.user.iter().map(|user| user.owner.uid));
+        let pid_file = plan.pid_file.iter().map(|path| (path, None));
+        let links = plan.links.iter().map(|link| {
             let target = plan.filesystem.path.join(link.name.as_str());
-            match Spot::open(&link.path) {
-                Ok(spot) => Some(SinkLink {
-                    spot,
-                    target,
-                    made: None,
-                }),
-                Err(error) => {
-                    let (path, target) = (&link.path, &target);
-                    Event::LinkNotMade {
-                        path,
-                        target,
-                        why: &error,
-                    }
-                    .emit();
-                    None
-                }
-            }
+            (&link.path, Some(target))
         });
-        Self {
-            pid_file,
-            links: links.collect(),
-            trusted,
+        let mut files = vec![];
+        for (path, target) in pid_file.chain(links) {
+            match RunFile::open(path, target) {
+                Ok(file) => files.push(file),
+                Err(errno) => Incident::RunFileNotMade { path }.emit(&errno.desc()),
+            }
         }
+        Self { files, trusted }
     }
 
-    /// Writes the pid file and makes the links, with one warning for each that cannot be made.
+    /// Writes the pid file and makes the links, and warns of each failure.
     ///
     /// # Errors
-    /// When something foreign lies at the path of a link: the application would read what another
-    /// user gives it.
+    /// When another user controls the path of a link: the application would read a file of the other
+    /// user.
     pub fn make(&mut self) -> Result<(), Refused> {
-        if let Some(pid_file) = &mut self.pid_file {
-            let allowed = foreign_step(&pid_file.spot.path, &self.trusted)
-                .map_or(Ok(()), |step| Err(io::Error::other(step)));
-            match allowed.and_then(|()| write_pid(&pid_file.spot)) {
-                Ok(file) => pid_file.file = Some(file),
-                Err(error) => Event::PidFileNotWritten {
-                    path: &pid_file.spot.path,
-                    why: &error,
-                }
-                .emit(),
-            }
-        }
-        for link in &mut self.links {
-            if let Some(step) = foreign_step(&link.spot.path, &self.trusted) {
-                return Err(taken(&link.spot.path, &step));
-            }
-            match link.make(&self.trusted)? {
+        for file in &mut self.files {
+            match file.make(&self.trusted) {
                 Ok(made) => {
-                    link.made = Some(made);
-                    warn_of_replacement(&link.spot, &self.trusted);
+                    file.made = Some(made);
+                    file.warn_if_replaceable(&self.trusted);
                 }
-                Err(errno) => Event::LinkNotMade {
-                    path: &link.spot.path,
-                    target: &link.target,
-                    why: &errno.into(),
+                Err(MakeError::Foreign(what)) if file.target.is_some() => {
+                    return Err(taken(&file.path, &what));
                 }
-                .emit(),
+                Err(error) => Incident::RunFileNotMade { path: &file.path }.emit(&error),
             }
         }
         Ok(())
     }
 
-    /// The descriptors that are held, which no child needs.
+    /// The open descriptors, which no child needs.
     pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        let of_pid = self
-            .pid_file
-            .iter()
-            .flat_map(|it| [Some(it.spot.dir.as_fd()), it.file.as_ref().map(AsFd::as_fd)])
-            .flatten();
-        of_pid
-            .chain(self.links.iter().map(|link| link.spot.dir.as_fd()))
-            .collect()
+        let mut all = vec![];
+        for file in &self.files {
+            all.push(file.dir.as_fd());
+            all.extend(file.made.iter().map(AsFd::as_fd));
+        }
+        all
     }
 
-    /// Removes what was made and is still there. Opens and reads nothing: what lies at a path now
-    /// may be a FIFO or a device.
+    /// Removes each run file, unless the file was replaced.
     pub fn remove(&self) {
-        let pid_file = self
-            .pid_file
-            .iter()
-            .filter_map(|it| Some((&it.spot, FileIdentity::of(&fstat(it.file.as_ref()?).ok()?))));
-        let links = self
-            .links
-            .iter()
-            .filter_map(|link| Some((&link.spot, link.made?)));
-        for (spot, made) in pid_file.chain(links) {
-            if let Err(errno) = spot.remove(made) {
-                Event::RunFileNotRemoved {
-                    path: &spot.path,
-                    why: &errno.into(),
-                }
-                .emit();
+        for file in &self.files {
+            if let Err(errno) = file.remove() {
+                Incident::RunFileNotRemoved { path: &file.path }.emit(&errno.desc());
             }
         }
     }
 }
 
-impl Spot {
-    fn open(path: &Path) -> io::Result<Self> {
-        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(io::ErrorKind::InvalidInput.into());
+impl RunFile {
+    fn open(path: &Path, target: Option<PathBuf>) -> nix::Result<Self> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(Errno::EINVAL);
         };
-        let dir = if dir.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            dir
-        };
-        let held = open(
-            dir,
-            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         Ok(Self {
             path: path.to_owned(),
-            dir: held,
+            dir: open(&Path::new(".").join(parent), flags, Mode::empty())?,
             name: name.to_owned(),
+            target,
+            made: None,
         })
     }
 
-    /// What the name leads to now; a link is not followed.
-    fn look(&self) -> nix::Result<FileStat> {
-        fstatat(
-            &self.dir,
-            self.name.as_os_str(),
-            AtFlags::AT_SYMLINK_NOFOLLOW,
-        )
+    fn make(&self, trusted: &[u32]) -> Result<OwnedFd, MakeError> {
+        if let Some(step) = foreign_step(&self.path, trusted) {
+            return Err(MakeError::Foreign(step));
+        }
+        match &self.target {
+            Some(target) => self.link(target, trusted),
+            None => Ok(self.write_pid()?),
+        }
     }
 
-    /// Removes the name if it still leads to `made`. Supervise may have given up its right over the
-    /// files of others (`DAC_OVERRIDE`) since it was made: in a directory of another user it
-    /// acts as that user.
-    fn remove(&self, made: FileIdentity) -> nix::Result<()> {
-        let owner = fstat(&self.dir).map_or_else(|_| geteuid(), |dir| Uid::from_raw(dir.st_uid));
-        process::as_user(owner, || match self.look() {
-            Ok(stat) if FileIdentity::of(&stat) == made => {
+    /// Makes the link, or accepts an equal link of an earlier run.
+    fn link(&self, target: &Path, trusted: &[u32]) -> Result<OwnedFd, MakeError> {
+        match symlinkat(target, &self.dir, self.name.as_os_str()) {
+            Ok(()) => Ok(self.find()?),
+            Err(Errno::EEXIST) => {
+                let found = self.find()?;
+                let stat = fstat(&found)?;
+                let is_equal = readlinkat(&found, "").is_ok_and(|to| to == target);
+                if is_equal && trusted.contains(&stat.st_uid) {
+                    Ok(found)
+                } else {
+                    Err(MakeError::Foreign(describe(&stat)))
+                }
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Writes a temporary file, then renames: a planted link is replaced, not followed.
+    fn write_pid(&self) -> nix::Result<OwnedFd> {
+        let (dir, pid) = (&self.dir, std::process::id());
+        let mut temporary = self.name.clone();
+        temporary.push(format!(".{pid}"));
+        let temporary = temporary.as_os_str();
+        let discard = || unlinkat(dir, temporary, UnlinkatFlags::NoRemoveDir);
+        // An earlier PID 1 of the container may have been killed before the rename.
+        let _ = discard();
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let file = openat(dir, temporary, flags, Mode::from_bits_truncate(0o644))?;
+        let written = write(&file, format!("{pid}\n").as_bytes());
+        let renamed = written.and_then(|_| renameat(dir, temporary, dir, self.name.as_os_str()));
+        if renamed.is_err() {
+            let _ = discard();
+        }
+        renamed.map(|()| file)
+    }
+
+    /// The file or link with the name now. `O_PATH` with `O_NOFOLLOW` opens no file and follows no
+    /// link.
+    fn find(&self) -> nix::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(&self.dir, self.name.as_os_str(), flags, Mode::empty())
+    }
+
+    /// Warns when another user may replace the link: the owner of the directory, or every user if
+    /// the directory is writable by all without a sticky bit. An administrator chose the directory,
+    /// so the link is made nevertheless.
+    fn warn_if_replaceable(&self, trusted: &[u32]) {
+        let (Some(_), Ok(dir)) = (&self.target, fstat(&self.dir)) else {
+            return;
+        };
+        let by = if dir.st_mode & 0o1002 == 0o0002 {
+            "everybody".to_owned()
+        } else if trusted.contains(&dir.st_uid) {
+            return;
+        } else {
+            format!("uid {}", dir.st_uid)
+        };
+        let path = &self.path;
+        Incident::LinkReplaceable { path }.emit(&format_args!("{by} may write its directory"));
+    }
+
+    /// Removes the name if the file was not replaced, with the rights of the owner of the
+    /// directory: supervise may have given up `DAC_OVERRIDE` since the start.
+    fn remove(&self) -> nix::Result<()> {
+        let Some(made) = &self.made else {
+            return Ok(());
+        };
+        let owner = Uid::from_raw(fstat(&self.dir)?.st_uid);
+        process::as_user(owner, || match self.find() {
+            Ok(found) if identity(&found)? == identity(made)? => {
                 unlinkat(&self.dir, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir)
             }
-            // Replaced or removed: what lies there now is somebody else's.
+            // The name was removed, or belongs to another file now.
             Ok(_) | Err(_) => Ok(()),
         })
     }
 }
 
-impl SinkLink {
-    /// Makes the link. An equal one of an earlier run will do; anything else in its place is the
-    /// outer error, and the inner one says why the system does not make it.
-    fn make(&self, trusted: &[u32]) -> Result<nix::Result<FileIdentity>, Refused> {
-        let Spot { path, dir, name } = &self.spot;
-        let made = match symlinkat(&self.target, dir, name.as_os_str()) {
-            Ok(()) => self.spot.look(),
-            Err(Errno::EEXIST) => {
-                let stat = match self.spot.look() {
-                    Ok(stat) => stat,
-                    Err(errno) => return Ok(Err(errno)),
-                };
-                let points_there =
-                    readlinkat(dir, name.as_os_str()).is_ok_and(|found| found == self.target);
-                if !points_there || !trusted.contains(&stat.st_uid) {
-                    return Err(taken(path, &describe(&stat)));
-                }
-                Ok(stat)
-            }
-            Err(errno) => Err(errno),
-        };
-        Ok(made.map(|stat| FileIdentity::of(&stat)))
-    }
+/// Device, inode and type of a file.
+fn identity(file: &OwnedFd) -> nix::Result<(u64, u64, SFlag)> {
+    let stat = fstat(file)?;
+    Ok((stat.st_dev, stat.st_ino, kind(&stat)))
 }
 
-/// What lies at a path, in words.
+fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
+}
+
 fn describe(stat: &FileStat) -> String {
-    let kind = match FileIdentity::of(stat).kind {
+    let kind = match kind(stat) {
         SFlag::S_IFLNK => "a symbolic link",
         SFlag::S_IFREG => "a file",
         SFlag::S_IFDIR => "a directory",
@@ -274,8 +237,8 @@ fn describe(stat: &FileStat) -> String {
 }
 
 fn taken(path: &Path, what: &str) -> Refused {
-    let why = "the application would read what it holds instead of the token";
-    let hint = "remove it, or give the sink another `path`; in a directory that only root may write nobody can plant one";
+    let why = "the application would read that instead of the token";
+    let hint = "remove it, or give the sink another `path`: in a directory that only root may write, no user can plant a file";
     Refused::new(
         Exit::Config,
         format_args!(
@@ -285,86 +248,27 @@ fn taken(path: &Path, what: &str) -> Refused {
     )
 }
 
-/// Says when another user may replace the link at any time, because its directory is that user's,
-/// or everybody's without a sticky bit. Some administrator made the directory so, which is no
-/// attack and no refusal.
-fn warn_of_replacement(spot: &Spot, trusted: &[u32]) {
-    let Ok(dir) = fstat(&spot.dir) else { return };
-    let by = match dir.st_mode & 0o1002 {
-        0o0002 => "everybody".to_owned(),
-        _ if trusted.contains(&dir.st_uid) => return,
-        _ => format!("uid {}", dir.st_uid),
-    };
-    Event::LinkReplaceable {
-        path: &spot.path,
-        by: &by,
-    }
-    .emit();
-}
-
-/// The first directory or link on the way to `path` that another user put into a directory which
-/// everybody may write: its owner can replace what lies below.
+/// The first directory or link above `path` put by an untrusted user into a directory writable by
+/// everybody. The owner can replace everything below.
 fn foreign_step(path: &Path, trusted: &[u32]) -> Option<String> {
     let mut steps: Vec<&Path> = path.ancestors().skip(1).collect();
     steps.reverse();
-    let is_shared =
-        |dir: &Path| std::fs::metadata(dir).is_ok_and(|found| found.mode() & 0o002 != 0);
-    steps.windows(2).find_map(|pair| {
-        let step = std::fs::symlink_metadata(pair[1]).ok()?;
-        let foreign = !trusted.contains(&step.uid()) && is_shared(pair[0]);
-        foreign.then(|| {
-            format!(
-                "{}, which leads there, belongs to uid {}",
-                pair[1].display(),
-                step.uid()
-            )
-        })
-    })
-}
-
-/// Writes beside and renames: a link that somebody planted at the path is replaced, not followed.
-/// The result is the file.
-fn write_pid(spot: &Spot) -> io::Result<File> {
-    let (dir, pid) = (&spot.dir, std::process::id());
-    let mut beside = spot.name.clone();
-    beside.push(format!(".{pid}"));
-    let flags =
-        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let create = || {
-        openat(
-            dir,
-            beside.as_os_str(),
-            flags,
-            Mode::from_bits_truncate(0o644),
-        )
-    };
-    let discard = || unlinkat(dir, beside.as_os_str(), UnlinkatFlags::NoRemoveDir);
-    // PID 1 of the container before this one may have been killed halfway.
-    let file = create().or_else(|errno| {
-        if errno == Errno::EEXIST {
-            discard().and_then(|()| create())
-        } else {
-            Err(errno)
+    for pair in steps.windows(2) {
+        let (Ok(dir), Ok(step)) = (pair[0].metadata(), pair[1].symlink_metadata()) else {
+            continue;
+        };
+        if dir.mode() & 0o002 != 0 && !trusted.contains(&step.uid()) {
+            let (path, uid) = (pair[1].display(), step.uid());
+            return Some(format!("{path}, which leads there, belongs to uid {uid}"));
         }
-    })?;
-    let mut file = File::from(file);
-    let done = writeln!(file, "{pid}").and_then(|()| {
-        Ok(renameat(
-            dir,
-            beside.as_os_str(),
-            dir,
-            spot.name.as_os_str(),
-        )?)
-    });
-    if done.is_err() {
-        let _ = discard();
     }
-    done.map(|()| file)
+    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::AtFlags;
     use nix::sys::stat::mknod;
     use nix::unistd::{Gid, fchownat, mkfifo};
     use std::fs;
@@ -377,25 +281,17 @@ mod tests {
     /// A directory with the run files `pid` and `token`, not made yet.
     fn run_files() -> (TempDir, RunFiles) {
         let dir = tempfile::tempdir().expect("a directory");
-        let spot = |name: &str| Spot::open(&dir.path().join(name)).expect("the directory is there");
-        let pid_file = Some(PidFile {
-            spot: spot("pid"),
-            file: None,
-        });
-        let links = vec![SinkLink {
-            spot: spot("token"),
-            target: TARGET.into(),
-            made: None,
-        }];
+        let file = |name: &str, target| {
+            RunFile::open(&dir.path().join(name), target).expect("the directory is there")
+        };
+        let files = vec![file("pid", None), file("token", Some(TARGET.into()))];
         let trusted = vec![0, geteuid().as_raw()];
-        (
-            dir,
-            RunFiles {
-                pid_file,
-                links,
-                trusted,
-            },
-        )
+        (dir, RunFiles { files, trusted })
+    }
+
+    /// The file at the path of the link.
+    fn found(run_files: &RunFiles) -> (u64, u64, SFlag) {
+        identity(&run_files.files[1].find().expect("it is there")).expect("open")
     }
 
     fn give_away(path: &Path) {
@@ -411,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_is_removed_and_a_link_of_an_earlier_run_is_adopted() {
+    fn made_files_are_removed_and_a_link_of_an_earlier_run_is_adopted() {
         for earlier in [false, true] {
             let (dir, mut run_files) = run_files();
             let (pid, token) = (dir.path().join("pid"), dir.path().join("token"));
@@ -439,11 +335,11 @@ mod tests {
         }
     }
 
-    /// Puts something into the way of a link.
+    /// Puts a file at the path of a link.
     type Plant = fn(&Path);
 
     #[test]
-    fn whatever_else_lies_at_a_links_path_is_refused_and_stays() {
+    fn any_other_file_at_the_path_of_a_link_is_refused_and_stays() {
         let table: [(&str, Plant); 7] = [
             ("a file of uid 0", |path| {
                 fs::write(path, "planted").expect("a file");
@@ -474,7 +370,7 @@ mod tests {
             let (dir, mut run_files) = run_files();
             let token = dir.path().join("token");
             plant(&token);
-            let before = FileIdentity::of(&run_files.links[0].spot.look().expect("it is there"));
+            let before = found(&run_files);
             let refused = run_files.make().expect_err(what);
             assert_eq!(refused.exit, Exit::Config);
             for part in [what, &token.display().to_string(), "hint: remove it"] {
@@ -485,10 +381,7 @@ mod tests {
                 );
             }
             run_files.remove();
-            assert_eq!(
-                FileIdentity::of(&run_files.links[0].spot.look().expect("it stays")),
-                before
-            );
+            assert_eq!(found(&run_files), before);
         }
     }
 
@@ -497,7 +390,8 @@ mod tests {
         let (dir, mut run_files) = run_files();
         let inner = dir.path().join("inner");
         fs::create_dir(&inner).expect("a directory");
-        run_files.links[0].spot = Spot::open(&inner.join("token")).expect("it is there");
+        run_files.files[1] =
+            RunFile::open(&inner.join("token"), Some(TARGET.into())).expect("it is there");
         give_away(&inner);
         run_files
             .make()
@@ -517,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn what_replaced_the_traces_stays_unopened() {
+    fn a_file_that_replaced_a_run_file_stays_unopened() {
         let table: [(&str, Plant); 5] = [
             ("a FIFO", |path| {
                 mkfifo(path, Mode::S_IRWXU).expect("a FIFO");
@@ -539,7 +433,7 @@ mod tests {
             let (dir, mut run_files) = run_files();
             run_files.make().expect("nothing foreign");
             for name in ["pid", "token"] {
-                // Moved and not removed: a freed inode number is given again at once.
+                // Moved and not removed, because a freed inode number is reused at once.
                 fs::rename(
                     dir.path().join(name),
                     dir.path().join(format!("{name}.moved")),

@@ -8,7 +8,7 @@ use super::writer::{WriteError, Writer};
 use crate::clock::Moment;
 use crate::config::plan::{self, Filesystem};
 use crate::names::{Owner, SwapExposure};
-use crate::observe::Event;
+use crate::observe::Incident;
 use crate::sys::mount::{self, FsContext, SuperOption};
 use crate::sys::mounts::{self, Ground, SOURCE};
 use nix::fcntl::{OFlag, openat};
@@ -87,7 +87,7 @@ impl Target {
             opened.and_then(|public| Ok((check(&place, &public, filesystem.swap, files)?, public)));
         let (memory, public) = checked.inspect_err(|_| place.unmount(&path))?;
         if let Some(cause) = memory.swap_risk() {
-            Event::SwapAllowed { cause: &cause }.emit();
+            Incident::SwapAllowed.emit(&cause);
         }
         let ground = matches!(place, Origin::Own(_)).then_some(ground);
         Ok(Self {

@@ -141,23 +141,23 @@ fn a_command_that_fails_changes_nothing(world: World) {
     let table = [
         (
             r#"command = ["sh", "-c", "exit 3"]"#,
-            r#"program="sh" how="exit code 3""#,
+            r#"program="sh" why="exit code 3""#,
         ),
         (
             r#"command = ["sh", "-c", "kill -9 $$"]"#,
-            r#"program="sh" how="signal 9""#,
+            r#"program="sh" why="signal 9""#,
         ),
         (
             r#"command = ["/no/such/program", "word"]"#,
-            r#"program="/no/such/program" how="not found (exit code 127)""#,
+            r#"program="/no/such/program" why="not found (exit code 127)""#,
         ),
         (
             r#"command = ["/etc/passwd"]"#,
-            r#"program="/etc/passwd" how="it cannot be executed (exit code 126)""#,
+            r#"program="/etc/passwd" why="it cannot be executed (exit code 126)""#,
         ),
         (
             r#"command = ["sh", "-c", "echo pid $$; sleep 600 & wait"], timeout = "200ms""#,
-            r#"program="sh" how="killed after its timeout""#,
+            r#"program="sh" why="killed after its timeout""#,
         ),
     ];
     for (n, (on_change, words)) in table.into_iter().enumerate() {

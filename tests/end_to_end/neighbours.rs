@@ -190,7 +190,7 @@ fn an_unusual_directory_is_said(world: World) {
         ),
         (
             "mv /app /run/app; ln -s run/app /app",
-            Some((behind, "own=/run/app/secrets")),
+            Some((behind, "resolved=/run/app/secrets")),
         ),
         ("mount --make-shared /", Some((shared, "path=/app/secrets"))),
     ];

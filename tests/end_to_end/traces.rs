@@ -92,7 +92,7 @@ fn a_planted_sink_is_refused(world: World) {
 
 fn a_sink_of_an_earlier_run_is_taken_over(world: World) {
     let (tenant, setup) = setup(world, "sink-again");
-    let warned = "may replace the link to a sink at /tmp/bao-token";
+    let warned = "may replace the link to a sink path=/tmp/bao-token";
     // Whoever waits for the agent sees what it leaves.
     let after = format!("echo \"code $?\"; ls {SINK} {PID_FILE} 2>&1");
     let prepare =
@@ -129,7 +129,7 @@ fn a_sink_of_an_earlier_run_is_taken_over(world: World) {
         assert_eq!(
             (
                 end.code,
-                end.stderr.matches(&format!("{who} {warned}")).count()
+                end.stderr.matches(&format!("{warned} why=\"{who}")).count()
             ),
             (7, 1),
             "{change}: {}",

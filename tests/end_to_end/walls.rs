@@ -747,10 +747,10 @@ fn credentials_in_the_root_are_warned_of() {
     let end = agent.stop();
     assert_eq!(end.code, 0, "{}", end.stderr);
     for line in [
-        "/role_id: it lies in `/`",
-        "/secret_id: it lies in `/`",
-        "/secret_id: it cannot be removed",
-        "/secret_id could not be removed",
+        "path=/role_id why=\"the file is in `/`",
+        "path=/secret_id why=\"the file is in `/`",
+        "path=/secret_id why=\"the file cannot be removed",
+        "could not be removed after reading path=/secret_id",
     ] {
         assert_eq!(
             end.stderr.matches(line).count(),
