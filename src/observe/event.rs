@@ -34,7 +34,7 @@ pub enum Event<'a> {
         /// The path without links.
         resolved: &'a Path,
     },
-    /// The files can no longer reach a swap that was turned on after the start.
+    /// The swap turned on after the start was turned off again.
     SwapGone,
     /// The application was started.
     AppStarted {
@@ -43,7 +43,7 @@ pub enum Event<'a> {
     },
     /// The application ended.
     AppEnded {
-        /// The exit code of baofs that follows.
+        /// The exit code to be passed on by baofs.
         code: u8,
     },
     /// The application did not stop in time, or a second signal ended the wait.
@@ -73,7 +73,7 @@ pub enum Event<'a> {
     ResendDisabled,
 
     // fetch
-    /// A new `fetch` resumed from the checkpoint of its predecessor.
+    /// A new `fetch` resumed from the checkpoint of the predecessor.
     Resumed {
         /// Logins in doubt since the start: each may have left a token that cannot be revoked.
         lost_logins: u32,
@@ -108,7 +108,7 @@ pub enum Event<'a> {
     // every role
     /// Log lines were dropped because the log was not read.
     LinesDropped {
-        /// Lines dropped since the last such event.
+        /// Lines dropped since the last report.
         lines: u64,
     },
 }
@@ -182,7 +182,7 @@ impl Event<'_> {
 pub enum Incident<'a> {
     // cli
     /// The configuration has a setting with a risk or without effect.
-    #[error("the configuration has a problem")]
+    #[error("configuration warning")]
     ConfigWarning,
 
     // supervise
@@ -195,7 +195,7 @@ pub enum Incident<'a> {
     /// FUSE is not available, and the configured fallback is used.
     #[error("FUSE is refused; falling back to tmpfs")]
     FallbackUsed,
-    /// A tmpfs whose pages may reach a swap is used because of `--allow-swap`.
+    /// The pages of the tmpfs may reach a swap, as allowed by `--allow-swap`.
     #[error("secrets may be written to a swap (--allow-swap)")]
     SwapAllowed,
     /// A swap was turned on after the start, so that files on a tmpfs could be written to the swap.
@@ -207,7 +207,7 @@ pub enum Incident<'a> {
         /// The program.
         program: &'a str,
     },
-    /// The application runs without its `AppArmor` profile.
+    /// The application runs without an `AppArmor` profile.
     #[error("AppArmor does not confine the application")]
     NoAppArmor,
     /// The application can regain `SYS_ADMIN`, which the bounding set still has.
@@ -249,7 +249,7 @@ pub enum Incident<'a> {
         /// The role.
         role: Role,
     },
-    /// A role cannot do its work, and ends.
+    /// A role cannot work, and ends.
     #[error("a process of the agent failed")]
     RoleFailed {
         /// The role.
@@ -312,10 +312,10 @@ pub enum Incident<'a> {
     /// Changed files could not be published, and are published later.
     #[error("changed files cannot be published")]
     NotPublished,
-    /// The status report does not fit, and is written without its causes.
+    /// The status report does not fit, and is written without causes.
     #[error("the status report is written without causes")]
     ReportWithoutCauses,
-    /// The status report does not fit, and only its counts are written.
+    /// The status report does not fit, and only counts are written.
     #[error("the status report is written with counts only")]
     ReportOfCounts,
     /// No status report could be written.
@@ -382,7 +382,7 @@ impl Incident<'_> {
             Self::SecretMissing { file } => error!(file = %shown(file), why, "{self}"),
             Self::SecretStale { file } => warn!(file = %shown(file), why, "{self}"),
             Self::ForkFailed | Self::NotPublished | Self::ReportNotWritten | Self::LoginRefused => {
-                error!(why, "{self}")
+                error!(why, "{self}");
             }
             Self::ConfigWarning
             | Self::FallbackUsed
@@ -403,12 +403,59 @@ impl Incident<'_> {
     }
 }
 
-/// A text that is short and clean enough for a log line.
+/// A text, shortened and cleaned for a log line.
 fn shown(text: &dyn Display) -> String {
     ShownLine::from(text.to_string()).to_string()
 }
 
-/// A path as such a text.
+/// A path, shortened and cleaned.
 fn shown_path(path: &Path) -> String {
     shown(&path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::io::{Read, Seek};
+    use std::sync::Arc;
+
+    #[test]
+    fn a_line_of_json_has_the_fields_without_control_characters() {
+        let mut file = tempfile::tempfile().expect("a file");
+        let writer = Arc::new(file.try_clone().expect("a copy"));
+        let format = tracing_subscriber::fmt().with_writer(writer).json();
+        let subscriber = format.flatten_event(true).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let path = Path::new("/run/a\u{1b}pid");
+            Event::FilesHidden { path, entries: 3 }.emit();
+            Incident::RunFileNotRemoved { path }.emit(&"not\npermitted");
+            Incident::Retrying {
+                after: Duration::from_millis(1500),
+            }
+            .emit(&"x".repeat(900));
+        });
+        file.rewind().expect("a file");
+        let mut text = String::new();
+        file.read_to_string(&mut text).expect("text");
+        let lines: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        let long = "x".repeat(799) + "…";
+        let expected = [
+            json!({ "level": "WARN", "message": "the mount hides files in the directory",
+                "path": "/run/a\u{fffd}pid", "entries": 3 }),
+            json!({ "level": "WARN", "message": "a pid file or link to a sink cannot be removed",
+                "path": "/run/a\u{fffd}pid", "why": "not permitted" }),
+            json!({ "level": "WARN", "message": "a request failed; trying again",
+                "why": long, "after": "1.5s" }),
+        ];
+        assert_eq!(lines.len(), expected.len(), "{text}");
+        for (line, expected) in lines.iter().zip(&expected) {
+            for (name, value) in expected.as_object().expect("an object") {
+                assert_eq!(&line[name], value, "{name}: {text}");
+            }
+        }
+    }
 }

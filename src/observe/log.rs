@@ -1,7 +1,7 @@
-//! The log: lines to a descriptor of standard error that never blocks. Docker's log pipe blocks a
-//! writer while nobody reads, and `O_NONBLOCK` on fd 2 would also hold for the application, which
-//! shares the file description. Invariant: a line is written whole or counted as dropped, and a
-//! line after a partly written line begins with a newline.
+//! The log: lines to a nonblocking descriptor of standard error. Docker's log pipe blocks a writer
+//! while nobody reads, and `O_NONBLOCK` on fd 2 would also hold for the application, which shares
+//! the file description. Invariant: a line is written whole or counted as dropped, and a newline
+//! comes before the line after a partly written line.
 
 use super::Event;
 use nix::errno::Errno;
@@ -21,7 +21,7 @@ use tracing_subscriber::layer::SubscriberExt;
 /// The settings of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Log {
-    /// The least important level that is written.
+    /// The least important written level.
     pub level: Level,
     /// The form of a line.
     pub format: LogFormat,
@@ -32,20 +32,20 @@ pub struct Log {
 pub enum LogFormat {
     /// Text for people.
     Text,
-    /// One JSON object a line.
+    /// A JSON object a line.
     Json,
 }
 
-/// The room of a terminal that polls as writable (`n_tty` wakes writers at 256 bytes).
+/// The room of a writable terminal (`n_tty` wakes writers at 256 bytes).
 const TERMINAL: usize = 256;
 /// Lines dropped since the last report.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
-/// The output of this process. A role opens a new description after its fork.
+/// The output of the process. A role opens a new description after the fork.
 static OUTPUT: OnceLock<Mutex<LogOutput>> = OnceLock::new();
 
 /// The descriptor of the log, and how to write without blocking.
 struct LogOutput {
-    /// A file description of standard error for the log alone; `None`: standard error itself.
+    /// A file description of standard error for the log alone; `None` for fd 2.
     own: Option<OwnedFd>,
     mode: WriteMode,
     /// Whether the last written byte was not a newline.
@@ -110,7 +110,7 @@ impl LogOutput {
         written == bytes.len()
     }
 
-    /// One call that does not block.
+    /// Writes a part without blocking.
     fn write_some(&self, bytes: &[u8]) -> nix::Result<usize> {
         let stderr = io::stderr();
         let target = match &self.own {
@@ -158,8 +158,8 @@ impl Write for LineWriter {
     }
 }
 
-/// Starts the log of this process; later calls have no effect. Lines of libraries are not written,
-/// because they may contain secret values.
+/// Starts the log of the process; later calls have no effect. Lines of libraries are not written,
+/// because a library may log secret values.
 pub fn init(log: Log) {
     if OUTPUT.set(Mutex::new(LogOutput::open())).is_err() {
         return;
@@ -184,13 +184,13 @@ pub fn start_role() {
     DROPPED.store(0, Ordering::Relaxed);
 }
 
-/// Reports lines that were dropped since the last report. Each role calls this once per turn of the
-/// loop.
+/// Reports the number of lines dropped since the last report. Each role calls the function once per
+/// turn of the loop.
 pub fn report_dropped() {
     let lines = DROPPED.load(Ordering::Relaxed);
     if lines > 0 {
         Event::LinesDropped { lines }.emit();
-        // A dropped report counts as one dropped line; take that one back and keep the others.
+        // If the report was dropped, too, only the report is subtracted.
         let dropped = DROPPED.load(Ordering::Relaxed) > lines;
         DROPPED.fetch_sub(if dropped { 1 } else { lines }, Ordering::Relaxed);
     }

@@ -1,5 +1,5 @@
 //! The log: two closed enums, `Event` and `Incident`, each written as one line. Invariants: no field
-//! can hold a secret, and writing a line never blocks. Lines that a full pipe does not take are
+//! can hold a secret, and writing a line never blocks. A line without room in a full pipe is
 //! dropped and counted.
 
 mod event;

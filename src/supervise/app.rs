@@ -1,6 +1,6 @@
-//! The start of the application, and of the commands that are run beside it: what they inherit,
-//! what they must not. Invariant: they get what baofs was started with (mask, dispositions, limits,
-//! descriptors, environment), less the credentials of the agent and the rights that only it needs.
+//! The start of the application and of the commands of hooks. Invariant: a started process gets the
+//! mask, the dispositions, limits, descriptors and environment from the start of baofs, less the
+//! agent's credentials and the capabilities that only baofs needs.
 
 use super::guard::Guard;
 use super::profile;
@@ -13,20 +13,19 @@ use crate::sys::caps::{self, Capability};
 use crate::sys::process::{self, Disposition};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{
-    Gid, Pid, Uid, dup2_stdin, dup2_stdout, getegid, geteuid, getpid, getppid, setgid, setgroups,
-    setpgid, setuid, tcgetpgrp, tcsetpgrp,
+    Gid, Pid, Uid, dup2_stdin, dup2_stdout, getegid, geteuid, getpgrp, getpid, getppid, setgid,
+    setgroups, setpgid, setuid, tcgetpgrp, tcsetpgrp,
 };
 use std::convert::Infallible;
 use std::env;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, NulError, OsStr, OsString};
 use std::fs::File;
-use std::io::{self, IsTerminal};
-use std::os::unix::ffi::OsStrExt;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
 
-/// `BAO_` and `VAULT_` variables that hold no credential and that an application may need for
-/// itself.
+/// `BAO_` and `VAULT_` variables without a credential, which an application may need.
 const HARMLESS: &[&str] = &[
     "ADDR",
     "CACERT",
@@ -38,52 +37,44 @@ const HARMLESS: &[&str] = &[
     "LOG_LEVEL",
 ];
 
-/// What baofs needs for itself, where the application runs as another user.
-const OWN: &[Capability] = &[
+/// The capabilities that only baofs needs if the application runs as another user.
+pub(super) const OWN: &[Capability] = &[
     Capability::SysAdmin,
     Capability::SetUid,
     Capability::SetGid,
     Capability::Kill,
 ];
-/// And where it runs as the same one. A root application that gives up its rights by itself needs
-/// the others for that.
+/// The same if the application runs as the same user. A root application may change to another user
+/// later, and needs the other capabilities for the change.
 const OWN_MOUNT: &[Capability] = &[Capability::SysAdmin];
 
-/// What baofs was started with, taken before it changes anything.
+/// The state of the process at the start of baofs, before any change.
 #[derive(Debug)]
 pub struct Inherited {
     /// The signal mask.
     mask: SigSet,
-    /// `RLIMIT_MEMLOCK`, soft and hard: the arena raises the soft one.
+    /// `RLIMIT_MEMLOCK`, soft and hard: the arena raises the soft limit.
     memlock: (rlim_t, rlim_t),
-    /// What CHLD does: who ignores it hears of no child's end.
+    /// The disposition of CHLD: a process that ignores CHLD cannot wait for children.
     child: Disposition,
 }
 
 impl Inherited {
-    /// Takes it, and blocks `signals` from now on.
+    /// Reads the state, then blocks `signals`.
     ///
     /// # Errors
-    /// When the kernel refuses, which it has no reason to.
+    /// None is known; the kernel would have to refuse a valid call.
     pub fn take(signals: &SigSet) -> io::Result<Self> {
-        let memlock = getrlimit(Resource::RLIMIT_MEMLOCK)?;
-        let mut mask = SigSet::empty();
-        nix::sys::signal::sigprocmask(
-            nix::sys::signal::SigmaskHow::SIG_BLOCK,
-            Some(signals),
-            Some(&mut mask),
-        )?;
-        let child = process::set_disposition(Signal::SIGCHLD, Disposition::Default)?;
         Ok(Self {
-            mask,
-            memlock,
-            child,
+            memlock: getrlimit(Resource::RLIMIT_MEMLOCK)?,
+            mask: signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?,
+            child: process::set_disposition(Signal::SIGCHLD, Disposition::Default)?,
         })
     }
 
     fn restore(&self) -> io::Result<()> {
         setrlimit(Resource::RLIMIT_MEMLOCK, self.memlock.0, self.memlock.1)?;
-        // Rust's start-up ignores PIPE; an application expects to be ended by it.
+        // Rust's start-up ignores PIPE, but an application expects to be ended by PIPE.
         process::set_disposition(Signal::SIGPIPE, Disposition::Default)?;
         process::set_disposition(Signal::SIGCHLD, self.child)?;
         self.mask.thread_set_mask()?;
@@ -91,38 +82,41 @@ impl Inherited {
     }
 }
 
-/// The terminal that the application is given while it runs.
+/// The terminal of standard input, lent to the application. A drop gives the terminal back.
 #[derive(Debug)]
 pub struct Terminal {
-    /// Whose it was before.
+    /// The foreground process group at the start.
     owner: Pid,
 }
 
 impl Terminal {
-    /// Standard input's terminal, if it is one and baofs is in its foreground.
+    /// The terminal, if standard input is the controlling terminal with baofs in the foreground.
     pub fn foreground() -> Option<Self> {
         let owner = tcgetpgrp(io::stdin()).ok()?;
-        (io::stdin().is_terminal() && owner == nix::unistd::getpgrp()).then_some(Self { owner })
+        if owner == getpgrp() {
+            Some(Self { owner })
+        } else {
+            None
+        }
     }
+}
 
-    /// Gives it back.
-    pub fn take_back(&self) {
+impl Drop for Terminal {
+    fn drop(&mut self) {
         let _ = tcsetpgrp(io::stdin(), self.owner);
     }
 }
 
 /// The standard streams of a started process.
-#[derive(Clone, Copy, Debug)]
-pub enum Stdio<'a> {
-    /// The application: standard streams as baofs has them, and the terminal, if there is one.
-    App(Option<&'a Terminal>),
-    /// A command after a rotation: it reads nothing, and all that it writes goes where the log
-    /// goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stdio {
+    /// The application: the streams of baofs, and the terminal, if any.
+    App,
+    /// A command of a hook: no input, and all output goes to the stream of the log.
     Hook,
 }
 
-/// The user that the application is to become; `None` when it is who baofs is already, in which
-/// case nothing changes.
+/// The user of the application; `None` if baofs already runs as this user.
 pub fn other_user(app: &App) -> Option<&Identity> {
     let own = Owner {
         uid: geteuid().as_raw(),
@@ -131,161 +125,177 @@ pub fn other_user(app: &App) -> Option<&Identity> {
     app.user.as_ref().filter(|user| user.owner != own)
 }
 
-/// Whether the application has a user id of its own: then it loses every capability, and supervise
-/// may lower its own.
+/// Whether the application's user id differs from the user id of baofs. If so, the application loses
+/// every capability, and supervise may lower its own.
 pub fn has_own_uid(app: &App) -> bool {
-    other_user(app).is_some_and(|user| user.owner.uid != geteuid().as_raw())
+    matches!(other_user(app), Some(user) if user.owner.uid != geteuid().as_raw())
 }
 
-/// Starts `command` as `app`'s user in a process group of its own, which `guard` knows before it
-/// runs. The child ends with 126 or 127 when it cannot be executed, and the application's says why.
-///
-/// # Errors
-/// Only when no process can be forked.
-pub fn start(
-    command: &[String],
-    stdio: Stdio<'_>,
-    app: &App,
-    inherited: &Inherited,
-    guard: Option<&Guard>,
-) -> io::Result<Pid> {
-    let pid = process::fork(&[], || {
-        guard.inspect(|guard| guard.tell(getpid().as_raw()));
-        let error = match execute(command, stdio, app, inherited) {
-            Ok(never) => match never {},
-            Err(error) => error,
-        };
-        if matches!(stdio, Stdio::App(_)) {
-            let program = command.first().map_or("", String::as_str);
-            Incident::AppNotStarted { program }.emit(&error);
-        }
-        if error.kind() == io::ErrorKind::NotFound {
-            Exit::NotFound.code()
-        } else {
-            Exit::CannotExecute.code()
-        }
-    })?;
-    // Both sides do it, so that neither has to wait for the other.
-    let _ = setpgid(pid, pid);
-    Ok(pid)
+/// The name of the program of a command, for log lines.
+pub fn program(command: &[String]) -> &str {
+    match command {
+        [program, ..] => program,
+        [] => "",
+    }
 }
 
-/// Runs in the child; returns only on failure.
-fn execute(
-    command: &[String],
-    stdio: Stdio<'_>,
-    app: &App,
-    inherited: &Inherited,
-) -> io::Result<Infallible> {
-    setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-    match stdio {
-        // TTOU is blocked still, so the call is allowed from the background.
-        Stdio::App(Some(_)) => tcsetpgrp(io::stdin(), getpid())?,
-        Stdio::App(None) => {}
-        Stdio::Hook => {
-            dup2_stdin(File::open("/dev/null")?)?;
-            dup2_stdout(io::stderr())?;
+/// The context of each start of the application or of a command.
+#[derive(Debug)]
+pub struct Launcher<'a> {
+    app: &'a App,
+    inherited: &'a Inherited,
+    /// Kills the application and the commands if supervise dies.
+    guard: Option<&'a Guard>,
+    terminal: Option<Terminal>,
+}
+
+impl<'a> Launcher<'a> {
+    /// A launcher of processes as `app`'s user.
+    pub fn new(app: &'a App, inherited: &'a Inherited, guard: Option<&'a Guard>) -> Self {
+        Self {
+            app,
+            inherited,
+            guard,
+            terminal: Terminal::foreground(),
         }
     }
-    let arguments = command
-        .iter()
-        .map(|argument| c_string(OsStr::new(argument)))
-        .collect::<io::Result<Vec<_>>>()?;
-    let environment = environment(env::vars_os(), other_user(app), (getppid(), getpid()))
-        .collect::<io::Result<Vec<_>>>()?;
-    let program = arguments.first().ok_or(io::ErrorKind::NotFound)?;
-    profile::put_up(app.seccomp, |why| {
-        if matches!(stdio, Stdio::App(_)) {
-            Incident::NoAppArmor.emit(why);
+
+    /// Starts `command` in a new process group, which the guard knows before the program runs. The
+    /// child exits with 126 or 127 if the program cannot be executed; an application logs the reason.
+    ///
+    /// # Errors
+    /// Only if no process can be forked.
+    pub fn start(&self, command: &[String], stdio: Stdio) -> io::Result<Pid> {
+        let pid = process::fork(&[], || {
+            if let Some(guard) = self.guard {
+                guard.tell(getpid().as_raw());
+            }
+            let Err(error) = self.execute(command, stdio);
+            if stdio == Stdio::App {
+                let program = program(command);
+                Incident::AppNotStarted { program }.emit(&error);
+            }
+            if error.kind() == io::ErrorKind::NotFound {
+                Exit::NotFound.code()
+            } else {
+                Exit::CannotExecute.code()
+            }
+        })?;
+        // Parent and child both make the group, so neither has to wait for the other.
+        let _ = setpgid(pid, pid);
+        Ok(pid)
+    }
+
+    /// Tells the guard the end of the process group `group`.
+    pub fn ended(&self, group: Pid) {
+        if let Some(guard) = self.guard {
+            guard.tell(-group.as_raw());
         }
-    })?;
-    become_user(app)?;
-    inherited.restore()?;
-    Err(process::exec(program, &arguments, &environment).into())
+    }
+
+    /// Runs in the child; returns only on failure.
+    fn execute(&self, command: &[String], stdio: Stdio) -> io::Result<Infallible> {
+        setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+        match stdio {
+            // Allowed in the background, because TTOU is still blocked.
+            Stdio::App if self.terminal.is_some() => tcsetpgrp(io::stdin(), getpid())?,
+            Stdio::App => {}
+            Stdio::Hook => {
+                dup2_stdin(File::open("/dev/null")?)?;
+                dup2_stdout(io::stderr())?;
+            }
+        }
+        let arguments = command
+            .iter()
+            .map(|argument| CString::new(argument.as_str()));
+        let arguments = arguments.collect::<Result<Vec<_>, _>>()?;
+        let user = other_user(self.app);
+        let environment = environment(env::vars_os(), user, (getppid(), getpid()))?;
+        let program = arguments.first().ok_or(io::ErrorKind::NotFound)?;
+        profile::restrict(self.app.seccomp, |why| {
+            if stdio == Stdio::App {
+                Incident::NoAppArmor.emit(why);
+            }
+        })?;
+        become_user(self.app)?;
+        self.inherited.restore()?;
+        Err(process::exec(program, &arguments, &environment).into())
+    }
 }
 
-/// Becomes the application's user, and gives up what only baofs needs.
+/// Changes to the application's user, and gives up the capabilities that only baofs needs.
 fn become_user(app: &App) -> io::Result<()> {
-    let own = if has_own_uid(app) { OWN } else { OWN_MOUNT };
-    // Whoever lets programs gain rights needs SETUID and SETGID for them, as where baofs is not.
-    caps::forbid(if app.new_privileges == NewPrivileges::Never {
-        own
-    } else {
-        OWN_MOUNT
-    });
+    let own_uid = has_own_uid(app);
+    let own = if own_uid { OWN } else { OWN_MOUNT };
+    let no_new_privileges = app.new_privileges == NewPrivileges::Never;
+    // A set-user-id program needs SETUID and SETGID in the bounding set, as without baofs.
+    caps::forbid(if no_new_privileges { own } else { OWN_MOUNT });
     if let Some(user) = other_user(app) {
-        let groups: Vec<_> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-        change_user(user.owner, &groups)?;
+        change_user(user, own_uid)?;
     }
     caps::drop(own)?;
-    if app.new_privileges == NewPrivileges::Never {
+    if no_new_privileges {
         prctl::set_no_new_privs()?;
     }
     Ok(())
 }
 
-/// Changes user and groups. Until the program is executed, the memory of this process is a copy of
-/// supervise's, and others of the new user must not look into it (`ptrace(2)`): a change of ids
-/// makes a process as dumpable as the host has it (`fs.suid_dumpable`), so it is hardened again. In
-/// the moment between the two it has its capabilities still (`PR_SET_KEEPCAPS`), and nobody traces
-/// a process that has more of them than himself.
-fn change_user(owner: Owner, groups: &[Gid]) -> io::Result<()> {
-    let another = owner.uid != geteuid().as_raw();
-    // It can only fail where the securebits are locked, and then the moment is all that is lost.
-    let _ = prctl::set_keepcaps(another);
-    setgroups(groups)?;
-    setgid(Gid::from_raw(owner.gid))?;
-    setuid(Uid::from_raw(owner.uid))?;
+/// Changes user and groups. Until exec the child's memory is a copy of supervise's memory, which
+/// other processes of the new user must not read (`ptrace(2)`). A change of ids makes a process as
+/// dumpable as the host allows (`fs.suid_dumpable`), so the child is hardened again. In between the
+/// child keeps all capabilities (`PR_SET_KEEPCAPS`): no process can trace a process with more
+/// capabilities.
+fn change_user(user: &Identity, own_uid: bool) -> io::Result<()> {
+    let groups: Vec<_> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    // Fails only if the securebits are locked; then only the moment before `harden` is unprotected.
+    let _ = prctl::set_keepcaps(own_uid);
+    setgroups(&groups)?;
+    setgid(Gid::from_raw(user.owner.gid))?;
+    setuid(Uid::from_raw(user.owner.uid))?;
     memory::harden().map_err(io::Error::other)?;
-    if another { caps::lower_to(&[]) } else { Ok(()) }
+    if own_uid { caps::lower_to(&[]) } else { Ok(()) }
 }
 
-/// The application's environment: baofs' own, less the agent's credentials, with `HOME`, `USER` and
-/// `LOGNAME` of its `user`. The sockets that systemd passes (`sd_listen_fds(3)`) are for the
-/// process that `LISTEN_PID` names: where that is baofs, it becomes the application; `pids` are
-/// theirs.
+/// The application's environment: the environment of baofs, less the agent's credentials, with
+/// `HOME`, `USER` and `LOGNAME` of `user`. Sockets from systemd (`sd_listen_fds(3)`) belong to the
+/// process `LISTEN_PID`: if the variable names `baofs`, the sockets are passed on to `app`.
 fn environment(
     own: impl Iterator<Item = (OsString, OsString)>,
     user: Option<&Identity>,
     (baofs, app): (Pid, Pid),
-) -> impl Iterator<Item = io::Result<CString>> {
-    let set = user.map_or_else(Vec::new, |user| {
-        let name = OsString::from(&user.name);
-        vec![
-            ("HOME".into(), user.home.clone().into_os_string()),
-            ("USER".into(), name.clone()),
-            ("LOGNAME".into(), name),
-        ]
-    });
-    let replaced: Vec<OsString> = set
-        .iter()
-        .map(|(key, _): &(OsString, OsString)| key.clone())
-        .collect();
-    let kept = own
-        .filter(move |(key, _)| !is_credential(key) && !replaced.contains(key))
-        .map(move |(key, value)| {
-            let ours = key == "LISTEN_PID" && value == *baofs.to_string();
-            (key, if ours { app.to_string().into() } else { value })
-        });
-    kept.chain(set).map(|(mut key, value)| {
-        key.push("=");
-        key.push(value);
-        c_string(&key)
-    })
+) -> Result<Vec<CString>, NulError> {
+    let mut variables: Vec<_> = own.filter(|(key, _)| !is_credential(key)).collect();
+    for (key, value) in &mut variables {
+        if key == "LISTEN_PID" && *value == *baofs.to_string() {
+            *value = app.to_string().into();
+        }
+    }
+    if let Some(Identity { home, name, .. }) = user {
+        let name = OsStr::new(name);
+        for (key, value) in [
+            ("HOME", home.as_os_str()),
+            ("USER", name),
+            ("LOGNAME", name),
+        ] {
+            variables.retain(|(other, _)| other != key);
+            variables.push((key.into(), value.into()));
+        }
+    }
+    let text = |(mut text, value): (OsString, OsString)| {
+        text.push("=");
+        text.push(value);
+        CString::new(text.into_vec())
+    };
+    variables.into_iter().map(text).collect()
 }
 
-/// Whether the variable is one of OpenBao's that may hold a credential: every one that is not known
-/// to be harmless.
+/// Whether a variable may hold a credential for OpenBao: any variable of OpenBao may, except the
+/// `HARMLESS` ones.
 fn is_credential(key: &OsStr) -> bool {
     let key = key.to_string_lossy();
-    let name = key
-        .strip_prefix("BAO_")
-        .or_else(|| key.strip_prefix("VAULT_"));
-    name.is_some_and(|name| !HARMLESS.contains(&name))
-}
-
-fn c_string(text: &OsStr) -> io::Result<CString> {
-    Ok(CString::new(text.as_bytes())?)
+    ["BAO_", "VAULT_"]
+        .iter()
+        .any(|prefix| matches!(key.strip_prefix(prefix), Some(name) if !HARMLESS.contains(&name)))
 }
 
 #[cfg(test)]
@@ -299,7 +309,9 @@ mod tests {
             .map(|(k, v)| (OsString::from(k), OsString::from(v)));
         let pids = (Pid::from_raw(1), Pid::from_raw(9));
         environment(own, user, pids)
-            .map(|v| v.expect("no zero byte").into_string().expect("text"))
+            .expect("no zero byte")
+            .into_iter()
+            .map(|v| v.into_string().expect("text"))
             .collect()
     }
 

@@ -1,29 +1,28 @@
-//! The system calls that the roles may make. Invariants: what is not listed is not made; no role
-//! can start a process, execute a program, make memory executable, trace, mount, or reach a socket
-//! of another kind than its work needs.
+//! The system calls allowed to the roles. Invariant: no role can start a process, execute a program,
+//! make memory executable, trace, mount, or use a socket of a kind not needed for the role's work.
 //!
-//! A call that is not listed gets `ENOSYS`, as on a kernel that does not have it: the C library and
-//! the standard library then take another way, which no other error makes them do. A listed call
-//! with an argument that is refused gets `EPERM`.
+//! An unlisted call fails with `ENOSYS`, as on an older kernel: only after `ENOSYS` do the C library
+//! and the standard library use an older call instead. A listed call with a refused argument fails
+//! with `EPERM`.
 
 use crate::sys::seccomp::{Answer, Call, Filter, Others, Rule, Test};
 use nix::errno::Errno;
 use std::io;
 
-/// Which list holds.
+/// The list of a role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum List {
-    /// Of `fetch` that announces on FUSE.
+    /// For `fetch` with announcements on FUSE.
     FetchOnFuse,
-    /// Of `fetch` that writes a tmpfs.
+    /// For `fetch` with a tmpfs.
     FetchOnTmpfs,
-    /// Of `serve`.
+    /// For `serve`.
     Serve,
 }
 
 impl List {
-    /// Makes the list hold for the calling thread and all that it starts, for ever. `no_new_privs`
-    /// must be set.
+    /// Restricts the calling thread and all later threads to the list, for ever. `no_new_privs` must
+    /// be set.
     ///
     /// # Errors
     /// As [`Filter::install`].
@@ -39,28 +38,29 @@ impl List {
 
     fn rules(self) -> Vec<Rule> {
         let parts: &[(&[libc::c_long], &[Rule])] = match self {
-            Self::FetchOnFuse => &[(EVERYBODY, GUARDED), (FETCH, NETWORK)],
-            Self::FetchOnTmpfs => &[(EVERYBODY, GUARDED), (FETCH, NETWORK), (TMPFS, &[LEASE])],
-            Self::Serve => &[(EVERYBODY, GUARDED), (SERVE, &[PAIR])],
+            Self::FetchOnFuse => &[(COMMON, GUARDED), (FETCH, NETWORK), (OLD, &[])],
+            Self::FetchOnTmpfs => &[
+                (COMMON, GUARDED),
+                (FETCH, NETWORK),
+                (OLD, &[]),
+                (TMPFS, &[LEASE]),
+            ],
+            Self::Serve => &[(COMMON, GUARDED), (SERVE, &[PAIR])],
         };
-        let plain = |calls: &[libc::c_long]| {
-            calls
-                .iter()
-                .map(|call| Rule::always(Call::native(*call), Answer::Allow))
-                .collect::<Vec<_>>()
-        };
-        parts
-            .iter()
-            .flat_map(|(calls, guarded)| guarded.iter().copied().chain(plain(calls)))
-            .collect()
+        let mut rules = vec![];
+        for (calls, guarded) in parts {
+            rules.extend_from_slice(guarded);
+            rules.extend(calls.iter().map(|call| always(*call)));
+        }
+        rules
     }
 }
 
 const UNKNOWN: Answer = Answer::Errno(Errno::ENOSYS);
 const REFUSED: Answer = Answer::Errno(Errno::EPERM);
 
-/// Memory, threads, time, signals, what is open.
-const EVERYBODY: &[libc::c_long] = &[
+/// Memory, threads, time, signals and open files, for every role.
+const COMMON: &[libc::c_long] = &[
     libc::SYS_brk,
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
@@ -101,7 +101,7 @@ const EVERYBODY: &[libc::c_long] = &[
     libc::SYS_poll,
 ];
 
-/// Files by name, which Landlock narrows, the network, and waiting for many of them.
+/// Files by name (restricted by Landlock), the network, and polling.
 const FETCH: &[libc::c_long] = &[
     libc::SYS_bind,
     libc::SYS_clock_getres,
@@ -133,31 +133,29 @@ const FETCH: &[libc::c_long] = &[
     libc::SYS_sysinfo,
     libc::SYS_uname,
     libc::SYS_unlinkat,
-    // riscv64 has `renameat2` alone.
+    // riscv64 has only `renameat2`.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     libc::SYS_renameat,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_access,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_epoll_wait,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_lstat,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_open,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_readlink,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_rename,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_stat,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_time,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_unlink,
 ];
 
-/// Directories, owners and modes. Landlock denies no change of owner or mode, so that no other list
-/// has these calls.
+/// Older calls for the same purposes, only on `x86_64`.
+#[cfg(target_arch = "x86_64")]
+const OLD: &[libc::c_long] = &[
+    libc::SYS_access,
+    libc::SYS_epoll_wait,
+    libc::SYS_lstat,
+    libc::SYS_open,
+    libc::SYS_readlink,
+    libc::SYS_rename,
+    libc::SYS_stat,
+    libc::SYS_time,
+    libc::SYS_unlink,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD: &[libc::c_long] = &[];
+
+/// Directories, owners and modes. Landlock cannot restrict `chmod` and `chown`, so no other list has
+/// both.
 const TMPFS: &[libc::c_long] = &[
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
@@ -169,10 +167,10 @@ const TMPFS: &[libc::c_long] = &[
     libc::SYS_symlinkat,
 ];
 
-/// The device takes the place of a socket: `fuse::session`.
+/// `fuse::session` replaces a socket by the device.
 const SERVE: &[libc::c_long] = &[libc::SYS_dup3];
 
-/// Argument `argument` of `call` must be `value`.
+/// Allows `call` if argument `argument` is `value`.
 const fn only(call: libc::c_long, argument: u8, value: libc::c_int) -> Rule {
     Rule {
         call: Call::native(call),
@@ -184,8 +182,7 @@ const fn only(call: libc::c_long, argument: u8, value: libc::c_int) -> Rule {
     }
 }
 
-/// Argument `argument` of `call` must not have a bit of `mask`; whether it is allowed then, later
-/// rules say.
+/// Refuses `call` if argument `argument` has a bit of `mask`; else later rules decide.
 const fn never(call: libc::c_long, argument: u8, mask: libc::c_int) -> Rule {
     Rule {
         call: Call::native(call),
@@ -214,46 +211,42 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET;
 
-/// `clone3` is in no list, because its flags lie in memory that no filter sees: the C library then
-/// takes `clone`.
+/// Calls with tested arguments, for every role. No list has `clone3`, because a filter cannot read
+/// the flags from memory; the C library uses `clone` instead.
 const GUARDED: &[Rule] = &[
     never(libc::SYS_clone, 0, NAMESPACES),
     Rule {
-        call: Call::native(libc::SYS_clone),
-        test: Test::AnyBit {
-            argument: 0,
-            mask: libc::CLONE_THREAD.cast_unsigned(),
-        },
         answer: Answer::Allow,
+        ..never(libc::SYS_clone, 0, libc::CLONE_THREAD)
     },
     refused(libc::SYS_clone),
     never(libc::SYS_mmap, 2, libc::PROT_EXEC),
     always(libc::SYS_mmap),
     never(libc::SYS_mprotect, 2, libc::PROT_EXEC),
     always(libc::SYS_mprotect),
-    // Limits of this process; of another one of the same user they could end it.
+    // Only the limits of the caller: lower limits could end another process of the user.
     only(libc::SYS_prlimit64, 0, 0),
     refused(libc::SYS_prlimit64),
     only(libc::SYS_prctl, 0, libc::PR_SET_NAME),
     refused(libc::SYS_prctl),
-    // `abort`: of another process Landlock protects, from ABI 6 on.
+    // For `abort`. Landlock protects other processes from ABI 6 on.
     only(libc::SYS_tgkill, 2, libc::SIGABRT),
     refused(libc::SYS_tgkill),
     only(libc::SYS_tkill, 1, libc::SIGABRT),
     refused(libc::SYS_tkill),
-    // Not `F_SETOWN` and `F_SETSIG`, which send signals.
+    // Neither `F_SETOWN` nor `F_SETSIG`, which cause signals.
     only(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC),
     only(libc::SYS_fcntl, 1, libc::F_GETFD),
     only(libc::SYS_fcntl, 1, libc::F_SETFD),
     only(libc::SYS_fcntl, 1, libc::F_GETFL),
     only(libc::SYS_fcntl, 1, libc::F_SETFL),
-    // A connection that is opened by its first bytes passes Landlock by.
+    // TCP Fast Open connects without the check of Landlock.
     never(libc::SYS_sendto, 3, libc::MSG_FASTOPEN),
     always(libc::SYS_sendto),
 ];
 
-/// TCP and UDP over IPv4 and IPv6: no unix, netlink or packet socket, and no protocol beside TCP,
-/// such as MPTCP and SMC, whose ports Landlock does not know.
+/// TCP and UDP over IPv4 and IPv6: no unix, netlink or packet socket, and neither MPTCP nor SMC:
+/// Landlock does not restrict the ports of the last two.
 const NETWORK: &[Rule] = &[
     never(
         libc::SYS_socket,
@@ -279,17 +272,17 @@ const NETWORK: &[Rule] = &[
 #[allow(clippy::cast_possible_truncation, reason = "the number is 0x5421")]
 const FIONBIO: libc::c_int = libc::FIONBIO as libc::c_int;
 
-/// Whether an unlinked file is open elsewhere: `tmpfs::remove`.
+/// `tmpfs::remove` tests with a lease whether an unlinked file is still open.
 const LEASE: Rule = only(libc::SYS_fcntl, 1, libc::F_SETLEASE);
-/// A pair that reaches nobody: `fuse::session`.
+/// `fuse::session` needs an unconnected pair of sockets.
 const PAIR: Rule = only(libc::SYS_socketpair, 0, libc::AF_UNIX);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The first rule of a call decides, so a call that is guarded must not be listed before, nor
-    /// twice.
+    /// The first matching rule of a call decides, so a guarded call must not be listed before its
+    /// guard, nor twice.
     #[test]
     fn no_list_undoes_a_guard() {
         for list in [List::FetchOnFuse, List::FetchOnTmpfs, List::Serve] {
@@ -308,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_over_a_machine_is_in_no_list() {
+    fn no_list_has_a_call_for_taking_over_a_machine() {
         let evil = [
             libc::SYS_execve,
             libc::SYS_execveat,

@@ -1,5 +1,5 @@
-//! One child of the agent's own: forked, confined, and ended. Invariant: no child is waited for
-//! without a bound.
+//! The start, the confinement and the end of a process of the agent. Invariant: every wait for the
+//! end of a process has a time limit.
 
 use crate::clock::{Clock, RealClock};
 use crate::exit::Exit;
@@ -10,7 +10,6 @@ use crate::observe::{self, Incident};
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
 use nix::errno::Errno;
-use nix::poll::{PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -19,14 +18,16 @@ use std::ffi::CStr;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::thread;
 use std::time::Duration;
 
-/// How long killed children may take to die at the end, before the agent ends without them. 0.5 s
-/// for one that even KILL does not end, and all of it still lies within Docker's 10 s.
+/// The time limit for the end of killed children when the agent ends. A process that hangs in the
+/// kernel outlives KILL; with 0.5 s the whole stop stays within Docker's 10 s.
 const END_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Forks a role into `group`. The child closes `foreign` and `inherited` descriptors, drops every
-/// right but `keep`, runs `body`, and reports a failure over the link that the parent is given.
+/// Forks a role into the process group `group`. The child closes the descriptors `foreign` and
+/// `inherited`, drops every capability except `keep`, runs `body`, and reports a failure over the
+/// link. The result is the process and the parent's end of the link.
 pub(super) fn start(
     role: Child,
     foreign: &[BorrowedFd<'_>],
@@ -38,9 +39,12 @@ pub(super) fn start(
     let (ours, theirs) = link::pair()?;
     let last = theirs.try_clone()?;
     let parent = getpid();
-    let close: Vec<_> = foreign.iter().copied().chain([ours.as_fd()]).collect();
-    let pid = process::fork(&close, move || {
-        let confined = confine(name(role), inherited, keep, group);
+    let name = match role {
+        Child::Fetch => c"baofs-fetch",
+        Child::Serve => c"baofs-serve",
+    };
+    let pid = process::fork(&[foreign, &[ours.as_fd()]].concat(), move || {
+        let confined = confine(name, inherited, keep, group);
         let exit = match confined.and_then(|()| end_with(parent, role)) {
             Ok(()) => body(theirs),
             Err(why) => {
@@ -52,16 +56,14 @@ pub(super) fn start(
         if exit != Exit::Ok {
             let _ = last.send(&FromRole::Failed(exit));
         }
-        // The link ends with the process and not before: its end is the role's.
+        // Supervise kills a role without a link, so the link must not end before the process.
         mem::forget(last);
         exit.code()
     })?;
     Ok((pid, ours))
 }
 
-/// Kills children that have nothing left to do, and reaps them as far as they die within
-/// `END_TIMEOUT`. One that hangs in the kernel is left to whoever inherits it: nobody waits for it
-/// without a bound.
+/// Kills and reaps children; see [`reap`].
 pub(super) fn kill_and_reap(children: &[Pid]) {
     for pid in children {
         let _ = kill(*pid, Signal::SIGKILL);
@@ -69,39 +71,30 @@ pub(super) fn kill_and_reap(children: &[Pid]) {
     reap(children.to_vec());
 }
 
-/// Reaps killed children as far as they die within `END_TIMEOUT`.
+/// Reaps killed children for at most `END_TIMEOUT`. A child that hangs in the kernel is left to the
+/// next reaper.
 pub(super) fn reap(mut children: Vec<Pid>) {
-    let (clock, mut pause) = (RealClock, Duration::from_micros(100));
-    let end = clock.now().plus(END_TIMEOUT);
+    let mut pause = Duration::from_micros(100);
+    let end = RealClock.now().plus(END_TIMEOUT);
     loop {
-        // Reaped, or no child of ours any more.
+        // Every other result means: reaped now or before.
         children.retain(|pid| {
             matches!(
                 waitpid(*pid, Some(WaitPidFlag::WNOHANG)),
                 Ok(WaitStatus::StillAlive) | Err(Errno::EINTR)
             )
         });
-        let now = clock.now();
-        if children.is_empty() || now >= end {
+        let left = end.since(RealClock.now());
+        if children.is_empty() || left.is_zero() {
             return;
         }
-        let _ = poll(
-            &mut [],
-            PollTimeout::try_from(pause.min(end.since(now))).unwrap_or(PollTimeout::ZERO),
-        );
+        thread::sleep(pause.min(left));
         pause = (pause * 2).min(Duration::from_millis(20));
     }
 }
 
-fn name(role: Child) -> &'static CStr {
-    match role {
-        Child::Fetch => c"baofs-fetch",
-        Child::Serve => c"baofs-serve",
-    }
-}
-
-/// Makes a forked process what all of the agent's are: in `group`, without what was `inherited`
-/// and the streams that the application has, no right but `keep`, no dump.
+/// Confines a forked process of the agent: joins `group`, closes the descriptors `inherited` and the
+/// application's standard streams, drops every capability except `keep`, and forbids core dumps.
 pub(super) fn confine(
     name: &CStr,
     inherited: &[RawFd],
@@ -109,9 +102,9 @@ pub(super) fn confine(
     group: Pid,
 ) -> io::Result<()> {
     let own = Pid::from_raw(0);
-    // What a terminal sends is the application's alone. A dead guard leaves no group to join.
+    // Signals of a terminal are for the application alone. The group of a dead guard is gone.
     setpgid(own, group).or_else(|_| setpgid(own, own))?;
-    // Somebody may wait for the end of a pipe that only the application was to hold.
+    // Another process may wait for the end of a pipe of the application.
     process::close_inherited(inherited);
     process::leave_streams()?;
     observe::start_role();
@@ -121,8 +114,8 @@ pub(super) fn confine(
     memory::forbid_cores().map_err(io::Error::other)
 }
 
-/// `serve` dies with its parent. `fetch` hears the end of its link, and revokes before it ends; if
-/// it hangs, the guard kills it.
+/// Makes `serve` die with the parent. `fetch` reads the end of the link instead, and ends after the
+/// revocation; the guard kills a hanging `fetch`.
 fn end_with(parent: Pid, role: Child) -> io::Result<()> {
     if role == Child::Fetch {
         return Ok(());

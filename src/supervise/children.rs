@@ -1,6 +1,6 @@
-//! The table of the roles' processes, which are forked again when they die. Invariants: of each role
-//! at most one restart; a successor is forked by supervise alone, from the state in which the first
-//! one was.
+//! The table of the roles' processes, which are restarted after a death. Invariants: a role has a
+//! process or a planned restart, never both; only supervise forks a successor, in the same state as
+//! the first process.
 
 use super::child::{self, kill_and_reap};
 use super::guard::Guard;
@@ -8,7 +8,7 @@ use super::mounts::Mounts;
 use super::restart::{EndCause, Restart};
 use super::state::{ExitStatus, Input};
 use super::walls::Confinement;
-use super::watchdog::{Intervals, Look, Sign, Watch};
+use super::watchdog::{Look, Watch};
 use crate::clock::{Clock, Jitter, Moment, RealClock};
 use crate::config::plan::Plan;
 use crate::exit::Exit;
@@ -17,70 +17,106 @@ use crate::names::{Child, HookId, RestartHistory};
 use crate::observe::{Event, Incident};
 use crate::sys::process;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
-/// How many messages of one role are taken before anything else is looked at: more than a link
-/// holds, so that only a role which sends without end is interrupted.
+/// The most messages read from a link in a row. A link holds fewer, so the limit interrupts only a
+/// role that sends without end.
 const AT_ONCE: usize = 1024;
 
-/// One role: its process, while the role has one, and when the next process is started.
+/// The time and the events of a turn of the loop.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    pub(super) now: Moment,
+    /// Inputs for the machine.
+    pub(super) inputs: Vec<Input>,
+    /// The hooks of changed files.
+    pub(super) changed: Vec<HookId>,
+}
+
+/// A role with a process or a planned restart.
 #[derive(Debug)]
 struct ChildRecord {
     child: Child,
     process: Option<ChildProcess>,
     restart: Restart,
-    /// How many processes of the role have died.
+    /// The number of dead processes of the role.
     deaths: u64,
-    /// Whether any process of the role was ever ready. Before that, a failure with a reason is a
-    /// refusal to start.
+    /// Whether any process of the role was ever ready. Before, a failure with a reason is a refusal
+    /// to start.
     was_ready: bool,
-    /// Whether supervise has killed the role on purpose, at the end of the agent.
-    stopping: bool,
 }
 
-/// One process of a role.
+/// A process of a role.
 #[derive(Debug)]
 struct ChildProcess {
     pid: Pid,
-    /// The link to the process, until the end of the link was seen.
+    /// The link to the process, until supervise has read the end of the link.
     link: Option<End>,
-    /// Whether the process gave a reason for its end.
+    /// Whether the process gave a reason for a coming end.
     explained: bool,
-    /// Whether the process has said that it is ready.
-    ready: bool,
     watch: Watch,
     /// Whether the watchdog has killed the process.
     hung: bool,
 }
 
 impl ChildProcess {
-    fn new(pid: Pid, link: End, now: Moment) -> Self {
-        Self {
-            pid,
-            link: Some(link),
-            explained: false,
-            ready: false,
-            watch: Watch::new(now),
-            hung: false,
+    /// Sends a message. A process that does not take the message is dead or hangs: a successor gets
+    /// the message, or a time limit ends the wait.
+    fn send(&self, message: ToRole) {
+        if let Some(link) = &self.link {
+            let _ = link.send(&message);
         }
     }
 
-    /// The sign of life that a look finds. `serve` is asked nothing: `serve` waits for the kernel
-    /// and must wait for no other process.
-    fn sign(&mut self, role: Child, work: Option<u64>) -> Sign {
-        match role {
-            Child::Serve => self.watch.sign_of_work(work.filter(|_| self.ready)),
-            Child::Fetch => self.watch.sign_of_answer(),
-        }
+    fn kill(&self) {
+        let _ = kill(self.pid, Signal::SIGKILL);
+    }
+}
+
+impl ChildRecord {
+    fn pid(&self) -> Option<Pid> {
+        Some(self.process.as_ref()?.pid)
     }
 
-    /// Asks `fetch` for a sign of life. A full link or a dead peer gives none.
-    fn ask(&mut self) {
-        self.watch.asked();
-        let _ = self.link.as_ref().map(|link| link.send(&ToRole::Ping));
+    /// Reads the messages of the process.
+    fn read(&mut self, turn: &mut Turn) {
+        let Some(process) = &mut self.process else {
+            return;
+        };
+        for _ in 0..AT_ONCE {
+            let Some(link) = &process.link else { return };
+            let message = match link.receive() {
+                Received::Message(message) => message,
+                Received::Empty => return,
+                Received::Closed => {
+                    process.link = None;
+                    return;
+                }
+            };
+            process.watch.answered();
+            match message {
+                FromRole::Alive => {}
+                FromRole::Ready => {
+                    if let Some(after) = self.restart.ready(turn.now)
+                        && self.deaths > 0
+                    {
+                        let role = self.child.role();
+                        Event::RoleRestarted { role, after }.emit();
+                    }
+                    self.was_ready = true;
+                    if self.child == Child::Fetch {
+                        turn.inputs.push(Input::SecretsReady);
+                    }
+                }
+                FromRole::Changed(hook) => turn.changed.push(hook),
+                FromRole::Failed(exit) => {
+                    process.explained = true;
+                    turn.inputs.push(Input::RoleFailed(self.child, exit));
+                }
+            }
+        }
     }
 }
 
@@ -89,28 +125,28 @@ impl ChildProcess {
 pub(super) struct Children<'a> {
     plan: &'a Plan,
     guard: Option<&'a Guard>,
-    /// Descriptors that supervise holds and no role needs.
-    held: &'a [BorrowedFd<'a>],
-    /// `serve` first: `fetch` announces what it answers.
+    /// Descriptors of supervise to be closed in every role.
+    held: Vec<BorrowedFd<'a>>,
+    /// `serve` first, because `fetch` announces files that `serve` answers.
     records: Vec<ChildRecord>,
-    /// Descriptors that only the application is to have.
+    /// Descriptors for the application alone.
     inherited: Vec<RawFd>,
     jitter: Jitter,
-    /// The confinement that this kernel offers.
+    /// The confinement offered by the kernel.
     walls: Confinement,
+    /// Whether supervise has killed the roles on purpose, at the end of the agent.
+    stopping: bool,
 }
 
 impl<'a> Children<'a> {
-    /// Starts the roles. When one cannot be started, the others are killed.
+    /// Starts the roles. A failure kills the roles started before.
     pub(super) fn start(
         plan: &'a Plan,
         mounts: &Mounts,
-        signals: &SignalFd,
         guard: Option<&'a Guard>,
-        held: &'a [BorrowedFd<'a>],
-        now: Moment,
+        held: Vec<BorrowedFd<'a>>,
     ) -> io::Result<Self> {
-        let mut roles = Self {
+        let mut children = Self {
             plan,
             guard,
             held,
@@ -118,21 +154,24 @@ impl<'a> Children<'a> {
             inherited: process::inherited()?,
             jitter: Jitter::new(),
             walls: Confinement::find(),
+            stopping: false,
         };
         for role in mounts.roles() {
-            let started = roles
-                .fork(*role, RestartHistory::default(), mounts, signals)
-                .inspect_err(|_| kill_and_reap(&roles.leave()))?;
-            roles.records.push(ChildRecord {
-                child: *role,
-                process: Some(started),
-                restart: Restart::new(now),
-                deaths: 0,
-                was_ready: false,
-                stopping: false,
-            });
+            match children.fork(*role, RestartHistory::default(), mounts) {
+                Ok(process) => children.records.push(ChildRecord {
+                    child: *role,
+                    process: Some(process),
+                    restart: Restart::new(RealClock.now()),
+                    deaths: 0,
+                    was_ready: false,
+                }),
+                Err(error) => {
+                    kill_and_reap(&children.pids());
+                    return Err(error);
+                }
+            }
         }
-        Ok(roles)
+        Ok(children)
     }
 
     /// The links, for `poll`.
@@ -142,175 +181,136 @@ impl<'a> Children<'a> {
             .filter_map(|record| record.process.as_ref()?.link.as_ref())
     }
 
-    /// The link to `fetch`.
-    pub(super) fn fetch(&self) -> Option<&End> {
-        self.records
-            .iter()
-            .find(|record| record.child == Child::Fetch)?
-            .process
-            .as_ref()?
-            .link
-            .as_ref()
+    /// The processes, `serve` first.
+    pub(super) fn pids(&self) -> Vec<Pid> {
+        self.records.iter().filter_map(ChildRecord::pid).collect()
     }
 
-    /// Reads the messages of all roles: inputs for the machine, and hooks that `fetch` asks for.
-    pub(super) fn messages(&mut self, now: Moment) -> (Vec<Input>, Vec<HookId>) {
-        let (mut inputs, mut hooks) = (vec![], vec![]);
+    /// Sends a message to `fetch`, if `fetch` has a process.
+    pub(super) fn tell_fetch(&self, message: ToRole) {
+        for record in &self.records {
+            if let (Child::Fetch, Some(process)) = (record.child, &record.process) {
+                process.send(message);
+            }
+        }
+    }
+
+    /// Reads the messages of all roles.
+    pub(super) fn read(&mut self, turn: &mut Turn) {
+        for record in &mut self.records {
+            record.read(turn);
+            // A role without a link can do no more work.
+            if let Some(process) = &record.process
+                && process.link.is_none()
+            {
+                process.kill();
+            }
+        }
+    }
+
+    /// Records the end of a reaped process. The role has ended for good, which gives an input, or
+    /// will be restarted.
+    pub(super) fn ended(&mut self, pid: Pid, status: ExitStatus, turn: &mut Turn) {
+        let mut records = self.records.iter_mut();
+        let Some(record) = records.find(|record| record.pid() == Some(pid)) else {
+            return;
+        };
+        // The process may have sent a reason since the last read.
+        record.read(turn);
+        let Some(process) = record.process.take() else {
+            return;
+        };
+        let child = record.child;
+        let expected = status == ExitStatus::Exited(0) || self.stopping;
+        if !expected && !process.explained {
+            let role = child.role();
+            Incident::RoleDied { role }.emit(&status);
+        }
+        if expected || (process.explained && !record.was_ready) {
+            self.records.retain(|record| record.child != child);
+            turn.inputs.push(Input::RoleEnded(child));
+            return;
+        }
+        let cause = if process.hung {
+            EndCause::Hung(process.watch.heard())
+        } else if status == ExitStatus::Killed(Signal::SIGKILL as i32) {
+            EndCause::Killed
+        } else {
+            EndCause::Crashed
+        };
+        record.deaths += 1;
+        record.restart.died(cause, turn.now, &mut self.jitter);
+    }
+
+    /// Records a stop or a continuation of a process.
+    pub(super) fn stopped(&mut self, pid: Pid, stopped: bool) {
+        for record in &mut self.records {
+            if let Some(process) = &mut record.process
+                && process.pid == pid
+            {
+                process.watch.stopped(stopped);
+            }
+        }
+    }
+
+    /// Checks all roles for signs of life and kills a hanging role, so that a successor takes over.
+    /// `work` is the operation counter of `serve`.
+    pub(super) fn look(&mut self, look: Look, work: Option<u64>, now: Moment) {
         for record in &mut self.records {
             let Some(process) = &mut record.process else {
                 continue;
             };
-            for _ in 0..AT_ONCE {
-                let Some(link) = &process.link else { break };
-                let received = link.receive();
-                if matches!(received, Received::Message(_)) {
-                    process.watch.answered();
-                }
-                match received {
-                    Received::Message(FromRole::Alive) => {}
-                    Received::Message(FromRole::Ready) => {
-                        process.ready = true;
-                        if let Some(after) = record.restart.ready(now).filter(|_| record.deaths > 0)
-                        {
-                            Event::RoleRestarted {
-                                role: record.child.role(),
-                                after,
-                            }
-                            .emit();
-                        }
-                        record.was_ready = true;
-                        inputs
-                            .extend((record.child == Child::Fetch).then_some(Input::SecretsReady));
-                    }
-                    Received::Message(FromRole::Changed(hook)) => hooks.push(hook),
-                    Received::Message(FromRole::Failed(exit)) => {
-                        process.explained = true;
-                        inputs.push(Input::RoleFailed(record.child, exit));
-                    }
-                    Received::Empty => break,
-                    // The end of the link is the end of the role.
-                    Received::Closed => {
-                        process.link = None;
-                        let _ = kill(process.pid, Signal::SIGKILL);
-                    }
-                }
-            }
-        }
-        (inputs, hooks)
-    }
-
-    /// Takes note of an ended process. The result is an input if a role has ended for good.
-    pub(super) fn ended(&mut self, pid: Pid, ending: ExitStatus, now: Moment) -> Option<Input> {
-        let is_it = |record: &&mut ChildRecord| {
-            record
-                .process
-                .as_ref()
-                .is_some_and(|process| process.pid == pid)
-        };
-        let record = self.records.iter_mut().find(is_it)?;
-        let process = record.process.take()?;
-        let explained = process.explained;
-        if ending != ExitStatus::Exited(0) && !explained && !record.stopping {
-            let role = record.child.role();
-            Incident::RoleDied { role }.emit(&ending);
-        }
-        let last =
-            ending == ExitStatus::Exited(0) || (explained && !record.was_ready) || record.stopping;
-        if last {
-            let role = record.child;
-            self.records.retain(|record| record.child != role);
-            return Some(Input::RoleEnded(role));
-        }
-        let cause = match ending {
-            _ if process.hung => EndCause::Hung(process.watch.heard()),
-            ExitStatus::Killed(signal) if signal == Signal::SIGKILL as i32 => EndCause::Killed,
-            ExitStatus::Exited(_) | ExitStatus::Killed(_) => EndCause::Crashed,
-        };
-        record.deaths += 1;
-        record.restart.died(cause, now, &mut self.jitter);
-        None
-    }
-
-    /// Takes note that a process was stopped, or continues.
-    pub(super) fn stopped(&mut self, pid: Pid, stopped: bool) {
-        let processes = self
-            .records
-            .iter_mut()
-            .filter_map(|record| record.process.as_mut());
-        processes
-            .filter(|process| process.pid == pid)
-            .for_each(|process| process.watch.stopped(stopped));
-    }
-
-    /// Checks all roles for signs of life and kills a role that hangs, so that a successor takes
-    /// over. `work` is the operation counter of `serve`.
-    pub(super) fn look(&mut self, look: Look, work: Option<u64>, now: Moment) {
-        for ChildRecord {
-            child: role,
-            process,
-            stopping,
-            ..
-        } in &mut self.records
-        {
-            let Some(process) = process
-                .as_mut()
-                .filter(|process| !process.hung && !*stopping)
-            else {
+            if process.hung || self.stopping {
                 continue;
+            }
+            let sign = match record.child {
+                // `serve` waits for the kernel and must wait for no other process, so supervise asks
+                // `serve` nothing.
+                Child::Serve if record.restart.is_ready() => process.watch.sign_of_work(work),
+                Child::Serve => process.watch.sign_of_work(None),
+                Child::Fetch => process.watch.sign_of_answer(),
             };
-            let sign = process.sign(*role, work);
-            if process.watch.look(look, sign, Intervals::USUAL, now) {
-                Event::RoleHung {
-                    role: role.role(),
-                    since: now.since(process.watch.heard()),
-                }
-                .emit();
+            if process.watch.look(look, sign, now) {
+                let since = now.since(process.watch.heard());
+                let role = record.child.role();
+                Event::RoleHung { role, since }.emit();
                 process.hung = true;
-                let _ = kill(process.pid, Signal::SIGKILL);
-            } else if *role == Child::Fetch {
-                process.ask();
+                process.kill();
+            } else if record.child == Child::Fetch {
+                process.watch.asked();
+                process.send(ToRole::Ping);
             }
         }
     }
 
-    /// The next moment at which `turn` has work to do.
+    /// The next moment at which `restart` has work to do.
     pub(super) fn wake(&self) -> Option<Moment> {
         let patience = self.plan.app.crash_loop_timeout;
-        self.records
-            .iter()
-            .filter_map(|record| {
-                record
-                    .restart
-                    .wake()
-                    .into_iter()
-                    .chain(record.restart.give_up_at(patience))
-                    .min()
-            })
+        let restarts = self.records.iter().map(|record| &record.restart);
+        restarts
+            .flat_map(|restart| [restart.wake(), restart.give_up_at(patience)])
+            .flatten()
             .min()
     }
 
-    /// Starts the successors that are due, and gives up a role that has been failing for too long.
-    pub(super) fn turn(&mut self, mounts: &Mounts, signals: &SignalFd, now: Moment) -> Vec<Input> {
-        let mut inputs = vec![];
+    /// Starts the due successors, and gives up a role after `crash_loop_timeout` of failures.
+    pub(super) fn restart(&mut self, mounts: &Mounts, turn: &mut Turn) {
         let patience = self.plan.app.crash_loop_timeout;
-        let gives_up = |record: &ChildRecord| {
-            record
-                .restart
-                .give_up_at(patience)
-                .is_some_and(|end| end <= now)
-        };
-        // A role with a live process has no such moment.
-        for record in self.records.extract_if(.., |record| gives_up(record)) {
-            let role = record.child.role();
-            Incident::CrashLoop { role }.emit(&"`crash_loop_timeout` is over");
-            inputs.extend([
-                Input::RoleFailed(record.child, Exit::CrashLoop),
-                Input::RoleEnded(record.child),
-            ]);
+        for record in &self.records {
+            if matches!(record.restart.give_up_at(patience), Some(end) if end <= turn.now) {
+                let role = record.child.role();
+                Incident::CrashLoop { role }.emit(&"`crash_loop_timeout` is over");
+                turn.inputs.extend([
+                    Input::RoleFailed(record.child, Exit::CrashLoop),
+                    Input::RoleEnded(record.child),
+                ]);
+            }
         }
+        self.records
+            .retain(|record| !turn.inputs.contains(&Input::RoleEnded(record.child)));
         for index in 0..self.records.len() {
             let record = &mut self.records[index];
-            if !record.restart.begin(now) {
+            if !record.restart.begin(turn.now) {
                 continue;
             }
             let child = record.child;
@@ -318,64 +318,45 @@ impl<'a> Children<'a> {
                 deaths: record.deaths,
                 crashes: record.restart.crashes(),
             };
-            match self.fork(child, history, mounts, signals) {
+            match self.fork(child, history, mounts) {
                 Ok(process) => {
                     self.records[index].process = Some(process);
-                    inputs.push(Input::RoleRestarted(child));
+                    turn.inputs.push(Input::RoleRestarted(child));
                 }
                 Err(why) => {
                     Incident::ForkFailed.emit(&why);
                     let restart = &mut self.records[index].restart;
-                    restart.died(EndCause::Crashed, now, &mut self.jitter);
+                    restart.died(EndCause::Crashed, turn.now, &mut self.jitter);
                 }
             }
         }
+    }
+
+    /// Kills all roles for good. A role without a process gives an input at once, because no end of
+    /// a process will follow.
+    pub(super) fn stop(&mut self) -> Vec<Input> {
+        self.stopping = true;
+        let mut inputs = vec![];
+        for record in &self.records {
+            match &record.process {
+                Some(process) => process.kill(),
+                None => inputs.push(Input::RoleEnded(record.child)),
+            }
+        }
+        self.records.retain(|record| record.process.is_some());
         inputs
     }
 
-    /// Kills all roles for good. A role without a process gives an input, because no end of a
-    /// process will follow.
-    pub(super) fn stop(&mut self) -> Vec<Input> {
-        for record in &mut self.records {
-            record.stopping = true;
-            if let Some(process) = &record.process {
-                let _ = kill(process.pid, Signal::SIGKILL);
-            }
+    fn fork(&self, role: Child, past: RestartHistory, mounts: &Mounts) -> io::Result<ChildProcess> {
+        let mut foreign = mounts.descriptors();
+        foreign.extend(mounts.root());
+        foreign.extend(&self.held);
+        foreign.extend(self.links().map(AsFd::as_fd));
+        let mut group = Pid::from_raw(0);
+        if let Some(guard) = self.guard {
+            foreign.extend(guard.foreign_to(role));
+            group = guard.group();
         }
-        self.records
-            .extract_if(.., |record| record.process.is_none())
-            .map(|record| Input::RoleEnded(record.child))
-            .collect()
-    }
-
-    /// Empties the table. The result is the processes that still have to be killed, `serve` first.
-    pub(super) fn leave(&mut self) -> Vec<Pid> {
-        self.records
-            .drain(..)
-            .filter_map(|record| record.process)
-            .map(|process| process.pid)
-            .collect()
-    }
-
-    fn fork(
-        &self,
-        role: Child,
-        past: RestartHistory,
-        mounts: &Mounts,
-        signals: &SignalFd,
-    ) -> io::Result<ChildProcess> {
-        let of_guard = self
-            .guard
-            .into_iter()
-            .flat_map(|guard| guard.foreign_to(role));
-        let of_mounts = mounts.descriptors().into_iter().chain(mounts.root());
-        let of_mounts = of_mounts.chain(self.held.iter().copied());
-        let foreign: Vec<_> = of_mounts
-            .chain([signals.as_fd()])
-            .chain(of_guard)
-            .chain(self.links().map(AsFd::as_fd))
-            .collect();
-        let group = self.guard.map_or(Pid::from_raw(0), Guard::group);
         let (pid, link) = match role {
             Child::Serve => {
                 let body = mounts.serve(self.plan, past, self.walls)?;
@@ -387,6 +368,60 @@ impl<'a> Children<'a> {
                 child::start(role, &foreign, &self.inherited, keep, group, body)?
             }
         };
-        Ok(ChildProcess::new(pid, link, RealClock.now()))
+        Ok(ChildProcess {
+            pid,
+            link: Some(link),
+            explained: false,
+            watch: Watch::new(RealClock.now()),
+            hung: false,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link;
+    use crate::render::tests::plan;
+
+    #[test]
+    fn a_reason_counts_that_was_sent_after_the_last_read() {
+        let (ours, theirs) = link::pair().expect("a link");
+        let (plan, pid) = (plan(vec![], vec![]), Pid::from_raw(11));
+        let mut turn = Turn::default();
+        let fetch = ChildRecord {
+            child: Child::Fetch,
+            process: Some(ChildProcess {
+                pid,
+                link: Some(ours),
+                explained: false,
+                watch: Watch::new(turn.now),
+                hung: false,
+            }),
+            restart: Restart::new(turn.now),
+            deaths: 0,
+            was_ready: false,
+        };
+        let mut children = Children {
+            plan: &plan,
+            guard: None,
+            held: vec![],
+            records: vec![fetch],
+            inherited: vec![],
+            jitter: Jitter::seeded(1),
+            walls: Confinement::find(),
+            stopping: false,
+        };
+        children.read(&mut turn);
+        assert_eq!(turn.inputs, []);
+        let failed = FromRole::Failed(Exit::Login);
+        theirs.send(&failed).expect("the link is open");
+        children.ended(pid, ExitStatus::Exited(Exit::Login.code()), &mut turn);
+        let (failed, ended) = (
+            Input::RoleFailed(Child::Fetch, Exit::Login),
+            Input::RoleEnded(Child::Fetch),
+        );
+        assert_eq!(turn.inputs, [failed, ended]);
+        assert_eq!(children.wake(), None, "no restart is planned");
     }
 }

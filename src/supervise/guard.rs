@@ -1,6 +1,7 @@
-//! Who takes everything away when supervise is killed. A container needs none: nothing survives its
-//! PID 1. Invariants: it does nothing as long as supervise lives; it serves nobody, reads no secret
-//! and has no right but to unmount and to kill.
+//! The guard: a process for removing the mounts and killing all processes after supervise is killed.
+//! A container needs no guard, because nothing survives PID 1. Invariants: the guard only waits while
+//! supervise lives, serves no request, reads no secret, and has only the rights to unmount and to
+//! kill.
 
 use super::child::{confine, kill_and_reap};
 use super::mounts::Mounts;
@@ -19,24 +20,23 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-/// How long `fetch` may take to revoke and end, its own bound for the requests included. With the
-/// application's `stop_timeout` (6 s) this stays under the 10 s that Docker gives.
+/// The time limit of `fetch` to revoke and to end, all requests included. Together with the
+/// application's `stop_timeout` (6 s) less than Docker's limit of 10 s.
 pub(super) const REVOKE_TIMEOUT: Duration = Duration::from_millis(2500);
 
-/// The guard: a child whose process group the roles share.
+/// The guard, a child of supervise. The roles are in the process group of the guard.
 #[derive(Debug)]
 pub struct Guard {
     pid: Pid,
-    /// Supervise's end of a socket: it closes with its death. Process groups to be killed then are
-    /// told through it.
+    /// Supervise's end of a socket, closed by the death of supervise. The socket carries the process
+    /// groups for the guard to kill.
     life: OwnedFd,
-    /// The end of a pipe, which `fetch` holds, too: it closes when that has left.
+    /// The write end of a pipe, also held by `fetch`: closed when both have ended.
     leave: OwnedFd,
 }
 
 impl Guard {
-    /// Starts one that takes `mounts` away; none for PID 1. `held` are descriptors that no child
-    /// needs.
+    /// Starts a guard of `mounts`, except in PID 1. No child needs the descriptors `held`.
     pub(super) fn start(
         mounts: &Mounts,
         signals: &SignalFd,
@@ -52,67 +52,41 @@ impl Guard {
             SockFlag::SOCK_CLOEXEC,
         )?;
         let (leaves, leave) = pipe2(OFlag::O_CLOEXEC)?;
-        let own = [signals.as_fd(), life.as_fd(), leave.as_fd()];
-        let foreign: Vec<_> = mounts
-            .descriptors()
-            .into_iter()
-            .chain(own)
-            .chain(held.iter().copied())
-            .collect();
+        let mut foreign = mounts.descriptors();
+        foreign.extend([signals.as_fd(), life.as_fd(), leave.as_fd()]);
+        foreign.extend(held);
         let inherited = process::inherited()?;
         let pid = process::fork(&foreign, move || {
-            let rights = [Capability::SysAdmin, Capability::Kill]
-                .into_iter()
-                .filter(|right| caps::has(*right).unwrap_or(false));
-            if let Err(why) = confine(
-                c"baofs-guard",
-                &inherited,
-                &rights.collect::<Vec<_>>(),
-                getpid(),
-            ) {
-                Incident::NoGuard.emit(&why);
-                return 0;
+            let mut rights = vec![Capability::SysAdmin, Capability::Kill];
+            rights.retain(|right| caps::has(*right).unwrap_or(false));
+            match confine(c"baofs-guard", &inherited, &rights, getpid()) {
+                Ok(()) => clean_up(mounts, &lives, &leaves),
+                Err(error) => Incident::NoGuard.emit(&error),
             }
-            let groups = groups(&lives);
-            Event::SuperviseKilled.emit();
-            for group in groups {
-                let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-            }
-            // Until `fetch` has revoked.
-            let timeout = PollTimeout::try_from(REVOKE_TIMEOUT).unwrap_or(PollTimeout::MAX);
-            let _ = poll(
-                &mut [PollFd::new(leaves.as_fd(), PollFlags::empty())],
-                timeout,
-            );
-            mounts.close();
-            // A role that hangs, and the guard itself.
-            let _ = killpg(Pid::from_raw(0), Signal::SIGKILL);
             0
         })?;
-        // Both sides do it, as the first role may be quicker.
+        // The guard calls setpgid, too; the group must exist before the fork of a role.
         let _ = setpgid(pid, pid);
         Ok(Some(Self { pid, life, leave }))
     }
 
-    /// Its process group.
+    /// The process group of the guard and the roles.
     pub(super) fn group(&self) -> Pid {
         self.pid
     }
 
-    /// What this role must close. `fetch` keeps one until it dies.
-    pub(super) fn foreign_to(&self, role: Child) -> impl Iterator<Item = BorrowedFd<'_>> {
-        [
-            Some(self.life.as_fd()),
-            (role != Child::Fetch).then(|| self.leave.as_fd()),
-        ]
-        .into_iter()
-        .flatten()
+    /// The descriptors to be closed by `role`. `fetch` holds the pipe to the end.
+    pub(super) fn foreign_to(&self, role: Child) -> Vec<BorrowedFd<'_>> {
+        match role {
+            Child::Fetch => vec![self.life.as_fd()],
+            Child::Serve => vec![self.life.as_fd(), self.leave.as_fd()],
+        }
     }
 
-    /// The process group of this number is to be killed with supervise (its leader says so itself:
-    /// it never runs without being known); of a negative one: not any more.
+    /// Adds the process group `group` to the groups to kill after the death of supervise; a negative
+    /// number removes the group. The leader adds the group before executing a program.
     pub(super) fn tell(&self, group: i32) {
-        // Who does not listen is dead or stopped: nobody waits for it.
+        // Without waiting, because the guard may be dead or stopped.
         let _ = send(
             self.life.as_raw_fd(),
             &group.to_ne_bytes(),
@@ -120,13 +94,29 @@ impl Guard {
         );
     }
 
-    /// Ends it when supervise has taken everything away itself.
+    /// Ends the guard, after supervise has removed everything.
     pub(super) fn end(self) {
         kill_and_reap(&[self.pid]);
     }
 }
 
-/// The groups that there are when supervise dies; waits for that.
+/// Waits for the death of supervise, then kills every process, the guard included.
+fn clean_up(mounts: &Mounts, lives: &OwnedFd, leaves: &OwnedFd) {
+    let groups = groups(lives);
+    Event::SuperviseKilled.emit();
+    for group in groups {
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
+    // Until `fetch` has revoked the token and ended.
+    let timeout = PollTimeout::try_from(REVOKE_TIMEOUT).unwrap_or(PollTimeout::MAX);
+    let mut end = [PollFd::new(leaves.as_fd(), PollFlags::empty())];
+    let _ = poll(&mut end, timeout);
+    mounts.close();
+    // The guard's group, and with it every hanging role.
+    let _ = killpg(Pid::from_raw(0), Signal::SIGKILL);
+}
+
+/// Waits for the death of supervise and returns the process groups left then.
 fn groups(lives: &OwnedFd) -> Vec<i32> {
     let (mut groups, mut bytes) = (vec![], [0; 4]);
     loop {

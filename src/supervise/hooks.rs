@@ -1,7 +1,7 @@
-//! When each thing that a rotation asks for is due: the first change starts the wait, what comes
-//! meanwhile is merged into it. Invariants: pure; a change that was told is followed by one doing
-//! that begins after it; a hook's command runs once at a time; two doings of one hook begin at
-//! least `DISTANCE` apart.
+//! Decides when the hooks of a rotation are due: the first change starts a wait, and later changes
+//! within the wait are merged. Invariants: pure; every change is followed by a run of the hook that
+//! begins later; a hook runs at most one command at a time; two runs of a hook begin at least
+//! `DISTANCE` apart.
 
 use crate::clock::{Jitter, Moment};
 use crate::config::plan::Hook;
@@ -9,140 +9,147 @@ use crate::names::HookId;
 use nix::unistd::Pid;
 use std::time::Duration;
 
-/// The least time between the beginnings of two doings of one hook, whatever changes: who may write
-/// a secret that is read again every 20 ms must not be able to restart the application at that
-/// rate.
+/// The least time between the beginnings of two runs of a hook: the writer of a secret with a read
+/// interval of 20 ms must not be able to restart the application every 20 ms.
 pub const DISTANCE: Duration = Duration::from_secs(1);
 
-/// The hooks of a plan, and how far each is.
+/// The hooks of a plan, and the state of each.
 #[derive(Debug)]
 pub struct Hooks<'a> {
     plan: &'a [Hook],
-    /// As many, in the same order.
+    /// Indexed by `HookId`, as the plan.
     states: Vec<HookState>,
     jitter: Jitter,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct HookState {
-    /// When it is to be done, if it was asked for.
+    /// The time of the next run, after a change.
     due: Option<Moment>,
-    /// When it was done last, if it was.
-    done: Option<Moment>,
-    /// Its command, while it runs.
-    run: Option<Run>,
+    /// The beginning of the last run.
+    begun: Option<Moment>,
+    /// The running command.
+    command: Option<RunningCommand>,
 }
 
-/// A command that runs.
+/// A running command.
 #[derive(Clone, Copy, Debug)]
-struct Run {
-    /// Its process, and the group that it leads.
+struct RunningCommand {
+    /// The process, which leads a process group.
     pid: Pid,
-    /// When it is killed; `None` once it was.
+    /// The time limit; `None` after the kill.
     until: Option<Moment>,
 }
 
-/// Whether a command ended within its time limit.
+/// Whether a command ended within the time limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deadline {
-    /// The command ended by itself.
+    /// The command ended before the limit.
     Met,
-    /// The command was killed at its time limit.
+    /// The command was killed at the limit.
     Missed,
 }
 
 impl<'a> Hooks<'a> {
-    /// None is asked for yet.
-    pub fn new(hooks: &'a [Hook], jitter: Jitter) -> Self {
+    /// Hooks without a change.
+    pub fn new(plan: &'a [Hook], jitter: Jitter) -> Self {
         Self {
-            plan: hooks,
-            states: hooks.iter().map(|_| HookState::default()).collect(),
+            plan,
+            states: vec![HookState::default(); plan.len()],
             jitter,
         }
     }
 
-    /// The hook itself; `None` for an index that the plan does not have.
+    /// The hook of the plan; `None` for an index outside the plan.
     pub fn hook(&self, id: HookId) -> Option<&'a Hook> {
         self.plan.get(id.index())
     }
 
-    /// Files of this hook changed.
-    pub fn asked(&mut self, id: HookId, now: Moment) {
-        let (Some(hook), Some(state)) =
-            (self.plan.get(id.index()), self.states.get_mut(id.index()))
-        else {
+    /// Records a change of a file with the hook `id`. An index outside the plan is ignored.
+    pub fn changed(&mut self, id: HookId, now: Moment) {
+        let (Some(hook), Some(state)) = (self.hook(id), self.states.get_mut(id.index())) else {
             return;
         };
-        let (jitter, splay) = (&mut self.jitter, hook.splay);
-        let earliest = state.done.map(|done| done.plus(DISTANCE));
-        state.due.get_or_insert_with(|| {
-            now.plus(hook.debounce)
-                .plus(jitter.between(Duration::ZERO, splay))
-                .max(earliest.unwrap_or_default())
-        });
+        if state.due.is_some() {
+            return;
+        }
+        let splay = self.jitter.between(Duration::ZERO, hook.splay);
+        let mut due = now.plus(hook.debounce).plus(splay);
+        if let Some(begun) = state.begun {
+            due = due.max(begun.plus(DISTANCE));
+        }
+        state.due = Some(due);
     }
 
-    /// What is to be done now; it is not asked for any more then. What still runs has to end first.
+    /// The hooks to run now, which are idle afterwards. A hook with a running command has to wait.
     pub fn due(&mut self, now: Moment) -> Vec<HookId> {
         let mut ids = Vec::new();
         for (id, state) in self.ids() {
-            if state.run.is_none() && state.due.take_if(|due| *due <= now).is_some() {
-                state.done = Some(now);
+            if let Some(due) = state.due
+                && due <= now
+                && state.command.is_none()
+            {
+                state.due = None;
+                state.begun = Some(now);
                 ids.push(id);
             }
         }
         ids
     }
 
-    /// The hook's command runs as `pid`, which may take until then.
+    /// Records the start of a hook's command with the time limit `until`.
     pub fn started(&mut self, id: HookId, pid: Pid, until: Moment) {
         if let Some(state) = self.states.get_mut(id.index()) {
-            state.run = Some(Run {
-                pid,
-                until: Some(until),
-            });
+            let until = Some(until);
+            state.command = Some(RunningCommand { pid, until });
         }
     }
 
-    /// The commands to be killed because their time is over, each once.
+    /// The commands to kill at the end of the time limit, each once.
     pub fn overdue(&mut self, now: Moment) -> Vec<Pid> {
-        let runs = self
-            .states
-            .iter_mut()
-            .filter_map(|state| state.run.as_mut());
-        runs.filter_map(|run| run.until.take_if(|until| *until <= now).map(|_| run.pid))
-            .collect()
+        let mut pids = Vec::new();
+        for state in &mut self.states {
+            if let Some(RunningCommand { pid, until }) = &mut state.command
+                && let Some(end) = *until
+                && end <= now
+            {
+                *until = None;
+                pids.push(*pid);
+            }
+        }
+        pids
     }
 
-    /// A process ended: whose command it was, if it was one.
+    /// Records the end of a process. The result is the hook, if the process was a command.
     pub fn ended(&mut self, pid: Pid) -> Option<(HookId, Deadline)> {
-        let (id, run) = self
-            .ids()
-            .find_map(|(id, state)| Some((id, state.run.take_if(|run| run.pid == pid)?)))?;
-        Some((
-            id,
-            if run.until.is_some() {
-                Deadline::Met
-            } else {
-                Deadline::Missed
-            },
-        ))
+        for (id, state) in self.ids() {
+            if let Some(command) = state.command
+                && command.pid == pid
+            {
+                state.command = None;
+                let deadline = match command.until {
+                    Some(_) => Deadline::Met,
+                    None => Deadline::Missed,
+                };
+                return Some((id, deadline));
+            }
+        }
+        None
     }
 
-    /// The commands that run.
+    /// The running commands.
     pub fn running(&self) -> impl Iterator<Item = Pid> {
-        self.states
-            .iter()
-            .filter_map(|state| state.run)
-            .map(|run| run.pid)
+        let commands = self.states.iter().filter_map(|state| state.command);
+        commands.map(|command| command.pid)
     }
 
-    /// When `due` or `overdue` has something.
+    /// The next moment at which `due` or `overdue` gives a result.
     pub fn wake(&self) -> Option<Moment> {
-        self.states
-            .iter()
-            .filter_map(|state| state.run.map_or(state.due, |run| run.until))
-            .min()
+        let moments = self.states.iter().filter_map(|state| match state.command {
+            Some(command) => command.until,
+            None => state.due,
+        });
+        moments.min()
     }
 
     fn ids(&mut self) -> impl Iterator<Item = (HookId, &mut HookState)> {
@@ -168,18 +175,18 @@ mod tests {
         }
     }
 
-    /// Which, and when.
+    /// The changed hooks, and the times.
     type Asked = &'static [(HookId, u64)];
 
     const FIRST: HookId = HookId(0);
     const SECOND: HookId = HookId(1);
 
     #[test]
-    fn what_comes_within_the_debounce_is_one() {
+    fn changes_within_the_debounce_are_merged() {
         let plan = [hook(100, 0), hook(0, 0)];
         let mut hooks = Hooks::new(&plan, Jitter::seeded(1));
         assert_eq!(hooks.wake(), None);
-        // When a hook is asked for, when the hooks are looked at, and what is due then.
+        // (the changes, the present, the hooks that are due, the next moment)
         let table: &[(Asked, u64, &[HookId], Option<u64>)] = &[
             (&[(FIRST, 0)], 99, &[], Some(100)),
             (&[(FIRST, 99), (FIRST, 100)], 100, &[FIRST], None),
@@ -190,7 +197,7 @@ mod tests {
                 &[SECOND],
                 Some(1_600),
             ),
-            // The second one was done at 1,550: not again before 2,550.
+            // The second hook ran at 1,550: not again before 2,550.
             (&[(SECOND, 1_560)], 1_700, &[FIRST], Some(2_550)),
             (
                 &[(SECOND, 2_000), (FIRST, 2_500)],
@@ -202,7 +209,7 @@ mod tests {
         ];
         for (asked, now, due, wake) in table {
             for (hook, when) in *asked {
-                hooks.asked(*hook, at(*when));
+                hooks.changed(*hook, at(*when));
             }
             assert_eq!(
                 (hooks.due(at(*now)), hooks.wake()),
@@ -213,13 +220,13 @@ mod tests {
     }
 
     #[test]
-    fn a_command_runs_once_at_a_time_and_once_more_for_all_that_came_meanwhile() {
+    fn a_command_runs_once_at_a_time_and_once_more_for_all_later_changes() {
         let plan = [hook(0, 0)];
         let mut hooks = Hooks::new(&plan, Jitter::seeded(1));
         let (one, two) = (Pid::from_raw(11), Pid::from_raw(12));
         hooks.started(FIRST, one, at(1000));
         for now in [10, 20, 30] {
-            hooks.asked(FIRST, at(now));
+            hooks.changed(FIRST, at(now));
             assert_eq!(hooks.due(at(now)), []);
         }
         assert_eq!((hooks.wake(), hooks.ended(two)), (Some(at(1000)), None));
@@ -229,7 +236,7 @@ mod tests {
             (vec![FIRST], vec![])
         );
         hooks.started(FIRST, two, at(5_000));
-        hooks.asked(FIRST, at(60));
+        hooks.changed(FIRST, at(60));
         assert_eq!(hooks.ended(two), Some((FIRST, Deadline::Met)));
         assert_eq!(
             (hooks.due(at(1_039)), hooks.due(at(1_040))),
@@ -261,7 +268,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn two_doings_of_one_hook_are_a_second_apart_and_no_change_is_forgotten(
+        fn two_runs_of_a_hook_are_a_second_apart_and_no_change_is_forgotten(
             asks in proptest::collection::vec((0_usize..2, 0_u64..700), 1..60),
             debounce in 0_u64..3000,
             seed in any::<u64>(),
@@ -279,7 +286,7 @@ mod tests {
                 }
             };
             for (which, pause) in asks {
-                hooks.asked(HookId(u16::try_from(which).expect("small")), now);
+                hooks.changed(HookId(u16::try_from(which).expect("small")), now);
                 asked[which] = Some(now);
                 now = now.plus(Duration::from_millis(pause));
                 look(&mut hooks, now, &mut asked);
@@ -296,7 +303,7 @@ mod tests {
         fn the_wait_is_the_debounce_and_at_most_the_splay(debounce in 0_u64..5000, splay in 0_u64..5000, seed in any::<u64>()) {
             let plan = [hook(debounce, splay)];
             let mut hooks = Hooks::new(&plan, Jitter::seeded(seed));
-            hooks.asked(FIRST, at(0));
+            hooks.changed(FIRST, at(0));
             let wake = hooks.wake().expect("it was asked for");
             prop_assert!(wake >= at(debounce) && wake <= at(debounce + splay));
             prop_assert_eq!(hooks.due(wake), vec![FIRST]);

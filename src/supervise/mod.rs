@@ -1,6 +1,6 @@
-//! The parent of all: owns signals, every fork, the mounts and the exit code; reads no secret.
-//! Invariants: it has one thread; it is the only place that starts, signals and waits; whatever
-//! happens it takes down what it set up.
+//! The parent of all processes of the agent: owns the signals, every fork, the mounts and the exit
+//! code; reads no secret. Invariants: supervise has a single thread; no other process starts,
+//! signals or reaps; on every way out supervise tears down all that was set up.
 
 pub mod app;
 mod calls;
@@ -18,16 +18,14 @@ pub mod state;
 mod walls;
 pub mod watchdog;
 
-use crate::clock::{Clock, Jitter, RealClock};
 use crate::config::plan::{App, NewPrivileges, Plan};
 use crate::exit::{Exit, Refused};
 use crate::memory;
 use crate::observe::Incident;
 use crate::sys::caps::{self, Capability};
-use app::{Inherited, Terminal};
+use app::{Inherited, Launcher};
 use children::Children;
 use guard::{Guard, REVOKE_TIMEOUT};
-use hooks::Hooks;
 use mounts::Mounts;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
@@ -35,30 +33,23 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, geteuid, getpid};
 use run::{Loop, Remains};
 use runfiles::RunFiles;
-use state::{Machine, Policy, SIGNALS};
+use state::{Policy, SIGNALS};
 use std::io;
-use std::os::fd::BorrowedFd;
-use watchdog::{Intervals, Looks};
+use std::os::fd::AsFd;
 
-/// What supervise keeps besides what `fetch` needs: to unmount, to start the application as its
-/// user and under its walls, to signal it, and to lower its bounding set.
-const KEPT: [Capability; 5] = [
-    Capability::SysAdmin,
-    Capability::SetUid,
-    Capability::SetGid,
-    Capability::Kill,
-    Capability::SetPcap,
-];
-
-/// Serves what `plan` says, runs its application if it has one, and gives the code to end with.
+/// Serves the files of `plan` and runs the application, if the plan has any. The result is the exit
+/// code of the agent.
 ///
 /// # Errors
-/// When it cannot start: nothing is mounted or running then.
+/// If the agent cannot start. Then nothing is mounted and no process runs.
 pub fn run(plan: &Plan) -> Result<u8, Refused> {
-    let heard = SIGNALS.iter().flat_map(|(signals, ..)| *signals).copied();
-    let signals: SigSet = heard.chain([Signal::SIGCHLD]).collect();
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGCHLD);
+    for (row, _) in SIGNALS {
+        signals.extend(row.iter().copied());
+    }
     let mut blocked = signals;
-    // Giving the terminal away from the background would stop us otherwise.
+    // Otherwise a change of the terminal's foreground group would stop baofs in the background.
     blocked.extend([Signal::SIGTTOU, Signal::SIGTTIN]);
     let inherited = Inherited::take(&blocked)
         .map_err(|error| Refused::software("the signal mask cannot be set", error))?;
@@ -71,109 +62,86 @@ pub fn run(plan: &Plan) -> Result<u8, Refused> {
         prctl::set_child_subreaper(true)
             .map_err(|error| Refused::software("orphans cannot be adopted", error))?;
     }
-    let mut run_files = RunFiles::open(plan);
-    let mut mounts = Mounts::open(plan)?;
-    let started = run_files
-        .make()
-        .and_then(|()| guard(&mounts, &signals, &run_files));
-    let (result, left, guard) = match started {
-        Ok(guard) => {
-            let held = run_files.descriptors();
-            match supervise(
-                plan,
-                &mut mounts,
-                signals,
-                &inherited,
-                guard.as_ref(),
-                &held,
-            ) {
-                Ok((code, left)) => (Ok(code), left, guard),
-                Err(refused) => (Err(refused), Remains::default(), guard),
-            }
-        }
-        Err(refused) => (Err(refused), Remains::default(), None),
+    let mut resources = Resources {
+        run_files: RunFiles::open(plan),
+        mounts: Mounts::open(plan)?,
+        guard: None,
+        processes: Remains::default(),
     };
-    tear_down(left, mounts, &run_files, guard);
+    let result = supervise(plan, &mut resources, &signals, &inherited);
+    resources.tear_down();
     result
 }
 
-/// Takes everything down. Children are killed first, then the mount is aborted, which gives an
-/// error to every reader that waits for an answer, and only then are children reaped, for a bounded
-/// time: a child may itself wait for `serve`.
-fn tear_down(left: Remains, mut mounts: Mounts, run_files: &RunFiles, guard: Option<Guard>) {
-    for role in &left.roles {
-        let _ = kill(*role, Signal::SIGKILL);
-    }
-    for group in &left.groups {
-        let _ = killpg(*group, Signal::SIGKILL);
-    }
-    mounts.abort();
-    mounts.unmount();
-    let mut children = left.roles;
-    children.extend(left.leaders);
-    child::reap(children);
-    mounts.close();
-    drop(mounts);
-    // The run files come last: their directories may be the application's, and nothing that the
-    // application does there may delay the unmount.
-    run_files.remove();
-    if let Some(guard) = guard {
-        guard.end();
-    }
+/// Everything for supervise to tear down.
+#[derive(Debug)]
+struct Resources {
+    run_files: RunFiles,
+    mounts: Mounts,
+    /// `None` if supervise is PID 1: no process survives PID 1.
+    guard: Option<Guard>,
+    /// The processes left by the loop.
+    processes: Remains,
 }
 
-fn guard(
-    mounts: &Mounts,
-    signals: &SignalFd,
-    run_files: &RunFiles,
-) -> Result<Option<Guard>, Refused> {
-    mounts
-        .without_arena(|| Guard::start(mounts, signals, &run_files.descriptors()))
-        .map_err(not_started)
+impl Resources {
+    /// Kills the children, aborts the mount, reaps, and removes the files, in this order: a child may
+    /// wait for an answer of the mount and dies only after the abort. The run files come last,
+    /// because an application that owns their directories must not be able to delay the unmount.
+    fn tear_down(mut self) {
+        let Remains { mut roles, groups } = self.processes;
+        for role in &roles {
+            let _ = kill(*role, Signal::SIGKILL);
+        }
+        for group in &groups {
+            let _ = killpg(*group, Signal::SIGKILL);
+        }
+        self.mounts.abort();
+        self.mounts.unmount();
+        // A group has the number of the leader, which is a child until reaped.
+        roles.extend(groups);
+        child::reap(roles);
+        self.mounts.close();
+        drop(self.mounts);
+        self.run_files.remove();
+        if let Some(guard) = self.guard {
+            guard.end();
+        }
+    }
 }
 
 fn not_started(error: io::Error) -> Refused {
     Refused::software("a process of the agent cannot be started", error)
 }
 
-/// Another user takes root and its rights: that is said now rather than when the application (or a
-/// command) starts.
+/// Refuses to start if baofs cannot change to the application's user; otherwise the failure would
+/// come only with the start of the application or of a command.
 fn may_become_user(app: &App) -> Result<(), Refused> {
     let Some(user) = app::other_user(app) else {
         return Ok(());
     };
     let uid = geteuid();
-    let all = [Capability::SetGid, Capability::SetUid, Capability::Kill];
-    let needed = if user.owner.uid == uid.as_raw() {
-        &all[..1]
-    } else {
-        &all
-    };
-    let missing = needed
-        .iter()
-        .filter(|capability| !(uid.is_root() && caps::has(**capability).unwrap_or(false)));
-    let missing: Vec<_> = missing.map(|capability| capability.name()).collect();
-    if missing.is_empty() {
+    let mut needed = vec![Capability::SetGid];
+    if user.owner.uid != uid.as_raw() {
+        needed.extend([Capability::SetUid, Capability::Kill]);
+    }
+    needed.retain(|capability| !(uid.is_root() && has(*capability)));
+    if needed.is_empty() {
         return Ok(());
     }
+    let missing: Vec<_> = needed.iter().map(|missing| missing.name()).collect();
     let message = format!(
-        "the application cannot run as {}: baofs runs as uid {uid} and lacks {}",
+        "the application cannot run as {}: baofs runs as uid {uid} and lacks {}\n\
+         hint: start the container as root with `--cap-add {}`, or as that user",
         user.name,
-        missing.join(", ")
-    );
-    let hint = format!(
-        "start the container as root with `--cap-add {}`, or as that user",
+        missing.join(", "),
         missing.join(" --cap-add ")
     );
-    Err(Refused::new(
-        Exit::Config,
-        format_args!("{message}\nhint: {hint}"),
-    ))
+    Err(Refused::new(Exit::Config, message))
 }
 
-/// Says when the application can get back what it is started without.
+/// Warns if the application can regain the capabilities taken away by baofs.
 fn warn_of_rights(app: &App) {
-    let has = |capability| caps::has(capability).unwrap_or(false);
     if app.new_privileges == NewPrivileges::Inherited
         && has(Capability::SysAdmin)
         && !has(Capability::SetPcap)
@@ -182,55 +150,45 @@ fn warn_of_rights(app: &App) {
     }
 }
 
-/// Gives up what was only needed to set up, where the application has a user of its own (else it
-/// inherits what baofs has). The bounding set stays: the application inherits it. From now on
-/// everything is done with what is kept here, the end included.
+fn has(capability: Capability) -> bool {
+    caps::has(capability).unwrap_or(false)
+}
+
+/// Gives up the capabilities of the setup if the application has another user id; otherwise the
+/// application inherits the capabilities of baofs. Supervise keeps the capabilities to unmount, to
+/// start the application as another user and behind walls, to signal the application, to lower its
+/// bounding set, and the capabilities of `fetch`. The bounding set of supervise stays, because the
+/// application inherits the set.
 fn lower_rights(plan: &Plan, mounts: &Mounts) -> io::Result<()> {
     if !app::has_own_uid(&plan.app) {
         return Ok(());
     }
-    caps::lower_to(&[&KEPT, mounts.rights_of_fetch(plan)].concat())
+    let of_fetch = mounts.rights_of_fetch(plan);
+    caps::lower_to(&[app::OWN, &[Capability::SetPcap], of_fetch].concat())
 }
 
-/// Forks the roles and obeys the machine to its end. The result is the exit code, and the processes
-/// that are left.
+/// Makes the run files, forks the roles, and runs the loop to the end. The result is the exit code.
 fn supervise(
     plan: &Plan,
-    mounts: &mut Mounts,
-    signals: SignalFd,
+    resources: &mut Resources,
+    signals: &SignalFd,
     inherited: &Inherited,
-    guard: Option<&Guard>,
-    held: &[BorrowedFd<'_>],
-) -> Result<(u8, Remains), Refused> {
+) -> Result<u8, Refused> {
+    let mounts = &mut resources.mounts;
+    resources.run_files.make()?;
+    let mut held = resources.run_files.descriptors();
+    let guard = mounts.without_arena(|| Guard::start(mounts, signals, &held));
+    resources.guard = guard.map_err(not_started)?;
+    let guard = resources.guard.as_ref();
     lower_rights(plan, mounts)
         .map_err(|error| Refused::software("capabilities cannot be given up", error))?;
-    let clock = RealClock;
-    let children = Children::start(plan, mounts, &signals, guard, held, clock.now());
-    let children = children.map_err(not_started)?;
-    let terminal = Terminal::foreground();
-    let (app, hooks) = (&plan.app, Hooks::new(&plan.hooks, Jitter::new()));
-    let (mut machine, first) = Machine::start(policy(app));
-    let mut turning = Loop {
-        clock: &clock,
-        signals,
-        mounts,
-        children,
-        guard,
-        app,
-        inherited,
-        terminal,
-        hooks,
-        group: None,
-        app_lives: false,
-        timer: None,
-        looks: Looks::new(Intervals::USUAL, clock.now()),
-        swap: None,
-    };
-    let code = turning.run(&mut machine, first);
-    if let Some(terminal) = &turning.terminal {
-        terminal.take_back();
-    }
-    Ok((code, turning.remains()))
+    held.push(signals.as_fd());
+    let children = Children::start(plan, mounts, guard, held).map_err(not_started)?;
+    let launcher = Launcher::new(&plan.app, inherited, guard);
+    let policy = policy(&plan.app);
+    let (code, processes) = Loop::new(plan, signals, mounts, children, launcher).run(policy);
+    resources.processes = processes;
+    Ok(code)
 }
 
 fn policy(app: &App) -> Policy {

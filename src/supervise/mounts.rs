@@ -181,7 +181,7 @@ impl Mounts {
             Recovery::Resend
         };
         let init = init.clone();
-        Ok(move |link| match walls.around_serve() {
+        Ok(move |link| match walls.confine_serve() {
             Ok(()) => serve::run(&Job {
                 arena,
                 device,

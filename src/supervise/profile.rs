@@ -1,8 +1,8 @@
-//! The walls of a container for the application and the commands. A runtime computes them for the
-//! whole container: because baofs needs `SYS_ADMIN` to mount, Docker's default seccomp profile
-//! admits more system calls to every process, and AppArmor has to be off. Invariant: the
-//! application is refused what it is refused in a container without `SYS_ADMIN`; nothing that
-//! such a container admits is taken away, and nothing at all where no runtime has put up a filter.
+//! The restrictions of a container without `SYS_ADMIN`, for the application and the commands. baofs
+//! needs `SYS_ADMIN` to mount, and a runtime decides for the whole container: with `SYS_ADMIN`,
+//! Docker's default seccomp profile admits more system calls to every process, and AppArmor must be
+//! off. Invariant: the application can do the same as in a container without `SYS_ADMIN`, no more and
+//! no less. Without a filter of the runtime nothing is restricted.
 
 use crate::config::plan::Seccomp;
 use crate::sys::caps::{self, Capability};
@@ -12,16 +12,16 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// What Docker's default profile answers to a call that it does not admit.
+/// The answer of Docker's default profile to a refused call.
 const REFUSED: Answer = Answer::Errno(Errno::EPERM);
 
 /// `CLONE_NEW*` of mounts, cgroups, host names, IPC, users, processes and the network.
 const NAMESPACES: u32 = 0x7e02_0000;
 
-/// What the profile admits because of `SYS_ADMIN` alone (moby `profiles/seccomp/default_linux.go`,
-/// July 2026). `name_to_handle_at` is not among them: Docker 25 and later admit it to everybody,
-/// earlier ones refuse it.
-const OF_SYS_ADMIN: &[Call] = &[
+/// Calls admitted by the profile only with `SYS_ADMIN` (moby `profiles/seccomp/default_linux.go`,
+/// July 2026). `name_to_handle_at` is missing: Docker 25 and later always admit the call, earlier
+/// versions never.
+const SYS_ADMIN_CALLS: &[Call] = &[
     Call::with_compat(libc::SYS_fanotify_init, 338, 367),
     Call::unified(431), // fsconfig
     Call::unified(432), // fsmount
@@ -41,10 +41,10 @@ const OF_SYS_ADMIN: &[Call] = &[
     Call::with_compat(libc::SYS_unshare, 310, 337),
 ];
 
-/// The same, where the kernel and the container's filter know them. A runtime answers `ENOSYS` to a
-/// call that is newer than its profile, which tells a program to do without; so does the
-/// application's container then.
-const OF_LATER_PROFILES: &[Call] = &[
+/// Calls of newer kernels, also admitted only with `SYS_ADMIN`. A call is refused only if the kernel
+/// and the container's filter know the call: a runtime answers `ENOSYS` to calls newer than the
+/// profile, and the answer must stay `ENOSYS`.
+const NEWER_CALLS: &[Call] = &[
     Call::unified(443), // quotactl_fd
     Call::unified(459), // lsm_get_self_attr
     Call::unified(460), // lsm_set_self_attr
@@ -52,8 +52,8 @@ const OF_LATER_PROFILES: &[Call] = &[
     Call::unified(467), // open_tree_attr, in no profile yet
 ];
 
-/// Calls that another capability admits as well.
-const OF_EITHER: &[(Call, Capability)] = &[
+/// Calls admitted with `SYS_ADMIN` or another capability.
+const SHARED_CALLS: &[(Call, Capability)] = &[
     (Call::with_compat(libc::SYS_bpf, 357, 386), Capability::Bpf),
     (
         Call::with_compat(libc::SYS_perf_event_open, 336, 364),
@@ -65,8 +65,8 @@ const OF_EITHER: &[(Call, Capability)] = &[
     ),
 ];
 
-/// `clone` admits no new namespace. `clone3` has its flags in memory, where no filter sees them: it
-/// does not exist then, and programs use `clone`.
+/// `clone` may not make a namespace. A filter cannot read the flags of `clone3` from memory, so
+/// `clone3` fails with `ENOSYS` and programs use `clone`.
 const CLONES: [Rule; 2] = [
     Rule {
         call: Call::with_compat(libc::SYS_clone, 120, 120),
@@ -79,28 +79,26 @@ const CLONES: [Rule; 2] = [
     Rule::always(Call::unified(435), Answer::Errno(Errno::ENOSYS)),
 ];
 
-/// Puts the walls up in the calling process, a child that is about to execute a program: while it
-/// has `SYS_ADMIN` still, without which a filter takes `no_new_privs`. `notice` hears why
+/// Restricts the calling process, a child with `SYS_ADMIN` shortly before it executes a program
+/// (without `SYS_ADMIN`, a filter requires `no_new_privs`). `notice` is called with the reason when
 /// `AppArmor` does not confine the program.
 ///
 /// # Errors
-/// When the filter cannot be installed; the message has the remedy.
-pub(super) fn put_up(seccomp: Seccomp, notice: impl FnOnce(&io::Error)) -> io::Result<()> {
+/// When the filter cannot be installed; the message has a hint.
+pub(super) fn restrict(seccomp: Seccomp, notice: impl FnOnce(&io::Error)) -> io::Result<()> {
     if seccomp == Seccomp::Inherited || !seccomp::is_active() || !caps::has(Capability::SysAdmin)? {
         return Ok(());
     }
-    let rules = rules(caps::is_bounding, Call::is_known);
     let filter = Filter {
-        rules: &rules,
+        rules: &rules(caps::is_bounding, Call::is_known),
         otherwise: Answer::Allow,
         others: Others::SameRules,
     };
     filter.install().map_err(|error| {
-        let hint = "to do without, set `seccomp` in `app` to `inherit`";
-        io::Error::new(
-            error.kind(),
-            format!("the filter of its system calls cannot be installed: {error}; hint: {hint}"),
-        )
+        io::Error::other(format!(
+            "the filter of its system calls cannot be installed: {error}; \
+             hint: to do without, set `seccomp` in `app` to `inherit`"
+        ))
     })?;
     if let Err(error) = request_apparmor(Path::new("/")) {
         notice(&error);
@@ -108,42 +106,39 @@ pub(super) fn put_up(seccomp: Seccomp, notice: impl FnOnce(&io::Error)) -> io::R
     Ok(())
 }
 
-/// The deny list of a container that has `granted` capabilities besides, and whose filter `knows`
-/// calls.
+/// The deny list for a container with the capabilities `granted`, where kernel and filter know the
+/// calls `knows`.
 fn rules(granted: impl Fn(Capability) -> bool, knows: impl Fn(Call) -> bool) -> Vec<Rule> {
-    let later = OF_LATER_PROFILES
-        .iter()
-        .copied()
-        .filter(|call| knows(*call));
-    let either = OF_EITHER
-        .iter()
-        .filter(|(_, capability)| !granted(*capability))
-        .map(|(call, _)| *call);
-    let refused = OF_SYS_ADMIN.iter().copied().chain(later).chain(either);
-    refused
-        .map(|call| Rule::always(call, REFUSED))
-        .chain(CLONES)
-        .collect()
+    let mut refused = SYS_ADMIN_CALLS.to_vec();
+    refused.extend(NEWER_CALLS.iter().filter(|call| knows(**call)));
+    for (call, capability) in SHARED_CALLS {
+        if !granted(*capability) {
+            refused.push(*call);
+        }
+    }
+    let refused = refused.into_iter().map(|call| Rule::always(call, REFUSED));
+    refused.chain(CLONES).collect()
 }
 
-/// Asks for Docker's AppArmor profile at the next `execve(2)`, where AppArmor is on and a Docker
-/// container is unconfined (as mounting takes it). `root` is `/`, but in tests.
+/// Requests Docker's AppArmor profile for the next `execve(2)`, if AppArmor is on in an
+/// unconfined Docker container (mounting requires unconfined). `root` is `/`, except in tests.
 fn request_apparmor(root: &Path) -> io::Result<()> {
-    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
-    let is_on = read("sys/module/apparmor/parameters/enabled").trim() == "Y";
-    if !is_on || !root.join(".dockerenv").exists() {
+    let enabled = root.join("sys/module/apparmor/parameters/enabled");
+    let enabled = fs::read_to_string(enabled).unwrap_or_default();
+    if enabled.trim() != "Y" || !root.join(".dockerenv").exists() {
         return Ok(());
     }
-    // The directory of its own came with Linux 5.1: the other belongs to the first security module.
-    let attributes = ["proc/self/attr/apparmor", "proc/self/attr"].map(|path| root.join(path));
-    let own = attributes
-        .iter()
+    // Linux 5.1 added the first directory. The second belongs to the first security module.
+    let own = ["proc/self/attr/apparmor", "proc/self/attr"]
+        .map(|path| root.join(path))
+        .into_iter()
         .find(|path| path.join("exec").exists())
         .ok_or(io::ErrorKind::NotFound)?;
-    if fs::read_to_string(own.join("current"))?.trim_end_matches(['\0', '\n']) != "unconfined" {
-        return Ok(());
+    let current = fs::read_to_string(own.join("current"))?;
+    if current.trim_end_matches(['\0', '\n']) == "unconfined" {
+        fs::write(own.join("exec"), "exec docker-default")?;
     }
-    fs::write(own.join("exec"), "exec docker-default")
+    Ok(())
 }
 
 #[cfg(test)]
@@ -151,10 +146,9 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
-    /// The answers of a real filter are compared in `tests/containers`; here what depends on the
-    /// container.
+    /// Tests the choice of rules; `tests/containers` compares the answers of a real filter.
     #[test]
-    fn what_another_capability_admits_stays_admitted() {
+    fn a_call_admitted_by_another_capability_stays_admitted() {
         let all =
             |granted: &[Capability]| rules(|capability| granted.contains(&capability), |_| true);
         let refuses = |rules: &[Rule], call: Call| {
@@ -162,17 +156,17 @@ mod tests {
                 .iter()
                 .any(|rule| rule.call == call && rule.answer == REFUSED)
         };
-        for (call, capability) in OF_EITHER {
+        for (call, capability) in SHARED_CALLS {
             assert!(refuses(&all(&[]), *call), "{call:?}");
             assert!(!refuses(&all(&[*capability]), *call), "{call:?}");
         }
         let old = rules(|_| false, |_| false);
         assert!(
-            OF_LATER_PROFILES
+            NEWER_CALLS
                 .iter()
                 .all(|call| refuses(&all(&[]), *call) && !refuses(&old, *call))
         );
-        assert!(OF_SYS_ADMIN.iter().all(|call| refuses(&old, *call)));
+        assert!(SYS_ADMIN_CALLS.iter().all(|call| refuses(&old, *call)));
         let calls: HashSet<_> = all(&[])
             .iter()
             .map(|rule| format!("{:?}", rule.call))
@@ -183,7 +177,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn no_call_has_a_number_of_its_own_in_x32() {
-        // Native numbers of those: linux/arch/x86/entry/syscalls/syscall_64.tbl, 512 to 547.
+        // Native numbers of the calls with other numbers in x32: linux/arch/x86/entry/syscalls/syscall_64.tbl, 512 to 547.
         const RENUMBERED: &[libc::c_long] = &[
             13, 15, 16, 19, 20, 45, 46, 47, 54, 55, 59, 101, 127, 128, 129, 131, 206, 209, 222,
             244, 246, 247, 273, 274, 278, 279, 295, 296, 297, 299, 307, 310, 311, 322, 327, 328,
@@ -200,7 +194,7 @@ mod tests {
         assert!(wrong.is_empty(), "{wrong:?}");
     }
 
-    /// Whether the profile was asked for, on a host with these files.
+    /// Whether the profile was requested, on a host with the files.
     fn requested(
         enabled: &str,
         docker: bool,
@@ -230,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn apparmor_is_asked_in_an_unconfined_docker_container_alone() {
+    fn apparmor_is_requested_only_in_an_unconfined_docker_container() {
         let (new, old) = ("proc/self/attr/apparmor", "proc/self/attr");
         assert_eq!(
             requested("Y\n", true, Some((new, "unconfined\n"))),

@@ -1,108 +1,109 @@
-//! Where `fetch` may find the files that it reads while it runs, as directories. Invariant: no rule
-//! is made for `/`.
+//! The directories of the files read by a running `fetch`. Invariant: no rule is made for `/`.
 //!
-//! A rule of Landlock holds for an inode. Credentials are replaced by rename, and where they are
-//! links (Kubernetes: `role_id` to `..data/role_id`, `..data` to a directory that changes) a link
-//! is: so the rule is made for the directory in which that happens.
+//! A Landlock rule holds for an inode, and credentials are replaced by a rename of the file or of a
+//! link to the file (Kubernetes: `role_id` links to `..data/role_id`, and `..data` to a new directory
+//! after each change). So the rule is made for the directory in which the rename takes place.
 
 use crate::sys::file::is_mounted;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-/// How many links a path may lead through, as in the kernel (`path_resolution(7)`).
+/// The limit of links in a path, as in the kernel (`path_resolution(7)`).
 const LINKS: usize = 40;
 
-/// What must be readable so that a file is, now and after it was replaced.
+/// The rules for reading a file, now and after a replacement.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Reach {
-    /// Directories (or files that nobody can rename); none is a link.
+    /// Directories, mounted files, or files in `/`; never a link.
     pub(super) places: BTreeSet<PathBuf>,
-    /// Why the file will not be readable for ever, in words.
+    /// The reason why the file may become unreadable.
     pub(super) weakness: Option<&'static str>,
 }
 
-/// Where `file` lies, and where each of the links to it does that leads to a neighbour.
+/// The directory of `file`, and of each link on the way to a neighbour of the link.
 ///
-/// A file that is a mount of its own (Docker's secrets, `/etc/hosts` in a container) is a place
-/// itself: nobody can rename what is mounted. Of a path that does not exist yet the part that
-/// exists counts.
+/// For a mounted file (Docker's secrets, `/etc/hosts` in a container) the place is the file, because
+/// nobody can rename a mount point. For a missing path, the place is the last existing directory on
+/// the way.
 pub(super) fn of(file: &Path) -> Reach {
     let Walk {
         real,
         links,
         missing,
     } = walk(file);
-    let mut reach = Reach::default();
-    reach.places.extend(
-        links
-            .into_iter()
-            .filter(|dir| !is_root(dir) && real.starts_with(dir)),
-    );
-    let (in_root, is_mount) = (real.parent().is_none_or(is_root), is_mounted(&real));
+    let mut places: BTreeSet<_> = links
+        .into_iter()
+        .filter(|dir| !is_root(dir) && real.starts_with(dir))
+        .collect();
+    let mut weakness = None;
     if missing && is_root(&real) {
-        reach.weakness = Some("it does not exist yet, and no directory above it does but `/`");
-    } else if missing {
-        reach.places.insert(real);
-    } else if real.is_dir() {
-        reach.weakness = Some("it is a directory");
-    } else if in_root || is_mount {
-        reach.weakness =
-            (!is_mount).then_some("it lies in `/`: it can be read until it is replaced");
-        reach.places.insert(real);
+        weakness = Some("neither the file nor a directory above it exists, except `/`");
+    } else if real.is_dir() && !missing {
+        weakness = Some("the path is a directory");
+    } else if missing || is_mounted(&real) {
+        places.insert(real);
     } else {
-        reach.places.extend(real.parent().map(Path::to_owned));
+        match real.parent() {
+            Some(dir) if !is_root(dir) => places.insert(dir.to_owned()),
+            _ => {
+                weakness = Some("the file is in `/`: a file that replaces it cannot be read");
+                places.insert(real)
+            }
+        };
     }
-    reach
+    Reach { places, weakness }
 }
 
-/// The directory that the name of `file` is removed from; `None` where that is `/`, or does not
-/// exist.
+/// The directory of the name `file`; `None` for `/` or a missing directory.
 pub(super) fn directory_of(file: &Path) -> Option<PathBuf> {
     let Walk { real, missing, .. } = walk(file.parent()?);
-    (!missing && !is_root(&real)).then_some(real)
+    if missing || is_root(&real) {
+        None
+    } else {
+        Some(real)
+    }
 }
 
 fn is_root(path: &Path) -> bool {
     path.parent().is_none()
 }
 
-/// A path as the kernel resolves it.
+/// A path, resolved as by the kernel.
 struct Walk {
-    /// Where it ends; if it does not exist, the last directory on the way.
+    /// The path without links, or the last existing directory on the way.
     real: PathBuf,
     /// The directories of the links on the way.
     links: Vec<PathBuf>,
-    /// Whether it does not exist, or cannot be followed.
+    /// Whether the path does not exist, or cannot be followed.
     missing: bool,
 }
 
 fn walk(path: &Path) -> Walk {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let mut left: VecDeque<OsString> = names(&path).collect();
+    // The last component comes first.
+    let mut left: Vec<_> = names(&path).rev().collect();
     let mut walk = Walk {
         real: PathBuf::from("/"),
         links: vec![],
         missing: false,
     };
-    while let Some(name) = left.pop_front() {
+    while let Some(name) = left.pop() {
         if name == ".." {
             walk.real.pop();
             continue;
         }
         let next = walk.real.join(&name);
-        match step(&next) {
+        match target(&next) {
             Ok(None) => walk.real = next,
             Ok(Some(target)) if walk.links.len() < LINKS => {
                 walk.links.push(walk.real.clone());
                 if target.is_absolute() {
                     walk.real = PathBuf::from("/");
                 }
-                for name in names(&target).collect::<Vec<_>>().into_iter().rev() {
-                    left.push_front(name);
-                }
+                left.extend(names(&target).rev());
             }
             Ok(Some(_)) | Err(_) => {
                 walk.missing = true;
@@ -113,15 +114,15 @@ fn walk(path: &Path) -> Walk {
     walk
 }
 
-/// The components of a path that lead somewhere.
-fn names(path: &Path) -> impl Iterator<Item = OsString> {
+/// The components of a path without the root and `.`.
+fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
     path.components()
         .filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir))
         .map(|part| part.as_os_str().to_owned())
 }
 
-/// Where a link leads; `None` for what is none.
-fn step(path: &Path) -> io::Result<Option<PathBuf>> {
+/// The target of a link; `None` for another file.
+fn target(path: &Path) -> io::Result<Option<PathBuf>> {
     if fs::symlink_metadata(path)?.is_symlink() {
         fs::read_link(path).map(Some)
     } else {
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_of_the_file_and_of_each_link_that_may_change() {
+    fn places_are_the_directories_of_the_file_and_of_changeable_links() {
         let table: &[(&[&str], &str, &[&str])] = &[
             (&["a/role_id"], "a/role_id", &["a"]),
             (&["a/b/role_id"], "a/./b/../b/role_id", &["a/b"]),
@@ -179,7 +180,7 @@ mod tests {
                 "a/..data/role_id",
                 &["a", "a/..1"],
             ),
-            // A directory that is replaced by a link, and one that is a link to somewhere else.
+            // A link in place of a directory, beside the target and elsewhere.
             (
                 &["a/now -> v1", "a/v1/x/role_id"],
                 "a/now/x/role_id",
@@ -199,7 +200,7 @@ mod tests {
                 "a/role_id",
                 &["b", "b/v1"],
             ),
-            // What is to come.
+            // Missing files and directories.
             (&["a/x"], "a/role_id", &["a"]),
             (&["a/x"], "a/b/c/role_id", &["a"]),
             (
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_is_no_place() {
+    fn the_root_is_never_a_place() {
         for path in [
             "/proc/nothing-here",
             "/nothing-here/at/all",

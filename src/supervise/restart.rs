@@ -1,77 +1,80 @@
-//! When a role that died is started again. Pure. Invariants: the first death costs no time; a role
-//! that crashes repeatedly waits longer and longer, and a role that is killed repeatedly waits a
-//! little, so that no restart loop is hot.
+//! Decides when a dead role is restarted. Pure. Invariants: the first death costs no time; repeated
+//! crashes make the wait longer and longer, and repeated kills cost a short wait, so no restart
+//! loop is hot.
 
 use crate::clock::{Backoff, Jitter, Moment};
 use crate::names::RestartHistory;
 use std::time::Duration;
 
-/// A process that lived this long is stable: earlier crashes no longer count.
+/// The age of a stable process: earlier crashes no longer count.
 const STABLE_AFTER: Duration = RestartHistory::STABLE_AFTER;
-/// The least time between two starts of a role that is killed from outside after it was ready.
+/// The least time between two starts of a role after kills of ready processes.
 const KILLED: Duration = Duration::from_millis(5);
+/// The longest wait before the restart after a second crash; later crashes double the wait.
+const FIRST_WAIT: Duration = Duration::from_millis(20);
 /// The longest wait before a restart.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Why a process of a role ended.
+/// The cause of a death.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndCause {
-    /// By KILL from outside, which includes the kernel when memory is short.
+    /// KILL from outside, which includes the kernel when memory is short.
     Killed,
-    /// By its own exit, or by another signal.
+    /// An exit, or another signal.
     Crashed,
-    /// By the watchdog, because the process hung since this moment, which counts as the crash.
+    /// The watchdog, after a hang since the given moment; the hang counts as a crash.
     Hung(Moment),
 }
 
 /// The restarts of one role.
 #[derive(Debug)]
 pub struct Restart {
-    /// When the present process was started, or the last one.
-    born: Moment,
-    /// Whether this process has said that it is ready.
+    /// The start of the present or the last process.
+    started: Moment,
+    /// Whether the process has said `Ready`.
     ready: bool,
     /// Consecutive crashes: exits before ready, or without being told to stop.
     crashes: u32,
-    /// When the first of the consecutive deaths was.
+    /// The time of the first of the consecutive deaths.
     failing_since: Option<Moment>,
-    /// When the next process is to be started; `None` while one runs.
+    /// The time of the next start; `None` while a process runs.
     due: Option<Moment>,
-    backoff: Backoff,
 }
 
 impl Restart {
-    /// The first process starts now.
+    /// The first process starts `now`.
     pub fn new(now: Moment) -> Self {
-        let backoff = Backoff::new(Duration::from_millis(20), LONGEST);
         Self {
-            born: now,
+            started: now,
             ready: false,
             crashes: 0,
             failing_since: None,
             due: None,
-            backoff,
         }
     }
 
-    /// The process is ready. The result is the time since its start, or `None` if it was ready
-    /// before.
+    /// Records the message `Ready`. The result is the time since the start, or `None` if the process
+    /// was ready before.
     pub fn ready(&mut self, now: Moment) -> Option<Duration> {
         if self.ready {
             return None;
         }
         self.ready = true;
-        Some(now.since(self.born))
+        Some(now.since(self.started))
     }
 
-    /// The process died: the next one is to be started at `wake`.
+    /// Whether the present process is ready.
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// Records a death and plans the next start; see `wake`.
     pub fn died(&mut self, cause: EndCause, now: Moment, jitter: &mut Jitter) {
-        let end = if let EndCause::Hung(since) = cause {
-            since
-        } else {
-            now
+        let end = match cause {
+            EndCause::Hung(since) => since,
+            EndCause::Killed | EndCause::Crashed => now,
         };
-        if end.since(self.born) >= STABLE_AFTER {
+        if end.since(self.started) >= STABLE_AFTER {
             self.crashes = 0;
             self.failing_since = None;
         }
@@ -81,23 +84,24 @@ impl Restart {
         }
         self.due = Some(match cause {
             EndCause::Killed if first => now,
-            EndCause::Crashed | EndCause::Hung(_) if first => {
-                self.crashes = 1;
-                now
-            }
             EndCause::Killed if self.ready => {
                 // The process was ready, so earlier crashes no longer count.
                 self.crashes = 0;
-                now.max(self.born.plus(KILLED))
+                now.max(self.started.plus(KILLED))
             }
             EndCause::Killed | EndCause::Crashed | EndCause::Hung(_) => {
                 self.crashes = self.crashes.saturating_add(1);
-                now.plus(self.backoff.delay(self.crashes.saturating_sub(2), jitter))
+                if first {
+                    now
+                } else {
+                    let backoff = Backoff::new(FIRST_WAIT, LONGEST);
+                    now.plus(backoff.delay(self.crashes.saturating_sub(2), jitter))
+                }
             }
         });
     }
 
-    /// When the next process is to be started; `None` while one runs.
+    /// The time of the next start; `None` while a process runs.
     pub fn wake(&self) -> Option<Moment> {
         self.due
     }
@@ -107,11 +111,11 @@ impl Restart {
         self.crashes
     }
 
-    /// Whether a process is to be started now. If so, its life begins.
+    /// Whether a start is due. If so, the life of the next process begins `now`.
     pub fn begin(&mut self, now: Moment) -> bool {
         match self.due {
             Some(due) if due <= now => {
-                self.born = now;
+                self.started = now;
                 self.ready = false;
                 self.due = None;
                 true
@@ -120,8 +124,8 @@ impl Restart {
         }
     }
 
-    /// When a dead role is given up: `patience` after the first of its consecutive deaths. A role
-    /// whose process runs is not given up, because the process may become stable.
+    /// The time at which a dead role is given up: `patience` after the first of its consecutive
+    /// deaths. A role with a process is not given up, because the process may become stable.
     pub fn give_up_at(&self, patience: Duration) -> Option<Moment> {
         self.due?;
         Some(self.failing_since?.plus(patience))
@@ -135,7 +139,7 @@ mod tests {
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
-    /// The waits before each life of a role that lives so long each time.
+    /// The waits before `count` restarts of a role whose processes live for `life`.
     fn waits(cause: EndCause, ready: bool, life: Duration, count: usize) -> Vec<Duration> {
         let (mut now, mut jitter) = (Moment::at(MS(100_000)), Jitter::seeded(1));
         let mut restart = Restart::new(now);
@@ -145,7 +149,7 @@ mod tests {
             }
             now = now.plus(life);
             restart.died(cause, now, &mut jitter);
-            let due = restart.wake().expect("it was told to live again");
+            let due = restart.wake().expect("a restart is planned");
             let wait = due.since(now);
             now = now.max(due);
             assert!(restart.begin(now) && restart.wake().is_none());
@@ -155,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_death_costs_nothing_and_a_row_of_them_more_and_more() {
+    fn the_first_death_costs_nothing_and_repeated_deaths_more_and_more() {
         assert_eq!(
             waits(EndCause::Killed, true, MS(1), 3),
             [MS(0), MS(4), MS(4)]
@@ -175,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_that_hangs_again_and_again_is_not_well_however_long_that_takes() {
+    fn a_role_that_hangs_repeatedly_is_not_stable_however_long_a_hang_takes() {
         let (mut now, mut jitter) = (Moment::at(MS(100_000)), Jitter::seeded(1));
         let (mut restart, patience) = (Restart::new(now), Duration::from_mins(5));
         let first = now.plus(STABLE_AFTER * 2);
@@ -187,10 +191,10 @@ mod tests {
                 (restart.crashes(), restart.give_up_at(patience)),
                 (row, Some(first.plus(patience)))
             );
-            now = now.max(restart.wake().expect("it lives again"));
+            now = now.max(restart.wake().expect("a restart is planned"));
             assert!(restart.begin(now));
         }
-        // It worked for long before it hung.
+        // A process that worked for long before the hang.
         restart.died(
             EndCause::Hung(now.plus(STABLE_AFTER)),
             now.plus(STABLE_AFTER * 2),
@@ -200,14 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn hope_ends_when_it_was_not_well_for_long() {
+    fn a_role_that_fails_for_long_is_given_up() {
         let (start, patience) = (Moment::at(MS(1_000)), Duration::from_mins(5));
         let mut restart = Restart::new(start);
-        assert_eq!(restart.give_up_at(patience), None, "it never died");
+        assert_eq!(restart.give_up_at(patience), None, "no death yet");
         restart.died(EndCause::Crashed, start, &mut Jitter::seeded(1));
         assert_eq!(restart.give_up_at(patience), Some(start.plus(patience)));
         assert!(restart.begin(start));
-        assert_eq!(restart.give_up_at(patience), None, "it lives");
+        assert_eq!(restart.give_up_at(patience), None, "a process runs");
         restart.died(
             EndCause::Crashed,
             start.plus(MS(9_999)),
@@ -216,7 +220,7 @@ mod tests {
         assert_eq!(
             restart.give_up_at(patience),
             Some(start.plus(patience)),
-            "it is the same row"
+            "the deaths are consecutive"
         );
         let again = start.plus(STABLE_AFTER * 2);
         assert!(restart.begin(again));
@@ -228,7 +232,7 @@ mod tests {
         assert_eq!(
             restart.give_up_at(patience),
             Some(again.plus(STABLE_AFTER).plus(patience)),
-            "it was well"
+            "the process was stable"
         );
     }
 

@@ -1,16 +1,15 @@
-//! The loop that obeys the machine and the hooks: one `poll` over signals and links, until the next
-//! moment of theirs. Invariant: it decides nothing; a role's last message is read before its death
-//! is.
+//! The loop around the machine: a `poll` over signals and links, with a timeout at the next planned
+//! moment. Invariants: the loop decides nothing; the last message of a role takes effect before the
+//! death of the role.
 
-use super::app::{self, Inherited, Stdio, Terminal};
-use super::children::Children;
-use super::guard::Guard;
+use super::app::{Launcher, Stdio, program};
+use super::children::{Children, Turn};
 use super::hooks::{Deadline, Hooks};
 use super::mounts::Mounts;
-use super::state::{ExitStatus, Input, Machine, Notification, Output, Timer};
+use super::state::{ExitStatus, Input, Machine, Notification, Output, Policy};
 use super::watchdog::Looks;
-use crate::clock::{Clock, Moment};
-use crate::config::plan::{Action, App};
+use crate::clock::{Clock, Jitter, Moment, RealClock};
+use crate::config::plan::{Action, Plan};
 use crate::exit::Exit;
 use crate::link::ToRole;
 use crate::names::{Child, HookId, SwapExposure};
@@ -25,63 +24,77 @@ use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-/// What the loop works with.
-pub(super) struct Loop<'a, C> {
-    /// Time.
-    pub(super) clock: &'a C,
-    /// The signals that are read, not caught.
-    pub(super) signals: SignalFd,
-    /// What the roles serve.
-    pub(super) mounts: &'a mut Mounts,
-    /// `fetch`, and on FUSE `serve`.
-    pub(super) children: Children<'a>,
-    /// Who knows of the application and the commands, if there is one.
-    pub(super) guard: Option<&'a Guard>,
-    /// What the application is.
-    pub(super) app: &'a App,
-    /// What it is given.
-    pub(super) inherited: &'a Inherited,
-    /// The terminal that it is given, if any.
-    pub(super) terminal: Option<Terminal>,
-    /// What a rotation asks for, and the commands that run.
-    pub(super) hooks: Hooks<'a>,
-    /// The application's process group, while there is anybody in it.
-    pub(super) group: Option<Pid>,
-    /// Whether it still lives.
-    pub(super) app_lives: bool,
-    /// The machine's one timer.
-    pub(super) timer: Option<(Timer, Moment)>,
-    /// When it looks after the roles.
-    pub(super) looks: Looks,
-    /// Why files could reach a swap, as the last look found; `fetch` was told.
-    pub(super) swap: Option<SwapExposure>,
+/// The state of the loop.
+pub(super) struct Loop<'a> {
+    plan: &'a Plan,
+    signals: &'a SignalFd,
+    mounts: &'a mut Mounts,
+    children: Children<'a>,
+    launcher: Launcher<'a>,
+    hooks: Hooks<'a>,
+    /// The application's process group, while any process is in the group.
+    group: Option<Pid>,
+    /// Whether the application, the leader of the group, still lives.
+    app_lives: bool,
+    /// The end of the time limit of the machine's phase.
+    timer: Option<Moment>,
+    /// The times at which the roles are checked.
+    looks: Looks,
+    /// The result of the last check for a swap, as sent to `fetch`.
+    swap: Option<SwapExposure>,
 }
 
-/// The processes that are left at the end, to be killed and reaped.
+/// The processes left at the end, to be killed and reaped.
 #[derive(Debug, Default)]
 pub(super) struct Remains {
     /// The roles, `serve` first.
     pub(super) roles: Vec<Pid>,
     /// The process groups of the application and of the commands.
     pub(super) groups: Vec<Pid>,
-    /// The leaders of these groups that still live.
-    pub(super) leaders: Vec<Pid>,
 }
 
-impl<C: Clock> Loop<'_, C> {
-    /// Runs until the machine finishes; the code to end with.
-    pub(super) fn run(&mut self, machine: &mut Machine, first: Vec<Output>) -> u8 {
+impl<'a> Loop<'a> {
+    /// A loop over running roles, before the start of the application.
+    pub(super) fn new(
+        plan: &'a Plan,
+        signals: &'a SignalFd,
+        mounts: &'a mut Mounts,
+        children: Children<'a>,
+        launcher: Launcher<'a>,
+    ) -> Self {
+        Self {
+            plan,
+            signals,
+            mounts,
+            children,
+            launcher,
+            hooks: Hooks::new(&plan.hooks, Jitter::new()),
+            group: None,
+            app_lives: false,
+            timer: None,
+            looks: Looks::new(RealClock.now()),
+            swap: None,
+        }
+    }
+
+    /// Runs until the machine finishes. The result is the exit code and the processes left.
+    pub(super) fn run(mut self, policy: Policy) -> (u8, Remains) {
+        let (mut machine, first) = Machine::start(policy);
         let mut outputs = VecDeque::from(first);
         loop {
             while let Some(output) = outputs.pop_front() {
                 if let Output::Finish(code) = output {
-                    return code;
+                    return (code, self.remains());
                 }
-                outputs.extend(
-                    self.obey(output)
-                        .into_iter()
-                        .flat_map(|input| machine.step(input)),
-                );
+                for input in self.perform(output) {
+                    outputs.extend(machine.step(input));
+                }
+            }
+            // After the outputs, because a new phase replaces the time limit of the phase before.
+            if matches!(self.timer, Some(due) if due <= RealClock.now()) {
+                self.timer = None;
+                outputs.extend(machine.step(Input::Elapsed));
+                continue;
             }
             self.wait();
             for input in self.inputs() {
@@ -91,60 +104,48 @@ impl<C: Clock> Loop<'_, C> {
         }
     }
 
-    /// The processes that are left when the machine has finished.
-    pub(super) fn remains(&mut self) -> Remains {
-        let mut leaders: Vec<_> = self.hooks.running().collect();
-        let mut groups = leaders.clone();
-        if let Some(group) = self.group {
-            groups.push(group);
-            if self.app_lives {
-                leaders.push(group);
-            }
-        }
+    fn remains(&self) -> Remains {
+        let mut groups: Vec<_> = self.hooks.running().collect();
+        groups.extend(self.group);
         Remains {
-            roles: self.children.leave(),
+            roles: self.children.pids(),
             groups,
-            leaders,
         }
     }
 
-    /// Does one thing; what comes of it at once is an input.
-    fn obey(&mut self, output: Output) -> Vec<Input> {
+    /// Performs an action. The result is the immediate effects.
+    fn perform(&mut self, output: Output) -> Vec<Input> {
         match output {
-            Output::StartApp => return self.start_app().into_iter().collect(),
+            Output::StartApp => return self.start_app(),
             Output::SignalApp(signal) => self.signal_app(signal),
             Output::RunCommand(hook) => self.run_command(hook),
-            Output::TellFetch(message) => self.tell_fetch(message),
-            Output::KillRoles => return self.kill_roles(),
+            Output::TellFetch(message) => self.children.tell_fetch(message),
+            Output::KillRoles => {
+                Incident::NotRevoked.emit(&"fetch did not end in time");
+                return self.children.stop();
+            }
             Output::AbortMount => self.mounts.abort(),
-            Output::Arm(timer, after) => self.timer = Some((timer, self.clock.now().plus(after))),
+            Output::Arm(after) => self.timer = Some(RealClock.now().plus(after)),
             Output::Finish(_) => {}
         }
         vec![]
     }
 
-    fn start_app(&mut self) -> Option<Input> {
-        let stdio = Stdio::App(self.terminal.as_ref());
-        match self.mounts.without_arena(|| {
-            app::start(
-                &self.app.command,
-                stdio,
-                self.app,
-                self.inherited,
-                self.guard,
-            )
-        }) {
+    fn start_app(&mut self) -> Vec<Input> {
+        let command = &self.plan.app.command;
+        let start = || self.launcher.start(command, Stdio::App);
+        match self.mounts.without_arena(start) {
             Ok(pid) => {
                 Event::AppStarted { pid: pid.as_raw() }.emit();
-                (self.group, self.app_lives) = (Some(pid), true);
-                None
+                self.group = Some(pid);
+                self.app_lives = true;
+                vec![]
             }
             Err(error) => {
-                let program = &self.app.command[0];
+                let program = program(command);
                 Incident::AppNotStarted { program }.emit(&format_args!("cannot fork: {error}"));
-                Some(Input::AppEnded(ExitStatus::Exited(
-                    Exit::CannotExecute.code(),
-                )))
+                let status = ExitStatus::Exited(Exit::CannotExecute.code());
+                vec![Input::AppEnded(status)]
             }
         }
     }
@@ -154,159 +155,132 @@ impl<C: Clock> Loop<'_, C> {
         if signal == Signal::SIGKILL && self.app_lives {
             Event::AppKilled.emit();
         }
-        match killpg(group, signal) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(errno) => {
-                let signal = signal.as_str();
-                Incident::NotSignalled { signal }.emit(&errno.desc());
-            }
+        if let Err(errno) = killpg(group, signal)
+            && errno != Errno::ESRCH
+        {
+            let signal = signal.as_str();
+            Incident::NotSignalled { signal }.emit(&errno.desc());
         }
     }
 
     fn run_command(&mut self, id: HookId) {
-        let Some(Action::Command { command, timeout }) =
-            self.hooks.hook(id).map(|hook| &hook.action)
-        else {
+        let Some(Action::Command { command, timeout }) = self.action(id) else {
             return;
         };
-        match self.mounts.without_arena(|| {
-            app::start(command, Stdio::Hook, self.app, self.inherited, self.guard)
-        }) {
-            Ok(pid) => self.hooks.started(id, pid, self.clock.now().plus(*timeout)),
-            Err(error) => self.command_failed(id, &format!("no process can be forked: {error}")),
+        let start = || self.launcher.start(command, Stdio::Hook);
+        match self.mounts.without_arena(start) {
+            Ok(pid) => {
+                let until = RealClock.now().plus(*timeout);
+                self.hooks.started(id, pid, until);
+            }
+            Err(error) => self.command_failed(id, &format!("cannot fork: {error}")),
         }
     }
 
-    fn command_ended(&self, id: HookId, deadline: Deadline, ending: ExitStatus) {
-        match (deadline, ending) {
-            (Deadline::Missed, _) => self.command_failed(id, "killed after its timeout"),
-            (Deadline::Met, ExitStatus::Exited(0)) => {}
-            (Deadline::Met, ExitStatus::Exited(126)) => {
-                self.command_failed(id, "it cannot be executed (exit code 126)");
-            }
-            (Deadline::Met, ExitStatus::Exited(127)) => {
-                self.command_failed(id, "not found (exit code 127)");
-            }
-            (Deadline::Met, ending) => self.command_failed(id, &ending.to_string()),
-        }
+    fn action(&self, id: HookId) -> Option<&'a Action> {
+        self.hooks.hook(id).map(|hook| &hook.action)
     }
 
-    /// One warning with the program's name: its arguments are the user's affair.
+    fn command_ended(&self, id: HookId, deadline: Deadline, status: ExitStatus) {
+        let how = match (deadline, status) {
+            (Deadline::Missed, _) => "killed after its timeout",
+            (Deadline::Met, ExitStatus::Exited(0)) => return,
+            (Deadline::Met, ExitStatus::Exited(126)) => "it cannot be executed (exit code 126)",
+            (Deadline::Met, ExitStatus::Exited(127)) => "not found (exit code 127)",
+            (Deadline::Met, status) => &status.to_string(),
+        };
+        self.command_failed(id, how);
+    }
+
+    /// Logs the name of the program; arguments are not logged.
     fn command_failed(&self, id: HookId, how: &str) {
-        if let Some(Action::Command { command, .. }) = self.hooks.hook(id).map(|hook| &hook.action)
-        {
-            let program = command.first().map_or("", String::as_str);
+        if let Some(Action::Command { command, .. }) = self.action(id) {
+            let program = program(command);
             Incident::CommandFailed { program }.emit(&how);
         }
     }
 
-    fn tell_fetch(&mut self, message: ToRole) {
-        // A role that does not take it is dead or hangs: its successor is told, or the timer says
-        // so.
-        let _ = self.children.fetch().map(|link| link.send(&message));
-    }
-
-    fn kill_roles(&mut self) -> Vec<Input> {
-        Incident::NotRevoked.emit(&"fetch did not end in time");
-        self.children.stop()
-    }
-
-    /// Waits for a signal, a message, or the next moment of the machine or the hooks.
+    /// Waits for a signal, a message, or the next planned moment.
     fn wait(&self) {
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        fds.extend(
-            self.children
-                .links()
-                .map(|link| PollFd::new(link.as_fd(), PollFlags::POLLIN)),
-        );
-        // Rounded up: a timer that is not quite due must not spin.
-        let wake = self
-            .timer
-            .map(|(_, due)| due)
+        for link in self.children.links() {
+            fds.push(PollFd::new(link.as_fd(), PollFlags::POLLIN));
+        }
+        let moments = [self.timer, self.hooks.wake(), self.children.wake()];
+        let wake = moments
             .into_iter()
-            .chain(self.hooks.wake())
-            .chain(self.children.wake())
-            .chain([self.looks.wake()])
-            .min();
-        let timeout = wake.map_or(PollTimeout::NONE, |due| {
-            let left = due.since(self.clock.now()) + Duration::from_millis(1);
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-        });
-        // An interrupted or failed wait is a look at the same things again.
-        let _ = poll(&mut fds, timeout);
+            .flatten()
+            .fold(self.looks.wake(), Moment::min);
+        // Rounded up, because `poll` counts milliseconds: otherwise the loop spins before a timer.
+        let left = wake.since(RealClock.now()) + Duration::from_millis(1);
+        // After an interrupted or failed wait the loop checks the same sources again.
+        let _ = poll(
+            &mut fds,
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
+        );
     }
 
-    /// What has happened: messages first, so that a role's reason is known before its death.
+    /// The events since the last call: messages first, so that the reason of a role precedes the
+    /// death of the role.
     fn inputs(&mut self) -> Vec<Input> {
-        let mut inputs = self.messages();
+        let mut turn = Turn {
+            now: RealClock.now(),
+            ..Turn::default()
+        };
+        self.children.read(&mut turn);
+        // Signals before the reaping, because the CHLD of a later death must wake the loop again.
         while let Ok(Some(info)) = self.signals.read_signal() {
-            match i32::try_from(info.ssi_signo)
-                .ok()
-                .and_then(|number| Signal::try_from(number).ok())
-            {
-                Some(Signal::SIGCHLD) | None => {}
-                Some(signal) => inputs.push(Input::Signal(signal)),
+            if let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) {
+                turn.inputs.push(Input::Signal(signal));
             }
         }
-        let dead = self.reap();
-        if !dead.is_empty() {
-            // What a role said between the first look and its death.
-            inputs.extend(self.messages());
-        }
-        inputs.extend(dead);
-        let app_lives = self.app_lives;
-        if let Some(group) = self
-            .group
-            .take_if(|group| !app_lives && killpg(*group, None) == Err(Errno::ESRCH))
+        self.reap(&mut turn);
+        if let Some(group) = self.group
+            && !self.app_lives
+            && killpg(group, None) == Err(Errno::ESRCH)
         {
-            self.guard.inspect(|guard| guard.tell(-group.as_raw()));
-            inputs.push(Input::GroupGone);
+            self.group = None;
+            self.launcher.ended(group);
+            turn.inputs.push(Input::GroupGone);
         }
-        inputs.extend(self.elapsed(self.clock.now()));
-        inputs
+        self.elapsed(&mut turn);
+        turn.inputs
     }
 
-    /// What it is time for.
-    fn elapsed(&mut self, now: Moment) -> Vec<Input> {
-        let timer = self
-            .timer
-            .take_if(|(_, due)| *due <= now)
-            .map(|(timer, _)| Input::Elapsed(timer));
+    /// Does the work due at the time of the turn.
+    fn elapsed(&mut self, turn: &mut Turn) {
+        let now = turn.now;
+        for hook in turn.changed.drain(..) {
+            self.hooks.changed(hook, now);
+        }
         for group in self.hooks.overdue(now) {
             let _ = killpg(group, Signal::SIGKILL);
         }
-        let due: Vec<_> = self
-            .hooks
-            .due(now)
-            .into_iter()
-            .filter_map(|id| Some((id, &self.hooks.hook(id)?.action)))
-            .collect();
-        let told = due.into_iter().map(|(id, action)| {
-            let (how, due) = match action {
-                Action::Signal(signal) => (signal.as_str(), Notification::Signal(*signal)),
-                Action::Command { command, .. } => (
-                    command.first().map_or("", String::as_str),
-                    Notification::Command(id),
-                ),
-                Action::Restart => ("restart", Notification::Restart),
+        for id in self.hooks.due(now) {
+            let (how, notification) = match self.action(id) {
+                Some(Action::Signal(signal)) => (signal.as_str(), Notification::Signal(*signal)),
+                Some(Action::Command { command, .. }) => {
+                    (program(command), Notification::Command(id))
+                }
+                Some(Action::Restart) => ("restart", Notification::Restart),
+                None => continue,
             };
             Event::Notifying { how }.emit();
-            Input::Notify(due)
-        });
-        let told: Vec<_> = told.collect();
+            turn.inputs.push(Input::Notify(notification));
+        }
         if let Some(look) = self.looks.look(now) {
             self.children.look(look, self.mounts.work_of_serve(), now);
             self.look_for_swap();
         }
-        let born = self.children.turn(self.mounts, &self.signals, now);
-        if born.contains(&Input::RoleRestarted(Child::Fetch)) && self.swap.is_some() {
-            self.tell_fetch(ToRole::Swap(self.swap));
+        self.children.restart(self.mounts, turn);
+        let restarted = turn.inputs.contains(&Input::RoleRestarted(Child::Fetch));
+        if restarted && self.swap.is_some() {
+            self.children.tell_fetch(ToRole::Swap(self.swap));
         }
-        timer.into_iter().chain(told).chain(born).collect()
     }
 
-    /// Looks whether the machine has turned a swap on, or off: that files cannot reach one was
-    /// proved for the start alone.
+    /// Tells `fetch` if the machine has turned a swap on or off: the proof at the start of the agent
+    /// holds for the start alone.
     fn look_for_swap(&mut self) {
         let found = self.mounts.swap_risk();
         if found != self.swap {
@@ -315,58 +289,42 @@ impl<C: Clock> Loop<'_, C> {
                 Some(exposure) => Incident::SwapFound.emit(&exposure),
                 None => Event::SwapGone.emit(),
             }
-            self.tell_fetch(ToRole::Swap(found));
+            self.children.tell_fetch(ToRole::Swap(found));
         }
     }
 
-    fn messages(&mut self) -> Vec<Input> {
-        let (inputs, hooks) = self.children.messages(self.clock.now());
-        for hook in hooks {
-            self.hooks.asked(hook, self.clock.now());
-        }
-        inputs
-    }
-
-    /// Takes every child that has ended: roles, the application, commands, and orphans, which
-    /// nobody else reaps.
-    fn reap(&mut self) -> Vec<Input> {
-        let mut inputs = vec![];
+    /// Reaps all dead children: roles, the application, commands, and orphans, which no other process
+    /// reaps.
+    fn reap(&mut self, turn: &mut Turn) {
+        let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED;
         loop {
-            let (pid, ending) = match waitpid(
-                None,
-                Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED),
-            ) {
-                Ok(WaitStatus::Exited(pid, code)) => (
-                    pid,
-                    ExitStatus::Exited(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
-                ),
+            match waitpid(None, Some(flags)) {
+                Ok(WaitStatus::Exited(pid, code)) => {
+                    let status = ExitStatus::Exited(u8::try_from(code).unwrap_or(u8::MAX));
+                    self.ended(pid, status, turn);
+                }
                 Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    (pid, ExitStatus::Killed(signal as i32))
+                    self.ended(pid, ExitStatus::Killed(signal as i32), turn);
                 }
-                Ok(WaitStatus::Stopped(pid, _)) => {
-                    self.children.stopped(pid, true);
-                    continue;
-                }
-                Ok(WaitStatus::Continued(pid)) => {
-                    self.children.stopped(pid, false);
-                    continue;
-                }
-                Err(Errno::EINTR) => continue,
-                Ok(_) | Err(_) => return inputs,
-            };
-            if self.group == Some(pid) {
-                self.app_lives = false;
-                Event::AppEnded {
-                    code: ending.code(),
-                }
-                .emit();
-                inputs.push(Input::AppEnded(ending));
-            } else if let Some((hook, deadline)) = self.hooks.ended(pid) {
-                self.guard.inspect(|guard| guard.tell(-pid.as_raw()));
-                self.command_ended(hook, deadline, ending);
-            } else {
-                inputs.extend(self.children.ended(pid, ending, self.clock.now()));
+                Ok(WaitStatus::Stopped(pid, _)) => self.children.stopped(pid, true),
+                Ok(WaitStatus::Continued(pid)) => self.children.stopped(pid, false),
+                Err(Errno::EINTR) => {}
+                Ok(_) | Err(_) => return,
             }
+        }
+    }
+
+    fn ended(&mut self, pid: Pid, status: ExitStatus, turn: &mut Turn) {
+        if self.group == Some(pid) {
+            self.app_lives = false;
+            let code = status.code();
+            Event::AppEnded { code }.emit();
+            turn.inputs.push(Input::AppEnded(status));
+        } else if let Some((hook, deadline)) = self.hooks.ended(pid) {
+            self.launcher.ended(pid);
+            self.command_ended(hook, deadline, status);
+        } else {
+            self.children.ended(pid, status, turn);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The files of the agent outside the mount: the pid file and the links to sinks. Invariants: a file
-//! that another user planted is never followed, opened, overwritten or removed; the path of a sink
-//! leads to the served file or the agent does not start; each file is reached through its directory,
-//! which is held from before the mount to the end.
+//! planted by another user is never followed, opened, overwritten or removed; the path of a sink
+//! leads to the served file or the agent does not start; each file is reached through a directory
+//! descriptor, held from before the mount to the end.
 
 use crate::config::plan::Plan;
 use crate::exit::{Exit, Refused};
@@ -29,13 +29,13 @@ pub struct RunFiles {
 struct RunFile {
     /// The path as configured, for messages.
     path: PathBuf,
-    /// The directory of the path: a user who replaces the directory cannot redirect a later removal.
+    /// The directory of the path. Replacing the directory does not redirect a later removal.
     dir: OwnedFd,
     name: OsString,
     /// The target of a link; `None` for the pid file.
     target: Option<PathBuf>,
-    /// The file or link, once made, or found as an earlier run made it. While this descriptor is
-    /// open, no other file gets the same inode number.
+    /// The file or link, once made or adopted from an earlier run. While the descriptor is open, no
+    /// other file gets the same inode number.
     made: Option<OwnedFd>,
 }
 
@@ -50,8 +50,8 @@ enum MakeError {
 }
 
 impl RunFiles {
-    /// Opens the directories of the run files of `plan`, with one warning for each that cannot be
-    /// opened. Must be called before the mount, so that no path leads into the mount.
+    /// Opens the directories of the run files of `plan`, and warns of each failure. Must be called
+    /// before the mount, so that no path leads into the mount.
     pub fn open(plan: &Plan) -> Self {
         let mut trusted = vec![0, geteuid().as_raw()];
         trusted.extend(plan.app.user.iter().map(|user| user.owner.uid));
@@ -70,10 +70,10 @@ impl RunFiles {
         Self { files, trusted }
     }
 
-    /// Writes the pid file and makes the links, with one warning for each that cannot be made.
+    /// Writes the pid file and makes the links, and warns of each failure.
     ///
     /// # Errors
-    /// When another user controls the path of a link: the application would read a file of that
+    /// When another user controls the path of a link: the application would read a file of the other
     /// user.
     pub fn make(&mut self) -> Result<(), Refused> {
         for file in &mut self.files {
@@ -101,7 +101,7 @@ impl RunFiles {
         all
     }
 
-    /// Removes each run file that was made and not replaced.
+    /// Removes each run file, unless the file was replaced.
     pub fn remove(&self) {
         for file in &self.files {
             if let Err(errno) = file.remove() {
@@ -154,15 +154,14 @@ impl RunFile {
         }
     }
 
-    /// Writes a temporary file and renames it to the pid file, which replaces a planted link
-    /// instead of following it.
+    /// Writes a temporary file, then renames: a planted link is replaced, not followed.
     fn write_pid(&self) -> nix::Result<OwnedFd> {
         let (dir, pid) = (&self.dir, std::process::id());
         let mut temporary = self.name.clone();
         temporary.push(format!(".{pid}"));
         let temporary = temporary.as_os_str();
         let discard = || unlinkat(dir, temporary, UnlinkatFlags::NoRemoveDir);
-        // An earlier PID 1 of the container may have been killed before it renamed the file.
+        // An earlier PID 1 of the container may have been killed before the rename.
         let _ = discard();
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let file = openat(dir, temporary, flags, Mode::from_bits_truncate(0o644))?;
@@ -174,15 +173,16 @@ impl RunFile {
         renamed.map(|()| file)
     }
 
-    /// The file or link of this name now. `O_PATH` neither opens a file nor follows a link.
+    /// The file or link with the name now. `O_PATH` with `O_NOFOLLOW` opens no file and follows no
+    /// link.
     fn find(&self) -> nix::Result<OwnedFd> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         openat(&self.dir, self.name.as_os_str(), flags, Mode::empty())
     }
 
-    /// Warns when another user may replace the link: a user who owns the directory, or every user
-    /// where the directory is writable by all without a sticky bit. An administrator chose that
-    /// directory, so the link is made nevertheless.
+    /// Warns when another user may replace the link: the owner of the directory, or every user if
+    /// the directory is writable by all without a sticky bit. An administrator chose the directory,
+    /// so the link is made nevertheless.
     fn warn_if_replaceable(&self, trusted: &[u32]) {
         let (Some(_), Ok(dir)) = (&self.target, fstat(&self.dir)) else {
             return;
@@ -198,7 +198,7 @@ impl RunFile {
         Incident::LinkReplaceable { path }.emit(&format_args!("{by} may write its directory"));
     }
 
-    /// Removes the name if it still leads to the made file, with the rights of the owner of the
+    /// Removes the name if the file was not replaced, with the rights of the owner of the
     /// directory: supervise may have given up `DAC_OVERRIDE` since the start.
     fn remove(&self) -> nix::Result<()> {
         let Some(made) = &self.made else {
@@ -248,8 +248,8 @@ fn taken(path: &Path, what: &str) -> Refused {
     )
 }
 
-/// The first directory or link above `path` that an untrusted user put into a directory where
-/// everybody may write. The owner can replace everything below.
+/// The first directory or link above `path` put by an untrusted user into a directory writable by
+/// everybody. The owner can replace everything below.
 fn foreign_step(path: &Path, trusted: &[u32]) -> Option<String> {
     let mut steps: Vec<&Path> = path.ancestors().skip(1).collect();
     steps.reverse();
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_is_removed_and_a_link_of_an_earlier_run_is_adopted() {
+    fn made_files_are_removed_and_a_link_of_an_earlier_run_is_adopted() {
         for earlier in [false, true] {
             let (dir, mut run_files) = run_files();
             let (pid, token) = (dir.path().join("pid"), dir.path().join("token"));
@@ -335,11 +335,11 @@ mod tests {
         }
     }
 
-    /// Puts something into the way of a link.
+    /// Puts a file at the path of a link.
     type Plant = fn(&Path);
 
     #[test]
-    fn whatever_else_lies_at_a_links_path_is_refused_and_stays() {
+    fn any_other_file_at_the_path_of_a_link_is_refused_and_stays() {
         let table: [(&str, Plant); 7] = [
             ("a file of uid 0", |path| {
                 fs::write(path, "planted").expect("a file");
@@ -433,7 +433,7 @@ mod tests {
             let (dir, mut run_files) = run_files();
             run_files.make().expect("nothing foreign");
             for name in ["pid", "token"] {
-                // Moved and not removed: a freed inode number is given again at once.
+                // Moved and not removed, because a freed inode number is reused at once.
                 fs::rename(
                     dir.path().join(name),
                     dir.path().join(format!("{name}.moved")),

@@ -1,5 +1,5 @@
 //! The policy of PID 1 as a pure machine: `step(input) -> outputs`. Invariants: the application
-//! starts after the first secrets, and again only after a restart has ended its predecessor;
+//! starts after the first secrets, and again only after a restart has ended the predecessor;
 //! nothing starts once a stop has begun; the token is revoked after the end of the application;
 //! exactly one `Finish` ends the machine.
 
@@ -7,13 +7,14 @@ use crate::config::plan::OnHup;
 use crate::exit::Exit;
 use crate::link::ToRole;
 use crate::names::{Child, HookId};
+use Phase::{Clearing, Finished, Restarting, Revoking, Running, StoppingApp, Waiting};
 use nix::sys::signal::Signal;
 use std::fmt;
 use std::time::Duration;
 
 /// The time limit for the end of a killed process.
 const KILL_TIMEOUT: Duration = Duration::from_millis(500);
-/// The exit code of a process that was ended by KILL, as in a shell.
+/// The exit code after KILL, as in a shell.
 const KILLED: u8 = 128 + 9;
 
 /// The meaning of a signal to baofs.
@@ -27,30 +28,13 @@ pub enum SignalClass {
     Relay,
 }
 
-/// A row of README's table: signals, their class, and the effect before the first secrets, while the
-/// application runs, and while the application stops.
-type SignalRow = (&'static [Signal], SignalClass, [&'static str; 3]);
-
-/// Every signal that baofs handles; all others keep the kernel's default.
-pub const SIGNALS: [SignalRow; 3] = [
+/// The signals handled by baofs; all others keep the kernel's default.
+pub const SIGNALS: [(&[Signal], SignalClass); 3] = [
     (
         &[Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT],
         SignalClass::Stop,
-        [
-            "the token is revoked, exit 128+n",
-            "relayed, and the stop begins",
-            "the application is killed",
-        ],
     ),
-    (
-        &[Signal::SIGHUP],
-        SignalClass::Reload,
-        [
-            "secrets are read again",
-            "relayed, and secrets are read again",
-            "relayed",
-        ],
-    ),
+    (&[Signal::SIGHUP], SignalClass::Reload),
     (
         &[
             Signal::SIGUSR1,
@@ -60,7 +44,6 @@ pub const SIGNALS: [SignalRow; 3] = [
             Signal::SIGTSTP,
         ],
         SignalClass::Relay,
-        ["nothing", "relayed", "relayed"],
     ),
 ];
 
@@ -101,7 +84,7 @@ pub enum Input {
     SecretsReady,
     /// A notification of a rotation is due.
     Notify(Notification),
-    /// A role announced the reason of its coming end.
+    /// A role announced the reason of a coming end.
     RoleFailed(Child, Exit),
     /// A role ended and will not be restarted.
     RoleEnded(Child),
@@ -111,8 +94,8 @@ pub enum Input {
     AppEnded(ExitStatus),
     /// The application's process group is empty.
     GroupGone,
-    /// The timer elapsed.
-    Elapsed(Timer),
+    /// The time limit of the present phase is over.
+    Elapsed,
 }
 
 /// The way to notify the application of a rotation.
@@ -126,17 +109,6 @@ pub enum Notification {
     Restart,
 }
 
-/// The event that the timer limits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Timer {
-    /// The first secrets.
-    Secrets,
-    /// The end of the application.
-    App,
-    /// The revocation, which is the end of `fetch`.
-    Revocation,
-}
-
 /// An action for the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
@@ -148,24 +120,24 @@ pub enum Output {
     RunCommand(HookId),
     /// Send a message to `fetch`.
     TellFetch(ToRole),
-    /// Kill the roles, because `fetch` did not end by itself.
+    /// Kill the roles, because `fetch` did not end in time.
     KillRoles,
     /// Fail the pending requests of readers, because `serve` is dead.
     AbortMount,
-    /// Set the timer; the machine has one, so an earlier timer is replaced.
-    Arm(Timer, Duration),
-    /// Tear everything down and exit with this code.
+    /// Set the time limit of the phase that begins; the limit of an earlier phase is void.
+    Arm(Duration),
+    /// Tear everything down and exit with a code.
     Finish(u8),
 }
 
-/// The part of the Plan that the machine needs.
+/// The part of the Plan for the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
     /// Whether the Plan has an application (`run`), or only files (`mount`).
     pub has_app: bool,
     /// The time limit for the first secrets.
     pub wait: Duration,
-    /// The signal that asks the application to stop when baofs itself decides to.
+    /// The signal that asks the application to stop, unless a signal to baofs began the stop.
     pub stop_signal: Signal,
     /// The time limit for the application's stop, before KILL.
     pub stop_timeout: Duration,
@@ -212,11 +184,11 @@ impl Machine {
     pub fn start(policy: Policy) -> (Self, Vec<Output>) {
         let machine = Self {
             policy,
-            phase: Phase::Waiting,
+            phase: Waiting,
             reasons: [None; 2],
             fetch_lives: true,
         };
-        (machine, vec![Output::Arm(Timer::Secrets, policy.wait)])
+        (machine, vec![Output::Arm(policy.wait)])
     }
 
     /// Takes one input. An input that has no meaning in the present phase has no effect.
@@ -224,23 +196,23 @@ impl Machine {
         match (self.phase, input) {
             (_, Input::Signal(signal)) => self.signal(signal),
             (_, Input::Notify(notification)) => self.notify(notification),
-            (_, Input::Elapsed(timer)) => self.elapsed(timer),
+            (_, Input::Elapsed) => self.elapsed(),
             (_, Input::RoleEnded(role)) => self.role_ended(role),
             (_, Input::RoleRestarted(role)) => self.role_restarted(role),
             (_, Input::RoleFailed(role, exit)) => {
                 self.reasons[role as usize] = Some(exit);
                 vec![]
             }
-            (Phase::Waiting, Input::SecretsReady) | (Phase::Clearing { .. }, Input::GroupGone) => {
+            (Waiting, Input::SecretsReady) | (Clearing { .. }, Input::GroupGone) => {
                 self.start_app()
             }
-            (Phase::Running, Input::AppEnded(status)) => self.revoke(status.code()),
-            (Phase::Restarting { .. }, Input::AppEnded(status)) => {
+            (Running, Input::AppEnded(status)) => self.revoke(status.code()),
+            (Restarting { .. }, Input::AppEnded(status)) => {
                 let code = status.code();
-                self.phase = Phase::Clearing { code };
+                self.phase = Clearing { code };
                 kill_and_wait()
             }
-            (Phase::StoppingApp { code, .. }, Input::AppEnded(status)) => {
+            (StoppingApp { code, .. }, Input::AppEnded(status)) => {
                 self.revoke(code.unwrap_or(status.code()))
             }
             (_, Input::SecretsReady | Input::GroupGone | Input::AppEnded(_)) => vec![],
@@ -248,26 +220,23 @@ impl Machine {
     }
 
     fn signal(&mut self, signal: Signal) -> Vec<Output> {
-        let row = SIGNALS
-            .iter()
-            .find(|(signals, ..)| signals.contains(&signal));
-        match row {
-            Some((_, SignalClass::Stop, _)) => self.stop(signal),
-            Some((_, SignalClass::Reload, _)) => self.reload(signal),
-            Some((_, SignalClass::Relay, _)) => self.relay(signal),
+        match SIGNALS.iter().find(|(row, _)| row.contains(&signal)) {
+            Some((_, SignalClass::Stop)) => self.stop(signal),
+            Some((_, SignalClass::Reload)) => self.reload(signal),
+            Some((_, SignalClass::Relay)) => self.relay(signal),
             None => vec![],
         }
     }
 
     fn stop(&mut self, signal: Signal) -> Vec<Output> {
         match (self.phase, self.policy.has_app) {
-            (Phase::Waiting | Phase::Running, false) => self.revoke(Exit::Ok.code()),
-            (Phase::Waiting, true) => self.revoke(128 + signal as u8),
-            (Phase::Running, true) => self.stop_app(signal, None),
-            (Phase::Restarting { killed }, _) => self.stop_restart(killed, None),
-            (Phase::Clearing { code }, _) => self.revoke(code),
-            (Phase::StoppingApp { code, .. }, _) => self.kill_app(code),
-            (Phase::Revoking { .. } | Phase::Finished, _) => vec![],
+            (Waiting | Running, false) => self.revoke(Exit::Ok.code()),
+            (Waiting, true) => self.revoke(128 + signal as u8),
+            (Running, true) => self.stop_app(signal, None),
+            (Restarting { killed }, _) => self.stop_restart(killed, None),
+            (Clearing { code }, _) => self.revoke(code),
+            (StoppingApp { code, .. }, _) => self.kill_app(code),
+            (Revoking { .. } | Finished, _) => vec![],
         }
     }
 
@@ -276,14 +245,14 @@ impl Machine {
         if self.policy.on_hup != OnHup::Refresh {
             outputs = self.relay(signal);
         }
-        if self.policy.on_hup != OnHup::App && (self.phase == Phase::Waiting || self.serves()) {
+        if self.policy.on_hup != OnHup::App && (self.phase == Waiting || self.serves()) {
             outputs.push(Output::TellFetch(ToRole::Refresh));
         }
         outputs
     }
 
     fn relay(&self, signal: Signal) -> Vec<Output> {
-        let stopping = matches!(self.phase, Phase::StoppingApp { .. });
+        let stopping = matches!(self.phase, StoppingApp { .. });
         if self.policy.has_app && (stopping || self.serves()) {
             vec![Output::SignalApp(signal)]
         } else {
@@ -293,14 +262,11 @@ impl Machine {
 
     /// Whether the first secrets are published and no stop has begun.
     fn serves(&self) -> bool {
-        matches!(
-            self.phase,
-            Phase::Running | Phase::Restarting { .. } | Phase::Clearing { .. }
-        )
+        matches!(self.phase, Running | Restarting { .. } | Clearing { .. })
     }
 
     fn start_app(&mut self) -> Vec<Output> {
-        self.phase = Phase::Running;
+        self.phase = Running;
         if self.policy.has_app {
             vec![Output::StartApp]
         } else {
@@ -310,15 +276,15 @@ impl Machine {
 
     /// An application that is being restarted will read the new files without a notification.
     fn notify(&mut self, notification: Notification) -> Vec<Output> {
-        let app_runs = self.phase == Phase::Running && self.policy.has_app;
-        match notification {
-            Notification::Signal(signal) if app_runs => vec![Output::SignalApp(signal)],
-            Notification::Restart if app_runs => {
-                self.phase = Phase::Restarting { killed: false };
+        let app_runs = self.phase == Running && self.policy.has_app;
+        match (notification, app_runs) {
+            (Notification::Signal(signal), true) => vec![Output::SignalApp(signal)],
+            (Notification::Restart, true) => {
+                self.phase = Restarting { killed: false };
                 self.ask_app(self.policy.stop_signal)
             }
-            Notification::Command(hook) if self.serves() => vec![Output::RunCommand(hook)],
-            Notification::Signal(_) | Notification::Restart | Notification::Command(_) => vec![],
+            (Notification::Command(hook), _) if self.serves() => vec![Output::RunCommand(hook)],
+            _ => vec![],
         }
     }
 
@@ -327,7 +293,7 @@ impl Machine {
     fn role_restarted(&mut self, role: Child) -> Vec<Output> {
         self.reasons[role as usize] = None;
         match (role, self.phase) {
-            (Child::Fetch, Phase::Revoking { code, killed }) if !killed => {
+            (Child::Fetch, Revoking { code, killed }) if !killed => {
                 vec![Output::TellFetch(last_request(code))]
             }
             _ => vec![],
@@ -342,18 +308,18 @@ impl Machine {
             Child::Fetch => self.fetch_lives = false,
         }
         outputs.extend(match (self.phase, role) {
-            (Phase::Running, _) if self.policy.has_app => {
+            (Running, _) if self.policy.has_app => {
                 self.stop_app(self.policy.stop_signal, Some(reason))
             }
-            (Phase::Waiting | Phase::Running | Phase::Clearing { .. }, _) => self.revoke(reason),
-            (Phase::Restarting { killed }, _) => self.stop_restart(killed, Some(reason)),
-            (Phase::StoppingApp { code, killed }, _) => {
+            (Waiting | Running | Clearing { .. }, _) => self.revoke(reason),
+            (Restarting { killed }, _) => self.stop_restart(killed, Some(reason)),
+            (StoppingApp { code, killed }, _) => {
                 let code = code.or(Some(reason));
-                self.phase = Phase::StoppingApp { code, killed };
+                self.phase = StoppingApp { code, killed };
                 vec![]
             }
-            (Phase::Revoking { code, .. }, Child::Fetch) => self.finish(code.unwrap_or(reason)),
-            (Phase::Revoking { .. } | Phase::Finished, _) => vec![],
+            (Revoking { code, .. }, Child::Fetch) => self.finish(code.unwrap_or(reason)),
+            (Revoking { .. } | Finished, _) => vec![],
         });
         outputs
     }
@@ -366,35 +332,34 @@ impl Machine {
         }
     }
 
-    fn elapsed(&mut self, timer: Timer) -> Vec<Output> {
-        match (timer, self.phase) {
-            (Timer::Secrets, Phase::Waiting) => self.ask_fetch(None),
-            (Timer::App, Phase::StoppingApp { code, killed }) => {
-                if killed {
-                    // KILL does not end a process that hangs in the kernel. The token must not stay
-                    // alive for the sake of that process.
-                    self.revoke(code.unwrap_or(KILLED))
-                } else {
-                    self.kill_app(code)
-                }
-            }
+    /// A limit of an earlier phase can elapse in a phase without a limit, and has no effect then.
+    fn elapsed(&mut self) -> Vec<Output> {
+        match self.phase {
+            Waiting => self.ask_fetch(None),
             // After KILL the machine waits for the end without a limit, because two applications
             // never run side by side.
-            (Timer::App, Phase::Restarting { killed: false }) => {
-                self.phase = Phase::Restarting { killed: true };
+            Restarting { killed: false } => {
+                self.phase = Restarting { killed: true };
                 vec![Output::SignalApp(Signal::SIGKILL)]
             }
-            // A process that is still there is not a child of supervise.
-            (Timer::App, Phase::Clearing { .. }) => self.start_app(),
-            (Timer::Revocation, Phase::Revoking { code, killed }) => {
-                if killed {
-                    // A process that hangs in the kernel outlives KILL; the container does not wait.
-                    self.finish(code.unwrap_or_else(|| self.code_of(Child::Fetch)))
-                } else {
-                    self.kill_roles(code)
-                }
+            // A process still in the group is no child of supervise, so the start does not wait.
+            Clearing { .. } => self.start_app(),
+            StoppingApp {
+                code,
+                killed: false,
+            } => self.kill_app(code),
+            // KILL does not end a process that hangs in the kernel. The token is revoked all the
+            // same.
+            StoppingApp { code, killed: true } => self.revoke(code.unwrap_or(KILLED)),
+            Revoking {
+                code,
+                killed: false,
+            } => self.kill_roles(code),
+            // A `fetch` that hangs in the kernel must not keep the container alive.
+            Revoking { code, killed: true } => {
+                self.finish(code.unwrap_or_else(|| self.code_of(Child::Fetch)))
             }
-            _ => vec![],
+            Running | Restarting { killed: true } | Finished => vec![],
         }
     }
 
@@ -406,17 +371,17 @@ impl Machine {
             Some(0) => Some(Exit::Software.code()),
             other => other,
         };
-        self.phase = Phase::Revoking { code, killed: true };
+        self.phase = Revoking { code, killed: true };
         vec![
             Output::KillRoles,
             Output::AbortMount,
-            Output::Arm(Timer::Revocation, KILL_TIMEOUT),
+            Output::Arm(KILL_TIMEOUT),
         ]
     }
 
     fn stop_app(&mut self, signal: Signal, code: Option<u8>) -> Vec<Output> {
         let killed = false;
-        self.phase = Phase::StoppingApp { code, killed };
+        self.phase = StoppingApp { code, killed };
         self.ask_app(signal)
     }
 
@@ -425,7 +390,7 @@ impl Machine {
         vec![
             Output::SignalApp(signal),
             Output::SignalApp(Signal::SIGCONT),
-            Output::Arm(Timer::App, self.policy.stop_timeout),
+            Output::Arm(self.policy.stop_timeout),
         ]
     }
 
@@ -434,12 +399,12 @@ impl Machine {
         if killed {
             return self.kill_app(code);
         }
-        self.phase = Phase::StoppingApp { code, killed };
+        self.phase = StoppingApp { code, killed };
         vec![]
     }
 
     fn kill_app(&mut self, code: Option<u8>) -> Vec<Output> {
-        self.phase = Phase::StoppingApp { code, killed: true };
+        self.phase = StoppingApp { code, killed: true };
         kill_and_wait()
     }
 
@@ -453,15 +418,15 @@ impl Machine {
 
     fn ask_fetch(&mut self, code: Option<u8>) -> Vec<Output> {
         let killed = false;
-        self.phase = Phase::Revoking { code, killed };
+        self.phase = Revoking { code, killed };
         vec![
             Output::TellFetch(last_request(code)),
-            Output::Arm(Timer::Revocation, self.policy.revoke_timeout),
+            Output::Arm(self.policy.revoke_timeout),
         ]
     }
 
     fn finish(&mut self, code: u8) -> Vec<Output> {
-        self.phase = Phase::Finished;
+        self.phase = Finished;
         vec![Output::Finish(code)]
     }
 }
@@ -469,7 +434,7 @@ impl Machine {
 fn kill_and_wait() -> Vec<Output> {
     vec![
         Output::SignalApp(Signal::SIGKILL),
-        Output::Arm(Timer::App, KILL_TIMEOUT),
+        Output::Arm(KILL_TIMEOUT),
     ]
 }
 
@@ -494,14 +459,14 @@ mod tests {
     const STOP: Duration = Duration::from_secs(6);
     const REVOKE: Duration = Duration::from_secs(2);
     const TERM: Input = Input::Signal(Signal::SIGTERM);
-    const ASK_REVOKE: [Output; 2] = [TellFetch(Stop), Arm(Timer::Revocation, REVOKE)];
+    const ASK_REVOKE: [Output; 2] = [TellFetch(Stop), Arm(REVOKE)];
     const ASK_TERM: [Output; 3] = [
         SignalApp(Signal::SIGTERM),
         SignalApp(Signal::SIGCONT),
-        Arm(Timer::App, STOP),
+        Arm(STOP),
     ];
-    const KILL: [Output; 2] = [SignalApp(Signal::SIGKILL), Arm(Timer::App, KILL_TIMEOUT)];
-    const ABANDON: [Output; 3] = [KillRoles, AbortMount, Arm(Timer::Revocation, KILL_TIMEOUT)];
+    const KILL: [Output; 2] = [SignalApp(Signal::SIGKILL), Arm(KILL_TIMEOUT)];
+    const ABANDON: [Output; 3] = [KillRoles, AbortMount, Arm(KILL_TIMEOUT)];
     const RESTART: Input = Input::Notify(Notification::Restart);
     const COMMAND: Input = Input::Notify(Notification::Command(HookId(3)));
     const TELL: Input = Input::Notify(Notification::Signal(Signal::SIGUSR1));
@@ -522,7 +487,7 @@ mod tests {
     /// Drives a fresh machine through `script` and compares what it wants done at each step.
     fn drive(has_app: bool, script: &[(Input, &[Output])]) {
         let (mut machine, first) = Machine::start(policy(has_app));
-        assert_eq!(first, [Arm(Timer::Secrets, WAIT)]);
+        assert_eq!(first, [Arm(WAIT)]);
         for (n, (input, outputs)) in script.iter().enumerate() {
             assert_eq!(machine.step(*input), *outputs, "step {n}: {input:?}");
         }
@@ -561,9 +526,9 @@ mod tests {
             &[
                 (SecretsReady, &[StartApp]),
                 (TERM, &ASK_TERM),
-                (Elapsed(Timer::App), &KILL),
+                (Elapsed, &KILL),
                 (AppEnded(ExitStatus::Killed(9)), &ASK_REVOKE),
-                (Elapsed(Timer::Revocation), &ABANDON),
+                (Elapsed, &ABANDON),
                 (RoleEnded(Child::Fetch), &[Finish(137)]),
             ],
         );
@@ -571,7 +536,7 @@ mod tests {
 
     #[test]
     fn a_fetch_that_hangs_is_no_end_with_0() {
-        let (hung, killed) = (Elapsed(Timer::Revocation), ABANDON);
+        let (hung, killed) = (Elapsed, ABANDON);
         let stop = |ended| {
             [
                 (SecretsReady, &[StartApp][..]),
@@ -588,12 +553,12 @@ mod tests {
                 );
             }
         }
-        let gave_up = [TellFetch(GiveUp), Arm(Timer::Revocation, REVOKE)];
+        let gave_up = [TellFetch(GiveUp), Arm(REVOKE)];
         let said = RoleFailed(Child::Fetch, Exit::Login);
         drive(
             true,
             &[
-                (Elapsed(Timer::Secrets), &gave_up),
+                (Elapsed, &gave_up),
                 (said, &[]),
                 (hung, &ABANDON),
                 (hung, &[Finish(Exit::Login.code())]),
@@ -618,7 +583,7 @@ mod tests {
 
     #[test]
     fn an_app_that_cannot_even_be_killed_does_not_keep_the_token_alive() {
-        let elapsed = Elapsed(Timer::App);
+        let elapsed = Elapsed;
         drive(
             true,
             &[
@@ -664,8 +629,8 @@ mod tests {
     fn the_signals_of_the_application_are_relayed_while_it_lives() {
         for signal in SIGNALS
             .iter()
-            .filter(|(_, meaning, _)| *meaning == SignalClass::Relay)
-            .flat_map(|(signals, ..)| *signals)
+            .filter(|(_, class)| *class == SignalClass::Relay)
+            .flat_map(|(signals, _)| *signals)
         {
             let (input, relayed) = (Input::Signal(*signal), [SignalApp(*signal)]);
             let ended = AppEnded(ExitStatus::Exited(0));
@@ -685,7 +650,22 @@ mod tests {
     #[test]
     fn readme_has_the_table_of_signals() {
         let readme = include_str!("../../README.md");
-        for (signals, _, words) in SIGNALS {
+        for (signals, class) in SIGNALS {
+            // The effect before the first secrets, while the application runs, and while the
+            // application stops.
+            let words = match class {
+                SignalClass::Stop => [
+                    "the token is revoked, exit 128+n",
+                    "relayed, and the stop begins",
+                    "the application is killed",
+                ],
+                SignalClass::Reload => [
+                    "secrets are read again",
+                    "relayed, and secrets are read again",
+                    "relayed",
+                ],
+                SignalClass::Relay => ["nothing", "relayed", "relayed"],
+            };
             let names: Vec<_> = signals
                 .iter()
                 .map(|signal| signal.as_str().trim_start_matches("SIG"))
@@ -709,11 +689,11 @@ mod tests {
 
     #[test]
     fn an_elapsed_wait_asks_fetch_for_the_reason() {
-        let gave_up = [TellFetch(GiveUp), Arm(Timer::Revocation, REVOKE)];
+        let gave_up = [TellFetch(GiveUp), Arm(REVOKE)];
         drive(
             true,
             &[
-                (Elapsed(Timer::Secrets), &gave_up),
+                (Elapsed, &gave_up),
                 (SecretsReady, &[]),
                 (RoleFailed(Child::Fetch, Exit::Login), &[]),
                 (RoleEnded(Child::Fetch), &[Finish(Exit::Login.code())]),
@@ -722,8 +702,8 @@ mod tests {
         drive(
             true,
             &[
-                (Elapsed(Timer::Secrets), &gave_up),
-                (Elapsed(Timer::Revocation), &ABANDON),
+                (Elapsed, &gave_up),
+                (Elapsed, &ABANDON),
                 (RoleEnded(Child::Fetch), &[Finish(70)]),
             ],
         );
@@ -764,7 +744,7 @@ mod tests {
     }
 
     #[test]
-    fn the_birth_of_one_role_leaves_the_reason_of_another() {
+    fn a_restart_of_one_role_leaves_the_reason_of_the_other() {
         let (fetch, serve) = (
             RoleFailed(Child::Fetch, Exit::Login),
             RoleFailed(Child::Serve, Exit::Memory),
@@ -868,12 +848,12 @@ mod tests {
                 (RESTART, &[]),
                 (GroupGone, &[StartApp]),
                 (GroupGone, &[]),
-                (Elapsed(Timer::App), &[]),
+                (Elapsed, &[]),
                 (RESTART, &ASK_TERM),
-                (Elapsed(Timer::App), &KILL[..1]),
-                (Elapsed(Timer::App), &[]),
+                (Elapsed, &KILL[..1]),
+                (Elapsed, &[]),
                 (ENDED, &KILL),
-                (Elapsed(Timer::App), &[StartApp]),
+                (Elapsed, &[StartApp]),
                 (AppEnded(ExitStatus::Exited(127)), &ASK_REVOKE),
                 (RoleEnded(Child::Fetch), &[Finish(127)]),
             ],
@@ -883,7 +863,7 @@ mod tests {
     #[test]
     fn a_stop_during_a_restart_keeps_its_timer() {
         let began: [(Input, &[Output]); 2] = [(SecretsReady, &[StartApp]), (RESTART, &ASK_TERM)];
-        let killed = [(Elapsed(Timer::App), &KILL[..1])];
+        let killed = [(Elapsed, &KILL[..1])];
         let serve = RoleEnded(Child::Serve);
         let lost = [AbortMount, ASK_REVOKE[0], ASK_REVOKE[1]];
         let table: &[&[(Input, &[Output])]] = &[
@@ -893,12 +873,8 @@ mod tests {
                 (ENDED, &ASK_REVOKE),
                 (RoleEnded(Child::Fetch), &[Finish(7)]),
             ],
-            &[
-                (TERM, &[]),
-                (Elapsed(Timer::App), &KILL),
-                (Elapsed(Timer::App), &ASK_REVOKE),
-            ],
-            &[killed[0], (TERM, &KILL), (Elapsed(Timer::App), &ASK_REVOKE)],
+            &[(TERM, &[]), (Elapsed, &KILL), (Elapsed, &ASK_REVOKE)],
+            &[killed[0], (TERM, &KILL), (Elapsed, &ASK_REVOKE)],
             &[
                 (ENDED, &KILL),
                 (TERM, &ASK_REVOKE),
@@ -939,12 +915,7 @@ mod tests {
             prop_oneof![Just(Child::Fetch), Just(Child::Serve)].prop_map(RoleRestarted),
             any::<u8>().prop_map(|code| AppEnded(ExitStatus::Exited(code))),
             Just(GroupGone),
-            prop_oneof![
-                Just(Timer::Secrets),
-                Just(Timer::App),
-                Just(Timer::Revocation)
-            ]
-            .prop_map(Elapsed),
+            Just(Elapsed),
         ]
     }
 
@@ -991,15 +962,15 @@ mod tests {
         }
 
         #[test]
-        fn the_reason_of_a_role_is_its_own_whatever_else_is_born(
+        fn no_restart_of_another_role_changes_a_reason(
             before in proptest::collection::vec(any_input().prop_filter("nothing ends yet", is_no_end), 0..30),
             exit in prop_oneof![Just(Exit::Login), Just(Exit::NoSecret), Just(Exit::Unavailable)],
-            births in 0_usize..4,
+            restarts in 0_usize..4,
         ) {
             let (mut machine, _) = Machine::start(policy(false));
             let mut inputs = before;
             inputs.push(RoleFailed(Child::Fetch, exit));
-            inputs.extend(std::iter::repeat_n(RoleRestarted(Child::Serve), births));
+            inputs.extend(std::iter::repeat_n(RoleRestarted(Child::Serve), restarts));
             inputs.push(RoleEnded(Child::Fetch));
             let outputs: Vec<_> = inputs.into_iter().flat_map(|input| machine.step(input)).collect();
             prop_assert_eq!(outputs.last(), Some(&Finish(exit.code())));
@@ -1011,7 +982,7 @@ mod tests {
             let mut lives = false;
             let mut outputs = live(&mut machine, inputs, &mut lives);
             // Neither the application nor a role dies of KILL: time alone brings the end.
-            let (app, fetch) = (Elapsed(Timer::App), Elapsed(Timer::Revocation));
+            let (app, fetch) = (Elapsed, Elapsed);
             outputs.extend(live(&mut machine, vec![TERM, TERM, app, fetch, fetch], &mut lives));
             prop_assert!(outputs.iter().any(|o| matches!(o, Finish(_))));
         }

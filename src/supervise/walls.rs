@@ -1,11 +1,11 @@
-//! What a role that was taken over can still ask of the kernel: Landlock says which files, ports
-//! and processes it reaches, a filter which system calls it makes. Invariants: a role works behind
-//! every wall that supervise found, or not at all; both stand before the role's first thread starts
-//! and before the first byte from the network or the kernel's FUSE is read.
+//! The restrictions of a role, in case an attacker takes the role over: Landlock limits files, ports
+//! and processes, and a seccomp filter limits system calls. Invariant: a role works under every
+//! restriction available in the kernel, or not at all. The restrictions hold before the role starts
+//! a thread and before the role reads from the network or the kernel's FUSE device.
 
 use super::calls::List;
 use super::reach::{self, Reach};
-use crate::config::plan::{AfterReading, Method, Plan};
+use crate::config::plan::{Method, Plan};
 use crate::fetch::WriteRoot;
 use crate::names::Child;
 use crate::observe::Incident;
@@ -16,42 +16,46 @@ use crate::sys::seccomp;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use std::fmt::Display;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-/// DNS over TCP, which a resolver takes for long answers. UDP is denied by no Landlock.
+/// DNS over TCP, which a resolver uses for long answers. Landlock does not restrict UDP.
 const DNS: u16 = 53;
-/// What a resolver reads while it runs: that of musl, and that of glibc.
-const OF_MUSL: &[&str] = &["/etc/hosts", "/etc/resolv.conf"];
-const OF_GLIBC: &[&str] = &[
-    "/etc/gai.conf",
-    "/etc/host.conf",
-    "/etc/hosts",
-    "/etc/nsswitch.conf",
-    "/etc/resolv.conf",
-];
+/// The files read by the C library's resolver at each lookup.
+const RESOLVER_FILES: &[&str] = if cfg!(target_env = "musl") {
+    &["/etc/hosts", "/etc/resolv.conf"]
+} else {
+    &[
+        "/etc/gai.conf",
+        "/etc/host.conf",
+        "/etc/hosts",
+        "/etc/nsswitch.conf",
+        "/etc/resolv.conf",
+    ]
+};
 
-/// The walls that this kernel can build.
+/// The restrictions supported by the kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Confinement {
-    /// The ABI of Landlock; `None` where there is none.
+    /// The ABI of Landlock; `None` without Landlock.
     landlock: Option<u32>,
-    /// Whether there are filters of system calls.
     seccomp: bool,
 }
 
 impl Confinement {
-    /// Asks the kernel; says what is missing.
+    /// Asks the kernel, and warns of each unsupported restriction.
     pub(super) fn find() -> Self {
-        let landlock = landlock::abi().and_then(|abi| Ruleset::new(abi).map(|_| abi));
-        if let Err(why) = &landlock {
-            Incident::NoLandlock.emit(why);
+        let landlock = landlock_abi();
+        if let Err(error) = &landlock {
+            Incident::NoLandlock.emit(error);
         }
         let seccomp = seccomp::is_available();
         if !seccomp {
-            Incident::NoSeccomp.emit(&"the kernel has no filters, or a filter forbids another");
+            let why = "the kernel has no filters, or a filter forbids another";
+            Incident::NoSeccomp.emit(&why);
         }
         Self {
             landlock: landlock.ok(),
@@ -59,25 +63,25 @@ impl Confinement {
         }
     }
 
-    /// The walls of `fetch`, which keeps `rights`, and of `serve` if there is one, for the report.
-    pub(super) fn report(self, rights: &[Capability], roles: &[Child]) -> status::WallsReport {
-        let of = |rights: &[Capability]| {
-            let kept: Vec<_> = rights.iter().map(|right| right.name()).collect();
+    /// The restrictions of `fetch`, which keeps the capabilities `kept`, and of `serve` if `roles`
+    /// contains `serve`.
+    pub(super) fn report(self, kept: &[Capability], roles: &[Child]) -> status::WallsReport {
+        let of = |kept: &[Capability]| {
+            let kept: Vec<_> = kept.iter().map(|right| right.name()).collect();
             let capabilities = if kept.is_empty() {
                 "capabilities".to_owned()
             } else {
                 format!("capabilities but {}", kept.join(", "))
             };
-            let seccomp = self.seccomp.then(|| "seccomp".to_owned());
-            let landlock = self.landlock.map(|abi| format!("landlock {abi}"));
-            [Some(capabilities), seccomp, landlock]
-                .into_iter()
-                .flatten()
-                .map(Into::into)
-                .collect()
+            let mut all = vec![capabilities.into()];
+            if self.seccomp {
+                all.push("seccomp".into());
+            }
+            all.extend(self.landlock.map(|abi| format!("landlock {abi}").into()));
+            all
         };
         status::WallsReport {
-            fetch: of(rights),
+            fetch: of(kept),
             serve: if roles.contains(&Child::Serve) {
                 of(&[])
             } else {
@@ -86,69 +90,69 @@ impl Confinement {
         }
     }
 
-    /// Leaves nothing to `serve` but what it has open.
+    /// Leaves `serve` only its open files.
     ///
     /// # Errors
-    /// Which wall cannot be built, and why.
-    pub(super) fn around_serve(self) -> io::Result<()> {
-        if let Some(abi) = self.landlock {
-            Ruleset::new(abi)
-                .and_then(Ruleset::restrict)
-                .map_err(named("landlock"))?;
-        }
-        self.filter(List::Serve)
+    /// The failed restriction, and the reason.
+    pub(super) fn confine_serve(self) -> io::Result<()> {
+        self.restrict(Ruleset::new, List::Serve)
     }
 
-    /// Leaves to `fetch` the files of its login and of the resolver, the server's port and DNS, and
-    /// its directory. To be called once the files of TLS are read: nothing reads them again.
+    /// Leaves `fetch` the files of the login and of the resolver, the ports of the server and of
+    /// DNS, and `root`. Must be called after the TLS files are read.
     ///
     /// # Errors
-    /// Which wall cannot be built, and why.
-    pub(super) fn around_fetch(self, plan: &Plan, root: &WriteRoot) -> io::Result<()> {
-        if let Some(abi) = self.landlock {
-            rules_of_fetch(abi, plan, root)
-                .and_then(Ruleset::restrict)
-                .map_err(named("landlock"))?;
-        }
-        self.filter(match root {
+    /// The failed restriction, and the reason.
+    pub(super) fn confine_fetch(self, plan: &Plan, root: &WriteRoot) -> io::Result<()> {
+        let list = match root {
             WriteRoot::Mount(_) => List::FetchOnFuse,
             WriteRoot::Tmpfs(_) => List::FetchOnTmpfs,
-        })
+        };
+        self.restrict(|abi| rules_of_fetch(abi, plan, root), list)
     }
 
-    fn filter(self, list: List) -> io::Result<()> {
-        if self.seccomp {
-            list.enforce().map_err(named("seccomp"))
-        } else {
-            Ok(())
+    fn restrict(
+        self,
+        rules: impl FnOnce(u32) -> io::Result<Ruleset>,
+        list: List,
+    ) -> io::Result<()> {
+        if let Some(abi) = self.landlock {
+            let restricted = rules(abi).and_then(Ruleset::restrict);
+            restricted.map_err(|error| named("landlock", &error))?;
         }
+        if self.seccomp {
+            list.enforce().map_err(|error| named("seccomp", &error))?;
+        }
+        Ok(())
     }
 }
 
-fn named(wall: &'static str) -> impl Fn(io::Error) -> io::Error {
-    move |error| io::Error::new(error.kind(), format!("{wall}: {error}"))
+fn landlock_abi() -> io::Result<u32> {
+    let abi = landlock::abi()?;
+    Ruleset::new(abi)?;
+    Ok(abi)
+}
+
+fn named(restriction: &str, error: &dyn Display) -> io::Error {
+    io::Error::other(format!("{restriction}: {error}"))
 }
 
 fn rules_of_fetch(abi: u32, plan: &Plan, root: &WriteRoot) -> io::Result<Ruleset> {
     let rules = Ruleset::new(abi)?;
-    let announce = FileRights::WRITE | FileRights::TRUNCATE | FileRights::MAKE | FileRights::REMOVE;
+    let files = FileRights::WRITE | FileRights::TRUNCATE | FileRights::MAKE | FileRights::REMOVE;
     let access = match root {
-        WriteRoot::Mount(_) => announce,
+        WriteRoot::Mount(_) => files,
         WriteRoot::Tmpfs(_) => {
-            let files = announce | FileRights::READ | FileRights::MAKE_LINK;
-            files | FileRights::LIST | FileRights::MAKE_DIR | FileRights::REMOVE_DIR
+            let dirs = FileRights::LIST | FileRights::MAKE_DIR | FileRights::REMOVE_DIR;
+            files | FileRights::READ | FileRights::MAKE_LINK | dirs
         }
     };
     rules.allow(root.as_fd(), access)?;
     rules.allow_connect(plan.server.address.port)?;
     allow_login(&rules, &plan.auth.method)?;
-    // An address needs no resolver.
+    // An IP address needs no resolver.
     if plan.server.address.host.parse::<IpAddr>().is_err() {
-        for file in if cfg!(target_env = "musl") {
-            OF_MUSL
-        } else {
-            OF_GLIBC
-        } {
+        for file in RESOLVER_FILES {
             allow_reading(&rules, Path::new(file))?;
         }
         rules.allow_connect(DNS)?;
@@ -157,34 +161,24 @@ fn rules_of_fetch(abi: u32, plan: &Plan, root: &WriteRoot) -> io::Result<Ruleset
 }
 
 fn allow_login(rules: &Ruleset, method: &Method) -> io::Result<()> {
-    let Method::AppRole {
-        role_id_file,
-        secret_id_file,
-        after_reading,
-    } = method;
-    for file in [Some(role_id_file), secret_id_file.as_ref()]
-        .into_iter()
-        .flatten()
-    {
-        if let Some(weakness) = allow_reading(rules, file)? {
-            Incident::ReachLimited { path: file }.emit(&weakness);
+    for path in method.credential_files() {
+        if let Some(weakness) = allow_reading(rules, path)? {
+            Incident::ReachLimited { path }.emit(&weakness);
         }
     }
-    let removed = secret_id_file
-        .as_ref()
-        .filter(|_| *after_reading == AfterReading::Remove);
-    match removed.map(|file| (file, reach::directory_of(file))) {
-        Some((_, Some(directory))) => allow(rules, &directory, FileRights::REMOVE),
-        Some((file, None)) => {
-            let weakness = "it cannot be removed after reading";
-            Incident::ReachLimited { path: file }.emit(&weakness);
-            Ok(())
+    if let Some(path) = method.removed_file() {
+        if let Some(directory) = reach::directory_of(path) {
+            allow(rules, &directory, FileRights::REMOVE)?;
+        } else {
+            let weakness = "the file cannot be removed after reading";
+            Incident::ReachLimited { path }.emit(&weakness);
         }
-        None => Ok(()),
     }
+    Ok(())
 }
 
-/// Allows `file` to be read, now and after it was replaced; what may prevent the latter.
+/// Allows `file` to be read, now and after a replacement. Returns a reason why the read may fail
+/// later.
 fn allow_reading(rules: &Ruleset, file: &Path) -> io::Result<Option<&'static str>> {
     let Reach { places, weakness } = reach::of(file);
     for place in &places {
@@ -194,13 +188,10 @@ fn allow_reading(rules: &Ruleset, file: &Path) -> io::Result<Option<&'static str
 }
 
 fn allow(rules: &Ruleset, place: &Path, access: FileRights) -> io::Result<()> {
-    match open(
-        place,
-        OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    ) {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    match open(place, flags, Mode::empty()) {
         Ok(at) => rules.allow(at.as_fd(), access),
-        // It went since it was found. The login says so when it misses it.
+        // The place was removed since the walk: the login reports a missing file.
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => Ok(()),
         Err(errno) => Err(errno.into()),
     }

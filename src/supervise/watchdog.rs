@@ -1,148 +1,127 @@
-//! When a role that gives no sign of life is killed. Pure. Invariants: only looks that supervise
-//! itself made on time count against a role, so that a suspended machine, a frozen container and
-//! one that gets no processor kill nobody; a role that hangs is killed after `Intervals::silent`
-//! such looks.
+//! Decides when a silent role is killed. Pure. Invariants: a look counts against a role only if
+//! supervise made the look on time, so that a suspended machine, a frozen container or a lack of
+//! processor time kills no role; a role that hangs is killed after `SILENT_LOOKS` looks on time.
 
 use crate::clock::Moment;
 use std::time::Duration;
 
-/// How often supervise looks after its roles, and for how long a role may be silent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Intervals {
-    /// The time between two looks.
-    pub every: Duration,
-    /// A look that comes this much later than planned does not count: supervise was not scheduled,
-    /// so neither were the roles.
-    pub late: Duration,
-    /// After how many silent looks in a row a role is killed.
-    pub silent: u32,
-}
+/// The time between two looks at the roles.
+const EVERY: Duration = Duration::from_secs(2);
+/// A look with this delay does not count: supervise was not scheduled, so neither were the roles.
+const LATE: Duration = Duration::from_millis(100);
+/// The number of silent looks in a row after which a role is killed: ten seconds.
+const SILENT_LOOKS: u32 = 5;
 
-impl Intervals {
-    /// Ten seconds: five looks, one every two seconds.
-    pub const USUAL: Self = Self {
-        every: Duration::from_secs(2),
-        late: Duration::from_millis(100),
-        silent: 5,
-    };
-}
-
-/// Whether supervise looked when it had planned to.
+/// The punctuality of a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
-    /// It did.
+    /// As planned, or less than 100 ms later.
     OnTime,
-    /// It was held up.
+    /// Later.
     Late,
 }
 
-/// What was seen of a role since the last look.
+/// The state of a role at a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sign {
-    /// It answered, made progress, or had nothing to do.
+    /// The role answered, made progress, or had nothing to do.
     Alive,
-    /// It did not answer, made no progress with what it has to do, or is stopped.
+    /// The role did not answer, made no progress with its work, or is stopped.
     Silent,
 }
 
 /// The plan of looks.
 #[derive(Debug)]
 pub struct Looks {
-    intervals: Intervals,
-    /// When the next look is.
     due: Moment,
 }
 
 impl Looks {
-    /// Looks from now on.
-    pub fn new(intervals: Intervals, now: Moment) -> Self {
+    /// The first look is due one interval after `now`.
+    pub fn new(now: Moment) -> Self {
         Self {
-            intervals,
-            due: now.plus(intervals.every),
+            due: now.plus(EVERY),
         }
     }
 
-    /// When the next look is.
+    /// The time of the next look.
     pub fn wake(&self) -> Moment {
         self.due
     }
 
-    /// The look, if it is time for one; the next one is planned from now.
+    /// The look, if one is due; the next look is due one interval after `now`.
     pub fn look(&mut self, now: Moment) -> Option<Look> {
         if now < self.due {
             return None;
         }
-        let look = if now.since(self.due) < self.intervals.late {
-            Look::OnTime
-        } else {
-            Look::Late
-        };
-        self.due = now.plus(self.intervals.every);
-        Some(look)
+        let late = now.since(self.due) >= LATE;
+        self.due = now.plus(EVERY);
+        Some(if late { Look::Late } else { Look::OnTime })
     }
 }
 
-/// One life of a role, watched.
-#[derive(Debug)]
+/// The watch over a process of a role.
+#[derive(Debug, Default)]
 pub struct Watch {
-    /// Silent looks in a row that count.
+    /// Silent looks on time in a row.
     silent: u32,
-    /// When it last gave a sign of life.
+    /// The time of the last sign of life.
     heard: Moment,
-    /// Whether it is stopped, as by STOP.
+    /// Whether the process is stopped, for example by STOP.
     stopped: bool,
-    /// Whether it has not answered yet what it was asked.
+    /// Whether an answer is outstanding.
     asked: bool,
-    /// How far its work was at the last look.
+    /// The operation counter at the last look.
     work: Option<u64>,
 }
 
 impl Watch {
-    /// A life that begins now.
+    /// The watch over a process that was started `now`.
     pub fn new(now: Moment) -> Self {
         Self {
-            silent: 0,
             heard: now,
-            stopped: false,
-            asked: false,
-            work: None,
+            ..Self::default()
         }
     }
 
-    /// When it last gave a sign of life.
+    /// The time of the last sign of life.
     pub fn heard(&self) -> Moment {
         self.heard
     }
 
-    /// It was stopped, or goes on: the kernel says so to its parent.
+    /// Records that the process was stopped, or continues (`waitpid` reports both).
     pub fn stopped(&mut self, stopped: bool) {
         self.stopped = stopped;
     }
 
-    /// It is asked for an answer.
+    /// Records a question to the process.
     pub fn asked(&mut self) {
         self.asked = true;
     }
 
-    /// It said something.
+    /// Records a message of the process.
     pub fn answered(&mut self) {
         self.asked = false;
     }
 
-    /// What a look sees of a role that answers when it is asked.
+    /// The sign of a role that answers questions.
     pub fn sign_of_answer(&self) -> Sign {
-        self.unless(self.asked)
+        self.sign(self.asked)
     }
 
-    /// What a look sees of a role that shows its work: a number that changes when an operation
-    /// begins or ends, odd in the middle of one. `None` while it does not work yet. One
-    /// operation takes microseconds, so one that goes on from look to look hangs.
+    /// The sign of a role with an operation counter `work`: the counter changes at the begin and at
+    /// the end of each operation and is odd in between; `None` before the role is ready. An
+    /// operation takes microseconds, so an operation that lasts from look to look hangs.
     pub fn sign_of_work(&mut self, work: Option<u64>) -> Sign {
-        let before = std::mem::replace(&mut self.work, work);
-        self.unless(work.is_none_or(|number| number % 2 == 1 && before == work))
+        let hangs = match work {
+            Some(count) => count % 2 == 1 && self.work == work,
+            None => true,
+        };
+        self.work = work;
+        self.sign(hangs)
     }
 
-    fn unless(&self, silent: bool) -> Sign {
+    fn sign(&self, silent: bool) -> Sign {
         if silent || self.stopped {
             Sign::Silent
         } else {
@@ -150,15 +129,18 @@ impl Watch {
         }
     }
 
-    /// Takes what a look has seen; whether the role is to be killed.
-    pub fn look(&mut self, look: Look, sign: Sign, intervals: Intervals, now: Moment) -> bool {
+    /// Records the sign of a look. The result is whether the role is to be killed.
+    pub fn look(&mut self, look: Look, sign: Sign, now: Moment) -> bool {
         match (sign, look) {
-            (Sign::Alive, _) => (self.silent, self.heard) = (0, now),
+            (Sign::Alive, _) => {
+                self.silent = 0;
+                self.heard = now;
+            }
             (Sign::Silent, Look::OnTime) => self.silent += 1,
-            // It had no more time than supervise.
+            // The role had no more processor time than supervise.
             (Sign::Silent, Look::Late) => {}
         }
-        self.silent >= intervals.silent
+        self.silent >= SILENT_LOOKS
     }
 }
 
@@ -167,25 +149,23 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const INTERVALS: Intervals = Intervals::USUAL;
-
     const fn at(millis: u64) -> Moment {
         Moment::at(Duration::from_millis(millis))
     }
 
-    /// What each look sees, and at which of them the role is killed.
+    /// The sign at each look, and the index of the look at which the role is killed.
     type LookRow<'a> = (&'a [(Look, Sign)], Option<usize>);
 
     #[test]
     fn a_stop_an_open_question_and_an_endless_operation_are_silence() {
         use Sign::{Alive, Silent};
         let mut watch = Watch::new(at(0));
-        assert_eq!(watch.sign_of_answer(), Alive, "nothing was asked yet");
+        assert_eq!(watch.sign_of_answer(), Alive, "no question yet");
         watch.asked();
         assert_eq!(watch.sign_of_answer(), Silent);
         watch.answered();
         assert_eq!(watch.sign_of_answer(), Alive);
-        // How far the work is at each look: it does not work yet, is idle, works, hangs, goes on.
+        // The counter at each look: not ready, idle, at work, hanging, at work again.
         let work = [
             None,
             Some(4),
@@ -223,7 +203,7 @@ mod tests {
             (&[(OnTime, Silent); 4], None),
             (&[(OnTime, Alive); 9], None),
             (&[(Late, Silent); 9], None),
-            // One that is late neither counts nor begins anew.
+            // A late look neither counts nor starts the count again.
             (
                 &[
                     (OnTime, Silent),
@@ -262,15 +242,15 @@ mod tests {
             let mut watch = Watch::new(at(0));
             let found = looks
                 .iter()
-                .position(|(look, sign)| watch.look(*look, *sign, INTERVALS, at(1)));
+                .position(|(look, sign)| watch.look(*look, *sign, at(1)));
             assert_eq!(found, *killed, "{looks:?}");
         }
     }
 
     #[test]
     fn a_look_is_on_time_or_late_and_the_next_one_is_planned_from_it() {
-        let mut looks = Looks::new(INTERVALS, at(0));
-        // (when supervise is awake, what kind of look that is, when the next one is)
+        let mut looks = Looks::new(at(0));
+        // (the time at which supervise is awake, the look, the time of the next look)
         let table = [
             (1_999, None, 2_000),
             (2_000, Some(Look::OnTime), 4_000),
@@ -289,38 +269,38 @@ mod tests {
         }
     }
 
-    /// Lets time pass: supervise wakes so many milliseconds after each look is due, and sees a role
-    /// that is silent from the beginning; the number of looks that were made when it is killed.
+    /// The number of looks until a role is killed that was silent from the beginning; `delays` are
+    /// the milliseconds by which supervise wakes after each look is due.
     fn killed_after(delays: &[u64]) -> Option<usize> {
-        let (mut looks, mut watch) = (Looks::new(INTERVALS, at(0)), Watch::new(at(0)));
+        let (mut looks, mut watch) = (Looks::new(at(0)), Watch::new(at(0)));
         let seen = delays.iter().position(|delay| {
             let now = looks.wake().plus(Duration::from_millis(*delay));
             let look = looks.look(now).expect("it is due");
-            watch.look(look, Sign::Silent, INTERVALS, now)
+            watch.look(look, Sign::Silent, now)
         });
         seen.map(|last| last + 1)
     }
 
     proptest! {
         #[test]
-        fn nobody_is_killed_while_supervise_is_not_scheduled(delays in proptest::collection::vec(100_u64..100_000, 0..200)) {
+        fn no_role_is_killed_while_supervise_is_not_scheduled(delays in proptest::collection::vec(100_u64..100_000, 0..200)) {
             prop_assert_eq!(killed_after(&delays), None);
         }
 
         #[test]
-        fn whoever_hangs_is_killed_after_five_looks_on_time(delays in proptest::collection::vec(prop_oneof![0_u64..100, 100_u64..10_000], 5..200)) {
+        fn a_role_that_hangs_is_killed_after_five_looks_on_time(delays in proptest::collection::vec(prop_oneof![0_u64..100, 100_u64..10_000], 5..200)) {
             let on_time = delays.iter().enumerate().filter(|(_, delay)| **delay < 100).map(|(n, _)| n + 1).nth(4);
             prop_assert_eq!(killed_after(&delays), on_time);
         }
 
         #[test]
-        fn whoever_answers_every_fifth_time_lives(answers in proptest::collection::vec(1_usize..5, 1..50)) {
+        fn a_role_that_answers_every_fifth_time_lives(answers in proptest::collection::vec(1_usize..5, 1..50)) {
             let mut watch = Watch::new(at(0));
             for silent in answers {
                 for _ in 0..silent {
-                    prop_assert!(!watch.look(Look::OnTime, Sign::Silent, INTERVALS, at(1)));
+                    prop_assert!(!watch.look(Look::OnTime, Sign::Silent, at(1)));
                 }
-                prop_assert!(!watch.look(Look::OnTime, Sign::Alive, INTERVALS, at(1)));
+                prop_assert!(!watch.look(Look::OnTime, Sign::Alive, at(1)));
             }
         }
     }

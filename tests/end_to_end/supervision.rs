@@ -59,9 +59,9 @@ fn signals_reach_the_application() {
     ] {
         let (tenant, setup) = FUSE.usual("signals");
         let agent = setup.script(TELLS).started();
-        for (signals, ..) in SIGNALS
+        for (signals, _) in SIGNALS
             .iter()
-            .filter(|(_, meaning, _)| *meaning != SignalClass::Stop)
+            .filter(|(_, class)| *class != SignalClass::Stop)
         {
             for signal in *signals {
                 agent.signal(*signal);

@@ -747,9 +747,9 @@ fn credentials_in_the_root_are_warned_of() {
     let end = agent.stop();
     assert_eq!(end.code, 0, "{}", end.stderr);
     for line in [
-        "path=/role_id why=\"it lies in `/`",
-        "path=/secret_id why=\"it lies in `/`",
-        "path=/secret_id why=\"it cannot be removed",
+        "path=/role_id why=\"the file is in `/`",
+        "path=/secret_id why=\"the file is in `/`",
+        "path=/secret_id why=\"the file cannot be removed",
         "could not be removed after reading path=/secret_id",
     ] {
         assert_eq!(
