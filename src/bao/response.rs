@@ -5,7 +5,7 @@ use crate::lease::source::{Cause, Engine, Failure, Lease, Reply, TokenGrant};
 use crate::names::{LeaseId, SecretPath};
 use crate::shown::{Shown, ShownCause};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::net::SocketAddr;
@@ -19,6 +19,9 @@ const WORDS: usize = 280;
 /// The largest parsed response in memory, in bytes: JSON of many small values grows to a multiple
 /// of the text.
 const PARSED: usize = 4 << 20;
+
+/// The number of warnings of the server that are kept.
+const WARNINGS: usize = 16;
 
 /// Explains a rejected login.
 const REJECTED: &str = ": the secret_id is used up, expired, of another role, or not known to this node yet; \
@@ -69,6 +72,11 @@ impl BaoOperation<'_> {
             message: format!("{self}: {}", ShownCause::from(why)),
             retry_after: None,
         }
+    }
+
+    /// The failure of a request whose path no URI can have.
+    pub(super) fn no_address(&self) -> Failure {
+        self.failure(Cause::NotFound, "its path cannot be written as an address")
     }
 
     /// The cause behind a status; `None` is success. `words` are the server's errors.
@@ -172,8 +180,19 @@ impl Response {
         &self,
         operation: &BaoOperation<'_>,
     ) -> Result<T, Failure> {
-        self.parse::<DataEnvelope<T>>(operation)
-            .map(|envelope| envelope.data)
+        self.envelope(operation).map(|(data, _)| data)
+    }
+
+    /// Parses the token of a login or a renewal.
+    pub(super) fn auth(&self, operation: &BaoOperation<'_>) -> Result<Option<AuthInfo>, Failure> {
+        let envelope: Envelope<IgnoredAny, AuthInfo> = self.parse(operation)?;
+        Ok(envelope.auth)
+    }
+
+    /// Parses the lease of a lease's renewal.
+    pub(super) fn lease(&self, operation: &BaoOperation<'_>) -> Result<Option<Lease>, Failure> {
+        let envelope: Envelope<IgnoredAny> = self.parse(operation)?;
+        Ok(envelope.reply(Map::new(), Engine::Other).lease())
     }
 
     /// The secret in the response.
@@ -182,29 +201,29 @@ impl Response {
         operation: &BaoOperation<'_>,
         versioned: bool,
     ) -> Result<Reply, Failure> {
-        if versioned {
-            let VersionedData { data, metadata } = self.data(operation)?;
-            let fields = data
-                .ok_or_else(|| operation.failure(Cause::NotFound, "this version holds nothing"))?;
-            let version = metadata.get("version").and_then(Value::as_u64);
-            let version = version
-                .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no version"))?;
-            return Ok(Reply {
-                fields,
-                engine: Engine::Kv2 { version, metadata },
-                lease: None,
-            });
+        if !versioned {
+            let (fields, envelope) = self.envelope(operation)?;
+            return Ok(envelope.reply(fields, Engine::Other));
         }
-        let envelope: Envelope = self.parse(operation)?;
-        let lease = envelope.lease();
-        let fields = envelope
-            .data
-            .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no data"))?;
-        Ok(Reply {
-            fields,
-            engine: Engine::Other,
-            lease,
-        })
+        let (VersionedData { data, metadata }, envelope) = self.envelope(operation)?;
+        let fields =
+            data.ok_or_else(|| operation.failure(Cause::NotFound, "this version holds nothing"))?;
+        let version = metadata.get("version").and_then(Value::as_u64);
+        let version = version
+            .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no version"))?;
+        Ok(envelope.reply(fields, Engine::Kv2 { version, metadata }))
+    }
+
+    /// The `data` of the response, and the envelope without `data`.
+    fn envelope<T: DeserializeOwned>(
+        &self,
+        operation: &BaoOperation<'_>,
+    ) -> Result<(T, Envelope<T>), Failure> {
+        let mut envelope: Envelope<T> = self.parse(operation)?;
+        match envelope.data.take() {
+            Some(data) => Ok((data, envelope)),
+            None => Err(operation.failure(Cause::Malformed, "the answer has no data")),
+        }
     }
 
     /// The failure of a deleted or destroyed version: KV version 2 answers 404 with the metadata of
@@ -291,27 +310,31 @@ fn parsed_size(text: &[u8]) -> usize {
     size
 }
 
-/// The envelope of every response.
+/// The envelope of every response. `A` is the form of a token.
 #[derive(Deserialize)]
-pub(super) struct Envelope {
+struct Envelope<D, A = Map<String, Value>> {
     lease_id: Option<String>,
     lease_duration: Option<u64>,
     renewable: Option<bool>,
-    data: Option<Map<String, Value>>,
-    /// The token, of a login or renewal.
-    pub(super) auth: Option<AuthInfo>,
+    data: Option<D>,
+    auth: Option<A>,
+    warnings: Option<Vec<ShownCause>>,
 }
 
-impl Envelope {
-    /// The lease, if the response grants a lease.
-    pub(super) fn lease(&self) -> Option<Lease> {
-        let id = LeaseId::new(self.lease_id.as_deref()?)?;
-        let ttl = Duration::from_secs(self.lease_duration.unwrap_or_default());
-        Some(Lease {
-            id,
-            ttl,
+impl<D> Envelope<D> {
+    /// The reply with `fields`, and with all else from the envelope.
+    fn reply(self, fields: Map<String, Value>, engine: Engine) -> Reply {
+        let mut warnings = self.warnings.unwrap_or_default();
+        warnings.truncate(WARNINGS);
+        Reply {
+            fields,
+            engine,
+            lease_id: LeaseId::new(&self.lease_id.unwrap_or_default()),
+            ttl: Duration::from_secs(self.lease_duration.unwrap_or_default()),
             renewable: self.renewable.unwrap_or_default(),
-        })
+            auth: self.auth,
+            warnings,
+        }
     }
 }
 
@@ -377,12 +400,6 @@ impl MountInfo {
             .and_then(|options| options.version.as_deref());
         matches!(self.r#type.as_str(), "kv" | "generic") && version == Some("2")
     }
-}
-
-/// The `data` of a response.
-#[derive(Deserialize)]
-struct DataEnvelope<T> {
-    data: T,
 }
 
 /// The content of `data` in a response of KV version 2.
@@ -560,6 +577,45 @@ mod tests {
                 .message,
             "renewing the token: the server answered 403"
         );
+    }
+
+    #[test]
+    fn a_reply_keeps_the_envelope() {
+        let operation = BaoOperation::RenewToken;
+        let long = "x".repeat(400);
+        let body = serde_json::json!({
+            "lease_id": "", "lease_duration": 2_764_800, "renewable": false,
+            "data": { "a": "b" },
+            "auth": { "client_token": "s.hunter2", "lease_duration": 60 },
+            "warnings": vec![&long; 20],
+        });
+        let reply = answer(200, &body.to_string()).reply(&operation, false);
+        let reply = reply.expect("a reply");
+        // KV v1 sends a duration, but no lease.
+        assert_eq!(reply.lease(), None);
+        assert_eq!(reply.ttl, Duration::from_hours(768));
+        let auth = reply.auth.as_ref().expect("a token");
+        assert_eq!(auth["client_token"], "s.hunter2");
+        assert_eq!(reply.warnings.len(), WARNINGS);
+        assert_eq!(reply.warnings[0].chars().count(), 300);
+        let shown = format!("{reply:?}");
+        assert!(
+            shown.contains("has_auth: true") && !shown.contains("hunter2"),
+            "{shown}"
+        );
+
+        let body = r#"{"lease_id":"db/1","lease_duration":60,"renewable":true,"warnings":null,
+            "auth":null,"data":{"data":{"a":"b"},"metadata":{"version":3}}}"#;
+        let reply = answer(200, body).reply(&operation, true).expect("a reply");
+        let lease = reply.lease().expect("a lease");
+        assert_eq!(
+            (lease.id.as_str(), lease.ttl),
+            ("db/1", Duration::from_mins(1))
+        );
+        assert!(lease.renewable && reply.auth.is_none() && reply.warnings.is_empty());
+        let body = r#"{"data":{"a":"b"}}"#;
+        let reply = answer(200, body).reply(&operation, false).expect("a reply");
+        assert_eq!((reply.lease(), reply.ttl), (None, Duration::ZERO));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Trust and client certificates. Invariant: the configured authorities replace the system's; an
 //! empty trust store is refused at start, never found by a failing connection.
 
-use super::approle::LIMIT;
+use super::auth::LIMIT;
 use crate::config::plan::{Tls, Verify};
 use crate::sys::file::read_regular;
 use rustls::client::Resumption;

@@ -329,7 +329,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     ) -> Result<(), Exit> {
         match result {
             Ok(reply) => {
-                self.step(ScheduleInput::Read(query, token, Ok(reply.lease.clone())));
+                self.step(ScheduleInput::Read(query, token, Ok(reply.lease())));
                 let rendered = self.secrets.accept(query, reply, self.requests.exposed());
                 self.rendered(rendered, Some(query))
             }

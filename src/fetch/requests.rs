@@ -3,7 +3,7 @@
 
 use super::checkpoint::Saved;
 use crate::config::plan::Query;
-use crate::lease::source::{Failure, Lease, Reply, Source, TokenGrant};
+use crate::lease::source::{Failure, Lease, Ownership, Reply, Source, TokenGrant};
 use crate::lease::{Request, ScheduleInput, TokenId};
 use crate::names::QueryId;
 use crate::observe::Event;
@@ -21,7 +21,7 @@ pub(super) enum Outcome {
     /// Any other that the machine waits for.
     ScheduleInput(ScheduleInput),
     /// A revocation, which nobody waits for.
-    Revoked(Result<(), Failure>),
+    Revoked(Result<Ownership, Failure>),
 }
 
 /// A request that the schedule asked for. Nothing is sent before its exchange is polled, and only
@@ -38,7 +38,7 @@ enum Done<T> {
     LookedUp(TokenId, Result<TokenGrant, Failure>),
     Read(QueryId, TokenId, Result<Reply, Failure>),
     Renewed(QueryId, TokenId, Result<Lease, Failure>),
-    Revoked(TokenId, Result<(), Failure>),
+    Revoked(TokenId, Result<Ownership, Failure>),
 }
 
 /// The tokens in the checkpoint.
@@ -260,9 +260,10 @@ impl<S: Source + 'static> Requests<S> {
 }
 
 /// Says how a revocation ended.
-pub(super) fn say_revoked(result: &Result<(), Failure>) {
+pub(super) fn say_revoked(result: &Result<Ownership, Failure>) {
     match result {
-        Ok(()) => Event::Revoked.emit(),
+        Ok(Ownership::Ours) => Event::Revoked.emit(),
+        Ok(Ownership::Foreign) => {}
         Err(failure) => Event::NotRevoked {
             why: &failure.message,
         }

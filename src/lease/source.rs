@@ -3,6 +3,7 @@
 
 use crate::exit::Exit;
 use crate::names::LeaseId;
+use crate::shown::ShownCause;
 use crate::template::Read;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -12,25 +13,48 @@ use std::time::Duration;
 
 /// The result of one read. The allocator wipes the heap of a dropped reply. Serialised for the
 /// checkpoint alone.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Reply {
     /// The secret: of KV v2 the inner `data`, else the whole `data`. Numbers keep their digits
     /// (`arbitrary_precision`).
     pub fields: Map<String, Value>,
-    /// Which engine answered.
+    /// The engine that answered.
     pub engine: Engine,
-    /// The lease, if the engine grants leases.
-    pub lease: Option<Lease>,
+    /// The id of the lease, if the engine grants leases.
+    pub lease_id: Option<LeaseId>,
+    /// `lease_duration`: the life of the lease. Some engines send a duration without a lease.
+    pub ttl: Duration,
+    /// Whether the server offers to renew the lease.
+    pub renewable: bool,
+    /// The token that the read made, if any, with all fields that the server sent.
+    pub auth: Option<Map<String, Value>>,
+    /// The warnings of the server: the first ones, cut.
+    pub warnings: Vec<ShownCause>,
 }
 
 impl Reply {
+    /// The lease of the value.
+    pub fn lease(&self) -> Option<Lease> {
+        Some(Lease {
+            id: self.lease_id.clone()?,
+            ttl: self.ttl,
+            renewable: self.renewable,
+        })
+    }
+
     /// The approximate size in memory, in bytes, rounded up.
     pub fn weight(&self) -> usize {
-        let metadata = match &self.engine {
-            Engine::Kv2 { metadata, .. } => weight_of_map(metadata),
-            Engine::Other => 0,
-        };
-        weight_of_map(&self.fields) + metadata
+        let mut weight = weight_of_map(&self.fields);
+        if let Engine::Kv2 { metadata, .. } = &self.engine {
+            weight += weight_of_map(metadata);
+        }
+        if let Some(auth) = &self.auth {
+            weight += weight_of_map(auth);
+        }
+        for warning in &self.warnings {
+            weight += 64 + warning.len();
+        }
+        weight
     }
 }
 
@@ -58,13 +82,17 @@ impl fmt::Debug for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reply")
             .field("engine", &self.engine)
-            .field("lease", &self.lease)
+            .field("lease_id", &self.lease_id)
+            .field("ttl", &self.ttl)
+            .field("renewable", &self.renewable)
+            .field("has_auth", &self.auth.is_some())
+            .field("warnings", &self.warnings)
             .finish_non_exhaustive()
     }
 }
 
 /// Which engine a path belongs to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub enum Engine {
     /// KV v2 with the version that was read; `metadata` is what a template sees as
     /// `.Data.metadata`.
@@ -75,6 +103,7 @@ pub enum Engine {
         metadata: Map<String, Value>,
     },
     /// Any other: database, KV v1, PKI ...
+    #[default]
     Other,
 }
 
@@ -97,6 +126,15 @@ pub struct TokenGrant {
     pub ttl: Option<Duration>,
     /// Whether the token can be renewed.
     pub renewable: bool,
+}
+
+/// Who owns a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    /// A login of the agent made the token: the agent revokes the token when it is replaced.
+    Ours,
+    /// The token was given to the agent, and others may use it: the agent never revokes the token.
+    Foreign,
 }
 
 /// A failed request. The message names the request and the cause in lower case, never a value.
@@ -225,9 +263,10 @@ pub trait Source {
     /// `Denied` when the token is dead or may not look itself up.
     async fn look_up_token(&self, token: &Self::Token) -> Result<TokenGrant, Failure>;
 
-    /// Revokes the token together with the leases of the token (`auth/token/revoke-self`).
+    /// Revokes the token together with the leases of the token (`auth/token/revoke-self`), unless
+    /// the token is foreign. Returns who owns the token.
     ///
     /// # Errors
     /// As classified by `Cause`.
-    async fn revoke_token(&self, token: &Self::Token) -> Result<(), Failure>;
+    async fn revoke_token(&self, token: &Self::Token) -> Result<Ownership, Failure>;
 }

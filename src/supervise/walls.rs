@@ -5,7 +5,7 @@
 
 use super::calls::List;
 use super::reach::{self, Reach};
-use crate::config::plan::{AfterReading, Method, Plan};
+use crate::config::plan::{Method, Plan};
 use crate::names::Child;
 use crate::observe::Event;
 use crate::status;
@@ -182,23 +182,15 @@ fn rules_of_fetch(abi: u32, plan: &Plan, outlet: WriteRoot<'_>) -> io::Result<Ru
 }
 
 fn allow_login(rules: &Ruleset, method: &Method) -> io::Result<()> {
-    let Method::AppRole {
-        role_id_file,
-        secret_id_file,
-        after_reading,
-    } = method;
-    for file in [Some(role_id_file), secret_id_file.as_ref()]
-        .into_iter()
-        .flatten()
-    {
+    for file in method.credential_files() {
         if let Some(weakness) = allow_reading(rules, file)? {
             warn(file, weakness);
         }
     }
-    let removed = secret_id_file
-        .as_ref()
-        .filter(|_| *after_reading == AfterReading::Remove);
-    match removed.map(|file| (file, reach::directory_of(file))) {
+    match method
+        .removed_file()
+        .map(|file| (file, reach::directory_of(file)))
+    {
         Some((_, Some(directory))) => allow(rules, &directory, FileRights::REMOVE),
         Some((file, None)) => {
             warn(file, "it cannot be removed after reading");
