@@ -1,7 +1,7 @@
 //! The login and the token. Invariants: at most one request of the session is in flight; a token is
 //! dropped only after its successor came, and is not revoked while a lease of it is served.
 
-use super::attempts::{Context, Renewal, RequestKind, TokenState};
+use super::attempts::{Attempt, Context, Renewal, RequestKind, TokenState};
 use super::protocol::{Effect, Request, Subject, SubjectStatus, TokenId};
 use super::queries::Queries;
 use super::query::REFRESH;
@@ -261,7 +261,7 @@ impl SessionSchedule {
         });
         if is_over(self.renewal.end) {
             self.renewal.end = None;
-            self.renewal.renew.at = None;
+            self.renewal.renew = Attempt::default();
             ended.extend(self.token.take().map(|token| token.id));
         }
         cx.out.extend(ended.iter().copied().map(Effect::Forget));

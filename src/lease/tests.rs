@@ -1057,6 +1057,17 @@ fn a_refresh_ends_every_wait_after_a_failure() {
 }
 
 #[test]
+fn a_refresh_after_the_end_of_a_token_whose_renewals_failed_is_one_login() {
+    let mut world = World::new(0, 1, life(1, 1), life(60, 600))
+        .fault(|_, now| (second(now) > 10).then_some(Cause::Unavailable));
+    world.run(100);
+    let before = world.logins();
+    world.step(ScheduleInput::Refresh);
+    world.run(101);
+    assert!(world.logins() - before <= 3, "{} logins", world.logins());
+}
+
+#[test]
 fn what_is_known_of_a_query_follows_its_life() {
     let down = |request: &Request, now: Moment| {
         let hit = (1_000..5_000).contains(&second(now)) && !matches!(request, Request::Revoke(_));
