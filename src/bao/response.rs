@@ -208,8 +208,7 @@ impl Response {
         let (VersionedData { data, metadata }, envelope) = self.envelope(operation)?;
         let fields =
             data.ok_or_else(|| operation.failure(Cause::NotFound, "this version holds nothing"))?;
-        let version = metadata.get("version").and_then(Value::as_u64);
-        let version = version
+        let version = version_of(&metadata)
             .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no version"))?;
         Ok(envelope.reply(fields, Engine::Kv2 { version, metadata }))
     }
@@ -233,14 +232,11 @@ impl Response {
             return None;
         }
         let VersionedData { metadata, .. } = self.data(operation).ok()?;
-        let version = metadata.get("version")?.as_u64()?;
-        let deleted = metadata
-            .get("deletion_time")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        let how = match metadata.get("destroyed").and_then(Value::as_bool) {
-            Some(true) => "was destroyed".to_owned(),
-            Some(false) | None => format!("was deleted at {deleted}"),
+        let version = version_of(&metadata)?;
+        let how = match (metadata.get("destroyed"), metadata.get("deletion_time")) {
+            (Some(Value::Bool(true)), _) => "was destroyed".to_owned(),
+            (_, Some(Value::String(time))) => format!("was deleted at {time}"),
+            _ => "was deleted".to_owned(),
         };
         Some(operation.failure(Cause::NotFound, &format!("version {version} {how}")))
     }
@@ -251,16 +247,16 @@ impl Response {
         struct Errors {
             errors: Option<Vec<String>>,
         }
-        if self.status < 300 {
+        if self.status < 300 || parsed_size(&self.body) > PARSED {
             return String::new();
         }
-        if parsed_size(&self.body) > PARSED {
+        let Ok(Errors {
+            errors: Some(errors),
+        }) = serde_json::from_slice(&self.body)
+        else {
             return String::new();
-        }
-        let errors = serde_json::from_slice::<Errors>(&self.body)
-            .ok()
-            .and_then(|answer| answer.errors);
-        let words = errors.unwrap_or_default().join("; ");
+        };
+        let words = errors.join("; ");
         let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
         Shown::<WORDS>::from(words.strip_prefix("1 error occurred: * ").unwrap_or(&words))
             .to_string()
@@ -271,10 +267,8 @@ impl Response {
         let words = self.words();
         match (operation, status) {
             (_, 300..=399) => {
-                let to = self
-                    .location
-                    .as_deref()
-                    .unwrap_or("an address that cannot be read");
+                let location = self.location.as_deref();
+                let to = location.unwrap_or("an address that cannot be read");
                 format!(
                     "the server redirects to {to} ({status}), which is not followed; hint: set `address` to the active server itself"
                 )
@@ -290,6 +284,11 @@ impl Response {
             _ => format!("{words} ({status})"),
         }
     }
+}
+
+/// The number of a version of KV version 2.
+fn version_of(metadata: &Map<String, Value>) -> Option<u64> {
+    metadata.get("version")?.as_u64()
 }
 
 /// An upper bound of the memory of parsed JSON, in bytes: a comma stands for a value (32 bytes), a
@@ -394,11 +393,13 @@ struct MountOptions {
 impl MountInfo {
     /// Whether the mount is KV version 2.
     pub(super) fn versioned(&self) -> bool {
-        let version = self
-            .options
-            .as_ref()
-            .and_then(|options| options.version.as_deref());
-        matches!(self.r#type.as_str(), "kv" | "generic") && version == Some("2")
+        let Some(MountOptions {
+            version: Some(version),
+        }) = &self.options
+        else {
+            return false;
+        };
+        matches!(self.r#type.as_str(), "kv" | "generic") && version == "2"
     }
 }
 

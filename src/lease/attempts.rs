@@ -11,23 +11,32 @@ use std::time::Duration;
 /// The longest `Retry-After` of the server that is obeyed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
 
-/// The environment of one step: the present, the settings, the random source and the list of
-/// outputs.
-pub(super) struct Context<'a> {
+/// The environment of a step: the present, the settings, the random source and the effects so far.
+#[derive(Debug)]
+pub(super) struct Context {
     pub(super) now: Moment,
     pub(super) timing: Timing,
-    pub(super) jitter: &'a mut Jitter,
-    pub(super) out: &'a mut Vec<Effect>,
+    pub(super) jitter: Jitter,
+    pub(super) out: Vec<Effect>,
 }
 
-impl Context<'_> {
+impl Context {
+    pub(super) fn new(timing: Timing, jitter: Jitter, now: Moment) -> Self {
+        Self {
+            now,
+            timing,
+            jitter,
+            out: Vec::new(),
+        }
+    }
+
     pub(super) fn ask(&mut self, request: Request) {
         self.out.push(Effect::Ask(request));
     }
 
     /// The dates of a grant, counted from `sent`, when the server was asked.
     pub(super) fn dates(&mut self, grant: Grant, reserve: Duration, sent: Moment) -> Dates {
-        grant.dates(reserve, sent, self.jitter)
+        grant.dates(reserve, sent, &mut self.jitter)
     }
 }
 
@@ -72,13 +81,13 @@ pub(super) struct Renewal {
     /// The request in flight and the time of its sending, from which a granted life counts.
     pub(super) in_flight: Option<(Moment, RequestKind)>,
     /// A request that got 403; the lookup of the token decides what follows.
-    denied: Option<(RequestKind, Failure)>,
+    pub(super) denied: Option<(RequestKind, Failure)>,
     /// The end of the token or lease.
     pub(super) end: Option<Moment>,
     /// The last failure since the last success.
     failure: Option<Failure>,
     /// The cause of the last failure that was reported since the last success.
-    reported: Option<Cause>,
+    pub(super) reported: Option<Cause>,
 }
 
 impl Renewal {
@@ -139,7 +148,7 @@ impl Renewal {
         subject: Subject,
         kind: RequestKind,
         failure: &Failure,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) {
         let backoff = match failure.cause {
             // The causes of a refused login are handled by `Refusals` and do not come here.
@@ -153,7 +162,7 @@ impl Renewal {
         };
         let asked = failure.retry_after.unwrap_or_default();
         let wait = backoff
-            .delay(self.attempt(kind).failures, cx.jitter)
+            .delay(self.attempt(kind).failures, &mut cx.jitter)
             .max(asked.min(LONGEST_RETRY_AFTER));
         self.failed_until(kind, failure, cx.now.plus(wait));
         self.report(subject, failure, wait, cx);
@@ -175,7 +184,7 @@ impl Renewal {
         kind: RequestKind,
         failure: Failure,
         is_current: bool,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) -> bool {
         self.in_flight = None;
         if failure.cause != Cause::Denied {
@@ -190,18 +199,8 @@ impl Renewal {
         is_current
     }
 
-    /// Whether a request waits for the lookup of its token.
-    pub(super) fn awaits_lookup(&self) -> bool {
-        self.denied.is_some()
-    }
-
     /// The lookup ended: a request that waited for it is repeated, postponed or given up.
-    pub(super) fn resolve_denied(
-        &mut self,
-        subject: Subject,
-        token: TokenState,
-        cx: &mut Context<'_>,
-    ) {
+    pub(super) fn resolve_denied(&mut self, subject: Subject, token: TokenState, cx: &mut Context) {
         let Some((kind, failure)) = self.denied.take() else {
             return;
         };
@@ -217,7 +216,7 @@ impl Renewal {
     }
 
     /// The policy denies renewals: a renewal is tried once, reported once, and then omitted.
-    fn stop_renewing(&mut self, subject: Subject, failure: &Failure, cx: &mut Context<'_>) {
+    fn stop_renewing(&mut self, subject: Subject, failure: &Failure, cx: &mut Context) {
         if let Some(end) = self.end {
             let ttl = end.since(cx.now);
             let rest = Grant {
@@ -249,17 +248,12 @@ impl Renewal {
         subject: Subject,
         failure: &Failure,
         after: Duration,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) {
         if self.reported != Some(failure.cause) {
             self.reported = Some(failure.cause);
             cx.out.push(Effect::Failed(subject, failure.clone(), after));
         }
-    }
-
-    /// Lets the next failure be reported, even one of the same cause.
-    pub(super) fn forget_reported(&mut self) {
-        self.reported = None;
     }
 
     /// The last failure, while another try is pending.

@@ -24,7 +24,7 @@ pub struct QuerySchedule {
     /// The number of values that could not be rendered.
     unusable: u32,
     /// The last read gave no lease: another read mints nothing.
-    plain: bool,
+    pub(super) plain: bool,
     /// The last lease ended, and no other was granted since.
     ended: bool,
     /// The sending times of the last two reads that gave a usable value, the latest first.
@@ -79,7 +79,7 @@ impl QuerySchedule {
             Some((at, RequestKind::Replace)) if self.plain => Some(Place::Read(at)),
             Some((at, RequestKind::Replace)) => Some(Place::Mint(at)),
             None if self.renewal.in_flight.is_some() => Some(Place::InFlight),
-            None if self.renewal.awaits_lookup() => Some(Place::AwaitsLookup),
+            None if self.renewal.denied.is_some() => Some(Place::AwaitsLookup),
             None => None,
         };
         let lease = self.lease.as_ref().map(|held| Place::Leased(held.token));
@@ -118,10 +118,10 @@ impl QuerySchedule {
     /// that the value replaces.
     pub(super) fn read(
         &mut self,
-        lease: Option<&Lease>,
+        lease: Option<Lease>,
         token: TokenId,
         current: Option<TokenId>,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) -> Option<TokenId> {
         let sent = self.renewal.answered(cx.now);
         let replaced = self.lease.take().map(|held| held.token);
@@ -135,7 +135,7 @@ impl QuerySchedule {
                     token,
                     first: lease.ttl,
                 });
-                self.granted(lease, current, sent, cx);
+                self.granted(&lease, current, sent, cx);
             }
             Some(_) | None => self.poll(sent, cx),
         }
@@ -144,8 +144,8 @@ impl QuerySchedule {
     }
 
     /// Schedules the next read of a value without a lease.
-    fn poll(&mut self, sent: Moment, cx: &mut Context<'_>) {
-        let mut dates = poll(self.refresh, sent, cx.jitter);
+    fn poll(&mut self, sent: Moment, cx: &mut Context) {
+        let mut dates = poll(self.refresh, sent, &mut cx.jitter);
         if self.read_again {
             dates.replace = dates.replace.min(Some(sent.plus(REFRESH)));
         }
@@ -157,7 +157,7 @@ impl QuerySchedule {
         &mut self,
         lease: Option<&Lease>,
         current: Option<TokenId>,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) {
         let sent = self.renewal.answered(cx.now);
         match lease {
@@ -167,13 +167,7 @@ impl QuerySchedule {
     }
 
     /// The held lease was granted or renewed: sets its dates.
-    fn granted(
-        &mut self,
-        lease: &Lease,
-        current: Option<TokenId>,
-        sent: Moment,
-        cx: &mut Context<'_>,
-    ) {
+    fn granted(&mut self, lease: &Lease, current: Option<TokenId>, sent: Moment, cx: &mut Context) {
         let Some(held) = &self.lease else { return };
         // A lease that was never renewable is replaced at two thirds of its life, however long.
         let reserve = if lease.renewable {
@@ -195,12 +189,12 @@ impl QuerySchedule {
 
     /// The value cannot be rendered. A value without a lease is read again slowly; a credential is
     /// not minted again.
-    pub(super) fn unusable(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn unusable(&mut self, cx: &mut Context) {
         if self.lease.is_some() {
             return;
         }
         self.good[0] = self.good[1];
-        let wait = cx.timing.slow.delay(self.unusable, cx.jitter);
+        let wait = cx.timing.slow.delay(self.unusable, &mut cx.jitter);
         self.unusable = self.unusable.saturating_add(1);
         let replace = &mut self.renewal.replace;
         replace.at = replace.at.min(Some(cx.now.plus(wait)));
@@ -209,11 +203,6 @@ impl QuerySchedule {
     /// Whether there is a lease.
     pub(super) fn is_leased(&self) -> bool {
         self.lease.is_some()
-    }
-
-    #[cfg(test)]
-    pub(super) fn is_plain(&self) -> bool {
-        self.plain
     }
 
     /// The lease is gone. Its value stays served until another one is read.

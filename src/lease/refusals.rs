@@ -62,7 +62,8 @@ impl Refusals {
     ) -> Option<Duration> {
         (self.why, self.proven) = (Some(failure.clone()), false);
         let wait = match failure.cause {
-            Cause::LockedOut { elsewhere: true } if !std::mem::replace(&mut self.moved, true) => {
+            Cause::LockedOut { elsewhere: true } if !self.moved => {
+                self.moved = true;
                 Some(Duration::ZERO)
             }
             Cause::LockedOut { .. } => Some(self.lockout(jitter)),
@@ -105,7 +106,9 @@ impl Refusals {
     /// A person asks for a login. The server forgets a rejected login after [`LOCKOUT`], so another
     /// login is harmless then.
     pub(super) fn refresh_now(&mut self, now: Moment) {
-        if self.last.is_some_and(|last| now.since(last) >= LOCKOUT) {
+        if let Some(last) = self.last
+            && now.since(last) >= LOCKOUT
+        {
             self.gate = Gate::Open;
             self.rejected = self.rejected.min(TRIES - 1);
         }
@@ -151,7 +154,10 @@ impl Refusals {
     }
 
     fn close(&mut self, wait: Option<Duration>, now: Moment) -> Option<Duration> {
-        self.gate = wait.map_or(Gate::Changed, |wait| Gate::Until(now.plus(wait)));
+        self.gate = match wait {
+            Some(wait) => Gate::Until(now.plus(wait)),
+            None => Gate::Changed,
+        };
         wait
     }
 }

@@ -62,25 +62,21 @@ impl Grant {
     /// The dates of a grant asked for at `from`. A replacement is asked for at most `reserve`, and
     /// at most a third of the life, before the end.
     pub fn dates(&self, reserve: Duration, from: Moment, jitter: &mut Jitter) -> Dates {
-        let end = from.plus(self.ttl);
         let at_limit = self.ttl < self.first.mul_f64(0.9);
-        if self.renewable && !at_limit {
+        let (renew, reserve) = if self.renewable && !at_limit {
             let renew = jitter.between(self.ttl.mul_f64(0.6), self.ttl.mul_f64(0.7));
             // Failed renewals are repeated until this reserve, and within the reserve beside the
             // replacement.
             let reserve = reserve.min(self.ttl.mul_f64(0.15));
-            return Dates {
-                renew: Some(later(from, renew)),
-                replace: Some(later(from, self.ttl.saturating_sub(reserve))),
-                end: Some(end),
-            };
-        }
-        let reserve = reserve.min(self.ttl / 3);
-        let reserve = jitter.between(reserve, reserve.mul_f64(1.25));
+            (Some(later(from, renew)), reserve)
+        } else {
+            let reserve = reserve.min(self.ttl / 3);
+            (None, jitter.between(reserve, reserve.mul_f64(1.25)))
+        };
         Dates {
-            renew: None,
+            renew,
             replace: Some(later(from, self.ttl.saturating_sub(reserve))),
-            end: Some(end),
+            end: Some(from.plus(self.ttl)),
         }
     }
 }

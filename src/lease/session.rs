@@ -8,7 +8,7 @@ use super::query::REFRESH;
 use super::refusals::Refusals;
 use super::renewal::{Dates, Grant, Timing};
 use super::source::{Cause, Failure, TokenGrant};
-use crate::clock::{Jitter, Moment};
+use crate::clock::Moment;
 use crate::exit::Exit;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -69,15 +69,15 @@ impl SessionSchedule {
     }
 
     /// Continues after a crash. `minted`: a request that may have minted a lease was in flight.
-    pub(super) fn resume(&mut self, minted: bool, now: Moment, jitter: &mut Jitter) {
+    pub(super) fn resume(&mut self, minted: bool, cx: &mut Context) {
         self.looking_up = false;
         if self.renewal.drop_in_flight() == Some(RequestKind::Replace) {
             self.orphaned_logins += 1;
-            self.refusals.orphaned(now, jitter);
+            self.refusals.orphaned(cx.now, &mut cx.jitter);
         }
         self.in_doubt |= minted;
         if self.in_doubt && self.token.is_some() {
-            self.renewal.replace = Renewal::due(now).replace;
+            self.renewal.replace = Renewal::due(cx.now).replace;
         }
     }
 
@@ -100,12 +100,12 @@ impl SessionSchedule {
         if self.awaits_credentials() {
             self.refusals = Refusals::default();
             self.renewal.replace.at = Some(now);
-            self.renewal.forget_reported();
+            self.renewal.reported = None;
         }
     }
 
     /// A login gave a token; the token before it is retired.
-    pub(super) fn logged_in(&mut self, grant: TokenGrant, cx: &mut Context<'_>) {
+    pub(super) fn logged_in(&mut self, grant: TokenGrant, cx: &mut Context) {
         let sent = self.renewal.answered(cx.now);
         if let Some(old) = self.token.take() {
             let end = self.renewal.end;
@@ -127,14 +127,14 @@ impl SessionSchedule {
     }
 
     /// A refused login has a wait of its own, or waits for other credentials.
-    pub(super) fn login_failed(&mut self, failure: &Failure, cx: &mut Context<'_>) {
+    pub(super) fn login_failed(&mut self, failure: &Failure, cx: &mut Context) {
         self.renewal.answered(cx.now);
         if failure.cause.exit() != Exit::Login {
             self.renewal
                 .postpone(Subject::Session, RequestKind::Replace, failure, cx);
             return;
         }
-        let wait = self.refusals.refused(failure, cx.now, cx.jitter);
+        let wait = self.refusals.refused(failure, cx.now, &mut cx.jitter);
         self.renewal
             .failed_until(RequestKind::Replace, failure, cx.now);
         match wait {
@@ -144,14 +144,14 @@ impl SessionSchedule {
     }
 
     /// The current token was renewed by a request that was sent at `sent`.
-    pub(super) fn token_renewed(&mut self, grant: TokenGrant, sent: Moment, cx: &mut Context<'_>) {
+    pub(super) fn token_renewed(&mut self, grant: TokenGrant, sent: Moment, cx: &mut Context) {
         if let Some(current) = self.token {
             self.sees_itself = true;
             self.granted(grant, current.first, sent, cx);
         }
     }
 
-    fn granted(&mut self, grant: TokenGrant, first: Duration, sent: Moment, cx: &mut Context<'_>) {
+    fn granted(&mut self, grant: TokenGrant, first: Duration, sent: Moment, cx: &mut Context) {
         let dates = match grant.ttl {
             None => Dates::default(),
             Some(ttl) => {
@@ -168,7 +168,7 @@ impl SessionSchedule {
     }
 
     /// A request under the current token got 403: the token is looked up, once for all requests.
-    pub(super) fn look_up(&mut self, token: TokenId, cx: &mut Context<'_>) {
+    pub(super) fn look_up(&mut self, token: TokenId, cx: &mut Context) {
         if !self.looking_up {
             self.looking_up = true;
             cx.ask(Request::LookUp(token));
@@ -180,7 +180,7 @@ impl SessionSchedule {
         &mut self,
         token: TokenId,
         result: &Result<TokenGrant, Failure>,
-        cx: &Context<'_>,
+        cx: &Context,
     ) -> TokenState {
         self.looking_up = false;
         let Some(current) = self.token.filter(|current| current.id == token) else {
@@ -203,10 +203,10 @@ impl SessionSchedule {
     }
 
     /// The current token is dead: logs in at once, or after a backoff if tokens keep dying young.
-    pub(super) fn token_dead(&mut self, token: TokenId, cx: &mut Context<'_>) {
+    pub(super) fn token_dead(&mut self, token: TokenId, cx: &mut Context) {
         let wait = match self.deaths.checked_sub(1) {
             None => Duration::ZERO,
-            Some(earlier) => cx.timing.slow.delay(earlier, cx.jitter),
+            Some(earlier) => cx.timing.slow.delay(earlier, &mut cx.jitter),
         };
         self.deaths = self.deaths.saturating_add(1);
         self.token = None;
@@ -218,7 +218,7 @@ impl SessionSchedule {
     }
 
     /// A lease of `token` was replaced: a retired token lives for another grace.
-    pub(super) fn extend_grace(&mut self, token: Option<TokenId>, cx: &Context<'_>) {
+    pub(super) fn extend_grace(&mut self, token: Option<TokenId>, cx: &Context) {
         for old in &mut self.retired {
             if Some(old.id) == token {
                 old.revoke = revocation(&cx.timing, old.end, cx.now);
@@ -250,7 +250,7 @@ impl SessionSchedule {
     }
 
     /// Drops the tokens whose end has come, and returns them.
-    pub(super) fn end_tokens(&mut self, cx: &mut Context<'_>) -> Vec<TokenId> {
+    pub(super) fn end_tokens(&mut self, cx: &mut Context) -> Vec<TokenId> {
         let is_over = |end: Option<Moment>| end.is_some_and(|end| end <= cx.now);
         let mut ended = Vec::new();
         self.retired.retain(|old| {
@@ -269,7 +269,7 @@ impl SessionSchedule {
     }
 
     /// Revokes retired tokens whose grace is over and whose leases are no longer served.
-    pub(super) fn revoke_retired(&mut self, queries: &Queries, cx: &mut Context<'_>) {
+    pub(super) fn revoke_retired(&mut self, queries: &Queries, cx: &mut Context) {
         self.retired.retain(|old| {
             let keep = old.revoke > cx.now || queries.depend_on(old.id);
             if !keep {
@@ -280,7 +280,7 @@ impl SessionSchedule {
     }
 
     /// Sends the request of the session that is due.
-    pub(super) fn send_due(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn send_due(&mut self, cx: &mut Context) {
         let Some((at, kind)) = self.next() else {
             return;
         };

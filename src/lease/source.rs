@@ -138,7 +138,8 @@ pub enum Ownership {
 }
 
 /// A failed request. The message names the request and the cause in lower case, never a value.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
 pub struct Failure {
     /// The class of the failure, for the schedule.
     pub cause: Cause,
@@ -146,12 +147,6 @@ pub struct Failure {
     pub message: String,
     /// The server's `Retry-After`.
     pub retry_after: Option<Duration>,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
 }
 
 /// Classes of failures.

@@ -182,7 +182,7 @@ impl World {
             let state = serde_json::to_vec(self.machine.query(query)).expect("it can be written");
             assert!(*saved == state, "{query:?} changed and was not named");
         }
-        queries::tests::compare_with_a_walk(self.machine.queries(), self.now);
+        self.machine.queries.compare_with_a_walk(self.now);
     }
 
     fn pass(&mut self, to: Moment) {
