@@ -27,9 +27,9 @@ use rustify::endpoint::Endpoint;
 use rustify::enums::{RequestMethod, RequestType, ResponseType};
 use rustify::errors::ClientError;
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use transport::Transport;
 use vaultrs::api::token::requests::{
@@ -41,7 +41,7 @@ const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
 /// A listener may require this header, so that a browser cannot be tricked into a request.
 const REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
 
-/// A server and a way to log in to it.
+/// A server and a login to the server.
 pub struct Client {
     transport: Transport,
     login: Login,
@@ -50,13 +50,13 @@ pub struct Client {
     /// Namespace of the login.
     login_namespace: Option<HeaderValue>,
     /// The mounts found under the current token.
-    mounts: Mutex<Vec<SecretMount>>,
+    mounts: RefCell<Vec<SecretMount>>,
     /// Held during the lookup of a mount, so that concurrent reads share one lookup.
     looking: tokio::sync::Mutex<()>,
     /// Addresses of the server that refused a login since the last successful login: the next login
-    /// goes to another address, if there is another. Each node counts refused logins by itself, and
+    /// goes to another address, if there is another. Each node counts refused logins apart, and
     /// a standby may not know a new `secret_id` yet.
-    refusing: Mutex<Vec<SocketAddr>>,
+    refusing: RefCell<Vec<SocketAddr>>,
 }
 
 /// Saved for a successor process: the credentials of the last logins, and the mounts.
@@ -66,8 +66,8 @@ pub struct ClientExport {
     mounts: Vec<SecretMount>,
 }
 
-/// A token as a header value. All requests share one buffer. Text that no header can carry is
-/// refused.
+/// A token as a header value, which Debug does not print. All requests share one buffer. Text that
+/// no header can carry is refused.
 pub struct ClientToken {
     value: HeaderValue,
     ownership: Ownership,
@@ -109,9 +109,9 @@ impl Client {
             login: Login::new(auth),
             namespace: header(server.namespace.as_deref())?,
             login_namespace: header(auth.namespace.as_deref().or(server.namespace.as_deref()))?,
-            mounts: Mutex::default(),
+            mounts: RefCell::default(),
             looking: tokio::sync::Mutex::default(),
-            refusing: Mutex::default(),
+            refusing: RefCell::default(),
         })
     }
 
@@ -121,11 +121,11 @@ impl Client {
         self
     }
 
-    /// One exchange under `token`. A response without success is returned as a failure.
+    /// Sends a request under `token`. A response without success is returned as a failure.
     async fn call(
         &self,
         endpoint: &impl Endpoint,
-        operation: &BaoOperation<'_>,
+        operation: BaoOperation<'_>,
         token: &ClientToken,
     ) -> Result<Response, Failure> {
         let response = self.send(endpoint, operation, token).await?;
@@ -135,11 +135,11 @@ impl Client {
         }
     }
 
-    /// One exchange under `token`, with any status.
+    /// Sends a request under `token` and returns a response of any status.
     async fn send(
         &self,
         endpoint: &impl Endpoint,
-        operation: &BaoOperation<'_>,
+        operation: BaoOperation<'_>,
         token: &ClientToken,
     ) -> Result<Response, Failure> {
         let request = endpoint.request(self.transport.origin());
@@ -152,11 +152,11 @@ impl Client {
         self.exchange(request, operation, &[]).await
     }
 
-    /// One exchange. The addresses in `avoid` are tried last.
+    /// Sends a request. The addresses in `avoid` are tried last.
     async fn exchange(
         &self,
         mut request: Request<Vec<u8>>,
-        operation: &BaoOperation<'_>,
+        operation: BaoOperation<'_>,
         avoid: &[SocketAddr],
     ) -> Result<Response, Failure> {
         let headers = request.headers_mut();
@@ -172,7 +172,7 @@ impl Client {
     }
 
     /// The failure of a login. After a refusal another address is asked next.
-    fn refused(&self, response: &Response, operation: &BaoOperation<'_>, cause: Cause) -> Failure {
+    fn refused(&self, response: &Response, operation: BaoOperation<'_>, cause: Cause) -> Failure {
         let elsewhere = response.from.elsewhere;
         let cause = if matches!(cause, Cause::LockedOut { .. }) {
             Cause::LockedOut { elsewhere }
@@ -180,7 +180,7 @@ impl Client {
             cause
         };
         if cause.exit() == Exit::Login {
-            let mut refusing = self.refusing();
+            let mut refusing = self.refusing.borrow_mut();
             if elsewhere {
                 refusing.push(response.from.address);
             } else {
@@ -190,14 +190,15 @@ impl Client {
         response.failure(operation, cause)
     }
 
-    fn refusing(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
-        self.refusing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The path to request for `path`. The server is asked once for each mount.
     async fn route(&self, token: &ClientToken, path: &SecretPath) -> Result<Route, Failure> {
         let _looking = self.looking.lock().await;
-        if let Some(route) = self.mounts().iter().find_map(|mount| mount.route(path)) {
+        if let Some(route) = self
+            .mounts
+            .borrow()
+            .iter()
+            .find_map(|mount| mount.route(path))
+        {
             return Ok(route);
         }
         let operation = BaoOperation::FindMount(path);
@@ -206,19 +207,15 @@ impl Client {
             query: None,
             body: None,
         };
-        let response = self.call(&endpoint, &operation, token).await?;
-        let info: MountInfo = response.data(&operation)?;
+        let response = self.call(&endpoint, operation, token).await?;
+        let info: MountInfo = response.data(operation)?;
         let mount = SecretMount::new(path, &info)
             .ok_or_else(|| operation.failure(Cause::Malformed, "the server named another mount"))?;
         let route = mount
             .route(path)
             .ok_or_else(|| operation.failure(Cause::Malformed, "the path is the mount itself"))?;
-        self.mounts().push(mount);
+        self.mounts.borrow_mut().push(mount);
         Ok(route)
-    }
-
-    fn mounts(&self) -> MutexGuard<'_, Vec<SecretMount>> {
-        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn read_within(&self, token: &ClientToken, read: &Read) -> Result<Reply, Failure> {
@@ -235,13 +232,13 @@ impl Client {
             query: read.version.map(|version| format!("version={version}")),
             body: None,
         };
-        let response = self.send(&endpoint, &operation, token).await?;
-        match response.cause(&operation) {
-            None => response.reply(&operation, route.versioned),
+        let response = self.send(&endpoint, operation, token).await?;
+        match response.cause(operation) {
+            None => response.reply(operation, route.versioned),
             Some(cause) if route.versioned => Err(response
-                .gone(&operation)
-                .unwrap_or_else(|| response.failure(&operation, cause))),
-            Some(cause) => Err(response.failure(&operation, cause)),
+                .gone(operation)
+                .unwrap_or_else(|| response.failure(operation, cause))),
+            Some(cause) => Err(response.failure(operation, cause)),
         }
     }
 }
@@ -261,19 +258,19 @@ impl Source for Client {
         if let Some(namespace) = &self.login_namespace {
             request.headers_mut().insert(NAMESPACE, namespace.clone());
         }
-        let avoid = self.refusing().clone();
-        let response = self.exchange(request, &operation, &avoid).await?;
-        if let Some(cause) = response.cause(&operation) {
-            return Err(self.refused(&response, &operation, cause));
+        let avoid = self.refusing.borrow().clone();
+        let response = self.exchange(request, operation, &avoid).await?;
+        if let Some(cause) = response.cause(operation) {
+            return Err(self.refused(&response, operation, cause));
         }
         let malformed = |why| operation.failure(Cause::Malformed, why);
-        let auth = response.auth(&operation)?;
+        let auth = response.auth(operation)?;
         let auth = auth.ok_or_else(|| malformed("the answer has no token"))?;
         let token = ClientToken::new(&auth.client_token, self.login.ownership())
             .ok_or_else(|| malformed("the answer's token cannot be sent in a header"))?;
-        self.mounts().clear();
+        self.mounts.borrow_mut().clear();
         self.login.worked(credentials);
-        self.refusing().clear();
+        self.refusing.borrow_mut().clear();
         Ok((token, auth.grant()))
     }
 
@@ -292,13 +289,13 @@ impl Source for Client {
     fn export_credentials(&self) -> ClientExport {
         ClientExport {
             login: self.login.export(),
-            mounts: self.mounts().clone(),
+            mounts: self.mounts.borrow().clone(),
         }
     }
 
     fn import_credentials(&self, kept: ClientExport) {
         self.login.import(kept.login);
-        *self.mounts() = kept.mounts;
+        *self.mounts.borrow_mut() = kept.mounts;
     }
 
     fn commit_credentials(&self) {
@@ -306,7 +303,7 @@ impl Source for Client {
     }
 
     async fn read(&self, token: &ClientToken, read: &Read) -> Result<Reply, Failure> {
-        // Reads of one mount wait for one lookup: the limit bounds this wait, too.
+        // Reads of the same mount wait for one lookup: the limit bounds the wait, too.
         let limit = self.transport.limits.total;
         let late = || {
             BaoOperation::Read(&read.path)
@@ -331,17 +328,17 @@ impl Source for Client {
             body: Some(body.to_string().into_bytes()),
         };
         let operation = BaoOperation::RenewLease;
-        let response = self.call(&endpoint, &operation, token).await?;
+        let response = self.call(&endpoint, operation, token).await?;
         response
-            .lease(&operation)?
+            .lease(operation)?
             .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no lease"))
     }
 
     async fn renew_token(&self, token: &ClientToken) -> Result<TokenGrant, Failure> {
         let operation = BaoOperation::RenewToken;
         let endpoint = RenewTokenSelfRequest { increment: None };
-        let response = self.call(&endpoint, &operation, token).await?;
-        match response.auth(&operation)? {
+        let response = self.call(&endpoint, operation, token).await?;
+        match response.auth(operation)? {
             Some(auth) => Ok(auth.grant()),
             None => {
                 Err(operation.failure(Cause::Malformed, "the answer says nothing of the token"))
@@ -352,15 +349,15 @@ impl Source for Client {
     async fn look_up_token(&self, token: &ClientToken) -> Result<TokenGrant, Failure> {
         let operation = BaoOperation::LookUpToken;
         let endpoint = LookupTokenSelfRequest {};
-        let response = self.call(&endpoint, &operation, token).await?;
-        Ok(response.data::<TokenInfo>(&operation)?.grant())
+        let response = self.call(&endpoint, operation, token).await?;
+        Ok(response.data::<TokenInfo>(operation)?.grant())
     }
 
     async fn revoke_token(&self, token: &ClientToken) -> Result<Ownership, Failure> {
         if token.ownership == Ownership::Ours {
             let endpoint = RevokeTokenSelfRequest {};
             let operation = BaoOperation::RevokeToken;
-            self.call(&endpoint, &operation, token).await?;
+            self.call(&endpoint, operation, token).await?;
         }
         Ok(token.ownership)
     }
@@ -375,7 +372,7 @@ fn header(namespace: Option<&str>) -> Result<Option<HeaderValue>, SetupError> {
     value.transpose().map_err(|_| SetupError::Namespace)
 }
 
-/// A request that vaultrs has no type for: a POST if there is a body, else a GET.
+/// A request without a type in vaultrs: a POST if there is a body, else a GET.
 struct Logical {
     path: String,
     query: Option<String>,

@@ -20,20 +20,22 @@ const WORDS: usize = 280;
 /// of the text.
 const PARSED: usize = 4 << 20;
 
-/// The number of warnings of the server that are kept.
+/// The largest number of warnings in a reply.
 const WARNINGS: usize = 16;
 
 /// Explains a rejected login.
-const REJECTED: &str = ": the secret_id is used up, expired, of another role, or not known to this node yet; \
+const REJECTED: &str = ": the secret_id is used up, expired, of another role, \
+                        or not known to this node yet; \
                         hint: a new one in its file is tried at once";
-/// Explains a login that is denied for any credentials.
-const LOCKED_OUT: &str = ": the role is locked out for 15 min after five refused logins, or there is no such login method; \
+/// Explains a login denied for any credentials.
+const LOCKED_OUT: &str = ": the role is locked out for 15 min after five refused logins, \
+                          or there is no such login method; \
                           hint: `bao auth tune -user-lockout-disable=true approle/`";
 
 /// An operation at the server, for messages and for the meaning of a status.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum BaoOperation<'a> {
-    /// A login at this mount.
+    /// A login at the mount.
     Login(&'a str),
     /// The look-up of a path's mount.
     FindMount(&'a SecretPath),
@@ -66,7 +68,7 @@ impl fmt::Display for BaoOperation<'_> {
 impl BaoOperation<'_> {
     /// A failure of this operation. `why` has no value, but may quote the server (errors, names of
     /// a certificate, the host of a redirect): the quotation is cut and cleaned here.
-    pub(super) fn failure(&self, cause: Cause, why: &str) -> Failure {
+    pub(super) fn failure(self, cause: Cause, why: &str) -> Failure {
         Failure {
             cause,
             message: format!("{self}: {}", ShownCause::from(why)),
@@ -75,12 +77,12 @@ impl BaoOperation<'_> {
     }
 
     /// The failure of a request whose path no URI can have.
-    pub(super) fn no_address(&self) -> Failure {
+    pub(super) fn no_address(self) -> Failure {
         self.failure(Cause::NotFound, "its path cannot be written as an address")
     }
 
     /// The cause behind a status; `None` is success. `words` are the server's errors.
-    fn cause(&self, status: u16, words: &str) -> Option<Cause> {
+    fn cause(self, status: u16, words: &str) -> Option<Cause> {
         let lease_gone = || {
             ["lease not found", "invalid lease"]
                 .iter()
@@ -117,7 +119,7 @@ pub(super) struct Response {
     pub(super) from: Peer,
     /// The status code.
     pub(super) status: u16,
-    /// `Retry-After` in seconds, where it is a number.
+    /// `Retry-After`, if given as a number of seconds.
     pub(super) retry_after: Option<Duration>,
     /// The target of a redirect, without path and query: `scheme://host:port`.
     pub(super) location: Option<String>,
@@ -127,7 +129,7 @@ pub(super) struct Response {
 
 impl Response {
     /// The cause of a failure; `None` for success.
-    pub(super) fn cause(&self, operation: &BaoOperation<'_>) -> Option<Cause> {
+    pub(super) fn cause(&self, operation: BaoOperation<'_>) -> Option<Cause> {
         if self.wants_tls() {
             Some(Cause::Unreachable)
         } else {
@@ -144,8 +146,8 @@ impl Response {
                 .starts_with(b"Client sent an HTTP request to an HTTPS server")
     }
 
-    /// The failure that this response stands for.
-    pub(super) fn failure(&self, operation: &BaoOperation<'_>, cause: Cause) -> Failure {
+    /// The failure that the response stands for.
+    pub(super) fn failure(&self, operation: BaoOperation<'_>, cause: Cause) -> Failure {
         Failure {
             retry_after: self.retry_after,
             ..operation.failure(cause, &self.why(operation))
@@ -155,12 +157,13 @@ impl Response {
     /// Parses the JSON of `operation`.
     pub(super) fn parse<T: DeserializeOwned>(
         &self,
-        operation: &BaoOperation<'_>,
+        operation: BaoOperation<'_>,
     ) -> Result<T, Failure> {
         let (size, parsed) = (self.body.len(), parsed_size(&self.body));
         if parsed > PARSED {
             let why = format!(
-                "the answer of {size} bytes has too many values: in memory it takes {parsed} bytes, more than {PARSED}"
+                "the answer of {size} bytes has too many values: \
+                 in memory it takes {parsed} bytes, more than {PARSED}"
             );
             return Err(operation.failure(Cause::Malformed, &why));
         }
@@ -178,19 +181,19 @@ impl Response {
     /// Parses the `data` of the JSON of `operation`.
     pub(super) fn data<T: DeserializeOwned>(
         &self,
-        operation: &BaoOperation<'_>,
+        operation: BaoOperation<'_>,
     ) -> Result<T, Failure> {
         self.envelope(operation).map(|(data, _)| data)
     }
 
     /// Parses the token of a login or a renewal.
-    pub(super) fn auth(&self, operation: &BaoOperation<'_>) -> Result<Option<AuthInfo>, Failure> {
+    pub(super) fn auth(&self, operation: BaoOperation<'_>) -> Result<Option<AuthInfo>, Failure> {
         let envelope: Envelope<IgnoredAny, AuthInfo> = self.parse(operation)?;
         Ok(envelope.auth)
     }
 
     /// Parses the lease of a lease's renewal.
-    pub(super) fn lease(&self, operation: &BaoOperation<'_>) -> Result<Option<Lease>, Failure> {
+    pub(super) fn lease(&self, operation: BaoOperation<'_>) -> Result<Option<Lease>, Failure> {
         let envelope: Envelope<IgnoredAny> = self.parse(operation)?;
         Ok(envelope.reply(Map::new(), Engine::Other).lease())
     }
@@ -198,7 +201,7 @@ impl Response {
     /// The secret in the response.
     pub(super) fn reply(
         &self,
-        operation: &BaoOperation<'_>,
+        operation: BaoOperation<'_>,
         versioned: bool,
     ) -> Result<Reply, Failure> {
         if !versioned {
@@ -216,7 +219,7 @@ impl Response {
     /// The `data` of the response, and the envelope without `data`.
     fn envelope<T: DeserializeOwned>(
         &self,
-        operation: &BaoOperation<'_>,
+        operation: BaoOperation<'_>,
     ) -> Result<(T, Envelope<T>), Failure> {
         let mut envelope: Envelope<T> = self.parse(operation)?;
         match envelope.data.take() {
@@ -227,7 +230,7 @@ impl Response {
 
     /// The failure of a deleted or destroyed version: KV version 2 answers 404 with the metadata of
     /// the version.
-    pub(super) fn gone(&self, operation: &BaoOperation<'_>) -> Option<Failure> {
+    pub(super) fn gone(&self, operation: BaoOperation<'_>) -> Option<Failure> {
         if self.status != 404 {
             return None;
         }
@@ -262,7 +265,7 @@ impl Response {
             .to_string()
     }
 
-    fn why(&self, operation: &BaoOperation<'_>) -> String {
+    fn why(&self, operation: BaoOperation<'_>) -> String {
         let status = self.status;
         let words = self.words();
         match (operation, status) {
@@ -270,7 +273,8 @@ impl Response {
                 let location = self.location.as_deref();
                 let to = location.unwrap_or("an address that cannot be read");
                 format!(
-                    "the server redirects to {to} ({status}), which is not followed; hint: set `address` to the active server itself"
+                    "the server redirects to {to} ({status}), which is not followed; \
+                     hint: set `address` to the active server itself"
                 )
             }
             (_, 400) if self.wants_tls() => {
@@ -516,7 +520,7 @@ mod tests {
             ("<html>hunter2</html>", "the server answered 403"),
             (&long, &format!("{}… (403)", "x".repeat(279))),
         ] {
-            let failure = answer(403, body).failure(&BaoOperation::RenewToken, Cause::Denied);
+            let failure = answer(403, body).failure(BaoOperation::RenewToken, Cause::Denied);
             assert_eq!(failure.message, format!("renewing the token: {want}"));
         }
     }
@@ -538,8 +542,7 @@ mod tests {
         ];
         for (n, (one, taken, refused)) in table.into_iter().enumerate() {
             for (count, cause) in [(taken, None), (refused, Some(Cause::Malformed))] {
-                let reply =
-                    answer(200, &fields(one, count)).reply(&BaoOperation::RenewToken, false);
+                let reply = answer(200, &fields(one, count)).reply(BaoOperation::RenewToken, false);
                 let len = reply.as_ref().ok().map(|reply| reply.fields.len());
                 assert_eq!(
                     (len, reply.as_ref().err().map(|failure| failure.cause)),
@@ -566,7 +569,7 @@ mod tests {
         );
         assert_eq!(
             answer(200, &deep)
-                .reply(&BaoOperation::RenewToken, false)
+                .reply(BaoOperation::RenewToken, false)
                 .expect_err("too deep")
                 .cause,
             Cause::Malformed
@@ -574,7 +577,7 @@ mod tests {
         let errors = format!(r#"{{"errors":[{}""]}}"#, "\"\",".repeat(30_000));
         assert_eq!(
             answer(403, &errors)
-                .failure(&BaoOperation::RenewToken, Cause::Denied)
+                .failure(BaoOperation::RenewToken, Cause::Denied)
                 .message,
             "renewing the token: the server answered 403"
         );
@@ -590,7 +593,7 @@ mod tests {
             "auth": { "client_token": "s.hunter2", "lease_duration": 60 },
             "warnings": vec![&long; 20],
         });
-        let reply = answer(200, &body.to_string()).reply(&operation, false);
+        let reply = answer(200, &body.to_string()).reply(operation, false);
         let reply = reply.expect("a reply");
         // KV v1 sends a duration, but no lease.
         assert_eq!(reply.lease(), None);
@@ -607,7 +610,7 @@ mod tests {
 
         let body = r#"{"lease_id":"db/1","lease_duration":60,"renewable":true,"warnings":null,
             "auth":null,"data":{"data":{"a":"b"},"metadata":{"version":3}}}"#;
-        let reply = answer(200, body).reply(&operation, true).expect("a reply");
+        let reply = answer(200, body).reply(operation, true).expect("a reply");
         let lease = reply.lease().expect("a lease");
         assert_eq!(
             (lease.id.as_str(), lease.ttl),
@@ -615,7 +618,7 @@ mod tests {
         );
         assert!(lease.renewable && reply.auth.is_none() && reply.warnings.is_empty());
         let body = r#"{"data":{"a":"b"}}"#;
-        let reply = answer(200, body).reply(&operation, false).expect("a reply");
+        let reply = answer(200, body).reply(operation, false).expect("a reply");
         assert_eq!((reply.lease(), reply.ttl), (None, Duration::ZERO));
     }
 
@@ -628,7 +631,7 @@ mod tests {
             "hunter2",
         ] {
             let failure = answer(200, body)
-                .data::<TokenInfo>(&BaoOperation::LookUpToken)
+                .data::<TokenInfo>(BaoOperation::LookUpToken)
                 .err()
                 .expect("a failure");
             assert_eq!(failure.cause, Cause::Malformed);
@@ -641,12 +644,12 @@ mod tests {
         fn no_body_panics_or_passes_a_control_character(status in 200_u16..600, body in ".{0,200}") {
             let (path, response) = (SecretPath::new("secret/app").expect("a path"), answer(status, &body));
             let operation = BaoOperation::Read(&path);
-            if let Some(cause) = response.cause(&operation) {
-                let failure = response.gone(&operation).unwrap_or_else(|| response.failure(&operation, cause));
+            if let Some(cause) = response.cause(operation) {
+                let failure = response.gone(operation).unwrap_or_else(|| response.failure(operation, cause));
                 proptest::prop_assert!(!failure.message.chars().any(char::is_control));
             }
-            let _ = response.reply(&operation, true);
-            let _ = response.reply(&operation, false);
+            let _ = response.reply(operation, true);
+            let _ = response.reply(operation, false);
         }
     }
 }

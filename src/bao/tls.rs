@@ -34,7 +34,7 @@ pub enum SetupError {
     )]
     NoTrustStore,
     /// `ca_cert` or `ca_path` cannot be read, or holds no authority.
-    #[error("no certificate authority could be taken from {path}: {why}", path = .0.display(), why = .1)]
+    #[error("no certificate authority could be taken from {}: {why}", .0.display(), why = .1)]
     Authorities(PathBuf, String),
     /// `client_cert` or `client_key` is missing, or cannot be used.
     #[error("the client certificate cannot be used: {0}")]

@@ -223,7 +223,7 @@ impl Transport {
     }
 }
 
-/// One request and the response over a connection.
+/// Sends a request over a connection and reads the response.
 async fn over(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Vec<u8>>,

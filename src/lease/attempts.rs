@@ -1,5 +1,5 @@
-//! The two requests that keep a token or a lease alive, with their failures. Invariant: at most one
-//! of the two requests is in flight.
+//! The renewal and the replacement of a token or a lease, with the failures of both. Invariant: at
+//! most one of the two requests is in flight.
 
 use super::protocol::{Effect, Request, Subject};
 use super::renewal::{Dates, Grant, Timing};
@@ -8,7 +8,7 @@ use crate::clock::{Jitter, Moment};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The longest `Retry-After` of the server that is obeyed.
+/// The longest `Retry-After` that is obeyed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// The environment of a step: the present, the settings, the random source and the effects so far.
@@ -47,7 +47,7 @@ pub(super) enum RequestKind {
     Replace,
 }
 
-/// The state of a token after a 403, as far as its lookup tells.
+/// The state of a token after a 403, as far as the lookup tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenState {
     Alive,
@@ -73,20 +73,20 @@ impl Attempt {
     }
 }
 
-/// The upkeep of one token or lease: two attempts, of which one is in flight at a time.
+/// The upkeep of a token or lease: two attempts, of which at most one is in flight.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Renewal {
     pub(super) renew: Attempt,
     pub(super) replace: Attempt,
-    /// The request in flight and the time of its sending, from which a granted life counts.
+    /// The request in flight and the time of sending, from which a granted life counts.
     pub(super) in_flight: Option<(Moment, RequestKind)>,
-    /// A request that got 403; the lookup of the token decides what follows.
+    /// A request with the response 403; the lookup of the token decides about the next request.
     pub(super) denied: Option<(RequestKind, Failure)>,
     /// The end of the token or lease.
     pub(super) end: Option<Moment>,
     /// The last failure since the last success.
     failure: Option<Failure>,
-    /// The cause of the last failure that was reported since the last success.
+    /// The last reported cause of a failure since the last success.
     pub(super) reported: Option<Cause>,
 }
 
@@ -99,7 +99,8 @@ impl Renewal {
         }
     }
 
-    /// The next request and its time; `None` while a request is in flight or waits for a lookup.
+    /// The next request and when to send it; `None` while a request is in flight or waits for a
+    /// lookup.
     pub(super) fn next(&self) -> Option<(Moment, RequestKind)> {
         self.next_with(self.replace.at)
     }
@@ -117,7 +118,7 @@ impl Renewal {
         }
     }
 
-    /// Drops the request in flight and any pending lookup: after a crash their responses never
+    /// Drops the request in flight and any pending lookup: after a crash the responses never
     /// arrive. The attempts stay due.
     pub(super) fn drop_in_flight(&mut self) -> Option<RequestKind> {
         self.denied = None;
@@ -125,7 +126,7 @@ impl Renewal {
         Some(kind)
     }
 
-    /// Takes the response to the request in flight; returns the time of its sending.
+    /// Takes the response to the request in flight; returns the time of sending.
     pub(super) fn answered(&mut self, now: Moment) -> Moment {
         match self.in_flight.take() {
             Some((sent, _)) => sent,
@@ -142,7 +143,7 @@ impl Renewal {
         self.reported = None;
     }
 
-    /// Schedules another try of a failed request, after the backoff of its cause.
+    /// Schedules another try of a failed request, after the backoff of the cause.
     pub(super) fn postpone(
         &mut self,
         subject: Subject,
@@ -199,13 +200,13 @@ impl Renewal {
         is_current
     }
 
-    /// The lookup ended: a request that waited for it is repeated, postponed or given up.
+    /// The lookup ended: a request that waited for the lookup is repeated, postponed or given up.
     pub(super) fn resolve_denied(&mut self, subject: Subject, token: TokenState, cx: &mut Context) {
         let Some((kind, failure)) = self.denied.take() else {
             return;
         };
         match token {
-            // A dead session was scheduled anew by the death itself.
+            // The death of the token scheduled the session anew.
             TokenState::Dead | TokenState::Replaced if subject == Subject::Session => {}
             TokenState::Dead | TokenState::Replaced => self.replace.at = Some(cx.now),
             TokenState::Alive if kind == RequestKind::Renew => {
@@ -242,7 +243,7 @@ impl Renewal {
         }
     }
 
-    /// Reports a failure once for as long as its cause stays the same.
+    /// Reports a failure once for as long as the cause stays the same.
     pub(super) fn report(
         &mut self,
         subject: Subject,

@@ -1,6 +1,6 @@
-//! The table of queries and its index. Invariants: the index agrees with the table, because
+//! The table of queries with an index. Invariants: the index agrees with the table, because
 //! `change` alone changes a query; no step walks over all queries but a refresh. Ids come from the
-//! table itself: an unknown id is a defect and panics.
+//! table alone: an unknown id is a defect and panics.
 
 use super::attempts::{Context, RequestKind, TokenState};
 use super::protocol::{Effect, Subject, TokenId};
@@ -9,11 +9,11 @@ use crate::clock::Moment;
 use crate::names::QueryId;
 use std::collections::BTreeSet;
 
-/// The number of reads and lease renewals in flight at a time, which bounds the memory of their
+/// The number of reads and lease renewals in flight at a time, which bounds the memory of the
 /// responses. Requests of the session are not counted.
 const AT_ONCE: usize = 4;
 
-/// All queries, by their ids.
+/// All queries, by id.
 #[derive(Debug, Default)]
 pub(super) struct Queries {
     schedules: Vec<QuerySchedule>,
@@ -70,8 +70,8 @@ impl Queries {
         std::mem::take(&mut self.changed)
     }
 
-    /// Drops all requests in flight after a crash. Returns whether one of them may have minted a
-    /// lease.
+    /// Drops all requests in flight after a crash. Returns whether a dropped request may
+    /// have minted a lease.
     pub(super) fn drop_in_flight(&mut self) -> bool {
         let mut minted = false;
         for query in self.between(Place::InFlight, Place::AwaitsLookup) {
@@ -88,7 +88,7 @@ impl Queries {
         }
     }
 
-    /// `token` ended, and its leases with it.
+    /// `token` ended, and the leases of the token with it.
     pub(super) fn end_leases(&mut self, token: TokenId, now: Moment) {
         for query in self.between(Place::Leased(token), Place::Leased(token)) {
             self.change(query, |state| state.expire(now));

@@ -21,13 +21,13 @@ pub struct QuerySchedule {
     pub(super) renewal: Renewal,
     /// The lease of the served value.
     lease: Option<HeldLease>,
-    /// The number of values that could not be rendered.
+    /// The number of values that failed to render.
     unusable: u32,
     /// The last read gave no lease: another read mints nothing.
     pub(super) plain: bool,
     /// The last lease ended, and no other was granted since.
     ended: bool,
-    /// The sending times of the last two reads that gave a usable value, the latest first.
+    /// The sending times of the last two reads with a usable value, the latest first.
     good: [Option<Moment>; 2],
     /// A refresh came while a read was in flight, which may return the value from before.
     read_again: bool,
@@ -38,7 +38,7 @@ struct HeldLease {
     id: LeaseId,
     /// The token that minted the lease: the lease dies with this token.
     token: TokenId,
-    /// The life that the read granted.
+    /// The life granted by the read.
     first: Duration,
 }
 
@@ -49,21 +49,21 @@ pub(super) enum Place {
     InFlight,
     /// A request got 403 and waits for the lookup of its token.
     AwaitsLookup,
-    /// The query holds a lease that dies with this token.
+    /// The query holds a lease, which dies with the token.
     Leased(TokenId),
     /// The lease ends.
     Ends(Moment),
     /// The lease's renewal is due.
     Renew(Moment),
-    /// A read is due that mints nothing.
+    /// A read is due, which mints nothing.
     Read(Moment),
-    /// A read is due that may mint a lease.
+    /// A read is due, which may mint a lease.
     Mint(Moment),
 }
 
 impl QuerySchedule {
-    /// A query whose first read is due at `now`, and which is read at intervals of `refresh` while
-    /// there is no lease.
+    /// The first read is due at `now`. While there is no lease, reads follow at intervals of
+    /// `refresh`.
     pub(super) fn new(refresh: Duration, now: Moment) -> Self {
         Self {
             refresh,
@@ -166,7 +166,7 @@ impl QuerySchedule {
         }
     }
 
-    /// The held lease was granted or renewed: sets its dates.
+    /// The held lease was granted or renewed: sets the dates of the lease.
     fn granted(&mut self, lease: &Lease, current: Option<TokenId>, sent: Moment, cx: &mut Context) {
         let Some(held) = &self.lease else { return };
         // A lease that was never renewable is replaced at two thirds of its life, however long.
@@ -205,7 +205,7 @@ impl QuerySchedule {
         self.lease.is_some()
     }
 
-    /// The lease is gone. Its value stays served until another one is read.
+    /// The lease is gone. The value stays served until the next read succeeds.
     pub(super) fn expire(&mut self, now: Moment) {
         if self.lease.take().is_some() {
             self.renewal.renew = Attempt::default();
@@ -233,18 +233,20 @@ impl QuerySchedule {
         }
     }
 
-    /// The status at `now`. `blocked` is the failure of a session without a token.
+    /// The status at `now`, with `session` as the status of the session.
     pub(super) fn view<'a>(&'a self, session: SubjectStatus<'a>, now: Moment) -> SubjectStatus<'a> {
         let next = self.renewal.next().map(|(at, _)| at);
         // Without a token no request is sent: the reason is the session's failure.
-        let waits = session.ended && next.is_some_and(|next| next <= now);
+        let waits = session.ended && matches!(next, Some(next) if next <= now);
         let of_session = if waits { session.trouble } else { None };
-        let overdue = self.refresh.saturating_mul(2);
+        let overdue = match self.good[0] {
+            Some(good) => now.since(good) > self.refresh.saturating_mul(2),
+            None => false,
+        };
         SubjectStatus {
             trouble: self.renewal.trouble().or(of_session),
             ended: self.ended,
-            missed: self.lease.is_none()
-                && self.good[0].is_some_and(|good| now.since(good) > overdue),
+            missed: self.lease.is_none() && overdue,
             ends: self.renewal.end,
             next,
         }

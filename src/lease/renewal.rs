@@ -35,19 +35,19 @@ impl Timing {
     }
 }
 
-/// A life that the server gave to a lease or a token.
+/// The life of a lease or a token, as granted by the server.
 #[derive(Clone, Copy, Debug)]
 pub struct Grant {
     /// The life, counted from the grant.
     pub ttl: Duration,
-    /// Whether the server offers to renew it.
+    /// Whether the server offers a renewal.
     pub renewable: bool,
     /// The life of the first grant of the same lease. A renewal that grants clearly less has met a
     /// maximum: a further renewal would grant nothing.
     pub first: Duration,
 }
 
-/// The dates that follow from a grant.
+/// The dates of a grant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dates {
     /// The time of the renewal, if a renewal makes sense.

@@ -1,4 +1,4 @@
-//! The machine that keeps a token and every lease alive: `step(input, now) -> outputs`, without a
+//! The schedule that keeps a token and every lease alive: `step(input, now) -> effects`, without a
 //! clock and without I/O. Invariant: all state changes happen in `step`.
 
 use super::attempts::{Context, Renewal, RequestKind, TokenState};
@@ -41,9 +41,9 @@ impl Scheduler {
         self.queries.add(QuerySchedule::new(refresh, now))
     }
 
-    /// Continues from the checkpoint of a crashed predecessor, taken before its last requests were
-    /// sent: its `session`, and all its queries in the order of their ids. Requests whose responses
-    /// were lost are sent again; a lease that they may have minted is revoked with its token.
+    /// Continues from the checkpoint of a crashed predecessor, taken before the last requests were
+    /// sent: the `session`, and all queries in the order of the ids. Requests with lost responses
+    /// are sent again; a lease that a lost response minted is revoked together with the token.
     pub fn resume(
         mut session: SessionSchedule,
         queries: Vec<QuerySchedule>,
@@ -68,13 +68,13 @@ impl Scheduler {
     /// The schedule of one query, for the checkpoint.
     ///
     /// # Panics
-    /// On an id that this machine did not give.
+    /// On an id that neither `new` nor `add` gave.
     pub fn query(&self, query: QueryId) -> &QuerySchedule {
         self.queries.get(query)
     }
 
-    /// The queries whose schedules changed since the last call: new ones at first, and after
-    /// `resume` the ones that differ from the checkpoint.
+    /// The queries whose schedules changed since the last call: all new queries, and after `resume`
+    /// the queries that differ from the checkpoint.
     pub fn take_changed(&mut self) -> BTreeSet<QueryId> {
         self.queries.take_changed()
     }
@@ -84,13 +84,13 @@ impl Scheduler {
         self.session.current()
     }
 
-    /// The number of logins whose responses were lost in crashes: each may have left a token that
-    /// lives to its end.
+    /// The number of logins with responses lost in crashes: each may have left a token, which is
+    /// never revoked.
     pub fn orphaned_logins(&self) -> u32 {
         self.session.orphaned_logins
     }
 
-    /// Takes `input` at `now`; the outputs are to be obeyed in order.
+    /// Takes `input` at `now`. The caller carries out the effects in order.
     pub fn step(&mut self, input: ScheduleInput, now: Moment) -> Vec<Effect> {
         self.cx.now = now;
         self.take(input);
@@ -212,7 +212,7 @@ impl Scheduler {
         self.queries.resolve_denied(found, cx);
     }
 
-    /// Handles the moments that have come: ends first, then the requests that follow from them.
+    /// Handles the moments that have come: ends first, then the requests caused by the ends.
     fn send_due(&mut self) {
         let cx = &mut self.cx;
         if self.session.begin_refresh(cx.now) {

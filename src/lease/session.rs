@@ -1,5 +1,5 @@
-//! The login and the token. Invariants: at most one request of the session is in flight; a token is
-//! dropped only after its successor came, and is not revoked while a lease of it is served.
+//! The login and the token. Invariants: at most one request of the session is in flight; a living
+//! token is dropped only after a successor came, and no token of a served lease is revoked.
 
 use super::attempts::{Attempt, Context, Renewal, RequestKind, TokenState};
 use super::protocol::{Effect, Request, Subject, SubjectStatus, TokenId};
@@ -13,8 +13,8 @@ use crate::exit::Exit;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The schedule of the login, of its tokens and of the refreshes that a person asks for; opaque, for
-/// the checkpoint.
+/// The schedule of the login, of the tokens and of refreshes on request; opaque, for the
+/// checkpoint.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct SessionSchedule {
     pub(super) renewal: Renewal,
@@ -26,7 +26,7 @@ pub struct SessionSchedule {
     logins: u32,
     /// Consecutive tokens that were found dead before they were a grace old.
     deaths: u32,
-    /// A token was once allowed to look itself up or to renew itself.
+    /// A token was once allowed to use `lookup-self` or `renew-self`.
     sees_itself: bool,
     /// A lookup is in flight.
     looking_up: bool,
@@ -34,8 +34,7 @@ pub struct SessionSchedule {
     /// be revoked together with the token: the token is replaced, and mints under the token wait
     /// until a login failed.
     in_doubt: bool,
-    /// Logins whose responses were lost in a crash: each may have left a token that nobody can
-    /// revoke.
+    /// Logins with responses lost in a crash: each may have left a token that nobody can revoke.
     pub(super) orphaned_logins: u32,
     /// The time of the last refresh, and of the next one.
     refreshed: Option<Moment>,
@@ -46,7 +45,7 @@ pub struct SessionSchedule {
 struct CurrentToken {
     id: TokenId,
     since: Moment,
-    /// The life that the login granted.
+    /// The life granted by the login.
     first: Duration,
 }
 
@@ -126,7 +125,7 @@ impl SessionSchedule {
         self.granted(grant, token.first, sent, cx);
     }
 
-    /// A refused login has a wait of its own, or waits for other credentials.
+    /// A refused login is repeated after a wait of `Refusals`, or with other credentials.
     pub(super) fn login_failed(&mut self, failure: &Failure, cx: &mut Context) {
         self.renewal.answered(cx.now);
         if failure.cause.exit() != Exit::Login {
@@ -143,7 +142,7 @@ impl SessionSchedule {
         }
     }
 
-    /// The current token was renewed by a request that was sent at `sent`.
+    /// A request sent at `sent` renewed the current token.
     pub(super) fn token_renewed(&mut self, grant: TokenGrant, sent: Moment, cx: &mut Context) {
         if let Some(current) = self.token {
             self.sees_itself = true;
@@ -152,19 +151,16 @@ impl SessionSchedule {
     }
 
     fn granted(&mut self, grant: TokenGrant, first: Duration, sent: Moment, cx: &mut Context) {
-        let dates = match grant.ttl {
-            None => Dates::default(),
-            Some(ttl) => {
-                let renewable = grant.renewable;
-                let grant = Grant {
-                    ttl,
-                    renewable,
-                    first,
-                };
-                cx.dates(grant, cx.timing.grace, sent)
-            }
+        let Some(ttl) = grant.ttl else {
+            return self.renewal.granted(Dates::default());
         };
-        self.renewal.granted(dates);
+        let renewable = grant.renewable;
+        let grant = Grant {
+            ttl,
+            renewable,
+            first,
+        };
+        self.renewal.granted(cx.dates(grant, cx.timing.grace, sent));
     }
 
     /// A request under the current token got 403: the token is looked up, once for all requests.
@@ -195,7 +191,7 @@ impl SessionSchedule {
                 TokenState::Alive
             }
             Err(failure) if failure.cause != Cause::Denied => TokenState::Unknown,
-            // Without the `default` policy no token can look itself up: a denied lookup soon after
+            // Without the `default` policy no token can be looked up: a denied lookup soon after
             // a death is no proof of another death.
             Err(_) if self.deaths > 0 && !self.sees_itself => TokenState::Alive,
             Err(_) => TokenState::Dead,
@@ -238,9 +234,8 @@ impl SessionSchedule {
 
     /// Whether a refresh is due. A login that waits is then tried now, if refusals allow.
     pub(super) fn begin_refresh(&mut self, now: Moment) -> bool {
-        match self.refresh {
-            Some(at) if at <= now => {}
-            Some(_) | None => return false,
+        if !matches!(self.refresh, Some(at) if at <= now) {
+            return false;
         }
         self.refresh = None;
         self.refreshed = Some(now);
@@ -249,20 +244,17 @@ impl SessionSchedule {
         true
     }
 
-    /// Drops the tokens whose end has come, and returns them.
+    /// Drops and returns the tokens whose end has come.
     pub(super) fn end_tokens(&mut self, cx: &mut Context) -> Vec<TokenId> {
-        let is_over = |end: Option<Moment>| end.is_some_and(|end| end <= cx.now);
-        let mut ended = Vec::new();
-        self.retired.retain(|old| {
-            if is_over(old.end) {
-                ended.push(old.id);
-            }
-            !is_over(old.end)
-        });
+        let is_over = |end: Option<Moment>| matches!(end, Some(end) if end <= cx.now);
+        let ended = self.retired.iter().filter(|old| is_over(old.end));
+        let mut ended: Vec<TokenId> = ended.map(|old| old.id).collect();
+        self.retired.retain(|old| !is_over(old.end));
         if is_over(self.renewal.end) {
             self.renewal.end = None;
             self.renewal.renew = Attempt::default();
-            ended.extend(self.token.take().map(|token| token.id));
+            ended.extend(self.current());
+            self.token = None;
         }
         cx.out.extend(ended.iter().copied().map(Effect::Forget));
         ended
@@ -279,14 +271,12 @@ impl SessionSchedule {
         });
     }
 
-    /// Sends the request of the session that is due.
+    /// Sends the due request of the session.
     pub(super) fn send_due(&mut self, cx: &mut Context) {
-        let Some((at, kind)) = self.next() else {
-            return;
+        let kind = match self.next() {
+            Some((at, kind)) if at <= cx.now => kind,
+            Some(_) | None => return,
         };
-        if at > cx.now {
-            return;
-        }
         self.renewal.in_flight = Some((cx.now, kind));
         if let (RequestKind::Renew, Some(token)) = (kind, self.token) {
             cx.ask(Request::RenewToken(token.id));
@@ -330,7 +320,7 @@ impl SessionSchedule {
     }
 }
 
-/// The time at which a token that was replaced at `now` is revoked: after the grace, and before the
+/// The time to revoke a token that was replaced at `now`: after the grace, and before the
 /// token's own end.
 fn revocation(timing: &Timing, end: Option<Moment>, now: Moment) -> Moment {
     let grace = match end {

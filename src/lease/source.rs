@@ -26,7 +26,7 @@ pub struct Reply {
     pub ttl: Duration,
     /// Whether the server offers to renew the lease.
     pub renewable: bool,
-    /// The token that the read made, if any, with all fields that the server sent.
+    /// The token made by the read, if any, with all fields as sent.
     pub auth: Option<Map<String, Value>>,
     /// The warnings of the server: the first ones, cut.
     pub warnings: Vec<ShownCause>,
@@ -58,7 +58,7 @@ impl Reply {
     }
 }
 
-/// Each value takes 32 bytes in its container. The parser bounded the depth.
+/// Each value takes 32 bytes in the container. The parser bounded the depth.
 fn weight(value: &Value) -> usize {
     match value {
         Value::Null | Value::Bool(_) => 32,
@@ -94,8 +94,7 @@ impl fmt::Debug for Reply {
 /// Which engine a path belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub enum Engine {
-    /// KV v2 with the version that was read; `metadata` is what a template sees as
-    /// `.Data.metadata`.
+    /// KV v2, with the version of the value; a template sees `metadata` as `.Data.metadata`.
     Kv2 {
         /// `metadata.version`.
         version: u64,
@@ -114,7 +113,7 @@ pub struct Lease {
     pub id: LeaseId,
     /// The life, counted from the grant.
     pub ttl: Duration,
-    /// Whether the server offers to renew it.
+    /// Whether the server offers a renewal.
     pub renewable: bool,
 }
 
@@ -128,10 +127,10 @@ pub struct TokenGrant {
     pub renewable: bool,
 }
 
-/// Who owns a token.
+/// The owner of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ownership {
-    /// A login of the agent made the token: the agent revokes the token when it is replaced.
+    /// A login of the agent made the token: the agent revokes the replaced token.
     Ours,
     /// The token was given to the agent, and others may use it: the agent never revokes the token.
     Foreign,
@@ -164,21 +163,21 @@ pub enum Cause {
     NotFound,
     /// The credential files cannot be used: nothing was sent.
     Login,
-    /// The login was refused for its credentials (400 or another 4xx at the login's own path).
+    /// The login was refused for its credentials (400 or another 4xx at the login's path).
     Rejected,
-    /// The login was refused whatever its credentials are (401 or 403 at the login's own path): the
-    /// role is locked out.
+    /// The login was refused for any credentials (401 or 403 at the login's path): the role is
+    /// locked out.
     LockedOut {
         /// Whether the server has another address, which refused no login since the last successful
         /// login.
         elsewhere: bool,
     },
-    /// The response does not have the form of this endpoint.
+    /// The response does not have the form of the endpoint.
     Malformed,
 }
 
 impl Cause {
-    /// The exit code if a first secret is missing for this cause.
+    /// The exit code if a first secret is missing for the cause.
     pub fn exit(self) -> Exit {
         match self {
             Self::Unreachable | Self::Unavailable | Self::RateLimited | Self::Malformed => {
@@ -202,7 +201,7 @@ pub trait Source {
     /// The exported credentials.
     type Kept: Serialize + DeserializeOwned;
 
-    /// Logs in with the credentials that the files hold now.
+    /// Logs in with the credentials now in the files.
     ///
     /// # Errors
     /// `Cause::Login` when no credentials can be read, `Rejected` or `LockedOut` when refused, else
@@ -216,7 +215,7 @@ pub trait Source {
     /// The token's bytes, for a sink, and for a successor.
     fn expose<'a>(&self, token: &'a Self::Token) -> &'a [u8];
 
-    /// The token that has these bytes.
+    /// Makes a token of the exposed bytes.
     fn token(&self, bytes: &[u8]) -> Option<Self::Token>;
 
     /// The part of the checkpoint besides the tokens: credentials and mounts, so that a successor
@@ -226,7 +225,7 @@ pub trait Source {
     /// Takes the credentials from the checkpoint of a predecessor.
     fn import_credentials(&self, kept: Self::Kept);
 
-    /// The exported credentials are checkpointed: their file may be deleted now.
+    /// The exported credentials are checkpointed: the credential file may be removed now.
     fn commit_credentials(&self);
 
     /// Sends `read` under `token`.
@@ -246,7 +245,7 @@ pub trait Source {
         increment: Duration,
     ) -> Result<Lease, Failure>;
 
-    /// Renews the token itself (`auth/token/renew-self`).
+    /// Renews the token (`auth/token/renew-self`).
     ///
     /// # Errors
     /// As classified by `Cause`.
@@ -255,11 +254,11 @@ pub trait Source {
     /// Looks up the token after a 403 (`auth/token/lookup-self`).
     ///
     /// # Errors
-    /// `Denied` when the token is dead or may not look itself up.
+    /// `Denied` when the token is dead or its policy denies the lookup.
     async fn look_up_token(&self, token: &Self::Token) -> Result<TokenGrant, Failure>;
 
     /// Revokes the token together with the leases of the token (`auth/token/revoke-self`), unless
-    /// the token is foreign. Returns who owns the token.
+    /// the token is foreign. Returns the ownership.
     ///
     /// # Errors
     /// As classified by `Cause`.

@@ -1,6 +1,6 @@
-//! The login: one file for each method, and the credentials, which are read from files and kept in
-//! memory for the next login. Invariants: no other module tells the methods apart; a credential
-//! file is removed only after a login with its credential succeeded and the credential is
+//! The login: one source file for each method, and the credentials, which are read from files and
+//! kept in memory for the next login. Invariants: no other module sends a login; a credential file
+//! is removed only after a login with the credential succeeded and the credential is
 //! checkpointed. After a first try without a server, the container can be started again.
 
 mod approle;
@@ -14,34 +14,34 @@ use rustify::endpoint::Endpoint;
 use rustify::errors::ClientError;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The largest credential file, in bytes.
 pub(super) const LIMIT: usize = 64 << 10;
 
-/// A login method with its settings, and the credentials that were read so far.
+/// A login method with settings, and the credentials read so far.
 pub(super) struct Login {
     /// The mount without `auth/`.
     pub(super) mount: String,
     method: Method,
-    seen: Mutex<Seen>,
+    seen: RefCell<Seen>,
 }
 
-/// The credentials that are needed after their files changed or were removed.
+/// The credentials for use after the files changed or were removed.
 #[derive(Default)]
 struct Seen {
     /// Used by the last successful login; needed once the files are removed.
     known: Option<Credentials>,
     /// Used by the last login, successful or not; `None` if no file could be used.
     shown: Option<Credentials>,
-    /// New credentials that the last check for changes found.
+    /// New credentials, found by the last check for changes.
     fresh: Option<Credentials>,
 }
 
-/// The credentials of one login: the texts of the files, in an order that the method defines.
+/// The credentials of a login: the texts of the files, in the order of the method.
 #[derive(Clone)]
 pub(super) struct Credentials(Vec<SecretString>);
 
@@ -84,7 +84,7 @@ impl Login {
         Self {
             mount: mount.strip_prefix("auth/").unwrap_or(mount).to_owned(),
             method: auth.method.clone(),
-            seen: Mutex::default(),
+            seen: RefCell::default(),
         }
     }
 
@@ -109,7 +109,7 @@ impl Login {
         }
     }
 
-    /// Who owns the tokens of this method.
+    /// The owner of the tokens of the method.
     pub(super) fn ownership(&self) -> Ownership {
         match self.method {
             Method::AppRole { .. } => Ownership::Ours,
@@ -122,7 +122,7 @@ impl Login {
         let Some(path) = self.method.removed_file() else {
             return;
         };
-        if self.seen().known.is_none() {
+        if self.seen.borrow().known.is_none() {
             return;
         }
         match fs::remove_file(path) {
@@ -135,10 +135,10 @@ impl Login {
         }
     }
 
-    /// The credentials for a login: from the files, else those of the last successful login.
+    /// The credentials for a login: from the files, else from the last successful login.
     pub(super) fn credentials(&self) -> Result<Credentials, FileError> {
         let read = self.read();
-        let mut seen = self.seen();
+        let mut seen = self.seen.borrow_mut();
         let credentials = match (read, &seen.known) {
             (Ok(read), _) => Ok(read),
             (Err(_), Some(known)) => Ok(known.clone()),
@@ -152,7 +152,7 @@ impl Login {
     /// Whether the files hold other credentials than the last login used. A file may be half
     /// written: new credentials count when two consecutive calls find the same.
     pub(super) fn changed(&self) -> bool {
-        let mut seen = self.seen();
+        let mut seen = self.seen.borrow_mut();
         let found = self.read().ok();
         if found == seen.shown {
             seen.fresh = None;
@@ -165,7 +165,7 @@ impl Login {
 
     /// A login with `credentials` succeeded.
     pub(super) fn worked(&self, credentials: Credentials) {
-        self.seen().known = Some(credentials);
+        self.seen.borrow_mut().known = Some(credentials);
     }
 
     /// The credentials for the checkpoint.
@@ -174,7 +174,7 @@ impl Login {
             let texts = credentials.texts();
             texts.into_iter().map(str::to_owned).collect()
         };
-        let seen = self.seen();
+        let seen = self.seen.borrow();
         LoginExport {
             known: seen.known.as_ref().map(texts),
             shown: seen.shown.as_ref().map(texts),
@@ -185,19 +185,15 @@ impl Login {
     pub(super) fn import(&self, kept: LoginExport) {
         let credentials =
             |texts: Vec<String>| Credentials(texts.into_iter().map(SecretString::from).collect());
-        *self.seen() = Seen {
+        *self.seen.borrow_mut() = Seen {
             known: kept.known.map(credentials),
             shown: kept.shown.map(credentials),
             fresh: None,
         };
     }
-
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// One credential, without surrounding white space.
+/// A credential, without surrounding white space.
 fn read_text(path: &Path) -> Result<SecretString, FileError> {
     let bytes =
         read_regular(path, LIMIT).map_err(|error| FileError::Read(path.to_owned(), error))?;
