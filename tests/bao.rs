@@ -81,8 +81,9 @@ impl World {
     }
 
     fn remove_after_reading(&mut self) {
-        let Method::AppRole { after_reading, .. } = &mut self.auth.method;
-        *after_reading = AfterReading::Remove;
+        match &mut self.auth.method {
+            Method::AppRole { after_reading, .. } => *after_reading = AfterReading::Remove,
+        }
     }
 }
 
@@ -145,7 +146,7 @@ fn a_life() {
     assert!(matches!(reply.engine, Engine::Kv2 { version: got, .. } if got == version as u64));
     let lease = read(&client, &token, "database/creds/app")
         .expect("a reply")
-        .lease
+        .lease()
         .expect("a lease");
     assert_eq!((lease.ttl, lease.renewable), (Duration::from_mins(1), true));
     let renewed = run(client.renew(&token, &lease.id, Duration::from_mins(5))).expect("renewed");

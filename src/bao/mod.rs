@@ -3,7 +3,7 @@
 //! followed), is bounded in time and size, and is never repeated here; an error carries the
 //! server's error texts, never the data of a response.
 
-mod approle;
+mod auth;
 mod kv;
 mod response;
 mod tls;
@@ -12,27 +12,26 @@ mod transport;
 pub use tls::SetupError;
 pub use transport::Limits;
 
-use crate::config::plan::{Auth, Method, Server, Verify};
+use crate::config::plan::{Auth, Server, Verify};
 use crate::exit::Exit;
-use crate::lease::source::{Cause, Failure, Lease, Reply, Source, TokenGrant};
+use crate::lease::source::{Cause, Failure, Lease, Ownership, Reply, Source, TokenGrant};
 use crate::names::{LeaseId, SecretPath};
 use crate::observe::Incident;
 use crate::template::Read;
-use approle::AppRole;
+use auth::Login;
+use http::Request;
 use http::header::{HeaderName, HeaderValue};
 use kv::{Route, SecretMount};
-use response::{AuthInfo, BaoOperation, Envelope, MountInfo, Response};
+use response::{BaoOperation, MountInfo, Response, TokenInfo};
 use rustify::endpoint::Endpoint;
 use rustify::enums::{RequestMethod, RequestType, ResponseType};
 use rustify::errors::ClientError;
-use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use transport::Transport;
-use vaultrs::api::auth::approle::requests::LoginWithApproleRequest;
 use vaultrs::api::token::requests::{
     LookupTokenSelfRequest, RenewTokenSelfRequest, RevokeTokenSelfRequest,
 };
@@ -42,43 +41,47 @@ const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
 /// A listener may require this header, so that a browser cannot be tricked into a request.
 const REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
 
-/// A server and a way to log in to it.
+/// A server and a login to the server.
 pub struct Client {
     transport: Transport,
-    login: AppRole,
+    login: Login,
     /// Namespace of every request but the login.
     namespace: Option<HeaderValue>,
     /// Namespace of the login.
     login_namespace: Option<HeaderValue>,
     /// The mounts found under the current token.
-    mounts: Mutex<Vec<SecretMount>>,
+    mounts: RefCell<Vec<SecretMount>>,
     /// Held during the lookup of a mount, so that concurrent reads share one lookup.
     looking: tokio::sync::Mutex<()>,
     /// Addresses of the server that refused a login since the last successful login: the next login
-    /// goes to another address, if there is another. Each node counts refused logins by itself, and
+    /// goes to another address, if there is another. Each node counts refused logins apart, and
     /// a standby may not know a new `secret_id` yet.
-    refusing: Mutex<Vec<SocketAddr>>,
+    refusing: RefCell<Vec<SocketAddr>>,
 }
 
 /// Saved for a successor process: the credentials of the last logins, and the mounts.
 #[derive(Serialize, Deserialize)]
 pub struct ClientExport {
-    login: approle::AppRoleExport,
+    login: auth::LoginExport,
     mounts: Vec<SecretMount>,
 }
 
-/// A token as a header value. All requests share one buffer. Text that no header can carry is
-/// refused.
-pub struct ClientToken(HeaderValue);
+/// A token as a header value, which Debug does not print. All requests share one buffer. Text that
+/// no header can carry is refused.
+pub struct ClientToken {
+    value: HeaderValue,
+    ownership: Ownership,
+}
 
 impl ClientToken {
     /// Makes a token of the server's text, if a header can carry the text.
-    fn new(text: &str) -> Option<Self> {
-        let mut value = HeaderValue::from_str(text)
-            .ok()
-            .filter(|value| !value.is_empty())?;
+    fn new(text: &str, ownership: Ownership) -> Option<Self> {
+        let mut value = HeaderValue::from_str(text).ok()?;
+        if value.is_empty() {
+            return None;
+        }
         value.set_sensitive(true);
-        Some(Self(value))
+        Some(Self { value, ownership })
     }
 }
 
@@ -94,11 +97,6 @@ impl Client {
     /// # Errors
     /// When a file cannot be used, or when no certificate authority is known for the server.
     pub fn new(server: &Server, auth: &Auth) -> Result<Self, SetupError> {
-        let Method::AppRole {
-            role_id_file,
-            secret_id_file,
-            after_reading,
-        } = &auth.method;
         let transport = Transport::new(&server.address, &server.tls)?;
         if server.tls.verify == Verify::Skip {
             let server = &server.address.host;
@@ -106,17 +104,12 @@ impl Client {
         }
         Ok(Self {
             transport,
-            login: AppRole::new(
-                &auth.mount_path,
-                role_id_file.clone(),
-                secret_id_file.clone(),
-                *after_reading,
-            ),
+            login: Login::new(auth),
             namespace: header(server.namespace.as_deref())?,
             login_namespace: header(auth.namespace.as_deref().or(server.namespace.as_deref()))?,
-            mounts: Mutex::default(),
+            mounts: RefCell::default(),
             looking: tokio::sync::Mutex::default(),
-            refusing: Mutex::default(),
+            refusing: RefCell::default(),
         })
     }
 
@@ -126,12 +119,12 @@ impl Client {
         self
     }
 
-    /// One exchange. A response without success is returned as a failure.
+    /// Sends a request under `token`. A response without success is returned as a failure.
     async fn call(
         &self,
         endpoint: &impl Endpoint,
-        operation: &BaoOperation<'_>,
-        token: Option<&ClientToken>,
+        operation: BaoOperation<'_>,
+        token: &ClientToken,
     ) -> Result<Response, Failure> {
         let response = self.send(endpoint, operation, token).await?;
         match response.cause(operation) {
@@ -140,54 +133,44 @@ impl Client {
         }
     }
 
-    /// One exchange, with any status.
+    /// Sends a request under `token` and returns a response of any status.
     async fn send(
         &self,
         endpoint: &impl Endpoint,
-        operation: &BaoOperation<'_>,
-        token: Option<&ClientToken>,
+        operation: BaoOperation<'_>,
+        token: &ClientToken,
     ) -> Result<Response, Failure> {
-        self.send_avoiding(endpoint, operation, token, &[]).await
-    }
-
-    /// One exchange. The addresses in `avoid` are tried last.
-    async fn send_avoiding(
-        &self,
-        endpoint: &impl Endpoint,
-        operation: &BaoOperation<'_>,
-        token: Option<&ClientToken>,
-        avoid: &[SocketAddr],
-    ) -> Result<Response, Failure> {
-        let mut request = endpoint.request(self.transport.origin()).map_err(|_| {
-            operation.failure(Cause::NotFound, "its path cannot be written as an address")
-        })?;
+        let request = endpoint.request(self.transport.origin());
+        let mut request = request.map_err(|_| operation.no_address())?;
         let headers = request.headers_mut();
-        headers.insert(REQUEST, HeaderValue::from_static("true"));
-        let namespace = if matches!(operation, BaoOperation::Login(_)) {
-            &self.login_namespace
-        } else {
-            &self.namespace
-        };
-        if let Some(namespace) = namespace {
+        headers.insert(TOKEN, token.value.clone());
+        if let Some(namespace) = &self.namespace {
             headers.insert(NAMESPACE, namespace.clone());
         }
-        if let Some(ClientToken(token)) = token {
-            headers.insert(TOKEN, token.clone());
-        }
+        self.exchange(request, operation, &[]).await
+    }
+
+    /// Sends a request. The addresses in `avoid` are tried last.
+    async fn exchange(
+        &self,
+        mut request: Request<Vec<u8>>,
+        operation: BaoOperation<'_>,
+        avoid: &[SocketAddr],
+    ) -> Result<Response, Failure> {
+        let headers = request.headers_mut();
+        headers.insert(REQUEST, HeaderValue::from_static("true"));
         let limits = &self.transport.limits;
         let most = if matches!(operation, BaoOperation::Read(_)) {
             limits.secret
         } else {
             limits.other
         };
-        self.transport
-            .send(request, most, avoid)
-            .await
-            .map_err(|fault| operation.failure(fault.cause(), &fault.to_string()))
+        let response = self.transport.send(request, most, avoid).await;
+        response.map_err(|error| operation.failure(error.cause(), &error.to_string()))
     }
 
     /// The failure of a login. After a refusal another address is asked next.
-    fn refused(&self, response: &Response, operation: &BaoOperation<'_>, cause: Cause) -> Failure {
+    fn refused(&self, response: &Response, operation: BaoOperation<'_>, cause: Cause) -> Failure {
         let elsewhere = response.from.elsewhere;
         let cause = if matches!(cause, Cause::LockedOut { .. }) {
             Cause::LockedOut { elsewhere }
@@ -195,7 +178,7 @@ impl Client {
             cause
         };
         if cause.exit() == Exit::Login {
-            let mut refusing = self.refusing();
+            let mut refusing = self.refusing.borrow_mut();
             if elsewhere {
                 refusing.push(response.from.address);
             } else {
@@ -205,45 +188,32 @@ impl Client {
         response.failure(operation, cause)
     }
 
-    fn refusing(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
-        self.refusing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The path to request for `path`. The server is asked once for each mount.
     async fn route(&self, token: &ClientToken, path: &SecretPath) -> Result<Route, Failure> {
         let _looking = self.looking.lock().await;
-        if let Some(route) = self.mounts().iter().find_map(|mount| mount.route(path)) {
+        if let Some(route) = self
+            .mounts
+            .borrow()
+            .iter()
+            .find_map(|mount| mount.route(path))
+        {
             return Ok(route);
         }
         let operation = BaoOperation::FindMount(path);
-        let endpoint = Logical::get(format!("sys/internal/ui/mounts/{path}"));
-        let info: MountInfo = self
-            .call(&endpoint, &operation, Some(token))
-            .await?
-            .data(&operation)?;
+        let endpoint = Logical {
+            path: format!("sys/internal/ui/mounts/{path}"),
+            query: None,
+            body: None,
+        };
+        let response = self.call(&endpoint, operation, token).await?;
+        let info: MountInfo = response.data(operation)?;
         let mount = SecretMount::new(path, &info)
             .ok_or_else(|| operation.failure(Cause::Malformed, "the server named another mount"))?;
         let route = mount
             .route(path)
             .ok_or_else(|| operation.failure(Cause::Malformed, "the path is the mount itself"))?;
-        self.mounts().push(mount);
+        self.mounts.borrow_mut().push(mount);
         Ok(route)
-    }
-
-    fn mounts(&self) -> MutexGuard<'_, Vec<SecretMount>> {
-        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Renews the token: the response describes the token afterwards.
-    async fn grant(
-        &self,
-        endpoint: &impl Endpoint,
-        operation: &BaoOperation<'_>,
-        token: &ClientToken,
-    ) -> Result<Envelope, Failure> {
-        self.call(endpoint, operation, Some(token))
-            .await?
-            .parse(operation)
     }
 
     async fn read_within(&self, token: &ClientToken, read: &Read) -> Result<Reply, Failure> {
@@ -255,15 +225,18 @@ impl Client {
                 "a version is asked for, but only KV version 2 keeps versions",
             ));
         }
-        let mut endpoint = Logical::get(route.path);
-        endpoint.query = read.version.map(|version| format!("version={version}"));
-        let response = self.send(&endpoint, &operation, Some(token)).await?;
-        match response.cause(&operation) {
-            None => response.reply(&operation, route.versioned),
+        let endpoint = Logical {
+            path: route.path,
+            query: read.version.map(|version| format!("version={version}")),
+            body: None,
+        };
+        let response = self.send(&endpoint, operation, token).await?;
+        match response.cause(operation) {
+            None => response.reply(operation, route.versioned),
             Some(cause) if route.versioned => Err(response
-                .gone(&operation)
-                .unwrap_or_else(|| response.failure(&operation, cause))),
-            Some(cause) => Err(response.failure(&operation, cause)),
+                .gone(operation)
+                .unwrap_or_else(|| response.failure(operation, cause))),
+            Some(cause) => Err(response.failure(operation, cause)),
         }
     }
 }
@@ -278,34 +251,24 @@ impl Source for Client {
             .login
             .credentials()
             .map_err(|error| operation.failure(Cause::Login, &error.to_string()))?;
-        let endpoint = LoginWithApproleRequest {
-            mount: self.login.mount.clone(),
-            role_id: credentials.role_id.expose_secret().to_owned(),
-            secret_id: credentials
-                .secret_id
-                .as_ref()
-                .map_or_else(String::new, |id| id.expose_secret().to_owned()),
-        };
-        let avoid = self.refusing().clone();
-        let response = self
-            .send_avoiding(&endpoint, &operation, None, &avoid)
-            .await?;
-        if let Some(cause) = response.cause(&operation) {
-            return Err(self.refused(&response, &operation, cause));
+        let request = self.login.request(&credentials, self.transport.origin());
+        let mut request = request.map_err(|_| operation.no_address())?;
+        if let Some(namespace) = &self.login_namespace {
+            request.headers_mut().insert(NAMESPACE, namespace.clone());
         }
-        let envelope: Envelope = response.parse(&operation)?;
-        let auth = envelope
-            .auth
-            .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no token"))?;
-        let token = ClientToken::new(&auth.client_token).ok_or_else(|| {
-            operation.failure(
-                Cause::Malformed,
-                "the answer's token cannot be sent in a header",
-            )
-        })?;
-        self.mounts().clear();
+        let avoid = self.refusing.borrow().clone();
+        let response = self.exchange(request, operation, &avoid).await?;
+        if let Some(cause) = response.cause(operation) {
+            return Err(self.refused(&response, operation, cause));
+        }
+        let malformed = |why| operation.failure(Cause::Malformed, why);
+        let auth = response.auth(operation)?;
+        let auth = auth.ok_or_else(|| malformed("the answer has no token"))?;
+        let token = ClientToken::new(&auth.client_token, self.login.ownership())
+            .ok_or_else(|| malformed("the answer's token cannot be sent in a header"))?;
+        self.mounts.borrow_mut().clear();
         self.login.worked(credentials);
-        self.refusing().clear();
+        self.refusing.borrow_mut().clear();
         Ok((token, auth.grant()))
     }
 
@@ -314,33 +277,31 @@ impl Source for Client {
     }
 
     fn expose<'a>(&self, token: &'a ClientToken) -> &'a [u8] {
-        token.0.as_bytes()
+        token.value.as_bytes()
     }
 
     fn token(&self, bytes: &[u8]) -> Option<ClientToken> {
-        ClientToken::new(std::str::from_utf8(bytes).ok()?)
+        ClientToken::new(std::str::from_utf8(bytes).ok()?, self.login.ownership())
     }
 
     fn export_credentials(&self) -> ClientExport {
         ClientExport {
             login: self.login.export(),
-            mounts: self.mounts().clone(),
+            mounts: self.mounts.borrow().clone(),
         }
     }
 
     fn import_credentials(&self, kept: ClientExport) {
         self.login.import(kept.login);
-        *self.mounts() = kept.mounts;
+        *self.mounts.borrow_mut() = kept.mounts;
     }
 
     fn commit_credentials(&self) {
-        if self.login.is_known() {
-            self.login.remove_file();
-        }
+        self.login.remove_file();
     }
 
     async fn read(&self, token: &ClientToken, read: &Read) -> Result<Reply, Failure> {
-        // Reads of one mount wait for one lookup: the limit bounds this wait, too.
+        // Reads of the same mount wait for one lookup: the limit bounds the wait, too.
         let limit = self.transport.limits.total;
         let late = || {
             BaoOperation::Read(&read.path)
@@ -359,48 +320,44 @@ impl Source for Client {
     ) -> Result<Lease, Failure> {
         let body =
             serde_json::json!({ "lease_id": lease.as_str(), "increment": increment.as_secs() });
-        let endpoint = Logical::post("sys/leases/renew", body.to_string().into_bytes());
-        let envelope: Envelope = self
-            .call(&endpoint, &BaoOperation::RenewLease, Some(token))
-            .await?
-            .parse(&BaoOperation::RenewLease)?;
-        envelope.lease().ok_or_else(|| {
-            BaoOperation::RenewLease.failure(Cause::Malformed, "the answer has no lease")
-        })
+        let endpoint = Logical {
+            path: "sys/leases/renew".to_owned(),
+            query: None,
+            body: Some(body.to_string().into_bytes()),
+        };
+        let operation = BaoOperation::RenewLease;
+        let response = self.call(&endpoint, operation, token).await?;
+        response
+            .lease(operation)?
+            .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no lease"))
     }
 
     async fn renew_token(&self, token: &ClientToken) -> Result<TokenGrant, Failure> {
         let operation = BaoOperation::RenewToken;
-        let envelope = self
-            .grant(
-                &RenewTokenSelfRequest { increment: None },
-                &operation,
-                token,
-            )
-            .await?;
-        envelope.auth.as_ref().map(AuthInfo::grant).ok_or_else(|| {
-            operation.failure(Cause::Malformed, "the answer says nothing of the token")
-        })
+        let endpoint = RenewTokenSelfRequest { increment: None };
+        let response = self.call(&endpoint, operation, token).await?;
+        match response.auth(operation)? {
+            Some(auth) => Ok(auth.grant()),
+            None => {
+                Err(operation.failure(Cause::Malformed, "the answer says nothing of the token"))
+            }
+        }
     }
 
     async fn look_up_token(&self, token: &ClientToken) -> Result<TokenGrant, Failure> {
         let operation = BaoOperation::LookUpToken;
         let endpoint = LookupTokenSelfRequest {};
-        Ok(self
-            .call(&endpoint, &operation, Some(token))
-            .await?
-            .data::<response::TokenInfo>(&operation)?
-            .grant())
+        let response = self.call(&endpoint, operation, token).await?;
+        Ok(response.data::<TokenInfo>(operation)?.grant())
     }
 
-    async fn revoke_token(&self, token: &ClientToken) -> Result<(), Failure> {
-        self.call(
-            &RevokeTokenSelfRequest {},
-            &BaoOperation::RevokeToken,
-            Some(token),
-        )
-        .await
-        .map(|_| ())
+    async fn revoke_token(&self, token: &ClientToken) -> Result<Ownership, Failure> {
+        if token.ownership == Ownership::Ours {
+            let endpoint = RevokeTokenSelfRequest {};
+            let operation = BaoOperation::RevokeToken;
+            self.call(&endpoint, operation, token).await?;
+        }
+        Ok(token.ownership)
     }
 }
 
@@ -413,32 +370,11 @@ fn header(namespace: Option<&str>) -> Result<Option<HeaderValue>, SetupError> {
     value.transpose().map_err(|_| SetupError::Namespace)
 }
 
-/// A request that vaultrs has no type for.
+/// A request without a type in vaultrs: a POST if there is a body, else a GET.
 struct Logical {
-    method: RequestMethod,
     path: String,
     query: Option<String>,
     body: Option<Vec<u8>>,
-}
-
-impl Logical {
-    fn get(path: String) -> Self {
-        Self {
-            method: RequestMethod::GET,
-            path,
-            query: None,
-            body: None,
-        }
-    }
-
-    fn post(path: &str, body: Vec<u8>) -> Self {
-        Self {
-            method: RequestMethod::POST,
-            path: path.to_owned(),
-            query: None,
-            body: Some(body),
-        }
-    }
 }
 
 impl Endpoint for Logical {
@@ -451,7 +387,11 @@ impl Endpoint for Logical {
     }
 
     fn method(&self) -> RequestMethod {
-        self.method.clone()
+        if self.body.is_some() {
+            RequestMethod::POST
+        } else {
+            RequestMethod::GET
+        }
     }
 
     fn query(&self) -> Result<Option<String>, ClientError> {
@@ -460,5 +400,51 @@ impl Endpoint for Logical {
 
     fn body(&self) -> Result<Option<Vec<u8>>, ClientError> {
         Ok(self.body.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::plan::{Address, AfterReading, Method, Scheme, Tls};
+
+    #[test]
+    fn a_token_that_no_login_of_ours_made_is_never_revoked() {
+        // Nothing listens there: a request that is sent fails.
+        let address = Address {
+            scheme: Scheme::Http,
+            host: "127.0.0.1".to_owned(),
+            port: 1,
+            prefix: String::new(),
+        };
+        let server = Server {
+            address,
+            tls: Tls::default(),
+            namespace: None,
+            retry_max: Duration::from_secs(1),
+        };
+        let auth = Auth {
+            mount_path: "auth/approle".to_owned(),
+            namespace: None,
+            method: Method::AppRole {
+                role_id_file: "/nowhere".into(),
+                secret_id_file: None,
+                after_reading: AfterReading::Keep,
+            },
+        };
+        let client = Client::new(&server, &auth).expect("a client");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let revoke = |ownership| {
+            let token = ClientToken::new("s.1", ownership).expect("a token");
+            runtime.block_on(client.revoke_token(&token))
+        };
+        let sent = revoke(Ownership::Ours).expect_err("nothing listens there");
+        assert_eq!(sent.cause, Cause::Unreachable);
+        assert_eq!(revoke(Ownership::Foreign), Ok(Ownership::Foreign));
+        let restored = client.token(b"s.1").expect("a token");
+        assert_eq!(restored.ownership, Ownership::Ours);
     }
 }

@@ -5,7 +5,7 @@ use crate::lease::source::{Cause, Engine, Failure, Lease, Reply, TokenGrant};
 use crate::names::{LeaseId, SecretPath};
 use crate::shown::{Shown, ShownCause};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::net::SocketAddr;
@@ -20,17 +20,22 @@ const WORDS: usize = 280;
 /// of the text.
 const PARSED: usize = 4 << 20;
 
+/// The largest number of warnings in a reply.
+const WARNINGS: usize = 16;
+
 /// Explains a rejected login.
-const REJECTED: &str = ": the secret_id is used up, expired, of another role, or not known to this node yet; \
+const REJECTED: &str = ": the secret_id is used up, expired, of another role, \
+                        or not known to this node yet; \
                         hint: a new one in its file is tried at once";
-/// Explains a login that is denied for any credentials.
-const LOCKED_OUT: &str = ": the role is locked out for 15 min after five refused logins, or there is no such login method; \
+/// Explains a login denied for any credentials.
+const LOCKED_OUT: &str = ": the role is locked out for 15 min after five refused logins, \
+                          or there is no such login method; \
                           hint: `bao auth tune -user-lockout-disable=true approle/`";
 
 /// An operation at the server, for messages and for the meaning of a status.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum BaoOperation<'a> {
-    /// A login at this mount.
+    /// A login at the mount.
     Login(&'a str),
     /// The look-up of a path's mount.
     FindMount(&'a SecretPath),
@@ -63,7 +68,7 @@ impl fmt::Display for BaoOperation<'_> {
 impl BaoOperation<'_> {
     /// A failure of this operation. `why` has no value, but may quote the server (errors, names of
     /// a certificate, the host of a redirect): the quotation is cut and cleaned here.
-    pub(super) fn failure(&self, cause: Cause, why: &str) -> Failure {
+    pub(super) fn failure(self, cause: Cause, why: &str) -> Failure {
         Failure {
             cause,
             message: format!("{self}: {}", ShownCause::from(why)),
@@ -71,8 +76,13 @@ impl BaoOperation<'_> {
         }
     }
 
+    /// The failure of a request whose path no URI can have.
+    pub(super) fn no_address(self) -> Failure {
+        self.failure(Cause::NotFound, "its path cannot be written as an address")
+    }
+
     /// The cause behind a status; `None` is success. `words` are the server's errors.
-    fn cause(&self, status: u16, words: &str) -> Option<Cause> {
+    fn cause(self, status: u16, words: &str) -> Option<Cause> {
         let lease_gone = || {
             ["lease not found", "invalid lease"]
                 .iter()
@@ -109,7 +119,7 @@ pub(super) struct Response {
     pub(super) from: Peer,
     /// The status code.
     pub(super) status: u16,
-    /// `Retry-After` in seconds, where it is a number.
+    /// `Retry-After`, if given as a number of seconds.
     pub(super) retry_after: Option<Duration>,
     /// The target of a redirect, without path and query: `scheme://host:port`.
     pub(super) location: Option<String>,
@@ -119,7 +129,7 @@ pub(super) struct Response {
 
 impl Response {
     /// The cause of a failure; `None` for success.
-    pub(super) fn cause(&self, operation: &BaoOperation<'_>) -> Option<Cause> {
+    pub(super) fn cause(&self, operation: BaoOperation<'_>) -> Option<Cause> {
         if self.wants_tls() {
             Some(Cause::Unreachable)
         } else {
@@ -136,8 +146,8 @@ impl Response {
                 .starts_with(b"Client sent an HTTP request to an HTTPS server")
     }
 
-    /// The failure that this response stands for.
-    pub(super) fn failure(&self, operation: &BaoOperation<'_>, cause: Cause) -> Failure {
+    /// The failure that the response stands for.
+    pub(super) fn failure(&self, operation: BaoOperation<'_>, cause: Cause) -> Failure {
         Failure {
             retry_after: self.retry_after,
             ..operation.failure(cause, &self.why(operation))
@@ -147,12 +157,13 @@ impl Response {
     /// Parses the JSON of `operation`.
     pub(super) fn parse<T: DeserializeOwned>(
         &self,
-        operation: &BaoOperation<'_>,
+        operation: BaoOperation<'_>,
     ) -> Result<T, Failure> {
         let (size, parsed) = (self.body.len(), parsed_size(&self.body));
         if parsed > PARSED {
             let why = format!(
-                "the answer of {size} bytes has too many values: in memory it takes {parsed} bytes, more than {PARSED}"
+                "the answer of {size} bytes has too many values: \
+                 in memory it takes {parsed} bytes, more than {PARSED}"
             );
             return Err(operation.failure(Cause::Malformed, &why));
         }
@@ -170,58 +181,65 @@ impl Response {
     /// Parses the `data` of the JSON of `operation`.
     pub(super) fn data<T: DeserializeOwned>(
         &self,
-        operation: &BaoOperation<'_>,
+        operation: BaoOperation<'_>,
     ) -> Result<T, Failure> {
-        self.parse::<DataEnvelope<T>>(operation)
-            .map(|envelope| envelope.data)
+        self.envelope(operation).map(|(data, _)| data)
+    }
+
+    /// Parses the token of a login or a renewal.
+    pub(super) fn auth(&self, operation: BaoOperation<'_>) -> Result<Option<AuthInfo>, Failure> {
+        let envelope: Envelope<IgnoredAny, AuthInfo> = self.parse(operation)?;
+        Ok(envelope.auth)
+    }
+
+    /// Parses the lease of a lease's renewal.
+    pub(super) fn lease(&self, operation: BaoOperation<'_>) -> Result<Option<Lease>, Failure> {
+        let envelope: Envelope<IgnoredAny> = self.parse(operation)?;
+        Ok(envelope.reply(Map::new(), Engine::Other).lease())
     }
 
     /// The secret in the response.
     pub(super) fn reply(
         &self,
-        operation: &BaoOperation<'_>,
+        operation: BaoOperation<'_>,
         versioned: bool,
     ) -> Result<Reply, Failure> {
-        if versioned {
-            let VersionedData { data, metadata } = self.data(operation)?;
-            let fields = data
-                .ok_or_else(|| operation.failure(Cause::NotFound, "this version holds nothing"))?;
-            let version = metadata.get("version").and_then(Value::as_u64);
-            let version = version
-                .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no version"))?;
-            return Ok(Reply {
-                fields,
-                engine: Engine::Kv2 { version, metadata },
-                lease: None,
-            });
+        if !versioned {
+            let (fields, envelope) = self.envelope(operation)?;
+            return Ok(envelope.reply(fields, Engine::Other));
         }
-        let envelope: Envelope = self.parse(operation)?;
-        let lease = envelope.lease();
-        let fields = envelope
-            .data
-            .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no data"))?;
-        Ok(Reply {
-            fields,
-            engine: Engine::Other,
-            lease,
-        })
+        let (VersionedData { data, metadata }, envelope) = self.envelope(operation)?;
+        let fields =
+            data.ok_or_else(|| operation.failure(Cause::NotFound, "this version holds nothing"))?;
+        let version = version_of(&metadata)
+            .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no version"))?;
+        Ok(envelope.reply(fields, Engine::Kv2 { version, metadata }))
+    }
+
+    /// The `data` of the response, and the envelope without `data`.
+    fn envelope<T: DeserializeOwned>(
+        &self,
+        operation: BaoOperation<'_>,
+    ) -> Result<(T, Envelope<T>), Failure> {
+        let mut envelope: Envelope<T> = self.parse(operation)?;
+        match envelope.data.take() {
+            Some(data) => Ok((data, envelope)),
+            None => Err(operation.failure(Cause::Malformed, "the answer has no data")),
+        }
     }
 
     /// The failure of a deleted or destroyed version: KV version 2 answers 404 with the metadata of
     /// the version.
-    pub(super) fn gone(&self, operation: &BaoOperation<'_>) -> Option<Failure> {
+    pub(super) fn gone(&self, operation: BaoOperation<'_>) -> Option<Failure> {
         if self.status != 404 {
             return None;
         }
         let VersionedData { metadata, .. } = self.data(operation).ok()?;
-        let version = metadata.get("version")?.as_u64()?;
-        let deleted = metadata
-            .get("deletion_time")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        let how = match metadata.get("destroyed").and_then(Value::as_bool) {
-            Some(true) => "was destroyed".to_owned(),
-            Some(false) | None => format!("was deleted at {deleted}"),
+        let version = version_of(&metadata)?;
+        let how = match (metadata.get("destroyed"), metadata.get("deletion_time")) {
+            (Some(Value::Bool(true)), _) => "was destroyed".to_owned(),
+            (_, Some(Value::String(time))) => format!("was deleted at {time}"),
+            _ => "was deleted".to_owned(),
         };
         Some(operation.failure(Cause::NotFound, &format!("version {version} {how}")))
     }
@@ -232,32 +250,31 @@ impl Response {
         struct Errors {
             errors: Option<Vec<String>>,
         }
-        if self.status < 300 {
+        if self.status < 300 || parsed_size(&self.body) > PARSED {
             return String::new();
         }
-        if parsed_size(&self.body) > PARSED {
+        let Ok(Errors {
+            errors: Some(errors),
+        }) = serde_json::from_slice(&self.body)
+        else {
             return String::new();
-        }
-        let errors = serde_json::from_slice::<Errors>(&self.body)
-            .ok()
-            .and_then(|answer| answer.errors);
-        let words = errors.unwrap_or_default().join("; ");
+        };
+        let words = errors.join("; ");
         let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
         Shown::<WORDS>::from(words.strip_prefix("1 error occurred: * ").unwrap_or(&words))
             .to_string()
     }
 
-    fn why(&self, operation: &BaoOperation<'_>) -> String {
+    fn why(&self, operation: BaoOperation<'_>) -> String {
         let status = self.status;
         let words = self.words();
         match (operation, status) {
             (_, 300..=399) => {
-                let to = self
-                    .location
-                    .as_deref()
-                    .unwrap_or("an address that cannot be read");
+                let location = self.location.as_deref();
+                let to = location.unwrap_or("an address that cannot be read");
                 format!(
-                    "the server redirects to {to} ({status}), which is not followed; hint: set `address` to the active server itself"
+                    "the server redirects to {to} ({status}), which is not followed; \
+                     hint: set `address` to the active server itself"
                 )
             }
             (_, 400) if self.wants_tls() => {
@@ -271,6 +288,11 @@ impl Response {
             _ => format!("{words} ({status})"),
         }
     }
+}
+
+/// The number of a version of KV version 2.
+fn version_of(metadata: &Map<String, Value>) -> Option<u64> {
+    metadata.get("version")?.as_u64()
 }
 
 /// An upper bound of the memory of parsed JSON, in bytes: a comma stands for a value (32 bytes), a
@@ -291,27 +313,31 @@ fn parsed_size(text: &[u8]) -> usize {
     size
 }
 
-/// The envelope of every response.
+/// The envelope of every response. `A` is the form of a token.
 #[derive(Deserialize)]
-pub(super) struct Envelope {
+struct Envelope<D, A = Map<String, Value>> {
     lease_id: Option<String>,
     lease_duration: Option<u64>,
     renewable: Option<bool>,
-    data: Option<Map<String, Value>>,
-    /// The token, of a login or renewal.
-    pub(super) auth: Option<AuthInfo>,
+    data: Option<D>,
+    auth: Option<A>,
+    warnings: Option<Vec<ShownCause>>,
 }
 
-impl Envelope {
-    /// The lease, if the response grants a lease.
-    pub(super) fn lease(&self) -> Option<Lease> {
-        let id = LeaseId::new(self.lease_id.as_deref()?)?;
-        let ttl = Duration::from_secs(self.lease_duration.unwrap_or_default());
-        Some(Lease {
-            id,
-            ttl,
+impl<D> Envelope<D> {
+    /// The reply with `fields`, and with all else from the envelope.
+    fn reply(self, fields: Map<String, Value>, engine: Engine) -> Reply {
+        let mut warnings = self.warnings.unwrap_or_default();
+        warnings.truncate(WARNINGS);
+        Reply {
+            fields,
+            engine,
+            lease_id: LeaseId::new(&self.lease_id.unwrap_or_default()),
+            ttl: Duration::from_secs(self.lease_duration.unwrap_or_default()),
             renewable: self.renewable.unwrap_or_default(),
-        })
+            auth: self.auth,
+            warnings,
+        }
     }
 }
 
@@ -371,18 +397,14 @@ struct MountOptions {
 impl MountInfo {
     /// Whether the mount is KV version 2.
     pub(super) fn versioned(&self) -> bool {
-        let version = self
-            .options
-            .as_ref()
-            .and_then(|options| options.version.as_deref());
-        matches!(self.r#type.as_str(), "kv" | "generic") && version == Some("2")
+        let Some(MountOptions {
+            version: Some(version),
+        }) = &self.options
+        else {
+            return false;
+        };
+        matches!(self.r#type.as_str(), "kv" | "generic") && version == "2"
     }
-}
-
-/// The `data` of a response.
-#[derive(Deserialize)]
-struct DataEnvelope<T> {
-    data: T,
 }
 
 /// The content of `data` in a response of KV version 2.
@@ -498,7 +520,7 @@ mod tests {
             ("<html>hunter2</html>", "the server answered 403"),
             (&long, &format!("{}… (403)", "x".repeat(279))),
         ] {
-            let failure = answer(403, body).failure(&BaoOperation::RenewToken, Cause::Denied);
+            let failure = answer(403, body).failure(BaoOperation::RenewToken, Cause::Denied);
             assert_eq!(failure.message, format!("renewing the token: {want}"));
         }
     }
@@ -520,8 +542,7 @@ mod tests {
         ];
         for (n, (one, taken, refused)) in table.into_iter().enumerate() {
             for (count, cause) in [(taken, None), (refused, Some(Cause::Malformed))] {
-                let reply =
-                    answer(200, &fields(one, count)).reply(&BaoOperation::RenewToken, false);
+                let reply = answer(200, &fields(one, count)).reply(BaoOperation::RenewToken, false);
                 let len = reply.as_ref().ok().map(|reply| reply.fields.len());
                 assert_eq!(
                     (len, reply.as_ref().err().map(|failure| failure.cause)),
@@ -548,7 +569,7 @@ mod tests {
         );
         assert_eq!(
             answer(200, &deep)
-                .reply(&BaoOperation::RenewToken, false)
+                .reply(BaoOperation::RenewToken, false)
                 .expect_err("too deep")
                 .cause,
             Cause::Malformed
@@ -556,10 +577,49 @@ mod tests {
         let errors = format!(r#"{{"errors":[{}""]}}"#, "\"\",".repeat(30_000));
         assert_eq!(
             answer(403, &errors)
-                .failure(&BaoOperation::RenewToken, Cause::Denied)
+                .failure(BaoOperation::RenewToken, Cause::Denied)
                 .message,
             "renewing the token: the server answered 403"
         );
+    }
+
+    #[test]
+    fn a_reply_keeps_the_envelope() {
+        let operation = BaoOperation::RenewToken;
+        let long = "x".repeat(400);
+        let body = serde_json::json!({
+            "lease_id": "", "lease_duration": 2_764_800, "renewable": false,
+            "data": { "a": "b" },
+            "auth": { "client_token": "s.hunter2", "lease_duration": 60 },
+            "warnings": vec![&long; 20],
+        });
+        let reply = answer(200, &body.to_string()).reply(operation, false);
+        let reply = reply.expect("a reply");
+        // KV v1 sends a duration, but no lease.
+        assert_eq!(reply.lease(), None);
+        assert_eq!(reply.ttl, Duration::from_hours(768));
+        let auth = reply.auth.as_ref().expect("a token");
+        assert_eq!(auth["client_token"], "s.hunter2");
+        assert_eq!(reply.warnings.len(), WARNINGS);
+        assert_eq!(reply.warnings[0].chars().count(), 300);
+        let shown = format!("{reply:?}");
+        assert!(
+            shown.contains("has_auth: true") && !shown.contains("hunter2"),
+            "{shown}"
+        );
+
+        let body = r#"{"lease_id":"db/1","lease_duration":60,"renewable":true,"warnings":null,
+            "auth":null,"data":{"data":{"a":"b"},"metadata":{"version":3}}}"#;
+        let reply = answer(200, body).reply(operation, true).expect("a reply");
+        let lease = reply.lease().expect("a lease");
+        assert_eq!(
+            (lease.id.as_str(), lease.ttl),
+            ("db/1", Duration::from_mins(1))
+        );
+        assert!(lease.renewable && reply.auth.is_none() && reply.warnings.is_empty());
+        let body = r#"{"data":{"a":"b"}}"#;
+        let reply = answer(200, body).reply(operation, false).expect("a reply");
+        assert_eq!((reply.lease(), reply.ttl), (None, Duration::ZERO));
     }
 
     #[test]
@@ -571,7 +631,7 @@ mod tests {
             "hunter2",
         ] {
             let failure = answer(200, body)
-                .data::<TokenInfo>(&BaoOperation::LookUpToken)
+                .data::<TokenInfo>(BaoOperation::LookUpToken)
                 .err()
                 .expect("a failure");
             assert_eq!(failure.cause, Cause::Malformed);
@@ -584,12 +644,12 @@ mod tests {
         fn no_body_panics_or_passes_a_control_character(status in 200_u16..600, body in ".{0,200}") {
             let (path, response) = (SecretPath::new("secret/app").expect("a path"), answer(status, &body));
             let operation = BaoOperation::Read(&path);
-            if let Some(cause) = response.cause(&operation) {
-                let failure = response.gone(&operation).unwrap_or_else(|| response.failure(&operation, cause));
+            if let Some(cause) = response.cause(operation) {
+                let failure = response.gone(operation).unwrap_or_else(|| response.failure(operation, cause));
                 proptest::prop_assert!(!failure.message.chars().any(char::is_control));
             }
-            let _ = response.reply(&operation, true);
-            let _ = response.reply(&operation, false);
+            let _ = response.reply(operation, true);
+            let _ = response.reply(operation, false);
         }
     }
 }

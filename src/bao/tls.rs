@@ -1,7 +1,7 @@
 //! Trust and client certificates. Invariant: the configured authorities replace the system's; an
 //! empty trust store is refused at start, never found by a failing connection.
 
-use super::approle::LIMIT;
+use super::auth::LIMIT;
 use crate::config::plan::{Tls, Verify};
 use crate::sys::file::read_regular;
 use rustls::client::Resumption;
@@ -10,11 +10,9 @@ use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_t
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{
-    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore,
-    SignatureScheme, WantsVerifier,
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
 use rustls_native_certs::load_native_certs;
-use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,49 +24,31 @@ const BUNDLE: usize = 1 << 20;
 const DIRECTORY: usize = 8 << 20;
 
 /// The reasons for which a client cannot be made.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
     /// The system has no authorities, as in an image from scratch.
+    #[error(
+        "no certificate authority to trust the server by: this system has no CA bundle; \
+         hint: mount one and name it in `ca_cert`, or in the environment's SSL_CERT_FILE"
+    )]
     NoTrustStore,
     /// `ca_cert` or `ca_path` cannot be read, or holds no authority.
+    #[error("no certificate authority could be taken from {}: {why}", .0.display(), why = .1)]
     Authorities(PathBuf, String),
     /// `client_cert` or `client_key` is missing, or cannot be used.
+    #[error("the client certificate cannot be used: {0}")]
     Identity(String),
     /// The name to verify the server by is invalid.
+    #[error("{0:?} is no name that a server's certificate can be verified by")]
     ServerName(String),
     /// The address cannot be written as a URI.
+    #[error("the server's address cannot be used: {0}")]
     Address(String),
     /// A namespace that no header can carry.
+    #[error("the namespace has a character that no header can carry")]
     Namespace,
 }
-
-impl fmt::Display for SetupError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoTrustStore => f.write_str(
-                "no certificate authority to trust the server by: this system has no CA bundle; \
-                 hint: mount one and name it in `ca_cert`, or in the environment's SSL_CERT_FILE",
-            ),
-            Self::Authorities(path, why) => write!(
-                f,
-                "no certificate authority could be taken from {}: {why}",
-                path.display()
-            ),
-            Self::Identity(why) => write!(f, "the client certificate cannot be used: {why}"),
-            Self::ServerName(name) => write!(
-                f,
-                "{name:?} is no name that a server's certificate can be verified by"
-            ),
-            Self::Address(why) => write!(f, "the server's address cannot be used: {why}"),
-            Self::Namespace => {
-                f.write_str("the namespace has a character that no header can carry")
-            }
-        }
-    }
-}
-
-impl std::error::Error for SetupError {}
 
 /// Reads the files and makes the settings of every connection.
 pub(super) fn config(tls: &Tls) -> Result<Arc<ClientConfig>, SetupError> {
@@ -81,7 +61,7 @@ pub(super) fn config(tls: &Tls) -> Result<Arc<ClientConfig>, SetupError> {
         Verify::Skip => builder
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(NoVerification(schemes))),
-        Verify::Full => with_roots(builder, tls)?,
+        Verify::Full => builder.with_root_certificates(roots(tls)?),
     };
     let mut config = match identity(tls)? {
         None => builder.with_no_client_auth(),
@@ -101,31 +81,29 @@ pub(super) fn server_name(tls: &Tls, host: &str) -> Result<ServerName<'static>, 
     ServerName::try_from(name.to_owned()).map_err(|_| SetupError::ServerName(name.to_owned()))
 }
 
-type Verified = ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
-
-fn with_roots(
-    builder: ConfigBuilder<ClientConfig, WantsVerifier>,
-    tls: &Tls,
-) -> Result<Verified, SetupError> {
-    let found = match (&tls.ca_cert, &tls.ca_path) {
-        (Some(file), _) => {
-            authorities(file).map_err(|why| SetupError::Authorities(file.clone(), why))?
-        }
-        (None, Some(dir)) => {
-            authorities_in(dir).map_err(|why| SetupError::Authorities(dir.clone(), why))?
-        }
-        (None, None) => load_native_certs().certs,
-    };
+/// The authorities to verify the server by: the configured ones, else the system's.
+fn roots(tls: &Tls) -> Result<RootCertStore, SetupError> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(found);
-    match (roots.is_empty(), &tls.ca_cert, &tls.ca_path) {
-        (false, _, _) => Ok(builder.with_root_certificates(roots)),
-        (true, Some(path), _) | (true, None, Some(path)) => Err(SetupError::Authorities(
-            path.clone(),
+    let (found, path) = match (&tls.ca_cert, &tls.ca_path) {
+        (Some(file), _) => (authorities(file), file),
+        (None, Some(dir)) => (authorities_in(dir), dir),
+        (None, None) => {
+            roots.add_parsable_certificates(load_native_certs().certs);
+            return if roots.is_empty() {
+                Err(SetupError::NoTrustStore)
+            } else {
+                Ok(roots)
+            };
+        }
+    };
+    let refused = |why| SetupError::Authorities(path.clone(), why);
+    roots.add_parsable_certificates(found.map_err(refused)?);
+    if roots.is_empty() {
+        return Err(refused(
             "it holds no certificate that can be used".to_owned(),
-        )),
-        (true, None, None) => Err(SetupError::NoTrustStore),
+        ));
     }
+    Ok(roots)
 }
 
 type Certificates = Vec<CertificateDer<'static>>;

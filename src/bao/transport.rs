@@ -13,7 +13,6 @@ use hyper::body::{Body, Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -52,21 +51,28 @@ impl Default for Limits {
 }
 
 /// The reason why there is no response. Nothing of a partial response is kept.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum TransportError {
     /// The name has no address.
+    #[error("{0} cannot be resolved: {1}")]
     Resolve(String, io::Error),
     /// No connection; the address is the last one tried.
+    #[error("no connection to {address}: {why}", address = .0, why = .1.kind())]
     Connect(SocketAddr, io::Error),
     /// The handshake failed, with an explanation.
+    #[error("{0}")]
     Tls(String),
     /// The time limit was exceeded.
+    #[error("no answer within {0:?}")]
     Late(Duration),
     /// The connection ended before the end of the response.
+    #[error("the connection ended before the answer was whole")]
     Cut,
     /// The body exceeds this limit, in bytes.
+    #[error("the answer is larger than {0} bytes")]
     TooLarge(usize),
     /// The response is not HTTP.
+    #[error("the answer is not HTTP; hint: is the address `https://`?")]
     NotHttp,
 }
 
@@ -78,24 +84,6 @@ impl TransportError {
                 Cause::Unreachable
             }
             Self::TooLarge(_) | Self::NotHttp => Cause::Malformed,
-        }
-    }
-}
-
-impl fmt::Display for TransportError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Resolve(host, error) => write!(f, "{host} cannot be resolved: {error}"),
-            Self::Connect(address, error) => {
-                write!(f, "no connection to {address}: {}", error.kind())
-            }
-            Self::Tls(words) => f.write_str(words),
-            Self::Late(limit) => write!(f, "no answer within {limit:?}"),
-            Self::Cut => f.write_str("the connection ended before the answer was whole"),
-            Self::TooLarge(limit) => write!(f, "the answer is larger than {limit} bytes"),
-            Self::NotHttp => {
-                f.write_str("the answer is not HTTP; hint: is the address `https://`?")
-            }
         }
     }
 }
@@ -179,10 +167,10 @@ impl Transport {
         most: usize,
         avoid: &[SocketAddr],
     ) -> Result<Response, TransportError> {
-        let path = request
-            .uri()
-            .path_and_query()
-            .map_or("/", http::uri::PathAndQuery::as_str);
+        let path = match request.uri().path_and_query() {
+            Some(path) => path.as_str(),
+            None => "/",
+        };
         *request.uri_mut() = format!("{}/v1{path}", self.address.prefix)
             .parse()
             .map_err(|_| TransportError::NotHttp)?;
@@ -235,7 +223,7 @@ impl Transport {
     }
 }
 
-/// One request and the response over a connection.
+/// Sends a request over a connection and reads the response.
 async fn over(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Vec<u8>>,

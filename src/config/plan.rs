@@ -5,7 +5,7 @@ use crate::names::{FileName, HookId, Owner, QueryId};
 pub use crate::observe::{Level, Log, LogFormat};
 use crate::template::{Read, Template};
 use nix::sys::signal::Signal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Everything that `run` and `mount` need to know.
@@ -107,7 +107,7 @@ pub struct Auth {
 }
 
 /// A login method.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Method {
     /// `AppRole`.
     AppRole {
@@ -118,6 +118,34 @@ pub enum Method {
         /// What becomes of the `secret_id`'s file once read.
         after_reading: AfterReading,
     },
+}
+
+impl Method {
+    /// The files that a login reads.
+    pub fn credential_files(&self) -> Vec<&Path> {
+        match self {
+            Self::AppRole {
+                role_id_file,
+                secret_id_file,
+                ..
+            } => {
+                let files = [Some(role_id_file), secret_id_file.as_ref()];
+                files.into_iter().flatten().map(PathBuf::as_path).collect()
+            }
+        }
+    }
+
+    /// The file that is removed after a login succeeded.
+    pub fn removed_file(&self) -> Option<&Path> {
+        match self {
+            Self::AppRole {
+                secret_id_file,
+                after_reading: AfterReading::Remove,
+                ..
+            } => secret_id_file.as_deref(),
+            Self::AppRole { .. } => None,
+        }
+    }
 }
 
 /// What becomes of a credential's file once it was read and a login with it succeeded.

@@ -365,7 +365,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
     ) -> Result<(), Exit> {
         match result {
             Ok(reply) => {
-                self.step(ScheduleInput::Read(query, token, Ok(reply.lease.clone())));
+                self.step(ScheduleInput::Read(query, token, Ok(reply.lease())));
                 let rendered =
                     self.secrets
                         .accept(&mut self.publisher, query, reply, self.requests.exposed());

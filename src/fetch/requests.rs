@@ -2,8 +2,8 @@
 //! known to be dead; a request is only prepared until a checkpoint that mentions it was saved.
 
 use super::checkpoint::Saved;
+use crate::lease::source::{Failure, Lease, Ownership, Reply, Source, TokenGrant};
 use super::queries::QueryTable;
-use crate::lease::source::{Failure, Lease, Reply, Source, TokenGrant};
 use crate::lease::{Request, ScheduleInput, TokenId};
 use crate::names::QueryId;
 use crate::observe::{Event, Incident};
@@ -21,7 +21,7 @@ pub(super) enum Outcome {
     /// Any other that the machine waits for.
     ScheduleInput(ScheduleInput),
     /// A revocation, which nobody waits for.
-    Revoked(Result<(), Failure>),
+    Revoked(Result<Ownership, Failure>),
 }
 
 /// A request that the schedule asked for. Nothing is sent before its exchange is polled, and only
@@ -40,7 +40,7 @@ enum Done<T> {
     LookedUp(TokenId, Result<TokenGrant, Failure>),
     Read(QueryId, TokenId, Result<Reply, Failure>),
     Renewed(QueryId, TokenId, Result<Lease, Failure>),
-    Revoked(TokenId, Result<(), Failure>),
+    Revoked(TokenId, Result<Ownership, Failure>),
 }
 
 /// The tokens in the checkpoint.
@@ -264,9 +264,10 @@ impl<S: Source + 'static> Requests<S> {
 }
 
 /// Says how a revocation ended.
-pub(super) fn say_revoked(result: &Result<(), Failure>) {
+pub(super) fn say_revoked(result: &Result<Ownership, Failure>) {
     match result {
-        Ok(()) => Event::Revoked.emit(),
+        Ok(Ownership::Ours) => Event::Revoked.emit(),
+        Ok(Ownership::Foreign) => {}
         Err(failure) => Incident::NotRevoked.emit(&failure.message),
     }
 }

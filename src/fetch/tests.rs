@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::config::plan::{Content, File};
-use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
+use crate::lease::source::{Cause, Engine, Failure, Lease, Ownership, TokenGrant};
 use crate::link::{FromRole, pair};
 use crate::memory::mapping::Backing;
 use crate::names::{
@@ -194,15 +194,11 @@ impl Source for Server {
         if path == "db" {
             let n = self.serial();
             let fields = json!({"username": format!("user-{n}-{token}"), "password": format!("pass-{n}-{token}")});
-            let lease = Lease {
-                id: LeaseId::new("lease").expect("not empty"),
-                ttl: self.script().lease,
-                renewable: false,
-            };
             return Ok(Reply {
                 fields: fields.as_object().expect("an object").clone(),
-                engine: Engine::Other,
-                lease: Some(lease),
+                lease_id: LeaseId::new("lease"),
+                ttl: self.script().lease,
+                ..Reply::default()
             });
         }
         let (version, fields) = self.script().kv[path]
@@ -215,7 +211,7 @@ impl Source for Server {
         Ok(Reply {
             fields: fields.as_object().expect("an object").clone(),
             engine,
-            lease: None,
+            ..Reply::default()
         })
     }
 
@@ -244,12 +240,12 @@ impl Source for Server {
         })
     }
 
-    async fn revoke_token(&self, token: &String) -> Result<(), Failure> {
+    async fn revoke_token(&self, token: &String) -> Result<Ownership, Failure> {
         self.say(&format!("revoke {token}"));
         if !self.script().revokes {
             std::future::pending::<()>().await;
         }
-        Ok(())
+        Ok(Ownership::Ours)
     }
 }
 
@@ -797,8 +793,7 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
             .collect();
         Reply {
             fields,
-            engine: Engine::Other,
-            lease: None,
+            ..Reply::default()
         }
     };
     assert!(matches!(

@@ -1,5 +1,5 @@
-//! The two requests that keep a token or a lease alive, with their failures. Invariant: at most one
-//! of the two requests is in flight.
+//! The renewal and the replacement of a token or a lease, with the failures of both. Invariant: at
+//! most one of the two requests is in flight.
 
 use super::protocol::{Effect, Request, Subject};
 use super::renewal::{Dates, Grant, Timing};
@@ -8,26 +8,35 @@ use crate::clock::{Jitter, Moment};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The longest `Retry-After` of the server that is obeyed.
+/// The longest `Retry-After` that is obeyed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
 
-/// The environment of one step: the present, the settings, the random source and the list of
-/// outputs.
-pub(super) struct Context<'a> {
+/// The environment of a step: the present, the settings, the random source and the effects so far.
+#[derive(Debug)]
+pub(super) struct Context {
     pub(super) now: Moment,
     pub(super) timing: Timing,
-    pub(super) jitter: &'a mut Jitter,
-    pub(super) out: &'a mut Vec<Effect>,
+    pub(super) jitter: Jitter,
+    pub(super) out: Vec<Effect>,
 }
 
-impl Context<'_> {
+impl Context {
+    pub(super) fn new(timing: Timing, jitter: Jitter, now: Moment) -> Self {
+        Self {
+            now,
+            timing,
+            jitter,
+            out: Vec::new(),
+        }
+    }
+
     pub(super) fn ask(&mut self, request: Request) {
         self.out.push(Effect::Ask(request));
     }
 
     /// The dates of a grant, counted from `sent`, when the server was asked.
     pub(super) fn dates(&mut self, grant: Grant, reserve: Duration, sent: Moment) -> Dates {
-        grant.dates(reserve, sent, self.jitter)
+        grant.dates(reserve, sent, &mut self.jitter)
     }
 }
 
@@ -38,7 +47,7 @@ pub(super) enum RequestKind {
     Replace,
 }
 
-/// The state of a token after a 403, as far as its lookup tells.
+/// The state of a token after a 403, as far as the lookup tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenState {
     Alive,
@@ -64,21 +73,21 @@ impl Attempt {
     }
 }
 
-/// The upkeep of one token or lease: two attempts, of which one is in flight at a time.
+/// The upkeep of a token or lease: two attempts, of which at most one is in flight.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Renewal {
     pub(super) renew: Attempt,
     pub(super) replace: Attempt,
-    /// The request in flight and the time of its sending, from which a granted life counts.
+    /// The request in flight and the time of sending, from which a granted life counts.
     pub(super) in_flight: Option<(Moment, RequestKind)>,
-    /// A request that got 403; the lookup of the token decides what follows.
-    denied: Option<(RequestKind, Failure)>,
+    /// A request with the response 403; the lookup of the token decides about the next request.
+    pub(super) denied: Option<(RequestKind, Failure)>,
     /// The end of the token or lease.
     pub(super) end: Option<Moment>,
     /// The last failure since the last success.
     failure: Option<Failure>,
-    /// The cause of the last failure that was reported since the last success.
-    reported: Option<Cause>,
+    /// The last reported cause of a failure since the last success.
+    pub(super) reported: Option<Cause>,
 }
 
 impl Renewal {
@@ -90,7 +99,8 @@ impl Renewal {
         }
     }
 
-    /// The next request and its time; `None` while a request is in flight or waits for a lookup.
+    /// The next request and when to send it; `None` while a request is in flight or waits for a
+    /// lookup.
     pub(super) fn next(&self) -> Option<(Moment, RequestKind)> {
         self.next_with(self.replace.at)
     }
@@ -108,7 +118,7 @@ impl Renewal {
         }
     }
 
-    /// Drops the request in flight and any pending lookup: after a crash their responses never
+    /// Drops the request in flight and any pending lookup: after a crash the responses never
     /// arrive. The attempts stay due.
     pub(super) fn drop_in_flight(&mut self) -> Option<RequestKind> {
         self.denied = None;
@@ -116,7 +126,7 @@ impl Renewal {
         Some(kind)
     }
 
-    /// Takes the response to the request in flight; returns the time of its sending.
+    /// Takes the response to the request in flight; returns the time of sending.
     pub(super) fn answered(&mut self, now: Moment) -> Moment {
         match self.in_flight.take() {
             Some((sent, _)) => sent,
@@ -133,13 +143,13 @@ impl Renewal {
         self.reported = None;
     }
 
-    /// Schedules another try of a failed request, after the backoff of its cause.
+    /// Schedules another try of a failed request, after the backoff of the cause.
     pub(super) fn postpone(
         &mut self,
         subject: Subject,
         kind: RequestKind,
         failure: &Failure,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) {
         let backoff = match failure.cause {
             // The causes of a refused login are handled by `Refusals` and do not come here.
@@ -153,7 +163,7 @@ impl Renewal {
         };
         let asked = failure.retry_after.unwrap_or_default();
         let wait = backoff
-            .delay(self.attempt(kind).failures, cx.jitter)
+            .delay(self.attempt(kind).failures, &mut cx.jitter)
             .max(asked.min(LONGEST_RETRY_AFTER));
         self.failed_until(kind, failure, cx.now.plus(wait));
         self.report(subject, failure, wait, cx);
@@ -175,7 +185,7 @@ impl Renewal {
         kind: RequestKind,
         failure: Failure,
         is_current: bool,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) -> bool {
         self.in_flight = None;
         if failure.cause != Cause::Denied {
@@ -190,23 +200,13 @@ impl Renewal {
         is_current
     }
 
-    /// Whether a request waits for the lookup of its token.
-    pub(super) fn awaits_lookup(&self) -> bool {
-        self.denied.is_some()
-    }
-
-    /// The lookup ended: a request that waited for it is repeated, postponed or given up.
-    pub(super) fn resolve_denied(
-        &mut self,
-        subject: Subject,
-        token: TokenState,
-        cx: &mut Context<'_>,
-    ) {
+    /// The lookup ended: a request that waited for the lookup is repeated, postponed or given up.
+    pub(super) fn resolve_denied(&mut self, subject: Subject, token: TokenState, cx: &mut Context) {
         let Some((kind, failure)) = self.denied.take() else {
             return;
         };
         match token {
-            // A dead session was scheduled anew by the death itself.
+            // The death of the token scheduled the session anew.
             TokenState::Dead | TokenState::Replaced if subject == Subject::Session => {}
             TokenState::Dead | TokenState::Replaced => self.replace.at = Some(cx.now),
             TokenState::Alive if kind == RequestKind::Renew => {
@@ -217,7 +217,7 @@ impl Renewal {
     }
 
     /// The policy denies renewals: a renewal is tried once, reported once, and then omitted.
-    fn stop_renewing(&mut self, subject: Subject, failure: &Failure, cx: &mut Context<'_>) {
+    fn stop_renewing(&mut self, subject: Subject, failure: &Failure, cx: &mut Context) {
         if let Some(end) = self.end {
             let ttl = end.since(cx.now);
             let rest = Grant {
@@ -243,23 +243,18 @@ impl Renewal {
         }
     }
 
-    /// Reports a failure once for as long as its cause stays the same.
+    /// Reports a failure once for as long as the cause stays the same.
     pub(super) fn report(
         &mut self,
         subject: Subject,
         failure: &Failure,
         after: Duration,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) {
         if self.reported != Some(failure.cause) {
             self.reported = Some(failure.cause);
             cx.out.push(Effect::Failed(subject, failure.clone(), after));
         }
-    }
-
-    /// Lets the next failure be reported, even one of the same cause.
-    pub(super) fn forget_reported(&mut self) {
-        self.reported = None;
     }
 
     /// The last failure, while another try is pending.

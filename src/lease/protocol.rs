@@ -6,7 +6,7 @@ use crate::names::{LeaseId, QueryId};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The number of a login, which identifies the token of that login.
+/// The number of a login, which identifies the token of the login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TokenId(pub u32);
 
@@ -21,11 +21,11 @@ pub enum ScheduleInput {
     TokenRenewed(TokenId, Result<TokenGrant, Failure>),
     /// The lookup that followed a 403 ended.
     LookedUp(TokenId, Result<TokenGrant, Failure>),
-    /// A read ended, with the lease of the value that was read.
+    /// A read ended, with the lease of the value.
     Read(QueryId, TokenId, Result<Option<Lease>, Failure>),
     /// A lease's renewal ended.
     Renewed(QueryId, TokenId, Result<Lease, Failure>),
-    /// The value that was read cannot be rendered.
+    /// The value of the last read cannot be rendered.
     Unusable(QueryId),
     /// The credential files hold other credentials than the last login used.
     CredentialsChanged,
@@ -38,7 +38,7 @@ pub enum ScheduleInput {
 pub enum Effect {
     /// Send the request; the response comes back as an input.
     Ask(Request),
-    /// The token is dead: drop it.
+    /// The token is dead: drop the token.
     Forget(TokenId),
     /// A request failed for another reason than the last time, and is tried again.
     Failed(Subject, Failure, Duration),
@@ -51,7 +51,7 @@ pub enum Effect {
 /// A request to the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Log in; the token gets this number.
+    /// Log in; the number becomes the id of the token.
     Login(TokenId),
     /// Renew the token.
     RenewToken(TokenId),
@@ -61,7 +61,7 @@ pub enum Request {
     Revoke(TokenId),
     /// Read under the token.
     Read(QueryId, TokenId),
-    /// Renew the query's lease under the token, for this long.
+    /// Renew the query's lease under the token, for the given time.
     Renew(QueryId, TokenId, LeaseId, Duration),
 }
 

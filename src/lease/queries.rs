@@ -1,6 +1,6 @@
-//! The table of queries and its index. Invariants: the index agrees with the table, because
+//! The table of queries with an index. Invariants: the index agrees with the table, because
 //! `change` alone changes a query; no step walks over all queries but a refresh. Ids come from the
-//! table itself: an unknown id is a defect and panics.
+//! table alone: an unknown id is a defect and panics.
 
 use super::attempts::{Context, RequestKind, TokenState};
 use super::protocol::{Effect, Subject, TokenId};
@@ -9,11 +9,11 @@ use crate::clock::Moment;
 use crate::names::QueryId;
 use std::collections::BTreeSet;
 
-/// The number of reads and lease renewals in flight at a time, which bounds the memory of their
+/// The number of reads and lease renewals in flight at a time, which bounds the memory of the
 /// responses. Requests of the session are not counted.
 const AT_ONCE: usize = 4;
 
-/// All queries, by their ids.
+/// All queries, by id.
 #[derive(Debug, Default)]
 pub(super) struct Queries {
     schedules: Vec<QuerySchedule>,
@@ -70,8 +70,8 @@ impl Queries {
         std::mem::take(&mut self.changed)
     }
 
-    /// Drops all requests in flight after a crash. Returns whether one of them may have minted a
-    /// lease.
+    /// Drops all requests in flight after a crash. Returns whether a dropped request may
+    /// have minted a lease.
     pub(super) fn drop_in_flight(&mut self) -> bool {
         let mut minted = false;
         for query in self.between(Place::InFlight, Place::AwaitsLookup) {
@@ -88,7 +88,7 @@ impl Queries {
         }
     }
 
-    /// `token` ended, and its leases with it.
+    /// `token` ended, and the leases of the token with it.
     pub(super) fn end_leases(&mut self, token: TokenId, now: Moment) {
         for query in self.between(Place::Leased(token), Place::Leased(token)) {
             self.change(query, |state| state.expire(now));
@@ -96,7 +96,7 @@ impl Queries {
     }
 
     /// Reports the leases whose end has come.
-    pub(super) fn end_expired(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn end_expired(&mut self, cx: &mut Context) {
         for query in self.between(Place::Ends(Moment::FIRST), Place::Ends(cx.now)) {
             self.change(query, |state| state.end(cx.now));
             cx.out.push(Effect::Ended(query));
@@ -117,7 +117,7 @@ impl Queries {
     }
 
     /// The lookup of a token ended: handles the requests that waited for the lookup.
-    pub(super) fn resolve_denied(&mut self, found: TokenState, cx: &mut Context<'_>) {
+    pub(super) fn resolve_denied(&mut self, found: TokenState, cx: &mut Context) {
         for query in self.between(Place::AwaitsLookup, Place::AwaitsLookup) {
             let subject = Subject::Query(query);
             self.change(query, |state| {
@@ -128,7 +128,7 @@ impl Queries {
 
     /// Sends the due requests under `token`: renewals first, then by age, so that no query waits
     /// for others that keep failing. With `hold_mints`, nothing is minted.
-    pub(super) fn send_due(&mut self, token: TokenId, hold_mints: bool, cx: &mut Context<'_>) {
+    pub(super) fn send_due(&mut self, token: TokenId, hold_mints: bool, cx: &mut Context) {
         while self.has_slot() {
             let Some((kind, query)) = self.due(hold_mints, cx.now) else {
                 return;
@@ -200,37 +200,39 @@ impl Queries {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
-    /// Compares the index, the next end and the due requests with a walk over all queries.
-    pub(in crate::lease) fn compare_with_a_walk(queries: &Queries, now: Moment) {
-        let all = || (0..).map(QueryId).zip(&queries.schedules);
-        let places: BTreeSet<_> = all()
-            .flat_map(|(query, state)| state.places().map(move |place| (place, query)))
-            .collect();
-        assert_eq!(queries.places, places);
+    impl Queries {
+        /// Compares the index, the next end and the due requests with a walk over all self.
+        pub(in crate::lease) fn compare_with_a_walk(&self, now: Moment) {
+            let all = || (0..).map(QueryId).zip(&self.schedules);
+            let places: BTreeSet<_> = all()
+                .flat_map(|(query, state)| state.places().map(move |place| (place, query)))
+                .collect();
+            assert_eq!(self.places, places);
 
-        let in_flight = all().filter(|(_, state)| state.renewal.in_flight.is_some());
-        assert_eq!(queries.has_slot(), in_flight.count() < AT_ONCE);
+            let in_flight = all().filter(|(_, state)| state.renewal.in_flight.is_some());
+            assert_eq!(self.has_slot(), in_flight.count() < AT_ONCE);
 
-        let end = all().filter_map(|(_, state)| state.renewal.end).min();
-        assert_eq!(queries.wake(false, false), end);
+            let end = all().filter_map(|(_, state)| state.renewal.end).min();
+            assert_eq!(self.wake(false, false), end);
 
-        for hold_mints in [false, true] {
-            let requests = all().filter_map(|(query, state)| {
-                let (at, kind) = state.renewal.next()?;
-                let mints = kind == RequestKind::Replace && !state.is_plain();
-                (!(mints && hold_mints)).then_some((kind, at, query))
-            });
-            let requests: BTreeSet<_> = requests.collect();
-            let due = requests.iter().find(|(_, at, _)| *at <= now);
-            let due = due.map(|(kind, _, query)| (*kind, *query));
-            assert_eq!(queries.due(hold_mints, now), due);
+            for hold_mints in [false, true] {
+                let requests = all().filter_map(|(query, state)| {
+                    let (at, kind) = state.renewal.next()?;
+                    let mints = kind == RequestKind::Replace && !state.plain;
+                    (!(mints && hold_mints)).then_some((kind, at, query))
+                });
+                let requests: BTreeSet<_> = requests.collect();
+                let due = requests.iter().find(|(_, at, _)| *at <= now);
+                let due = due.map(|(kind, _, query)| (*kind, *query));
+                assert_eq!(self.due(hold_mints, now), due);
 
-            let wake = requests.iter().map(|(_, at, _)| *at).chain(end).min();
-            if queries.has_slot() {
-                assert_eq!(queries.wake(true, hold_mints), wake);
+                let wake = requests.iter().map(|(_, at, _)| *at).chain(end).min();
+                if self.has_slot() {
+                    assert_eq!(self.wake(true, hold_mints), wake);
+                }
             }
         }
     }

@@ -21,13 +21,13 @@ pub struct QuerySchedule {
     pub(super) renewal: Renewal,
     /// The lease of the served value.
     lease: Option<HeldLease>,
-    /// The number of values that could not be rendered.
+    /// The number of values that failed to render.
     unusable: u32,
     /// The last read gave no lease: another read mints nothing.
-    plain: bool,
+    pub(super) plain: bool,
     /// The last lease ended, and no other was granted since.
     ended: bool,
-    /// The sending times of the last two reads that gave a usable value, the latest first.
+    /// The sending times of the last two reads with a usable value, the latest first.
     good: [Option<Moment>; 2],
     /// A refresh came while a read was in flight, which may return the value from before.
     read_again: bool,
@@ -38,7 +38,7 @@ struct HeldLease {
     id: LeaseId,
     /// The token that minted the lease: the lease dies with this token.
     token: TokenId,
-    /// The life that the read granted.
+    /// The life granted by the read.
     first: Duration,
 }
 
@@ -49,21 +49,21 @@ pub(super) enum Place {
     InFlight,
     /// A request got 403 and waits for the lookup of its token.
     AwaitsLookup,
-    /// The query holds a lease that dies with this token.
+    /// The query holds a lease, which dies with the token.
     Leased(TokenId),
     /// The lease ends.
     Ends(Moment),
     /// The lease's renewal is due.
     Renew(Moment),
-    /// A read is due that mints nothing.
+    /// A read is due, which mints nothing.
     Read(Moment),
-    /// A read is due that may mint a lease.
+    /// A read is due, which may mint a lease.
     Mint(Moment),
 }
 
 impl QuerySchedule {
-    /// A query whose first read is due at `now`, and which is read at intervals of `refresh` while
-    /// there is no lease.
+    /// The first read is due at `now`. While there is no lease, reads follow at intervals of
+    /// `refresh`.
     pub(super) fn new(refresh: Duration, now: Moment) -> Self {
         Self {
             refresh,
@@ -79,7 +79,7 @@ impl QuerySchedule {
             Some((at, RequestKind::Replace)) if self.plain => Some(Place::Read(at)),
             Some((at, RequestKind::Replace)) => Some(Place::Mint(at)),
             None if self.renewal.in_flight.is_some() => Some(Place::InFlight),
-            None if self.renewal.awaits_lookup() => Some(Place::AwaitsLookup),
+            None if self.renewal.denied.is_some() => Some(Place::AwaitsLookup),
             None => None,
         };
         let lease = self.lease.as_ref().map(|held| Place::Leased(held.token));
@@ -118,10 +118,10 @@ impl QuerySchedule {
     /// that the value replaces.
     pub(super) fn read(
         &mut self,
-        lease: Option<&Lease>,
+        lease: Option<Lease>,
         token: TokenId,
         current: Option<TokenId>,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) -> Option<TokenId> {
         let sent = self.renewal.answered(cx.now);
         let replaced = self.lease.take().map(|held| held.token);
@@ -135,7 +135,7 @@ impl QuerySchedule {
                     token,
                     first: lease.ttl,
                 });
-                self.granted(lease, current, sent, cx);
+                self.granted(&lease, current, sent, cx);
             }
             Some(_) | None => self.poll(sent, cx),
         }
@@ -144,8 +144,8 @@ impl QuerySchedule {
     }
 
     /// Schedules the next read of a value without a lease.
-    fn poll(&mut self, sent: Moment, cx: &mut Context<'_>) {
-        let mut dates = poll(self.refresh, sent, cx.jitter);
+    fn poll(&mut self, sent: Moment, cx: &mut Context) {
+        let mut dates = poll(self.refresh, sent, &mut cx.jitter);
         if self.read_again {
             dates.replace = dates.replace.min(Some(sent.plus(REFRESH)));
         }
@@ -157,7 +157,7 @@ impl QuerySchedule {
         &mut self,
         lease: Option<&Lease>,
         current: Option<TokenId>,
-        cx: &mut Context<'_>,
+        cx: &mut Context,
     ) {
         let sent = self.renewal.answered(cx.now);
         match lease {
@@ -166,14 +166,8 @@ impl QuerySchedule {
         }
     }
 
-    /// The held lease was granted or renewed: sets its dates.
-    fn granted(
-        &mut self,
-        lease: &Lease,
-        current: Option<TokenId>,
-        sent: Moment,
-        cx: &mut Context<'_>,
-    ) {
+    /// The held lease was granted or renewed: sets the dates of the lease.
+    fn granted(&mut self, lease: &Lease, current: Option<TokenId>, sent: Moment, cx: &mut Context) {
         let Some(held) = &self.lease else { return };
         // A lease that was never renewable is replaced at two thirds of its life, however long.
         let reserve = if lease.renewable {
@@ -195,12 +189,12 @@ impl QuerySchedule {
 
     /// The value cannot be rendered. A value without a lease is read again slowly; a credential is
     /// not minted again.
-    pub(super) fn unusable(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn unusable(&mut self, cx: &mut Context) {
         if self.lease.is_some() {
             return;
         }
         self.good[0] = self.good[1];
-        let wait = cx.timing.slow.delay(self.unusable, cx.jitter);
+        let wait = cx.timing.slow.delay(self.unusable, &mut cx.jitter);
         self.unusable = self.unusable.saturating_add(1);
         let replace = &mut self.renewal.replace;
         replace.at = replace.at.min(Some(cx.now.plus(wait)));
@@ -211,12 +205,7 @@ impl QuerySchedule {
         self.lease.is_some()
     }
 
-    #[cfg(test)]
-    pub(super) fn is_plain(&self) -> bool {
-        self.plain
-    }
-
-    /// The lease is gone. Its value stays served until another one is read.
+    /// The lease is gone. The value stays served until the next read succeeds.
     pub(super) fn expire(&mut self, now: Moment) {
         if self.lease.take().is_some() {
             self.renewal.renew = Attempt::default();
@@ -244,18 +233,20 @@ impl QuerySchedule {
         }
     }
 
-    /// The status at `now`. `blocked` is the failure of a session without a token.
+    /// The status at `now`, with `session` as the status of the session.
     pub(super) fn view<'a>(&'a self, session: SubjectStatus<'a>, now: Moment) -> SubjectStatus<'a> {
         let next = self.renewal.next().map(|(at, _)| at);
         // Without a token no request is sent: the reason is the session's failure.
-        let waits = session.ended && next.is_some_and(|next| next <= now);
+        let waits = session.ended && matches!(next, Some(next) if next <= now);
         let of_session = if waits { session.trouble } else { None };
-        let overdue = self.refresh.saturating_mul(2);
+        let overdue = match self.good[0] {
+            Some(good) => now.since(good) > self.refresh.saturating_mul(2),
+            None => false,
+        };
         SubjectStatus {
             trouble: self.renewal.trouble().or(of_session),
             ended: self.ended,
-            missed: self.lease.is_none()
-                && self.good[0].is_some_and(|good| now.since(good) > overdue),
+            missed: self.lease.is_none() && overdue,
             ends: self.renewal.end,
             next,
         }

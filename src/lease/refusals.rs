@@ -1,4 +1,4 @@
-//! When a login may be sent after the server refused one: pure. `OpenBao` locks a role for every
+//! When a login may be sent after a refused login: pure. `OpenBao` locks a role for every
 //! node's clients after five refused logins (`user_lockout_threshold`; measured with 2.7.2), so
 //! refused logins are a budget that replicas share. Invariant: the same credentials are rejected at
 //! most twice, and within [`LOCKOUT`] at most [`BUDGET`] logins are sent that the server may have
@@ -13,14 +13,14 @@ use std::time::Duration;
 /// `secret_id` until the entry was replicated to it (0.2 to 1.7 s, measured).
 const REPLICATION: Duration = Duration::from_secs(2);
 /// The time for which `OpenBao` locks a role, and after which rejected logins are forgotten
-/// (`user_lockout_duration`, `user_lockout_counter_reset`; both have this default).
+/// (the defaults of `user_lockout_duration` and `user_lockout_counter_reset`).
 const LOCKOUT: Duration = Duration::from_mins(15);
 /// The number of logins that the server may reject within [`LOCKOUT`], orphaned logins included.
 const BUDGET: u32 = 3;
 /// The number of rejections after which only other credentials are tried.
 const TRIES: u32 = 2;
 
-/// The refused logins since the last login that worked, or since the credentials changed.
+/// The refused logins since the last successful login, or since the credentials changed.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Refusals {
     gate: Gate,
@@ -33,7 +33,7 @@ pub(super) struct Refusals {
     orphaned: u32,
     /// After a lockout at one address, another address was already asked at once.
     moved: bool,
-    /// The time of the last login that was refused or orphaned.
+    /// The time of the last refused or orphaned login.
     last: Option<Moment>,
     /// The last refusal. Kept while the token's renewals work: the next login will be refused, too.
     why: Option<Failure>,
@@ -45,7 +45,7 @@ enum Gate {
     /// Nothing.
     #[default]
     Open,
-    /// This moment, or other credentials.
+    /// The moment, or other credentials.
     Until(Moment),
     /// Other credentials.
     Changed,
@@ -62,7 +62,8 @@ impl Refusals {
     ) -> Option<Duration> {
         (self.why, self.proven) = (Some(failure.clone()), false);
         let wait = match failure.cause {
-            Cause::LockedOut { elsewhere: true } if !std::mem::replace(&mut self.moved, true) => {
+            Cause::LockedOut { elsewhere: true } if !self.moved => {
+                self.moved = true;
                 Some(Duration::ZERO)
             }
             Cause::LockedOut { .. } => Some(self.lockout(jitter)),
@@ -89,7 +90,7 @@ impl Refusals {
         };
     }
 
-    /// A login was in flight when the predecessor of this process died: whether the server rejected
+    /// A login was in flight when the predecessor of the process died: whether the server rejected
     /// the login is unknown.
     pub(super) fn orphaned(&mut self, now: Moment, jitter: &mut Jitter) {
         if self.proven {
@@ -105,7 +106,9 @@ impl Refusals {
     /// A person asks for a login. The server forgets a rejected login after [`LOCKOUT`], so another
     /// login is harmless then.
     pub(super) fn refresh_now(&mut self, now: Moment) {
-        if self.last.is_some_and(|last| now.since(last) >= LOCKOUT) {
+        if let Some(last) = self.last
+            && now.since(last) >= LOCKOUT
+        {
             self.gate = Gate::Open;
             self.rejected = self.rejected.min(TRIES - 1);
         }
@@ -143,15 +146,18 @@ impl Refusals {
         })
     }
 
-    /// Replicas that were locked out together do not come back together. What is counted for the
-    /// budget is forgotten by then.
+    /// The wait of a lockout, with jitter: replicas that were locked out together do not come back
+    /// together. By then the server has forgotten the logins counted for the budget.
     fn lockout(&mut self, jitter: &mut Jitter) -> Duration {
         (self.moved, self.orphaned) = (false, 0);
         jitter.between(LOCKOUT, LOCKOUT.mul_f64(1.2))
     }
 
     fn close(&mut self, wait: Option<Duration>, now: Moment) -> Option<Duration> {
-        self.gate = wait.map_or(Gate::Changed, |wait| Gate::Until(now.plus(wait)));
+        self.gate = match wait {
+            Some(wait) => Gate::Until(now.plus(wait)),
+            None => Gate::Changed,
+        };
         wait
     }
 }

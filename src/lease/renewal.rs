@@ -35,19 +35,19 @@ impl Timing {
     }
 }
 
-/// A life that the server gave to a lease or a token.
+/// The life of a lease or a token, as granted by the server.
 #[derive(Clone, Copy, Debug)]
 pub struct Grant {
     /// The life, counted from the grant.
     pub ttl: Duration,
-    /// Whether the server offers to renew it.
+    /// Whether the server offers a renewal.
     pub renewable: bool,
     /// The life of the first grant of the same lease. A renewal that grants clearly less has met a
     /// maximum: a further renewal would grant nothing.
     pub first: Duration,
 }
 
-/// The dates that follow from a grant.
+/// The dates of a grant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dates {
     /// The time of the renewal, if a renewal makes sense.
@@ -62,25 +62,21 @@ impl Grant {
     /// The dates of a grant asked for at `from`. A replacement is asked for at most `reserve`, and
     /// at most a third of the life, before the end.
     pub fn dates(&self, reserve: Duration, from: Moment, jitter: &mut Jitter) -> Dates {
-        let end = from.plus(self.ttl);
         let at_limit = self.ttl < self.first.mul_f64(0.9);
-        if self.renewable && !at_limit {
+        let (renew, reserve) = if self.renewable && !at_limit {
             let renew = jitter.between(self.ttl.mul_f64(0.6), self.ttl.mul_f64(0.7));
             // Failed renewals are repeated until this reserve, and within the reserve beside the
             // replacement.
             let reserve = reserve.min(self.ttl.mul_f64(0.15));
-            return Dates {
-                renew: Some(later(from, renew)),
-                replace: Some(later(from, self.ttl.saturating_sub(reserve))),
-                end: Some(end),
-            };
-        }
-        let reserve = reserve.min(self.ttl / 3);
-        let reserve = jitter.between(reserve, reserve.mul_f64(1.25));
+            (Some(later(from, renew)), reserve)
+        } else {
+            let reserve = reserve.min(self.ttl / 3);
+            (None, jitter.between(reserve, reserve.mul_f64(1.25)))
+        };
         Dates {
-            renew: None,
+            renew,
             replace: Some(later(from, self.ttl.saturating_sub(reserve))),
-            end: Some(end),
+            end: Some(from.plus(self.ttl)),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The machine that keeps a token and every lease alive: `step(input, now) -> outputs`, without a
+//! The schedule that keeps a token and every lease alive: `step(input, now) -> effects`, without a
 //! clock and without I/O. Invariant: all state changes happen in `step`.
 
-use super::attempts::{Context, RequestKind, TokenState};
+use super::attempts::{Context, Renewal, RequestKind, TokenState};
 use super::protocol::{Effect, ScheduleInput, Subject, SubjectStatus, TokenId};
 use super::queries::Queries;
 use super::query::QuerySchedule;
@@ -16,133 +16,113 @@ use std::collections::BTreeSet;
 /// The schedule of all requests.
 #[derive(Debug)]
 pub struct Scheduler {
-    timing: Timing,
-    jitter: Jitter,
-    schedule: Schedule,
-}
-
-#[derive(Debug)]
-struct Schedule {
     session: SessionSchedule,
-    queries: Queries,
+    pub(super) queries: Queries,
+    cx: Context,
 }
 
 impl Scheduler {
-    /// A machine that logs in at `now` and then reads all `queries`.
+    /// A schedule that logs in at `now` and then reads all `queries`.
     pub fn new(queries: &[Query], timing: Timing, jitter: Jitter, now: Moment) -> Self {
-        let mut machine = Self {
-            timing,
-            jitter,
-            schedule: Schedule {
-                session: SessionSchedule::new(now),
-                queries: Queries::default(),
-            },
+        let mut scheduler = Self {
+            session: SessionSchedule::new(now),
+            queries: Queries::default(),
+            cx: Context::new(timing, jitter, now),
         };
         for query in queries {
-            machine.add(query, now);
+            scheduler.add(query, now);
         }
-        machine
+        scheduler
     }
 
     /// Adds a query with the next id. The read is due at `now`, and sent by the next step.
     pub fn add(&mut self, query: &Query, now: Moment) -> QueryId {
-        let refresh = query.refresh.unwrap_or(self.timing.refresh);
-        let schedule = QuerySchedule::new(refresh, now);
-        self.schedule.queries.add(schedule)
+        let refresh = query.refresh.unwrap_or(self.cx.timing.refresh);
+        self.queries.add(QuerySchedule::new(refresh, now))
     }
 
-    /// Continues from the checkpoint of a crashed predecessor, taken before its last requests were
-    /// sent: its `session`, and all its queries in the order of their ids. Requests whose responses
-    /// were lost are sent again; a lease that they may have minted is revoked with its token.
+    /// Continues from the checkpoint of a crashed predecessor, taken before the last requests were
+    /// sent: the `session`, and all queries in the order of the ids. Requests with lost responses
+    /// are sent again; a lease that a lost response minted is revoked together with the token.
     pub fn resume(
-        session: SessionSchedule,
+        mut session: SessionSchedule,
         queries: Vec<QuerySchedule>,
         timing: Timing,
         now: Moment,
     ) -> Self {
-        let (mut session, mut jitter) = (session, Jitter::new());
+        let mut cx = Context::new(timing, Jitter::new(), now);
         let mut queries = Queries::resume(queries);
-        session.resume(queries.drop_in_flight(), now, &mut jitter);
+        session.resume(queries.drop_in_flight(), &mut cx);
         Self {
-            timing,
-            jitter,
-            schedule: Schedule { session, queries },
+            session,
+            queries,
+            cx,
         }
     }
 
     /// The part of the schedule besides the queries, for the checkpoint.
     pub fn session(&self) -> &SessionSchedule {
-        &self.schedule.session
+        &self.session
     }
 
     /// The schedule of one query, for the checkpoint.
     ///
     /// # Panics
-    /// On an id that this machine did not give.
+    /// On an id that neither `new` nor `add` gave.
     pub fn query(&self, query: QueryId) -> &QuerySchedule {
-        self.schedule.queries.get(query)
+        self.queries.get(query)
     }
 
-    /// The queries whose schedules changed since the last call: new ones at first, and after
-    /// `resume` the ones that differ from the checkpoint.
+    /// The queries whose schedules changed since the last call: all new queries, and after `resume`
+    /// the queries that differ from the checkpoint.
     pub fn take_changed(&mut self) -> BTreeSet<QueryId> {
-        self.schedule.queries.take_changed()
+        self.queries.take_changed()
     }
 
     /// The token that requests are made with.
     pub fn present(&self) -> Option<TokenId> {
-        self.schedule.session.current()
+        self.session.current()
     }
 
-    /// The number of logins whose responses were lost in crashes: each may have left a token that
-    /// lives to its end.
+    /// The number of logins with responses lost in crashes: each may have left a token, which is
+    /// never revoked.
     pub fn orphaned_logins(&self) -> u32 {
-        self.schedule.session.orphaned_logins
+        self.session.orphaned_logins
     }
 
-    /// Takes `input` at `now`; the outputs are to be obeyed in order.
+    /// Takes `input` at `now`. The caller carries out the effects in order.
     pub fn step(&mut self, input: ScheduleInput, now: Moment) -> Vec<Effect> {
-        let mut out = Vec::new();
-        let mut cx = Context {
-            now,
-            timing: self.timing,
-            jitter: &mut self.jitter,
-            out: &mut out,
-        };
-        self.schedule.take(input, &mut cx);
-        self.schedule.send_due(&mut cx);
-        out
+        self.cx.now = now;
+        self.take(input);
+        self.send_due();
+        std::mem::take(&mut self.cx.out)
     }
 
     /// The time of the next `Tick`; `None`: only a response changes something.
     pub fn wake(&self) -> Option<Moment> {
-        let Schedule { session, queries } = &self.schedule;
-        let requests = queries.wake(session.current().is_some(), session.holds_mints());
-        requests.into_iter().chain(session.wake(queries)).min()
-    }
-
-    #[cfg(test)]
-    pub(super) fn queries(&self) -> &Queries {
-        &self.schedule.queries
+        let session = &self.session;
+        let (has_token, hold_mints) = (session.current().is_some(), session.holds_mints());
+        let requests = self.queries.wake(has_token, hold_mints);
+        let moments = [requests, session.wake(&self.queries)];
+        moments.into_iter().flatten().min()
     }
 
     /// The status of `subject` at `now`.
     pub fn view(&self, subject: Subject, now: Moment) -> SubjectStatus<'_> {
-        let session = self.schedule.session.view();
+        let session = self.session.view();
         match subject {
             Subject::Session => session,
-            Subject::Query(query) => self.schedule.queries.get(query).view(session, now),
+            Subject::Query(query) => self.queries.get(query).view(session, now),
         }
     }
 
     /// Whether the next login waits for other credentials, whose files are then to be watched.
     pub fn awaits_credentials(&self) -> bool {
-        self.schedule.session.awaits_credentials()
+        self.session.awaits_credentials()
     }
-}
 
-impl Schedule {
-    fn take(&mut self, input: ScheduleInput, cx: &mut Context<'_>) {
+    fn take(&mut self, input: ScheduleInput) {
+        let cx = &mut self.cx;
         match input {
             ScheduleInput::Tick => {}
             ScheduleInput::LoggedIn(Ok(grant)) => {
@@ -150,10 +130,10 @@ impl Schedule {
                 self.queries.replace_leases(cx.now);
             }
             ScheduleInput::LoggedIn(Err(failure)) => self.session.login_failed(&failure, cx),
-            ScheduleInput::TokenRenewed(token, result) => self.token_renewed(token, result, cx),
-            ScheduleInput::LookedUp(token, result) => self.looked_up(token, &result, cx),
-            ScheduleInput::Read(query, token, result) => self.read(query, token, result, cx),
-            ScheduleInput::Renewed(query, token, result) => self.renewed(query, token, result, cx),
+            ScheduleInput::TokenRenewed(token, result) => self.token_renewed(token, result),
+            ScheduleInput::LookedUp(token, result) => self.looked_up(token, &result),
+            ScheduleInput::Read(query, token, result) => self.read(query, token, result),
+            ScheduleInput::Renewed(query, token, result) => self.renewed(query, token, result),
             ScheduleInput::Unusable(query) => {
                 self.queries.change(query, |state| state.unusable(cx));
             }
@@ -162,97 +142,66 @@ impl Schedule {
         }
     }
 
-    fn token_renewed(
-        &mut self,
-        token: TokenId,
-        result: Result<TokenGrant, Failure>,
-        cx: &mut Context<'_>,
-    ) {
-        let sent = self.session.renewal.answered(cx.now);
+    fn token_renewed(&mut self, token: TokenId, result: Result<TokenGrant, Failure>) {
+        let sent = self.session.renewal.answered(self.cx.now);
         if self.session.current() != Some(token) {
             return;
         }
         match result {
-            Ok(grant) => self.session.token_renewed(grant, sent, cx),
-            Err(failure) => self.failed(Subject::Session, RequestKind::Renew, token, failure, cx),
+            Ok(grant) => self.session.token_renewed(grant, sent, &mut self.cx),
+            Err(failure) => self.failed(Subject::Session, RequestKind::Renew, token, failure),
         }
     }
 
-    fn read(
-        &mut self,
-        query: QueryId,
-        token: TokenId,
-        result: Result<Option<Lease>, Failure>,
-        cx: &mut Context<'_>,
-    ) {
-        match result {
-            Ok(lease) => {
-                let current = self.session.current();
-                let replaced = self.queries.change(query, |state| {
-                    state.read(lease.as_ref(), token, current, cx)
-                });
-                self.session.extend_grace(replaced, cx);
-            }
+    fn read(&mut self, query: QueryId, token: TokenId, result: Result<Option<Lease>, Failure>) {
+        let lease = match result {
+            Ok(lease) => lease,
             Err(failure) => {
-                let subject = Subject::Query(query);
-                self.failed(subject, RequestKind::Replace, token, failure, cx);
+                return self.failed(Subject::Query(query), RequestKind::Replace, token, failure);
             }
-        }
+        };
+        let (cx, current) = (&mut self.cx, self.session.current());
+        let replaced = self
+            .queries
+            .change(query, |state| state.read(lease, token, current, cx));
+        self.session.extend_grace(replaced, cx);
     }
 
-    fn renewed(
-        &mut self,
-        query: QueryId,
-        token: TokenId,
-        result: Result<Lease, Failure>,
-        cx: &mut Context<'_>,
-    ) {
-        match result {
+    fn renewed(&mut self, query: QueryId, token: TokenId, result: Result<Lease, Failure>) {
+        let lease = match result {
+            Ok(lease) => Some(lease),
+            // Without a lease nothing is left to be renewed: the lease ended while the renewal was
+            // in flight.
             Err(failure)
                 if failure.cause != Cause::NotFound && self.queries.get(query).is_leased() =>
             {
-                let subject = Subject::Query(query);
-                self.failed(subject, RequestKind::Renew, token, failure, cx);
+                return self.failed(Subject::Query(query), RequestKind::Renew, token, failure);
             }
-            // The lease is gone, or it ended while the renewal was in flight.
-            Ok(_) | Err(_) => {
-                let (lease, current) = (result.ok(), self.session.current());
-                self.queries
-                    .change(query, |state| state.renewed(lease.as_ref(), current, cx));
-            }
-        }
+            Err(_) => None,
+        };
+        let (cx, current) = (&mut self.cx, self.session.current());
+        self.queries
+            .change(query, |state| state.renewed(lease.as_ref(), current, cx));
     }
 
     /// A request under `token` failed.
-    fn failed(
-        &mut self,
-        subject: Subject,
-        kind: RequestKind,
-        token: TokenId,
-        failure: Failure,
-        cx: &mut Context<'_>,
-    ) {
-        let is_current = self.session.current() == Some(token);
+    fn failed(&mut self, subject: Subject, kind: RequestKind, token: TokenId, failure: Failure) {
+        let (cx, is_current) = (&mut self.cx, self.session.current() == Some(token));
+        let failed = |renewal: &mut Renewal| renewal.failed(subject, kind, failure, is_current, cx);
         let look_up = match subject {
-            Subject::Session => {
-                let renewal = &mut self.session.renewal;
-                renewal.failed(subject, kind, failure, is_current, cx)
+            Subject::Session => failed(&mut self.session.renewal),
+            Subject::Query(query) => {
+                let change = |state: &mut QuerySchedule| failed(&mut state.renewal);
+                self.queries.change(query, change)
             }
-            Subject::Query(query) => self.queries.change(query, |state| {
-                state.renewal.failed(subject, kind, failure, is_current, cx)
-            }),
         };
         if look_up {
-            self.session.look_up(token, cx);
+            self.session.look_up(token, &mut self.cx);
         }
     }
 
-    fn looked_up(
-        &mut self,
-        token: TokenId,
-        result: &Result<TokenGrant, Failure>,
-        cx: &mut Context<'_>,
-    ) {
+    fn looked_up(&mut self, token: TokenId, result: &Result<TokenGrant, Failure>) {
+        let cx = &mut self.cx;
         let found = self.session.looked_up(token, result, cx);
         if found == TokenState::Dead {
             self.session.token_dead(token, cx);
@@ -263,8 +212,9 @@ impl Schedule {
         self.queries.resolve_denied(found, cx);
     }
 
-    /// Handles the moments that have come: ends first, then the requests that follow from them.
-    fn send_due(&mut self, cx: &mut Context<'_>) {
+    /// Handles the moments that have come: ends first, then the requests caused by the ends.
+    fn send_due(&mut self) {
+        let cx = &mut self.cx;
         if self.session.begin_refresh(cx.now) {
             self.queries.refresh_now(cx.now);
         }

@@ -1,20 +1,20 @@
-//! The login and the token. Invariants: at most one request of the session is in flight; a token is
-//! dropped only after its successor came, and is not revoked while a lease of it is served.
+//! The login and the token. Invariants: at most one request of the session is in flight; a living
+//! token is dropped only after a successor came, and no token of a served lease is revoked.
 
-use super::attempts::{Context, Renewal, RequestKind, TokenState};
+use super::attempts::{Attempt, Context, Renewal, RequestKind, TokenState};
 use super::protocol::{Effect, Request, Subject, SubjectStatus, TokenId};
 use super::queries::Queries;
 use super::query::REFRESH;
 use super::refusals::Refusals;
 use super::renewal::{Dates, Grant, Timing};
 use super::source::{Cause, Failure, TokenGrant};
-use crate::clock::{Jitter, Moment};
+use crate::clock::Moment;
 use crate::exit::Exit;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The schedule of the login, of its tokens and of the refreshes that a person asks for; opaque, for
-/// the checkpoint.
+/// The schedule of the login, of the tokens and of refreshes on request; opaque, for the
+/// checkpoint.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct SessionSchedule {
     pub(super) renewal: Renewal,
@@ -26,7 +26,7 @@ pub struct SessionSchedule {
     logins: u32,
     /// Consecutive tokens that were found dead before they were a grace old.
     deaths: u32,
-    /// A token was once allowed to look itself up or to renew itself.
+    /// A token was once allowed to use `lookup-self` or `renew-self`.
     sees_itself: bool,
     /// A lookup is in flight.
     looking_up: bool,
@@ -34,8 +34,7 @@ pub struct SessionSchedule {
     /// be revoked together with the token: the token is replaced, and mints under the token wait
     /// until a login failed.
     in_doubt: bool,
-    /// Logins whose responses were lost in a crash: each may have left a token that nobody can
-    /// revoke.
+    /// Logins with responses lost in a crash: each may have left a token that nobody can revoke.
     pub(super) orphaned_logins: u32,
     /// The time of the last refresh, and of the next one.
     refreshed: Option<Moment>,
@@ -46,7 +45,7 @@ pub struct SessionSchedule {
 struct CurrentToken {
     id: TokenId,
     since: Moment,
-    /// The life that the login granted.
+    /// The life granted by the login.
     first: Duration,
 }
 
@@ -69,15 +68,15 @@ impl SessionSchedule {
     }
 
     /// Continues after a crash. `minted`: a request that may have minted a lease was in flight.
-    pub(super) fn resume(&mut self, minted: bool, now: Moment, jitter: &mut Jitter) {
+    pub(super) fn resume(&mut self, minted: bool, cx: &mut Context) {
         self.looking_up = false;
         if self.renewal.drop_in_flight() == Some(RequestKind::Replace) {
             self.orphaned_logins += 1;
-            self.refusals.orphaned(now, jitter);
+            self.refusals.orphaned(cx.now, &mut cx.jitter);
         }
         self.in_doubt |= minted;
         if self.in_doubt && self.token.is_some() {
-            self.renewal.replace = Renewal::due(now).replace;
+            self.renewal.replace = Renewal::due(cx.now).replace;
         }
     }
 
@@ -100,12 +99,12 @@ impl SessionSchedule {
         if self.awaits_credentials() {
             self.refusals = Refusals::default();
             self.renewal.replace.at = Some(now);
-            self.renewal.forget_reported();
+            self.renewal.reported = None;
         }
     }
 
     /// A login gave a token; the token before it is retired.
-    pub(super) fn logged_in(&mut self, grant: TokenGrant, cx: &mut Context<'_>) {
+    pub(super) fn logged_in(&mut self, grant: TokenGrant, cx: &mut Context) {
         let sent = self.renewal.answered(cx.now);
         if let Some(old) = self.token.take() {
             let end = self.renewal.end;
@@ -126,15 +125,15 @@ impl SessionSchedule {
         self.granted(grant, token.first, sent, cx);
     }
 
-    /// A refused login has a wait of its own, or waits for other credentials.
-    pub(super) fn login_failed(&mut self, failure: &Failure, cx: &mut Context<'_>) {
+    /// A refused login is repeated after a wait of `Refusals`, or with other credentials.
+    pub(super) fn login_failed(&mut self, failure: &Failure, cx: &mut Context) {
         self.renewal.answered(cx.now);
         if failure.cause.exit() != Exit::Login {
             self.renewal
                 .postpone(Subject::Session, RequestKind::Replace, failure, cx);
             return;
         }
-        let wait = self.refusals.refused(failure, cx.now, cx.jitter);
+        let wait = self.refusals.refused(failure, cx.now, &mut cx.jitter);
         self.renewal
             .failed_until(RequestKind::Replace, failure, cx.now);
         match wait {
@@ -143,32 +142,29 @@ impl SessionSchedule {
         }
     }
 
-    /// The current token was renewed by a request that was sent at `sent`.
-    pub(super) fn token_renewed(&mut self, grant: TokenGrant, sent: Moment, cx: &mut Context<'_>) {
+    /// A request sent at `sent` renewed the current token.
+    pub(super) fn token_renewed(&mut self, grant: TokenGrant, sent: Moment, cx: &mut Context) {
         if let Some(current) = self.token {
             self.sees_itself = true;
             self.granted(grant, current.first, sent, cx);
         }
     }
 
-    fn granted(&mut self, grant: TokenGrant, first: Duration, sent: Moment, cx: &mut Context<'_>) {
-        let dates = match grant.ttl {
-            None => Dates::default(),
-            Some(ttl) => {
-                let renewable = grant.renewable;
-                let grant = Grant {
-                    ttl,
-                    renewable,
-                    first,
-                };
-                cx.dates(grant, cx.timing.grace, sent)
-            }
+    fn granted(&mut self, grant: TokenGrant, first: Duration, sent: Moment, cx: &mut Context) {
+        let Some(ttl) = grant.ttl else {
+            return self.renewal.granted(Dates::default());
         };
-        self.renewal.granted(dates);
+        let renewable = grant.renewable;
+        let grant = Grant {
+            ttl,
+            renewable,
+            first,
+        };
+        self.renewal.granted(cx.dates(grant, cx.timing.grace, sent));
     }
 
     /// A request under the current token got 403: the token is looked up, once for all requests.
-    pub(super) fn look_up(&mut self, token: TokenId, cx: &mut Context<'_>) {
+    pub(super) fn look_up(&mut self, token: TokenId, cx: &mut Context) {
         if !self.looking_up {
             self.looking_up = true;
             cx.ask(Request::LookUp(token));
@@ -180,7 +176,7 @@ impl SessionSchedule {
         &mut self,
         token: TokenId,
         result: &Result<TokenGrant, Failure>,
-        cx: &Context<'_>,
+        cx: &Context,
     ) -> TokenState {
         self.looking_up = false;
         let Some(current) = self.token.filter(|current| current.id == token) else {
@@ -195,7 +191,7 @@ impl SessionSchedule {
                 TokenState::Alive
             }
             Err(failure) if failure.cause != Cause::Denied => TokenState::Unknown,
-            // Without the `default` policy no token can look itself up: a denied lookup soon after
+            // Without the `default` policy no token can be looked up: a denied lookup soon after
             // a death is no proof of another death.
             Err(_) if self.deaths > 0 && !self.sees_itself => TokenState::Alive,
             Err(_) => TokenState::Dead,
@@ -203,10 +199,10 @@ impl SessionSchedule {
     }
 
     /// The current token is dead: logs in at once, or after a backoff if tokens keep dying young.
-    pub(super) fn token_dead(&mut self, token: TokenId, cx: &mut Context<'_>) {
+    pub(super) fn token_dead(&mut self, token: TokenId, cx: &mut Context) {
         let wait = match self.deaths.checked_sub(1) {
             None => Duration::ZERO,
-            Some(earlier) => cx.timing.slow.delay(earlier, cx.jitter),
+            Some(earlier) => cx.timing.slow.delay(earlier, &mut cx.jitter),
         };
         self.deaths = self.deaths.saturating_add(1);
         self.token = None;
@@ -218,7 +214,7 @@ impl SessionSchedule {
     }
 
     /// A lease of `token` was replaced: a retired token lives for another grace.
-    pub(super) fn extend_grace(&mut self, token: Option<TokenId>, cx: &Context<'_>) {
+    pub(super) fn extend_grace(&mut self, token: Option<TokenId>, cx: &Context) {
         for old in &mut self.retired {
             if Some(old.id) == token {
                 old.revoke = revocation(&cx.timing, old.end, cx.now);
@@ -238,9 +234,8 @@ impl SessionSchedule {
 
     /// Whether a refresh is due. A login that waits is then tried now, if refusals allow.
     pub(super) fn begin_refresh(&mut self, now: Moment) -> bool {
-        match self.refresh {
-            Some(at) if at <= now => {}
-            Some(_) | None => return false,
+        if !matches!(self.refresh, Some(at) if at <= now) {
+            return false;
         }
         self.refresh = None;
         self.refreshed = Some(now);
@@ -249,27 +244,24 @@ impl SessionSchedule {
         true
     }
 
-    /// Drops the tokens whose end has come, and returns them.
-    pub(super) fn end_tokens(&mut self, cx: &mut Context<'_>) -> Vec<TokenId> {
-        let is_over = |end: Option<Moment>| end.is_some_and(|end| end <= cx.now);
-        let mut ended = Vec::new();
-        self.retired.retain(|old| {
-            if is_over(old.end) {
-                ended.push(old.id);
-            }
-            !is_over(old.end)
-        });
+    /// Drops and returns the tokens whose end has come.
+    pub(super) fn end_tokens(&mut self, cx: &mut Context) -> Vec<TokenId> {
+        let is_over = |end: Option<Moment>| matches!(end, Some(end) if end <= cx.now);
+        let ended = self.retired.iter().filter(|old| is_over(old.end));
+        let mut ended: Vec<TokenId> = ended.map(|old| old.id).collect();
+        self.retired.retain(|old| !is_over(old.end));
         if is_over(self.renewal.end) {
             self.renewal.end = None;
-            self.renewal.renew.at = None;
-            ended.extend(self.token.take().map(|token| token.id));
+            self.renewal.renew = Attempt::default();
+            ended.extend(self.current());
+            self.token = None;
         }
         cx.out.extend(ended.iter().copied().map(Effect::Forget));
         ended
     }
 
     /// Revokes retired tokens whose grace is over and whose leases are no longer served.
-    pub(super) fn revoke_retired(&mut self, queries: &Queries, cx: &mut Context<'_>) {
+    pub(super) fn revoke_retired(&mut self, queries: &Queries, cx: &mut Context) {
         self.retired.retain(|old| {
             let keep = old.revoke > cx.now || queries.depend_on(old.id);
             if !keep {
@@ -279,14 +271,12 @@ impl SessionSchedule {
         });
     }
 
-    /// Sends the request of the session that is due.
-    pub(super) fn send_due(&mut self, cx: &mut Context<'_>) {
-        let Some((at, kind)) = self.next() else {
-            return;
+    /// Sends the due request of the session.
+    pub(super) fn send_due(&mut self, cx: &mut Context) {
+        let kind = match self.next() {
+            Some((at, kind)) if at <= cx.now => kind,
+            Some(_) | None => return,
         };
-        if at > cx.now {
-            return;
-        }
         self.renewal.in_flight = Some((cx.now, kind));
         if let (RequestKind::Renew, Some(token)) = (kind, self.token) {
             cx.ask(Request::RenewToken(token.id));
@@ -330,7 +320,7 @@ impl SessionSchedule {
     }
 }
 
-/// The time at which a token that was replaced at `now` is revoked: after the grace, and before the
+/// The time to revoke a token that was replaced at `now`: after the grace, and before the
 /// token's own end.
 fn revocation(timing: &Timing, end: Option<Moment>, now: Moment) -> Moment {
     let grace = match end {

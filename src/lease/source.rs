@@ -3,6 +3,7 @@
 
 use crate::exit::Exit;
 use crate::names::LeaseId;
+use crate::shown::ShownCause;
 use crate::template::Read;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -12,29 +13,52 @@ use std::time::Duration;
 
 /// The result of one read. The allocator wipes the heap of a dropped reply. Serialised for the
 /// checkpoint alone.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Reply {
     /// The secret: of KV v2 the inner `data`, else the whole `data`. Numbers keep their digits
     /// (`arbitrary_precision`).
     pub fields: Map<String, Value>,
-    /// Which engine answered.
+    /// The engine that answered.
     pub engine: Engine,
-    /// The lease, if the engine grants leases.
-    pub lease: Option<Lease>,
+    /// The id of the lease, if the engine grants leases.
+    pub lease_id: Option<LeaseId>,
+    /// `lease_duration`: the life of the lease. Some engines send a duration without a lease.
+    pub ttl: Duration,
+    /// Whether the server offers to renew the lease.
+    pub renewable: bool,
+    /// The token made by the read, if any, with all fields as sent.
+    pub auth: Option<Map<String, Value>>,
+    /// The warnings of the server: the first ones, cut.
+    pub warnings: Vec<ShownCause>,
 }
 
 impl Reply {
+    /// The lease of the value.
+    pub fn lease(&self) -> Option<Lease> {
+        Some(Lease {
+            id: self.lease_id.clone()?,
+            ttl: self.ttl,
+            renewable: self.renewable,
+        })
+    }
+
     /// The approximate size in memory, in bytes, rounded up.
     pub fn weight(&self) -> usize {
-        let metadata = match &self.engine {
-            Engine::Kv2 { metadata, .. } => weight_of_map(metadata),
-            Engine::Other => 0,
-        };
-        weight_of_map(&self.fields) + metadata
+        let mut weight = weight_of_map(&self.fields);
+        if let Engine::Kv2 { metadata, .. } = &self.engine {
+            weight += weight_of_map(metadata);
+        }
+        if let Some(auth) = &self.auth {
+            weight += weight_of_map(auth);
+        }
+        for warning in &self.warnings {
+            weight += 64 + warning.len();
+        }
+        weight
     }
 }
 
-/// Each value takes 32 bytes in its container. The parser bounded the depth.
+/// Each value takes 32 bytes in the container. The parser bounded the depth.
 fn weight(value: &Value) -> usize {
     match value {
         Value::Null | Value::Bool(_) => 32,
@@ -58,16 +82,19 @@ impl fmt::Debug for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reply")
             .field("engine", &self.engine)
-            .field("lease", &self.lease)
+            .field("lease_id", &self.lease_id)
+            .field("ttl", &self.ttl)
+            .field("renewable", &self.renewable)
+            .field("has_auth", &self.auth.is_some())
+            .field("warnings", &self.warnings)
             .finish_non_exhaustive()
     }
 }
 
 /// Which engine a path belongs to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub enum Engine {
-    /// KV v2 with the version that was read; `metadata` is what a template sees as
-    /// `.Data.metadata`.
+    /// KV v2, with the version of the value; a template sees `metadata` as `.Data.metadata`.
     Kv2 {
         /// `metadata.version`.
         version: u64,
@@ -75,6 +102,7 @@ pub enum Engine {
         metadata: Map<String, Value>,
     },
     /// Any other: database, KV v1, PKI ...
+    #[default]
     Other,
 }
 
@@ -85,7 +113,7 @@ pub struct Lease {
     pub id: LeaseId,
     /// The life, counted from the grant.
     pub ttl: Duration,
-    /// Whether the server offers to renew it.
+    /// Whether the server offers a renewal.
     pub renewable: bool,
 }
 
@@ -99,8 +127,18 @@ pub struct TokenGrant {
     pub renewable: bool,
 }
 
+/// The owner of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    /// A login of the agent made the token: the agent revokes the replaced token.
+    Ours,
+    /// The token was given to the agent, and others may use it: the agent never revokes the token.
+    Foreign,
+}
+
 /// A failed request. The message names the request and the cause in lower case, never a value.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
 pub struct Failure {
     /// The class of the failure, for the schedule.
     pub cause: Cause,
@@ -108,12 +146,6 @@ pub struct Failure {
     pub message: String,
     /// The server's `Retry-After`.
     pub retry_after: Option<Duration>,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
 }
 
 /// Classes of failures.
@@ -131,21 +163,21 @@ pub enum Cause {
     NotFound,
     /// The credential files cannot be used: nothing was sent.
     Login,
-    /// The login was refused for its credentials (400 or another 4xx at the login's own path).
+    /// The login was refused for its credentials (400 or another 4xx at the login's path).
     Rejected,
-    /// The login was refused whatever its credentials are (401 or 403 at the login's own path): the
-    /// role is locked out.
+    /// The login was refused for any credentials (401 or 403 at the login's path): the role is
+    /// locked out.
     LockedOut {
         /// Whether the server has another address, which refused no login since the last successful
         /// login.
         elsewhere: bool,
     },
-    /// The response does not have the form of this endpoint.
+    /// The response does not have the form of the endpoint.
     Malformed,
 }
 
 impl Cause {
-    /// The exit code if a first secret is missing for this cause.
+    /// The exit code if a first secret is missing for the cause.
     pub fn exit(self) -> Exit {
         match self {
             Self::Unreachable | Self::Unavailable | Self::RateLimited | Self::Malformed => {
@@ -169,7 +201,7 @@ pub trait Source {
     /// The exported credentials.
     type Kept: Serialize + DeserializeOwned;
 
-    /// Logs in with the credentials that the files hold now.
+    /// Logs in with the credentials now in the files.
     ///
     /// # Errors
     /// `Cause::Login` when no credentials can be read, `Rejected` or `LockedOut` when refused, else
@@ -183,7 +215,7 @@ pub trait Source {
     /// The token's bytes, for a sink, and for a successor.
     fn expose<'a>(&self, token: &'a Self::Token) -> &'a [u8];
 
-    /// The token that has these bytes.
+    /// Makes a token of the exposed bytes.
     fn token(&self, bytes: &[u8]) -> Option<Self::Token>;
 
     /// The part of the checkpoint besides the tokens: credentials and mounts, so that a successor
@@ -193,7 +225,7 @@ pub trait Source {
     /// Takes the credentials from the checkpoint of a predecessor.
     fn import_credentials(&self, kept: Self::Kept);
 
-    /// The exported credentials are checkpointed: their file may be deleted now.
+    /// The exported credentials are checkpointed: the credential file may be removed now.
     fn commit_credentials(&self);
 
     /// Sends `read` under `token`.
@@ -213,7 +245,7 @@ pub trait Source {
         increment: Duration,
     ) -> Result<Lease, Failure>;
 
-    /// Renews the token itself (`auth/token/renew-self`).
+    /// Renews the token (`auth/token/renew-self`).
     ///
     /// # Errors
     /// As classified by `Cause`.
@@ -222,12 +254,13 @@ pub trait Source {
     /// Looks up the token after a 403 (`auth/token/lookup-self`).
     ///
     /// # Errors
-    /// `Denied` when the token is dead or may not look itself up.
+    /// `Denied` when the token is dead or its policy denies the lookup.
     async fn look_up_token(&self, token: &Self::Token) -> Result<TokenGrant, Failure>;
 
-    /// Revokes the token together with the leases of the token (`auth/token/revoke-self`).
+    /// Revokes the token together with the leases of the token (`auth/token/revoke-self`), unless
+    /// the token is foreign. Returns the ownership.
     ///
     /// # Errors
     /// As classified by `Cause`.
-    async fn revoke_token(&self, token: &Self::Token) -> Result<(), Failure>;
+    async fn revoke_token(&self, token: &Self::Token) -> Result<Ownership, Failure>;
 }

@@ -182,7 +182,7 @@ impl World {
             let state = serde_json::to_vec(self.machine.query(query)).expect("it can be written");
             assert!(*saved == state, "{query:?} changed and was not named");
         }
-        queries::tests::compare_with_a_walk(self.machine.queries(), self.now);
+        self.machine.queries.compare_with_a_walk(self.now);
     }
 
     fn pass(&mut self, to: Moment) {
@@ -1054,6 +1054,17 @@ fn a_refresh_ends_every_wait_after_a_failure() {
         );
         assert_eq!(world.bad, Duration::ZERO, "row {n}");
     }
+}
+
+#[test]
+fn a_refresh_after_the_end_of_a_token_whose_renewals_failed_is_one_login() {
+    let mut world = World::new(0, 1, life(1, 1), life(60, 600))
+        .fault(|_, now| (second(now) > 10).then_some(Cause::Unavailable));
+    world.run(100);
+    let before = world.logins();
+    world.step(ScheduleInput::Refresh);
+    world.run(101);
+    assert!(world.logins() - before <= 3, "{} logins", world.logins());
 }
 
 #[test]

@@ -112,8 +112,7 @@ pub(crate) fn template(text: &str) -> Content {
 pub(crate) fn reply(fields: &Value) -> Reply {
     Reply {
         fields: fields.as_object().expect("an object").clone(),
-        engine: Engine::Other,
-        lease: None,
+        ..Reply::default()
     }
 }
 
