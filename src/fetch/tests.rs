@@ -354,7 +354,8 @@ impl Rig {
             ..file(&format!("f{n}"), content)
         };
         let files = contents.into_iter().enumerate().map(file).collect();
-        let reads = queries.iter().map(|path| query(path, None)).collect();
+        let every = Some(MINUTES(1));
+        let reads = queries.iter().map(|path| query(path, every)).collect();
         let plan = plan(reads, files);
         let arena = arena(&plan);
         let server = Server {
@@ -830,7 +831,7 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
         secrets.accept(publisher, QueryId(1), reply(1), Some(b"t")),
         Rendered::Nothing
     ));
-    let Rendered::Changes(changes) = secrets.accept(publisher, QueryId(2), reply(0), Some(b"t"))
+    let Rendered::First(changes) = secrets.accept(publisher, QueryId(2), reply(0), Some(b"t"))
     else {
         panic!("all are there")
     };
@@ -946,31 +947,31 @@ async fn an_announcement_that_fails_is_tried_again_and_is_told_once_when_it_succ
     let (clock, (link, end)) = (Paused(Instant::now()), pair().expect("a socket pair"));
     let (sender, mut announced) = unbounded_channel();
     let backend = Backend::open(root, &arena, &plan, sender, clock.now()).expect("a thread");
-    let mut press = Press::new(backend, &end, &plan, Timing::new(MINUTES(1)));
+    let mut queue = Queue::new(backend, &plan, Timing::new(MINUTES(1)).slow);
+    let mut notifier = Notifier::new(&end, &plan);
     let mut publisher = Publisher::new(Arc::clone(&arena));
-    for content in ["one", "two"] {
-        let change = (FileId(0), Zeroizing::new(content.as_bytes().to_vec()));
-        press
-            .publish(&mut publisher, vec![change], &clock)
-            .expect("there is room");
-    }
+    let change = (FileId(0), Zeroizing::new(b"one".to_vec()));
+    let published = queue.offer(&mut publisher, vec![change], &clock);
+    notifier.published(&published.expect("there is room"));
     // No `serve` answers in this directory. Up to three rounds were asked for already.
     for _ in 0..6 {
         let failed = announced.recv().await.expect("the thread lives");
-        assert!(failed.is_err(), "{failed:?}");
-        press.announced(failed, &clock);
-        let wake = press.wake().expect("the next try");
+        queue.announcement_failed(&failed.expect_err("a failure"), clock.now());
+        let wake = queue.wake().expect("the next try");
         assert!(wake > clock.now(), "a hot loop");
         tokio::time::advance(wake.since(clock.now())).await;
-        press.turn(&mut publisher, &clock);
+        queue.turn(&mut publisher, &clock);
     }
+    notifier.send(clock.now());
+    assert_eq!(link.receive::<FromRole>(), Received::Empty);
     for _ in 0..2 {
-        press.announced(Ok(Generation(2)), &clock);
+        notifier.announced(Generation(1));
     }
-    press.tell(&clock);
-    for told in [FromRole::Ready, FromRole::Changed(HookId(3))] {
-        assert_eq!(link.receive(), Received::Message(told));
-    }
+    notifier.send(clock.now());
+    assert_eq!(
+        link.receive(),
+        Received::Message(FromRole::Changed(HookId(3)))
+    );
     assert_eq!(link.receive::<FromRole>(), Received::Empty);
 }
 
