@@ -145,8 +145,13 @@ fn prepare(path: &Path, files: &[File]) -> Result<Target, TargetRefusal> {
 
 fn started(path: &Path, files: &[File]) -> (Target, Writer) {
     let target = prepare(path, files).expect("prepare");
-    let writer = target.writer(files, RealClock.now()).expect("writer");
+    let writer = open_writer(&target, files);
     (target, writer)
+}
+
+fn open_writer(target: &Target, files: &[File]) -> Writer {
+    let root = target.root().expect("root");
+    Writer::open(root, 0o755, files, RealClock.now()).expect("writer")
 }
 
 fn at(seconds: u64) -> Moment {
@@ -330,7 +335,7 @@ fn watched(path: &Path) {
 fn full(path: &Path) {
     let files = two(ME);
     let target = Target::prepare(&filesystem(path, 64 << 10), &files).expect("prepare");
-    let mut writer = target.writer(&files, RealClock.now()).expect("writer");
+    let mut writer = open_writer(&target, &files);
     let small = vec![1_u8; 20 << 10];
     writer
         .publish(&[(A, small.clone()), (B, b"b".to_vec())], at(0))
@@ -369,7 +374,7 @@ fn full(path: &Path) {
 fn pressure(path: &Path) {
     let files = two(ME);
     let target = Target::prepare(&filesystem(path, 64 << 10), &files).expect("prepare");
-    let mut writer = target.writer(&files, RealClock.now()).expect("writer");
+    let mut writer = open_writer(&target, &files);
     for round in 1..=20_u8 {
         writer
             .publish(&[(A, vec![round; 20 << 10])], at(0))
@@ -382,7 +387,7 @@ fn pressure(path: &Path) {
 fn state(path: &Path) {
     let files = two(APP);
     let target = Target::prepare(&filesystem(path, 64 << 10), &files).expect("prepare");
-    let mut writer = target.writer(&files, RealClock.now()).expect("writer");
+    let mut writer = open_writer(&target, &files);
     writer
         .publish_state("status.json", b"{}")
         .expect("before the first secret");
@@ -428,7 +433,7 @@ fn state(path: &Path) {
     assert_eq!(names(path), [""; 0]);
 
     let target = Target::prepare(&filesystem(path, 64 << 10), &files).expect("prepare");
-    let writer = target.writer(&files, RealClock.now()).expect("writer");
+    let writer = open_writer(&target, &files);
     writer.publish_state("status.json", b"{}").expect("publish");
     writer.clear().expect("clear");
     assert_eq!(names(path), [""; 0]);
@@ -440,7 +445,7 @@ fn readers(path: &Path) {
     const ROTATIONS: u64 = 2_000;
     let files = two(ME);
     let target = Target::prepare(&filesystem(path, 64 << 20), &files).expect("prepare");
-    let mut writer = target.writer(&files, RealClock.now()).expect("writer");
+    let mut writer = open_writer(&target, &files);
     let clock = RealClock;
     let done = AtomicBool::new(false);
     let number = |path: &Path, name: &str| -> u64 {

@@ -6,16 +6,15 @@
 //! the parts do not fit, the credentials alone are saved: the successor then begins anew, and can log
 //! in although the credential's file is gone.
 
-use super::press::{Outlet, PressState, Published};
+use super::Fetch;
+use super::press::{PressState, Published};
 use super::private::{PrivateFiles, json, read, write};
 use super::queries::{Ask, QueryTable};
 use super::report::ReporterState;
 use super::requests::{Prepared, RequestsState};
 use super::secrets::{QueryState, Secrets, SecretsState};
-use super::{Fetch, Settings};
-use crate::clock::Clock;
 use crate::lease::source::Source;
-use crate::lease::{QuerySchedule, Scheduler, SessionSchedule};
+use crate::lease::{QuerySchedule, Scheduler, SessionSchedule, Timing};
 use crate::names::{FileId, QueryId};
 use crate::observe::Event;
 use crate::snapshot::Publisher;
@@ -164,7 +163,7 @@ impl CheckpointFiles {
     }
 }
 
-impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
+impl<S: Source + 'static> Fetch<'_, S> {
     /// Saves the state for a successor; returns the requests that may be sent then.
     pub(super) fn save(&mut self) -> Saved<S::Token> {
         let requests = self.requests.take_prepared();
@@ -244,10 +243,10 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
 
     /// Continues where a predecessor died, if there was one. Of a predecessor whose checkpoint does
     /// not fit or lacks a reply only the credentials are known: its token lives until the TTL ends.
-    pub(super) fn resume(&mut self, settings: &Settings) {
+    pub(super) fn resume(&mut self, timing: Timing) {
         let found = self.checkpoint.read::<S::Kept>(&self.publisher);
         let credentials = match found {
-            Some(Extent::Whole(found)) => match self.resume_whole(found, settings) {
+            Some(Extent::Whole(found)) => match self.resume_whole(found, timing) {
                 Ok(()) => return,
                 Err(credentials) => Some(credentials),
             },
@@ -262,7 +261,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     }
 
     /// Continues from all parts of a checkpoint; returns the credentials if something is missing.
-    fn resume_whole(&mut self, found: Found<S::Kept>, settings: &Settings) -> Result<(), S::Kept> {
+    fn resume_whole(&mut self, found: Found<S::Kept>, timing: Timing) -> Result<(), S::Kept> {
         let state = found.state;
         let mut table = QueryTable::default();
         let mut saved = BTreeMap::new();
@@ -285,7 +284,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         }
         self.secrets = secrets;
         let now = self.clock.now();
-        self.machine = Scheduler::resume(state.session, schedules, settings.timing, now);
+        self.machine = Scheduler::resume(state.session, schedules, timing, now);
         self.requests.source().import_credentials(state.source);
         self.requests.resume(state.tokens);
         let history = found.files.iter().map(|file| file.published).collect();

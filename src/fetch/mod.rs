@@ -2,9 +2,9 @@
 //! read and hands it to an outlet. Invariants: nothing partial is published; values stay here and
 //! in the outlet; it leaves no token behind.
 
+mod backend;
 mod checkpoint;
 mod chunks;
-mod outlet;
 mod press;
 mod private;
 mod queries;
@@ -15,24 +15,25 @@ mod secrets;
 #[cfg(test)]
 mod tests;
 
-pub use outlet::{ArenaOutlet, TmpfsOutlet};
-pub use press::{Announced, Outlet, OutletError};
+pub use backend::WriteRoot;
 pub use private::private_files;
 
-use crate::clock::{Clock, Jitter, Moment};
+use crate::bao::Client;
+use crate::clock::{Clock, Jitter, Moment, RealClock};
 use crate::config::plan::{Plan, Query};
 use crate::exit::Exit;
 use crate::lease::source::{Failure, Reply, Source};
 use crate::lease::{Effect, ScheduleInput, Scheduler, Subject, Timing, TokenId};
 use crate::link::{End, FromRole, Received, ToRole};
 use crate::memory::arena::Arena;
-use crate::names::{Generation, QueryId, RestartHistory, Role};
+use crate::names::{QueryId, RestartHistory, Role};
 use crate::observe::{Event, report_dropped};
 use crate::snapshot::Publisher;
 use crate::status::{Served, WallsReport};
 use crate::sys::watch;
+use backend::{Announced, Backend};
 use checkpoint::CheckpointFiles;
-use press::{Announcements, Press};
+use press::Press;
 use private::PrivateFiles;
 use report::Reporter;
 use requests::{Outcome, Requests, say_revoked};
@@ -41,104 +42,133 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
-use tokio::task::LocalSet;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::{LocalSet, yield_now};
 
 /// How often the credential files are looked at after a refused login.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How fast, how patiently, and what is reported of the rest of the agent.
+/// The time that all revocations at the end may take together.
+const LEAVE: Duration = Duration::from_secs(2);
+
+/// The work of a forked `fetch`.
+#[derive(Debug)]
+pub struct Job<'a, S = Client> {
+    plan: &'a Plan,
+    arena: &'a Arc<Arena>,
+    source: S,
+    root: WriteRoot,
+    link: End,
+    settings: Settings,
+}
+
+/// The facts about the agent that the report names.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The schedule's timing.
-    pub timing: Timing,
-    /// How long the revocations at the end may take in all.
-    pub leave: Duration,
     /// How files are served.
     pub served: Served,
-    /// What became of predecessors.
+    /// The deaths of predecessors.
     pub past: RestartHistory,
-    /// What stands between the roles and the kernel.
+    /// The restrictions of the roles.
     pub walls: WallsReport,
 }
 
-impl Settings {
-    /// What a plan asks for, two seconds to leave, and no walls.
-    pub fn new(plan: &Plan, served: Served, past: RestartHistory) -> Self {
-        Self {
-            timing: Timing::new(plan.server.retry_max),
-            leave: Duration::from_secs(2),
-            served,
-            past,
-            walls: WallsReport::default(),
+impl<'a> Job<'a> {
+    /// Prepares the work in a process that supervise has not confined yet: reads the files of TLS
+    /// and makes the parts of `arena` that `serve` writes read-only. Uses no network and starts no
+    /// thread. `Ready`, `Changed` and `Alive` are sent on `link`; the caller sends `Failed`.
+    ///
+    /// # Errors
+    /// The exit code, after the cause was logged: the files of TLS cannot be used, or the arena
+    /// cannot be protected.
+    pub fn prepare(
+        plan: &'a Plan,
+        arena: &'a Arc<Arena>,
+        root: WriteRoot,
+        link: End,
+        settings: Settings,
+    ) -> Result<Self, Exit> {
+        let source = Client::new(&plan.server, &plan.auth)
+            .map_err(|error| failed(&error.to_string(), Exit::Config))?;
+        if let Err(error) = arena.protect_for(Role::Fetch) {
+            let why = format!("the arena cannot be protected: {error}");
+            return Err(failed(&why, Exit::Memory));
         }
+        Ok(Self {
+            plan,
+            arena,
+            source,
+            root,
+            link,
+            settings,
+        })
+    }
+
+    /// The directory that the confinement must leave writable.
+    pub fn root(&self) -> &WriteRoot {
+        &self.root
     }
 }
 
-/// Runs until supervise says so or is gone. `open` makes the outlet, whose announcements come
-/// through what it is given. `Ready` and `Changed` are sent on `link`; sending `Failed` is left to
-/// the caller.
+/// Runs a job until supervise ends it or is gone, in a process that supervise has confined.
 ///
-/// The result is `Ok` after a stop, else why the first secrets could not be served.
-pub fn run<S, O, F>(
-    plan: &Plan,
-    source: S,
-    arena: &Arc<Arena>,
-    open: F,
-    link: &End,
-    clock: &impl Clock,
-    settings: &Settings,
-) -> Exit
-where
-    S: Source + 'static,
-    O: Outlet,
-    F: FnOnce(Announced) -> Result<O, OutletError>,
-{
+/// The result is `Ok` after a stop, else the reason why the first secrets could not be served.
+pub fn run(job: Job<'_>) -> Exit {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
     else {
         return failed("the event loop cannot be built", Exit::Software);
     };
-    let exit = LocalSet::new().block_on(&runtime, async {
-        let Ok(watch) = watch::readable(link.as_fd()) else {
-            return failed("the link to supervise cannot be watched", Exit::Software);
-        };
-        let publisher = Publisher::new(Arc::clone(arena));
-        let (press, announcements) = match Press::open(open, link, plan, settings.timing) {
-            Ok(press) => press,
-            Err(error) => return failed(&error.what, error.exit),
-        };
-        let machine = Scheduler::new(&[], settings.timing, Jitter::new(), clock.now());
-        let private = PrivateFiles::open(arena, plan);
-        let secrets = Secrets::new(plan, &private);
-        let requests = Requests::new(source);
-        let reporter = Reporter::new(settings, plan, clock);
-        let checkpoint = CheckpointFiles::open(private);
-        let mut fetch = Fetch {
-            clock,
-            plan,
-            arena,
-            machine,
-            secrets,
-            requests,
-            press,
-            publisher,
-            reporter,
-            checkpoint,
-            looked: None,
-            settle: false,
-        };
-        fetch.resume(settings);
-        for query in &plan.queries {
-            fetch.add_query(query);
-        }
-        let exit = fetch.run(&Control { link, watch }, announcements).await;
-        fetch.press.close();
-        fetch.requests.leave(settings.leave).await;
-        exit
-    });
+    let exit = LocalSet::new().block_on(&runtime, work(job, &RealClock));
     // A thread that resolves a name may hang in the system's library: it is not waited for.
     runtime.shutdown_background();
+    exit
+}
+
+/// Does a job; must run in a `LocalSet`.
+async fn work<S: Source + 'static>(job: Job<'_, S>, clock: &dyn Clock) -> Exit {
+    let Job {
+        plan,
+        arena,
+        source,
+        root,
+        link,
+        settings,
+    } = job;
+    let Ok(watch) = watch::readable(link.as_fd()) else {
+        return failed("the link to supervise cannot be watched", Exit::Software);
+    };
+    let publisher = Publisher::new(Arc::clone(arena));
+    let (sender, announced) = unbounded_channel();
+    let backend = match Backend::open(root, arena, plan, sender, clock.now()) {
+        Ok(backend) => backend,
+        Err(refused) => return failed(&refused.message, refused.exit),
+    };
+    let timing = Timing::new(plan.server.retry_max);
+    let private = PrivateFiles::open(arena, plan);
+    let mut fetch = Fetch {
+        clock,
+        plan,
+        arena,
+        machine: Scheduler::new(&[], timing, Jitter::new(), clock.now()),
+        secrets: Secrets::new(plan, &private),
+        requests: Requests::new(source),
+        press: Press::new(backend, &link, plan, timing),
+        publisher,
+        reporter: Reporter::new(&settings, plan, clock),
+        checkpoint: CheckpointFiles::open(private),
+        looked: None,
+        settle: false,
+    };
+    fetch.resume(timing);
+    for query in &plan.queries {
+        fetch.add_query(query);
+    }
+    let control = Control { link: &link, watch };
+    let exit = fetch.run(&control, announced).await;
+    fetch.press.close();
+    fetch.requests.leave(LEAVE).await;
     exit
 }
 
@@ -153,21 +183,21 @@ fn failed(why: &str, exit: Exit) -> Exit {
 enum Wakeup {
     Told(Received<ToRole>),
     Answered(Outcome),
-    Announced(Result<Generation, String>),
+    Announced(Announced),
     Due,
     /// The time to compare the credential files with those of the last login.
     Look,
     Report,
 }
 
-struct Fetch<'a, S: Source, O, C> {
-    clock: &'a C,
+struct Fetch<'a, S: Source> {
+    clock: &'a dyn Clock,
     plan: &'a Plan,
     arena: &'a Arena,
     machine: Scheduler,
     secrets: Secrets<'a>,
     requests: Requests<S>,
-    press: Press<'a, O>,
+    press: Press<'a>,
     /// The arena's one writer.
     publisher: Publisher,
     reporter: Reporter,
@@ -179,16 +209,20 @@ struct Fetch<'a, S: Source, O, C> {
     settle: bool,
 }
 
-impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
-    async fn run(&mut self, control: &Control<'_>, mut announcements: Announcements) -> Exit {
+impl<S: Source + 'static> Fetch<'_, S> {
+    async fn run(
+        &mut self,
+        control: &Control<'_>,
+        mut announced: UnboundedReceiver<Announced>,
+    ) -> Exit {
         self.step(ScheduleInput::Tick);
         self.commit().await;
         // The login is on its way while the first report is written.
-        tokio::task::yield_now().await;
+        yield_now().await;
         self.report();
         self.press.tell(self.clock);
         loop {
-            let wakeup = self.wait(control, &mut announcements).await;
+            let wakeup = self.wait(control, &mut announced).await;
             let news = match wakeup {
                 Wakeup::Report | Wakeup::Told(Received::Message(ToRole::Ping)) => false,
                 Wakeup::Look => self.look(),
@@ -241,21 +275,19 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     }
 
     /// Saves the checkpoint, then sends the requests that it mentions: the only place that sends.
-    /// The tests await before and between, so that no order by chance passes them.
-    #[cfg_attr(
-        not(test),
-        expect(clippy::unused_async, reason = "only the tests await")
-    )]
+    /// Other tasks run at both awaits, so no order by chance can take the place of the rule.
     async fn commit(&mut self) {
-        #[cfg(test)]
-        tokio::task::yield_now().await;
+        yield_now().await;
         let saved = self.save();
-        #[cfg(test)]
-        tokio::task::yield_now().await;
+        yield_now().await;
         self.requests.send(saved);
     }
 
-    async fn wait(&mut self, control: &Control<'_>, announcements: &mut Announcements) -> Wakeup {
+    async fn wait(
+        &mut self,
+        control: &Control<'_>,
+        announcements: &mut UnboundedReceiver<Announced>,
+    ) -> Wakeup {
         let wake = self
             .machine
             .wake()
@@ -299,7 +331,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
     }
 
     /// Until then; for ever, if it is never.
-    fn sleep(&self, until: Option<Moment>) -> impl Future<Output = ()> + use<S, O, C> {
+    fn sleep(&self, until: Option<Moment>) -> impl Future<Output = ()> + use<S> {
         let sleep = until.map(|until| tokio::time::sleep(until.since(self.clock.now())));
         async {
             match sleep {

@@ -2,11 +2,12 @@
 //! again, newer content in place of older; `Ready` is sent once; later changes are told when they
 //! were announced, each hook once for all of them.
 
+use super::backend::{Announced, Backend};
 use super::chunks::Chunks;
 use super::private::file_shape;
 use crate::clock::{Clock, Jitter, Moment};
 use crate::config::plan::Plan;
-use crate::exit::Exit;
+use crate::exit::{Exit, Refused};
 use crate::lease::Timing;
 use crate::link::{End, FromRole};
 use crate::names::{FileId, Generation, HookId};
@@ -17,76 +18,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{Duration, SystemTime};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use zeroize::Zeroizing;
-
-/// Where files go: the arena with its announcing thread, or a tmpfs.
-pub trait Outlet {
-    /// Makes all `changes` visible in one step, or none of them. `publisher` is the arena's one
-    /// writer, here and below: the loop owns it.
-    ///
-    /// # Errors
-    /// Why the last generation stays; the same changes are offered again later.
-    fn publish(
-        &mut self,
-        publisher: &mut Publisher,
-        changes: &[Change],
-        clock: &dyn Clock,
-    ) -> Result<Generation, OutletError>;
-
-    /// Replaces a file of the agent's own state (`status::FILES`), which is no secret and is not
-    /// announced.
-    ///
-    /// # Errors
-    /// Why the last one stays.
-    fn report(
-        &mut self,
-        publisher: &mut Publisher,
-        name: &'static str,
-        bytes: &[u8],
-        clock: &dyn Clock,
-    ) -> Result<(), OutletError>;
-
-    /// What is to be done besides: wiping old versions, announcing again what could not be
-    /// announced. Called after every publication, and again after what it returns.
-    fn tend(&mut self, publisher: &mut Publisher, clock: &dyn Clock) -> Option<Duration>;
-
-    /// Takes away what is left of the files, at the end.
-    fn close(self);
-}
-
-/// Why something could not be published. Holds no value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OutletError {
-    /// What and why.
-    pub what: String,
-    /// The exit code, should it be the first publication.
-    pub exit: Exit,
-}
-
-/// How an outlet says that inotify watchers have seen a generation, or why not; may be used in any
-/// thread.
-#[derive(Clone, Debug)]
-pub struct Announced(UnboundedSender<Result<Generation, String>>);
-
-impl Announced {
-    /// `generation` was announced, and all before it.
-    pub fn done(&self, generation: Generation) {
-        // Nobody receives once the loop has ended: then nobody needs to know. Here and below.
-        let _ = self.0.send(Ok(generation));
-    }
-
-    /// Something could not be announced, and this is why; the outlet is tended again after a while.
-    pub fn failed(&self, why: String) {
-        let _ = self.0.send(Err(why));
-    }
-}
 
 /// How long to wait for room in a full link.
 const FULL: Duration = Duration::from_millis(100);
-
-/// What the announcing side says, in order.
-pub(super) type Announcements = UnboundedReceiver<Result<Generation, String>>;
 
 /// How often a file was published, and when last.
 pub(super) type Published = (u64, Option<SystemTime>);
@@ -99,9 +34,9 @@ pub(super) struct PressState {
     refused: Vec<(FileId, Vec<u8>)>,
 }
 
-/// An outlet and what it owes.
-pub(super) struct Press<'a, O> {
-    outlet: O,
+/// A backend and what it owes.
+pub(super) struct Press<'a> {
+    backend: Backend,
     link: &'a End,
     plan: &'a Plan,
     timing: Timing,
@@ -125,23 +60,10 @@ pub(super) struct Press<'a, O> {
     tend: Option<Moment>,
 }
 
-impl<'a, O: Outlet> Press<'a, O> {
-    /// Opens the outlet.
-    ///
-    /// # Errors
-    /// As `open`.
-    pub(super) fn open<F>(
-        open: F,
-        link: &'a End,
-        plan: &'a Plan,
-        timing: Timing,
-    ) -> Result<(Self, Announcements), OutletError>
-    where
-        F: FnOnce(Announced) -> Result<O, OutletError>,
-    {
-        let (sender, receiver) = unbounded_channel();
-        let press = Self {
-            outlet: open(Announced(sender))?,
+impl<'a> Press<'a> {
+    pub(super) fn new(backend: Backend, link: &'a End, plan: &'a Plan, timing: Timing) -> Self {
+        Self {
+            backend,
             link,
             plan,
             timing,
@@ -155,8 +77,7 @@ impl<'a, O: Outlet> Press<'a, O> {
             failures: 0,
             again: None,
             tend: None,
-        };
-        Ok((press, receiver))
+        }
     }
 
     /// The part of the checkpoint that stands beside the history.
@@ -218,7 +139,7 @@ impl<'a, O: Outlet> Press<'a, O> {
     }
 
     /// What was announced is owed to supervise.
-    pub(super) fn announced(&mut self, announced: Result<Generation, String>, clock: &dyn Clock) {
+    pub(super) fn announced(&mut self, announced: Announced, clock: &dyn Clock) {
         match announced {
             Ok(Generation(generation)) => {
                 let later = self
@@ -256,14 +177,14 @@ impl<'a, O: Outlet> Press<'a, O> {
             return Ok(());
         }
         let all: Vec<Change> = std::mem::take(&mut self.refused).into_iter().collect();
-        match self.outlet.publish(publisher, &all, clock) {
+        match self.backend.publish(publisher, &all, clock) {
             Ok(generation) => {
                 self.published(generation, &all, clock);
                 self.tend(publisher, clock);
                 Ok(())
             }
             Err(error) => {
-                let wait = self.fail(error.what);
+                let wait = self.fail(error.message);
                 self.again = Some(clock.now().plus(wait));
                 self.refused = all.into_iter().collect();
                 if self.is_ready() {
@@ -306,20 +227,20 @@ impl<'a, O: Outlet> Press<'a, O> {
     /// Replaces a file of the agent's own state.
     ///
     /// # Errors
-    /// As `Outlet::report`.
+    /// As `Backend::report`.
     pub(super) fn report(
         &mut self,
         publisher: &mut Publisher,
         name: &'static str,
         bytes: &[u8],
         clock: &dyn Clock,
-    ) -> Result<(), OutletError> {
-        self.outlet.report(publisher, name, bytes, clock)
+    ) -> Result<(), Refused> {
+        self.backend.report(publisher, name, bytes, clock)
     }
 
     /// Takes away what is left of the files.
     pub(super) fn close(self) {
-        self.outlet.close();
+        self.backend.close();
     }
 
     fn published(&mut self, generation: Generation, changes: &[Change], clock: &dyn Clock) {
@@ -347,8 +268,8 @@ impl<'a, O: Outlet> Press<'a, O> {
 
     fn tend(&mut self, publisher: &mut Publisher, clock: &dyn Clock) {
         self.tend = self
-            .outlet
-            .tend(publisher, clock)
+            .backend
+            .maintain(publisher, clock.now())
             .map(|after| clock.now().plus(after.max(Duration::from_millis(20))));
     }
 

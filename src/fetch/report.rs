@@ -4,11 +4,11 @@
 //! secret's field but the configured ones; where the report does not fit, a smaller one is written.
 
 use super::chunks::Chunks;
-use super::press::{Outlet, OutletError};
 use super::private::{file_shape, json};
 use super::{Fetch, Settings};
 use crate::clock::{Clock, Moment};
 use crate::config::plan::{Content, File, Plan, Stale};
+use crate::exit::Refused;
 use crate::lease::source::Source;
 use crate::lease::{Subject, SubjectStatus};
 use crate::names::{FileId, RestartHistory, SwapExposure};
@@ -71,7 +71,7 @@ pub(super) struct ReporterState {
 }
 
 impl Reporter {
-    pub(super) fn new(settings: &Settings, plan: &Plan, clock: &impl Clock) -> Self {
+    pub(super) fn new(settings: &Settings, plan: &Plan, clock: &dyn Clock) -> Self {
         let files = u32::try_from(plan.files.len()).unwrap_or(u32::MAX);
         let state = ReporterState {
             since: seconds(clock.wall()),
@@ -165,8 +165,8 @@ impl Reporter {
 
     /// Records how much of `report` was written, and logs once that it is less than before. `error`
     /// is the reason.
-    fn written(&mut self, report: Report, fit: Fit, error: Option<&OutletError>, now: Moment) {
-        if let Some(OutletError { what: why, .. }) = error
+    fn written(&mut self, report: Report, fit: Fit, error: Option<&Refused>, now: Moment) {
+        if let Some(Refused { message: why, .. }) = error
             && fit > self.fit
         {
             let to = match fit {
@@ -208,7 +208,7 @@ enum Fit {
     Nothing,
 }
 
-impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
+impl<S: Source + 'static> Fetch<'_, S> {
     /// Writes the report or a heartbeat when it is time.
     pub(super) fn report(&mut self) {
         let now = self.clock.now();
@@ -248,7 +248,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
 
     /// Writes as much of the report as there is room for; returns how much that is, and the reason
     /// if it is not the whole.
-    fn write_report(&mut self, report: &Report) -> (Fit, Option<OutletError>) {
+    fn write_report(&mut self, report: &Report) -> (Fit, Option<Refused>) {
         let Err(error) = self.write(status::FILE, report) else {
             return (Fit::Whole, None);
         };
@@ -262,7 +262,7 @@ impl<S: Source + 'static, O: Outlet, C: Clock> Fetch<'_, S, O, C> {
         (fit, Some(error))
     }
 
-    fn write(&mut self, name: &'static str, content: &impl Serialize) -> Result<(), OutletError> {
+    fn write(&mut self, name: &'static str, content: &impl Serialize) -> Result<(), Refused> {
         let bytes = json(content);
         self.press
             .report(&mut self.publisher, name, &bytes, self.clock)
@@ -436,11 +436,11 @@ mod tests {
             swap: None,
         };
         let mut reporter = Reporter::new(
-            &Settings::new(
-                &plan(Vec::new(), Vec::new()),
+            &Settings {
                 served,
-                RestartHistory::default(),
-            ),
+                past: RestartHistory::default(),
+                walls: WallsReport::default(),
+            },
             &plan(Vec::new(), Vec::new()),
             &RealClock,
         );

@@ -1,28 +1,52 @@
-//! The loop with a scripted server and a recording outlet, in real time of milliseconds.
+//! The loop with a scripted server and the backends of production, in paused time: a wait of the
+//! loop passes at once.
 
 use super::*;
-use crate::clock::{Backoff, RealClock};
 use crate::config::plan::{Content, File};
 use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
 use crate::link::{FromRole, pair};
 use crate::memory::arena::{Backing, FileSpec, Visibility};
-use crate::names::{FileId, FileName, HookId, LeaseId, Owner, SwapExposure};
-use crate::render::Change;
+use crate::names::{
+    FileId, FileName, Generation, HookId, LeaseId, Owner, STATE_DIRECTORY, SwapExposure,
+};
 use crate::render::tests::{field, file, plan, query, template};
-use crate::status::{self, Condition, Counts, Detail, FileReport, Report};
+use crate::snapshot::Reader;
+use crate::status::{self, Condition, Detail, FileReport, Report};
 use crate::template::Read;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{getegid, geteuid};
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::SeqCst;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
+use std::time::SystemTime;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use zeroize::Zeroizing;
 
-const MS: fn(u64) -> Duration = Duration::from_millis;
+const MINUTES: fn(u64) -> Duration = Duration::from_mins;
+/// How often a test looks; shorter than the life of an old generation on a tmpfs.
+const STEP: Duration = Duration::from_millis(100);
 /// Longer than anything takes here; a test that waits so long has failed.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_hours(3);
+
+/// The paused clock of tokio, from the creation of this value.
+struct Paused(Instant);
+
+impl Clock for Paused {
+    fn now(&self) -> Moment {
+        Moment::at(self.0.elapsed())
+    }
+
+    fn wall(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_hours(24) + self.0.elapsed()
+    }
+}
 
 /// What the server answers.
 struct Script {
@@ -86,11 +110,8 @@ impl Server {
         let sent = &session["renewal"]["in_flight"];
         match request.split_once(' ') {
             Some(("read", path)) => {
-                let mut asks = queries();
-                let query = asks
-                    .find(|query| query[0]["path"] == path)
-                    .expect("a query");
-                query[1]["renewal"]["in_flight"][1] == "Replace"
+                let query = queries().find(|query| query[0]["path"] == path);
+                query.expect("a query")[1]["renewal"]["in_flight"][1] == "Replace"
             }
             Some(("revoke", token)) => {
                 let doomed = saved["tokens"]["doomed"].as_array().into_iter().flatten();
@@ -229,149 +250,83 @@ impl Source for Server {
     }
 }
 
-/// Sends what is published; refuses as often as it was told to.
-struct Recorder {
-    published: Sender<BTreeMap<u32, String>>,
-    announced: Announced,
-    generation: u64,
-    refusals: Arc<Mutex<u32>>,
-    tended: Sender<()>,
-    reports: Sender<Vec<u8>>,
-    /// The longest report that it takes, in bytes.
-    room: Arc<AtomicUsize>,
+fn spec(name: &str, visibility: Visibility) -> FileSpec {
+    FileSpec {
+        name: FileName::new(name).expect("a good name"),
+        owner: Owner { uid: 0, gid: 0 },
+        mode: 0,
+        visibility,
+    }
 }
 
-impl Outlet for Recorder {
-    fn publish(
-        &mut self,
-        _: &mut Publisher,
-        changes: &[Change],
-        _: &dyn Clock,
-    ) -> Result<Generation, OutletError> {
-        let mut refusals = self.refusals.lock().expect("no test panics with it");
-        if *refusals > 0 {
-            *refusals -= 1;
-            return Err(OutletError {
-                what: "no room".to_owned(),
-                exit: Exit::Tmpfs,
-            });
-        }
-        self.generation += 1;
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
-        let _ = self.published.send(
-            changes
-                .iter()
-                .map(|(FileId(id), bytes)| (*id, text(bytes)))
-                .collect(),
-        );
-        let (announced, generation) = (self.announced.clone(), Generation(self.generation));
-        // Once it fails; being tended it announces again, more than once.
-        announced.failed("a file is busy".to_owned());
-        std::thread::spawn(move || announced.done(generation))
-            .join()
-            .expect("it does not panic");
-        Ok(generation)
-    }
-
-    fn report(
-        &mut self,
-        _: &mut Publisher,
-        name: &'static str,
-        bytes: &[u8],
-        _: &dyn Clock,
-    ) -> Result<(), OutletError> {
-        if name == status::HEARTBEAT {
-            return Ok(());
-        }
-        if bytes.len() > self.room.load(SeqCst) {
-            return Err(OutletError {
-                what: "no room".to_owned(),
-                exit: Exit::Memory,
-            });
-        }
-        let _ = self.reports.send(bytes.to_vec());
-        Ok(())
-    }
-
-    fn tend(&mut self, _: &mut Publisher, _: &dyn Clock) -> Option<Duration> {
-        self.announced.done(Generation(self.generation));
-        let _ = self.tended.send(());
-        None
-    }
-
-    fn close(self) {
-        let _ = self.published.send(BTreeMap::new());
-    }
+fn arena_of(files: Vec<FileSpec>) -> Arc<Arena> {
+    Arc::new(Arena::create(files, Some(256 << 10), Backing::Locked).expect("memory can be locked"))
 }
 
 /// An arena that holds the private files of a plan and nothing else.
 fn arena(plan: &Plan) -> Arc<Arena> {
-    let spec = |name: String| FileSpec {
-        name: FileName::new(&name).expect("a good name"),
-        owner: Owner { uid: 0, gid: 0 },
-        mode: 0,
-        visibility: Visibility::Private,
-    };
-    let specs = private_files(plan).into_iter().map(spec).collect();
-    Arc::new(Arena::create(specs, Some(256 << 10), Backing::Locked).expect("memory can be locked"))
+    let files = private_files(plan).into_iter();
+    arena_of(files.map(|name| spec(&name, Visibility::Private)).collect())
 }
 
-/// The part of the checkpoint with that name, as a successor would find it.
-fn private(arena: &Arc<Arena>, name: &str) -> Value {
-    let reader = crate::snapshot::Reader::new(Arc::clone(arena));
-    let version = arena
-        .files_in(Visibility::Private)
-        .find(|file| arena.files()[file.index()].name.as_str() == name)
-        .and_then(|file| reader.current(file))
-        .expect("a checkpoint");
+/// The current bytes of the file with this name.
+fn current(arena: &Arc<Arena>, name: &str) -> Option<Vec<u8>> {
+    let reader = Reader::new(Arc::clone(arena));
+    let mut files = (0..).map(FileId).zip(arena.files());
+    let (file, _) = files.find(|(_, spec)| spec.name.as_str() == name)?;
+    let version = reader.current(file)?;
     let mut bytes = vec![0; usize::try_from(version.len).expect("it fits")];
     reader
         .read(version.nodeid, 0, &mut bytes)
         .expect("it is live");
-    serde_json::from_slice(&bytes).expect("JSON")
+    Some(bytes)
 }
 
-/// A role that runs in a thread, seen from supervise.
+/// The part of the checkpoint with this name that a successor would find, if any.
+fn private(arena: &Arc<Arena>, name: &str) -> Value {
+    match current(arena, name) {
+        Some(bytes) => serde_json::from_slice(&bytes).expect("JSON"),
+        None => Value::Null,
+    }
+}
+
+/// A directory for a tmpfs backend. Nothing but the proof asks that it is a tmpfs.
+fn directory(path: &Path) -> OwnedFd {
+    fs::File::open(path).expect("a directory").into()
+}
+
+/// Makes the tmpfs backend refuse each publication that has this file, until it is removed.
+fn obstacle(directory: &Path, generation: u64, file: u32) -> PathBuf {
+    let path = directory.join(format!("..files/{generation}.{file}"));
+    fs::create_dir_all(&path).expect("a directory");
+    path
+}
+
+/// A role in a task of the test, seen from supervise.
 struct Rig {
+    tasks: LocalSet,
     server: Server,
     log: Receiver<String>,
-    published: Receiver<BTreeMap<u32, String>>,
-    refusals: Arc<Mutex<u32>>,
-    tendings: Receiver<()>,
-    reports: Receiver<Vec<u8>>,
-    room: Arc<AtomicUsize>,
+    directory: TempDir,
+    /// The last generation that the test has seen on the tmpfs, and the contents that it links.
+    seen: RefCell<(u64, BTreeMap<u32, PathBuf>)>,
     link: End,
     role: JoinHandle<Exit>,
 }
 
 impl Rig {
     fn start(queries: &[&str], contents: Vec<Content>, change: impl FnOnce(&mut Script)) -> Self {
-        Self::start_refused(queries, contents, 0, change)
-    }
-
-    fn start_refused(
-        queries: &[&str],
-        contents: Vec<Content>,
-        refusals: u32,
-        change: impl FnOnce(&mut Script),
-    ) -> Self {
         let hooked = |content| (content, Some(HookId(0)));
-        Self::start_with(
-            queries,
-            contents.into_iter().map(hooked).collect(),
-            refusals,
-            change,
-            |_| {},
-        )
+        let contents = contents.into_iter().map(hooked).collect();
+        Self::start_with(queries, contents, change, |_, _| {})
     }
 
-    /// `before` gets the role's end of the link.
+    /// `before` gets the role's end of the link, and the directory of the tmpfs.
     fn start_with(
         queries: &[&str],
         contents: Vec<(Content, Option<HookId>)>,
-        refusals: u32,
         change: impl FnOnce(&mut Script),
-        before: impl FnOnce(&End),
+        before: impl FnOnce(&End, &Path),
     ) -> Self {
         let kv = queries
             .iter()
@@ -395,6 +350,10 @@ impl Rig {
         let barrier = Arc::new(tokio::sync::Barrier::new(script.together.max(1)));
         let file = |(n, (content, on_change))| File {
             on_change,
+            owner: Owner {
+                uid: geteuid().as_raw(),
+                gid: getegid().as_raw(),
+            },
             ..file(&format!("f{n}"), content)
         };
         let files = contents.into_iter().enumerate().map(file).collect();
@@ -410,124 +369,166 @@ impl Rig {
             paths: queries.iter().map(|path| (*path).to_owned()).collect(),
             arena: Arc::clone(&arena),
         };
-        let (sender, published) = channel();
-        let refusals = Arc::new(Mutex::new(refusals));
-        let ((tended, tendings), (reported, reports)) = (channel(), channel());
-        let left = Arc::clone(&refusals);
-        let room = Arc::new(AtomicUsize::new(usize::MAX));
-        let space = Arc::clone(&room);
-        let open = move |announced| {
-            Ok(Recorder {
-                published: sender,
-                announced,
-                generation: 0,
-                refusals: left,
-                tended,
-                reports: reported,
-                room: space,
-            })
-        };
         let (link, end) = pair().expect("a socket pair");
-        before(&end);
-        let quick = Backoff::new(MS(5), MS(50));
-        let timing = Timing {
-            retry: quick,
-            slow: quick,
-            grace: Duration::from_mins(5),
-            refresh: MS(20),
-        };
-        let settings = Settings {
-            timing,
-            leave: MS(200),
-            ..settings(&plan)
-        };
-        let source = server.clone();
-        let role = std::thread::spawn(move || {
-            run(&plan, source, &arena, open, &end, &RealClock, &settings)
+        let directory = tempfile::tempdir().expect("a directory");
+        before(&end, directory.path());
+        let root = WriteRoot::Tmpfs(self::directory(directory.path()));
+        let (source, clock) = (server.clone(), Paused(Instant::now()));
+        let tasks = LocalSet::new();
+        let role = tasks.spawn_local(async move {
+            let job = Job {
+                plan: &plan,
+                arena: &arena,
+                source,
+                root,
+                link: end,
+                settings: settings(),
+            };
+            work(job, &clock).await
         });
         Self {
+            tasks,
             server,
             log,
-            published,
-            refusals,
-            tendings,
-            reports,
-            room,
+            directory,
+            seen: RefCell::default(),
             link,
             role,
         }
     }
 
+    /// Lets the role work for this long.
+    async fn pass(&self, time: Duration) {
+        self.tasks.run_until(tokio::time::sleep(time)).await;
+    }
+
+    /// Lets the role work until `look` finds something.
+    async fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            if let Some(found) = look() {
+                return found;
+            }
+            self.pass(STEP).await;
+        }
+        panic!("waited in vain for {what}")
+    }
+
+    /// The server answers a read of `path` with this from now on.
+    fn set(&self, path: &str, answer: Result<(u64, Value), Cause>) {
+        self.server.script().kv.insert(path.to_owned(), answer);
+    }
+
     /// The next message of the role.
-    fn hear(&self) -> Received<FromRole> {
-        let mut ready = [PollFd::new(self.link.as_fd(), PollFlags::POLLIN)];
-        let patience = PollTimeout::try_from(PATIENCE).expect("it fits");
-        assert_eq!(
-            poll(&mut ready, patience).expect("poll"),
-            1,
-            "the role says nothing"
-        );
-        self.link.receive()
+    async fn hear(&self) -> Received<FromRole> {
+        let receive = || match self.link.receive() {
+            Received::Empty => None,
+            told => Some(told),
+        };
+        self.until("a message", receive).await
     }
 
-    fn ready(&self) -> BTreeMap<u32, String> {
-        assert_eq!(self.hear(), Received::Message(FromRole::Ready));
-        self.next()
+    async fn ready(&self) -> BTreeMap<u32, String> {
+        assert_eq!(self.hear().await, Received::Message(FromRole::Ready));
+        self.next().await
     }
 
-    /// The next publication.
-    fn next(&self) -> BTreeMap<u32, String> {
-        self.published
-            .recv_timeout(PATIENCE)
-            .expect("a publication")
+    /// The next publication on the tmpfs: the files that it changed.
+    async fn next(&self) -> BTreeMap<u32, String> {
+        self.until("a publication", || self.published()).await
+    }
+
+    /// The next publication on the tmpfs, if there was one.
+    fn published(&self) -> Option<BTreeMap<u32, String>> {
+        let (generation, contents) = &mut *self.seen.borrow_mut();
+        if self.shown() == *generation {
+            return None;
+        }
+        *generation += 1;
+        let mut changes = BTreeMap::new();
+        let directory = self.directory.path().join(format!("..{generation}"));
+        for entry in fs::read_dir(directory).expect("a generation") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            let file = name
+                .and_then(|name| name[1..].parse().ok())
+                .expect("a name");
+            let content = fs::read_link(&path).expect("a link");
+            if contents.insert(file, content.clone()) != Some(content) {
+                changes.insert(file, fs::read_to_string(&path).expect("text"));
+            }
+        }
+        Some(changes)
+    }
+
+    /// The generation that the tmpfs shows.
+    fn shown(&self) -> u64 {
+        let shown = fs::read_link(self.directory.path().join("..data")).unwrap_or_default();
+        let number = shown.to_str().and_then(|name| name.strip_prefix(".."));
+        number.map_or(0, |number| number.parse().expect("a generation"))
     }
 
     /// Waits for `times` requests of this kind.
-    fn asked(&self, what: &str, times: usize) {
-        let mut left = times;
-        while left > 0 {
-            let request = self
-                .log
-                .recv_timeout(PATIENCE)
-                .unwrap_or_else(|_| panic!("`{what}` was not asked {times} times"));
-            left -= usize::from(request.starts_with(what));
+    async fn asked(&self, what: &str, times: usize) {
+        for _ in 0..times {
+            let is = |request: &String| request.starts_with(what);
+            self.until(what, || self.log.try_iter().find(is)).await;
         }
     }
 
-    /// Waits for a report on a file of which `is` is true; every report is checked to hold no
-    /// value.
-    fn report(&self, file: usize, is: impl Fn(&FileReport) -> bool) -> Report {
-        loop {
-            let bytes = self.reports.recv_timeout(PATIENCE).expect("a report");
-            let text = String::from_utf8(bytes).expect("text");
-            assert!(
-                !["one", "two", "token-", "lease\""]
-                    .iter()
-                    .any(|value| text.contains(value)),
-                "{text}"
-            );
-            let report: Report = serde_json::from_str(&text).expect("a report");
-            if is(&report.files[file]) {
-                return report;
-            }
-        }
+    /// The last report. Every report that a test sees is checked to hold no value.
+    fn last_report(&self) -> Option<Report> {
+        let state = self.directory.path().join(STATE_DIRECTORY);
+        let bytes = fs::read(state.join(status::FILE)).ok()?;
+        let text = String::from_utf8(bytes).expect("text");
+        assert!(
+            !["one", "two", "token-", "lease\""]
+                .iter()
+                .any(|value| text.contains(value)),
+            "{text}"
+        );
+        Some(serde_json::from_str(&text).expect("a report"))
     }
 
-    /// Ends the role; gives its exit code and what it asked since the last look.
-    fn end(self, message: ToRole) -> (Exit, Vec<String>) {
-        self.link.send(&message).expect("the role lives");
-        let exit = self.role.join().expect("the role does not panic");
+    /// Waits for a report on a file of which `is` is true.
+    async fn report(&self, file: usize, is: impl Fn(&FileReport) -> bool) -> Report {
+        self.report_of(|report| is(&report.files[file])).await
+    }
+
+    /// Waits for a report of which `is` is true.
+    async fn report_of(&self, is: impl Fn(&Report) -> bool) -> Report {
+        let look = || self.last_report().filter(&is);
+        self.until("a report", look).await
+    }
+
+    /// The exit code of the role, and the requests since the last look.
+    async fn exit(self) -> (Exit, Vec<String>) {
+        let exit = self.tasks.run_until(self.role).await;
+        let exit = exit.expect("the role does not panic");
+        let left = fs::read_dir(self.directory.path()).expect("a directory");
+        let left: Vec<_> = left.map(|entry| entry.expect("an entry")).collect();
+        assert!(left.is_empty(), "not closed: {left:?}");
         (exit, self.log.try_iter().collect())
+    }
+
+    /// Ends the role as `exit` says.
+    async fn end(self, message: ToRole) -> (Exit, Vec<String>) {
+        self.link.send(&message).expect("the role lives");
+        self.exit().await
     }
 }
 
-fn settings(plan: &Plan) -> Settings {
-    let served = Served {
-        how: "fuse".into(),
-        fallback: None,
-        swap: None,
-    };
-    Settings::new(plan, served, RestartHistory::default())
+fn settings() -> Settings {
+    let how = "fuse".into();
+    Settings {
+        served: Served {
+            how,
+            fallback: None,
+            swap: None,
+        },
+        past: RestartHistory::default(),
+        walls: WallsReport::default(),
+    }
 }
 
 fn all(values: &[&str]) -> BTreeMap<u32, String> {
@@ -536,8 +537,8 @@ fn all(values: &[&str]) -> BTreeMap<u32, String> {
         .collect()
 }
 
-#[test]
-fn the_first_publication_is_complete_and_its_reads_run_side_by_side() {
+#[tokio::test(start_paused = true)]
+async fn the_first_publication_is_complete_and_its_reads_run_side_by_side() {
     let contents = vec![
         field(0, "a"),
         field(1, "b"),
@@ -546,200 +547,177 @@ fn the_first_publication_is_complete_and_its_reads_run_side_by_side() {
     ];
     let rig = Rig::start(&["k0", "k1", "k2"], contents, |script| script.together = 3);
     assert_eq!(
-        rig.ready(),
+        rig.ready().await,
         all(&["one", "two", r#"{"a":"one","b":"two"}"#, "token-1"])
     );
-    let (exit, asked) = rig.end(ToRole::Stop);
+    let (exit, asked) = rig.end(ToRole::Stop).await;
     assert_eq!(exit, Exit::Ok);
     assert_eq!(asked.iter().filter(|asked| *asked == "login").count(), 1);
     assert_eq!(asked.last().map(String::as_str), Some("revoke token-1"));
 }
 
-#[test]
-fn a_question_of_supervise_is_answered_and_is_no_news() {
+#[tokio::test(start_paused = true)]
+async fn a_question_of_supervise_is_answered_and_is_no_news() {
     let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
-    rig.ready();
+    rig.ready().await;
     for _ in 0..3 {
         rig.link.send(&ToRole::Ping).expect("the role lives");
-        assert_eq!(rig.hear(), Received::Message(FromRole::Alive));
+        assert_eq!(rig.hear().await, Received::Message(FromRole::Alive));
     }
-    rig.end(ToRole::Stop);
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn a_swap_that_supervise_finds_is_in_the_report_until_it_is_gone() {
+#[tokio::test(start_paused = true)]
+async fn a_swap_that_supervise_finds_is_in_the_report_until_it_is_gone() {
     let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
-    rig.ready();
+    rig.ready().await;
     for found in [
         Some(SwapExposure::Reachable),
         None,
         Some(SwapExposure::CgroupV1),
     ] {
         rig.link.send(&ToRole::Swap(found)).expect("the role lives");
-        let cause = found.map(|why| why.to_string().into());
-        while rig
-            .report(0, |_| true)
-            .served
-            .swap
-            .map(|trouble| trouble.cause)
-            != cause
-        {}
+        let cause = found.map(|why| why.to_string());
+        let swap = |report: &Report| {
+            let swap = report.served.swap.as_ref();
+            swap.map(|trouble| trouble.cause.to_string())
+        };
+        rig.report_of(|report| swap(report) == cause).await;
     }
-    rig.end(ToRole::Stop);
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn nothing_is_published_while_one_value_is_missing() {
+#[tokio::test(start_paused = true)]
+async fn nothing_is_published_while_one_value_is_missing() {
     let denied = |script: &mut Script| drop(script.kv.insert("k1".to_owned(), Err(Cause::Denied)));
     let rig = Rig::start(&["k0", "k1"], vec![field(0, "a"), field(1, "a")], denied);
-    rig.asked("read k0", 5);
-    assert!(rig.published.try_recv().is_err());
-    rig.server
-        .script()
-        .kv
-        .insert("k1".to_owned(), Ok((1, json!({"a": "late"}))));
-    assert_eq!(rig.ready(), all(&["one", "late"]));
-    rig.end(ToRole::Stop);
+    rig.asked("read k0", 5).await;
+    assert!(rig.published().is_none());
+    rig.set("k1", Ok((1, json!({"a": "late"}))));
+    assert_eq!(rig.ready().await, all(&["one", "late"]));
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn user_and_password_change_in_one_publication_of_one_lease() {
+#[tokio::test(start_paused = true)]
+async fn user_and_password_change_in_one_publication_of_one_lease() {
     let rig = Rig::start(
         &["db"],
         vec![field(0, "username"), field(0, "password")],
-        |script| script.lease = MS(200),
+        |script| script.lease = MINUTES(20),
     );
-    let mut served = rig.ready();
+    let mut served = rig.ready().await;
     for _ in 0..3 {
         assert_eq!(served[&0].replace("user", "pass"), served[&1]);
-        let next = rig.next();
-        assert_eq!(rig.hear(), Received::Message(FromRole::Changed(HookId(0))));
+        let next = rig.next().await;
+        assert_eq!(
+            rig.hear().await,
+            Received::Message(FromRole::Changed(HookId(0)))
+        );
         assert!(next[&0] != served[&0] && next[&1] != served[&1]);
         served = next;
     }
-    assert_eq!(rig.end(ToRole::Stop).0, Exit::Ok);
+    assert_eq!(rig.end(ToRole::Stop).await.0, Exit::Ok);
 }
 
-#[test]
-fn a_poll_without_a_change_publishes_nothing_and_a_change_only_what_changed() {
+#[tokio::test(start_paused = true)]
+async fn a_poll_without_a_change_publishes_nothing_and_a_change_only_what_changed() {
     let rig = Rig::start(
         &["k0", "k1"],
         vec![field(0, "a"), field(0, "b"), field(1, "a")],
         |_| {},
     );
-    rig.ready();
-    rig.asked("read k0", 6);
-    assert!(rig.published.try_recv().is_err(), "nothing changed");
-    rig.server
-        .script()
-        .kv
-        .insert("k0".to_owned(), Ok((2, json!({"a": "new", "b": "two"}))));
-    assert_eq!(rig.next(), all(&["new"]));
-    assert_eq!(rig.hear(), Received::Message(FromRole::Changed(HookId(0))));
-    rig.asked("read k0", 4);
+    rig.ready().await;
+    rig.asked("read k0", 6).await;
+    assert!(rig.published().is_none(), "nothing changed");
+    rig.set("k0", Ok((2, json!({"a": "new", "b": "two"}))));
+    assert_eq!(rig.next().await, all(&["new"]));
+    assert_eq!(
+        rig.hear().await,
+        Received::Message(FromRole::Changed(HookId(0)))
+    );
+    rig.asked("read k0", 4).await;
     assert_eq!(
         rig.link.receive::<FromRole>(),
         Received::Empty,
         "one change is told once"
     );
-    rig.end(ToRole::Stop);
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn a_template_of_two_secrets_follows_both() {
+#[tokio::test(start_paused = true)]
+async fn a_template_of_two_secrets_follows_both() {
     let text = r#"{{ with secret "k0" }}{{ .Data.data.a }}{{ end }}-{{ with secret "k1" }}{{ .Data.data.a }}{{ end }}"#;
     let rig = Rig::start(&["k0", "k1"], vec![template(text), field(0, "b")], |_| {});
-    assert_eq!(rig.ready(), all(&["one-one", "two"]));
-    rig.server
-        .script()
-        .kv
-        .insert("k1".to_owned(), Ok((2, json!({"a": "new"}))));
-    assert_eq!(rig.next(), all(&["one-new"]));
-    rig.server
-        .script()
-        .kv
-        .insert("k0".to_owned(), Ok((2, json!({"a": "newer", "b": "too"}))));
-    assert_eq!(rig.next(), all(&["newer-new", "too"]));
-    rig.end(ToRole::Stop);
+    assert_eq!(rig.ready().await, all(&["one-one", "two"]));
+    rig.set("k1", Ok((2, json!({"a": "new"}))));
+    assert_eq!(rig.next().await, all(&["one-new"]));
+    rig.set("k0", Ok((2, json!({"a": "newer", "b": "too"}))));
+    assert_eq!(rig.next().await, all(&["newer-new", "too"]));
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn a_later_value_that_cannot_be_served_leaves_all_files_of_its_query() {
+#[tokio::test(start_paused = true)]
+async fn a_later_value_that_cannot_be_served_leaves_all_files_of_its_query() {
     let rig = Rig::start(&["k0"], vec![field(0, "a"), field(0, "b")], |_| {});
-    rig.ready();
+    rig.ready().await;
     for (version, broken) in [
         (2, json!({"a": "new"})),
         (3, json!({"a": "new", "b": ""})),
         (4, json!({"a": "new", "b": null})),
     ] {
-        rig.server
-            .script()
-            .kv
-            .insert("k0".to_owned(), Ok((version, broken)));
-        rig.asked("read k0", 4);
+        rig.set("k0", Ok((version, broken)));
+        rig.asked("read k0", 4).await;
     }
-    rig.server
-        .script()
-        .kv
-        .insert("k0".to_owned(), Err(Cause::Unavailable));
-    rig.asked("read k0", 4);
-    assert!(
-        rig.published.try_recv().is_err(),
-        "the last good values stay"
-    );
-    rig.server
-        .script()
-        .kv
-        .insert("k0".to_owned(), Ok((5, json!({"a": "good", "b": "again"}))));
-    assert_eq!(rig.next(), all(&["good", "again"]));
-    rig.end(ToRole::Stop);
+    rig.set("k0", Err(Cause::Unavailable));
+    rig.asked("read k0", 4).await;
+    assert!(rig.published().is_none(), "the last good values stay");
+    rig.set("k0", Ok((5, json!({"a": "good", "b": "again"}))));
+    assert_eq!(rig.next().await, all(&["good", "again"]));
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn a_new_token_is_served_in_its_sink_and_the_leases_follow_it() {
+#[tokio::test(start_paused = true)]
+async fn a_new_token_is_served_in_its_sink_and_the_leases_follow_it() {
     let rig = Rig::start(
         &["db"],
         vec![Content::Token, field(0, "password")],
-        |script| script.token = MS(300),
+        |script| script.token = MINUTES(30),
     );
-    assert_eq!(rig.ready()[&0], "token-1");
-    let sink = rig.next();
+    assert_eq!(rig.ready().await[&0], "token-1");
+    let sink = rig.next().await;
     let token = sink[&0].clone();
     assert_eq!(sink.len(), 1);
-    let credential = rig.next();
+    let credential = rig.next().await;
     assert!(
         credential[&1].ends_with(&token),
         "{credential:?} is not of {token}"
     );
-    rig.asked("revoke token-1", 1);
-    rig.end(ToRole::Stop);
+    rig.asked("revoke token-1", 1).await;
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn every_request_is_in_the_checkpoint_before_it_is_sent() {
+#[tokio::test(start_paused = true)]
+async fn every_request_is_in_the_checkpoint_before_it_is_sent() {
     let rig = Rig::start(
         &["db", "k1", "k2"],
         vec![Content::Token, field(0, "password"), field(1, "a")],
         |script| {
-            (script.token, script.lease) = (MS(300), MS(100));
+            (script.token, script.lease) = (MINUTES(30), MINUTES(10));
             script.kv.insert("k2".to_owned(), Err(Cause::Denied));
         },
     );
-    rig.asked("read db", 1);
-    rig.asked("look up", 1);
-    rig.server
-        .script()
-        .kv
-        .insert("k2".to_owned(), Ok((1, json!({"a": "late"}))));
-    rig.ready();
-    rig.asked("login", 1);
-    rig.asked("revoke token-1", 1);
+    rig.asked("read db", 1).await;
+    rig.asked("look up", 1).await;
+    rig.set("k2", Ok((1, json!({"a": "late"}))));
+    rig.ready().await;
+    rig.asked("login", 1).await;
+    rig.asked("revoke token-1", 1).await;
     assert_eq!(rig.server.script().unsaved, [""; 0]);
-    rig.end(ToRole::Stop);
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn giving_up_names_the_most_telling_cause_and_revokes() {
+#[tokio::test(start_paused = true)]
+async fn giving_up_names_the_most_telling_cause_and_revokes() {
     type Change = fn(&mut Script);
     let table: &[(&str, Change, &str, Exit)] = &[
         (
@@ -783,13 +761,11 @@ fn giving_up_names_the_most_telling_cause_and_revokes() {
     for (path, change, wait_for, expected) in table {
         let rig = Rig::start(&["k0", path], vec![field(0, "a"), field(1, "a")], change);
         // What follows the second one, the answer to the first has been taken.
-        rig.asked(wait_for, if *path == "hang" { 1 } else { 2 });
-        assert!(
-            rig.published.try_recv().is_err(),
-            "nothing partial is published"
-        );
+        rig.asked(wait_for, if *path == "hang" { 1 } else { 2 })
+            .await;
+        assert!(rig.published().is_none(), "nothing partial is published");
         let logged_in = *wait_for != "login";
-        let (exit, asked) = rig.end(ToRole::GiveUp);
+        let (exit, asked) = rig.end(ToRole::GiveUp).await;
         assert_eq!(exit, *expected, "{wait_for}");
         assert_eq!(
             asked.iter().any(|asked| asked.starts_with("revoke")),
@@ -922,155 +898,158 @@ fn what_is_missing_is_named_with_its_cause() {
     );
 }
 
-#[test]
-fn a_login_that_is_out_at_the_stop_is_waited_for_and_revoked() {
+#[tokio::test(start_paused = true)]
+async fn a_login_that_is_out_at_the_stop_is_waited_for_and_revoked() {
     let gate = Arc::new(tokio::sync::Notify::new());
     let rig = Rig::start(&["k0"], vec![field(0, "a")], |script| {
         script.gate = Some(Arc::clone(&gate));
     });
-    rig.asked("login", 1);
+    rig.asked("login", 1).await;
     rig.link.send(&ToRole::Stop).expect("the role lives");
     gate.notify_one();
-    assert_eq!(rig.role.join().expect("the role does not panic"), Exit::Ok);
-    assert_eq!(
-        rig.log
-            .try_iter()
-            .filter(|asked| asked == "revoke token-1")
-            .count(),
-        1
-    );
+    let (exit, asked) = rig.exit().await;
+    assert_eq!(exit, Exit::Ok);
+    assert_eq!(asked, ["revoke token-1"]);
 }
 
-#[test]
-fn leaving_is_bounded_and_begins_when_supervise_is_gone() {
-    let rig = Rig::start(&["k0"], vec![field(0, "a")], |script| {
+#[tokio::test(start_paused = true)]
+async fn leaving_is_bounded_and_begins_when_supervise_is_gone() {
+    let mut rig = Rig::start(&["k0"], vec![field(0, "a")], |script| {
         script.revokes = false;
     });
-    rig.ready();
-    drop(rig.link);
-    assert_eq!(rig.role.join().expect("the role does not panic"), Exit::Ok);
+    rig.ready().await;
+    let (link, _) = pair().expect("a socket pair");
+    rig.link = link;
+    let begin = Instant::now();
+    let (exit, asked) = rig.exit().await;
+    assert_eq!(exit, Exit::Ok);
+    assert!(asked.iter().any(|asked| asked == "revoke token-1"));
+    let bound = LEAVE..LEAVE + STEP;
+    assert!(bound.contains(&begin.elapsed()), "{:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_publication_that_is_refused_ends_the_role() {
+    let contents = vec![(field(0, "a"), None)];
+    let refuse = |_: &End, directory: &Path| drop(obstacle(directory, 1, 0));
+    let mut rig = Rig::start_with(&["k0"], contents, |_| {}, refuse);
+    let exit = rig.tasks.run_until(&mut rig.role).await;
+    assert_eq!(exit.expect("the role does not panic"), Exit::Tmpfs);
     assert!(rig.log.try_iter().any(|asked| asked == "revoke token-1"));
 }
 
-#[test]
-fn a_first_publication_that_is_refused_ends_the_role() {
-    let rig = Rig::start_refused(&["k0"], vec![field(0, "a")], 1, |_| {});
-    assert_eq!(
-        rig.role.join().expect("the role does not panic"),
-        Exit::Tmpfs
-    );
-    assert!(rig.log.try_iter().any(|asked| asked == "revoke token-1"));
-}
-
-#[test]
-fn an_outlet_is_tended_again_after_a_failed_announcement_and_closed_at_the_end() {
-    let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
-    rig.ready();
-    for _ in 0..2 {
-        rig.tendings
-            .recv_timeout(PATIENCE)
-            .expect("after the publication, and after the failure");
+#[tokio::test(start_paused = true)]
+async fn an_announcement_that_fails_is_tried_again_and_is_told_once_when_it_succeeds() {
+    let files = vec![File {
+        on_change: Some(HookId(3)),
+        ..file("f0", field(0, "a"))
+    }];
+    let plan = plan(vec![query("k0", None)], files);
+    let arena = arena_of(vec![spec("f0", Visibility::Listed)]);
+    let temporary = tempfile::tempdir().expect("a directory");
+    let root = WriteRoot::Mount(directory(temporary.path()));
+    let (clock, (link, end)) = (Paused(Instant::now()), pair().expect("a socket pair"));
+    let (sender, mut announced) = unbounded_channel();
+    let backend = Backend::open(root, &arena, &plan, sender, clock.now()).expect("a thread");
+    let mut press = Press::new(backend, &end, &plan, Timing::new(MINUTES(1)));
+    let mut publisher = Publisher::new(Arc::clone(&arena));
+    for content in ["one", "two"] {
+        let change = (FileId(0), Zeroizing::new(content.as_bytes().to_vec()));
+        press
+            .publish(&mut publisher, vec![change], &clock)
+            .expect("there is room");
     }
-    rig.link.send(&ToRole::Stop).expect("the role lives");
-    assert_eq!(rig.next(), BTreeMap::new(), "it was closed");
-    rig.role.join().expect("the role does not panic");
+    // No `serve` answers in this directory. Up to three rounds were asked for already.
+    for _ in 0..6 {
+        let failed = announced.recv().await.expect("the thread lives");
+        assert!(failed.is_err(), "{failed:?}");
+        press.announced(failed, &clock);
+        let wake = press.wake().expect("the next try");
+        assert!(wake > clock.now(), "a hot loop");
+        tokio::time::advance(wake.since(clock.now())).await;
+        press.turn(&mut publisher, &clock);
+    }
+    for _ in 0..2 {
+        press.announced(Ok(Generation(2)), &clock);
+    }
+    press.tell(&clock);
+    for told in [FromRole::Ready, FromRole::Changed(HookId(3))] {
+        assert_eq!(link.receive(), Received::Message(told));
+    }
+    assert_eq!(link.receive::<FromRole>(), Received::Empty);
 }
 
-#[test]
-fn an_outlet_that_cannot_be_opened_ends_the_role() {
-    let (link, end) = pair().expect("a socket pair");
-    let plan = plan(Vec::new(), Vec::new());
-    let open = |_| {
-        Err::<Recorder, _>(OutletError {
-            what: "no thread".to_owned(),
-            exit: Exit::Memory,
-        })
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_cannot_be_opened_ends_the_role() {
+    let occupy = |_: &End, directory: &Path| {
+        fs::write(directory.join("..files"), "no directory").expect("a file");
     };
-    let server = Rig::start(&[], Vec::new(), |_| {}).server;
-    assert_eq!(
-        run(
-            &plan,
-            server,
-            &arena(&plan),
-            open,
-            &end,
-            &RealClock,
-            &settings(&plan)
-        ),
-        Exit::Memory
-    );
-    drop(link);
+    let mut rig = Rig::start_with(&[], Vec::new(), |_| {}, occupy);
+    let exit = rig.tasks.run_until(&mut rig.role).await;
+    assert_eq!(exit.expect("the role does not panic"), Exit::Tmpfs);
 }
 
-#[test]
-fn what_the_outlet_refuses_is_offered_again() {
+#[tokio::test(start_paused = true)]
+async fn what_the_backend_refuses_is_offered_again() {
     let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
-    rig.ready();
-    *rig.refusals.lock().expect("no test panics with it") = 3;
-    rig.server
-        .script()
-        .kv
-        .insert("k0".to_owned(), Ok((2, json!({"a": "new"}))));
-    assert_eq!(rig.next(), all(&["new"]));
-    rig.end(ToRole::Stop);
+    rig.ready().await;
+    let obstacle = obstacle(rig.directory.path(), 2, 0);
+    rig.set("k0", Ok((2, json!({"a": "new"}))));
+    let refused = |file: &FileReport| file.trouble.is_some();
+    rig.report(0, refused).await;
+    rig.pass(MINUTES(30)).await;
+    assert!(rig.published().is_none(), "it is refused");
+    fs::remove_dir(obstacle).expect("an obstacle");
+    assert_eq!(rig.next().await, all(&["new"]));
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn each_hook_of_the_files_that_changed_is_told_once() {
+#[tokio::test(start_paused = true)]
+async fn each_hook_of_the_files_that_changed_is_told_once() {
     let contents = vec![
         (field(0, "a"), Some(HookId(1))),
         (field(0, "b"), Some(HookId(7))),
         (Content::Json { query: QueryId(0) }, Some(HookId(1))),
         (field(1, "a"), None),
     ];
-    let rig = Rig::start_with(&["k0", "k1"], contents, 0, |_| {}, |_| {});
-    rig.ready();
-    rig.server
-        .script()
-        .kv
-        .insert("k1".to_owned(), Ok((2, json!({"a": "untold"}))));
-    assert_eq!(rig.next()[&3], "untold");
-    rig.server
-        .script()
-        .kv
-        .insert("k0".to_owned(), Ok((2, json!({"a": "new", "b": "new"}))));
-    assert_eq!(rig.next().len(), 3);
+    let rig = Rig::start_with(&["k0", "k1"], contents, |_| {}, |_, _| {});
+    rig.ready().await;
+    rig.set("k1", Ok((2, json!({"a": "untold"}))));
+    assert_eq!(rig.next().await[&3], "untold");
+    rig.set("k0", Ok((2, json!({"a": "new", "b": "new"}))));
+    assert_eq!(rig.next().await.len(), 3);
     for hook in [1, 7] {
         assert_eq!(
-            rig.hear(),
+            rig.hear().await,
             Received::Message(FromRole::Changed(HookId(hook)))
         );
     }
-    rig.asked("read k0", 3);
+    rig.asked("read k0", 3).await;
     assert_eq!(rig.link.receive::<FromRole>(), Received::Empty);
-    rig.end(ToRole::Stop);
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn what_a_full_link_refuses_is_told_later_and_once() {
+#[tokio::test(start_paused = true)]
+async fn what_a_full_link_refuses_is_told_later_and_once() {
     let noise = FromRole::Failed(Exit::Ok);
-    let fill = |end: &End| while end.send(&noise).is_ok() {};
+    let fill = |end: &End, _: &Path| while end.send(&noise).is_ok() {};
     let rig = Rig::start_with(
         &["k0"],
         vec![(field(0, "a"), Some(HookId(0)))],
-        0,
         |_| {},
         fill,
     );
-    rig.next();
+    rig.next().await;
     for version in 2..5 {
-        rig.server
-            .script()
-            .kv
-            .insert("k0".to_owned(), Ok((version, json!({"a": version}))));
-        rig.next();
+        rig.set("k0", Ok((version, json!({"a": version}))));
+        rig.next().await;
     }
     // Until the last change was announced, too.
     rig.log.try_iter().for_each(drop);
-    rig.asked("read k0", 3);
+    rig.asked("read k0", 3).await;
     let mut heard = Vec::new();
     while heard.len() < 2 {
-        match rig.hear() {
+        match rig.hear().await {
             Received::Message(message) if message != noise => heard.push(message),
             Received::Message(_) => {}
             Received::Empty | Received::Closed => panic!("the role is gone"),
@@ -1078,11 +1057,11 @@ fn what_a_full_link_refuses_is_told_later_and_once() {
     }
     assert_eq!(heard, [FromRole::Ready, FromRole::Changed(HookId(0))]);
     assert_eq!(rig.link.receive::<FromRole>(), Received::Empty);
-    rig.end(ToRole::Stop);
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn the_report_follows_a_secret_through_its_life() {
+#[tokio::test(start_paused = true)]
+async fn the_report_follows_a_secret_through_its_life() {
     let rig = Rig::start(
         &["k0", "k1"],
         vec![field(0, "a"), field(1, "a")],
@@ -1090,11 +1069,13 @@ fn the_report_follows_a_secret_through_its_life() {
             script.kv.insert("k1".to_owned(), Err(Cause::Denied));
         },
     );
-    let waiting = rig.report(1, |file| {
-        file.trouble
-            .as_ref()
-            .is_some_and(|trouble| &*trouble.cause == "k1: Denied")
-    });
+    let waiting = rig
+        .report(1, |file| {
+            file.trouble
+                .as_ref()
+                .is_some_and(|trouble| &*trouble.cause == "k1: Denied")
+        })
+        .await;
     assert_eq!(
         (
             waiting.format,
@@ -1112,11 +1093,10 @@ fn the_report_follows_a_secret_through_its_life() {
         [Condition::Missing; 2]
     );
 
-    rig.server
-        .script()
-        .kv
-        .insert("k1".to_owned(), Ok((4, json!({"a": "one"}))));
-    let fresh = rig.report(1, |file| file.condition == Condition::Fresh);
+    rig.set("k1", Ok((4, json!({"a": "one"}))));
+    let fresh = rig
+        .report(1, |file| file.condition == Condition::Fresh)
+        .await;
     let file = &fresh.files[1];
     assert_eq!(
         (
@@ -1137,17 +1117,14 @@ fn the_report_follows_a_secret_through_its_life() {
             && fresh.session.trouble.is_none()
     );
 
-    rig.server
-        .script()
-        .kv
-        .insert("k1".to_owned(), Ok((5, json!({"a": "two"}))));
-    rig.report(1, |file| (file.changes, file.version) == (2, Some(5)));
-    rig.server
-        .script()
-        .kv
-        .insert("k1".to_owned(), Err(Cause::Unavailable));
-    // Two refreshes of 20 ms are soon missed.
-    let ended = rig.report(1, |file| file.condition == Condition::Ended);
+    rig.set("k1", Ok((5, json!({"a": "two"}))));
+    rig.report(1, |file| (file.changes, file.version) == (2, Some(5)))
+        .await;
+    rig.set("k1", Err(Cause::Unavailable));
+    // Two refreshes are missed.
+    let ended = rig
+        .report(1, |file| file.condition == Condition::Ended)
+        .await;
     assert_eq!(
         (ended.files[0].condition, &ended.files[0].trouble),
         (Condition::Fresh, &None)
@@ -1159,117 +1136,66 @@ fn the_report_follows_a_secret_through_its_life() {
             .map(|trouble| trouble.since)
     };
 
-    rig.server
-        .script()
-        .kv
-        .insert("k1".to_owned(), Ok((6, json!({"a": null}))));
-    let null = rig.report(1, |file| {
-        file.trouble
-            .as_ref()
-            .is_some_and(|trouble| trouble.cause.contains("the field `a` is null"))
-    });
+    rig.set("k1", Ok((6, json!({"a": null}))));
+    let null = rig
+        .report(1, |file| {
+            file.trouble
+                .as_ref()
+                .is_some_and(|trouble| trouble.cause.contains("the field `a` is null"))
+        })
+        .await;
     assert_eq!(since(&null), since(&ended), "it lasts since its begin");
-    rig.server
-        .script()
-        .kv
-        .insert("k1".to_owned(), Ok((7, json!({"a": "two"}))));
+    rig.set("k1", Ok((7, json!({"a": "two"}))));
     rig.report(1, |file| {
         file.condition == Condition::Fresh && file.version == Some(7) && file.trouble.is_none()
-    });
-    *rig.refusals.lock().expect("no test panics with it") = u32::MAX;
-    rig.server
-        .script()
-        .kv
-        .insert("k1".to_owned(), Ok((8, json!({"a": "one"}))));
+    })
+    .await;
+    let generation = rig.shown() + 1;
+    let obstacle = obstacle(rig.directory.path(), generation, 1);
+    rig.set("k1", Ok((8, json!({"a": "one"}))));
     rig.report(1, |file| {
         file.trouble
             .as_ref()
-            .is_some_and(|trouble| &*trouble.cause == "no room")
-    });
-    rig.end(ToRole::Stop);
+            .is_some_and(|trouble| trouble.cause.starts_with("creating f1: "))
+    })
+    .await;
+    fs::remove_dir(obstacle).expect("an obstacle");
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn a_report_that_does_not_fit_is_written_without_causes_or_only_counts() {
+#[tokio::test(start_paused = true)]
+async fn secrets_are_published_while_no_report_can_be_written() {
     let rig = Rig::start(&["k0", "k1"], vec![field(0, "a"), field(1, "a")], |_| {});
-    let until = |is: &dyn Fn(&Report) -> bool| {
-        let next = || rig.reports.recv_timeout(PATIENCE).expect("a report");
-        std::iter::repeat_with(|| serde_json::from_slice(&next()).expect("a report"))
-            .take(1_000)
-            .find(is)
-            .expect("such a report")
-    };
-    let len = |report: &Report| serde_json::to_vec(report).expect("JSON").len();
-    let fresh = until(&|report| {
-        report
-            .files
-            .iter()
-            .all(|file| file.condition == Condition::Fresh)
-    });
-    rig.server
-        .script()
-        .kv
-        .insert("k1".to_owned(), Ok((2, json!({"a": null}))));
-    let whole = until(&|report| report.files[1].condition == Condition::Ended);
-    rig.room.store(len(&whole) - 10, SeqCst);
-    rig.server
-        .script()
-        .kv
-        .insert("k0".to_owned(), Ok((2, json!({"a": "two"}))));
-    let less = until(&|report| report.detail == Detail::NoCauses);
-    let trouble = less.files[1].trouble.as_ref().expect("it is in trouble");
+    let is_fresh = |file: &FileReport| file.condition == Condition::Fresh;
+    rig.report_of(|report| report.files.iter().all(is_fresh))
+        .await;
+    rig.ready().await;
+    let state = rig.directory.path().join(STATE_DIRECTORY);
+    let obstacle = state.join(format!("{}.next", status::FILE));
+    fs::create_dir(&obstacle).expect("a directory");
+    rig.set("k1", Ok((9, json!({"a": "two"}))));
+    assert_eq!(rig.next().await[&1], "two");
+    let missed = rig.last_report().expect("the report from before");
     assert_eq!(
-        (&*trouble.cause, Some(trouble.since)),
-        (
-            "",
-            whole.files[1].trouble.as_ref().map(|trouble| trouble.since)
-        )
+        (missed.files[1].changes, missed.files[1].version),
+        (1, Some(1))
     );
-
-    rig.room.store(len(&fresh) - 20, SeqCst);
-    rig.server
-        .script()
-        .kv
-        .insert("k0".to_owned(), Ok((3, json!({"a": "one"}))));
-    let counted = until(&|report| report.files.is_empty());
-    assert_eq!(
-        counted.detail,
-        Detail::Counts(Counts {
-            fresh: 1,
-            ended: 1,
-            ..Counts::default()
-        })
-    );
-
-    rig.room.store(0, SeqCst);
-    rig.server
-        .script()
-        .kv
-        .insert("k1".to_owned(), Ok((9, json!({"a": "two"}))));
-    let mut published = rig.ready();
-    while published.get(&1).is_none_or(|value| value != "two") {
-        published = rig.next();
-    }
-    rig.room.store(usize::MAX, SeqCst);
-    until(&|report| {
-        report.detail == Detail::Full
-            && report
-                .files
-                .iter()
-                .all(|file| file.condition == Condition::Fresh)
-    });
-    rig.end(ToRole::Stop);
+    fs::remove_dir(obstacle).expect("an obstacle");
+    let report = rig.report(1, |file| file.changes == 2).await;
+    assert_eq!(report.detail, Detail::Full);
+    assert!(report.files.iter().all(is_fresh));
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn names_of_fields_are_in_no_report() {
+#[tokio::test(start_paused = true)]
+async fn names_of_fields_are_in_no_report() {
     let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
-    rig.report(0, |file| file.condition == Condition::Fresh);
-    rig.server.script().kv.insert(
-        "k0".to_owned(),
-        Ok((2, json!({"aa": "two", "other": "two"}))),
-    );
-    let report = rig.report(0, |file| file.condition != Condition::Fresh);
+    rig.report(0, |file| file.condition == Condition::Fresh)
+        .await;
+    rig.set("k0", Ok((2, json!({"aa": "two", "other": "two"}))));
+    let report = rig
+        .report(0, |file| file.condition != Condition::Fresh)
+        .await;
     let cause = &report.files[0]
         .trouble
         .as_ref()
@@ -1279,53 +1205,67 @@ fn names_of_fields_are_in_no_report() {
         &**cause,
         "rendering f0 (test.hcl:1) from k0: the secret has no field `a`"
     );
-    rig.end(ToRole::Stop);
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn the_report_is_fresh_before_supervise_hears_of_it() {
+#[tokio::test(start_paused = true)]
+async fn the_report_is_fresh_before_supervise_hears_of_it() {
     let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
-    assert_eq!(rig.hear(), Received::Message(FromRole::Ready));
-    let reports: Vec<Report> = rig
-        .reports
-        .try_iter()
-        .map(|bytes| serde_json::from_slice(&bytes).expect("a report"))
-        .collect();
-    assert_eq!(
-        reports.last().map(|report| report.files[0].condition),
-        Some(Condition::Fresh)
-    );
-    rig.end(ToRole::Stop);
+    let link = rig.link.try_clone().expect("a descriptor");
+    let report = rig
+        .directory
+        .path()
+        .join(STATE_DIRECTORY)
+        .join(status::FILE);
+    // A thread, which sees what stands between two awaits of the role.
+    let supervise = std::thread::spawn(move || {
+        let mut ready = [PollFd::new(link.as_fd(), PollFlags::POLLIN)];
+        poll(&mut ready, PollTimeout::from(10_000_u16)).expect("poll");
+        let report = fs::read(report).expect("a report");
+        assert_eq!(link.receive(), Received::Message(FromRole::Ready));
+        serde_json::from_slice::<Report>(&report).expect("a report")
+    });
+    let is_done = || supervise.is_finished().then_some(());
+    rig.until("the thread", is_done).await;
+    let report = supervise.join().expect("the thread does not panic");
+    assert_eq!(report.files[0].condition, Condition::Fresh);
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn a_login_that_fails_is_the_trouble_of_the_session_and_of_all_files() {
+#[tokio::test(start_paused = true)]
+async fn a_login_that_fails_is_the_trouble_of_the_session_and_of_all_files() {
     let rig = Rig::start(&["k0"], vec![field(0, "a")], |script| {
         script.login = Some(Cause::Unreachable);
     });
-    let report = rig.report(0, |file| {
-        file.trouble
-            .as_ref()
-            .is_some_and(|trouble| trouble.cause.contains("logging in"))
-    });
+    let report = rig
+        .report(0, |file| {
+            file.trouble
+                .as_ref()
+                .is_some_and(|trouble| trouble.cause.contains("logging in"))
+        })
+        .await;
     assert_eq!(
         report.session.trouble.map(|trouble| trouble.cause),
         report.files[0].trouble.as_ref().map(|it| it.cause.clone())
     );
-    rig.end(ToRole::Stop);
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn a_lease_that_ends_without_a_successor_is_past_its_life() {
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_ends_without_a_successor_is_past_its_life() {
     let rig = Rig::start(
         &["db"],
         vec![field(0, "username"), Content::Token],
-        |script| (script.token, script.lease) = (MS(700), MS(600)),
+        |script| (script.token, script.lease) = (MINUTES(35), MINUTES(30)),
     );
-    let fresh = rig.report(0, |file| file.condition == Condition::Fresh);
+    let fresh = rig
+        .report(0, |file| file.condition == Condition::Fresh)
+        .await;
     assert!(fresh.files[0].lease_ends.is_some() && fresh.files[0].version.is_none());
     rig.server.script().login = Some(Cause::Unavailable);
-    let ended = rig.report(0, |file| file.condition == Condition::Ended);
+    let ended = rig
+        .report(0, |file| file.condition == Condition::Ended)
+        .await;
     assert!(ended.files[0].trouble.is_some());
     assert_eq!(
         ended.files[1].condition,
@@ -1333,49 +1273,48 @@ fn a_lease_that_ends_without_a_successor_is_past_its_life() {
         "there is no token"
     );
     rig.server.script().login = None;
-    rig.report(0, |file| file.condition == Condition::Fresh);
-    rig.end(ToRole::Stop);
+    rig.report(0, |file| file.condition == Condition::Fresh)
+        .await;
+    rig.end(ToRole::Stop).await;
 }
 
-#[test]
-fn a_refused_login_is_sent_again_when_the_credentials_change() {
+#[tokio::test(start_paused = true)]
+async fn a_refused_login_is_sent_again_when_the_credentials_change() {
     for cause in [Cause::Login, Cause::LockedOut { elsewhere: false }] {
         let rig = Rig::start(&["k0"], vec![field(0, "a")], |script| {
             script.login = Some(cause);
         });
-        rig.report(0, |file| file.trouble.is_some());
-        rig.asked("login", 1);
+        rig.report(0, |file| file.trouble.is_some()).await;
+        rig.asked("login", 1).await;
         // Longer than two looks, and no login.
-        assert!(rig.log.recv_timeout(LOOK * 3).is_err(), "{cause:?}");
+        rig.pass(LOOK * 3).await;
+        assert!(rig.log.try_recv().is_err(), "{cause:?}");
         rig.server.script().changed = true;
-        rig.asked("login", 1);
-        assert!(
-            rig.log.recv_timeout(LOOK * 3).is_err(),
-            "{cause:?}: refused again"
-        );
+        rig.pass(LOOK + STEP).await;
+        assert_eq!(rig.log.try_recv().as_deref(), Ok("login"));
+        // Longer than two looks, and no login.
+        rig.pass(LOOK * 3).await;
+        assert!(rig.log.try_recv().is_err(), "{cause:?}: refused again");
         rig.server.script().login = None;
         rig.server.script().changed = true;
-        rig.ready();
-        rig.end(ToRole::Stop);
+        rig.ready().await;
+        rig.end(ToRole::Stop).await;
     }
 }
 
-#[test]
-fn a_refresh_reads_at_once() {
+#[tokio::test(start_paused = true)]
+async fn a_refresh_reads_at_once() {
     let slow = |script: &mut Script| script.token = Duration::from_hours(1);
     let rig = Rig::start(
         &["db", "k1"],
         vec![field(0, "username"), field(1, "a")],
         slow,
     );
-    rig.ready();
+    rig.ready().await;
     rig.link.send(&ToRole::Refresh).expect("the role lives");
-    rig.server
-        .script()
-        .kv
-        .insert("k1".to_owned(), Ok((2, json!({"a": "new"}))));
-    assert_eq!(rig.next()[&1], "new");
-    let (_, asked) = rig.end(ToRole::Stop);
+    rig.set("k1", Ok((2, json!({"a": "new"}))));
+    assert_eq!(rig.next().await[&1], "new");
+    let (_, asked) = rig.end(ToRole::Stop).await;
     assert_eq!(
         asked.iter().filter(|asked| *asked == "read db").count(),
         1,

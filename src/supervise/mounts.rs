@@ -1,12 +1,10 @@
 //! How files reach the application: FUSE over an arena, or a tmpfs. Invariant: what was opened is
 //! closed by the process that opened it, whatever happens in between.
 
-use super::walls::{Confinement, WriteRoot};
-use crate::bao;
-use crate::clock::{Clock, RealClock};
+use super::walls::Confinement;
 use crate::config::plan::{self, Fallback, Plan};
 use crate::exit::{Exit, Refused};
-use crate::fetch::{self, ArenaOutlet, Settings, TmpfsOutlet};
+use crate::fetch::{self, WriteRoot};
 use crate::fuse::mount::{FuseMount, Public};
 use crate::fuse::refusal as fuse;
 use crate::fuse::session::Init;
@@ -196,18 +194,37 @@ impl Mounts {
         })
     }
 
-    /// What runs as `fetch`, with its copy of the private mount.
+    /// The work of a forked `fetch`, with a descriptor of the directory that it writes to.
     pub(super) fn fetch<'a>(
         &'a self,
         plan: &'a Plan,
         past: RestartHistory,
         walls: Confinement,
     ) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
-        let private = match self {
-            Self::Fuse { private, .. } => Some(private.try_clone()?),
-            Self::Tmpfs { .. } => None,
+        let root = match self {
+            Self::Fuse { private, .. } => WriteRoot::Mount(private.try_clone()?),
+            Self::Tmpfs { target, .. } => WriteRoot::Tmpfs(target.root()?),
         };
-        Ok(move |link: End| self.run_fetch(plan, private, past, walls, &link))
+        let settings = fetch::Settings {
+            served: self.served(),
+            past,
+            walls: walls.report(self.rights_of_fetch(plan), self.roles()),
+        };
+        Ok(move |link| {
+            let job = match fetch::Job::prepare(plan, self.arena(), root, link, settings) {
+                Ok(job) => job,
+                Err(exit) => return exit,
+            };
+            match walls.around_fetch(plan, job.root()) {
+                Ok(()) => fetch::run(job),
+                Err(error) => unwalled(Role::Fetch, &error),
+            }
+        })
+    }
+
+    fn arena(&self) -> &Arc<Arena> {
+        let (Self::Fuse { arena, .. } | Self::Tmpfs { arena, .. }) = self;
+        arena
     }
 
     /// How files are served, for the report.
@@ -240,84 +257,10 @@ impl Mounts {
         }
     }
 
-    fn run_fetch(
-        &self,
-        plan: &Plan,
-        private: Option<OwnedFd>,
-        past: RestartHistory,
-        walls: Confinement,
-        link: &End,
-    ) -> Exit {
-        let broken = |why: &str, exit| {
-            Event::RoleFailed {
-                role: Role::Fetch,
-                why,
-            }
-            .emit();
-            exit
-        };
-        let client = match bao::Client::new(&plan.server, &plan.auth) {
-            Ok(client) => client,
-            Err(error) => return broken(&error.to_string(), Exit::Config),
-        };
-        let of_walls = walls.report(self.rights_of_fetch(plan), self.roles());
-        let (clock, settings) = (
-            RealClock,
-            Settings {
-                walls: of_walls,
-                ..Settings::new(plan, self.served(), past)
-            },
-        );
-        let (Self::Fuse { arena, .. } | Self::Tmpfs { arena, .. }) = self;
-        if let Err(error) = arena.protect_for(Role::Fetch) {
-            return broken(
-                &format!("the arena cannot be protected: {error}"),
-                Exit::Memory,
-            );
-        }
-        let walled = match (self, &private) {
-            (Self::Tmpfs { target, .. }, _) => {
-                walls.around_fetch(plan, WriteRoot::Tmpfs(target.as_fd()))
-            }
-            (Self::Fuse { .. }, Some(private)) => {
-                walls.around_fetch(plan, WriteRoot::Mount(private.as_fd()))
-            }
-            (Self::Fuse { .. }, None) => Err(io::Error::other("fetch was given no mount")),
-        };
-        if let Err(error) = walled {
-            return unwalled(Role::Fetch, &error);
-        }
-        match (self, private) {
-            (Self::Fuse { .. }, Some(private)) => fetch::run(
-                plan,
-                client,
-                arena,
-                |announced| ArenaOutlet::open(arena, private, announced),
-                link,
-                &clock,
-                &settings,
-            ),
-            (Self::Tmpfs { target, .. }, _) => match target.writer(&plan.files, clock.now()) {
-                Ok(writer) => fetch::run(
-                    plan,
-                    client,
-                    arena,
-                    |announced| Ok(TmpfsOutlet::open(writer, announced)),
-                    link,
-                    &clock,
-                    &settings,
-                ),
-                Err(error) => broken(&error.to_string(), Exit::Tmpfs),
-            },
-            (Self::Fuse { .. }, None) => broken("fetch was given no mount", Exit::Software),
-        }
-    }
-
     /// Forks a process that has nothing to do with secrets: `fork` runs while children do not
     /// inherit the arena.
     pub(super) fn without_arena<T>(&self, fork: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let (Self::Fuse { arena, .. } | Self::Tmpfs { arena, .. }) = self;
-        arena.not_inherited(fork)
+        self.arena().not_inherited(fork)
     }
 
     /// Ends the connection to the kernel, once `serve` is dead: who waits for an answer gets an

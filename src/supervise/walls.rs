@@ -6,6 +6,7 @@
 use super::calls::List;
 use super::reach::{self, Reach};
 use crate::config::plan::{AfterReading, Method, Plan};
+use crate::fetch::WriteRoot;
 use crate::names::Child;
 use crate::observe::Event;
 use crate::status;
@@ -17,7 +18,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 /// DNS over TCP, which a resolver takes for long answers. UDP is denied by no Landlock.
@@ -39,15 +40,6 @@ pub(super) struct Confinement {
     landlock: Option<u32>,
     /// Whether there are filters of system calls.
     seccomp: bool,
-}
-
-/// Where `fetch` puts values: its one place to write.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum WriteRoot<'a> {
-    /// The root of the private FUSE mount, for announcements.
-    Mount(BorrowedFd<'a>),
-    /// A tmpfs.
-    Tmpfs(BorrowedFd<'a>),
 }
 
 impl Confinement {
@@ -108,17 +100,17 @@ impl Confinement {
     }
 
     /// Leaves to `fetch` the files of its login and of the resolver, the server's port and DNS, and
-    /// its outlet. To be called once the files of TLS are read: nothing reads them again.
+    /// its directory. To be called once the files of TLS are read: nothing reads them again.
     ///
     /// # Errors
     /// Which wall cannot be built, and why.
-    pub(super) fn around_fetch(self, plan: &Plan, outlet: WriteRoot<'_>) -> io::Result<()> {
+    pub(super) fn around_fetch(self, plan: &Plan, root: &WriteRoot) -> io::Result<()> {
         if let Some(abi) = self.landlock {
-            rules_of_fetch(abi, plan, outlet)
+            rules_of_fetch(abi, plan, root)
                 .and_then(Ruleset::restrict)
                 .map_err(named("landlock"))?;
         }
-        self.filter(match outlet {
+        self.filter(match root {
             WriteRoot::Mount(_) => List::FetchOnFuse,
             WriteRoot::Tmpfs(_) => List::FetchOnTmpfs,
         })
@@ -137,27 +129,17 @@ fn named(wall: &'static str) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{wall}: {error}"))
 }
 
-fn rules_of_fetch(abi: u32, plan: &Plan, outlet: WriteRoot<'_>) -> io::Result<Ruleset> {
+fn rules_of_fetch(abi: u32, plan: &Plan, root: &WriteRoot) -> io::Result<Ruleset> {
     let rules = Ruleset::new(abi)?;
-    let (at, access) = match outlet {
-        WriteRoot::Mount(root) => (
-            root,
-            FileRights::WRITE | FileRights::TRUNCATE | FileRights::MAKE | FileRights::REMOVE,
-        ),
-        WriteRoot::Tmpfs(root) => {
-            let files = FileRights::READ
-                | FileRights::WRITE
-                | FileRights::TRUNCATE
-                | FileRights::MAKE
-                | FileRights::REMOVE
-                | FileRights::MAKE_LINK;
-            (
-                root,
-                files | FileRights::LIST | FileRights::MAKE_DIR | FileRights::REMOVE_DIR,
-            )
+    let announce = FileRights::WRITE | FileRights::TRUNCATE | FileRights::MAKE | FileRights::REMOVE;
+    let access = match root {
+        WriteRoot::Mount(_) => announce,
+        WriteRoot::Tmpfs(_) => {
+            let files = announce | FileRights::READ | FileRights::MAKE_LINK;
+            files | FileRights::LIST | FileRights::MAKE_DIR | FileRights::REMOVE_DIR
         }
     };
-    rules.allow(at, access)?;
+    rules.allow(root.as_fd(), access)?;
     rules.allow_connect(plan.server.address.port)?;
     allow_login(&rules, &plan.auth.method)?;
     // An address needs no resolver.

@@ -4,8 +4,6 @@
 use super::proof::{DirectoryKind, MemoryBacked, prove, standing};
 use super::refusal::{RefusalCause, TargetRefusal};
 use super::remove;
-use super::writer::{WriteError, Writer};
-use crate::clock::Moment;
 use crate::config::plan::{self, Filesystem};
 use crate::names::{Owner, SwapExposure};
 use crate::observe::Event;
@@ -16,9 +14,9 @@ use nix::sys::stat::{Mode, fstat, major, minor};
 use nix::unistd::{Gid, Uid, fchown, getegid, geteuid, getgroups};
 use std::fs::{File, TryLockError};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Size of a mount of ours where the plan has none: 4 MiB.
 const DEFAULT_SIZE: u64 = 4 << 20;
@@ -27,15 +25,11 @@ const DEFAULT_SIZE: u64 = 4 << 20;
 /// lives.
 #[derive(Debug)]
 pub struct Target {
-    /// Where applications find it.
-    path: PathBuf,
     /// Whose mount it is.
     place: Origin,
     /// The directory as `path` shows it. A lock on it says that an agent lives; fork shares it,
     /// exec closes it.
     public: File,
-    /// Mode of the directories in it.
-    dir_mode: u32,
     /// That it is memory.
     memory: MemoryBacked,
     /// What our own mount lies on.
@@ -67,9 +61,9 @@ impl Target {
     }
 
     fn try_prepare(filesystem: &Filesystem, files: &[plan::File]) -> Result<Self, RefusalCause> {
-        let path = filesystem.path.clone();
-        make_way(&path)?;
-        let ground = Ground::survey(&path);
+        let path = &filesystem.path;
+        make_way(path)?;
+        let ground = Ground::survey(path);
         let (place, opened) = match mount_own(filesystem) {
             // An agent that came at the same moment is not hidden.
             Ok((_, public))
@@ -80,21 +74,19 @@ impl Target {
                 return Err(RefusalCause::Held);
             }
             Ok((private, public)) => (Origin::Own(private), Ok(public)),
-            Err(error) if is_denied(&error) => (Origin::Given(error), open(&path)),
+            Err(error) if is_denied(&error) => (Origin::Given(error), open(path)),
             Err(error) => return Err(RefusalCause::Mount(error)),
         };
         let checked =
             opened.and_then(|public| Ok((check(&place, &public, filesystem.swap, files)?, public)));
-        let (memory, public) = checked.inspect_err(|_| place.unmount(&path))?;
+        let (memory, public) = checked.inspect_err(|_| place.unmount(path))?;
         if let Some(cause) = memory.swap_risk() {
             Event::SwapAllowed { cause: &cause }.emit();
         }
         let ground = matches!(place, Origin::Own(_)).then_some(ground);
         Ok(Self {
-            path,
             place,
             public,
-            dir_mode: filesystem.dir_mode,
             memory,
             ground,
         })
@@ -105,21 +97,12 @@ impl Target {
         self.ground.as_ref()
     }
 
-    /// The writer, for the role that writes; again for its successor.
+    /// The directory, opened anew, for a `Writer`.
     ///
     /// # Errors
-    /// When the directory of contents cannot be made.
-    pub fn writer(&self, files: &[plan::File], now: Moment) -> Result<Writer, WriteError> {
-        let failed = |error: nix::Error| WriteError::Io {
-            doing: format!("opening {}", self.path.display()),
-            error: error.into(),
-        };
-        Writer::new(
-            self.place.root(&self.public).map_err(failed)?,
-            self.dir_mode,
-            files,
-            now,
-        )
+    /// As `open(2)`.
+    pub fn root(&self) -> io::Result<OwnedFd> {
+        Ok(self.place.root(&self.public)?)
     }
 
     /// Why files could reach a swap now, although that was excluded at the start and is not
@@ -145,16 +128,6 @@ impl Target {
             let _ = mount::unmount_root(self.public.as_fd(), mount::PendingRequests::Kept);
         }
         Ok(removed?)
-    }
-}
-
-impl AsFd for Target {
-    /// The directory as the writer reaches it.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.place {
-            Origin::Own(private) => private.as_fd(),
-            Origin::Given(_) => self.public.as_fd(),
-        }
     }
 }
 

@@ -124,7 +124,10 @@ pub struct Writer {
 impl Writer {
     /// Begins in an empty directory, or goes on where a predecessor died: what it had not shown is
     /// removed. Directories are never writable by others, whatever `dir_mode` says.
-    pub(super) fn new(
+    ///
+    /// # Errors
+    /// The directory of contents cannot be made, or the directory cannot be read.
+    pub fn open(
         root: OwnedFd,
         dir_mode: u32,
         files: &[plan::File],
