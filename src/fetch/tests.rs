@@ -110,11 +110,8 @@ impl Server {
         let sent = &session["renewal"]["in_flight"];
         match request.split_once(' ') {
             Some(("read", path)) => {
-                let mut asks = queries();
-                let query = asks
-                    .find(|query| query[0]["path"] == path)
-                    .expect("a query");
-                query[1]["renewal"]["in_flight"][1] == "Replace"
+                let query = queries().find(|query| query[0]["path"] == path);
+                query.expect("a query")[1]["renewal"]["in_flight"][1] == "Replace"
             }
             Some(("revoke", token)) => {
                 let doomed = saved["tokens"]["doomed"].as_array().into_iter().flatten();
