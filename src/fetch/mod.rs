@@ -24,7 +24,7 @@ use crate::clock::{Clock, Jitter, Moment, RealClock};
 use crate::config::plan::{Plan, Query};
 use crate::exit::Exit;
 use crate::lease::source::{Failure, Reply, Source};
-use crate::lease::{Effect, ScheduleInput, Scheduler, Subject, Timing, TokenId};
+use crate::lease::{Effect, ReadValue, ScheduleInput, Scheduler, Subject, Timing, TokenId};
 use crate::link::{End, FromRole, Received, ToRole};
 use crate::memory::arena::Arena;
 use crate::names::{QueryId, RestartHistory, Role};
@@ -354,7 +354,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
                 self.step(ScheduleInput::LoggedIn(Ok(grant)));
                 let token = self.requests.exposed().unwrap_or_default();
                 let rendered = self.secrets.renew_token(&mut self.publisher, token);
-                return self.rendered(rendered, None);
+                return self.rendered(rendered);
             }
             Outcome::ScheduleInput(input) => self.step(input),
             Outcome::Revoked(result) => say_revoked(&result),
@@ -370,11 +370,15 @@ impl<S: Source + 'static> Fetch<'_, S> {
     ) -> Result<(), Exit> {
         match result {
             Ok(reply) => {
-                self.step(ScheduleInput::Read(query, token, Ok(reply.lease.clone())));
-                let rendered =
-                    self.secrets
-                        .accept(&mut self.publisher, query, reply, self.requests.exposed());
-                self.rendered(rendered, Some(query))
+                let lease = reply.lease.clone();
+                let exposed = self.requests.exposed();
+                let rendered = self
+                    .secrets
+                    .accept(&mut self.publisher, query, reply, exposed);
+                let usable = !matches!(rendered, Rendered::Unusable(_));
+                let value = ReadValue { lease, usable };
+                self.step(ScheduleInput::Read(query, token, Ok(value)));
+                self.rendered(rendered)
             }
             Err(failure) => {
                 self.secrets.failed(query, &failure);
@@ -384,7 +388,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
         }
     }
 
-    fn rendered(&mut self, rendered: Rendered, query: Option<QueryId>) -> Result<(), Exit> {
+    fn rendered(&mut self, rendered: Rendered) -> Result<(), Exit> {
         match rendered {
             Rendered::First(changes) => {
                 let published = self
@@ -412,9 +416,6 @@ impl<S: Source + 'static> Fetch<'_, S> {
                         Event::Unusable { why }
                     }
                     .emit();
-                }
-                if let Some(query) = query {
-                    self.step(ScheduleInput::Unusable(query));
                 }
                 Ok(())
             }
