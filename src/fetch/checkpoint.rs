@@ -7,15 +7,15 @@
 //! in although the credential's file is gone.
 
 use super::Fetch;
-use super::press::{PressState, Published};
 use super::private::{PrivateFiles, json, read, write};
+use super::publish::Published;
 use super::queries::{Ask, QueryTable};
 use super::report::ReporterState;
 use super::requests::{Prepared, RequestsState};
 use super::secrets::{QueryState, Secrets, SecretsState};
 use crate::lease::source::Source;
 use crate::lease::{QuerySchedule, Scheduler, SessionSchedule, Timing};
-use crate::names::{FileId, QueryId};
+use crate::names::{FileId, HookId, QueryId};
 use crate::observe::{Event, Incident};
 use crate::snapshot::Publisher;
 use crate::status::Checkpoint;
@@ -63,7 +63,9 @@ struct FetchState<M, K> {
     source: K,
     tokens: RequestsState,
     secrets: SecretsState,
-    press: PressState,
+    /// The hooks that supervise was not told of.
+    hooks: BTreeSet<HookId>,
+    refused: Vec<(FileId, Vec<u8>)>,
     report: ReporterState,
 }
 
@@ -175,7 +177,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
                 source: &kept,
                 tokens: self.requests.state(),
                 secrets: self.secrets.state,
-                press: self.press.state(),
+                hooks: self.notifier.hooks(),
+                refused: self.queue.refused(),
                 report: self.reporter.state,
             });
             parts.push((self.checkpoint.files.state, json(&state)));
@@ -198,7 +201,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
         }
         let mut queries = self.secrets.queries.take_changed();
         let mut files = self.secrets.hashes.take_changed();
-        files.append(&mut self.press.history.take_changed());
+        files.append(&mut self.queue.history.take_changed());
         files.append(&mut self.reporter.troubles.take_changed());
         let private = &self.checkpoint.files;
         if self.checkpoint.saved != Checkpoint::Whole {
@@ -236,7 +239,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
     fn saved_file(&self, index: usize) -> SavedFile {
         SavedFile {
             hash: self.secrets.hashes[index],
-            published: self.press.history[index],
+            published: self.queue.history[index],
             trouble: self.reporter.troubles[index],
         }
     }
@@ -287,8 +290,12 @@ impl<S: Source + 'static> Fetch<'_, S> {
         self.machine = Scheduler::resume(state.session, schedules, timing, now);
         self.requests.source().import_credentials(state.source);
         self.requests.resume(state.tokens);
-        let history = found.files.iter().map(|file| file.published).collect();
-        self.press.resume(state.press, history, self.clock);
+        for (index, file) in found.files.iter().enumerate() {
+            self.queue.history[index] = file.published;
+        }
+        self.queue.resume(state.refused, now);
+        self.notifier
+            .resume(state.hooks, self.secrets.is_complete());
         let troubles = found.files.iter().map(|file| file.trouble).collect();
         self.reporter.resume(state.report, troubles);
         self.settle = true;

@@ -53,8 +53,6 @@ pub(super) struct Reporter {
     quiet: bool,
     /// Whether there was an event since the last check.
     touched: bool,
-    /// Whether the first publication was seen.
-    ready: bool,
     /// How much of the last report was written.
     fit: Fit,
 }
@@ -92,7 +90,6 @@ impl Reporter {
             calm: calm(files),
             quiet: false,
             touched: false,
-            ready: false,
             fit: Fit::Whole,
         }
     }
@@ -126,11 +123,14 @@ impl Reporter {
         })
     }
 
+    /// Makes the next check due: the first publication is news at once.
+    pub(super) fn check_now(&mut self) {
+        self.checked = None;
+    }
+
     /// Whether it is time to check for news.
-    fn check(&mut self, now: Moment, ready: bool) -> bool {
-        let is_first = ready && !self.ready;
-        self.ready |= ready;
-        if let (false, Some(wake)) = (is_first, self.wake())
+    fn check(&mut self, now: Moment) -> bool {
+        if let Some(wake) = self.wake()
             && wake > now
         {
             return false;
@@ -209,7 +209,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
     /// Writes the report or a heartbeat when it is time.
     pub(super) fn report(&mut self) {
         let now = self.clock.now();
-        if !self.reporter.check(now, self.press.is_ready()) {
+        if !self.reporter.check(now) {
             return;
         }
         let times = Times {
@@ -261,7 +261,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
 
     fn write(&mut self, name: &'static str, content: &impl Serialize) -> Result<(), Refused> {
         let bytes = json(content);
-        self.press
+        self.queue
+            .backend
             .report(&mut self.publisher, name, &bytes, self.clock)
     }
 
@@ -315,7 +316,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
 
     fn describe_file(&self, id: FileId, file: &File, times: Times) -> FileReport {
         let views = self.views(&file.content, times.now);
-        let is_ready = self.press.is_ready();
+        let is_ready = self.secrets.is_complete();
         let cause = if is_ready {
             self.cause(id, &views)
         } else {
@@ -334,7 +335,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
         let first = |moments: &mut dyn Iterator<Item = Option<Moment>>| {
             moments.flatten().min().map(|moment| times.at(moment))
         };
-        let (changes, latest) = self.press.history[id.index()];
+        let (changes, latest) = self.queue.history[id.index()];
         FileReport {
             name: file.name.as_str().into(),
             condition,
@@ -361,7 +362,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
 
     /// The trouble with a file that is served.
     fn cause(&self, file: FileId, views: &[SubjectStatus<'_>]) -> Option<String> {
-        if let Some(why) = self.press.refusal(file) {
+        if let Some(why) = self.queue.refusal(file) {
             return Some(why.to_owned());
         }
         if let Some(why) = self.secrets.error(file) {
@@ -444,7 +445,7 @@ mod tests {
         let at = |millis: u64| Moment::at(Duration::from_millis(millis));
         reporter.written = at(0);
         assert_eq!(reporter.wake(), None);
-        // (when, whether something happened before it, whether the first publication was made,
+        // (when, whether something happened before it, whether that was the first publication,
         // whether it is time)
         let table = [
             (0, false, false, true),
@@ -452,17 +453,20 @@ mod tests {
             (499, true, false, false),
             (500, false, false, true),
             (501, true, true, true),
-            (502, true, true, false),
-            (1_001, true, true, true),
-            (4_999, false, true, false),
-            (5_000, false, true, true),
-            (5_400, false, true, false),
+            (502, true, false, false),
+            (1_001, true, false, true),
+            (4_999, false, false, false),
+            (5_000, false, false, true),
+            (5_400, false, false, false),
         ];
-        for (millis, touched, ready, due) in table {
+        for (millis, touched, is_first, due) in table {
             if touched {
                 reporter.touch();
             }
-            assert_eq!(reporter.check(at(millis), ready), due, "at {millis} ms");
+            if is_first {
+                reporter.check_now();
+            }
+            assert_eq!(reporter.check(at(millis)), due, "at {millis} ms");
             assert!(
                 reporter.wake() > Some(at(millis)) || !due,
                 "a hot loop at {millis} ms"

@@ -24,7 +24,9 @@ const WAITING: usize = 8 << 20;
 
 /// The result of rendering a reply.
 pub(super) enum Rendered {
-    /// The files that changed; the first time all files.
+    /// All files, for the first publication.
+    First(Vec<Change>),
+    /// The files that changed since.
     Changes(Vec<Change>),
     /// The values cannot be served; the errors that were not reported before.
     Unusable(Vec<RenderError>),
@@ -147,7 +149,7 @@ impl<'p> Secrets<'p> {
     }
 
     /// Whether the first publication was made.
-    pub(super) fn complete(&self) -> bool {
+    pub(super) fn is_complete(&self) -> bool {
         self.state.complete
     }
 
@@ -200,7 +202,7 @@ impl<'p> Secrets<'p> {
         values.replies.insert(query, &reply);
         let rendered = render::render(self.plan, files.iter().copied(), &values);
         // Before the first publication there is no good reply to fall back on.
-        let is_kept = !self.complete() || (shared && rendered.is_ok());
+        let is_kept = !self.is_complete() || (shared && rendered.is_ok());
         if is_kept
             && !files.is_empty()
             && let Err(problem) = self.keep(publisher, query, reply)
@@ -219,7 +221,7 @@ impl<'p> Secrets<'p> {
                 for file in &files {
                     self.errors.remove(file);
                 }
-                if self.complete() {
+                if self.is_complete() {
                     Rendered::Changes(self.changed(changes))
                 } else {
                     self.first(publisher, token)
@@ -227,7 +229,7 @@ impl<'p> Secrets<'p> {
             }
             Err(mut errors) => {
                 // Other first replies may still be missing.
-                if !self.complete() {
+                if !self.is_complete() {
                     errors.retain(|error| error.problem != RenderProblem::Unread);
                 }
                 if errors.is_empty() {
@@ -242,7 +244,7 @@ impl<'p> Secrets<'p> {
     /// Renders the files of a new token, or all files if only the token was missing for the first
     /// publication.
     pub(super) fn renew_token(&mut self, publisher: &mut Publisher, token: &[u8]) -> Rendered {
-        if !self.complete() {
+        if !self.is_complete() {
             return self.first(publisher, Some(token));
         }
         let sinks = ids(self.plan)
@@ -351,7 +353,7 @@ impl<'p> Secrets<'p> {
         for index in 0..self.queries.len() {
             self.queries[index].kept = self.uses[index].shared;
         }
-        Rendered::Changes(self.changed(changes))
+        Rendered::First(self.changed(changes))
     }
 
     /// The kept replies to the other queries of these files.

@@ -2,6 +2,7 @@
 //! loop passes at once.
 
 use super::*;
+use crate::clock::PausedClock;
 use crate::config::plan::{Content, File};
 use crate::lease::source::{Cause, Engine, Failure, Lease, Ownership, TokenGrant};
 use crate::link::{FromRole, pair};
@@ -23,10 +24,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::SystemTime;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 const MINUTES: fn(u64) -> Duration = Duration::from_mins;
@@ -34,19 +33,6 @@ const MINUTES: fn(u64) -> Duration = Duration::from_mins;
 const STEP: Duration = Duration::from_millis(100);
 /// Longer than anything takes here; a test that waits so long has failed.
 const PATIENCE: Duration = Duration::from_hours(3);
-
-/// The paused clock of tokio, from the creation of this value.
-struct Paused(Instant);
-
-impl Clock for Paused {
-    fn now(&self) -> Moment {
-        Moment::at(self.0.elapsed())
-    }
-
-    fn wall(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_hours(24) + self.0.elapsed()
-    }
-}
 
 /// What the server answers.
 struct Script {
@@ -110,11 +96,8 @@ impl Server {
         let sent = &session["renewal"]["in_flight"];
         match request.split_once(' ') {
             Some(("read", path)) => {
-                let mut asks = queries();
-                let query = asks
-                    .find(|query| query[0]["path"] == path)
-                    .expect("a query");
-                query[1]["renewal"]["in_flight"][1] == "Replace"
+                let query = queries().find(|query| query[0]["path"] == path);
+                query.expect("a query")[1]["renewal"]["in_flight"][1] == "Replace"
             }
             Some(("revoke", token)) => {
                 let doomed = saved["tokens"]["doomed"].as_array().into_iter().flatten();
@@ -350,7 +333,8 @@ impl Rig {
             ..file(&format!("f{n}"), content)
         };
         let files = contents.into_iter().enumerate().map(file).collect();
-        let reads = queries.iter().map(|path| query(path, None)).collect();
+        let every = Some(MINUTES(1));
+        let reads = queries.iter().map(|path| query(path, every)).collect();
         let plan = plan(reads, files);
         let arena = arena(&plan);
         let server = Server {
@@ -364,10 +348,10 @@ impl Rig {
         let directory = tempfile::tempdir().expect("a directory");
         before(&end, directory.path());
         let root = WriteRoot::Tmpfs(self::directory(directory.path()));
-        let (source, clock) = (server.clone(), Paused(Instant::now()));
+        let (source, clock) = (server.clone(), PausedClock::new());
         let tasks = LocalSet::new();
         let role = tasks.spawn_local(async move {
-            let job = Job {
+            let job = FetchJob {
                 plan: &plan,
                 arena: &arena,
                 source,
@@ -395,8 +379,8 @@ impl Rig {
 
     /// Lets the role work until `look` finds something.
     async fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        let begin = Instant::now();
-        while begin.elapsed() < PATIENCE {
+        let clock = PausedClock::new();
+        while clock.now() < Moment::at(PATIENCE) {
             if let Some(found) = look() {
                 return found;
             }
@@ -414,7 +398,7 @@ impl Rig {
     async fn hear(&self) -> Received<FromRole> {
         let receive = || match self.link.receive() {
             Received::Empty => None,
-            told => Some(told),
+            told @ (Received::Message(_) | Received::Closed) => Some(told),
         };
         self.until("a message", receive).await
     }
@@ -825,7 +809,7 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
         secrets.accept(publisher, QueryId(1), reply(1), Some(b"t")),
         Rendered::Nothing
     ));
-    let Rendered::Changes(changes) = secrets.accept(publisher, QueryId(2), reply(0), Some(b"t"))
+    let Rendered::First(changes) = secrets.accept(publisher, QueryId(2), reply(0), Some(b"t"))
     else {
         panic!("all are there")
     };
@@ -910,12 +894,12 @@ async fn leaving_is_bounded_and_begins_when_supervise_is_gone() {
     rig.ready().await;
     let (link, _) = pair().expect("a socket pair");
     rig.link = link;
-    let begin = Instant::now();
+    let clock = PausedClock::new();
     let (exit, asked) = rig.exit().await;
     assert_eq!(exit, Exit::Ok);
     assert!(asked.iter().any(|asked| asked == "revoke token-1"));
-    let bound = LEAVE..LEAVE + STEP;
-    assert!(bound.contains(&begin.elapsed()), "{:?}", begin.elapsed());
+    let took = clock.now().since_origin();
+    assert!((LEAVE..LEAVE + STEP).contains(&took), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -938,34 +922,34 @@ async fn an_announcement_that_fails_is_tried_again_and_is_told_once_when_it_succ
     let arena = arena_of(vec![spec("f0", Visibility::Listed)]);
     let temporary = tempfile::tempdir().expect("a directory");
     let root = WriteRoot::Mount(directory(temporary.path()));
-    let (clock, (link, end)) = (Paused(Instant::now()), pair().expect("a socket pair"));
+    let (clock, (link, end)) = (PausedClock::new(), pair().expect("a socket pair"));
     let (sender, mut announced) = unbounded_channel();
     let backend = Backend::open(root, &arena, &plan, sender, clock.now()).expect("a thread");
-    let mut press = Press::new(backend, &end, &plan, Timing::new(MINUTES(1)));
+    let mut queue = Queue::new(backend, &plan, Timing::new(MINUTES(1)).slow);
+    let mut notifier = Notifier::new(&end, &plan);
     let mut publisher = Publisher::new(Arc::clone(&arena));
-    for content in ["one", "two"] {
-        let change = (FileId(0), Zeroizing::new(content.as_bytes().to_vec()));
-        press
-            .publish(&mut publisher, vec![change], &clock)
-            .expect("there is room");
-    }
+    let change = (FileId(0), Zeroizing::new(b"one".to_vec()));
+    let publication = queue.offer(&mut publisher, vec![change], &clock);
+    notifier.published(&publication.expect("there is room"));
     // No `serve` answers in this directory. Up to three rounds were asked for already.
     for _ in 0..6 {
         let failed = announced.recv().await.expect("the thread lives");
-        assert!(failed.is_err(), "{failed:?}");
-        press.announced(failed, &clock);
-        let wake = press.wake().expect("the next try");
+        queue.announcement_failed(&failed.expect_err("a failure"), clock.now());
+        let wake = queue.wake().expect("the next try");
         assert!(wake > clock.now(), "a hot loop");
         tokio::time::advance(wake.since(clock.now())).await;
-        press.turn(&mut publisher, &clock);
+        queue.turn(&mut publisher, &clock);
     }
+    notifier.send(clock.now());
+    assert_eq!(link.receive::<FromRole>(), Received::Empty);
     for _ in 0..2 {
-        press.announced(Ok(Generation(2)), &clock);
+        notifier.announced(Generation(1));
     }
-    press.tell(&clock);
-    for told in [FromRole::Ready, FromRole::Changed(HookId(3))] {
-        assert_eq!(link.receive(), Received::Message(told));
-    }
+    notifier.send(clock.now());
+    assert_eq!(
+        link.receive(),
+        Received::Message(FromRole::Changed(HookId(3)))
+    );
     assert_eq!(link.receive::<FromRole>(), Received::Empty);
 }
 

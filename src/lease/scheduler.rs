@@ -2,7 +2,7 @@
 //! clock and without I/O. Invariant: all state changes happen in `step`.
 
 use super::attempts::{Context, Renewal, RequestKind, TokenState};
-use super::protocol::{Effect, ScheduleInput, Subject, SubjectStatus, TokenId};
+use super::protocol::{Effect, ReadValue, ScheduleInput, Subject, SubjectStatus, TokenId};
 use super::queries::Queries;
 use super::query::QuerySchedule;
 use super::renewal::Timing;
@@ -134,9 +134,6 @@ impl Scheduler {
             ScheduleInput::LookedUp(token, result) => self.looked_up(token, &result),
             ScheduleInput::Read(query, token, result) => self.read(query, token, result),
             ScheduleInput::Renewed(query, token, result) => self.renewed(query, token, result),
-            ScheduleInput::Unusable(query) => {
-                self.queries.change(query, |state| state.unusable(cx));
-            }
             ScheduleInput::CredentialsChanged => self.session.credentials_changed(cx.now),
             ScheduleInput::Refresh => self.session.ask_refresh(cx.now),
         }
@@ -153,17 +150,21 @@ impl Scheduler {
         }
     }
 
-    fn read(&mut self, query: QueryId, token: TokenId, result: Result<Option<Lease>, Failure>) {
-        let lease = match result {
-            Ok(lease) => lease,
+    fn read(&mut self, query: QueryId, token: TokenId, result: Result<ReadValue, Failure>) {
+        let ReadValue { lease, usable } = match result {
+            Ok(value) => value,
             Err(failure) => {
                 return self.failed(Subject::Query(query), RequestKind::Replace, token, failure);
             }
         };
         let (cx, current) = (&mut self.cx, self.session.current());
-        let replaced = self
-            .queries
-            .change(query, |state| state.read(lease, token, current, cx));
+        let replaced = self.queries.change(query, |state| {
+            let replaced = state.read(lease, token, current, cx);
+            if !usable {
+                state.unusable(cx);
+            }
+            replaced
+        });
         self.session.extend_grace(replaced, cx);
     }
 

@@ -212,11 +212,11 @@ impl Mounts {
             walls: walls.report(self.rights_of_fetch(plan), self.roles()),
         };
         Ok(move |link| {
-            let job = match fetch::Job::prepare(plan, self.arena(), root, link, settings) {
+            let job = match fetch::FetchJob::prepare(plan, self.arena(), root, link, settings) {
                 Ok(job) => job,
                 Err(exit) => return exit,
             };
-            match walls.around_fetch(plan, job.root()) {
+            match walls.confine_fetch(plan, job.root()) {
                 Ok(()) => fetch::run(job),
                 Err(error) => unwalled(Role::Fetch, &error),
             }
