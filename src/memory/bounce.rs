@@ -1,10 +1,9 @@
 //! A private locked buffer for replies: the kernel cannot send from the arena (`writev` from
 //! `memfd_secret` is EFAULT). Invariant: the buffer holds a secret only while it is lent.
 
+use super::MemoryError;
 use super::mapping::map_locked;
-use super::{MemoryError, lockable};
 use nix::sys::mman::{MapFlags, munmap};
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
@@ -12,6 +11,7 @@ use std::ptr::NonNull;
 const LENGTH: NonZeroUsize = NonZeroUsize::new(Bounce::SIZE).expect("above zero");
 
 /// A buffer of locked memory, made after the fork (locks are not inherited).
+#[derive(Debug)]
 pub struct Bounce {
     /// A mapping of `SIZE` bytes that only this value knows.
     at: NonNull<u8>,
@@ -29,15 +29,9 @@ impl Bounce {
     /// # Errors
     /// `NotLocked` when `RLIMIT_MEMLOCK` is below `SIZE`.
     pub fn new() -> Result<Self, MemoryError> {
-        let limit = lockable();
         match map_locked(LENGTH, MapFlags::MAP_PRIVATE) {
             Ok(at) => Ok(Self { at }),
-            Err(cause) => Err(MemoryError::NotLocked {
-                purpose: "replies",
-                wanted: Self::SIZE,
-                limit,
-                cause,
-            }),
+            Err(cause) => Err(MemoryError::not_locked("replies", Self::SIZE, cause)),
         }
     }
 
@@ -50,12 +44,6 @@ impl Bounce {
         // SAFETY: the mapping belongs to `self`, and `body` has returned the reference.
         unsafe { super::wipe(self.at.as_ptr(), len) };
         result
-    }
-}
-
-impl fmt::Debug for Bounce {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Bounce(..)")
     }
 }
 

@@ -35,6 +35,17 @@ pub enum MemoryError {
     NotHardened(io::Error),
 }
 
+impl MemoryError {
+    fn not_locked(purpose: &'static str, wanted: usize, cause: io::Error) -> Self {
+        Self::NotLocked {
+            purpose,
+            wanted,
+            limit: lockable(),
+            cause,
+        }
+    }
+}
+
 /// Makes this process not dumpable: no core, and no ptrace or `/proc/PID/mem` for other processes
 /// of the same user. Every process of the agent calls this function, after the last use of
 /// `/proc/self` files that are closed to others then (id maps of a user namespace).

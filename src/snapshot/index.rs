@@ -13,15 +13,15 @@ pub(super) struct Index {
     /// The record that each file is served from.
     served: Vec<Option<usize>>,
     /// Bytes of all served versions.
-    served_bytes: u64,
-    /// Live records of superseded versions.
+    pub(super) served_bytes: u64,
+    /// Records of superseded versions.
     pub(super) old: BTreeSet<usize>,
     /// Free ranges of the heap.
     pub(super) gaps: Gaps,
 }
 
 impl Index {
-    /// Reads all records. No record may be live above the current generation.
+    /// Reads all records. Records that a dead publisher staged, or did not wipe, count as old.
     pub(super) fn of(arena: &Arena) -> Self {
         let mut index = Self {
             served: vec![None; arena.files().len()],
@@ -31,16 +31,18 @@ impl Index {
         };
         for slot in arena.all_slots() {
             let record = arena.record(slot);
-            if record.is(State::Live) {
+            if !record.is(State::Free) {
                 let (offset, len) = record.bytes();
                 index.gaps.cut(offset, len);
                 index.old.insert(slot);
             }
         }
         let files = (0_u32..).map(FileId).take(arena.files().len());
-        for slot in files.filter_map(|file| arena.slot_at(file, arena.generation())) {
-            index.old.remove(&slot);
-            index.serve(arena, slot);
+        for file in files {
+            if let Some(slot) = arena.slot_at(file, arena.generation()) {
+                index.old.remove(&slot);
+                index.serve(arena, slot);
+            }
         }
         index
     }
@@ -48,11 +50,6 @@ impl Index {
     /// The record that the file is served from.
     pub(super) fn served(&self, file: FileId) -> Option<usize> {
         self.served[file.index()]
-    }
-
-    /// Bytes of all served versions.
-    pub(super) fn served_bytes(&self) -> u64 {
-        self.served_bytes
     }
 
     /// From now on the record's file is served from the record; the version before is an old one.

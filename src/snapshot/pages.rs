@@ -24,8 +24,6 @@ pub enum Stage {
     Announced = 1,
 }
 
-/// The bits of both inodes.
-const KEPT: u64 = 0b11;
 /// One drop.
 const DROP: u64 = 0b100;
 
@@ -59,13 +57,9 @@ impl Reader {
     /// A superseded version of the file whose pages the kernel may keep, held, and the inode. The
     /// result stays the same until `dropped`. Counts one more drop.
     pub fn next_kept(&self, file: FileId) -> Option<(Version, Stage)> {
-        for nodeid in self.kept_versions(file) {
-            let word = self.note(nodeid);
-            let stages = [Stage::Unannounced, Stage::Announced];
-            let kept = stages.into_iter().find(|stage| word & stage.bit() != 0);
-            let Some(stage) = kept else { continue };
+        for (nodeid, stage) in self.kept_versions(file) {
             if let Some(held) = self.hold(nodeid) {
-                self.set_note(nodeid, word + DROP);
+                self.set_note(nodeid, self.note(nodeid) + DROP);
                 return Some((held, stage));
             }
         }
@@ -107,27 +101,28 @@ impl Reader {
         (files.filter(|_| is_all), now)
     }
 
-    /// Superseded versions of the file that are held and of which the kernel may keep pages.
-    pub(super) fn kept_versions(&self, file: FileId) -> Vec<u64> {
-        let mut found = Vec::new();
+    /// Superseded versions of the file that are held and of which the kernel may keep pages, with
+    /// the first such inode.
+    pub(super) fn kept_versions(&self, file: FileId) -> Vec<(u64, Stage)> {
+        let (arena, mut found) = (self.arena(), Vec::new());
         // Most applications read, so the kernel keeps no page.
-        if self.arena().reader_area().kept.load(SeqCst) == 0 {
+        if arena.reader_area().kept.load(SeqCst) == 0 {
             return found;
         }
         let Some(current) = self.current(file) else {
             return found;
         };
-        for slot in self.arena().slots(file) {
-            let word = self.arena().kept(slot).load(SeqCst);
+        for slot in arena.slots(file) {
+            let word = arena.kept(slot).load(SeqCst);
             // The number that this record had with this tag.
-            let nodeid = (word >> 32) * self.arena().record_count() as u64 + slot as u64;
-            if word & KEPT == 0 || self.arena().holder_count(nodeid) == 0 {
-                continue;
-            }
-            if let Some(version) = self.version(nodeid)
+            let nodeid = (word >> 32) * arena.record_count() as u64 + slot as u64;
+            let stages = [Stage::Unannounced, Stage::Announced];
+            if let Some(stage) = stages.into_iter().find(|stage| word & stage.bit() != 0)
+                && arena.holder_count(nodeid) > 0
+                && let Some(version) = self.version(nodeid)
                 && version.generation < current.generation
             {
-                found.push(nodeid);
+                found.push((nodeid, stage));
             }
         }
         found

@@ -2,7 +2,7 @@
 //! is free, so the arena has no other account of the heap that a crash could leave wrong.
 
 use super::index::{Index, Placement};
-use super::layout::{Arena, Record, State, Visibility};
+use super::layout::{Arena, State, Visibility};
 use super::reader::Reader;
 use crate::names::{FileId, Generation};
 use std::fmt;
@@ -54,16 +54,18 @@ impl Publisher {
     /// Takes over the arena as a predecessor left it. Versions that were staged and not flipped, or
     /// marked and not wiped, are freed.
     pub fn new(arena: Arc<Arena>) -> Self {
-        let current = arena.generation();
-        for slot in arena.all_slots() {
-            let record = arena.record(slot);
-            let is_staged = record.is(State::Live) && record.generation() > current;
-            if is_staged || record.is(State::Evicted) {
-                free(&arena, record);
+        let mut publisher = Self {
+            index: Index::of(&arena),
+            arena,
+        };
+        let current = publisher.arena.generation();
+        for slot in publisher.index.old.clone() {
+            let record = publisher.arena.record(slot);
+            if record.is(State::Evicted) || record.generation() > current {
+                publisher.evict(slot);
             }
         }
-        let index = Index::of(&arena);
-        Self { arena, index }
+        publisher
     }
 
     /// Publishes all changes (at most one of each file) or none; one store flips them. Bytes that
@@ -86,7 +88,7 @@ impl Publisher {
             .filter(|change| !self.is_served(change))
             .collect();
         let needed = changes.iter().map(|change| change.bytes.len() as u64).sum();
-        let available = (self.arena.heap_len() as u64).saturating_sub(self.index.served_bytes());
+        let available = (self.arena.heap_len() as u64).saturating_sub(self.index.served_bytes);
         // No old version that a reader has open is evicted in vain.
         if needed > available {
             return Err(PublishError::TooLarge { needed, available });
@@ -95,7 +97,7 @@ impl Publisher {
         for change in changes {
             let Some(slot) = self.stage(change, generation, mtime) else {
                 for slot in staged {
-                    self.free(slot);
+                    self.evict(slot);
                 }
                 let available = self.available();
                 return Err(PublishError::TooLarge { needed, available });
@@ -166,7 +168,7 @@ impl Publisher {
             return false;
         }
         let mut bytes = Zeroizing::new(vec![0; change.bytes.len()]);
-        self.arena.heap().read(offset, &mut bytes).is_some() && *bytes == change.bytes
+        self.arena.mapping().read(offset, &mut bytes).is_some() && *bytes == change.bytes
     }
 
     /// Writes a version that no reader sees before the flip; returns its record; `None` when there is no room.
@@ -183,7 +185,7 @@ impl Publisher {
         let record = self.arena.record(slot);
         let nodeid = record.id().0.max(slot as u64) + self.arena.record_count() as u64;
         record.describe(nodeid, generation, (offset, len), mtime);
-        let written = self.arena.heap().write(offset, change.bytes);
+        let written = self.arena.mapping().write(offset, change.bytes);
         written.expect("a gap is inside the heap");
         record.mark(State::Live);
         Some(slot)
@@ -239,29 +241,20 @@ impl Publisher {
     fn available(&self) -> u64 {
         let old = self.index.old.iter();
         let old: u64 = old.map(|slot| self.arena.record(*slot).bytes().1).sum();
-        (self.arena.heap_len() as u64).saturating_sub(self.index.served_bytes() + old)
+        (self.arena.heap_len() as u64).saturating_sub(self.index.served_bytes + old)
     }
 
-    /// Frees an old version.
+    /// Frees a version that is not served. The order is mark, wipe, free: a reader that copies
+    /// meanwhile sees the mark and discards the copy.
     fn evict(&mut self, slot: usize) {
-        self.index.old.remove(&slot);
-        self.free(slot);
-    }
-
-    fn free(&mut self, slot: usize) {
         let record = self.arena.record(slot);
-        free(&self.arena, record);
         let (offset, len) = record.bytes();
+        record.mark(State::Evicted);
+        let wiped = self.arena.mapping().wipe(offset, len);
+        // Only a foreign writer could describe bytes outside of the heap; the record holds none then.
+        debug_assert!(wiped.is_some(), "records stay inside the heap");
+        record.mark(State::Free);
+        self.index.old.remove(&slot);
         self.index.gaps.release(offset, len);
     }
-}
-
-/// Marks, wipes, frees: a reader that copies meanwhile sees the mark and discards the copy.
-fn free(arena: &Arena, record: Record<'_>) {
-    record.mark(State::Evicted);
-    let (offset, len) = record.bytes();
-    let wiped = arena.heap().wipe(offset, len);
-    // Only a foreign writer could describe bytes outside of the heap; the record holds none then.
-    debug_assert!(wiped.is_some(), "records stay inside the heap");
-    record.mark(State::Free);
 }

@@ -126,7 +126,10 @@ impl Reader {
         let left = usize::try_from(found.len.saturating_sub(offset)).unwrap_or(usize::MAX);
         let len = left.min(into.len());
         let from = found.offset + offset.min(found.len);
-        self.arena.heap().read(from, &mut into[..len]).ok_or(Gone)?;
+        self.arena
+            .mapping()
+            .read(from, &mut into[..len])
+            .ok_or(Gone)?;
         if self.version(nodeid) == Some(found) {
             Ok(len)
         } else {

@@ -52,9 +52,10 @@ impl Arena {
             },
             pid: i32::try_from(pid).ok()?,
             born: Moment::at(Duration::from_millis(born)),
-            recovery: [Recovery::Resend, Recovery::Interrupt]
-                .into_iter()
-                .find(|known| *known as u64 == recovery)?,
+            recovery: match recovery {
+                0 => Recovery::Resend,
+                _ => Recovery::Interrupt,
+            },
         })
     }
 }
