@@ -1,12 +1,11 @@
-//! An allocator that wipes freed blocks, so that copies made by libraries (TLS, HTTP, JSON) do not
-//! outlive their use. Invariant: the system's allocator gets no byte back before the byte is zero.
+//! An allocator that wipes freed blocks, so no copy that a library makes (TLS, HTTP,
+//! JSON) survives. Invariant: a byte is zero before the system's allocator gets the byte back.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
 /// From this size on, only touched pages of a block are wiped.
 const LARGE: usize = 1 << 20;
-/// The kernel tells for each piece of this size whether the piece was touched. A multiple of every
-/// page size.
+/// The kernel is asked for each piece of this size: a multiple of every page size.
 const PIECE: usize = 1 << 16;
 
 /// The system's allocator, wiping on free; for `#[global_allocator]`.
@@ -35,9 +34,9 @@ unsafe impl GlobalAlloc for Wiping {
     }
 }
 
-/// Wipes a block, except for the pages of a large block that were never touched: fuser's buffer has
-/// 16 MiB and fuser touches one page. Wiping would make the other pages resident, and take longer
-/// than everything else at start.
+/// Wipes a block, except for untouched pages of a large block: fuser's buffer has 16 MiB, of which
+/// fuser touches a page. Wiping would make the other pages resident, and take longer than the rest
+/// of a start.
 ///
 /// # Safety
 /// As for `memory::wipe`.
@@ -58,8 +57,8 @@ unsafe fn wipe_touched(at: *mut u8, len: usize) {
     }
 }
 
-/// Whether any page is in memory of this range, which begins at a page and has at most `PIECE`
-/// bytes. A page that is not in memory holds zeros, or is in a swap, where no wipe reaches it.
+/// Whether any page of the range is in memory. The range begins at a page and has at most `PIECE`
+/// bytes. Other pages hold zeros, or are in a swap, where no wipe reaches.
 fn is_touched(at: *mut u8, len: usize) -> bool {
     let mut pages = [0_u8; PIECE / 4096];
     // SAFETY: the range is a part of a live block and begins at a page; the vector has a byte for

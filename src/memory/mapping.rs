@@ -62,7 +62,7 @@ impl Mapping {
         self.len
     }
 
-    /// Makes `part`, which consists of whole pages, read-only in this process.
+    /// Makes `part` (whole pages) read-only in this process.
     ///
     /// # Errors
     /// None is known.
@@ -79,7 +79,7 @@ impl Mapping {
     /// mapping between fork and exec. Such a child must not use the mapping.
     ///
     /// # Errors
-    /// Those of `fork`, and of `madvise(2)` (`MADV_DONTFORK`), of which none is known.
+    /// Errors of `fork`. None is known of `madvise(2)`.
     pub fn not_inherited<T>(&self, fork: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         self.advise(MmapAdvise::MADV_DONTFORK)?;
         let forked = fork();

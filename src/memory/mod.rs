@@ -21,7 +21,7 @@ pub enum MemoryError {
          hint: start the container with `--ulimit memlock=8388608`, or make `filesystem.size` smaller"
     )]
     NotLocked {
-        /// What the memory is for.
+        /// The use of the memory.
         purpose: &'static str,
         /// Bytes wanted.
         wanted: usize,
@@ -84,6 +84,6 @@ pub fn lockable() -> u64 {
 unsafe fn wipe(at: *mut u8, len: usize) {
     // SAFETY: the caller promises that the bytes are writable and not borrowed.
     unsafe { std::ptr::write_bytes(at, 0, len) };
-    // The compiler must assume that the barrier reads through the pointer, so it keeps the zeros.
+    // The compiler must assume that the barrier reads through the pointer, so the zeros stay.
     zeroize::optimization_barrier(&at);
 }

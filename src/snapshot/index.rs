@@ -1,16 +1,15 @@
 //! The publisher's index of the arena, which spares a publication the walk over all files: the
-//! record that each file is served from, the old versions, the free ranges of the heap. Invariant:
-//! the records in the arena are the truth; an index that is rebuilt from the records equals the
-//! present one.
+//! served record of each file, the old versions, the free ranges of the heap. Invariant: the
+//! records in the arena are the truth; an index rebuilt from the records equals the present index.
 
 use super::layout::{Arena, State};
 use crate::names::FileId;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What the publisher knows of all records while no publication is under way.
+/// All records, as no publication is under way.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Index {
-    /// The record that each file is served from.
+    /// The served record of each file.
     served: Vec<Option<usize>>,
     /// Bytes of all served versions.
     pub(super) served_bytes: u64,
@@ -47,12 +46,12 @@ impl Index {
         index
     }
 
-    /// The record that the file is served from.
+    /// The served record of the file.
     pub(super) fn served(&self, file: FileId) -> Option<usize> {
         self.served[file.index()]
     }
 
-    /// From now on the record's file is served from the record; the version before is an old one.
+    /// Makes the record the served record of its file; the version before becomes an old version.
     pub(super) fn serve(&mut self, arena: &Arena, slot: usize) {
         let len = |slot| arena.record(slot).bytes().1;
         self.served_bytes += len(slot);
@@ -72,7 +71,7 @@ pub(super) struct Gaps {
     by_len: BTreeSet<(u64, u64)>,
 }
 
-/// The choice among the gaps that are large enough.
+/// The choice among large enough gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Placement {
     /// The smallest gap.
@@ -87,6 +86,11 @@ impl Gaps {
         let mut gaps = Self::default();
         gaps.insert(0, len);
         gaps
+    }
+
+    /// Bytes in all gaps.
+    pub(super) fn total(&self) -> u64 {
+        self.by_offset.values().sum()
     }
 
     /// Takes `len` bytes out of a gap; returns the offset of the bytes.
@@ -113,7 +117,7 @@ impl Gaps {
         }
         if let Some((&start, &gap)) = self.by_offset.range(..=offset).next_back() {
             self.remove(start, gap);
-            self.insert(start, offset - start);
+            self.insert(start, gap.min(offset - start));
             let end = offset.saturating_add(len);
             self.insert(end, (start + gap).saturating_sub(end));
         }

@@ -1,11 +1,11 @@
-//! The arena: one mapping that supervise makes and every role inherits. `serve` writes the *reader
+//! The arena: the mapping that supervise makes and every role inherits. `serve` writes the *reader
 //! area*; `fetch` writes the *writer area* and the *heap*. Invariants: all tables are rows of 64-bit
-//! words at fixed places, so a role's successor finds the words as the role left them; each part
-//! has one writing role.
+//! words at fixed places, so a role's successor finds the words unchanged; each part has a single
+//! writing role.
 //!
-//! A record has room for one version of one file. Each file has one record in each of several
-//! *planes*; a plane comes into use when a file has no free record left, so that untouched pages of
-//! the other planes take no memory.
+//! A record has room for a version of a file. Each file has a record in each *plane*. A plane comes
+//! into use when a file has no free record left, so pages of unused planes stay untouched and take
+//! no memory.
 
 use crate::memory::mapping::{Backing, Mapping};
 use crate::memory::{MemoryError, lockable};
@@ -17,14 +17,14 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 use thiserror::Error;
 
-/// Bytes of an arena whose size is not configured, where `RLIMIT_MEMLOCK` allows so many.
+/// Bytes of an arena without a configured size, unless `RLIMIT_MEMLOCK` is lower.
 const DEFAULT_SIZE: usize = 4 << 20;
-/// Bounds of the number of planes. Between them, all records take an eighth of the arena.
+/// Bounds of the number of planes. Between the bounds, all records take an eighth of the arena.
 const PLANES: (usize, usize) = (4, 64);
-/// How many of the files whose pages the kernel keeps are named.
+/// How many files are named of which the kernel keeps pages.
 pub const LAST_KEPT: usize = 64;
 
-/// What the arena must know of a file; the index of a spec is the `FileId`.
+/// A file as the arena knows it; the index of a spec is the `FileId`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSpec {
     /// Name in the directory.
@@ -152,7 +152,7 @@ pub enum State {
 /// The head of the writer area.
 #[derive(Clone, Copy, Debug)]
 pub struct WriterArea<'a> {
-    /// The generation that is served; one store of it is the flip.
+    /// The served generation; the store of the next generation is the flip.
     pub current: &'a AtomicU64,
     /// Thread id of the announcing thread, the only thread that may create, rename and truncate.
     pub announcer: &'a AtomicU64,
@@ -160,7 +160,7 @@ pub struct WriterArea<'a> {
     used: &'a AtomicU64,
 }
 
-/// Words of `fetch` for one file.
+/// Words of `fetch` for a file.
 #[derive(Clone, Copy, Debug)]
 pub struct WriterFile<'a> {
     /// The generation of the last version whose announcement is complete.
@@ -169,10 +169,10 @@ pub struct WriterFile<'a> {
     pub attempt: &'a AtomicU64,
 }
 
-/// Room for one version of one file. Only the publisher changes records.
+/// Room for a version of a file. Only the publisher changes records.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
-    /// Node id times 4, plus the state. One word, so that an equal value before and after other
+    /// Node id times 4, plus the state, in a single word: an equal value before and after other
     /// loads proves that no other version was described in between.
     id: &'a AtomicU64,
     generation: &'a AtomicU64,
@@ -182,8 +182,8 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// The node id and the state. The node id is a serial number that is never used again: the
-    /// record's index plus a multiple of the number of records; 0 before the first use.
+    /// The node id and the state. The node id is a serial number, never used again: the record's
+    /// index plus a multiple of the number of records; 0 before the first use.
     pub fn id(self) -> (u64, State) {
         let id = self.id.load(SeqCst);
         let state = match id % 4 {
@@ -194,7 +194,7 @@ impl Record<'_> {
         (id / 4, state)
     }
 
-    /// Whether the record is in that state.
+    /// Whether the record has the state.
     pub fn is(self, state: State) -> bool {
         self.id().1 == state
     }
@@ -220,10 +220,10 @@ impl Record<'_> {
     }
 
     /// Describes another version in a free record. The record ends as `Evicted`, so that the
-    /// successor of a publisher that dies now wipes bytes that are written in part.
+    /// successor of a publisher that dies now wipes partly written bytes.
     ///
-    /// The new number is stored before any other word, so no reader mistakes the words for those of
-    /// the version before. Until the words are complete, the record is free: a successor must not
+    /// The new number is stored before any other word, so no reader takes words of two versions for
+    /// one version. Until the words are complete, the record is free: a successor must not
     /// wipe bytes at the old offset, where another version may be.
     pub(super) fn describe(self, nodeid: u64, generation: u64, bytes: (u64, u64), mtime: u64) {
         self.id.store(nodeid * 4 + State::Free as u64, SeqCst);
@@ -238,7 +238,7 @@ impl Record<'_> {
 /// The head of the reader area.
 #[derive(Clone, Copy, Debug)]
 pub struct ReaderArea<'a> {
-    /// The kernel's number of the last request that was taken, 0 before the first.
+    /// The kernel's number of the last request taken, 0 before the first.
     pub last_request: &'a AtomicU64,
     /// Files opened since the start.
     pub opens: &'a AtomicU64,
@@ -249,22 +249,22 @@ pub struct ReaderArea<'a> {
     pub work: &'a AtomicU64,
     /// The number of inodes whose pages the kernel came to keep (`sendfile`, `splice`, `mmap`).
     pub(super) kept: &'a AtomicU64,
-    /// The files of the last of these inodes, each at its number modulo the length.
+    /// The files of the last such inodes, each at the number modulo the length.
     pub(super) last_kept: &'a [AtomicU64; LAST_KEPT],
 }
 
-/// Words of `serve` for one file.
+/// Words of `serve` for a file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReaderFile<'a> {
     /// The attempt that the last create belongs to.
     pub(super) attempt: &'a AtomicU64,
-    /// Node id of the version that this create gave the hidden name to.
+    /// Node id of the version that got the hidden name by the create.
     pub(super) created: &'a AtomicU64,
-    /// Node id of the version that the last announcing rename gave the file's name to.
+    /// Node id of the version that got the file's name by the last announcing rename.
     pub(super) renamed: &'a AtomicU64,
 }
 
-/// The mapping, and what was known before the roles were forked.
+/// The mapping, with the layout and the files, which are fixed before any role is forked.
 #[derive(Debug)]
 pub struct Arena {
     mapping: Mapping,
@@ -277,7 +277,7 @@ impl Arena {
     /// `RLIMIT_MEMLOCK`) for these files. To be called by supervise, before any fork.
     ///
     /// # Errors
-    /// `TooSmall` when the tables of these files alone would fill `size` bytes, `Memory` when the
+    /// `TooSmall` when the tables of the files leave no room in `size` bytes, `Memory` when the
     /// memory cannot be locked.
     pub fn create(
         files: Vec<FileSpec>,
@@ -298,8 +298,8 @@ impl Arena {
         })
     }
 
-    /// Makes the parts that `role` does not write read-only in this process, as a guard against
-    /// bugs. Each role calls this function right after its fork.
+    /// Makes the parts of other roles read-only in this process, as a guard against bugs. Each role
+    /// calls this function right after the fork.
     ///
     /// # Errors
     /// None is known.
@@ -317,7 +317,7 @@ impl Arena {
         &self.files
     }
 
-    /// The files of one visibility.
+    /// The files of a visibility.
     pub fn files_in(&self, visibility: Visibility) -> impl Iterator<Item = FileId> {
         let ids = (0_u32..).map(FileId).take(self.files.len());
         ids.filter(move |file| self.visibility(*file) == visibility)
@@ -333,7 +333,7 @@ impl Arena {
         self.layout.heap_len
     }
 
-    /// The mapping, whose bytes are the heap. Only `fetch` writes and wipes, and never the bytes of
+    /// The mapping; the heap is its bytes. Only `fetch` writes and wipes, and never the bytes of
     /// a live record. A reader loads the record again after a copy, and discards the copy if the
     /// record changed.
     pub fn mapping(&self) -> &Mapping {
@@ -357,7 +357,7 @@ impl Arena {
         self.row(self.layout.summaries, odd)
     }
 
-    /// The words of `fetch` for one file.
+    /// The words of `fetch` for a file.
     pub fn writer_file(&self, file: FileId) -> WriterFile<'_> {
         let [announced, attempt] = self.row(self.layout.writer_files, file.index());
         WriterFile { announced, attempt }
@@ -392,14 +392,14 @@ impl Arena {
         all.skip(file.index()).step_by(self.layout.files)
     }
 
-    /// Puts one more plane into use; `None` when all are. Only for the publisher.
+    /// Puts another plane into use; `None` when all are in use. Only for the publisher.
     pub(super) fn add_plane(&self) -> Option<()> {
         let used = self.all_slots().end + self.layout.files;
         let is_room = used <= self.record_count();
         is_room.then(|| self.writer_area().used.store(used as u64, SeqCst))
     }
 
-    /// The file that the record with that index belongs to.
+    /// The file of the record with that index.
     pub(super) fn file_of(&self, slot: usize) -> FileId {
         let file = slot % self.layout.files;
         FileId(u32::try_from(file).unwrap_or(u32::MAX))
@@ -419,12 +419,12 @@ impl Arena {
         }
     }
 
-    /// The words of the present `serve`, in the order of their use in `serving`.
+    /// The words of the present `serve`; the order is known to `serving`.
     pub(super) fn serving(&self) -> &[AtomicU64; 5] {
         self.row(self.layout.serving, 0)
     }
 
-    /// The words of `serve` for one file.
+    /// The words of `serve` for a file.
     pub(super) fn reader_file(&self, file: FileId) -> ReaderFile<'_> {
         let [attempt, created, renamed] = self.row(self.layout.reader_files, file.index());
         ReaderFile {
