@@ -56,12 +56,6 @@ impl Mapping {
         }
     }
 
-    /// Bytes of the whole mapping, words included.
-    #[expect(clippy::len_without_is_empty, reason = "a mapping is never empty")]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
     /// Makes `part` (whole pages) read-only in this process.
     ///
     /// # Errors

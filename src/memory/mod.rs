@@ -8,6 +8,8 @@ pub mod alloc;
 pub mod bounce;
 pub mod mapping;
 
+use nix::errno::Errno;
+use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io;
 use thiserror::Error;
@@ -32,7 +34,7 @@ pub enum MemoryError {
     },
     /// A call that hardens the process failed.
     #[error("cannot harden the process: {0}")]
-    NotHardened(io::Error),
+    NotHardened(#[from] Errno),
 }
 
 impl MemoryError {
@@ -53,7 +55,7 @@ impl MemoryError {
 /// # Errors
 /// None is known; a sandbox may refuse the call.
 pub fn harden() -> Result<(), MemoryError> {
-    nix::sys::prctl::set_dumpable(false).map_err(|errno| MemoryError::NotHardened(errno.into()))
+    Ok(set_dumpable(false)?)
 }
 
 /// Lowers `RLIMIT_CORE` to 0 for good. Only for roles: the application would inherit the limit from
@@ -62,7 +64,7 @@ pub fn harden() -> Result<(), MemoryError> {
 /// # Errors
 /// None is known: lowering a limit needs no right.
 pub fn forbid_cores() -> Result<(), MemoryError> {
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|errno| MemoryError::NotHardened(errno.into()))
+    Ok(setrlimit(Resource::RLIMIT_CORE, 0, 0)?)
 }
 
 /// Raises the soft `RLIMIT_MEMLOCK` to the hard one; returns the limit in bytes, or 0 when the

@@ -25,7 +25,7 @@ const PLANES: (usize, usize) = (4, 64);
 pub const LAST_KEPT: usize = 64;
 
 /// A file as the arena knows it; the index of a spec is the `FileId`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct FileSpec {
     /// Name in the directory.
     pub name: FileName,
@@ -71,7 +71,7 @@ pub enum ArenaError {
 }
 
 /// Rows of `N` words, `at` bytes after the start of the mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 struct Table<const N: usize> {
     at: usize,
     rows: usize,
@@ -150,7 +150,6 @@ pub enum State {
 }
 
 /// The head of the writer area.
-#[derive(Clone, Copy, Debug)]
 pub struct WriterArea<'a> {
     /// The served generation; the store of the next generation is the flip.
     pub current: &'a AtomicU64,
@@ -161,7 +160,6 @@ pub struct WriterArea<'a> {
 }
 
 /// Words of `fetch` for a file.
-#[derive(Clone, Copy, Debug)]
 pub struct WriterFile<'a> {
     /// The generation of the last version whose announcement is complete.
     pub announced: &'a AtomicU64,
@@ -223,8 +221,8 @@ impl Record<'_> {
     /// successor of a publisher that dies now wipes partly written bytes.
     ///
     /// The new number is stored before any other word, so no reader takes words of two versions for
-    /// one version. Until the words are complete, the record is free: a successor must not
-    /// wipe bytes at the old offset, where another version may be.
+    /// a version. Until the words are complete, the record is free: a successor must not wipe bytes
+    /// at the old offset, where another version may be.
     pub(super) fn describe(self, nodeid: u64, generation: u64, bytes: (u64, u64), mtime: u64) {
         self.id.store(nodeid * 4 + State::Free as u64, SeqCst);
         self.generation.store(generation, SeqCst);
@@ -236,7 +234,6 @@ impl Record<'_> {
 }
 
 /// The head of the reader area.
-#[derive(Clone, Copy, Debug)]
 pub struct ReaderArea<'a> {
     /// The kernel's number of the last request taken, 0 before the first.
     pub last_request: &'a AtomicU64,
@@ -254,7 +251,6 @@ pub struct ReaderArea<'a> {
 }
 
 /// Words of `serve` for a file.
-#[derive(Clone, Copy, Debug)]
 pub(super) struct ReaderFile<'a> {
     /// The attempt that the last create belongs to.
     pub(super) attempt: &'a AtomicU64,
@@ -304,7 +300,8 @@ impl Arena {
     /// # Errors
     /// None is known.
     pub fn protect_for(&self, role: Role) -> io::Result<()> {
-        let (writer_area, end) = (self.layout.writer_area.at, self.mapping.len());
+        let writer_area = self.layout.writer_area.at;
+        let end = self.layout.heap + self.layout.heap_len;
         self.mapping.make_read_only(match role {
             Role::Fetch => 0..writer_area,
             Role::Serve => writer_area..end,
@@ -383,7 +380,7 @@ impl Arena {
     /// The indices of all records whose plane is in use.
     pub fn all_slots(&self) -> Range<usize> {
         let used = self.writer_area().used.load(SeqCst);
-        0..usize::try_from(used).unwrap_or(usize::MAX)
+        0..usize::try_from(used).unwrap_or(0).min(self.record_count())
     }
 
     /// The indices of the file's records whose plane is in use.

@@ -93,10 +93,6 @@ impl Reader {
     /// inode.
     fn kept_versions(&self, file: FileId) -> Vec<(u64, Stage)> {
         let (arena, mut found) = (self.arena(), Vec::new());
-        // Most applications read, so the kernel keeps no page.
-        if arena.reader_area().kept.load(SeqCst) == 0 {
-            return found;
-        }
         let Some(current) = self.current(file) else {
             return found;
         };
@@ -140,7 +136,12 @@ impl Announcements {
     /// Listed files with a superseded version of which the kernel may keep pages. The search visits
     /// all files, as the search of `due` does.
     pub fn kept(&self) -> Vec<FileId> {
-        let files = self.reader.arena().files_in(Visibility::Listed);
+        let arena = self.reader.arena();
+        // Most applications read, so the kernel keeps no page.
+        if arena.reader_area().kept.load(SeqCst) == 0 {
+            return Vec::new();
+        }
+        let files = arena.files_in(Visibility::Listed);
         files.filter(|file| self.is_kept(*file)).collect()
     }
 }

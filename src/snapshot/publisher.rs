@@ -47,7 +47,7 @@ pub enum PublishError {
 pub struct Publisher {
     arena: Arc<Arena>,
     /// Equal to the arena's records.
-    index: Index,
+    pub(super) index: Index,
 }
 
 impl Publisher {
@@ -150,12 +150,6 @@ impl Publisher {
     /// A reader of the same arena.
     pub fn reader(&self) -> Reader {
         Reader::new(Arc::clone(&self.arena))
-    }
-
-    /// Whether the index equals the arena's records.
-    #[cfg(test)]
-    pub(super) fn is_indexed(&self) -> bool {
-        self.index == Index::of(&self.arena)
     }
 
     /// Whether the file's current version has the bytes of the change.

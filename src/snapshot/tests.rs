@@ -209,7 +209,7 @@ impl World {
     /// The newest versions are there, the summary and the index say what the records say, and what
     /// no record describes is zero.
     fn check(&self) {
-        assert!(self.publisher.is_indexed(), "{:?}", self.publisher);
+        assert_eq!(self.publisher.index, index::Index::of(&self.arena));
         let listed = self.model.newest.iter().filter(|(file, _)| **file < FILES);
         let used: usize = listed.map(|(_, bytes)| bytes.len()).sum();
         assert_eq!(self.reader.summary().used, used as u64);
