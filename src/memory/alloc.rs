@@ -95,7 +95,8 @@ mod tests {
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
         let block = unsafe { mmap_anonymous(None, length, flags, MapFlags::MAP_PRIVATE) };
         let block = block.expect("8 MiB of address space").cast::<u8>();
-        // SAFETY: the mapping has `len + 7` bytes, zero and initialised, and is borrowed here alone.
+        // SAFETY: the mapping has `len + 7` bytes, zero and initialised, and is borrowed here
+        // alone.
         let bytes = unsafe { std::slice::from_raw_parts_mut(block.as_ptr(), len + 7) };
         for place in [0, 1, PIECE - 8, PIECE + 1, 3 * LARGE + 4095, len - 1] {
             bytes[7 + place] = 1;

@@ -61,7 +61,7 @@ impl Announcements {
             .fetch_add(1, SeqCst);
     }
 
-    /// The version with the hidden name, by the create of the announcement under way.
+    /// The version that the last create gave the hidden name to.
     pub fn made(&self, file: FileId) -> Option<Version> {
         let created = self.reader.arena().reader_file(file).created.load(SeqCst);
         self.reader.version(created)

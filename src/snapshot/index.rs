@@ -6,7 +6,7 @@ use super::layout::{Arena, State};
 use crate::names::FileId;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// All records, as no publication is under way.
+/// The records by use; complete while no publication is under way.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Index {
     /// The served record of each file.
@@ -51,7 +51,7 @@ impl Index {
         self.served[file.index()]
     }
 
-    /// Makes the record the served record of its file; the version before becomes an old version.
+    /// Makes the record the served record of the file; the version before becomes an old version.
     pub(super) fn serve(&mut self, arena: &Arena, slot: usize) {
         let len = |slot| arena.record(slot).bytes().1;
         self.served_bytes += len(slot);
@@ -81,7 +81,7 @@ pub(super) enum Placement {
 }
 
 impl Gaps {
-    /// The whole of a heap.
+    /// A heap without versions.
     fn all(len: u64) -> Self {
         let mut gaps = Self::default();
         gaps.insert(0, len);
@@ -110,7 +110,7 @@ impl Gaps {
         Some(offset)
     }
 
-    /// Cuts a range out of the gap around it.
+    /// Cuts a used range out of the surrounding gap.
     fn cut(&mut self, offset: u64, len: u64) {
         if len == 0 {
             return;

@@ -1,7 +1,7 @@
 //! The arena: the mapping that supervise makes and every role inherits. `serve` writes the *reader
-//! area*; `fetch` writes the *writer area* and the *heap*. Invariants: all tables are rows of 64-bit
-//! words at fixed places, so a role's successor finds the words unchanged; each part has a single
-//! writing role.
+//! area*; `fetch` writes the *writer area* and the *heap*. Invariants: all tables are rows of
+//! 64-bit words at fixed places, so a role's successor finds the words unchanged; each part has a
+//! single writing role.
 //!
 //! A record has room for a version of a file. Each file has a record in each *plane*. A plane comes
 //! into use when a file has no free record left, so pages of unused planes stay untouched and take

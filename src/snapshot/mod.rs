@@ -4,9 +4,9 @@
 //! only grow; a number (`nodeid`) is never used again.
 //!
 //! A file's current version is the live record with the greatest generation up to `current`, so an
-//! unchanged file keeps the record. Freeing is safe by the order of two
-//! words (both sides sequentially consistent): the publisher first moves `current` and then loads
-//! the count of holders; the reader first raises the count and then loads `current`.
+//! unchanged file keeps the record. Freeing is safe by the order of two words (both sides
+//! sequentially consistent): the publisher first moves `current` and then loads the count of
+//! holders; the reader first raises the count and then loads `current`.
 
 mod announcements;
 mod index;

@@ -4,9 +4,9 @@
 //! version is announced. Invariant: a note belongs to one version, and never to the next version in
 //! the same record.
 //!
-//! A note is a word of the reader area, which `serve` alone writes. The upper half has the version's
-//! tag. The lower half counts the drops of the version's pages; the two lowest bits mark the inodes
-//! of which the kernel may keep pages.
+//! A note is a word of the reader area, which `serve` alone writes. The upper half has the
+//! version's tag. The lower half counts the drops of the version's pages; the two lowest bits mark
+//! the inodes of which the kernel may keep pages.
 
 use super::announcements::Announcements;
 use super::layout::{LAST_KEPT, Visibility};
@@ -25,7 +25,7 @@ pub enum Stage {
     Announced = 1,
 }
 
-/// A drop, as the lower half counts.
+/// The lower half of a note grows by this number with each drop.
 const DROP: u64 = 0b100;
 
 impl Stage {
@@ -35,7 +35,7 @@ impl Stage {
 }
 
 impl Reader {
-    /// Notes: the kernel keeps pages of the inode.
+    /// Notes that the kernel keeps pages of the inode.
     pub fn keeps(&self, nodeid: u64, stage: Stage) {
         let word = self.note(nodeid);
         if word & stage.bit() != 0 {
@@ -44,7 +44,7 @@ impl Reader {
         self.set_note(nodeid, word | stage.bit());
         let words = self.arena().reader_area();
         let number = words.kept.load(SeqCst);
-        // First the file, then the count that includes the file.
+        // The file comes before the count, because a reader of the count looks for the file.
         let file = u64::from(self.file_of(nodeid).0);
         self.last_kept(number).store(file, SeqCst);
         words.kept.store(number + 1, SeqCst);
@@ -55,8 +55,8 @@ impl Reader {
         self.note(nodeid) / DROP
     }
 
-    /// A superseded version of the file whose pages the kernel may keep, held, and the inode. Counts
-    /// a drop. The result stays the same until `dropped`.
+    /// A superseded version of the file whose pages the kernel may keep, held, and the inode.
+    /// Counts a drop. The result stays the same until `dropped`.
     pub fn next_kept(&self, file: FileId) -> Option<(Version, Stage)> {
         for (nodeid, stage) in self.kept_versions(file) {
             if let Some(held) = self.hold(nodeid) {
@@ -67,7 +67,7 @@ impl Reader {
         None
     }
 
-    /// Notes: the kernel was answered with the inode, and has dropped the pages.
+    /// Notes that the kernel has dropped the pages of the inode, after the answer with the inode.
     pub fn dropped(&self, nodeid: u64, stage: Stage) {
         self.set_note(nodeid, self.note(nodeid) & !stage.bit());
     }
@@ -83,14 +83,14 @@ impl Reader {
         self.arena().kept(slot).store(word, SeqCst);
     }
 
-    /// Where the file of the note with that number is named.
+    /// The word for the file of the note with that number.
     fn last_kept(&self, number: u64) -> &AtomicU64 {
         let position = usize::try_from(number % LAST_KEPT as u64).expect("less than a length");
         &self.arena().reader_area().last_kept[position]
     }
 
-    /// Superseded versions of the file, held, of which the kernel may keep pages, with the first
-    /// inode.
+    /// Superseded versions of the file with holders and pages that the kernel may keep; for each
+    /// version, the first inode with such pages.
     fn kept_versions(&self, file: FileId) -> Vec<(u64, Stage)> {
         let (arena, mut found) = (self.arena(), Vec::new());
         let Some(current) = self.current(file) else {
@@ -98,7 +98,7 @@ impl Reader {
         };
         for slot in arena.slots(file) {
             let word = arena.kept(slot).load(SeqCst);
-            // The record's number with the word's tag.
+            // The number of the version that the word is about.
             let nodeid = (word >> 32) * arena.record_count() as u64 + slot as u64;
             let stages = [Stage::Unannounced, Stage::Announced];
             if let Some(stage) = stages.into_iter().find(|stage| word & stage.bit() != 0)
@@ -114,8 +114,8 @@ impl Reader {
 }
 
 impl Announcements {
-    /// The listed files of which the kernel came to keep pages, without the first `seen` notes, and
-    /// the number of notes so far. No list when there were more notes than names.
+    /// The files of all notes but the first `seen`, and the number of notes so far. No list when
+    /// some of the files are no longer named.
     pub fn kept_since(&self, seen: u64) -> (Option<Vec<FileId>>, u64) {
         let kept = self.reader.arena().reader_area().kept;
         let now = kept.load(SeqCst);

@@ -1,5 +1,5 @@
-//! Writes versions: the only side that changes writer area and heap. Space outside of all records is
-//! free, so a crash cannot leave another account of the heap wrong.
+//! Writes versions: the only side that changes writer area and heap. Invariant: the records are the
+//! only account of the heap in the arena, so a crash cannot leave a second account wrong.
 
 use super::index::{Index, Placement};
 use super::layout::{Arena, State, Visibility};
@@ -26,7 +26,7 @@ impl fmt::Debug for Change<'_> {
     }
 }
 
-/// Why a change was not published; the versions served before still are.
+/// Why a change was not published; the served versions stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum PublishError {
     /// The old and the new versions do not fit beside each other.
@@ -37,16 +37,16 @@ pub enum PublishError {
     TooLarge {
         /// Bytes of the change.
         needed: u64,
-        /// Bytes beside the served versions.
+        /// Bytes of the heap beside the served versions.
         available: u64,
     },
 }
 
-/// The only writer of versions: never two at a time for an arena.
+/// The writer of versions. Two publishers must not use an arena at the same time.
 #[derive(Debug)]
 pub struct Publisher {
     arena: Arc<Arena>,
-    /// Equal to the arena's records.
+    /// The arena's records by use.
     pub(super) index: Index,
 }
 
@@ -89,7 +89,7 @@ impl Publisher {
             .collect();
         let needed = changes.iter().map(|change| change.bytes.len() as u64).sum();
         let available = (self.arena.heap_len() as u64).saturating_sub(self.index.served_bytes);
-        // No open version is evicted in vain.
+        // A refusal here evicts no open version in vain.
         if needed > available {
             return Err(PublishError::TooLarge { needed, available });
         }
@@ -186,7 +186,7 @@ impl Publisher {
         Some(slot)
     }
 
-    /// A free record of the file, if need be of another plane.
+    /// A free record of the file, from another plane if the planes in use have none.
     fn free_slot(&self, file: FileId) -> Option<usize> {
         loop {
             let mut slots = self.arena.slots(file);

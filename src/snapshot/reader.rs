@@ -1,5 +1,5 @@
-//! Finds versions and holds versions for the kernel: the side that changes the reader area. A reader
-//! never waits: a lookup is repeated only when a flip came in between.
+//! Finds and holds versions for the kernel: the side that changes the reader area. Invariant: a
+//! reader never waits, and repeats a lookup only after a flip.
 
 use super::layout::Arena;
 use super::version::{LOWER_HALF, Version};
@@ -28,7 +28,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads `arena`.
+    /// A reader of `arena`.
     pub fn new(arena: Arc<Arena>) -> Self {
         Self { arena }
     }
@@ -38,8 +38,8 @@ impl Reader {
         &self.arena
     }
 
-    /// The sums of all listed files now. The publisher writes the words of the next generation
-    /// beside the present words, so the loads belong together while `current` stays.
+    /// The sums of all listed files now. The words of the next generation have another place, so
+    /// the loaded words belong together if `current` has not changed.
     pub fn summary(&self) -> Summary {
         loop {
             let at = self.arena.generation();
@@ -58,7 +58,8 @@ impl Reader {
             let at = self.arena.generation();
             let slot = self.arena.slot_at(file, at);
             let found = slot.and_then(|slot| self.arena.load(slot));
-            // A record was found and cannot be loaded after a flip, which the next turn sees. After a publisher's death no record changes, so the loop ends.
+            // A found record that cannot be loaded was replaced by a flip, which the next turn
+            // sees. After a publisher's death no record changes, so the loop ends.
             if self.arena.generation() == at && found.is_some() == slot.is_some() {
                 return found;
             }
@@ -135,12 +136,13 @@ impl Reader {
         }
     }
 
-    /// Whether the thread is the announcing thread.
+    /// Whether the thread with the id `tid` is the announcing thread.
     pub fn is_announcer(&self, tid: u32) -> bool {
         tid != 0 && self.arena.writer_area().announcer.load(SeqCst) == u64::from(tid)
     }
 
-    /// The announcement's create: gives the hidden name to the file's current version, held.
+    /// The announcement's create: gives the hidden name to the file's current version, and holds
+    /// the version.
     pub fn make(&self, file: FileId) -> Option<Version> {
         let found = self.hold_current(file)?;
         let attempt = self.arena.writer_file(file).attempt.load(SeqCst);
@@ -150,7 +152,7 @@ impl Reader {
         Some(found)
     }
 
-    /// The number that has the hidden name in the announcement under way.
+    /// The number of the version with the hidden name, in the announcement under way.
     pub fn made(&self, file: FileId) -> Option<u64> {
         let words = self.arena.reader_file(file);
         let attempt = self.arena.writer_file(file).attempt.load(SeqCst);
@@ -167,7 +169,8 @@ impl Reader {
         Ok(())
     }
 
-    /// The number that has the file's name since the last announcing rename; 0 before the first.
+    /// The number of the version with the file's name, since the last announcing rename; 0 before
+    /// the first.
     pub fn renamed(&self, file: FileId) -> u64 {
         self.arena.reader_file(file).renamed.load(SeqCst)
     }

@@ -7,7 +7,7 @@ use crate::names::{Recovery, RestartHistory};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
-/// A `serve` that answers the kernel.
+/// A `serve` at work.
 #[derive(Clone, Copy, Debug)]
 pub struct Serving {
     /// The restarts before this process.

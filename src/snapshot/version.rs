@@ -67,8 +67,8 @@ impl Arena {
     /// Each record's generation is read once, and the same value is compared with `at` and with the
     /// generations of other records. With two loads, an old record that is used again for a staged
     /// version would pass the first comparison with the old generation and win the second with the
-    /// new one. Invariant: while `current` is `at`, the record of `at` neither changes nor ends, and
-    /// every record that is used again gets a generation above `at`.
+    /// new one. Invariant: while `current` is `at`, the record of `at` neither changes nor ends,
+    /// and every record that is used again gets a generation above `at`.
     pub(super) fn slot_at(&self, file: FileId, at: u64) -> Option<usize> {
         let live = self
             .slots(file)
@@ -80,7 +80,7 @@ impl Arena {
         newest.map(|(_, slot)| slot)
     }
 
-    /// The index of the record with that number, or once with that number.
+    /// The index of the record that has, or had, the number.
     pub(super) fn slot_of(&self, nodeid: u64) -> usize {
         usize::try_from(nodeid % self.record_count() as u64).expect("less than a length")
     }
