@@ -8,6 +8,8 @@ pub mod alloc;
 pub mod bounce;
 pub mod mapping;
 
+use nix::errno::Errno;
+use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io;
 use thiserror::Error;
@@ -21,7 +23,7 @@ pub enum MemoryError {
          hint: start the container with `--ulimit memlock=8388608`, or make `filesystem.size` smaller"
     )]
     NotLocked {
-        /// What the memory is for.
+        /// The use of the memory.
         purpose: &'static str,
         /// Bytes wanted.
         wanted: usize,
@@ -32,7 +34,18 @@ pub enum MemoryError {
     },
     /// A call that hardens the process failed.
     #[error("cannot harden the process: {0}")]
-    NotHardened(io::Error),
+    NotHardened(#[from] Errno),
+}
+
+impl MemoryError {
+    fn not_locked(purpose: &'static str, wanted: usize, cause: io::Error) -> Self {
+        Self::NotLocked {
+            purpose,
+            wanted,
+            limit: lockable(),
+            cause,
+        }
+    }
 }
 
 /// Makes this process not dumpable: no core, and no ptrace or `/proc/PID/mem` for other processes
@@ -42,7 +55,7 @@ pub enum MemoryError {
 /// # Errors
 /// None is known; a sandbox may refuse the call.
 pub fn harden() -> Result<(), MemoryError> {
-    nix::sys::prctl::set_dumpable(false).map_err(|errno| MemoryError::NotHardened(errno.into()))
+    Ok(set_dumpable(false)?)
 }
 
 /// Lowers `RLIMIT_CORE` to 0 for good. Only for roles: the application would inherit the limit from
@@ -51,7 +64,7 @@ pub fn harden() -> Result<(), MemoryError> {
 /// # Errors
 /// None is known: lowering a limit needs no right.
 pub fn forbid_cores() -> Result<(), MemoryError> {
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|errno| MemoryError::NotHardened(errno.into()))
+    Ok(setrlimit(Resource::RLIMIT_CORE, 0, 0)?)
 }
 
 /// Raises the soft `RLIMIT_MEMLOCK` to the hard one; returns the limit in bytes, or 0 when the
@@ -73,6 +86,6 @@ pub fn lockable() -> u64 {
 unsafe fn wipe(at: *mut u8, len: usize) {
     // SAFETY: the caller promises that the bytes are writable and not borrowed.
     unsafe { std::ptr::write_bytes(at, 0, len) };
-    // The compiler must assume that the barrier reads through the pointer, so it keeps the zeros.
+    // The compiler must assume that the barrier reads through the pointer, so the zeros stay.
     zeroize::optimization_barrier(&at);
 }

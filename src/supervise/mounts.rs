@@ -261,7 +261,7 @@ impl Mounts {
     /// Forks a process that has nothing to do with secrets: `fork` runs while children do not
     /// inherit the arena.
     pub(super) fn without_arena<T>(&self, fork: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        self.arena().not_inherited(fork)
+        self.arena().mapping().not_inherited(fork)
     }
 
     /// Ends the connection to the kernel, once `serve` is dead: who waits for an answer gets an
