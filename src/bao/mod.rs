@@ -261,11 +261,12 @@ impl Source for Client {
         if let Some(cause) = response.cause(operation) {
             return Err(self.refused(&response, operation, cause));
         }
-        let malformed = |why| operation.failure(Cause::Malformed, why);
         let auth = response.auth(operation)?;
-        let auth = auth.ok_or_else(|| malformed("the answer has no token"))?;
-        let token = ClientToken::new(&auth.client_token, self.login.ownership())
-            .ok_or_else(|| malformed("the answer's token cannot be sent in a header"))?;
+        let token = ClientToken::new(&auth.client_token, self.login.ownership());
+        let token = token.ok_or_else(|| {
+            let why = "the answer's token cannot be sent in a header";
+            operation.failure(Cause::Malformed, why)
+        })?;
         self.mounts.borrow_mut().clear();
         self.login.worked(credentials);
         self.refusing.borrow_mut().clear();
@@ -336,12 +337,7 @@ impl Source for Client {
         let operation = BaoOperation::RenewToken;
         let endpoint = RenewTokenSelfRequest { increment: None };
         let response = self.call(&endpoint, operation, token).await?;
-        match response.auth(operation)? {
-            Some(auth) => Ok(auth.grant()),
-            None => {
-                Err(operation.failure(Cause::Malformed, "the answer says nothing of the token"))
-            }
-        }
+        Ok(response.auth(operation)?.grant())
     }
 
     async fn look_up_token(&self, token: &ClientToken) -> Result<TokenGrant, Failure> {

@@ -187,9 +187,11 @@ impl Response {
     }
 
     /// Parses the token of a login or a renewal.
-    pub(super) fn auth(&self, operation: BaoOperation<'_>) -> Result<Option<AuthInfo>, Failure> {
-        let envelope: Envelope<IgnoredAny, AuthInfo> = self.parse(operation)?;
-        Ok(envelope.auth)
+    pub(super) fn auth(&self, operation: BaoOperation<'_>) -> Result<TokenInfo, Failure> {
+        let envelope: Envelope<IgnoredAny, TokenInfo> = self.parse(operation)?;
+        envelope
+            .auth
+            .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no token"))
     }
 
     /// Parses the lease of a lease's renewal.
@@ -341,26 +343,15 @@ impl<D> Envelope<D> {
     }
 }
 
-/// A token in the response of a login or a renewal. Only these fields are required: `policies` may
-/// be null or absent.
-#[derive(Deserialize)]
-pub(super) struct AuthInfo {
-    /// The token itself.
-    pub(super) client_token: String,
-    lease_duration: u64,
-    #[serde(default)]
-    renewable: bool,
-}
-
-impl AuthInfo {
-    pub(super) fn grant(&self) -> TokenGrant {
-        grant(self.lease_duration, self.renewable)
-    }
-}
-
-/// A token in the response of a lookup.
+/// A token: the `auth` of a login or a renewal, or the `data` of a lookup. `policies` may be null or
+/// absent.
 #[derive(Deserialize)]
 pub(super) struct TokenInfo {
+    /// The text of the token; empty in a lookup.
+    #[serde(default)]
+    pub(super) client_token: String,
+    /// In seconds; 0 means a token without an end.
+    #[serde(alias = "lease_duration")]
     ttl: u64,
     #[serde(default)]
     renewable: bool,
@@ -368,15 +359,14 @@ pub(super) struct TokenInfo {
 
 impl TokenInfo {
     pub(super) fn grant(&self) -> TokenGrant {
-        grant(self.ttl, self.renewable)
-    }
-}
-
-/// A ttl of 0 means a token without an end.
-fn grant(ttl: u64, renewable: bool) -> TokenGrant {
-    TokenGrant {
-        ttl: (ttl > 0).then(|| Duration::from_secs(ttl)),
-        renewable,
+        let ttl = match self.ttl {
+            0 => None,
+            ttl => Some(Duration::from_secs(ttl)),
+        };
+        TokenGrant {
+            ttl,
+            renewable: self.renewable,
+        }
     }
 }
 

@@ -84,7 +84,7 @@ impl Queries {
     pub(super) fn replace_leases(&mut self, now: Moment) {
         let (first, last) = (TokenId(0), TokenId(u32::MAX));
         for query in self.between(Place::Leased(first), Place::Leased(last)) {
-            self.change(query, |state| state.replace_lease(now));
+            self.change(query, |state| state.renewal.replace.at = Some(now));
         }
     }
 

@@ -93,11 +93,6 @@ impl QuerySchedule {
         self.renewal.drop_in_flight() == Some(RequestKind::Replace) && !self.plain
     }
 
-    /// Another token is current: a lease of an earlier token is replaced now.
-    pub(super) fn replace_lease(&mut self, now: Moment) {
-        self.renewal.replace.at = Some(now);
-    }
-
     /// The end of the lease has come.
     pub(super) fn end(&mut self, now: Moment) {
         self.expire(now);
