@@ -140,7 +140,7 @@ async fn work<S: Source + 'static>(job: Job<'_, S>, clock: &dyn Clock) -> Exit {
         return failed("the link to supervise cannot be watched", Exit::Software);
     };
     let publisher = Publisher::new(Arc::clone(arena));
-    let (sender, announced) = unbounded_channel();
+    let (sender, mut announced) = unbounded_channel();
     let backend = match Backend::open(root, arena, plan, sender, clock.now()) {
         Ok(backend) => backend,
         Err(refused) => return failed(&refused.message, refused.exit),
@@ -166,7 +166,7 @@ async fn work<S: Source + 'static>(job: Job<'_, S>, clock: &dyn Clock) -> Exit {
         fetch.add_query(query);
     }
     let control = Control { link: &link, watch };
-    let exit = fetch.run(&control, announced).await;
+    let exit = fetch.run(&control, &mut announced).await;
     fetch.press.close();
     fetch.requests.leave(LEAVE).await;
     exit
@@ -213,7 +213,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
     async fn run(
         &mut self,
         control: &Control<'_>,
-        mut announced: UnboundedReceiver<Announced>,
+        announced: &mut UnboundedReceiver<Announced>,
     ) -> Exit {
         self.step(ScheduleInput::Tick);
         self.commit().await;
@@ -222,7 +222,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
         self.report();
         self.press.tell(self.clock);
         loop {
-            let wakeup = self.wait(control, &mut announced).await;
+            let wakeup = self.wait(control, announced).await;
             let news = match wakeup {
                 Wakeup::Report | Wakeup::Told(Received::Message(ToRole::Ping)) => false,
                 Wakeup::Look => self.look(),
