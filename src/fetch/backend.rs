@@ -43,7 +43,7 @@ pub(super) type Announced = Result<Generation, String>;
 pub(super) enum Backend {
     /// `serve` answers from the arena, and the announcing thread makes the inotify events.
     Arena {
-        /// The files of the agent's own state, as `status::FILES` names them.
+        /// The files of the agent's state, in the order of `status::FILES`.
         state: Vec<FileId>,
         announcer: Announcer,
     },
@@ -118,14 +118,15 @@ impl Backend {
         }
     }
 
-    /// Replaces a file of the agent's own state, which is no secret and is not announced.
+    /// Replaces a file of the agent's state (`status::FILES`), which is no secret and is not
+    /// announced.
     ///
     /// # Errors
     /// The last content stays.
     pub(super) fn report(
         &self,
         publisher: &mut Publisher,
-        name: &'static str,
+        name: &str,
         bytes: &[u8],
         clock: &dyn Clock,
     ) -> Result<(), Refused> {

@@ -5,8 +5,9 @@
 mod backend;
 mod checkpoint;
 mod chunks;
-mod press;
+mod notify;
 mod private;
+mod publish;
 mod queries;
 mod replies;
 mod report;
@@ -23,7 +24,7 @@ use crate::clock::{Clock, Jitter, Moment, RealClock};
 use crate::config::plan::{Plan, Query};
 use crate::exit::Exit;
 use crate::lease::source::{Failure, Reply, Source};
-use crate::lease::{Effect, ScheduleInput, Scheduler, Subject, Timing, TokenId};
+use crate::lease::{Effect, ReadValue, ScheduleInput, Scheduler, Subject, Timing, TokenId};
 use crate::link::{End, FromRole, Received, ToRole};
 use crate::memory::arena::Arena;
 use crate::names::{QueryId, RestartHistory, Role};
@@ -33,8 +34,9 @@ use crate::status::{Served, WallsReport};
 use crate::sys::watch;
 use backend::{Announced, Backend};
 use checkpoint::CheckpointFiles;
-use press::Press;
+use notify::Notifier;
 use private::PrivateFiles;
+use publish::{Publication, Queue};
 use report::Reporter;
 use requests::{Outcome, Requests, say_revoked};
 use secrets::{Rendered, Secrets};
@@ -154,7 +156,8 @@ async fn work<S: Source + 'static>(job: Job<'_, S>, clock: &dyn Clock) -> Exit {
         machine: Scheduler::new(&[], timing, Jitter::new(), clock.now()),
         secrets: Secrets::new(plan, &private),
         requests: Requests::new(source),
-        press: Press::new(backend, &link, plan, timing),
+        queue: Queue::new(backend, plan, timing.slow),
+        notifier: Notifier::new(&link, plan),
         publisher,
         reporter: Reporter::new(&settings, plan, clock),
         checkpoint: CheckpointFiles::open(private),
@@ -167,7 +170,7 @@ async fn work<S: Source + 'static>(job: Job<'_, S>, clock: &dyn Clock) -> Exit {
     }
     let control = Control { link: &link, watch };
     let exit = fetch.run(&control, &mut announced).await;
-    fetch.press.close();
+    fetch.queue.backend.close();
     fetch.requests.leave(LEAVE).await;
     exit
 }
@@ -197,7 +200,8 @@ struct Fetch<'a, S: Source> {
     machine: Scheduler,
     secrets: Secrets<'a>,
     requests: Requests<S>,
-    press: Press<'a>,
+    queue: Queue,
+    notifier: Notifier<'a>,
     /// The arena's one writer.
     publisher: Publisher,
     reporter: Reporter,
@@ -220,7 +224,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
         // The login is on its way while the first report is written.
         yield_now().await;
         self.report();
-        self.press.tell(self.clock);
+        self.notifier.send(self.clock.now());
         loop {
             let wakeup = self.wait(control, announced).await;
             let news = match wakeup {
@@ -252,12 +256,16 @@ impl<S: Source + 'static> Fetch<'_, S> {
                 Wakeup::Told(Received::Empty) | Wakeup::Report | Wakeup::Look => Ok(()),
                 Wakeup::Answered(answer) => self.answered(answer),
                 Wakeup::Announced(announced) => {
-                    self.press.announced(announced, self.clock);
+                    match announced {
+                        Ok(generation) => self.notifier.announced(generation),
+                        Err(why) => self.queue.announcement_failed(&why, self.clock.now()),
+                    }
                     Ok(())
                 }
                 Wakeup::Due => {
                     self.step(ScheduleInput::Tick);
-                    self.press.turn(&mut self.publisher, self.clock);
+                    let published = self.queue.turn(&mut self.publisher, self.clock);
+                    self.published(published);
                     Ok(())
                 }
             };
@@ -269,7 +277,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
             }
             // Before supervise is told: what it starts finds the report.
             self.report();
-            self.press.tell(self.clock);
+            self.notifier.send(self.clock.now());
             report_dropped();
         }
     }
@@ -288,12 +296,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
         control: &Control<'_>,
         announcements: &mut UnboundedReceiver<Announced>,
     ) -> Wakeup {
-        let wake = self
-            .machine
-            .wake()
-            .into_iter()
-            .chain(self.press.wake())
-            .min();
+        let wakes = [self.machine.wake(), self.queue.wake(), self.notifier.wake()];
+        let wake = wakes.into_iter().flatten().min();
         let look = self.next_look();
         let (due, report, look) = (
             self.sleep(wake),
@@ -350,7 +354,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
                 self.step(ScheduleInput::LoggedIn(Ok(grant)));
                 let token = self.requests.exposed().unwrap_or_default();
                 let rendered = self.secrets.renew_token(&mut self.publisher, token);
-                return self.rendered(rendered, None);
+                return self.rendered(rendered);
             }
             Outcome::ScheduleInput(input) => self.step(input),
             Outcome::Revoked(result) => say_revoked(&result),
@@ -366,11 +370,15 @@ impl<S: Source + 'static> Fetch<'_, S> {
     ) -> Result<(), Exit> {
         match result {
             Ok(reply) => {
-                self.step(ScheduleInput::Read(query, token, Ok(reply.lease.clone())));
-                let rendered =
-                    self.secrets
-                        .accept(&mut self.publisher, query, reply, self.requests.exposed());
-                self.rendered(rendered, Some(query))
+                let lease = reply.lease.clone();
+                let exposed = self.requests.exposed();
+                let rendered = self
+                    .secrets
+                    .accept(&mut self.publisher, query, reply, exposed);
+                let usable = !matches!(rendered, Rendered::Unusable(_));
+                let value = ReadValue { lease, usable };
+                self.step(ScheduleInput::Read(query, token, Ok(value)));
+                self.rendered(rendered)
             }
             Err(failure) => {
                 self.secrets.failed(query, &failure);
@@ -380,24 +388,34 @@ impl<S: Source + 'static> Fetch<'_, S> {
         }
     }
 
-    fn rendered(&mut self, rendered: Rendered, query: Option<QueryId>) -> Result<(), Exit> {
+    fn rendered(&mut self, rendered: Rendered) -> Result<(), Exit> {
         match rendered {
+            Rendered::First(changes) => {
+                let published = self
+                    .queue
+                    .publish(&mut self.publisher, changes, self.clock)
+                    .map_err(|refused| refused.exit)?;
+                let files = published.files.len();
+                Event::Ready { files }.emit();
+                self.notifier.ready();
+                self.reporter.check_now();
+                Ok(())
+            }
             Rendered::Changes(changes) => {
-                self.press.publish(&mut self.publisher, changes, self.clock)
+                let published = self.queue.offer(&mut self.publisher, changes, self.clock);
+                self.published(published);
+                Ok(())
             }
             Rendered::Nothing => Ok(()),
             Rendered::Unusable(errors) => {
                 for error in errors {
                     let (file, why) = (&error.name, &*error.in_log());
-                    if self.secrets.complete() {
+                    if self.secrets.is_complete() {
                         Event::Stale { file, why }
                     } else {
                         Event::Unusable { why }
                     }
                     .emit();
-                }
-                if let Some(query) = query {
-                    self.step(ScheduleInput::Unusable(query));
                 }
                 Ok(())
             }
@@ -414,12 +432,18 @@ impl<S: Source + 'static> Fetch<'_, S> {
         id
     }
 
+    fn published(&mut self, publication: Option<Publication>) {
+        if let Some(publication) = publication {
+            self.notifier.published(&publication);
+        }
+    }
+
     fn step(&mut self, input: ScheduleInput) {
         for output in self.machine.step(input, self.clock.now()) {
             match output {
                 Effect::Ask(request) => self.requests.prepare(request, &self.secrets.table),
                 Effect::Forget(token) => self.requests.forget(token),
-                Effect::Failed(Subject::Query(query), failure, _) if self.secrets.complete() => {
+                Effect::Failed(Subject::Query(query), failure, _) if self.secrets.is_complete() => {
                     self.stale(query, &failure.message);
                 }
                 Effect::Failed(_, failure, after) => Event::Retrying {

@@ -1,5 +1,5 @@
 //! The report (`..baofs/status.json`), made from the state of the parts of `fetch`. The report is
-//! written at the start and when its substance changed; a heartbeat of constant size is written while
+//! written at the start and when the substance changed; a heartbeat of constant size is written while
 //! the report stays true. Invariants: the report holds no value, token or lease id, and no name of a
 //! secret's field but the configured ones; where the report does not fit, a smaller one is written.
 
@@ -53,8 +53,6 @@ pub(super) struct Reporter {
     quiet: bool,
     /// Whether there was an event since the last check.
     touched: bool,
-    /// Whether the first publication was seen.
-    ready: bool,
     /// How much of the last report was written.
     fit: Fit,
 }
@@ -92,7 +90,6 @@ impl Reporter {
             calm: calm(files),
             quiet: false,
             touched: false,
-            ready: false,
             fit: Fit::Whole,
         }
     }
@@ -126,11 +123,14 @@ impl Reporter {
         })
     }
 
-    /// Whether it is time to check for news.
-    fn check(&mut self, now: Moment, ready: bool) -> bool {
-        let is_first = ready && !self.ready;
-        self.ready |= ready;
-        if let (false, Some(wake)) = (is_first, self.wake())
+    /// Makes the next check due: the first publication is news at once.
+    pub(super) fn check_now(&mut self) {
+        self.checked = None;
+    }
+
+    /// Whether a check for news is due.
+    fn check(&mut self, now: Moment) -> bool {
+        if let Some(wake) = self.wake()
             && wake > now
         {
             return false;
@@ -163,8 +163,8 @@ impl Reporter {
         }
     }
 
-    /// Records how much of `report` was written, and logs once that it is less than before. `error`
-    /// is the reason.
+    /// Records how much of `report` was written, and logs once when a report is reduced because of
+    /// `error`.
     fn written(&mut self, report: Report, fit: Fit, error: Option<&Refused>, now: Moment) {
         if let Some(Refused { message: why, .. }) = error
             && fit > self.fit
@@ -209,10 +209,10 @@ enum Fit {
 }
 
 impl<S: Source + 'static> Fetch<'_, S> {
-    /// Writes the report or a heartbeat when it is time.
+    /// Writes the report or a heartbeat when due.
     pub(super) fn report(&mut self) {
         let now = self.clock.now();
-        if !self.reporter.check(now, self.press.is_ready()) {
+        if !self.reporter.check(now) {
             return;
         }
         let times = Times {
@@ -246,8 +246,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
         self.write(status::HEARTBEAT, &heartbeat).is_ok()
     }
 
-    /// Writes as much of the report as there is room for; returns how much that is, and the reason
-    /// if it is not the whole.
+    /// Writes as much of the report as there is room for; returns how much was written, and the
+    /// reason if a part was not.
     fn write_report(&mut self, report: &Report) -> (Fit, Option<Refused>) {
         let Err(error) = self.write(status::FILE, report) else {
             return (Fit::Whole, None);
@@ -264,7 +264,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
 
     fn write(&mut self, name: &'static str, content: &impl Serialize) -> Result<(), Refused> {
         let bytes = json(content);
-        self.press
+        self.queue
+            .backend
             .report(&mut self.publisher, name, &bytes, self.clock)
     }
 
@@ -318,7 +319,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
 
     fn describe_file(&self, id: FileId, file: &File, times: Times) -> FileReport {
         let views = self.views(&file.content, times.now);
-        let is_ready = self.press.is_ready();
+        let is_ready = self.secrets.is_complete();
         let cause = if is_ready {
             self.cause(id, &views)
         } else {
@@ -337,7 +338,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
         let first = |moments: &mut dyn Iterator<Item = Option<Moment>>| {
             moments.flatten().min().map(|moment| times.at(moment))
         };
-        let (changes, latest) = self.press.history[id.index()];
+        let (changes, latest) = self.queue.history[id.index()];
         FileReport {
             name: file.name.as_str().into(),
             condition,
@@ -364,7 +365,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
 
     /// The trouble with a file that is served.
     fn cause(&self, file: FileId, views: &[SubjectStatus<'_>]) -> Option<String> {
-        if let Some(why) = self.press.refusal(file) {
+        if let Some(why) = self.queue.refusal(file) {
             return Some(why.to_owned());
         }
         if let Some(why) = self.secrets.error(file) {
@@ -447,7 +448,7 @@ mod tests {
         let at = |millis: u64| Moment::at(Duration::from_millis(millis));
         reporter.written = at(0);
         assert_eq!(reporter.wake(), None);
-        // (when, whether something happened before it, whether the first publication was made,
+        // (when, whether something happened before it, whether that was the first publication,
         // whether it is time)
         let table = [
             (0, false, false, true),
@@ -455,17 +456,20 @@ mod tests {
             (499, true, false, false),
             (500, false, false, true),
             (501, true, true, true),
-            (502, true, true, false),
-            (1_001, true, true, true),
-            (4_999, false, true, false),
-            (5_000, false, true, true),
-            (5_400, false, true, false),
+            (502, true, false, false),
+            (1_001, true, false, true),
+            (4_999, false, false, false),
+            (5_000, false, false, true),
+            (5_400, false, false, false),
         ];
-        for (millis, touched, ready, due) in table {
+        for (millis, touched, is_first, due) in table {
             if touched {
                 reporter.touch();
             }
-            assert_eq!(reporter.check(at(millis), ready), due, "at {millis} ms");
+            if is_first {
+                reporter.check_now();
+            }
+            assert_eq!(reporter.check(at(millis)), due, "at {millis} ms");
             assert!(
                 reporter.wake() > Some(at(millis)) || !due,
                 "a hot loop at {millis} ms"

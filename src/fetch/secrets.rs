@@ -24,9 +24,11 @@ const WAITING: usize = 8 << 20;
 
 /// The result of rendering a reply.
 pub(super) enum Rendered {
-    /// The files that changed; the first time all files.
+    /// All files, for the first publication.
+    First(Vec<Change>),
+    /// The files that changed since.
     Changes(Vec<Change>),
-    /// The values cannot be served; the errors that were not reported before.
+    /// The values cannot be served; has only the errors that are new.
     Unusable(Vec<RenderError>),
     /// Nothing changed, or other first values are still missing.
     Nothing,
@@ -38,7 +40,7 @@ pub(super) struct Secrets<'p> {
     pub(super) table: QueryTable,
     /// By query, in the order of the table.
     pub(super) queries: Chunks<QueryState>,
-    /// By query. A file may be made of a query that is not in the table yet.
+    /// By query. A file may use a query that the table does not have yet.
     uses: Vec<QueryUse>,
     /// By file the keyed hash of the last rendered content: contents are compared without being
     /// kept. (64 bits under a random key: two contents are taken for one in 2^-64 of all changes.)
@@ -60,23 +62,23 @@ pub(super) struct SecretsState {
     complete: bool,
 }
 
-/// The state of one query.
+/// The state of a query.
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct QueryState {
     /// Whether the last good reply is kept.
     kept: bool,
-    /// The version that was read last (KV v2).
+    /// The last version (KV v2).
     version: Option<u64>,
     /// Why the last read failed.
     failure: Option<Failure>,
 }
 
-/// The use of one query.
+/// The use of a query.
 #[derive(Clone, Default)]
 struct QueryUse {
-    /// The files that the query is rendered into.
+    /// The files with values of the query.
     files: Vec<FileId>,
-    /// Whether such a file has other queries, too.
+    /// Whether one of the files has other queries, too.
     shared: bool,
 }
 
@@ -147,11 +149,11 @@ impl<'p> Secrets<'p> {
     }
 
     /// Whether the first publication was made.
-    pub(super) fn complete(&self) -> bool {
+    pub(super) fn is_complete(&self) -> bool {
         self.state.complete
     }
 
-    /// Whether all replies that were kept can still be read. After a crash in the middle of the first
+    /// Whether all kept replies can be read. After a crash in the middle of the first
     /// publication replies may be missing.
     pub(super) fn has_kept_replies(&self, publisher: &Publisher) -> bool {
         let kept: BTreeSet<_> = (0_u32..)
@@ -163,7 +165,7 @@ impl<'p> Secrets<'p> {
         self.replies.load(publisher, &kept).len() == kept.len()
     }
 
-    /// The names of the files that a query is rendered into.
+    /// The names of the files with values of a query.
     pub(super) fn names(&self, query: QueryId) -> impl Iterator<Item = &'p FileName> {
         let plan = self.plan;
         self.uses[query.index()]
@@ -200,7 +202,7 @@ impl<'p> Secrets<'p> {
         values.replies.insert(query, &reply);
         let rendered = render::render(self.plan, files.iter().copied(), &values);
         // Before the first publication there is no good reply to fall back on.
-        let is_kept = !self.complete() || (shared && rendered.is_ok());
+        let is_kept = !self.is_complete() || (shared && rendered.is_ok());
         if is_kept
             && !files.is_empty()
             && let Err(problem) = self.keep(publisher, query, reply)
@@ -219,7 +221,7 @@ impl<'p> Secrets<'p> {
                 for file in &files {
                     self.errors.remove(file);
                 }
-                if self.complete() {
+                if self.is_complete() {
                     Rendered::Changes(self.changed(changes))
                 } else {
                     self.first(publisher, token)
@@ -227,7 +229,7 @@ impl<'p> Secrets<'p> {
             }
             Err(mut errors) => {
                 // Other first replies may still be missing.
-                if !self.complete() {
+                if !self.is_complete() {
                     errors.retain(|error| error.problem != RenderProblem::Unread);
                 }
                 if errors.is_empty() {
@@ -242,7 +244,7 @@ impl<'p> Secrets<'p> {
     /// Renders the files of a new token, or all files if only the token was missing for the first
     /// publication.
     pub(super) fn renew_token(&mut self, publisher: &mut Publisher, token: &[u8]) -> Rendered {
-        if !self.complete() {
+        if !self.is_complete() {
             return self.first(publisher, Some(token));
         }
         let sinks = ids(self.plan)
@@ -257,7 +259,7 @@ impl<'p> Secrets<'p> {
         }
     }
 
-    /// Records that the read of `query` failed.
+    /// Records a failed read of `query`.
     pub(super) fn failed(&mut self, query: QueryId, failure: &Failure) {
         if self.queries[query.index()].failure.as_ref() != Some(failure) {
             self.queries[query.index()].failure = Some(failure.clone());
@@ -269,7 +271,7 @@ impl<'p> Secrets<'p> {
         self.errors.get(&file).map(ToString::to_string)
     }
 
-    /// The version of KV v2 that was read last, for content of one secret.
+    /// The last version of KV v2, for content of a single secret.
     pub(super) fn version(&self, content: &Content) -> Option<u64> {
         match render::queries(content)[..] {
             [query] => self.queries.get(query.index())?.version,
@@ -351,10 +353,10 @@ impl<'p> Secrets<'p> {
         for index in 0..self.queries.len() {
             self.queries[index].kept = self.uses[index].shared;
         }
-        Rendered::Changes(self.changed(changes))
+        Rendered::First(self.changed(changes))
     }
 
-    /// The kept replies to the other queries of these files.
+    /// The kept replies to the other queries of `files`.
     fn load_others(&self, publisher: &Publisher, query: QueryId, files: &[FileId]) -> Replies {
         let mut others = BTreeSet::new();
         if self.uses[query.index()].shared {
@@ -366,7 +368,7 @@ impl<'p> Secrets<'p> {
         self.replies.load(publisher, &others)
     }
 
-    /// The `loaded` replies and the waiting ones.
+    /// The `loaded` and the waiting replies.
     fn with_waiting<'a>(&'a self, loaded: &'a Replies) -> BTreeMap<QueryId, &'a Reply> {
         let all = loaded.iter().chain(&self.replies.waiting);
         all.map(|(query, reply)| (*query, reply)).collect()
@@ -388,14 +390,14 @@ impl<'p> Secrets<'p> {
         Ok(())
     }
 
-    /// Records the errors; returns the errors that are new.
+    /// Records the errors; returns the new errors.
     fn add_errors(&mut self, mut errors: Vec<RenderError>) -> Vec<RenderError> {
         errors
             .retain(|error| self.errors.insert(error.file, error.clone()).as_ref() != Some(error));
         errors
     }
 
-    /// The contents that differ from the last rendered ones.
+    /// The contents that differ from the last rendered contents.
     fn changed(&mut self, mut changes: Vec<Change>) -> Vec<Change> {
         changes.retain(|(file, bytes)| {
             let mut hasher = DefaultHasher::new();

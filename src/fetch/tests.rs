@@ -306,29 +306,23 @@ fn arena_of(files: Vec<FileSpec>) -> Arc<Arena> {
 
 /// An arena that holds the private files of a plan and nothing else.
 fn arena(plan: &Plan) -> Arc<Arena> {
-    let files = private_files(plan).into_iter();
-    arena_of(files.map(|name| spec(&name, Visibility::Private)).collect())
+    let names = private_files(plan).into_iter();
+    arena_of(names.map(|name| spec(&name, Visibility::Private)).collect())
 }
 
-/// The current bytes of the file with this name.
-fn current(arena: &Arc<Arena>, name: &str) -> Option<Vec<u8>> {
+/// The part of the checkpoint with that name, as a successor would find it.
+fn private(arena: &Arc<Arena>, name: &str) -> Value {
     let reader = Reader::new(Arc::clone(arena));
-    let mut files = (0..).map(FileId).zip(arena.files());
-    let (file, _) = files.find(|(_, spec)| spec.name.as_str() == name)?;
-    let version = reader.current(file)?;
+    let version = arena
+        .files_in(Visibility::Private)
+        .find(|file| arena.files()[file.index()].name.as_str() == name)
+        .and_then(|file| reader.current(file))
+        .expect("a checkpoint");
     let mut bytes = vec![0; usize::try_from(version.len).expect("it fits")];
     reader
         .read(version.nodeid, 0, &mut bytes)
         .expect("it is live");
-    Some(bytes)
-}
-
-/// The part of the checkpoint with this name that a successor would find, if any.
-fn private(arena: &Arc<Arena>, name: &str) -> Value {
-    match current(arena, name) {
-        Some(bytes) => serde_json::from_slice(&bytes).expect("JSON"),
-        None => Value::Null,
-    }
+    serde_json::from_slice(&bytes).expect("JSON")
 }
 
 /// A directory for a tmpfs backend. Nothing but the proof asks that it is a tmpfs.
@@ -378,10 +372,9 @@ impl Rig {
             ..file(&format!("f{n}"), content)
         };
         let files = contents.into_iter().enumerate().map(file).collect();
-        let plan = plan(
-            queries.iter().map(|path| query(path, None)).collect(),
-            files,
-        );
+        let every = Some(MINUTES(1));
+        let reads = queries.iter().map(|path| query(path, every)).collect();
+        let plan = plan(reads, files);
         let arena = arena(&plan);
         let (server, log) = Server::start(queries, &arena, change);
         let (link, end) = pair().expect("a socket pair");
@@ -850,7 +843,7 @@ fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
         secrets.accept(publisher, QueryId(1), reply(1), Some(b"t")),
         Rendered::Nothing
     ));
-    let Rendered::Changes(changes) = secrets.accept(publisher, QueryId(2), reply(0), Some(b"t"))
+    let Rendered::First(changes) = secrets.accept(publisher, QueryId(2), reply(0), Some(b"t"))
     else {
         panic!("all are there")
     };
@@ -966,31 +959,31 @@ async fn an_announcement_that_fails_is_tried_again_and_is_told_once_when_it_succ
     let (clock, (link, end)) = (Paused(Instant::now()), pair().expect("a socket pair"));
     let (sender, mut announced) = unbounded_channel();
     let backend = Backend::open(root, &arena, &plan, sender, clock.now()).expect("a thread");
-    let mut press = Press::new(backend, &end, &plan, Timing::new(MINUTES(1)));
+    let mut queue = Queue::new(backend, &plan, Timing::new(MINUTES(1)).slow);
+    let mut notifier = Notifier::new(&end, &plan);
     let mut publisher = Publisher::new(Arc::clone(&arena));
-    for content in ["one", "two"] {
-        let change = (FileId(0), Zeroizing::new(content.as_bytes().to_vec()));
-        press
-            .publish(&mut publisher, vec![change], &clock)
-            .expect("there is room");
-    }
+    let change = (FileId(0), Zeroizing::new(b"one".to_vec()));
+    let published = queue.offer(&mut publisher, vec![change], &clock);
+    notifier.published(&published.expect("there is room"));
     // No `serve` answers in this directory. Up to three rounds were asked for already.
     for _ in 0..6 {
         let failed = announced.recv().await.expect("the thread lives");
-        assert!(failed.is_err(), "{failed:?}");
-        press.announced(failed, &clock);
-        let wake = press.wake().expect("the next try");
+        queue.announcement_failed(&failed.expect_err("a failure"), clock.now());
+        let wake = queue.wake().expect("the next try");
         assert!(wake > clock.now(), "a hot loop");
         tokio::time::advance(wake.since(clock.now())).await;
-        press.turn(&mut publisher, &clock);
+        queue.turn(&mut publisher, &clock);
     }
+    notifier.send(clock.now());
+    assert_eq!(link.receive::<FromRole>(), Received::Empty);
     for _ in 0..2 {
-        press.announced(Ok(Generation(2)), &clock);
+        notifier.announced(Generation(1));
     }
-    press.tell(&clock);
-    for told in [FromRole::Ready, FromRole::Changed(HookId(3))] {
-        assert_eq!(link.receive(), Received::Message(told));
-    }
+    notifier.send(clock.now());
+    assert_eq!(
+        link.receive(),
+        Received::Message(FromRole::Changed(HookId(3)))
+    );
     assert_eq!(link.receive::<FromRole>(), Received::Empty);
 }
 
@@ -1393,7 +1386,8 @@ async fn a_query_that_is_found_while_running_is_read_renewed_and_survives_a_deat
             machine: Scheduler::new(&[], timing, Jitter::new(), clock.now()),
             secrets: Secrets::new(&plan, &private),
             requests: Requests::new(server.clone()),
-            press: Press::new(backend.expect("a directory"), &end, &plan, timing),
+            queue: Queue::new(backend.expect("a directory"), &plan, timing.slow),
+            notifier: Notifier::new(&end, &plan),
             publisher: Publisher::new(Arc::clone(&arena)),
             reporter: Reporter::new(&settings, &plan, &clock),
             checkpoint: CheckpointFiles::open(private),
@@ -1407,7 +1401,7 @@ async fn a_query_that_is_found_while_running_is_read_renewed_and_survives_a_deat
         if !is_second {
             let run = fetch.run(&control, &mut announced);
             assert!(tokio::time::timeout(MINUTES(1), run).await.is_err());
-            assert!(!fetch.press.is_ready());
+            assert!(!fetch.secrets.is_complete());
         }
         assert_eq!(fetch.secrets.table.len(), 1 + usize::from(is_second));
         for _ in 0..2 {
@@ -1418,8 +1412,8 @@ async fn a_query_that_is_found_while_running_is_read_renewed_and_survives_a_deat
     };
     for is_second in [false, true] {
         LocalSet::new().run_until(life(is_second)).await;
-        let served = fs::read_to_string(root.path().join("f1")).expect("it is published");
-        assert_eq!(served, "user-2-token-1");
+        let content = fs::read_to_string(root.path().join("f1")).expect("it is published");
+        assert_eq!(content, "user-2-token-1");
         let asked: Vec<_> = log.try_iter().collect();
         let count = |what: &str| asked.iter().filter(|asked| asked.starts_with(what)).count();
         let once = usize::from(!is_second);

@@ -13,7 +13,7 @@ pub mod source;
 #[cfg(test)]
 mod tests;
 
-pub use protocol::{Effect, Request, ScheduleInput, Subject, SubjectStatus, TokenId};
+pub use protocol::{Effect, ReadValue, Request, ScheduleInput, Subject, SubjectStatus, TokenId};
 pub use query::QuerySchedule;
 pub use renewal::{Dates, Grant, Timing};
 pub use scheduler::Scheduler;

@@ -21,16 +21,23 @@ pub enum ScheduleInput {
     TokenRenewed(TokenId, Result<TokenGrant, Failure>),
     /// The lookup that followed a 403 ended.
     LookedUp(TokenId, Result<TokenGrant, Failure>),
-    /// A read ended, with the lease of the value that was read.
-    Read(QueryId, TokenId, Result<Option<Lease>, Failure>),
+    /// A read ended.
+    Read(QueryId, TokenId, Result<ReadValue, Failure>),
     /// A lease's renewal ended.
     Renewed(QueryId, TokenId, Result<Lease, Failure>),
-    /// The value that was read cannot be rendered.
-    Unusable(QueryId),
     /// The credential files hold other credentials than the last login used.
     CredentialsChanged,
     /// A person asks for fresh secrets: reads values without a lease, repeats failed requests.
     Refresh,
+}
+
+/// The value that a read returned, as far as the schedule depends on it.
+#[derive(Clone, Debug)]
+pub struct ReadValue {
+    /// The lease, if the engine grants leases.
+    pub lease: Option<Lease>,
+    /// Whether the files of the query can be rendered.
+    pub usable: bool,
 }
 
 /// An action for the caller, or a fact to be reported.

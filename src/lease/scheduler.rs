@@ -2,7 +2,7 @@
 //! clock and without I/O. Invariant: all state changes happen in `step`.
 
 use super::attempts::{Context, RequestKind, TokenState};
-use super::protocol::{Effect, ScheduleInput, Subject, SubjectStatus, TokenId};
+use super::protocol::{Effect, ReadValue, ScheduleInput, Subject, SubjectStatus, TokenId};
 use super::queries::Queries;
 use super::query::QuerySchedule;
 use super::renewal::Timing;
@@ -154,9 +154,6 @@ impl Schedule {
             ScheduleInput::LookedUp(token, result) => self.looked_up(token, &result, cx),
             ScheduleInput::Read(query, token, result) => self.read(query, token, result, cx),
             ScheduleInput::Renewed(query, token, result) => self.renewed(query, token, result, cx),
-            ScheduleInput::Unusable(query) => {
-                self.queries.change(query, |state| state.unusable(cx));
-            }
             ScheduleInput::CredentialsChanged => self.session.credentials_changed(cx.now),
             ScheduleInput::Refresh => self.session.ask_refresh(cx.now),
         }
@@ -182,14 +179,18 @@ impl Schedule {
         &mut self,
         query: QueryId,
         token: TokenId,
-        result: Result<Option<Lease>, Failure>,
+        result: Result<ReadValue, Failure>,
         cx: &mut Context<'_>,
     ) {
         match result {
-            Ok(lease) => {
+            Ok(value) => {
                 let current = self.session.current();
                 let replaced = self.queries.change(query, |state| {
-                    state.read(lease.as_ref(), token, current, cx)
+                    let replaced = state.read(value.lease.as_ref(), token, current, cx);
+                    if !value.usable {
+                        state.unusable(cx);
+                    }
+                    replaced
                 });
                 self.session.extend_grace(replaced, cx);
             }

@@ -79,6 +79,8 @@ struct World {
     /// Decides, while something is on its way, whether the process dies.
     fate: Option<Jitter>,
     deaths: usize,
+    /// The query whose values cannot be rendered.
+    unusable: Option<QueryId>,
     /// Logins and mints whose answers nobody heard.
     lost: (u32, usize),
 }
@@ -105,6 +107,7 @@ impl World {
             bad: Duration::ZERO,
             fate: None,
             deaths: 0,
+            unusable: None,
             lost: (0, 0),
         }
     }
@@ -157,7 +160,10 @@ impl World {
     fn die(&mut self) {
         for answer in std::mem::take(&mut self.answers).into_values() {
             self.lost.0 += u32::from(matches!(answer, ScheduleInput::LoggedIn(_)));
-            self.lost.1 += usize::from(matches!(answer, ScheduleInput::Read(_, _, Ok(Some(_)))));
+            self.lost.1 += usize::from(matches!(
+                answer,
+                ScheduleInput::Read(_, _, Ok(ReadValue { lease: Some(_), .. }))
+            ));
         }
         let session = serde_json::to_vec(self.machine.session()).expect("it can be written");
         let session = serde_json::from_slice(&session).expect("and read");
@@ -195,7 +201,14 @@ impl World {
     }
 
     fn step(&mut self, input: ScheduleInput) {
-        if let ScheduleInput::Read(query, _, Ok(Some(lease))) = &input {
+        if let ScheduleInput::Read(
+            query,
+            _,
+            Ok(ReadValue {
+                lease: Some(lease), ..
+            }),
+        ) = &input
+        {
             self.served.insert(
                 *query,
                 lease.id.as_str().parse().expect("a lease that was given"),
@@ -294,10 +307,14 @@ impl World {
         query: QueryId,
         token: TokenId,
         fault: Option<Cause>,
-    ) -> Result<Option<Lease>, Failure> {
+    ) -> Result<ReadValue, Failure> {
         self.refuse(token, fault)?;
+        let usable = self.unusable != Some(query);
         if query.0 >= self.leased {
-            return Ok(None);
+            return Ok(ReadValue {
+                lease: None,
+                usable,
+            });
         }
         let id = u32::try_from(self.leases.len()).expect("few leases");
         let (end, max) = (self.now.plus(self.lease.ttl), self.now.plus(self.lease.max));
@@ -309,11 +326,12 @@ impl World {
                 token: token.0,
             },
         );
-        Ok(Some(Lease {
+        let lease = Some(Lease {
             id: lease_id(id),
             ttl: self.lease.ttl,
             renewable: self.lease.renewable,
-        }))
+        });
+        Ok(ReadValue { lease, usable })
     }
 
     fn renew(
@@ -350,6 +368,13 @@ impl World {
 
     fn reads_of(&self, n: u32) -> usize {
         self.count(|r| matches!(r, Request::Read(query, _) if query.0 == n))
+    }
+}
+
+fn usable(lease: Option<Lease>) -> ReadValue {
+    ReadValue {
+        lease,
+        usable: true,
     }
 }
 
@@ -457,11 +482,11 @@ fn reads_that_hang_delay_a_renewal_by_one_of_them_and_starve_nobody() {
                 ),
                 Request::Read(QueryId(0), token) => (
                     LATENCY,
-                    ScheduleInput::Read(QueryId(0), token, Ok(Some(lease))),
+                    ScheduleInput::Read(QueryId(0), token, Ok(usable(Some(lease)))),
                 ),
                 Request::Read(query, token) => {
                     good += 1;
-                    (LATENCY, ScheduleInput::Read(query, token, Ok(None)))
+                    (LATENCY, ScheduleInput::Read(query, token, Ok(usable(None))))
                 }
                 Request::Renew(query, token, ..) => {
                     renewals += 1;
@@ -971,8 +996,11 @@ fn what_cannot_be_rendered_is_read_again_slowly() {
     let mut now = at(0);
     let mut reads = 0;
     while now < at(3_600) {
-        machine.step(ScheduleInput::Read(QueryId(0), TokenId(1), Ok(None)), now);
-        machine.step(ScheduleInput::Unusable(QueryId(0)), now);
+        let value = ReadValue {
+            lease: None,
+            usable: false,
+        };
+        machine.step(ScheduleInput::Read(QueryId(0), TokenId(1), Ok(value)), now);
         now = machine.wake().expect("it will be read again");
         reads += machine.step(ScheduleInput::Tick, now).len();
     }
@@ -1264,7 +1292,7 @@ proptest! {
             world.run(second(world.now) + pause);
             match act {
                 0 => world.step(ScheduleInput::Refresh),
-                1 => world.step(ScheduleInput::Unusable(QueryId(query_id))),
+                1 => world.unusable = Some(QueryId(query_id)),
                 2 => world.step(ScheduleInput::CredentialsChanged),
                 3 => world.die(),
                 4 => drop(world.machine.add(&query("added"), world.now)),
