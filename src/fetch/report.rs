@@ -1,5 +1,5 @@
 //! The report (`..baofs/status.json`), made from the state of the parts of `fetch`. The report is
-//! written at the start and when its substance changed; a heartbeat of constant size is written while
+//! written at the start and when the substance changed; a heartbeat of constant size is written while
 //! the report stays true. Invariants: the report holds no value, token or lease id, and no name of a
 //! secret's field but the configured ones; where the report does not fit, a smaller one is written.
 
@@ -128,7 +128,7 @@ impl Reporter {
         self.checked = None;
     }
 
-    /// Whether it is time to check for news.
+    /// Whether a check for news is due.
     fn check(&mut self, now: Moment) -> bool {
         if let Some(wake) = self.wake()
             && wake > now
@@ -163,8 +163,8 @@ impl Reporter {
         }
     }
 
-    /// Records how much of `report` was written, and logs once that it is less than before. `error`
-    /// is the reason.
+    /// Records how much of `report` was written, and logs once when a report is reduced because of
+    /// `error`.
     fn written(&mut self, report: Report, fit: Fit, error: Option<&Refused>, now: Moment) {
         if let Some(Refused { message: why, .. }) = error
             && fit > self.fit
@@ -206,7 +206,7 @@ enum Fit {
 }
 
 impl<S: Source + 'static> Fetch<'_, S> {
-    /// Writes the report or a heartbeat when it is time.
+    /// Writes the report or a heartbeat when due.
     pub(super) fn report(&mut self) {
         let now = self.clock.now();
         if !self.reporter.check(now) {
@@ -243,8 +243,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
         self.write(status::HEARTBEAT, &heartbeat).is_ok()
     }
 
-    /// Writes as much of the report as there is room for; returns how much that is, and the reason
-    /// if it is not the whole.
+    /// Writes as much of the report as there is room for; returns how much was written, and the
+    /// reason if a part was not.
     fn write_report(&mut self, report: &Report) -> (Fit, Option<Refused>) {
         let Err(error) = self.write(status::FILE, report) else {
             return (Fit::Whole, None);

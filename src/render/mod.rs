@@ -12,15 +12,15 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// The new content of one file.
+/// The new content of a file.
 pub type Change = (FileId, Zeroizing<Vec<u8>>);
 
-/// The values that files are made of.
+/// The values for files.
 #[derive(Debug, Default)]
 pub struct Values<'a> {
     /// The replies by query; a query without a reply was not read yet.
     pub replies: BTreeMap<QueryId, &'a Reply>,
-    /// The bytes of the token, once there is one.
+    /// The bytes of the token, after a login.
     pub token: Option<&'a [u8]>,
 }
 
@@ -43,7 +43,7 @@ pub struct RenderError {
 /// A defect of a value.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RenderProblem {
-    /// There is no reply or no token yet.
+    /// A reply or the token is missing.
     #[error("nothing was read yet")]
     Unread,
     /// The secret has no such field.
@@ -51,7 +51,7 @@ pub enum RenderProblem {
     Missing {
         /// The field in the configuration.
         field: String,
-        /// The field of the secret that was probably meant. The writers of the secret choose this
+        /// The field of the secret that was probably meant. The writers of the secret choose the
         /// name.
         similar: Option<ShownName>,
     },
@@ -64,7 +64,7 @@ pub enum RenderProblem {
     /// A template cannot be executed.
     #[error("{0}")]
     Template(ExecError),
-    /// There is no room to keep the reply. Sizes are bytes.
+    /// The reply cannot be kept for want of room. Sizes are bytes.
     #[error(
         "the answer takes {size} bytes of memory, and {kept} of the {limit} bytes for answers are \
          taken; hint: a larger `filesystem.size` gives more"
@@ -72,7 +72,7 @@ pub enum RenderProblem {
     NoRoom {
         /// The size of the reply.
         size: u64,
-        /// The size of everything else that is kept.
+        /// The size of all other kept replies.
         kept: u64,
         /// The limit for both.
         limit: u64,
@@ -103,7 +103,7 @@ impl RenderError {
 /// Renders `files`, all or none.
 ///
 /// # Errors
-/// An error for each file that cannot be rendered.
+/// Returns an error for each file that cannot be rendered.
 pub fn render(
     plan: &Plan,
     files: impl IntoIterator<Item = FileId>,
@@ -150,7 +150,7 @@ pub fn error(plan: &Plan, file: FileId, problem: RenderProblem) -> RenderError {
     }
 }
 
-/// The queries that a file is made of, each once.
+/// The queries of a file, each once.
 pub fn queries(content: &Content) -> Vec<QueryId> {
     let mut queries = match content {
         Content::Field { query, .. } | Content::Json { query } => vec![*query],
@@ -220,8 +220,8 @@ fn similar(fields: &Map<String, Value>, field: &str) -> Option<ShownName> {
     (distance <= limit).then(|| name.as_str().into())
 }
 
-/// The value at a path of keys. At each level an exact key wins (`tls.crt` is an ordinary key); after
-/// that the part before a dot is the key of an object.
+/// The value at a path of keys. At each level an exact key wins (`tls.crt` is an ordinary key); else
+/// the part before a dot is the key of an object.
 fn find<'a>(object: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     object.get(path).or_else(|| {
         path.match_indices('.')
