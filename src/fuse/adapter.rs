@@ -45,8 +45,8 @@ impl Adapter {
         }
     }
 
-    /// Notes the request in the arena, for a successor, and begins an operation, which ends when the
-    /// result is dropped, after the reply.
+    /// Notes the request in the arena, for a successor, and begins an operation, which ends when
+    /// the result is dropped, after the reply.
     fn take(&self, request: &Request) -> Operation<'_> {
         self.tree.note(request.unique().0);
         self.tree.begin()
@@ -264,8 +264,8 @@ impl Filesystem for Adapter {
         let _operation = self.take(request);
         match self.tree.entries(ino.0, offset) {
             Ok(mut entries) => {
-                // `add` is true when the buffer is full: the kernel then asks for more from the last
-                // `next` on.
+                // `add` is true when the buffer is full: the kernel then asks for more from the
+                // last `next` on.
                 let _ = entries.any(|entry| {
                     reply.add(
                         INodeNo(entry.ino),

@@ -43,7 +43,8 @@ fn failed(name: &str, step: &'static str) -> impl FnOnce(Errno) -> AnnounceError
 }
 
 /// The handle of the announcing thread. The thread may block for as long as nothing answers the
-/// mount, so the thread is never joined: it ends when the handle is dropped, or with the process.
+/// mount, so no code joins the thread: the thread ends after the drop of the handle, or with the
+/// process.
 #[derive(Debug)]
 pub struct Announcer {
     wake: Sender<Option<Published>>,
@@ -77,12 +78,12 @@ impl Announcer {
     /// Announces `files`, which were published with `generation`. Must be called for each
     /// publication, in order: the thread looks at no other files.
     pub fn published(&self, generation: Generation, files: Vec<FileId>) {
-        // Cannot fail, because the thread lives as long as this handle. The same holds below.
+        // Cannot fail: the thread lives as long as the handle. Same below.
         let _ = self.wake.send(Some(Published { generation, files }));
     }
 
-    /// Starts a round, for the rest of a failed round and for old pages. Several calls may start
-    /// one round together.
+    /// Starts a round, for the rest of a failed round and for old pages. Several calls may share a
+    /// round.
     pub fn wake(&self) {
         let _ = self.wake.send(None);
     }
@@ -94,7 +95,7 @@ struct Round {
     is_full: bool,
     /// The published files.
     files: BTreeSet<FileId>,
-    /// The generation to report when everything up to it is announced.
+    /// The generation to report when all earlier generations and this generation are announced.
     newest: Option<Generation>,
     /// The number of inodes with pages in the kernel that earlier rounds have handled.
     seen: u64,
@@ -143,7 +144,7 @@ fn run(
             return;
         };
         round.add(published);
-        // One round covers all publications so far.
+        // The next round covers all publications so far.
         while let Ok(published) = woken.try_recv() {
             round.add(published);
         }

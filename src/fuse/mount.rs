@@ -35,7 +35,7 @@ pub struct FuseMount {
     pub init: Init,
     /// The private read-write mount, through which `fetch` announces.
     pub private: OwnedFd,
-    /// The mount that applications see.
+    /// The mount for applications.
     pub public: Public,
     /// The directory under the public mount.
     pub ground: Ground,
@@ -166,7 +166,7 @@ fn standing(top: &OwnedFd) -> io::Result<Standing> {
         return Ok(Standing::Free);
     };
     Ok(match (mount.kind, mount.is_of_agent()) {
-        // An agent locks the directory of the tmpfs that the agent writes to, its own or not.
+        // An agent locks the directory of its tmpfs, whether or not the agent mounted the tmpfs.
         ("tmpfs", _) if is_locked(top) => Standing::Agent,
         ("tmpfs", true) => Standing::Dead,
         (kind, _) if kind.starts_with("fuse") && is_dead(top)? => Standing::Dead,

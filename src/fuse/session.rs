@@ -31,7 +31,7 @@ const STEP: usize = 2;
 pub struct Init(Vec<u8>);
 
 impl Init {
-    /// Takes the request from a device that was just mounted, without waiting.
+    /// Takes the request from a newly mounted device, without waiting.
     ///
     /// # Errors
     /// As `read(2)`.
@@ -71,7 +71,7 @@ pub fn open(adapter: Adapter, device: &OwnedFd, init: &Init) -> io::Result<Sessi
 
 /// Recovers the requests that a predecessor had taken: by RESEND if `allowed` and known to the
 /// kernel, else with `EINTR` answers from request `last` on, the last noted request (0 for none).
-/// Returns the way that was used.
+/// Returns the used way.
 ///
 /// # Errors
 /// When the kernel refuses RESEND with another error than `EINVAL`, or refuses an answer.

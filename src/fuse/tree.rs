@@ -22,7 +22,7 @@ pub const ROOT: u64 = 1;
 pub const STATE: u64 = 2;
 /// The prefix of a file's name for the announcement of a new version.
 pub const HIDDEN: &str = "..new.";
-/// The prefix of a file's name for lookups that make the kernel drop pages of superseded versions.
+/// The prefix of a file's name for lookups after which the kernel drops pages of old versions.
 pub const OLD: &str = "..old.";
 
 /// An operation in progress, which supervise sees in the arena; ends on drop.
@@ -80,7 +80,7 @@ pub struct Attr {
     pub links: u32,
 }
 
-/// One name in a directory.
+/// A name in a directory.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entry<'a> {
     /// Inode number.
@@ -395,7 +395,7 @@ impl Tree {
         }
     }
 
-    /// The stage of the inode that the version's path leads to.
+    /// The stage of the version's inode in the directory.
     fn stage(&self, version: &Version) -> Stage {
         if self.reader.renamed(version.file) == version.nodeid {
             Stage::Announced

@@ -89,12 +89,12 @@ fn check(result: libc::c_long, call: MountCall, about: &dyn Display) -> Result<i
 }
 
 fn owned(fd: i32) -> OwnedFd {
-    // SAFETY: `fd` was returned by a successful call that makes a new descriptor, and no other
-    // code has seen the number.
+    // SAFETY: a successful call made the new descriptor `fd`, and no other code has seen the
+    // number.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// A superblock that is being configured.
+/// A superblock before and during its configuration.
 #[derive(Debug)]
 pub struct FsContext(OwnedFd);
 

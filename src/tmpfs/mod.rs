@@ -1,6 +1,6 @@
 //! The files in a memory filesystem, for hosts that refuse FUSE. Invariants: nothing is written
-//! before the target is proved to be memory that is limited and reaches no swap; the files of one
-//! change appear in one rename; a reader that opened a file keeps its version.
+//! before the target is proved to be limited memory that reaches no swap; the files of one change
+//! appear in one rename; an open file keeps the version of its bytes.
 //!
 //! The directory holds, besides entries of others:
 //! ```text
@@ -15,8 +15,8 @@
 //! the usual setting.)
 //!
 //! After a flip the old files stay for a second, for readers that have already resolved `..data`.
-//! Then the old files are unlinked, and overwritten once no process has them open. A killed agent
-//! leaves its files in a directory that was given; the next agent removes the files at start.
+//! Then each old file is unlinked, and overwritten once no process has the file open. A killed
+//! agent leaves files in a given directory; the next agent removes the files at start.
 
 mod proof;
 mod refusal;

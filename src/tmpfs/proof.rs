@@ -13,8 +13,8 @@ use std::path::Path;
 pub struct MemoryBacked {
     /// The reason why a swap cannot be excluded, if `Swap::Allow` permits a swap.
     swap: Option<SwapExposure>,
-    /// Whether later checks look for a swap. False for `noswap` (no swap can reach the pages) and for
-    /// `Swap::Allow`.
+    /// Whether later checks look for a swap. False for `noswap` (no swap can reach the pages) and
+    /// for `Swap::Allow`.
     watched: bool,
 }
 
@@ -24,8 +24,8 @@ impl MemoryBacked {
         self.swap.as_ref().map(ToString::to_string)
     }
 
-    /// Repeats the check for a swap, because the machine may turn a swap on at any time. Returns the
-    /// reason why a swap cannot be excluded any more.
+    /// Repeats the check for a swap, because the machine may turn a swap on at any time. Returns
+    /// the reason why a swap cannot be excluded any more.
     pub(super) fn look_again(
         &self,
         read: &dyn Fn(&Path) -> Option<String>,

@@ -1,4 +1,5 @@
-//! The reasons to refuse a directory as a place for secrets. Invariant: each message names a remedy.
+//! The reasons to refuse a directory as a place for secrets. Invariant: each message names a
+//! remedy.
 
 use crate::exit::{Exit, Refused};
 use crate::names::{FileName, Owner, SwapExposure};

@@ -1,5 +1,5 @@
-//! The directory that files are written to. Invariants: nothing is created in the directory before
-//! it is proved to be memory and locked; a refusal undoes every earlier change.
+//! The target directory of the files. Invariants: nothing is created in the directory before the
+//! directory is proved to be memory and locked; a refusal undoes every earlier change.
 
 use super::proof::{DirectoryKind, MemoryBacked, prove};
 use super::refusal::{RefusalCause, TargetRefusal};
@@ -34,7 +34,7 @@ pub struct Target {
     /// The directory at `path`, with a lock that shows other agents a living agent. A fork shares
     /// the lock, an exec closes the descriptor.
     public: File,
-    /// Mode of the directories in it.
+    /// Mode of the subdirectories.
     dir_mode: u32,
     memory: MemoryBacked,
 }
@@ -55,8 +55,8 @@ enum Origin {
 
 impl Target {
     /// Mounts a tmpfs at the path, or, if mounting is denied, uses the directory there. Proves that
-    /// the directory is memory, locks it and removes the files of a dead agent. Must be called
-    /// once, before the first fork, with the rights that the agent was started with.
+    /// the directory is memory, locks the directory and removes the files of a dead agent. Must be
+    /// called once, before the first fork, with all rights of the start.
     ///
     /// # Errors
     /// The first reason against the directory; then nothing of ours is left there.
@@ -254,7 +254,7 @@ fn open(path: &Path) -> io::Result<File> {
 
 /// Refuses the directory of a living agent, and removes the mount of a dead agent.
 ///
-/// An agent locks the directory itself: such a lock leaves no file behind, and works through a
+/// An agent locks the directory, not a file: the lock leaves no file behind, and works through a
 /// read-only mount.
 fn make_way(path: &Path) -> Result<(), RefusalCause> {
     let public = open(path)?;
@@ -271,8 +271,8 @@ fn make_way(path: &Path) -> Result<(), RefusalCause> {
     Ok(())
 }
 
-/// Empties and removes the mount of a dead agent. Without the right to do so the mount stays, and
-/// is refused later because it is read-only.
+/// Empties and removes the mount of a dead agent. Without the right to mount, the mount stays, and
+/// is refused later as read-only.
 fn remove_stale(public: &File) -> Result<(), RefusalCause> {
     if let Ok(clone) = mount::writable_clone(public.as_fd()) {
         remove::everything(clone.as_fd()).map_err(RefusalCause::Leftovers)?;

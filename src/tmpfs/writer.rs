@@ -1,6 +1,6 @@
 //! Writes generations. Invariants: a generation is complete before the rename that shows it; a
-//! failed generation leaves the last generation unchanged; a content file has its owner and mode
-//! before its first byte.
+//! failed generation leaves the last generation unchanged; a content file has owner and mode before
+//! the first byte.
 
 use super::{DATA, DATA_NEXT, DATA_PREFIX, FILES, dir_name, generation_of, remove};
 use crate::clock::Moment;
@@ -79,7 +79,7 @@ struct RetiredGeneration {
     since: Moment,
     /// The old generation.
     generation: Generation,
-    /// The contents that no later generation shows.
+    /// The contents without a link in a later generation.
     contents: Vec<ContentFile>,
 }
 
@@ -87,9 +87,9 @@ struct RetiredGeneration {
 pub struct Writer {
     /// The directory, writable.
     root: OwnedFd,
-    /// `..files` in it.
+    /// The subdirectory `..files`.
     store: OwnedFd,
-    /// Mode of the directories in it.
+    /// Mode of the subdirectories.
     dir_mode: Mode,
     /// By `FileId`.
     files: Vec<FileSpec>,
@@ -332,8 +332,8 @@ impl Writer {
         renameat(&self.root, DATA_NEXT, &self.root, DATA).map_err(doing("renaming", DATA_NEXT))
     }
 
-    /// Makes `contents` the current contents, and retires the last generation with the contents
-    /// that were replaced.
+    /// Makes `contents` the current contents, and retires the last generation with the replaced
+    /// contents.
     fn replace(&mut self, now: Moment, contents: Vec<Option<ContentFile>>) {
         let mut replaced = Vec::new();
         for (current, new) in self.current.iter_mut().zip(contents) {
@@ -385,8 +385,8 @@ impl Writer {
 }
 
 /// Creates file `name` of `dir`. The mode is 0 until the group is set, and the owner is set last,
-/// because only the owner may set the mode: so each step needs no right but `CAP_CHOWN`, and no
-/// user can open the file who may not read it in the end.
+/// because only the owner may set the mode: so each step needs no right but `CAP_CHOWN`, and only
+/// users with a right to the finished file can open the file.
 fn write_file(dir: &OwnedFd, name: &str, bytes: &[u8], owner: Owner, mode: u32) -> io::Result<()> {
     let flags =
         OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
