@@ -76,11 +76,11 @@
 //! | 0 | [`sys`] | thin safe wrappers over libc |
 //! | 0 | [`names`], [`clock`], [`exit`] | ids and checked names; time and chance as arguments; the table of exit codes |
 //! | 0 | [`shown`] | foreign texts, cut and cleaned for logs, reports and terminals |
-//! | 1 | [`memory`] | the arena of locked pages, the wiping allocator, processes that cannot be dumped |
+//! | 1 | [`memory`] | locked pages, the wiping allocator, processes that cannot be dumped |
 //! | 1 | [`observe`] | one closed set of log events, written without blocking |
 //! | 2 | [`template`] | the template language, pure |
 //! | 3 | [`config`] | text to `Plan`; reports every problem with its position |
-//! | 4 | [`snapshot`] | versions of files in the arena: one publisher, many readers |
+//! | 4 | [`snapshot`] | the arena, and versions of files in it: one publisher, many readers |
 //! | 4 | [`lease`] | the schedule of requests, as a pure state machine |
 //! | 4 | [`status`] | the report that `fetch` writes of itself and its secrets, and its table |
 //! | 4 | [`link`] | messages between supervise and a role |

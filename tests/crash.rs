@@ -214,12 +214,8 @@ impl World {
 
     /// The next publication is read, has numbers that were never used, and leaves nothing behind.
     fn next(&self) {
-        let numbers = || {
-            self.arena
-                .records()
-                .iter()
-                .map(|record| record.nodeid.load(SeqCst))
-        };
+        let slots = || self.arena.all_slots();
+        let numbers = || slots().map(|slot| self.arena.record(slot).id().0);
         let (used, before): (BTreeSet<u64>, u64) = (numbers().collect(), self.generation());
         self.publish(LEN);
         assert_eq!(self.look(before), before + 1, "the next publication");

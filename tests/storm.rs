@@ -11,9 +11,10 @@ mod world;
 use baofs::fuse::mount::FuseMount;
 use baofs::fuse::refusal::Refusal;
 use baofs::memory::alloc::Wiping;
-use baofs::memory::arena::{Arena, Backing};
+use baofs::memory::mapping::Backing;
 use baofs::names::Recovery;
 use baofs::names::Role;
+use baofs::snapshot::{Arena, State};
 use baofs::sys;
 use baofs::sys::mount::FsContext;
 use baofs::sys::mounts::{SOURCE, hides_agent};
@@ -578,11 +579,11 @@ fn protection() -> Outcome {
         (Role::Serve, |arena| {
             arena.writer_area().current.store(7, SeqCst);
         }),
-        (Role::Serve, |arena| arena.write(0, b"x").unwrap()),
+        (Role::Serve, |arena| arena.heap().write(0, b"x").unwrap()),
         (Role::Serve, |arena| {
-            arena.records()[0].state.store(7, SeqCst);
+            arena.record(0).mark(State::Live);
         }),
-        (Role::Fetch, |arena| arena.refs()[0].store(7, SeqCst)),
+        (Role::Fetch, |arena| arena.holders(0).store(7, SeqCst)),
     ];
     for kind in [Backing::Secret, Backing::Locked] {
         let arena = Arc::new(

@@ -138,7 +138,7 @@ pub struct Filesystem {
     pub fallback: Fallback,
     /// Whether a fallback that can reach a swap is allowed.
     pub swap: Swap,
-    /// Bytes: limits the arena on FUSE and the mount on tmpfs. `None`: see `memory::arena`.
+    /// Bytes: limits the arena on FUSE and the mount on tmpfs. `None`: see `snapshot::Arena`.
     pub size: Option<u64>,
     /// Permission bits of the directory (default 0755: names are not secret). The owner's are
     /// always set: the agent announces changes with them, and everybody else's mount is

@@ -3,7 +3,7 @@
 //! becomes an errno in one place.
 
 use super::tree::{Access, Attr, FsError, Kind, Operation, Tree};
-use crate::memory::locked::Bounce;
+use crate::memory::bounce::Bounce;
 use crate::observe::Event;
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
@@ -199,18 +199,19 @@ impl Filesystem for Adapter {
             self.tree.kept(ino.0);
         }
         let mut bounce = self.bounce.lock().unwrap_or_else(PoisonError::into_inner);
-        // Wiped on drop, after the reply.
-        let mut lent = bounce.lend(size as usize);
-        match self.tree.read(ino.0, offset, &mut lent) {
-            Ok(len) => reply.data(&lent[..len]),
-            Err(error) => {
-                reply.error(error.into());
-                if let FsError::Evicted(file) = error {
-                    let file = self.tree.name(file);
-                    Event::Evicted { file }.emit();
+        // The bytes are wiped after the reply.
+        bounce.lend(size as usize, |bytes| {
+            match self.tree.read(ino.0, offset, bytes) {
+                Ok(len) => reply.data(&bytes[..len]),
+                Err(error) => {
+                    reply.error(error.into());
+                    if let FsError::Evicted(file) = error {
+                        let file = self.tree.name(file);
+                        Event::Evicted { file }.emit();
+                    }
                 }
             }
-        }
+        });
     }
 
     fn create(

@@ -4,9 +4,8 @@
 //! the thread repeats nothing before it is woken.
 
 use super::tree::{HIDDEN, OLD};
-use crate::memory::arena::Arena;
 use crate::names::{FileId, Generation};
-use crate::snapshot::Announcements;
+use crate::snapshot::{Announcements, Arena};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstatat};

@@ -4,7 +4,7 @@
 
 use super::refusal::{Refusal, Rights, Step};
 use super::session::Init;
-use crate::memory::locked::Bounce;
+use crate::memory::bounce::Bounce;
 use crate::sys::mount::{self, FsContext, MountError, PendingRequests};
 use crate::sys::mounts::{self, Ground, SOURCE};
 use nix::errno::Errno;

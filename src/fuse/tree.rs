@@ -7,9 +7,8 @@
 //! from the announcing create on. The rename must give the name to a different inode, because the
 //! kernel skips the rename of an inode onto itself, and sends no event.
 
-use crate::memory::arena::{ReaderArea, Visibility};
 use crate::names::{FileId, FileName, Owner, STATE_DIRECTORY};
-use crate::snapshot::{Reader, Stage, Version};
+use crate::snapshot::{Reader, Stage, Version, Visibility};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::atomic::AtomicU64;
@@ -233,7 +232,11 @@ impl Tree {
             (Inode::Version(..), Access::Write) => Err(FsError::ReadOnly),
             (Inode::Version(nodeid, _), Access::Read) => {
                 self.reader.version(nodeid).ok_or(FsError::Stale)?;
-                self.words().opens.fetch_add(1, Relaxed);
+                self.reader
+                    .arena()
+                    .reader_area()
+                    .opens
+                    .fetch_add(1, Relaxed);
                 Ok(())
             }
         }
@@ -249,7 +252,11 @@ impl Tree {
             return Err(FsError::IsDirectory);
         };
         self.reader.read(nodeid, offset, buffer).map_err(|_gone| {
-            self.words().evicted.fetch_add(1, Relaxed);
+            self.reader
+                .arena()
+                .reader_area()
+                .evicted
+                .fetch_add(1, Relaxed);
             FsError::Evicted(self.reader.file_of(nodeid))
         })
     }
@@ -364,20 +371,19 @@ impl Tree {
 
     /// Notes the kernel's number of the present request in the arena, for a successor.
     pub fn note(&self, request: u64) {
-        self.words().last_request.store(request, Relaxed);
+        self.reader
+            .arena()
+            .reader_area()
+            .last_request
+            .store(request, Relaxed);
     }
 
     /// Begins an operation, which ends when the result is dropped. Supervise sees in the arena
     /// whether this process works, and whether it hangs in an operation.
     pub fn begin(&self) -> Operation<'_> {
-        let work = &self.words().work;
+        let work = self.reader.arena().reader_area().work;
         work.fetch_add(1, Relaxed);
         Operation(work)
-    }
-
-    /// The counters of `serve` in the arena.
-    fn words(&self) -> &ReaderArea {
-        self.reader.arena().reader_area()
     }
 
     fn directory(&self, inode: Inode) -> Attr {
@@ -501,8 +507,8 @@ impl Inode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::arena::{Arena, Backing as Memory, FileSpec};
-    use crate::snapshot::{Announcements, Change, Publisher};
+    use crate::memory::mapping::Backing as Memory;
+    use crate::snapshot::{Announcements, Arena, Change, FileSpec, Publisher};
     use std::sync::Arc;
     use std::time::UNIX_EPOCH;
 

@@ -1,7 +1,8 @@
-//! What is still to be announced, kept in the writer area for a successor of `fetch`.
+//! The announcements that are due, kept in the writer area for a successor of `fetch`.
 
-use super::{Version, current, pages, version};
-use crate::memory::arena::{Arena, Visibility};
+use super::layout::{Arena, Visibility};
+use super::reader::Reader;
+use super::version::Version;
 use crate::names::{FileId, Generation};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -9,93 +10,85 @@ use std::sync::atomic::Ordering::SeqCst;
 /// The announcing thread's side of the arena.
 #[derive(Debug)]
 pub struct Announcements {
-    arena: Arc<Arena>,
+    reader: Reader,
 }
 
 impl Announcements {
-    /// Registers the calling thread as the announcing one.
+    /// Registers the calling thread as the announcing thread.
     pub fn sign(arena: Arc<Arena>) -> Self {
         let tid = nix::unistd::gettid().as_raw().cast_unsigned();
         arena.writer_area().announcer.store(u64::from(tid), SeqCst);
-        Self { arena }
+        Self {
+            reader: Reader::new(arena),
+        }
     }
 
     /// The generation that is served.
     pub fn generation(&self) -> Generation {
-        Generation(self.arena.writer_area().current.load(SeqCst))
+        Generation(self.reader.arena().generation())
     }
 
-    /// Listed files whose current version is not announced. It looks at all files: for the first
-    /// round, and for that after a failure.
+    /// Listed files whose current version is not announced. The search visits all files: for the
+    /// first round, and for the round after a failure.
     pub fn due(&self) -> Vec<FileId> {
-        let files = self.arena.files_in(Visibility::Listed);
+        let files = self.reader.arena().files_in(Visibility::Listed);
         files.filter(|file| self.is_due(*file)).collect()
     }
 
     /// Whether this listed file's current version is not announced.
     pub fn is_due(&self, file: FileId) -> bool {
-        self.arena.visibility(file) == Visibility::Listed
-            && current(&self.arena, file)
-                .is_some_and(|version| version.generation > self.announced(file))
+        if self.reader.arena().visibility(file) != Visibility::Listed {
+            return false;
+        }
+        let announced = self.reader.arena().writer_file(file).announced.load(SeqCst);
+        match self.reader.current(file) {
+            Some(version) => version.generation.0 > announced,
+            None => false,
+        }
     }
 
     /// Whether the file has a superseded version of which the kernel may keep pages.
     pub fn is_kept(&self, file: FileId) -> bool {
-        self.arena.visibility(file) == Visibility::Listed
-            && !pages::superseded(&self.arena, file).is_empty()
+        self.reader.arena().visibility(file) == Visibility::Listed
+            && !self.reader.kept_versions(file).is_empty()
     }
 
-    /// The files of which the kernel came to keep pages since `seen` of them, and how many there
-    /// are now; `None` when there were too many to name.
+    /// The files of which the kernel came to keep pages after the first `seen` of them, and how
+    /// many there are now; no list when there were too many to name.
     pub fn kept_since(&self, seen: u64) -> (Option<Vec<FileId>>, u64) {
-        pages::noted_since(&self.arena, seen)
+        self.reader.kept_since(seen)
     }
 
-    /// Listed files that have a superseded version of which the kernel may keep pages; it looks at
-    /// all files, as `due` does.
+    /// Listed files that have a superseded version of which the kernel may keep pages. The search
+    /// visits all files, as that of `due` does.
     pub fn kept(&self) -> Vec<FileId> {
-        // Most applications read, and then there is nothing to look for.
-        if self.arena.reader_area().kept.load(SeqCst) == 0 {
-            return Vec::new();
-        }
-        self.arena
-            .files_in(Visibility::Listed)
-            .filter(|file| self.is_kept(*file))
-            .collect()
+        let files = self.reader.arena().files_in(Visibility::Listed);
+        files.filter(|file| self.is_kept(*file)).collect()
     }
 
     /// The file's name.
     pub fn name(&self, file: FileId) -> &str {
-        self.arena.files()[file.index()].name.as_str()
+        self.reader.arena().files()[file.index()].name.as_str()
     }
 
-    /// Begins an announcement: whatever an earlier one left half done counts no more.
+    /// Begins an announcement, and ends an unfinished earlier one of the file.
     pub fn begin(&self, file: FileId) {
-        self.arena.writer_files()[file.index()]
+        self.reader
+            .arena()
+            .writer_file(file)
             .attempt
             .fetch_add(1, SeqCst);
     }
 
     /// The version that `serve` gave the hidden name to in this announcement.
     pub fn made(&self, file: FileId) -> Option<Version> {
-        version(
-            &self.arena,
-            self.arena.reader_files()[file.index()].created.load(SeqCst),
-        )
+        let created = self.reader.arena().reader_file(file).created.load(SeqCst);
+        self.reader.version(created)
     }
 
-    /// Ends it.
+    /// Ends the announcement of the version of that generation.
     pub fn done(&self, file: FileId, generation: Generation) {
-        self.arena.writer_files()[file.index()]
-            .announced
-            .fetch_max(generation.0, SeqCst);
-    }
-
-    fn announced(&self, file: FileId) -> Generation {
-        Generation(
-            self.arena.writer_files()[file.index()]
-                .announced
-                .load(SeqCst),
-        )
+        let announced = self.reader.arena().writer_file(file).announced;
+        announced.fetch_max(generation.0, SeqCst);
     }
 }

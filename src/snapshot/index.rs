@@ -1,13 +1,11 @@
-//! The publisher's own account of the arena, which spares a publication the walk over all files:
-//! the record that each file is served from, the old versions, the free ranges of the heap.
-//! Invariant: the records in the arena are the truth; an index that is rebuilt from them equals
-//! the present one.
+//! The publisher's index of the arena, which spares a publication the walk over all files: the
+//! record that each file is served from, the old versions, the free ranges of the heap. Invariant:
+//! the records in the arena are the truth; an index that is rebuilt from the records equals the
+//! present one.
 
-use super::{State, is, slot_at};
-use crate::memory::arena::Arena;
+use super::layout::{Arena, State};
 use crate::names::FileId;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering::SeqCst;
 
 /// What the publisher knows of all records while no publication is under way.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,41 +14,34 @@ pub(super) struct Index {
     served: Vec<Option<usize>>,
     /// Bytes of all served versions.
     served_bytes: u64,
-    /// Live records that no path leads to any more.
-    pub(super) old: BTreeSet<(FileId, usize)>,
+    /// Live records of superseded versions.
+    pub(super) old: BTreeSet<usize>,
     /// Free ranges of the heap.
     pub(super) gaps: Gaps,
 }
 
 impl Index {
-    /// Reads all records. None may be live above the current generation.
+    /// Reads all records. No record may be live above the current generation.
     pub(super) fn of(arena: &Arena) -> Self {
-        let current = arena.writer_area().current.load(SeqCst);
         let mut index = Self {
-            served: Vec::new(),
+            served: vec![None; arena.files().len()],
             served_bytes: 0,
             old: BTreeSet::new(),
-            gaps: Gaps::default(),
+            gaps: Gaps::all(arena.heap_len() as u64),
         };
-        let mut used = Vec::new();
-        for file in (0_u32..).map(FileId).take(arena.files().len()) {
-            let served = slot_at(arena, file, current);
-            index.served.push(served);
-            for slot in arena.slots(file) {
-                let record = &arena.records()[slot];
-                if is(record, State::Free) {
-                    continue;
-                }
-                let len = record.len.load(SeqCst);
-                used.push((record.offset.load(SeqCst), len));
-                if Some(slot) == served {
-                    index.served_bytes += len;
-                } else if is(record, State::Live) {
-                    index.old.insert((file, slot));
-                }
+        for slot in arena.all_slots() {
+            let record = arena.record(slot);
+            if record.is(State::Live) {
+                let (offset, len) = record.bytes();
+                index.gaps.cut(offset, len);
+                index.old.insert(slot);
             }
         }
-        index.gaps = Gaps::between(used, arena.heap_len() as u64);
+        let files = (0_u32..).map(FileId).take(arena.files().len());
+        for slot in files.filter_map(|file| arena.slot_at(file, arena.generation())) {
+            index.old.remove(&slot);
+            index.serve(arena, slot);
+        }
         index
     }
 
@@ -64,15 +55,14 @@ impl Index {
         self.served_bytes
     }
 
-    /// From now on the file is served from `slot`; the version before becomes an old one.
-    pub(super) fn serve(&mut self, arena: &Arena, file: FileId, slot: usize) {
-        let len = |slot: usize| arena.records()[slot].len.load(SeqCst);
-        if let Some(before) = self.served[file.index()] {
-            self.served_bytes -= len(before);
-            self.old.insert((file, before));
-        }
-        self.served[file.index()] = Some(slot);
+    /// From now on the record's file is served from the record; the version before is an old one.
+    pub(super) fn serve(&mut self, arena: &Arena, slot: usize) {
+        let len = |slot| arena.record(slot).bytes().1;
         self.served_bytes += len(slot);
+        if let Some(before) = self.served[arena.file_of(slot).index()].replace(slot) {
+            self.served_bytes -= len(before);
+            self.old.insert(before);
+        }
     }
 }
 
@@ -85,59 +75,50 @@ pub(super) struct Gaps {
     by_len: BTreeSet<(u64, u64)>,
 }
 
-/// Which of the gaps that are large enough is used.
+/// The choice among the gaps that are large enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Placement {
-    /// The smallest one.
+    /// The smallest gap.
     Best,
-    /// The end of the last one.
+    /// The end of the last gap.
     Last,
 }
 
 impl Gaps {
-    /// What `used` ranges (offset and length) leave of a heap.
-    fn between(mut used: Vec<(u64, u64)>, heap_len: u64) -> Self {
-        used.sort_unstable();
-        used.push((heap_len, 0));
+    /// The whole of a heap.
+    fn all(len: u64) -> Self {
         let mut gaps = Self::default();
-        let mut end = 0;
-        for (offset, len) in used {
-            if len == 0 && offset < heap_len {
-                continue;
-            }
-            gaps.insert(end, offset.saturating_sub(end));
-            end = end.max(offset.saturating_add(len));
-        }
+        gaps.insert(0, len);
         gaps
     }
 
-    /// Takes `len` bytes out of a gap; gives their offset.
+    /// Takes `len` bytes out of a gap; returns the offset of the bytes.
     pub(super) fn take(&mut self, len: u64, placement: Placement) -> Option<u64> {
         if len == 0 {
             return Some(0);
         }
-        let (begin, gap) = match placement {
-            Placement::Best => {
-                let (gap, begin) = *self.by_len.range((len, 0)..).next()?;
-                (begin, gap)
-            }
+        let offset = match placement {
+            Placement::Best => self.by_len.range((len, 0)..).next()?.1,
             Placement::Last => {
                 let mut from_end = self.by_offset.iter().rev();
-                let (begin, gap) = from_end.find(|(_, gap)| **gap >= len)?;
-                (*begin, *gap)
+                let (offset, gap) = from_end.find(|(_, gap)| **gap >= len)?;
+                offset + gap - len
             }
         };
-        self.remove(begin, gap);
-        let rest = gap - len;
-        match placement {
-            Placement::Best => {
-                self.insert(begin + len, rest);
-                Some(begin)
-            }
-            Placement::Last => {
-                self.insert(begin, rest);
-                Some(begin + rest)
-            }
+        self.cut(offset, len);
+        Some(offset)
+    }
+
+    /// Cuts a range out of the gap around it.
+    fn cut(&mut self, offset: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
+        if let Some((&start, &gap)) = self.by_offset.range(..=offset).next_back() {
+            self.remove(start, gap);
+            self.insert(start, offset - start);
+            let end = offset.saturating_add(len);
+            self.insert(end, (start + gap).saturating_sub(end));
         }
     }
 
@@ -146,18 +127,18 @@ impl Gaps {
         if len == 0 {
             return;
         }
-        let (mut begin, mut end) = (offset, offset + len);
+        let (mut start, mut end) = (offset, offset + len);
         if let Some((&before, &gap)) = self.by_offset.range(..offset).next_back()
             && before + gap == offset
         {
             self.remove(before, gap);
-            begin = before;
+            start = before;
         }
         if let Some(&gap) = self.by_offset.get(&end) {
             self.remove(end, gap);
             end += gap;
         }
-        self.insert(begin, end - begin);
+        self.insert(start, end - start);
     }
 
     fn insert(&mut self, offset: u64, len: u64) {

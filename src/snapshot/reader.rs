@@ -1,17 +1,28 @@
 //! Finds versions and holds them for the kernel: the side that changes the reader area. A reader
 //! never waits: a lookup is repeated only when a flip came in between.
 
-use super::{Summary, Version, current, slot_of, summary, tag, version};
-use crate::memory::arena::Arena;
+use super::layout::Arena;
+use super::version::{LOWER_HALF, Version};
 use crate::names::FileId;
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The version was evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
 
-/// What `serve` sees.
+/// The sums of all listed files of one generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Bytes of the versions.
+    pub used: u64,
+    /// The newest time of a publication.
+    pub mtime: SystemTime,
+}
+
+/// The arena as `serve` uses it.
 #[derive(Clone, Debug)]
 pub struct Reader {
     arena: Arc<Arena>,
@@ -28,138 +39,148 @@ impl Reader {
         &self.arena
     }
 
-    /// What is true of all listed files now.
+    /// The sums of all listed files now. The publisher writes the words of the next generation
+    /// beside these, so they belong together while `current` stays.
     pub fn summary(&self) -> Summary {
-        summary(&self.arena)
-    }
-
-    /// The file's version now, not held.
-    pub fn current(&self, file: FileId) -> Option<Version> {
-        current(&self.arena, file)
-    }
-
-    /// The file's version now, held until as many `forget`s.
-    pub fn hold_current(&self, file: FileId) -> Option<Version> {
         loop {
-            let at = self.arena.writer_area().current.load(SeqCst);
-            let found = current(&self.arena, file)?;
-            let held = self.raise(found.nodeid);
-            if held && self.arena.writer_area().current.load(SeqCst) == at {
-                return Some(found);
-            }
-            if held {
-                self.forget(found.nodeid, 1);
+            let at = self.arena.generation();
+            let words = self.arena.summary(at).each_ref();
+            let [used, mtime] = words.map(|word| word.load(SeqCst));
+            if self.arena.generation() == at {
+                let mtime = UNIX_EPOCH + Duration::from_nanos(mtime);
+                return Summary { used, mtime };
             }
         }
     }
 
-    /// That version, held; `None` when it was freed, or its record is used by a younger one.
+    /// The file's current version, not held; `None` before the first publication.
+    pub fn current(&self, file: FileId) -> Option<Version> {
+        loop {
+            let at = self.arena.generation();
+            let slot = self.arena.slot_at(file, at);
+            let found = slot.and_then(|slot| self.arena.load(slot));
+            // A flip replaced a record that was found and cannot be loaded; the next turn sees the
+            // flip. After a publisher's death no record changes, so the loop ends.
+            if self.arena.generation() == at && found.is_some() == slot.is_some() {
+                return found;
+            }
+        }
+    }
+
+    /// The version with that number, unless it was evicted.
+    pub fn version(&self, nodeid: u64) -> Option<Version> {
+        let version = self.arena.load(self.arena.slot_of(nodeid))?;
+        (version.nodeid == nodeid).then_some(version)
+    }
+
+    /// The file's current version, held until the same number of `forget`s.
+    pub fn hold_current(&self, file: FileId) -> Option<Version> {
+        loop {
+            let at = self.arena.generation();
+            let found = self.current(file)?;
+            if !self.raise(found.nodeid) {
+                continue;
+            }
+            if self.arena.generation() == at {
+                return Some(found);
+            }
+            self.forget(found.nodeid, 1);
+        }
+    }
+
+    /// The version with that number, held; `None` when it was freed.
     pub fn hold(&self, nodeid: u64) -> Option<Version> {
         if !self.raise(nodeid) {
             return None;
         }
-        // Read after the count was raised: a version that nobody held may have been freed until
-        // then.
-        let found = version(&self.arena, nodeid);
+        // A version without holders may have been freed before the count was raised.
+        let found = self.version(nodeid);
         if found.is_none() {
             self.forget(nodeid, 1);
         }
         found
     }
 
-    /// The file that a number is of, whatever became of the version.
+    /// The file that the version with that number belongs to, or belonged to.
     pub fn file_of(&self, nodeid: u64) -> FileId {
-        let file = slot_of(&self.arena, nodeid) / self.arena.slots(FileId(0)).len().max(1);
-        FileId(u32::try_from(file).unwrap_or(u32::MAX))
+        self.arena.file_of(self.arena.slot_of(nodeid))
     }
 
-    /// That version, if it was not evicted.
-    pub fn version(&self, nodeid: u64) -> Option<Version> {
-        version(&self.arena, nodeid)
-    }
-
-    /// `count` lookups let the version go. One that was evicted is let go of already.
+    /// Ends `count` holds of the version. Those of an evicted version have ended already.
     pub fn forget(&self, nodeid: u64, count: u64) {
+        let tag = self.arena.tag(nodeid);
         let lower = |word: u64| {
-            let held = word & u64::from(u32::MAX);
-            (word >> 32 == tag(&self.arena, nodeid)).then(|| word - count.min(held))
+            let held = word & LOWER_HALF;
+            (word >> 32 == tag).then(|| word - count.min(held))
         };
-        let _ = self.arena.refs()[slot_of(&self.arena, nodeid)].fetch_update(SeqCst, SeqCst, lower);
+        let holders = self.arena.holders(self.arena.slot_of(nodeid));
+        let _ = holders.fetch_update(SeqCst, SeqCst, lower);
     }
 
-    /// Copies bytes from `offset` on; returns how many there were.
+    /// Copies bytes of the version from `offset` on; returns how many were copied.
     ///
     /// # Errors
-    /// `Gone` when the version was evicted, before or during the copy: what is in `into` then is to
-    /// be wiped.
+    /// `Gone` when the version was evicted, before or during the copy: the caller must wipe `into`.
     pub fn read(&self, nodeid: u64, offset: u64, into: &mut [u8]) -> Result<usize, Gone> {
-        let found = version(&self.arena, nodeid).ok_or(Gone)?;
+        let found = self.version(nodeid).ok_or(Gone)?;
         let left = usize::try_from(found.len.saturating_sub(offset)).unwrap_or(usize::MAX);
         let len = left.min(into.len());
-        self.arena
-            .read(found.offset + offset.min(found.len), &mut into[..len])
-            .ok_or(Gone)?;
-        if version(&self.arena, nodeid) == Some(found) {
+        let from = found.offset + offset.min(found.len);
+        self.arena.heap().read(from, &mut into[..len]).ok_or(Gone)?;
+        if self.version(nodeid) == Some(found) {
             Ok(len)
         } else {
             Err(Gone)
         }
     }
 
-    /// Whether this thread is the announcing one.
+    /// Whether this thread is the announcing thread.
     pub fn is_announcer(&self, tid: u32) -> bool {
         tid != 0 && self.arena.writer_area().announcer.load(SeqCst) == u64::from(tid)
     }
 
-    /// The announcement's create: the file's version now gets the hidden name. Held.
+    /// The announcement's create: gives the hidden name to the file's current version, held.
     pub fn make(&self, file: FileId) -> Option<Version> {
         let found = self.hold_current(file)?;
-        let words = &self.arena.reader_files()[file.index()];
+        let attempt = self.arena.writer_file(file).attempt.load(SeqCst);
+        let words = self.arena.reader_file(file);
         words.created.store(found.nodeid, SeqCst);
-        words.attempt.store(
-            self.arena.writer_files()[file.index()].attempt.load(SeqCst),
-            SeqCst,
-        );
+        words.attempt.store(attempt, SeqCst);
         Some(found)
     }
 
     /// The number that has the hidden name in the announcement under way.
     pub fn made(&self, file: FileId) -> Option<u64> {
-        let words = &self.arena.reader_files()[file.index()];
-        let attempt = self.arena.writer_files()[file.index()].attempt.load(SeqCst);
+        let words = self.arena.reader_file(file);
+        let attempt = self.arena.writer_file(file).attempt.load(SeqCst);
         (attempt != 0 && words.attempt.load(SeqCst) == attempt).then(|| words.created.load(SeqCst))
     }
 
-    /// The announcement's rename; the same again when it is sent again.
+    /// The announcement's rename; a repeated request has the same effect.
     ///
     /// # Errors
-    /// `Gone` when nothing has the hidden name.
+    /// `Gone` when no version has the hidden name.
     pub fn rename(&self, file: FileId) -> Result<(), Gone> {
         let made = self.made(file).ok_or(Gone)?;
-        self.arena.reader_files()[file.index()]
-            .renamed
-            .store(made, SeqCst);
+        self.arena.reader_file(file).renamed.store(made, SeqCst);
         Ok(())
     }
 
-    /// The number that the file's name belongs to since the last announcing rename; 0 before the
-    /// first.
+    /// The number that has the file's name since the last announcing rename; 0 before the first.
     pub fn renamed(&self, file: FileId) -> u64 {
-        self.arena.reader_files()[file.index()].renamed.load(SeqCst)
+        self.arena.reader_file(file).renamed.load(SeqCst)
     }
 
-    /// Raises the version's count; false when its record is used by a younger one.
+    /// Raises the count of holders; false when a younger version uses the record.
     fn raise(&self, nodeid: u64) -> bool {
-        let tag = tag(&self.arena, nodeid);
+        let tag = self.arena.tag(nodeid);
         let raise = |word: u64| match (word >> 32).cmp(&tag) {
-            std::cmp::Ordering::Less => Some((tag << 32) + 1),
-            std::cmp::Ordering::Equal => {
-                Some(word + u64::from(word & u64::from(u32::MAX) != u64::from(u32::MAX)))
-            }
-            std::cmp::Ordering::Greater => None,
+            Ordering::Less => Some((tag << 32) + 1),
+            Ordering::Equal if word & LOWER_HALF == LOWER_HALF => Some(word),
+            Ordering::Equal => Some(word + 1),
+            Ordering::Greater => None,
         };
-        self.arena.refs()[slot_of(&self.arena, nodeid)]
-            .fetch_update(SeqCst, SeqCst, raise)
-            .is_ok()
+        let holders = self.arena.holders(self.arena.slot_of(nodeid));
+        holders.fetch_update(SeqCst, SeqCst, raise).is_ok()
     }
 }

@@ -1,11 +1,13 @@
 //! Publisher and reader against a model, over a real arena.
 
 use super::*;
-use crate::memory::arena::{Backing, FileSpec, LAST_KEPT, Visibility};
-use crate::names::FileName;
+use crate::memory::mapping::Backing;
+use crate::names::{FileId, FileName, Generation, Owner};
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const FILES: u32 = 3;
 
@@ -27,6 +29,11 @@ fn arena(size: usize) -> Arc<Arena> {
         Arena::create((0..=FILES).map(spec).collect(), Some(size), Backing::Locked)
             .expect("64 KiB can be locked"),
     )
+}
+
+/// All live versions.
+fn versions(arena: &Arena) -> impl Iterator<Item = Version> {
+    (0..arena.record_count()).filter_map(|slot| arena.load(slot))
 }
 
 #[derive(Clone, Debug)]
@@ -175,7 +182,7 @@ impl World {
                 (version.file, version.len),
                 (FileId(file), bytes.len() as u64)
             );
-            assert!(version.nodeid >= self.arena.records().len() as u64);
+            assert!(version.nodeid >= self.arena.record_count() as u64);
             self.model.held.push((version, bytes));
         }
     }
@@ -217,8 +224,11 @@ impl World {
             assert_eq!(&into, bytes);
         }
         let mut heap = vec![0xff; self.arena.heap_len()];
-        self.arena.read(0, &mut heap).expect("the whole heap");
-        for record in self.arena.records().iter().filter_map(load) {
+        self.arena
+            .heap()
+            .read(0, &mut heap)
+            .expect("the whole heap");
+        for record in versions(&self.arena) {
             let at = usize::try_from(record.offset).expect("inside");
             heap[at..at + usize::try_from(record.len).expect("inside")].fill(0);
         }
@@ -286,7 +296,7 @@ proptest! {
         (0..FILES).for_each(|file| world.run(Op::Announce(file)));
         world.publisher.collect();
         world.check();
-        prop_assert_eq!(world.arena.records().iter().filter_map(load).count(), world.model.newest.len());
+        prop_assert_eq!(versions(&world.arena).count(), world.model.newest.len());
     }
 }
 
@@ -318,15 +328,13 @@ fn what_was_not_flipped_is_dropped_at_a_restart() {
     world.publish(&[(0, 100)]);
     let staged = world
         .arena
-        .records()
-        .iter()
-        .find(|record| is(record, State::Free))
+        .all_slots()
+        .map(|slot| world.arena.record(slot))
+        .find(|record| record.is(State::Free))
         .expect("a free record");
-    world.arena.write(5000, b"hunter2").expect("inside");
-    staged.offset.store(5000, SeqCst);
-    staged.len.store(7, SeqCst);
-    staged.generation.store(2, SeqCst);
-    staged.state.store(State::Live as u32, SeqCst);
+    world.arena.heap().write(5000, b"hunter2").expect("inside");
+    staged.describe(0, 2, (5000, 7), 0);
+    staged.mark(State::Live);
     world.run(Op::Restart);
     world.check();
 }
@@ -349,7 +357,7 @@ fn state_is_never_announced_and_leaves_no_old_version() {
         world
             .arena
             .slots(STATE)
-            .filter_map(|slot| load(&world.arena.records()[slot]))
+            .filter_map(|slot| world.arena.load(slot))
             .count()
     };
     assert_eq!(states(), 1);

@@ -5,8 +5,8 @@
 use super::{DATA, DATA_NEXT, DATA_PREFIX, FILES, dir_name, generation_of, remove};
 use crate::clock::Moment;
 use crate::config::plan;
-use crate::memory::arena::{FileSpec, Visibility};
 use crate::names::{FileId, Generation, Owner, STATE_DIRECTORY};
+use crate::snapshot::{FileSpec, Visibility};
 use nix::dir::Type;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
@@ -153,10 +153,10 @@ impl Writer {
             }
         }
         let current = self.current.iter().flatten();
-        let current: HashSet<String> = current.map(|content| content.name.clone()).collect();
+        let current: HashSet<&str> = current.map(|content| content.name.as_str()).collect();
         let mut contents = Vec::new();
         for (name, _) in remove::entries(self.store.as_fd())? {
-            if !current.contains(&name) {
+            if !current.contains(name.as_str()) {
                 contents.push(ContentFile { name, len: 0 });
             }
         }

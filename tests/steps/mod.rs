@@ -4,9 +4,11 @@
 //! and after a given number of them stops or kills the process instead. Invariant: every process
 //! here has one thread. For `x86_64` (the trap flag).
 
-use baofs::memory::arena::{Arena, Backing, FileSpec, Visibility};
+use baofs::memory::mapping::Backing;
 use baofs::names::{FileId, FileName, Owner};
-use baofs::snapshot::{Announcements, Change, Publisher, Reader};
+use baofs::snapshot::{
+    Announcements, Arena, Change, FileSpec, Publisher, Reader, State, Visibility,
+};
 use nix::sys::mman::{ProtFlags, mprotect};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -24,8 +26,6 @@ use std::time::{Duration, UNIX_EPOCH};
 const SIZE: usize = 12 << 10;
 /// Bytes of a usual version.
 pub(crate) const LEN: usize = 500;
-/// The `state` of a record that is a version.
-const LIVE: u32 = 1;
 /// Both files.
 pub(crate) const FILES: [FileId; 2] = [FileId(0), FileId(1)];
 
@@ -99,15 +99,11 @@ impl World {
     /// No byte is left of anything but versions.
     pub(crate) fn is_tidy(&self) {
         let mut heap = vec![0; self.arena.heap_len()];
-        self.arena.read(0, &mut heap).unwrap();
-        for record in self
-            .arena
-            .records()
-            .iter()
-            .filter(|record| record.state.load(SeqCst) == LIVE)
-        {
-            let [offset, len] = [&record.offset, &record.len]
-                .map(|word| usize::try_from(word.load(SeqCst)).unwrap());
+        self.arena.heap().read(0, &mut heap).unwrap();
+        let records = self.arena.all_slots().map(|slot| self.arena.record(slot));
+        for record in records.filter(|record| record.is(State::Live)) {
+            let [offset, len] =
+                <[u64; 2]>::from(record.bytes()).map(|word| usize::try_from(word).unwrap());
             heap[offset..offset + len].fill(0);
         }
         let left = heap.iter().filter(|byte| **byte != 0).count();
@@ -247,7 +243,7 @@ fn protect(how: ProtFlags) {
 
 /// The mapping that the arena is.
 fn place_of(arena: &Arena) -> Range<usize> {
-    let inside = std::ptr::from_ref(arena.writer_area()).expose_provenance();
+    let inside = std::ptr::from_ref(arena.writer_area().current).expose_provenance();
     let range = |line: &str| {
         let (from, to) = line.split_once(' ')?.0.split_once('-')?;
         Some(usize::from_str_radix(from, 16).ok()?..usize::from_str_radix(to, 16).ok()?)

@@ -5,12 +5,12 @@ use baofs::fuse::announce::Announcer;
 use baofs::fuse::mount::{FuseMount, Public};
 use baofs::fuse::session::Init;
 use baofs::link::{self, FromRole, Received};
-use baofs::memory::arena::{Arena, Backing, FileSpec, Visibility};
+use baofs::memory::mapping::Backing;
 use baofs::names::Role;
 use baofs::names::{FileId, FileName, Owner};
 use baofs::names::{Recovery, RestartHistory};
 use baofs::serve::{self, Job};
-use baofs::snapshot::{Change, Publisher};
+use baofs::snapshot::{Arena, Change, FileSpec, Publisher, Visibility};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
@@ -396,8 +396,7 @@ fn publish(arena: &Arc<Arena>, private: OwnedFd, mut orders: UnixStream) {
                 .unwrap();
             assert_eq!(flipped.0, generation);
             announcer.published(flipped, files.iter().copied().map(FileId).collect());
-            let due =
-                |id: &u32| arena.writer_files()[*id as usize].announced.load(SeqCst) < generation;
+            let due = |id: &u32| arena.writer_file(FileId(*id)).announced.load(SeqCst) < generation;
             while turn % burst == 0 && listed.iter().any(due) {
                 rounds.recv().unwrap().unwrap();
             }

@@ -1,0 +1,60 @@
+//! The present `serve`, as its words in the reader area describe it. Invariant: `fetch` sees the
+//! words of one process or none.
+
+use super::layout::Arena;
+use crate::clock::Moment;
+use crate::names::{Recovery, RestartHistory};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
+
+/// A `serve` that answers the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Serving {
+    /// The restarts before this process.
+    pub past: RestartHistory,
+    /// Process id.
+    pub pid: i32,
+    /// When the process began to answer.
+    pub born: Moment,
+    /// How requests are recovered that a predecessor had taken.
+    pub recovery: Recovery,
+}
+
+impl Arena {
+    /// Notes the calling process as the present `serve`.
+    ///
+    /// `fetch` may read meanwhile: the process id is 0 until the other words belong to the process.
+    pub fn serve_was_born(&self, past: RestartHistory, recovery: Recovery, now: Moment) {
+        let [pid, deaths, crashes, born, recovered] = self.serving();
+        pid.store(0, SeqCst);
+        deaths.store(past.deaths, SeqCst);
+        crashes.store(u64::from(past.crashes), SeqCst);
+        let millis = now.since_origin().as_millis();
+        born.store(u64::try_from(millis).unwrap_or(u64::MAX), SeqCst);
+        recovered.store(recovery as u64, SeqCst);
+        pid.store(u64::from(std::process::id()), SeqCst);
+        // A predecessor that died during an operation left an odd number.
+        let work = self.reader_area().work;
+        work.fetch_add(work.load(Relaxed) & 1, Relaxed);
+    }
+
+    /// The last `serve` that began to answer; `None` before the first, and while another begins.
+    pub fn last_serve(&self) -> Option<Serving> {
+        let words = self.serving();
+        let [pid, deaths, crashes, born, recovery] = words.each_ref().map(|word| word.load(SeqCst));
+        if pid == 0 || words[0].load(SeqCst) != pid {
+            return None;
+        }
+        Some(Serving {
+            past: RestartHistory {
+                deaths,
+                crashes: u32::try_from(crashes).ok()?,
+            },
+            pid: i32::try_from(pid).ok()?,
+            born: Moment::at(Duration::from_millis(born)),
+            recovery: [Recovery::Resend, Recovery::Interrupt]
+                .into_iter()
+                .find(|known| *known as u64 == recovery)?,
+        })
+    }
+}
