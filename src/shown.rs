@@ -144,7 +144,7 @@ mod tests {
         }
     }
 
-    /// Any text, with more of what must not be shown than chance gives.
+    /// A random text with many characters that must not be shown.
     fn any_text() -> impl Strategy<Value = String> {
         let bad = prop::sample::select(
             "\u{0}\u{1b}\n\r\u{7f}\u{80}\u{9b}\u{ad}\u{200b}\u{200f}\u{2028}\u{202e}\u{2069}\u{feff}".chars().collect::<Vec<_>>(),

@@ -512,7 +512,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::UNIX_EPOCH;
 
-    /// A thread that is not the announcing one.
+    /// Another thread than the announcing thread.
     const OTHER: u32 = 1;
 
     struct World {
@@ -523,8 +523,8 @@ mod tests {
         tid: u32,
     }
 
-    /// Two files, of which `a` has a version of 3 bytes that is not announced; and one of the
-    /// agent's own state without any.
+    /// File `a` with a version of 3 bytes, not announced; file `b` and a file of the agent's state
+    /// without a version.
     fn world() -> World {
         let owner = Owner {
             uid: 1000,
@@ -637,7 +637,7 @@ mod tests {
             // No version yet.
             (OTHER, "b", Err(FsError::NotFound)),
             (OTHER, "c", Err(FsError::NotFound)),
-            // Not before its create, and then not for others.
+            // Before the create.
             (world.tid, "..new.a", Err(FsError::NotFound)),
             (OTHER, "..new.a", Err(FsError::NotFound)),
         ] {
@@ -887,7 +887,7 @@ mod tests {
         assert_eq!(world.announcements.due(), [FileId(0)]);
         let newest = world.lookup(OTHER, "a").expect("published");
         assert_eq!(newest.size, 6, "a lookup sees the flip at once");
-        // The thread that is about to rename over the name sees whom the watchers watch.
+        // The announcing thread finds the inode that watchers know.
         assert_eq!(
             world.lookup(world.tid, "a").expect("last announced").ino,
             made.ino
@@ -924,8 +924,8 @@ mod tests {
         );
         let mut times = vec![first.mtime];
         for ino in [first.ino, second.ino] {
-            // Asked again by a successor of a `serve` that died over the answer: again another
-            // time.
+            // The second lookup is sent to the successor of a `serve` that died before the reply: the
+            // time must change again.
             for _resent in 0..2 {
                 let old = world.lookup(world.tid, "..old.a").expect("kept");
                 assert_eq!((old.ino, old.size, old.links), (ino, 3, 0));
@@ -944,7 +944,7 @@ mod tests {
             "a descriptor keeps its version"
         );
 
-        // Read into pages once more; then let go of, and its record used anew.
+        // The kernel keeps pages once more; then the version is released and its record reused.
         world.tree.kept(first.ino);
         assert_eq!(world.announcements.kept(), [FileId(0)]);
         world.tree.forget(first.ino, 100);

@@ -53,6 +53,12 @@ struct Header {
     pid: libc::c_int,
 }
 
+/// The calling thread.
+const HEADER: Header = Header {
+    version: VERSION_3,
+    pid: 0,
+};
+
 /// `struct __user_cap_data_struct`; the first of two holds the low words.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -67,8 +73,8 @@ struct Data {
 /// # Errors
 /// When the kernel does not know version 3 of the call (before 2.6.26).
 pub fn has(capability: Capability) -> io::Result<bool> {
-    let ([low, high], [in_low, in_high]) = (get()?, words(&[capability]));
-    Ok(low.effective & in_low != 0 || high.effective & in_high != 0)
+    let number = capability as usize;
+    Ok(get()?[number / 32].effective >> (number % 32) & 1 == 1)
 }
 
 /// Whether `capability` is in the calling thread's bounding set, which a container runtime limits
@@ -144,10 +150,7 @@ fn words(capabilities: &[Capability]) -> [u32; 2] {
 }
 
 fn get() -> io::Result<[Data; 2]> {
-    let mut header = Header {
-        version: VERSION_3,
-        pid: 0,
-    };
+    let mut header = HEADER;
     let mut data = [Data::default(); 2];
     // SAFETY: the header names version 3, for which the call writes two `Data`; both live through
     // the call.
@@ -157,10 +160,7 @@ fn get() -> io::Result<[Data; 2]> {
 }
 
 fn set(data: [Data; 2]) -> io::Result<()> {
-    let mut header = Header {
-        version: VERSION_3,
-        pid: 0,
-    };
+    let mut header = HEADER;
     // SAFETY: the header names version 3, for which the call reads two `Data`; both live through
     // the call.
     let result = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };

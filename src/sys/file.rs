@@ -147,7 +147,7 @@ mod tests {
         ] {
             symlink(to, at(name)).expect("a link");
         }
-        // A link to a file of /proc, whose size is 0, has an end of its own.
+        // Files of /proc have size 0, and some bytes.
         symlink("/proc/self/limits", at("proc")).expect("a link");
         for (name, want) in [
             ("full", "64"),

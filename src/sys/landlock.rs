@@ -225,8 +225,7 @@ mod tests {
         assert_eq!(FileRights::known(0).0, 0);
     }
 
-    /// Each ABI up to this kernel's takes its own ruleset, and the rules hold for the thread alone
-    /// that restricts itself.
+    /// Rulesets of all ABIs up to the kernel's ABI hold, and only for the restricted thread.
     #[test]
     fn a_thread_keeps_what_it_names() {
         let Ok(newest) = abi() else { return };

@@ -432,9 +432,9 @@ fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
 mod tests {
     use super::*;
 
-    /// What the kernel would answer, by its own rules for these programs (`bpf_prog_run` of
-    /// `seccomp_data`). Panics where the kernel would refuse the program: a jump out of it, an
-    /// unknown instruction, an end without an answer.
+    /// The answer of the kernel, by the kernel's rules for BPF programs (`bpf_prog_run` of
+    /// `seccomp_data`). Panics if the kernel would refuse the program: for a jump out of the
+    /// program, an unknown instruction, an end without an answer.
     fn run(filter: &Filter<'_>, arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
         let mut data = [number, arch, 0, 0].map(u32::to_ne_bytes).concat();
         data.extend(arguments.iter().flat_map(|argument| argument.to_ne_bytes()));

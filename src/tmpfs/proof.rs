@@ -162,10 +162,10 @@ mod tests {
     const HYBRID: &str = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw";
     const V1_CGROUP: &str = "4:memory:/docker/1f\n1:name=systemd:/docker/1f\n0::/\n";
 
-    /// Why a swap cannot be excluded though that is allowed; or the refusal.
+    /// The exposure to an allowed swap, or the refusal.
     type Verdict = Result<Option<SwapExposure>, RefusalCause>;
 
-    /// An `io::Error`, which other causes hold, cannot be compared; its text can.
+    /// Compares texts, because some causes hold an `io::Error`, which has no `PartialEq`.
     fn assert_same(found: &Verdict, expected: &Verdict, row: &str) {
         assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{row}");
     }
@@ -213,7 +213,7 @@ mod tests {
                 "50 27 0:63 / /app/secrets rw,nosuid,nodev,noexec,relatime - tmpfs tmpfs rw,size=4096k,mode=755",
                 Ok(None),
             ),
-            // A subdirectory of a mount, and a bind of one: the device is what counts.
+            // A subdirectory of a tmpfs, and a bind mount of a subdirectory.
             (
                 "50 27 0:63 / /dev/shm rw,nosuid,nodev shared:4 - tmpfs tmpfs rw",
                 Ok(None),
@@ -246,7 +246,7 @@ mod tests {
                 "50 27 0:63 / /x rw - fuse.sshfs tmpfs rw,size=4k",
                 not("fuse.sshfs"),
             ),
-            // Another filesystem's line, a line cut short, none at all.
+            // A line of another filesystem, a truncated line, no line.
             (
                 "50 27 0:64 / /x rw - tmpfs tmpfs rw,size=4k",
                 not_memory(None),
@@ -329,7 +329,7 @@ mod tests {
             ),
             ("", Some(SWAP), "0::/\n", &[(OWN, "0\n")], Some(Reachable)),
             ("", Some(SWAP), "", &[], Some(Reachable)),
-            // v1: no limit is a proof, whatever it says.
+            // With v1, no limit is a proof.
             (HYBRID, Some(SWAP), V1_CGROUP, &[], Some(CgroupV1)),
             (HYBRID, Some(HEADER), V1_CGROUP, &[], None),
             (HYBRID, Some(SWAP), "7:cpu,memory:/\n", &[], Some(CgroupV1)),
@@ -343,7 +343,7 @@ mod tests {
                 &expected.map_or(Ok(None), |why| Err(RefusalCause::Swappable(why))),
                 &row,
             );
-            // Allowed, and said.
+            // Allowed, and reported.
             assert_same(
                 &verdict(mount, other, *swaps, cgroup, files, Swap::Allow),
                 &Ok(*expected),
@@ -369,8 +369,7 @@ mod tests {
         let mount = |options: &str| {
             format!("50 27 0:63 / /app/secrets rw - tmpfs tmpfs rw,size=4096k{options}\n")
         };
-        // Options of the mount, what the plan says of swaps, and what a later look at a machine
-        // with a swap finds.
+        // Options of the mount, the plan's setting, and the result of a later check with a swap.
         for (options, swap, found) in [
             ("", Swap::Refuse, Some(SwapExposure::Reachable)),
             ("", Swap::Allow, None),
