@@ -197,14 +197,17 @@ fn started(
     )
     .options(&["--wait", "120s"])
     .start();
-    // Until the room is made, which takes the same time each time.
-    agent.pid();
+    let is_refused = || agent.log().contains("hint: raise `filesystem.size`");
+    // Until the room is made, which takes the same time each time. A refused agent ends at once.
+    wait_tightly(&agent, || {
+        is_refused() || agent.entry().is_some_and(is_agent)
+    });
     let start = clock.now();
     loop {
         if agent.try_read(&name(files - 1)).is_some() {
             return Some((agent, size, clock.now().since(start)));
         }
-        if agent.log().contains("hint: raise `filesystem.size`") {
+        if is_refused() {
             return None;
         }
         std::thread::sleep(Duration::from_micros(200));

@@ -579,7 +579,7 @@ fn protection() -> Outcome {
         (Role::Serve, |arena| {
             arena.writer_area().current.store(7, SeqCst);
         }),
-        (Role::Serve, |arena| arena.heap().write(0, b"x").unwrap()),
+        (Role::Serve, |arena| arena.mapping().write(0, b"x").unwrap()),
         (Role::Serve, |arena| {
             arena.record(0).mark(State::Live);
         }),

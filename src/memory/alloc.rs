@@ -1,22 +1,20 @@
-//! An allocator that wipes what it frees, so that copies made by libraries (TLS, HTTP, JSON) do not
-//! outlive their use. Invariant: no byte goes back to the system's allocator before it is zero.
+//! An allocator that wipes freed blocks, so no copy that a library makes (TLS, HTTP,
+//! JSON) survives. Invariant: a byte is zero before the system's allocator gets the byte back.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-/// From this size on a block is wiped by pieces.
+/// From this size on, only touched pages of a block are wiped.
 const LARGE: usize = 1 << 20;
-/// What the kernel is asked about at once.
-const SPAN: usize = 1 << 21;
-/// A piece of it, when any of it was touched; a multiple of every page size.
+/// The kernel is asked for each piece of this size: a multiple of every page size.
 const PIECE: usize = 1 << 16;
 
 /// The system's allocator, wiping on free; for `#[global_allocator]`.
 #[derive(Debug)]
 pub struct Wiping;
 
-// SAFETY: every call is handed to `System` with the caller's own arguments. `realloc` is the
-// trait's own, which allocates, copies and frees through this allocator: it never lets `System`
-// move a block and leave its old bytes behind.
+// SAFETY: every call is handed to `System` with the caller's arguments. `realloc` is the default of
+// the trait, which allocates, copies and frees through this allocator: `System` never moves a block
+// and leaves the old bytes behind.
 unsafe impl GlobalAlloc for Wiping {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps `GlobalAlloc::alloc`'s contract.
@@ -36,51 +34,35 @@ unsafe impl GlobalAlloc for Wiping {
     }
 }
 
-/// Wipes a block, leaving out the pages of a large one that were never touched: fuser's buffer has
-/// 16 MiB, of which it uses a page, and making the others only to wipe them would take longer than
-/// everything else at start.
+/// Wipes a block, except for untouched pages of a large block: fuser's buffer has 16 MiB, of which
+/// fuser touches a page. Wiping would make the other pages resident, and take longer than the rest
+/// of a start.
 ///
 /// # Safety
-/// As `memory::wipe`.
+/// As for `memory::wipe`.
 unsafe fn wipe_touched(at: *mut u8, len: usize) {
     let head = if len < LARGE {
         len
     } else {
         at.align_offset(PIECE)
     };
-    let middle = (len - head) / PIECE * PIECE;
-    let pieces = at.wrapping_add(head);
-    // SAFETY: each is a part of the block that the caller gives up.
+    // SAFETY: the range is a part of the block that the caller gives up.
     unsafe { super::wipe(at, head) };
-    // SAFETY: as above.
-    unsafe { wipe_pieces(pieces, middle, SPAN) };
-    // SAFETY: as above.
-    unsafe { super::wipe(pieces.wrapping_add(middle), len - head - middle) };
-}
-
-/// Wipes what was touched of whole pieces, asking about `span` bytes at once.
-///
-/// # Safety
-/// As `memory::wipe`.
-unsafe fn wipe_pieces(at: *mut u8, len: usize, span: usize) {
-    for from in (0..len).step_by(span) {
-        let (piece, len) = (at.wrapping_add(from), span.min(len - from));
-        match span {
-            _ if !is_touched(piece, len) => {}
-            // SAFETY: it is a part of what the caller gives up.
-            PIECE => unsafe { super::wipe(piece, len) },
+    for from in (head..len).step_by(PIECE) {
+        let (piece, len) = (at.wrapping_add(from), PIECE.min(len - from));
+        if is_touched(piece, len) {
             // SAFETY: as above.
-            _ => unsafe { wipe_pieces(piece, len, PIECE) },
+            unsafe { super::wipe(piece, len) };
         }
     }
 }
 
-/// Whether any page of this range of at most `SPAN` bytes, which begins at a page, is in memory.
-/// One that is not holds zeros, or is in a swap, where no wipe reaches it.
+/// Whether any page of the range is in memory. The range begins at a page and has at most `PIECE`
+/// bytes. Other pages hold zeros, or are in a swap, where no wipe reaches.
 fn is_touched(at: *mut u8, len: usize) -> bool {
-    let mut pages = [0_u8; SPAN / 4096];
-    // SAFETY: the range is a mapping (a part of a live block) that begins at a page; the vector has
-    // a byte for each page even where pages are of the least size, 4 KiB.
+    let mut pages = [0_u8; PIECE / 4096];
+    // SAFETY: the range is a part of a live block and begins at a page; the vector has a byte for
+    // each page even where pages have the least size, 4 KiB.
     let asked = unsafe { libc::mincore(at.cast(), len, pages.as_mut_ptr()) };
     asked != 0 || pages.iter().any(|page| page & 1 == 1)
 }

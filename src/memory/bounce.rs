@@ -1,19 +1,19 @@
 //! A private locked buffer for replies: the kernel cannot send from the arena (`writev` from
 //! `memfd_secret` is EFAULT). Invariant: the buffer holds a secret only while it is lent.
 
+use super::MemoryError;
 use super::mapping::map_locked;
-use super::{MemoryError, lockable};
 use nix::sys::mman::{MapFlags, munmap};
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
-/// The buffer's size as `mmap` wants it.
+/// The size as `mmap` takes it.
 const LENGTH: NonZeroUsize = NonZeroUsize::new(Bounce::SIZE).expect("above zero");
 
 /// A buffer of locked memory, made after the fork (locks are not inherited).
+#[derive(Debug)]
 pub struct Bounce {
-    /// A mapping of `SIZE` bytes that only this value knows.
+    /// A mapping of `SIZE` bytes, owned by this value.
     at: NonNull<u8>,
 }
 
@@ -29,33 +29,21 @@ impl Bounce {
     /// # Errors
     /// `NotLocked` when `RLIMIT_MEMLOCK` is below `SIZE`.
     pub fn new() -> Result<Self, MemoryError> {
-        let limit = lockable();
         match map_locked(LENGTH, MapFlags::MAP_PRIVATE) {
             Ok(at) => Ok(Self { at }),
-            Err(cause) => Err(MemoryError::NotLocked {
-                purpose: "replies",
-                wanted: Self::SIZE,
-                limit,
-                cause,
-            }),
+            Err(cause) => Err(MemoryError::not_locked("replies", Self::SIZE, cause)),
         }
     }
 
-    /// Lends the first `len` bytes (at most `SIZE`) to `body`, and wipes them afterwards.
+    /// Lends the first `len` bytes (at most `SIZE`) to `body`, then wipes the bytes.
     pub fn lend<T>(&mut self, len: usize, body: impl FnOnce(&mut [u8]) -> T) -> T {
         let len = len.min(Self::SIZE);
         // SAFETY: the mapping has at least `len` bytes, initialised to zero by the kernel, and the
-        // exclusive borrow of `self` makes this the only reference.
+        // exclusive borrow of `self` excludes other references.
         let result = body(unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), len) });
         // SAFETY: the mapping belongs to `self`, and `body` has returned the reference.
         unsafe { super::wipe(self.at.as_ptr(), len) };
         result
-    }
-}
-
-impl fmt::Debug for Bounce {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Bounce(..)")
     }
 }
 

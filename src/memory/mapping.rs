@@ -1,6 +1,6 @@
-//! A shared mapping of locked pages, inherited by forked processes. One part of the mapping holds
-//! bytes, which are copied in and out; the rest holds 64-bit words. Invariants: every access is
-//! bounds-checked; no reference to a byte exists; words are reached through atomics only.
+//! A shared mapping of locked pages, inherited by forked processes. The mapping begins with 64-bit
+//! words; bytes follow, which are copied in and out. Invariants: every access is bounds-checked; no
+//! reference to a byte exists; words are reached through atomics only.
 
 use super::{MemoryError, lockable};
 use nix::errno::Errno;
@@ -27,9 +27,9 @@ pub enum Backing {
 #[derive(Debug)]
 pub struct Mapping {
     at: NonNull<u8>,
+    /// Where the words end and the bytes begin.
+    bytes: usize,
     len: usize,
-    /// The part that holds bytes.
-    bytes: Range<usize>,
 }
 
 // SAFETY: the mapping lives as long as the value. Words are atomics; bytes are copied as `read`,
@@ -39,29 +39,30 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps and locks `len` bytes, all zero. The range `bytes` of them holds bytes, the rest words.
-    /// To be called before any fork.
+    /// Maps and locks memory for words, which take `words` bytes, and for `bytes` bytes; all are
+    /// zero. To be called before any fork.
     ///
     /// # Errors
     /// `NotLocked` when the kernel refuses the memory or the lock.
-    ///
-    /// # Panics
-    /// When `bytes` is not a part of the mapping.
-    pub fn new(len: usize, bytes: Range<usize>, backing: Backing) -> Result<Self, MemoryError> {
-        assert!(bytes.start <= bytes.end && bytes.end <= len, "{bytes:?}");
-        let limit = lockable();
+    pub fn new(words: usize, bytes: usize, backing: Backing) -> Result<Self, MemoryError> {
+        let len = words.saturating_add(bytes);
         match map(len, backing) {
-            Ok(at) => Ok(Self { at, len, bytes }),
-            Err(cause) => Err(MemoryError::NotLocked {
-                purpose: "secrets",
-                wanted: len,
-                limit,
-                cause,
+            Ok(at) => Ok(Self {
+                at,
+                bytes: words,
+                len,
             }),
+            Err(cause) => Err(MemoryError::not_locked("secrets", len, cause)),
         }
     }
 
-    /// Makes `part`, which consists of whole pages, read-only in this process.
+    /// Bytes of the whole mapping, words included.
+    #[expect(clippy::len_without_is_empty, reason = "a mapping is never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Makes `part` (whole pages) read-only in this process.
     ///
     /// # Errors
     /// None is known.
@@ -74,10 +75,11 @@ impl Mapping {
         Ok(unsafe { mprotect(at.cast(), part.len(), ProtFlags::PROT_READ) }?)
     }
 
-    /// Runs `fork` while children do not inherit the mapping.
+    /// Runs `fork` while children do not inherit the mapping: a foreign program must not find the
+    /// mapping between fork and exec. Such a child must not use the mapping.
     ///
     /// # Errors
-    /// Those of `fork`, and of `madvise(2)` (`MADV_DONTFORK`), of which none is known.
+    /// Errors of `fork`. None is known of `madvise(2)`.
     pub fn not_inherited<T>(&self, fork: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         self.advise(MmapAdvise::MADV_DONTFORK)?;
         let forked = fork();
@@ -93,13 +95,15 @@ impl Mapping {
     /// The words in `part`, which is given in bytes.
     ///
     /// # Panics
-    /// When `part` is not a part of the mapping, is not aligned, or overlaps the bytes.
+    /// When `part` is not a part of the words, or is not aligned.
     pub fn words(&self, part: Range<usize>) -> &[AtomicU64] {
         let first = self.address(&part).cast::<AtomicU64>();
-        let is_apart = part.end <= self.bytes.start || part.start >= self.bytes.end;
-        assert!(is_apart && first.is_aligned(), "no words: {part:?}");
+        assert!(
+            part.end <= self.bytes && first.is_aligned(),
+            "no words: {part:?}"
+        );
         let count = part.len() / size_of::<AtomicU64>();
-        // SAFETY: the words are inside the mapping, aligned, and apart from the bytes (checked
+        // SAFETY: the words are inside the mapping, aligned, and before the bytes (checked
         // above); any content is a valid `AtomicU64`; the mapping lives as long as `self`.
         unsafe { std::slice::from_raw_parts(first.as_ptr(), count) }
     }
@@ -140,12 +144,9 @@ impl Mapping {
 
     /// The address of `len` bytes from `offset` of the bytes on.
     fn bytes_at(&self, offset: u64, len: usize) -> Option<NonNull<u8>> {
-        let start = self
-            .bytes
-            .start
-            .checked_add(usize::try_from(offset).ok()?)?;
+        let start = self.bytes.checked_add(usize::try_from(offset).ok()?)?;
         let end = start.checked_add(len)?;
-        (end <= self.bytes.end).then(|| self.address(&(start..end)))
+        (end <= self.len).then(|| self.address(&(start..end)))
     }
 
     fn address(&self, part: &Range<usize>) -> NonNull<u8> {
@@ -201,6 +202,7 @@ fn map_secret(fd: &OwnedFd, length: NonZeroUsize) -> io::Result<NonNull<u8>> {
 
 /// Maps anonymous memory that is locked and left out of dumps.
 pub(super) fn map_locked(length: NonZeroUsize, sharing: MapFlags) -> io::Result<NonNull<u8>> {
+    lockable();
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
     let at = unsafe { mmap_anonymous(None, length, READ_WRITE, sharing) }?;
     // SAFETY: the range is the new mapping, whose content does not change.
@@ -222,8 +224,7 @@ mod tests {
     #[test]
     fn both_kinds_hold_bytes_and_forget_them() {
         for backing in [Backing::Secret, Backing::Locked] {
-            let mapping =
-                Mapping::new(256 << 10, 4096..128 << 10, backing).expect("256 KiB can be locked");
+            let mapping = Mapping::new(4096, 252 << 10, backing).expect("256 KiB can be locked");
             assert!(
                 mapping
                     .words(0..4096)
@@ -238,7 +239,7 @@ mod tests {
             mapping.wipe(100, 7).expect("inside");
             mapping.read(99, &mut bytes).expect("inside");
             assert_eq!(bytes, [0; 9]);
-            let end = (124 << 10) as u64;
+            let end = 252 << 10;
             assert!(mapping.write(end - 1, b"ab").is_none());
             assert!(mapping.read(u64::MAX, &mut bytes).is_none());
             assert!(mapping.wipe(1, end).is_none());
@@ -255,14 +256,13 @@ mod tests {
 
     #[test]
     fn words_are_aligned_inside_and_apart_from_bytes() {
-        let mapping = Mapping::new(12288, 4096..8192, Backing::Locked).expect("3 pages");
+        let mapping = Mapping::new(8192, 4096, Backing::Locked).expect("3 pages");
         assert_eq!(mapping.words(0..4096).len(), 512);
-        mapping.words(8192..8200)[0].store(u64::MAX, Ordering::SeqCst);
-        assert_eq!(
-            mapping.words(8192..12288)[0].load(Ordering::SeqCst),
-            u64::MAX
-        );
-        for (from, to) in [(4, 12), (4088, 4104), (8184, 8192), (12288, 12296), (16, 8)] {
+        mapping.words(8184..8192)[0].store(u64::MAX, Ordering::SeqCst);
+        let mut bytes = [1; 4096];
+        mapping.read(0, &mut bytes).expect("inside");
+        assert_eq!(bytes, [0; 4096]);
+        for (from, to) in [(4, 12), (8184, 8200), (8192, 8200), (12288, 12296), (16, 8)] {
             let words = || mapping.words(from..to).len();
             let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(words));
             assert!(refused.is_err(), "{from}..{to}");

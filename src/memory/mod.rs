@@ -21,7 +21,7 @@ pub enum MemoryError {
          hint: start the container with `--ulimit memlock=8388608`, or make `filesystem.size` smaller"
     )]
     NotLocked {
-        /// What the memory is for.
+        /// The use of the memory.
         purpose: &'static str,
         /// Bytes wanted.
         wanted: usize,
@@ -33,6 +33,17 @@ pub enum MemoryError {
     /// A call that hardens the process failed.
     #[error("cannot harden the process: {0}")]
     NotHardened(io::Error),
+}
+
+impl MemoryError {
+    fn not_locked(purpose: &'static str, wanted: usize, cause: io::Error) -> Self {
+        Self::NotLocked {
+            purpose,
+            wanted,
+            limit: lockable(),
+            cause,
+        }
+    }
 }
 
 /// Makes this process not dumpable: no core, and no ptrace or `/proc/PID/mem` for other processes
@@ -73,6 +84,6 @@ pub fn lockable() -> u64 {
 unsafe fn wipe(at: *mut u8, len: usize) {
     // SAFETY: the caller promises that the bytes are writable and not borrowed.
     unsafe { std::ptr::write_bytes(at, 0, len) };
-    // The compiler must assume that the barrier reads through the pointer, so it keeps the zeros.
+    // The compiler must assume that the barrier reads through the pointer, so the zeros stay.
     zeroize::optimization_barrier(&at);
 }

@@ -1,4 +1,4 @@
-//! The announcements that are due, kept in the writer area for a successor of `fetch`.
+//! The due announcements, kept in the writer area for a successor of `fetch`.
 
 use super::layout::{Arena, Visibility};
 use super::reader::Reader;
@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::SeqCst;
 /// The announcing thread's side of the arena.
 #[derive(Debug)]
 pub struct Announcements {
-    reader: Reader,
+    pub(super) reader: Reader,
 }
 
 impl Announcements {
@@ -23,7 +23,7 @@ impl Announcements {
         }
     }
 
-    /// The generation that is served.
+    /// The served generation.
     pub fn generation(&self) -> Generation {
         Generation(self.reader.arena().generation())
     }
@@ -47,31 +47,12 @@ impl Announcements {
         }
     }
 
-    /// Whether the file has a superseded version of which the kernel may keep pages.
-    pub fn is_kept(&self, file: FileId) -> bool {
-        self.reader.arena().visibility(file) == Visibility::Listed
-            && !self.reader.kept_versions(file).is_empty()
-    }
-
-    /// The files of which the kernel came to keep pages after the first `seen` of them, and how
-    /// many there are now; no list when there were too many to name.
-    pub fn kept_since(&self, seen: u64) -> (Option<Vec<FileId>>, u64) {
-        self.reader.kept_since(seen)
-    }
-
-    /// Listed files that have a superseded version of which the kernel may keep pages. The search
-    /// visits all files, as that of `due` does.
-    pub fn kept(&self) -> Vec<FileId> {
-        let files = self.reader.arena().files_in(Visibility::Listed);
-        files.filter(|file| self.is_kept(*file)).collect()
-    }
-
     /// The file's name.
     pub fn name(&self, file: FileId) -> &str {
         self.reader.arena().files()[file.index()].name.as_str()
     }
 
-    /// Begins an announcement, and ends an unfinished earlier one of the file.
+    /// Begins an announcement, and ends an unfinished earlier announcement of the file.
     pub fn begin(&self, file: FileId) {
         self.reader
             .arena()
@@ -80,13 +61,13 @@ impl Announcements {
             .fetch_add(1, SeqCst);
     }
 
-    /// The version that `serve` gave the hidden name to in this announcement.
+    /// The version with the hidden name, by the create of the announcement under way.
     pub fn made(&self, file: FileId) -> Option<Version> {
         let created = self.reader.arena().reader_file(file).created.load(SeqCst);
         self.reader.version(created)
     }
 
-    /// Ends the announcement of the version of that generation.
+    /// Ends the announcement of the version of `generation`.
     pub fn done(&self, file: FileId, generation: Generation) {
         let announced = self.reader.arena().writer_file(file).announced;
         announced.fetch_max(generation.0, SeqCst);

@@ -1,27 +1,26 @@
 //! The publisher's index of the arena, which spares a publication the walk over all files: the
-//! record that each file is served from, the old versions, the free ranges of the heap. Invariant:
-//! the records in the arena are the truth; an index that is rebuilt from the records equals the
-//! present one.
+//! served record of each file, the old versions, the free ranges of the heap. Invariant: the
+//! records in the arena are the truth; an index rebuilt from the records equals the present index.
 
 use super::layout::{Arena, State};
 use crate::names::FileId;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What the publisher knows of all records while no publication is under way.
+/// All records, as no publication is under way.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Index {
-    /// The record that each file is served from.
+    /// The served record of each file.
     served: Vec<Option<usize>>,
     /// Bytes of all served versions.
-    served_bytes: u64,
-    /// Live records of superseded versions.
+    pub(super) served_bytes: u64,
+    /// Records of superseded versions.
     pub(super) old: BTreeSet<usize>,
     /// Free ranges of the heap.
     pub(super) gaps: Gaps,
 }
 
 impl Index {
-    /// Reads all records. No record may be live above the current generation.
+    /// Reads all records. Records that a dead publisher staged, or did not wipe, count as old.
     pub(super) fn of(arena: &Arena) -> Self {
         let mut index = Self {
             served: vec![None; arena.files().len()],
@@ -31,31 +30,28 @@ impl Index {
         };
         for slot in arena.all_slots() {
             let record = arena.record(slot);
-            if record.is(State::Live) {
+            if !record.is(State::Free) {
                 let (offset, len) = record.bytes();
                 index.gaps.cut(offset, len);
                 index.old.insert(slot);
             }
         }
         let files = (0_u32..).map(FileId).take(arena.files().len());
-        for slot in files.filter_map(|file| arena.slot_at(file, arena.generation())) {
-            index.old.remove(&slot);
-            index.serve(arena, slot);
+        for file in files {
+            if let Some(slot) = arena.slot_at(file, arena.generation()) {
+                index.old.remove(&slot);
+                index.serve(arena, slot);
+            }
         }
         index
     }
 
-    /// The record that the file is served from.
+    /// The served record of the file.
     pub(super) fn served(&self, file: FileId) -> Option<usize> {
         self.served[file.index()]
     }
 
-    /// Bytes of all served versions.
-    pub(super) fn served_bytes(&self) -> u64 {
-        self.served_bytes
-    }
-
-    /// From now on the record's file is served from the record; the version before is an old one.
+    /// Makes the record the served record of its file; the version before becomes an old version.
     pub(super) fn serve(&mut self, arena: &Arena, slot: usize) {
         let len = |slot| arena.record(slot).bytes().1;
         self.served_bytes += len(slot);
@@ -75,7 +71,7 @@ pub(super) struct Gaps {
     by_len: BTreeSet<(u64, u64)>,
 }
 
-/// The choice among the gaps that are large enough.
+/// The choice among large enough gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Placement {
     /// The smallest gap.
@@ -90,6 +86,11 @@ impl Gaps {
         let mut gaps = Self::default();
         gaps.insert(0, len);
         gaps
+    }
+
+    /// Bytes in all gaps.
+    pub(super) fn total(&self) -> u64 {
+        self.by_offset.values().sum()
     }
 
     /// Takes `len` bytes out of a gap; returns the offset of the bytes.
@@ -116,7 +117,7 @@ impl Gaps {
         }
         if let Some((&start, &gap)) = self.by_offset.range(..=offset).next_back() {
             self.remove(start, gap);
-            self.insert(start, offset - start);
+            self.insert(start, gap.min(offset - start));
             let end = offset.saturating_add(len);
             self.insert(end, (start + gap).saturating_sub(end));
         }

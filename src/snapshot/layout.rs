@@ -1,11 +1,11 @@
-//! The arena: one mapping that supervise makes and every role inherits. `fetch` writes the *writer
-//! area* and the *heap*, `serve` writes the *reader area*. Invariants: all tables are rows of
-//! 64-bit words at fixed places, so a role's successor finds the words as the role left them; each
-//! part has one writing role.
+//! The arena: the mapping that supervise makes and every role inherits. `serve` writes the *reader
+//! area*; `fetch` writes the *writer area* and the *heap*. Invariants: all tables are rows of 64-bit
+//! words at fixed places, so a role's successor finds the words unchanged; each part has a single
+//! writing role.
 //!
-//! Each file has one record in each of several *planes* (a record describes one version). A plane
-//! is used only when all lower planes have no free record of a file, so that pages of the others
-//! stay untouched and take no memory.
+//! A record has room for a version of a file. Each file has a record in each *plane*. A plane comes
+//! into use when a file has no free record left, so pages of unused planes stay untouched and take
+//! no memory.
 
 use crate::memory::mapping::{Backing, Mapping};
 use crate::memory::{MemoryError, lockable};
@@ -17,14 +17,14 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 use thiserror::Error;
 
-/// Bytes of an arena whose size is not configured, where `RLIMIT_MEMLOCK` allows so many.
+/// Bytes of an arena without a configured size, unless `RLIMIT_MEMLOCK` is lower.
 const DEFAULT_SIZE: usize = 4 << 20;
-/// Bounds of the number of planes. Between them, all records take an eighth of the arena.
+/// Bounds of the number of planes. Between the bounds, all records take an eighth of the arena.
 const PLANES: (usize, usize) = (4, 64);
-/// How many of the files whose pages the kernel keeps are named.
+/// How many files are named of which the kernel keeps pages.
 pub const LAST_KEPT: usize = 64;
 
-/// What the arena must know of a file; the index of a spec is the `FileId`.
+/// A file as the arena knows it; the index of a spec is the `FileId`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSpec {
     /// Name in the directory.
@@ -58,7 +58,7 @@ pub enum ArenaError {
          hint: raise `filesystem.size`, or start the container with `--ulimit memlock=8388608`"
     )]
     TooSmall {
-        /// The configured size in bytes.
+        /// The size in bytes.
         size: usize,
         /// The number of listed files.
         files: usize,
@@ -82,80 +82,60 @@ impl<const N: usize> Table<N> {
     const ROW: usize = N * size_of::<AtomicU64>();
 }
 
-/// Where the parts are. Writer area, heap and reader area consist of whole pages.
+/// Where the parts are. Each area begins at a page; the heap is the rest of the mapping.
 #[derive(Debug)]
 struct Layout {
+    /// The number of files, at least 1.
     files: usize,
+    reader_area: Table<{ 5 + LAST_KEPT }>,
+    serving: Table<5>,
+    reader_files: Table<3>,
+    holders: Table<1>,
+    kept: Table<1>,
     writer_area: Table<3>,
     summaries: Table<2>,
     writer_files: Table<2>,
     records: Table<5>,
-    heap: Range<usize>,
-    reader: ReaderLayout,
-    size: usize,
-}
-
-/// Where the parts of the reader area are.
-#[derive(Debug)]
-struct ReaderLayout {
-    area: Table<{ 5 + LAST_KEPT }>,
-    serving: Table<5>,
-    files: Table<3>,
-    holders: Table<1>,
-    kept: Table<1>,
+    /// Where the heap begins.
+    heap: usize,
+    /// Bytes of the heap.
+    heap_len: usize,
 }
 
 impl Layout {
     /// The layout of `size` bytes for `files` files, or the least size for so many.
     fn new(size: usize, files: usize, page: usize) -> Result<Self, usize> {
-        let size = size / page * page;
-        let planes = size / 8 / Table::<5>::ROW / files.max(1);
-        let count = planes.clamp(PLANES.0, PLANES.1) * files.max(1);
+        let (size, files) = (size / page * page, files.max(1));
+        let planes = size / 8 / Table::<5>::ROW / files;
+        let records = planes.clamp(PLANES.0, PLANES.1) * files;
         let mut end = 0;
-        let writer_area = place(&mut end, 1);
-        let summaries = place(&mut end, 2);
-        let writer_files = place(&mut end, files);
-        let records = place(&mut end, count);
-        let start = end.next_multiple_of(page);
-        let (_, reader_len) = ReaderLayout::new(0, files, count);
-        let reader_len = reader_len.next_multiple_of(page);
-        if size < start + page + reader_len {
-            return Err(start + page + reader_len);
-        }
-        let heap = start..size - reader_len;
-        Ok(Self {
+        let mut layout = Self {
             files,
-            writer_area,
-            summaries,
-            writer_files,
-            records,
-            reader: ReaderLayout::new(heap.end, files, count).0,
-            heap,
-            size,
-        })
-    }
-}
-
-impl ReaderLayout {
-    /// The tables from `at` on, and their end.
-    fn new(at: usize, files: usize, records: usize) -> (Self, usize) {
-        let mut end = at;
-        let layout = Self {
-            area: place(&mut end, 1),
-            serving: place(&mut end, 1),
-            files: place(&mut end, files),
-            holders: place(&mut end, records),
-            kept: place(&mut end, records),
+            reader_area: place(&mut end, 1, 1),
+            serving: place(&mut end, 1, 1),
+            reader_files: place(&mut end, files, 1),
+            holders: place(&mut end, records, 1),
+            kept: place(&mut end, records, 1),
+            writer_area: place(&mut end, 1, page),
+            summaries: place(&mut end, 2, 1),
+            writer_files: place(&mut end, files, 1),
+            records: place(&mut end, records, 1),
+            heap: end.next_multiple_of(page),
+            heap_len: 0,
         };
-        (layout, end)
+        layout.heap_len = size.saturating_sub(layout.heap);
+        if layout.heap_len == 0 {
+            return Err(layout.heap + page);
+        }
+        Ok(layout)
     }
 }
 
-/// Places a table at `end`, and moves `end` behind the table.
-fn place<const N: usize>(end: &mut usize, rows: usize) -> Table<N> {
-    let table = Table { at: *end, rows };
-    *end += rows * Table::<N>::ROW;
-    table
+/// Places a table at the next multiple of `align` from `end` on, and moves `end` behind the table.
+fn place<const N: usize>(end: &mut usize, rows: usize, align: usize) -> Table<N> {
+    let at = end.next_multiple_of(align);
+    *end = at + rows * Table::<N>::ROW;
+    Table { at, rows }
 }
 
 /// The state of a record.
@@ -172,15 +152,15 @@ pub enum State {
 /// The head of the writer area.
 #[derive(Clone, Copy, Debug)]
 pub struct WriterArea<'a> {
-    /// The generation that is served; one store of it is the flip.
+    /// The served generation; the store of the next generation is the flip.
     pub current: &'a AtomicU64,
     /// Thread id of the announcing thread, the only thread that may create, rename and truncate.
     pub announcer: &'a AtomicU64,
-    /// The number of planes in use; only grows.
-    planes: &'a AtomicU64,
+    /// The number of records in the planes in use; only grows.
+    used: &'a AtomicU64,
 }
 
-/// Words of `fetch` for one file.
+/// Words of `fetch` for a file.
 #[derive(Clone, Copy, Debug)]
 pub struct WriterFile<'a> {
     /// The generation of the last version whose announcement is complete.
@@ -189,10 +169,10 @@ pub struct WriterFile<'a> {
     pub attempt: &'a AtomicU64,
 }
 
-/// Room for one version of one file. Only the publisher changes records.
+/// Room for a version of a file. Only the publisher changes records.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
-    /// Node id times 4, plus the state. One word, so that an equal value before and after other
+    /// Node id times 4, plus the state, in a single word: an equal value before and after other
     /// loads proves that no other version was described in between.
     id: &'a AtomicU64,
     generation: &'a AtomicU64,
@@ -202,8 +182,8 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// The node id and the state. The node id is a serial number that is never used again: the
-    /// record's index plus a multiple of the number of records; 0 before the first use.
+    /// The node id and the state. The node id is a serial number, never used again: the record's
+    /// index plus a multiple of the number of records; 0 before the first use.
     pub fn id(self) -> (u64, State) {
         let id = self.id.load(SeqCst);
         let state = match id % 4 {
@@ -214,7 +194,7 @@ impl Record<'_> {
         (id / 4, state)
     }
 
-    /// Whether the record is in that state.
+    /// Whether the record has the state.
     pub fn is(self, state: State) -> bool {
         self.id().1 == state
     }
@@ -240,10 +220,10 @@ impl Record<'_> {
     }
 
     /// Describes another version in a free record. The record ends as `Evicted`, so that the
-    /// successor of a publisher that dies now wipes bytes that are written in part.
+    /// successor of a publisher that dies now wipes partly written bytes.
     ///
-    /// The new number is stored before any other word, so no reader mistakes the words for those of
-    /// the version before. Until the words are complete, the record is free: a successor must not
+    /// The new number is stored before any other word, so no reader takes words of two versions for
+    /// one version. Until the words are complete, the record is free: a successor must not
     /// wipe bytes at the old offset, where another version may be.
     pub(super) fn describe(self, nodeid: u64, generation: u64, bytes: (u64, u64), mtime: u64) {
         self.id.store(nodeid * 4 + State::Free as u64, SeqCst);
@@ -258,7 +238,7 @@ impl Record<'_> {
 /// The head of the reader area.
 #[derive(Clone, Copy, Debug)]
 pub struct ReaderArea<'a> {
-    /// The kernel's number of the last request that was taken, 0 before the first.
+    /// The kernel's number of the last request taken, 0 before the first.
     pub last_request: &'a AtomicU64,
     /// Files opened since the start.
     pub opens: &'a AtomicU64,
@@ -269,22 +249,22 @@ pub struct ReaderArea<'a> {
     pub work: &'a AtomicU64,
     /// The number of inodes whose pages the kernel came to keep (`sendfile`, `splice`, `mmap`).
     pub(super) kept: &'a AtomicU64,
-    /// The files of the last of these inodes, each at its number modulo the length.
+    /// The files of the last such inodes, each at the number modulo the length.
     pub(super) last_kept: &'a [AtomicU64; LAST_KEPT],
 }
 
-/// Words of `serve` for one file.
+/// Words of `serve` for a file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReaderFile<'a> {
     /// The attempt that the last create belongs to.
     pub(super) attempt: &'a AtomicU64,
-    /// Node id of the version that this create gave the hidden name to.
+    /// Node id of the version that got the hidden name by the create.
     pub(super) created: &'a AtomicU64,
-    /// Node id of the version that the last announcing rename gave the file's name to.
+    /// Node id of the version that got the file's name by the last announcing rename.
     pub(super) renamed: &'a AtomicU64,
 }
 
-/// The mapping, and what was known before the roles were forked.
+/// The mapping, with the layout and the files, which are fixed before any role is forked.
 #[derive(Debug)]
 pub struct Arena {
     mapping: Mapping,
@@ -297,58 +277,39 @@ impl Arena {
     /// `RLIMIT_MEMLOCK`) for these files. To be called by supervise, before any fork.
     ///
     /// # Errors
-    /// `TooSmall` when the tables of these files alone would fill `size` bytes, `Memory` when the
+    /// `TooSmall` when the tables of the files leave no room in `size` bytes, `Memory` when the
     /// memory cannot be locked.
     pub fn create(
         files: Vec<FileSpec>,
         size: Option<usize>,
         backing: Backing,
     ) -> Result<Self, ArenaError> {
-        let limit = lockable();
-        let allowed = usize::try_from(limit).unwrap_or(usize::MAX);
-        let wanted = size.unwrap_or(DEFAULT_SIZE.min(allowed));
-        let layout = match (Layout::new(wanted, files.len(), page_size()), size) {
-            (Ok(layout), _) => layout,
-            (Err(least), Some(size)) => {
-                let is_listed = |file: &&FileSpec| file.visibility == Visibility::Listed;
-                let files = files.iter().filter(is_listed).count();
-                return Err(ArenaError::TooSmall { size, files, least });
-            }
-            (Err(least), None) => Err(MemoryError::NotLocked {
-                purpose: "secrets",
-                wanted: least,
-                limit,
-                cause: io::ErrorKind::OutOfMemory.into(),
-            })?,
-        };
+        let limit = usize::try_from(lockable()).unwrap_or(usize::MAX);
+        let size = size.unwrap_or(DEFAULT_SIZE.min(limit));
+        let layout = Layout::new(size, files.len(), page_size()).map_err(|least| {
+            let is_listed = |file: &&FileSpec| file.visibility == Visibility::Listed;
+            let files = files.iter().filter(is_listed).count();
+            ArenaError::TooSmall { size, files, least }
+        })?;
         Ok(Self {
-            mapping: Mapping::new(layout.size, layout.heap.clone(), backing)?,
+            mapping: Mapping::new(layout.heap, layout.heap_len, backing)?,
             layout,
             files,
         })
     }
 
-    /// Makes the parts that `role` does not write read-only in this process, as a guard against
-    /// bugs. Each role calls this function right after its fork.
+    /// Makes the parts of other roles read-only in this process, as a guard against bugs. Each role
+    /// calls this function right after the fork.
     ///
     /// # Errors
     /// None is known.
     pub fn protect_for(&self, role: Role) -> io::Result<()> {
-        let Layout { heap, size, .. } = &self.layout;
+        let (writer_area, end) = (self.layout.writer_area.at, self.mapping.len());
         self.mapping.make_read_only(match role {
-            Role::Fetch => heap.end..*size,
-            Role::Serve => 0..heap.end,
-            Role::Supervise => 0..*size,
+            Role::Fetch => 0..writer_area,
+            Role::Serve => writer_area..end,
+            Role::Supervise => 0..end,
         })
-    }
-
-    /// Runs `fork` while children do not inherit the mapping: a foreign program must not find the
-    /// arena between fork and exec. Such a child must not use the arena.
-    ///
-    /// # Errors
-    /// Those of `fork`, and of `madvise(2)` (`MADV_DONTFORK`), of which none is known.
-    pub fn not_inherited<T>(&self, fork: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        self.mapping.not_inherited(fork)
     }
 
     /// All files.
@@ -356,7 +317,7 @@ impl Arena {
         &self.files
     }
 
-    /// The files of one visibility.
+    /// The files of a visibility.
     pub fn files_in(&self, visibility: Visibility) -> impl Iterator<Item = FileId> {
         let ids = (0_u32..).map(FileId).take(self.files.len());
         ids.filter(move |file| self.visibility(*file) == visibility)
@@ -369,23 +330,23 @@ impl Arena {
 
     /// Bytes of the heap.
     pub fn heap_len(&self) -> usize {
-        self.layout.heap.len()
+        self.layout.heap_len
     }
 
-    /// The mapping, whose bytes are the heap. Only `fetch` writes and wipes, and never the bytes of
+    /// The mapping; the heap is its bytes. Only `fetch` writes and wipes, and never the bytes of
     /// a live record. A reader loads the record again after a copy, and discards the copy if the
     /// record changed.
-    pub fn heap(&self) -> &Mapping {
+    pub fn mapping(&self) -> &Mapping {
         &self.mapping
     }
 
     /// The head of the writer area.
     pub fn writer_area(&self) -> WriterArea<'_> {
-        let [current, announcer, planes] = self.row(self.layout.writer_area, 0);
+        let [current, announcer, used] = self.row(self.layout.writer_area, 0);
         WriterArea {
             current,
             announcer,
-            planes,
+            used,
         }
     }
 
@@ -396,7 +357,7 @@ impl Arena {
         self.row(self.layout.summaries, odd)
     }
 
-    /// The words of `fetch` for one file.
+    /// The words of `fetch` for a file.
     pub fn writer_file(&self, file: FileId) -> WriterFile<'_> {
         let [announced, attempt] = self.row(self.layout.writer_files, file.index());
         WriterFile { announced, attempt }
@@ -421,37 +382,33 @@ impl Arena {
 
     /// The indices of all records whose plane is in use.
     pub fn all_slots(&self) -> Range<usize> {
-        0..self.planes() * self.layout.files
+        let used = self.writer_area().used.load(SeqCst);
+        0..usize::try_from(used).unwrap_or(usize::MAX)
     }
 
-    /// The indices of the file's records, as far as their planes are in use.
+    /// The indices of the file's records whose plane is in use.
     pub(super) fn slots(&self, file: FileId) -> impl Iterator<Item = usize> + use<> {
         let all = self.all_slots();
-        all.skip(file.index()).step_by(self.layout.files.max(1))
+        all.skip(file.index()).step_by(self.layout.files)
     }
 
-    /// Puts one more plane into use; `None` when all are. Only for the publisher.
+    /// Puts another plane into use; `None` when all are in use. Only for the publisher.
     pub(super) fn add_plane(&self) -> Option<()> {
-        let planes = self.planes();
-        let is_left = (planes + 1) * self.layout.files <= self.record_count();
-        is_left.then(|| self.writer_area().planes.store(planes as u64 + 1, SeqCst))
+        let used = self.all_slots().end + self.layout.files;
+        let is_room = used <= self.record_count();
+        is_room.then(|| self.writer_area().used.store(used as u64, SeqCst))
     }
 
-    fn planes(&self) -> usize {
-        let planes = self.writer_area().planes.load(SeqCst);
-        usize::try_from(planes).unwrap_or(usize::MAX)
-    }
-
-    /// The file that the record with that index belongs to.
+    /// The file of the record with that index.
     pub(super) fn file_of(&self, slot: usize) -> FileId {
-        let file = slot % self.layout.files.max(1);
+        let file = slot % self.layout.files;
         FileId(u32::try_from(file).unwrap_or(u32::MAX))
     }
 
     /// The head of the reader area.
     pub fn reader_area(&self) -> ReaderArea<'_> {
         let [last_request, opens, evicted, work, kept, last_kept @ ..] =
-            self.row(self.layout.reader.area, 0);
+            self.row(self.layout.reader_area, 0);
         ReaderArea {
             last_request,
             opens,
@@ -462,14 +419,14 @@ impl Arena {
         }
     }
 
-    /// The words of the present `serve`, in the order of their use in `serving`.
+    /// The words of the present `serve`; the order is known to `serving`.
     pub(super) fn serving(&self) -> &[AtomicU64; 5] {
-        self.row(self.layout.reader.serving, 0)
+        self.row(self.layout.serving, 0)
     }
 
-    /// The words of `serve` for one file.
+    /// The words of `serve` for a file.
     pub(super) fn reader_file(&self, file: FileId) -> ReaderFile<'_> {
-        let [attempt, created, renamed] = self.row(self.layout.reader.files, file.index());
+        let [attempt, created, renamed] = self.row(self.layout.reader_files, file.index());
         ReaderFile {
             attempt,
             created,
@@ -480,12 +437,12 @@ impl Arena {
     /// The lookups that hold the version of a record: the version's tag in the upper half, the
     /// count in the lower half.
     pub fn holders(&self, slot: usize) -> &AtomicU64 {
-        &self.row(self.layout.reader.holders, slot)[0]
+        &self.row(self.layout.holders, slot)[0]
     }
 
     /// The pages of a record's version that the kernel may keep; `pages` describes the word.
     pub(super) fn kept(&self, slot: usize) -> &AtomicU64 {
-        &self.row(self.layout.reader.kept, slot)[0]
+        &self.row(self.layout.kept, slot)[0]
     }
 
     fn row<const N: usize>(&self, table: Table<N>, row: usize) -> &[AtomicU64; N] {
@@ -495,10 +452,8 @@ impl Arena {
 }
 
 fn page_size() -> usize {
-    match sysconf(SysconfVar::PAGE_SIZE) {
-        Ok(Some(page)) => usize::try_from(page).unwrap_or(65536),
-        Ok(None) | Err(_) => 65536,
-    }
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    usize::try_from(page.unwrap_or(65536)).unwrap_or(65536)
 }
 
 #[cfg(test)]
@@ -532,19 +487,20 @@ mod tests {
             let layout = Layout::new(size, files, 4096).expect("fits");
             assert_eq!(
                 (
-                    layout.heap.start % 4096,
-                    layout.heap.end % 4096,
-                    layout.size
+                    layout.heap % 4096,
+                    layout.writer_area.at % 4096,
+                    layout.heap + layout.heap_len
                 ),
                 (0, 0, size),
                 "{layout:?}"
             );
             assert!(
-                layout.heap.len() * 2 >= size / 2 || size == 65536,
+                layout.heap_len * 2 >= size / 2 || size == 65536,
                 "{layout:?}"
             );
             assert_eq!(layout.records.rows % files.max(1), 0);
-            assert!(layout.reader.kept.at + layout.records.rows * 8 <= size);
+            assert!(layout.kept.at + layout.kept.rows * 8 <= layout.writer_area.at);
+            assert!(layout.records.at + layout.records.rows * 40 <= layout.heap);
         }
         let least = Layout::new(4096, 10, 4096).expect_err("too small");
         assert!(Layout::new(least, 10, 4096).is_ok());

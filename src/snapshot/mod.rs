@@ -1,10 +1,10 @@
 //! Versions of files in the arena: one `Publisher` (in `fetch`), many `Reader`s (in `serve`), and
-//! the `Announcements` that are due. Invariants: the bytes of a version never change while its
-//! number is valid; one store of `current` flips all files of a change together; generations only
-//! grow; a number (`nodeid`) is never used again.
+//! the due `Announcements`. Invariants: the bytes of a version never change while the number of the
+//! version is valid; a single store of `current` flips all files of a change together; generations
+//! only grow; a number (`nodeid`) is never used again.
 //!
-//! A file's current version is the live record with the greatest generation that is not above
-//! `current`, so a file that did not change keeps its record. Freeing is safe by the order of two
+//! A file's current version is the live record with the greatest generation up to `current`, so an
+//! unchanged file keeps the record. Freeing is safe by the order of two
 //! words (both sides sequentially consistent): the publisher first moves `current` and then loads
 //! the count of holders; the reader first raises the count and then loads `current`.
 

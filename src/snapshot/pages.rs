@@ -1,14 +1,15 @@
 //! The pages of versions that the kernel may keep. Files are opened for direct I/O, but `sendfile`,
-//! `splice` and `mmap` make the kernel keep pages, those of a superseded version until the last
-//! descriptor is closed. `serve` notes each such read; `fetch` has the pages dropped once a newer
+//! `splice` and `mmap` make the kernel keep pages, even of a superseded version until the last
+//! descriptor is closed. `serve` notes the reads; `fetch` has the pages dropped once a newer
 //! version is announced. Invariant: a note belongs to one version, and never to the next version in
 //! the same record.
 //!
 //! A note is a word of the reader area, which `serve` alone writes. The upper half has the version's
-//! tag. The lower half counts the drops of the version's pages; its two lowest bits mark the inodes
+//! tag. The lower half counts the drops of the version's pages; the two lowest bits mark the inodes
 //! of which the kernel may keep pages.
 
-use super::layout::LAST_KEPT;
+use super::announcements::Announcements;
+use super::layout::{LAST_KEPT, Visibility};
 use super::reader::Reader;
 use super::version::{LOWER_HALF, Version};
 use crate::names::FileId;
@@ -24,9 +25,7 @@ pub enum Stage {
     Announced = 1,
 }
 
-/// The bits of both inodes.
-const KEPT: u64 = 0b11;
-/// One drop.
+/// A drop, as the lower half counts.
 const DROP: u64 = 0b100;
 
 impl Stage {
@@ -36,7 +35,7 @@ impl Stage {
 }
 
 impl Reader {
-    /// Notes that the kernel keeps pages of this inode.
+    /// Notes: the kernel keeps pages of the inode.
     pub fn keeps(&self, nodeid: u64, stage: Stage) {
         let word = self.note(nodeid);
         if word & stage.bit() != 0 {
@@ -51,28 +50,24 @@ impl Reader {
         words.kept.store(number + 1, SeqCst);
     }
 
-    /// How often pages of this version were dropped.
+    /// How often pages of the version were dropped.
     pub fn drops(&self, nodeid: u64) -> u64 {
         self.note(nodeid) / DROP
     }
 
-    /// A superseded version of the file whose pages the kernel may keep, held, and the inode. The
-    /// result stays the same until `dropped`. Counts one more drop.
+    /// A superseded version of the file whose pages the kernel may keep, held, and the inode. Counts
+    /// a drop. The result stays the same until `dropped`.
     pub fn next_kept(&self, file: FileId) -> Option<(Version, Stage)> {
-        for nodeid in self.kept_versions(file) {
-            let word = self.note(nodeid);
-            let stages = [Stage::Unannounced, Stage::Announced];
-            let kept = stages.into_iter().find(|stage| word & stage.bit() != 0);
-            let Some(stage) = kept else { continue };
+        for (nodeid, stage) in self.kept_versions(file) {
             if let Some(held) = self.hold(nodeid) {
-                self.set_note(nodeid, word + DROP);
+                self.set_note(nodeid, self.note(nodeid) + DROP);
                 return Some((held, stage));
             }
         }
         None
     }
 
-    /// Notes that the kernel was answered with that inode, and has dropped its pages.
+    /// Notes: the kernel was answered with the inode, and has dropped the pages.
     pub fn dropped(&self, nodeid: u64, stage: Stage) {
         self.set_note(nodeid, self.note(nodeid) & !stage.bit());
     }
@@ -94,42 +89,58 @@ impl Reader {
         &self.arena().reader_area().last_kept[position]
     }
 
-    /// The files that were noted after the first `seen` notes, and how many notes there are now. No
-    /// list when there were more notes than are named.
-    pub(super) fn kept_since(&self, seen: u64) -> (Option<Vec<FileId>>, u64) {
-        let kept = self.arena().reader_area().kept;
+    /// Superseded versions of the file, held, of which the kernel may keep pages, with the first
+    /// inode.
+    fn kept_versions(&self, file: FileId) -> Vec<(u64, Stage)> {
+        let (arena, mut found) = (self.arena(), Vec::new());
+        // Most applications read, so the kernel keeps no page.
+        if arena.reader_area().kept.load(SeqCst) == 0 {
+            return found;
+        }
+        let Some(current) = self.current(file) else {
+            return found;
+        };
+        for slot in arena.slots(file) {
+            let word = arena.kept(slot).load(SeqCst);
+            // The record's number with the word's tag.
+            let nodeid = (word >> 32) * arena.record_count() as u64 + slot as u64;
+            let stages = [Stage::Unannounced, Stage::Announced];
+            if let Some(stage) = stages.into_iter().find(|stage| word & stage.bit() != 0)
+                && arena.holder_count(nodeid) > 0
+                && let Some(version) = self.version(nodeid)
+                && version.generation < current.generation
+            {
+                found.push((nodeid, stage));
+            }
+        }
+        found
+    }
+}
+
+impl Announcements {
+    /// The listed files of which the kernel came to keep pages, without the first `seen` notes, and
+    /// the number of notes so far. No list when there were more notes than names.
+    pub fn kept_since(&self, seen: u64) -> (Option<Vec<FileId>>, u64) {
+        let kept = self.reader.arena().reader_area().kept;
         let now = kept.load(SeqCst);
         let named = seen.max(now.saturating_sub(LAST_KEPT as u64))..now;
-        let file = |number| u32::try_from(self.last_kept(number).load(SeqCst)).ok();
+        let file = |number| u32::try_from(self.reader.last_kept(number).load(SeqCst)).ok();
         let files: Option<Vec<_>> = named.map(|number| file(number).map(FileId)).collect();
         // The next note already overwrites the oldest name.
         let is_all = kept.load(SeqCst) - seen < LAST_KEPT as u64;
         (files.filter(|_| is_all), now)
     }
 
-    /// Superseded versions of the file that are held and of which the kernel may keep pages.
-    pub(super) fn kept_versions(&self, file: FileId) -> Vec<u64> {
-        let mut found = Vec::new();
-        // Most applications read, so the kernel keeps no page.
-        if self.arena().reader_area().kept.load(SeqCst) == 0 {
-            return found;
-        }
-        let Some(current) = self.current(file) else {
-            return found;
-        };
-        for slot in self.arena().slots(file) {
-            let word = self.arena().kept(slot).load(SeqCst);
-            // The number that this record had with this tag.
-            let nodeid = (word >> 32) * self.arena().record_count() as u64 + slot as u64;
-            if word & KEPT == 0 || self.arena().holder_count(nodeid) == 0 {
-                continue;
-            }
-            if let Some(version) = self.version(nodeid)
-                && version.generation < current.generation
-            {
-                found.push(nodeid);
-            }
-        }
-        found
+    /// Whether the listed file has a superseded version of which the kernel may keep pages.
+    pub fn is_kept(&self, file: FileId) -> bool {
+        self.reader.arena().visibility(file) == Visibility::Listed
+            && !self.reader.kept_versions(file).is_empty()
+    }
+
+    /// Listed files with a superseded version of which the kernel may keep pages. The search visits
+    /// all files, as the search of `due` does.
+    pub fn kept(&self) -> Vec<FileId> {
+        let files = self.reader.arena().files_in(Visibility::Listed);
+        files.filter(|file| self.is_kept(*file)).collect()
     }
 }

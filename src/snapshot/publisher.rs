@@ -1,8 +1,8 @@
-//! Writes versions: the only side that changes writer area and heap. Space that no record describes
-//! is free, so the arena has no other account of the heap that a crash could leave wrong.
+//! Writes versions: the only side that changes writer area and heap. Space outside of all records is
+//! free, so a crash cannot leave another account of the heap wrong.
 
 use super::index::{Index, Placement};
-use super::layout::{Arena, Record, State, Visibility};
+use super::layout::{Arena, State, Visibility};
 use super::reader::Reader;
 use crate::names::{FileId, Generation};
 use std::fmt;
@@ -37,38 +37,40 @@ pub enum PublishError {
     TooLarge {
         /// Bytes of the change.
         needed: u64,
-        /// Bytes that the versions now served leave.
+        /// Bytes beside the served versions.
         available: u64,
     },
 }
 
-/// The writer of versions: an arena must have only one at a time.
+/// The only writer of versions: never two at a time for an arena.
 #[derive(Debug)]
 pub struct Publisher {
     arena: Arc<Arena>,
-    /// What the arena's records say.
+    /// Equal to the arena's records.
     index: Index,
 }
 
 impl Publisher {
-    /// Takes over the arena as a predecessor left it. Versions that were staged and not flipped, or
-    /// marked and not wiped, are freed.
+    /// Takes over the arena of a predecessor. Frees versions that were staged and not flipped, or
+    /// marked and not wiped.
     pub fn new(arena: Arc<Arena>) -> Self {
-        let current = arena.generation();
-        for slot in arena.all_slots() {
-            let record = arena.record(slot);
-            let is_staged = record.is(State::Live) && record.generation() > current;
-            if is_staged || record.is(State::Evicted) {
-                free(&arena, record);
+        let mut publisher = Self {
+            index: Index::of(&arena),
+            arena,
+        };
+        let current = publisher.arena.generation();
+        for slot in publisher.index.old.clone() {
+            let record = publisher.arena.record(slot);
+            if record.is(State::Evicted) || record.generation() > current {
+                publisher.evict(slot);
             }
         }
-        let index = Index::of(&arena);
-        Self { arena, index }
+        publisher
     }
 
-    /// Publishes all changes (at most one of each file) or none; one store flips them. Bytes that
-    /// are served already make no new version: a restarted `fetch` publishes the same files as its
-    /// predecessor, and needs no room for a second copy.
+    /// Publishes all changes (at most one of each file) or none; a single store flips all. Served
+    /// bytes make no new version: a restarted `fetch` publishes the same files as the predecessor,
+    /// and needs no room for a second copy.
     ///
     /// # Errors
     /// `TooLarge` when the changes do not fit even after every old version was evicted.
@@ -86,8 +88,8 @@ impl Publisher {
             .filter(|change| !self.is_served(change))
             .collect();
         let needed = changes.iter().map(|change| change.bytes.len() as u64).sum();
-        let available = (self.arena.heap_len() as u64).saturating_sub(self.index.served_bytes());
-        // No old version that a reader has open is evicted in vain.
+        let available = (self.arena.heap_len() as u64).saturating_sub(self.index.served_bytes);
+        // No open version is evicted in vain.
         if needed > available {
             return Err(PublishError::TooLarge { needed, available });
         }
@@ -95,9 +97,9 @@ impl Publisher {
         for change in changes {
             let Some(slot) = self.stage(change, generation, mtime) else {
                 for slot in staged {
-                    self.free(slot);
+                    self.evict(slot);
                 }
-                let available = self.available();
+                let available = self.index.gaps.total();
                 return Err(PublishError::TooLarge { needed, available });
             };
             staged.push(slot);
@@ -110,11 +112,11 @@ impl Publisher {
         Ok(Generation(generation))
     }
 
-    /// Writes the summary of the next generation over the summary of the previous one.
+    /// Writes the summary of the next generation over the previous summary.
     fn summarise(&self, generation: u64, staged: &[usize], mtime: u64) {
         let current = self.arena.summary(generation - 1).each_ref();
         let [mut used, mut newest] = current.map(|word| word.load(SeqCst));
-        let len = |slot: usize| self.arena.record(slot).bytes().1;
+        let len = |slot| self.arena.record(slot).bytes().1;
         for slot in staged {
             let file = self.arena.file_of(*slot);
             if self.arena.visibility(file) == Visibility::Listed {
@@ -150,13 +152,13 @@ impl Publisher {
         Reader::new(Arc::clone(&self.arena))
     }
 
-    /// Whether the index is what the arena's records say.
+    /// Whether the index equals the arena's records.
     #[cfg(test)]
     pub(super) fn is_indexed(&self) -> bool {
         self.index == Index::of(&self.arena)
     }
 
-    /// Whether the file's current version has these bytes.
+    /// Whether the file's current version has the bytes of the change.
     fn is_served(&self, change: &Change<'_>) -> bool {
         let Some(slot) = self.index.served(change.file) else {
             return false;
@@ -166,10 +168,11 @@ impl Publisher {
             return false;
         }
         let mut bytes = Zeroizing::new(vec![0; change.bytes.len()]);
-        self.arena.heap().read(offset, &mut bytes).is_some() && *bytes == change.bytes
+        self.arena.mapping().read(offset, &mut bytes).is_some() && *bytes == change.bytes
     }
 
-    /// Writes a version that no reader sees before the flip; returns its record; `None` when there is no room.
+    /// Writes a version, invisible to readers before the flip, and returns the record; `None` when
+    /// there is no room.
     fn stage(&mut self, change: &Change<'_>, generation: u64, mtime: u64) -> Option<usize> {
         let file = change.file;
         let slot = self.make_room(Some(file), |publisher| publisher.free_slot(file))?;
@@ -183,7 +186,7 @@ impl Publisher {
         let record = self.arena.record(slot);
         let nodeid = record.id().0.max(slot as u64) + self.arena.record_count() as u64;
         record.describe(nodeid, generation, (offset, len), mtime);
-        let written = self.arena.heap().write(offset, change.bytes);
+        let written = self.arena.mapping().write(offset, change.bytes);
         written.expect("a gap is inside the heap");
         record.mark(State::Live);
         Some(slot)
@@ -201,7 +204,7 @@ impl Publisher {
         }
     }
 
-    /// Repeats `find` until it succeeds, and evicts an old version (of `file`, if given) after each
+    /// Repeats `find` until success, and evicts an old version (of `file`, if given) after each
     /// failure: freshness wins. `None` when no old version is left.
     fn make_room<T>(
         &mut self,
@@ -217,7 +220,7 @@ impl Publisher {
         }
     }
 
-    /// The old version (of `file`, if given) that is evicted first.
+    /// The old version (of `file`, if given) to be evicted first.
     fn oldest(&self, file: Option<FileId>) -> Option<usize> {
         let all = self.index.old.iter().copied();
         let candidates =
@@ -235,33 +238,18 @@ impl Publisher {
         announced.load(SeqCst) == self.arena.record(slot).generation()
     }
 
-    /// Bytes of the heap beside the versions that are served or old.
-    fn available(&self) -> u64 {
-        let old = self.index.old.iter();
-        let old: u64 = old.map(|slot| self.arena.record(*slot).bytes().1).sum();
-        (self.arena.heap_len() as u64).saturating_sub(self.index.served_bytes() + old)
-    }
-
-    /// Frees an old version.
+    /// Frees a version. The order is mark, wipe, free: a reader that copies meanwhile sees the mark
+    /// and discards the copy.
     fn evict(&mut self, slot: usize) {
-        self.index.old.remove(&slot);
-        self.free(slot);
-    }
-
-    fn free(&mut self, slot: usize) {
         let record = self.arena.record(slot);
-        free(&self.arena, record);
         let (offset, len) = record.bytes();
-        self.index.gaps.release(offset, len);
+        record.mark(State::Evicted);
+        let wiped = self.arena.mapping().wipe(offset, len);
+        record.mark(State::Free);
+        self.index.old.remove(&slot);
+        // A record with a range outside of the heap has no bytes.
+        if wiped.is_some() {
+            self.index.gaps.release(offset, len);
+        }
     }
-}
-
-/// Marks, wipes, frees: a reader that copies meanwhile sees the mark and discards the copy.
-fn free(arena: &Arena, record: Record<'_>) {
-    record.mark(State::Evicted);
-    let (offset, len) = record.bytes();
-    let wiped = arena.heap().wipe(offset, len);
-    // Only a foreign writer could describe bytes outside of the heap; the record holds none then.
-    debug_assert!(wiped.is_some(), "records stay inside the heap");
-    record.mark(State::Free);
 }

@@ -1,10 +1,9 @@
-//! Finds versions and holds them for the kernel: the side that changes the reader area. A reader
+//! Finds versions and holds versions for the kernel: the side that changes the reader area. A reader
 //! never waits: a lookup is repeated only when a flip came in between.
 
 use super::layout::Arena;
 use super::version::{LOWER_HALF, Version};
 use crate::names::FileId;
-use std::cmp::Ordering;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -29,18 +28,18 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads this arena.
+    /// Reads `arena`.
     pub fn new(arena: Arc<Arena>) -> Self {
         Self { arena }
     }
 
-    /// The arena, for its list of files and its counters.
+    /// The arena, for the list of files and the counters.
     pub fn arena(&self) -> &Arena {
         &self.arena
     }
 
     /// The sums of all listed files now. The publisher writes the words of the next generation
-    /// beside these, so they belong together while `current` stays.
+    /// beside the present words, so the loads belong together while `current` stays.
     pub fn summary(&self) -> Summary {
         loop {
             let at = self.arena.generation();
@@ -59,15 +58,14 @@ impl Reader {
             let at = self.arena.generation();
             let slot = self.arena.slot_at(file, at);
             let found = slot.and_then(|slot| self.arena.load(slot));
-            // A flip replaced a record that was found and cannot be loaded; the next turn sees the
-            // flip. After a publisher's death no record changes, so the loop ends.
+            // A record was found and cannot be loaded after a flip, which the next turn sees. After a publisher's death no record changes, so the loop ends.
             if self.arena.generation() == at && found.is_some() == slot.is_some() {
                 return found;
             }
         }
     }
 
-    /// The version with that number, unless it was evicted.
+    /// The version with the number, unless evicted.
     pub fn version(&self, nodeid: u64) -> Option<Version> {
         let version = self.arena.load(self.arena.slot_of(nodeid))?;
         (version.nodeid == nodeid).then_some(version)
@@ -88,7 +86,7 @@ impl Reader {
         }
     }
 
-    /// The version with that number, held; `None` when it was freed.
+    /// The version with the number, held; `None` when freed.
     pub fn hold(&self, nodeid: u64) -> Option<Version> {
         if !self.raise(nodeid) {
             return None;
@@ -101,12 +99,12 @@ impl Reader {
         found
     }
 
-    /// The file that the version with that number belongs to, or belonged to.
+    /// The file of the version with the number, also after the version was freed.
     pub fn file_of(&self, nodeid: u64) -> FileId {
         self.arena.file_of(self.arena.slot_of(nodeid))
     }
 
-    /// Ends `count` holds of the version. Those of an evicted version have ended already.
+    /// Ends `count` holds of the version. Holds of an evicted version have ended already.
     pub fn forget(&self, nodeid: u64, count: u64) {
         let tag = self.arena.tag(nodeid);
         let lower = |word: u64| {
@@ -126,7 +124,10 @@ impl Reader {
         let left = usize::try_from(found.len.saturating_sub(offset)).unwrap_or(usize::MAX);
         let len = left.min(into.len());
         let from = found.offset + offset.min(found.len);
-        self.arena.heap().read(from, &mut into[..len]).ok_or(Gone)?;
+        self.arena
+            .mapping()
+            .read(from, &mut into[..len])
+            .ok_or(Gone)?;
         if self.version(nodeid) == Some(found) {
             Ok(len)
         } else {
@@ -134,7 +135,7 @@ impl Reader {
         }
     }
 
-    /// Whether this thread is the announcing thread.
+    /// Whether the thread is the announcing thread.
     pub fn is_announcer(&self, tid: u32) -> bool {
         tid != 0 && self.arena.writer_area().announcer.load(SeqCst) == u64::from(tid)
     }
@@ -174,11 +175,13 @@ impl Reader {
     /// Raises the count of holders; false when a younger version uses the record.
     fn raise(&self, nodeid: u64) -> bool {
         let tag = self.arena.tag(nodeid);
-        let raise = |word: u64| match (word >> 32).cmp(&tag) {
-            Ordering::Less => Some((tag << 32) + 1),
-            Ordering::Equal if word & LOWER_HALF == LOWER_HALF => Some(word),
-            Ordering::Equal => Some(word + 1),
-            Ordering::Greater => None,
+        let raise = |word: u64| {
+            let count = if word >> 32 == tag {
+                word & LOWER_HALF
+            } else {
+                0
+            };
+            (word >> 32 <= tag).then(|| tag << 32 | LOWER_HALF.min(count + 1))
         };
         let holders = self.arena.holders(self.arena.slot_of(nodeid));
         holders.fetch_update(SeqCst, SeqCst, raise).is_ok()

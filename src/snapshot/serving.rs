@@ -1,5 +1,5 @@
-//! The present `serve`, as its words in the reader area describe it. Invariant: `fetch` sees the
-//! words of one process or none.
+//! The present `serve`, described by words of the reader area. Invariant: `fetch` never sees words
+//! of two processes together.
 
 use super::layout::Arena;
 use crate::clock::Moment;
@@ -16,7 +16,7 @@ pub struct Serving {
     pub pid: i32,
     /// When the process began to answer.
     pub born: Moment,
-    /// How requests are recovered that a predecessor had taken.
+    /// How the requests of a dead predecessor are recovered.
     pub recovery: Recovery,
 }
 
@@ -52,9 +52,10 @@ impl Arena {
             },
             pid: i32::try_from(pid).ok()?,
             born: Moment::at(Duration::from_millis(born)),
-            recovery: [Recovery::Resend, Recovery::Interrupt]
-                .into_iter()
-                .find(|known| *known as u64 == recovery)?,
+            recovery: match recovery {
+                0 => Recovery::Resend,
+                _ => Recovery::Interrupt,
+            },
         })
     }
 }

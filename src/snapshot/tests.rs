@@ -225,7 +225,7 @@ impl World {
         }
         let mut heap = vec![0xff; self.arena.heap_len()];
         self.arena
-            .heap()
+            .mapping()
             .read(0, &mut heap)
             .expect("the whole heap");
         for record in versions(&self.arena) {
@@ -332,7 +332,11 @@ fn what_was_not_flipped_is_dropped_at_a_restart() {
         .map(|slot| world.arena.record(slot))
         .find(|record| record.is(State::Free))
         .expect("a free record");
-    world.arena.heap().write(5000, b"hunter2").expect("inside");
+    world
+        .arena
+        .mapping()
+        .write(5000, b"hunter2")
+        .expect("inside");
     staged.describe(0, 2, (5000, 7), 0);
     staged.mark(State::Live);
     world.run(Op::Restart);

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// The lower half of a word.
 pub(super) const LOWER_HALF: u64 = u32::MAX as u64;
 
-/// One immutable version of one file.
+/// An immutable version of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
     /// Serial number, never used again.
@@ -32,7 +32,7 @@ pub struct Version {
 }
 
 impl Arena {
-    /// The generation that is served.
+    /// The served generation.
     pub(super) fn generation(&self) -> u64 {
         self.writer_area().current.load(SeqCst)
     }
@@ -40,8 +40,8 @@ impl Arena {
     /// The version of a live record; `None` when the record is not live, or changed meanwhile.
     ///
     /// The publisher may use the record again between any two loads. A record is described under a
-    /// new number before it is live, so an equal id before and after the other loads proves that no
-    /// word changed in between.
+    /// new number before the record is live, so an equal id before and after the other loads proves
+    /// that no word changed in between.
     pub(super) fn load(&self, slot: usize) -> Option<Version> {
         let record = self.record(slot);
         let id = record.id();
@@ -80,19 +80,19 @@ impl Arena {
         newest.map(|(_, slot)| slot)
     }
 
-    /// The index of the record that has, or had, that number.
+    /// The index of the record with that number, or once with that number.
     pub(super) fn slot_of(&self, nodeid: u64) -> usize {
         usize::try_from(nodeid % self.record_count() as u64).expect("less than a length")
     }
 
-    /// How often the record had been used when the version got its number; 0 is never. A word about
-    /// a version has the tag in the upper half, so that a word about an earlier version of the same
-    /// record counts for nothing.
+    /// How often the record had been used when the version got its number; 0 is never. The upper
+    /// half of a word about a version is the tag, so a word about an earlier version of the record
+    /// counts for nothing.
     pub(super) fn tag(&self, nodeid: u64) -> u64 {
         nodeid / self.record_count() as u64
     }
 
-    /// The lower half of a word, as far as the word is about the version with that number; else 0.
+    /// The lower half of a word about the version; 0 when the word is about another version.
     pub(super) fn untagged(&self, nodeid: u64, word: &AtomicU64) -> u64 {
         let word = word.load(SeqCst);
         if word >> 32 == self.tag(nodeid) {

@@ -312,7 +312,7 @@ impl Mounts {
     /// inherit the arena.
     pub(super) fn without_arena<T>(&self, fork: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let (Self::Fuse { arena, .. } | Self::Tmpfs { arena, .. }) = self;
-        arena.not_inherited(fork)
+        arena.mapping().not_inherited(fork)
     }
 
     /// Ends the connection to the kernel, once `serve` is dead: who waits for an answer gets an

@@ -99,7 +99,7 @@ impl World {
     /// No byte is left of anything but versions.
     pub(crate) fn is_tidy(&self) {
         let mut heap = vec![0; self.arena.heap_len()];
-        self.arena.heap().read(0, &mut heap).unwrap();
+        self.arena.mapping().read(0, &mut heap).unwrap();
         let records = self.arena.all_slots().map(|slot| self.arena.record(slot));
         for record in records.filter(|record| record.is(State::Live)) {
             let [offset, len] =
