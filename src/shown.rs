@@ -1,7 +1,6 @@
-//! Texts that somebody else wrote, made fit for a log line, a report and a terminal. Invariants: a
-//! `Shown` has at most its number of characters, and none of them moves a cursor, ends a line,
-//! changes the direction of writing or is invisible; deserialising makes a `Shown` by the same
-//! rule.
+//! Foreign texts, cut and cleaned for a log line, a report and a terminal. Invariants: a
+//! `Shown<MAX>` has at most `MAX` characters, and no character moves a cursor, ends a line, changes
+//! the direction of writing or is invisible; a deserialised `Shown` follows the same rules.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -9,14 +8,14 @@ use std::ops::Deref;
 
 /// A name: of a file, of a secret's field.
 pub type ShownName = Shown<64>;
-/// A cause: what a server, a library or the kernel says of a failure.
+/// A cause: the text of a server, a library or the kernel about a failure.
 pub type ShownCause = Shown<300>;
 /// A message of a log line or of a health check, which may repeat names and causes.
 pub type ShownLine = Shown<800>;
 
-/// Stands for a character that is not shown.
+/// The replacement of a character that must not be shown.
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
-/// The last character of a text that was cut.
+/// The last character of a shortened text.
 const CUT: char = '…';
 
 /// At most `MAX` characters (not bytes) of a text: white space is a space, a control or format
@@ -64,7 +63,7 @@ impl<const MAX: usize> fmt::Display for Shown<MAX> {
     }
 }
 
-/// What is shown for `c`.
+/// The shown character for `c`.
 fn visible(c: char) -> char {
     match c {
         _ if c.is_whitespace() => ' ',
@@ -74,7 +73,7 @@ fn visible(c: char) -> char {
 }
 
 /// Whether `c` is a format character (Unicode 16, general category Cf: signs of direction, joiners,
-/// tags), or has no width although its category is another one (fillers, selectors of variants).
+/// tags), or a character of another category without width (fillers, selectors of variants).
 fn is_format(c: char) -> bool {
     matches!(
         u32::from(c),
@@ -84,11 +83,12 @@ fn is_format(c: char) -> bool {
     )
 }
 
-/// How many bytes must be inserted, removed or replaced to make `b` of `a`: for "did you mean".
+/// The number of bytes to insert, remove or replace for turning `a` into `b`: for "did you mean".
 pub fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {
-        let mut corner = std::mem::replace(&mut row[0], i + 1);
+        let mut corner = i;
+        row[0] = i + 1;
         for (j, y) in b.bytes().enumerate() {
             let replaced = corner + usize::from(x != y);
             corner = row[j + 1];
@@ -144,7 +144,7 @@ mod tests {
         }
     }
 
-    /// Any text, with more of what must not be shown than chance gives.
+    /// A random text with many characters that must not be shown.
     fn any_text() -> impl Strategy<Value = String> {
         let bad = prop::sample::select(
             "\u{0}\u{1b}\n\r\u{7f}\u{80}\u{9b}\u{ad}\u{200b}\u{200f}\u{2028}\u{202e}\u{2069}\u{feff}".chars().collect::<Vec<_>>(),

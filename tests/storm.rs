@@ -16,7 +16,7 @@ use baofs::names::Recovery;
 use baofs::names::Role;
 use baofs::snapshot::{Arena, State};
 use baofs::sys;
-use baofs::sys::mount::{FsContext, SuperOption};
+use baofs::sys::mount::FsContext;
 use baofs::sys::mounts::{SOURCE, hides_agent};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -551,7 +551,7 @@ fn same_moment() -> Outcome {
     let dir = world::open_directory();
     let attached = || {
         let context = FsContext::open(c"tmpfs")?;
-        context.set(&SuperOption::Value("source", SOURCE.to_owned()))?;
+        context.set(c"source", SOURCE)?;
         let mount = context.mount(true)?;
         sys::mount::attach(mount.as_fd(), dir.path()).map(|()| mount)
     };

@@ -3,8 +3,8 @@
 //! the request was saved.
 
 use super::checkpoint::Saved;
-use crate::lease::source::{Failure, Ownership, Reply, Source, TokenGrant};
 use super::queries::QueryTable;
+use crate::lease::source::{Failure, Ownership, Reply, Source, TokenGrant};
 use crate::lease::{Request, ScheduleInput, TokenId};
 use crate::names::QueryId;
 use crate::observe::{Event, Incident};

@@ -1,6 +1,6 @@
-//! Lets the kernel ask the tree: one call and one reply for each request. Invariants: a secret byte
-//! stands only in the bounce buffer, and only until the reply is written; every refusal becomes an
-//! errno in one place.
+//! Passes the kernel's requests to the tree: one call and one reply for each request. Invariants:
+//! secret bytes are only in the bounce buffer, and only until the reply is written; every refusal
+//! becomes an errno in one place.
 
 use super::tree::{Access, Attr, FsError, Kind, Operation, Tree};
 use crate::memory::bounce::Bounce;
@@ -13,31 +13,31 @@ use fuser::{
 };
 use std::ffi::OsStr;
 use std::io;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-/// How long the kernel may keep attributes: an inode's never change (but for its link count, which
-/// its renames refresh).
+/// The time for which the kernel may keep attributes: the attributes of an inode change only in the
+/// calls of an announcement, which refresh them.
 const ATTRIBUTES: Duration = Duration::from_hours(1);
-/// How long it may keep what a name leads to: each open asks again.
+/// The time for which the kernel may keep the inode of a name: each open does a lookup.
 const NAMES: Duration = Duration::ZERO;
-/// Nothing is kept for an open file: the inode says it all.
+/// Open files have no state besides the inode.
 const NO_HANDLE: FileHandle = FileHandle(0);
-/// Reads come here, not from the page cache; `close` does not.
+/// Reads are not answered from the page cache; `close` sends no request.
 const DIRECT: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH);
 /// The unit of `statfs`, in bytes.
 const BLOCK: u32 = 512;
 
-/// What fuser drives.
+/// The filesystem that fuser calls.
 #[derive(Debug)]
 pub struct Adapter {
     tree: Tree,
-    /// There is one thread, so the lock is never waited for.
+    /// Never contended: the session has one thread.
     bounce: Mutex<Bounce>,
 }
 
 impl Adapter {
-    /// Answers from this tree, through this buffer.
+    /// Answers from `tree`, through `bounce`.
     pub fn new(tree: Tree, bounce: Bounce) -> Self {
         Self {
             tree,
@@ -45,34 +45,25 @@ impl Adapter {
         }
     }
 
-    /// Notes the request in hand, for whoever must answer it should this process die, and that an
-    /// operation is under way, until the reply was written and the result is dropped.
+    /// Notes the request in the arena, for a successor, and begins an operation, which ends when
+    /// the result is dropped, after the reply.
     fn take(&self, request: &Request) -> Operation<'_> {
         self.tree.note(request.unique().0);
         self.tree.begin()
     }
-
-    fn say_evicted(&self, error: FsError) {
-        if let FsError::Evicted(file) = error {
-            Event::Evicted {
-                file: self.tree.name(file),
-            }
-            .emit();
-        }
-    }
 }
 
-/// The one place where a refusal becomes an errno.
+/// The only conversion of a refusal into an errno.
 impl From<FsError> for Errno {
     fn from(error: FsError) -> Self {
         match error {
             FsError::NotFound => Self::ENOENT,
-            // As the public mount itself answers, so that nobody sees a difference.
+            // The errno of the public mount, which is read-only.
             FsError::ReadOnly => Self::EROFS,
-            // `open` and path walks repeat the lookup on it and so find the newer version; EIO
+            // `open` and path walks repeat the lookup after ESTALE and find the newer version; EIO
             // would reach the reader.
             FsError::Stale => Self::ESTALE,
-            // Not ESTALE: a descriptor cannot be healed by another lookup, and readers know EIO as
+            // Not ESTALE: another lookup does not help an open descriptor, and readers treat EIO as
             // final.
             FsError::Evicted(_) => Self::EIO,
             FsError::NotDirectory => Self::ENOTDIR,
@@ -93,8 +84,8 @@ fn file_attr(attr: &Attr) -> FileAttr {
         kind: file_type(attr.kind),
         perm: u16::try_from(attr.mode & 0o7777).expect("12 bits"),
         nlink: attr.links,
-        uid: attr.uid,
-        gid: attr.gid,
+        uid: attr.owner.uid,
+        gid: attr.owner.gid,
         rdev: 0,
         blksize: 4096,
         flags: 0,
@@ -110,13 +101,12 @@ fn file_type(kind: Kind) -> FileType {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Lookups of different readers need not wait for each other in the kernel; a kernel that
-        // cannot, does not.
+        // Lookups of different readers do not wait for each other in the kernel, if the kernel
+        // supports that.
         let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
-        // A version's content never changes; this is how the pages of an old one are dropped
-        // (`announce`).
+        // The kernel drops the pages of an inode with a new modification time (`announce`).
         let _ = config.add_capabilities(InitFlags::FUSE_AUTO_INVAL_DATA);
-        // Nothing is ever written; the least that FUSE allows.
+        // Nothing is ever written: the minimum of FUSE.
         let _ = config.set_max_write(4096);
         Ok(())
     }
@@ -170,12 +160,11 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let _operation = self.take(request);
-        let truncates = size.is_some() && mode.is_none() && uid.is_none() && gid.is_none();
-        match if truncates {
-            self.tree.truncate(request.pid(), ino.0)
-        } else {
-            Err(FsError::ReadOnly)
-        } {
+        let truncated = match (size, mode, uid, gid) {
+            (Some(_), None, None, None) => self.tree.truncate(request.pid(), ino.0),
+            _ => Err(FsError::ReadOnly),
+        };
+        match truncated {
             Ok(attr) => reply.attr(&ATTRIBUTES, &file_attr(&attr)),
             Err(error) => reply.error(error.into()),
         }
@@ -205,22 +194,21 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let _operation = self.take(request);
-        // A read by a process names the owner of its locks; one that fills the page cache is
-        // nobody's.
+        // A read by a process names an owner of locks; a read that fills the page cache does not.
         if owner.is_none() {
             self.tree.kept(ino.0);
         }
-        let mut bounce = self
-            .bounce
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        // The bytes are wiped after the reply was written.
+        let mut bounce = self.bounce.lock().unwrap_or_else(PoisonError::into_inner);
+        // The bytes are wiped after the reply.
         bounce.lend(size as usize, |bytes| {
             match self.tree.read(ino.0, offset, bytes) {
                 Ok(len) => reply.data(&bytes[..len]),
                 Err(error) => {
                     reply.error(error.into());
-                    self.say_evicted(error);
+                    if let FsError::Evicted(file) = error {
+                        let file = self.tree.name(file);
+                        Event::Evicted { file }.emit();
+                    }
                 }
             }
         });
@@ -277,8 +265,8 @@ impl Filesystem for Adapter {
         let _operation = self.take(request);
         match self.tree.entries(ino.0, offset) {
             Ok(mut entries) => {
-                // `add` is true when the buffer is full: the rest is asked for from the last `next`
-                // on.
+                // `add` is true when the buffer is full: the kernel then asks for more from the
+                // last `next` on.
                 let _ = entries.any(|entry| {
                     reply.add(
                         INodeNo(entry.ino),

@@ -1,7 +1,7 @@
-//! Makes new versions heard: for each, the events of a file that is replaced and written (create,
-//! rename, truncate, close), issued on the private mount by the one thread that may. Invariant: a
-//! version that is served and not announced stays due, whatever fails; nothing is tried again
-//! before somebody wakes the thread.
+//! Announces new versions. For each file, one thread issues the calls of a replaced and written
+//! file (create, rename, truncate, close) on the private mount, and the kernel sends the inotify
+//! events. Invariants: a version that is served and not announced stays due after every failure;
+//! the thread repeats nothing before it is woken.
 
 use super::tree::{HIDDEN, OLD};
 use crate::names::{FileId, Generation};
@@ -11,42 +11,39 @@ use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::ftruncate;
 use std::collections::BTreeSet;
-use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-/// How many inodes of one file are looked at in one round; a reader that goes on mapping an old
-/// version could otherwise keep the thread busy. As many as a file has versions, twice.
+/// The limit of dropped inodes of one file in one round: twice the most versions of a file. Without
+/// a limit, a reader that maps an old version again and again could keep the thread busy.
 const MOST_DROPS: usize = 128;
 
-/// Why a version was not announced.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A failed announcement.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot announce {name}: {step}: {cause}")]
 pub struct AnnounceError {
     /// The file's name.
     name: String,
-    /// The step.
+    /// The failed step.
     step: &'static str,
-    /// What the kernel, or `serve`, said.
+    /// The error of the kernel or of `serve`.
     cause: Errno,
 }
 
-impl fmt::Display for AnnounceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "cannot announce {}: {}: {}",
-            self.name, self.step, self.cause
-        )
+fn failed(name: &str, step: &'static str) -> impl FnOnce(Errno) -> AnnounceError {
+    move |cause| AnnounceError {
+        name: name.to_owned(),
+        step,
+        cause,
     }
 }
 
-impl std::error::Error for AnnounceError {}
-
-/// The announcing thread. It may block for as long as nothing answers the mount, so nobody waits
-/// for it: when this handle is dropped it ends by itself, at the latest with its process.
+/// The handle of the announcing thread. The thread may block for as long as nothing answers the
+/// mount, so no code joins the thread: the thread ends after the drop of the handle, or with the
+/// process.
 #[derive(Debug)]
 pub struct Announcer {
     wake: Sender<Option<Published>>,
@@ -60,12 +57,11 @@ struct Published {
 }
 
 impl Announcer {
-    /// Starts the thread, which at once announces what is due and then calls `done` after every
-    /// round in which something was published, with the newest generation in it, or why it stopped
-    /// short.
+    /// Starts the thread, which announces all due files at once. After every round the thread calls
+    /// `done` with an error, or, if files were published, with the newest announced generation.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// `EAGAIN` at the system's limit of threads.
     pub fn start(
         arena: Arc<Arena>,
         private: OwnedFd,
@@ -78,29 +74,29 @@ impl Announcer {
         Ok(Self { wake })
     }
 
-    /// Says that these files were published with `generation`. The thread looks at no others: each
-    /// publication has to be told, in order.
+    /// Announces `files`, which were published with `generation`. Must be called for each
+    /// publication, in order: the thread looks at no other files.
     pub fn published(&self, generation: Generation, files: Vec<FileId>) {
-        // The thread lives as long as this handle. Here and below.
+        // Cannot fail: the thread lives as long as the handle. Same below.
         let _ = self.wake.send(Some(Published { generation, files }));
     }
 
-    /// Asks for a round: for what a failed one left, and for old pages. Several calls may lead to
-    /// one.
+    /// Starts a round, for the rest of a failed round and for old pages. Several calls may share a
+    /// round.
     pub fn wake(&self) {
         let _ = self.wake.send(None);
     }
 }
 
-/// What the next round is about.
+/// The work of the next round.
 struct Round {
-    /// Whether all files are looked at: at first, and after a failure.
+    /// Whether all files are looked at: in the first round, and after a failure.
     is_full: bool,
-    /// The files that were published.
+    /// The published files.
     files: BTreeSet<FileId>,
-    /// The generation to tell of, once everything up to it is announced.
+    /// The generation to report when all earlier generations and this generation are announced.
     newest: Option<Generation>,
-    /// How many inodes were known of which the kernel keeps pages.
+    /// The number of inodes with pages in the kernel that earlier rounds have handled.
     seen: u64,
 }
 
@@ -132,7 +128,7 @@ fn run(
         round.is_full = announced.is_err() || dropped.is_err();
         round.files.clear();
         match announced {
-            // Of a round that stopped short, too: it is told when the next one is through.
+            // After a failed round, `newest` stays until a later round succeeds.
             Ok(()) => {
                 if let Some(newest) = round.newest.take() {
                     done(Ok(newest));
@@ -147,15 +143,15 @@ fn run(
             return;
         };
         round.add(published);
-        // What was said before the round that follows is covered by it.
+        // The next round covers all publications so far.
         while let Ok(published) = woken.try_recv() {
             round.add(published);
         }
     }
 }
 
-/// Announces what is due of the round's files. A version that is published meanwhile is told of by
-/// a later round, even if it was announced in this one: other files came with it.
+/// Announces the due files of the round. A version that is published meanwhile is reported by a
+/// later round, even if this round announces the version: the same publication has other files.
 fn announce_due(
     announcements: &Announcements,
     private: &OwnedFd,
@@ -184,44 +180,35 @@ fn announce(
 ) -> Result<(), AnnounceError> {
     let name = announcements.name(file);
     let hidden = format!("{HIDDEN}{name}");
-    let failed = |step| {
-        move |cause| AnnounceError {
-            name: name.to_owned(),
-            step,
-            cause,
-        }
-    };
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
     let create = || {
-        // Anew each time: an interrupted create may have been made, and the name would be in the
-        // way.
+        // Begins a new attempt: an interrupted create may have been executed, and the name of the
+        // old attempt would be in the way.
         announcements.begin(file);
         openat(private, hidden.as_str(), flags, Mode::S_IRUSR)
     };
-    let fd = retry(create).map_err(failed("create"))?;
-    // What `serve` made: a flip may have come since this file was found to be due.
+    let fd = retry(create).map_err(failed(name, "create"))?;
+    // The version that `serve` created: newer than the due version if a flip came in between.
     let made = announcements
         .made(file)
         .ok_or(Errno::ESTALE)
-        .map_err(failed("create"))?;
-    retry(|| renameat(private, hidden.as_str(), private, name)).map_err(failed("rename"))?;
-    let len = i64::try_from(made.len)
-        .map_err(|_| Errno::EFBIG)
-        .map_err(failed("truncate"))?;
-    retry(|| ftruncate(&fd, len)).map_err(failed("truncate"))?;
+        .map_err(failed(name, "create"))?;
+    retry(|| renameat(private, hidden.as_str(), private, name)).map_err(failed(name, "rename"))?;
+    let len = i64::try_from(made.len).unwrap_or(i64::MAX);
+    retry(|| ftruncate(&fd, len)).map_err(failed(name, "truncate"))?;
     drop(fd);
     announcements.done(file, made.generation);
     Ok(())
 }
 
-/// Has the kernel drop what it keeps of superseded versions, whoever has them open; they are read
-/// from `serve` again.
+/// Makes the kernel drop its pages of superseded versions, also of open files; later reads go to
+/// `serve` again.
 ///
-/// A lookup of `..old.NAME` leads to such an inode with another modification time than before, and
-/// the kernel then drops its pages (`FUSE_AUTO_INVAL_DATA`). It waits for pages that are being read
-/// just now, thus for `serve`: so this is done here, and not by `serve` with
-/// `FUSE_NOTIFY_INVAL_INODE`, which would wait for itself. Each lookup leads to another inode, and
-/// the last one to none, so that the name keeps no inode alive.
+/// A lookup of `..old.NAME` leads to an inode of a superseded version with a new modification time,
+/// for which the kernel drops the pages (`FUSE_AUTO_INVAL_DATA`). The kernel waits for pages that
+/// are being read, thus for `serve`; so `fetch` does the lookup, and `serve` does not use
+/// `FUSE_NOTIFY_INVAL_INODE`, which would wait for `serve`. Each lookup leads to another inode and
+/// the last lookup to none, so that the name keeps no inode alive.
 fn drop_old_pages(
     announcements: &Announcements,
     private: &OwnedFd,
@@ -242,24 +229,18 @@ fn drop_old_pages(
         let old = format!("{OLD}{name}");
         for _ in 0..MOST_DROPS {
             match retry(|| fstatat(private, old.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)) {
-                // ESTALE: evicted meanwhile.
+                // ESTALE: the version was evicted meanwhile.
                 Ok(_) | Err(Errno::ESTALE) => {}
                 Err(Errno::ENOENT) => break,
-                Err(cause) => {
-                    return Err(AnnounceError {
-                        name: name.to_owned(),
-                        step: "drop old pages",
-                        cause,
-                    });
-                }
+                Err(cause) => return Err(failed(name, "drop old pages")(cause)),
             }
         }
     }
     Ok(())
 }
 
-/// Again after a signal; and `serve`, when it is born again on an old kernel, answers EINTR for its
-/// predecessor.
+/// Repeats `call` after `EINTR`: from a signal, or, on a kernel without RESEND, from a new `serve`
+/// for a request that a dead `serve` had taken.
 fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     loop {
         match call() {

@@ -1,6 +1,7 @@
-//! The filesystem: `mount` makes it, `tree` is it (without FUSE), `adapter` lets the kernel ask it,
-//! `announce` makes its changes heard. Invariants: a version of a file is an inode of its own; no
-//! operation waits for anything but memory; only the announcing thread changes a name.
+//! The FUSE filesystem: `mount` makes the mounts, `tree` is the filesystem without FUSE, `adapter`
+//! passes the kernel's requests to the tree, `announce` sends inotify events for changes.
+//! Invariants: each version of a file has inodes of its own; an operation waits for memory only;
+//! only the announcing thread changes a name.
 
 pub mod adapter;
 pub mod announce;

@@ -1,43 +1,41 @@
-//! Why FUSE is refused here, told apart by call, errno and rights, each with the remedy that works
-//! for it. Invariant: `Refusal::of` is a pure table.
+//! The reasons to refuse FUSE, told apart by call, errno and rights, each with a remedy. Invariant:
+//! `Refusal::of` is a pure table.
 
 use crate::exit::{Exit, Refused};
 use crate::sys::mount::MountCall;
 use nix::errno::Errno;
-use std::fmt;
 use std::path::PathBuf;
 
 /// The bit of `CAP_SYS_ADMIN` in `/proc/PID/status`.
 const SYS_ADMIN: u32 = 21;
 
-/// Which call was refused.
+/// The refused call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// `open(/dev/fuse)`.
     Device,
-    /// One of the mount API.
+    /// A call of the mount API.
     Mount(MountCall),
 }
 
 /// Whether this process may mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rights {
-    /// It holds `SYS_ADMIN`.
+    /// The process holds `SYS_ADMIN`.
     Effective,
-    /// The container was given it, but this process, not being root, does not hold it.
+    /// The container has `SYS_ADMIN`, but this process is not root and does not hold it.
     BoundingOnly,
-    /// The container was not given it.
+    /// The container has no `SYS_ADMIN`.
     None,
 }
 
 impl Rights {
-    /// Reads them from the text of `/proc/self/status`.
+    /// Reads the rights from the text of `/proc/self/status`.
     pub fn parse(status: &str) -> Self {
         let has = |key: &str| {
             let value = status.lines().find_map(|line| line.strip_prefix(key));
-            value
-                .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-                .is_some_and(|set| set >> SYS_ADMIN & 1 == 1)
+            let set = u64::from_str_radix(value.unwrap_or_default().trim(), 16);
+            set.unwrap_or(0) >> SYS_ADMIN & 1 == 1
         };
         match (has("CapEff:"), has("CapBnd:")) {
             (true, _) => Self::Effective,
@@ -47,44 +45,93 @@ impl Rights {
     }
 }
 
-/// Why there is no FUSE mount.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The reason for a missing FUSE mount.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// `/dev/fuse` is not there.
+    /// `/dev/fuse` does not exist.
+    #[error(
+        "cannot open /dev/fuse: it is not there; hint: start the container with \
+         `--device /dev/fuse --cap-add SYS_ADMIN`"
+    )]
     NoDevice,
-    /// The container's device rules deny it.
+    /// The container's device rules deny `/dev/fuse`.
+    #[error(
+        "cannot open /dev/fuse: the container's device rules deny it; hint: give it with \
+         `--device /dev/fuse`, or add `--device-cgroup-rule 'c 10:229 rw'`"
+    )]
     DeviceDenied,
-    /// Its permission bits deny it.
+    /// The permission bits of `/dev/fuse` deny this user.
+    #[error(
+        "cannot open /dev/fuse: its permission bits deny this user; hint: start as root and give \
+         `--user`, or make the node 0666"
+    )]
     DeviceMode,
-    /// The kernel was built without FUSE, or its module is not loaded.
+    /// The kernel was built without FUSE, or the module is not loaded.
+    #[error(
+        "this kernel has no FUSE; hint: load the module on the host (`modprobe fuse`), or use \
+         `--fallback tmpfs`"
+    )]
     NoFuse,
     /// The container lacks `SYS_ADMIN`.
+    #[error(
+        "cannot mount: SYS_ADMIN is missing; hint: start the container as root with \
+         `--cap-add SYS_ADMIN --device /dev/fuse` and give `--user`"
+    )]
     NoSysAdmin,
     /// Only the container has `SYS_ADMIN`, not this user.
+    #[error(
+        "cannot mount: the container may have SYS_ADMIN, but this process is not root and does not \
+         hold it; hint: start as root and give `--user`, or take `user:` away"
+    )]
     NotRoot,
-    /// `SYS_ADMIN` is held and the call is denied all the same: seccomp, or a device of another
-    /// user namespace.
+    /// The call is denied although `SYS_ADMIN` is held: by seccomp, or because the device belongs
+    /// to another user namespace.
+    #[error(
+        "cannot mount: {} is denied although SYS_ADMIN is held; hint: the seccomp profile \
+         (`--security-opt seccomp=...`) must allow the mount calls, and /dev/fuse must belong to \
+         this user namespace",
+        .0.as_str()
+    )]
     Filtered(MountCall),
     /// A security module denies mounting.
+    #[error(
+        "cannot mount: {} is denied by a security module (AppArmor, SELinux); hint: \
+         `--security-opt apparmor=unconfined`, or `--security-opt label=disable`",
+        .0.as_str()
+    )]
     Confined(MountCall),
     /// The kernel does not know the call.
+    #[error(
+        "cannot mount: this kernel lacks {}; hint: Linux 5.12 or later, or use `--fallback tmpfs`",
+        .0.as_str()
+    )]
     OldKernel(MountCall),
     /// The mount point cannot be used.
+    #[error(
+        "cannot mount at {}: {cause}; hint: make the directory in the image, or choose another \
+         path with `--mount`",
+        path.display()
+    )]
     MountPoint {
-        /// It.
+        /// The mount point.
         path: PathBuf,
-        /// Why.
+        /// The error.
         cause: String,
     },
-    /// Another agent that lives serves the mount point, by FUSE or in a tmpfs. No fallback may be
-    /// taken there.
+    /// A living agent serves the mount point, by FUSE or in a tmpfs. No fallback may be used
+    /// there.
+    #[error(
+        "another agent serves {}; hint: give each a directory of its own, or stop the other first",
+        .0.display()
+    )]
     Held(PathBuf),
-    /// Something else, in the kernel's words.
+    /// Another failure, in the kernel's words.
+    #[error("cannot mount: {0}")]
     Other(String),
 }
 
 impl Refusal {
-    /// The refusal that this errno of this call means for a process with these rights.
+    /// The refusal for a process with these rights, from the errno of the call.
     pub fn of(step: Step, errno: Errno, rights: Rights) -> Self {
         match (step, errno, rights) {
             (Step::Device, Errno::ENOENT, _) => Self::NoDevice,
@@ -105,63 +152,9 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoDevice => f.write_str(
-                "cannot open /dev/fuse: it is not there; hint: start the container with `--device /dev/fuse --cap-add SYS_ADMIN`",
-            ),
-            Self::DeviceDenied => f.write_str(
-                "cannot open /dev/fuse: the container's device rules deny it; hint: give it with `--device /dev/fuse`, \
-                 or add `--device-cgroup-rule 'c 10:229 rw'`",
-            ),
-            Self::DeviceMode => f.write_str(
-                "cannot open /dev/fuse: its permission bits deny this user; hint: start as root and give `--user`, or make the node 0666",
-            ),
-            Self::NoFuse => {
-                f.write_str("this kernel has no FUSE; hint: load the module on the host (`modprobe fuse`), or use `--fallback tmpfs`")
-            }
-            Self::NoSysAdmin => f.write_str(
-                "cannot mount: SYS_ADMIN is missing; hint: start the container as root with `--cap-add SYS_ADMIN --device /dev/fuse` \
-                 and give `--user`",
-            ),
-            Self::NotRoot => f.write_str(
-                "cannot mount: the container may have SYS_ADMIN, but this process is not root and does not hold it; \
-                 hint: start as root and give `--user`, or take `user:` away",
-            ),
-            Self::Filtered(call) => write!(
-                f,
-                "cannot mount: {} is denied although SYS_ADMIN is held; hint: the seccomp profile (`--security-opt seccomp=...`) \
-                 must allow the mount calls, and /dev/fuse must belong to this user namespace",
-                call.as_str()
-            ),
-            Self::Confined(call) => write!(
-                f,
-                "cannot mount: {} is denied by a security module (AppArmor, SELinux); hint: `--security-opt apparmor=unconfined`, \
-                 or `--security-opt label=disable`",
-                call.as_str()
-            ),
-            Self::OldKernel(call) => {
-                write!(f, "cannot mount: this kernel lacks {}; hint: Linux 5.12 or later, or use `--fallback tmpfs`", call.as_str())
-            }
-            Self::MountPoint { path, cause } => write!(
-                f,
-                "cannot mount at {}: {cause}; hint: make the directory in the image, or choose another path with `--mount`",
-                path.display()
-            ),
-            Self::Held(path) => {
-                write!(f, "another agent serves {}; hint: give each a directory of its own, or stop the other first", path.display())
-            }
-            Self::Other(cause) => write!(f, "cannot mount: {cause}"),
-        }
-    }
-}
-
-impl std::error::Error for Refusal {}
-
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
-        // No backend may be used where another agent serves.
+        // Where another agent serves, the tmpfs is refused, too.
         let exit = if matches!(refusal, Refusal::Held(_)) {
             Exit::Tmpfs
         } else {

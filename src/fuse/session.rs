@@ -1,10 +1,10 @@
-//! The session with the kernel, which outlives the process that holds it: whoever comes next
-//! answers under the same mount. Invariant: of what a dead process had taken, every request is
-//! asked again or answered; nobody waits for ever.
+//! The session with the kernel, which outlives a `serve`: the successor answers under the same
+//! mount. Invariant: every request that a dead process had taken is sent again or answered, so no
+//! reader waits for ever.
 //!
-//! fuser begins a session with the kernel's INIT request and cannot skip it. So supervise reads
-//! that request before any fork, and each `serve` shakes hands with a socket that repeats it; then
-//! the device takes the socket's place.
+//! fuser begins a session with the kernel's INIT request and cannot skip the request. So supervise
+//! reads INIT before the first fork, and each `serve` shakes hands with a socket that repeats INIT;
+//! then the device takes the socket's place.
 
 use super::adapter::Adapter;
 use crate::names::Recovery;
@@ -16,22 +16,22 @@ use nix::unistd::{read, write};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// The least buffer that the kernel hands a request to (`FUSE_MIN_READ_BUFFER`).
+/// The smallest buffer that the kernel accepts in a read of a request (`FUSE_MIN_READ_BUFFER`).
 const READ_BUFFER: usize = 8192;
-/// `FUSE_NOTIFY_RESEND` (Linux 6.9): what was taken and not answered is asked again.
+/// `FUSE_NOTIFY_RESEND` (Linux 6.9): the kernel sends all taken, unanswered requests again.
 const RESEND: i32 = 7;
-/// How many requests from the last one on that the adapter saw are answered: it does not see every
-/// kind.
+/// The number of requests to answer, from the last noted request on: the adapter does not note
+/// every kind of request.
 const TAKEN: usize = 64;
 /// The distance between the numbers of two requests.
 const STEP: usize = 2;
 
-/// The kernel's first request, as it came.
+/// The bytes of the kernel's first request.
 #[derive(Clone, Debug)]
 pub struct Init(Vec<u8>);
 
 impl Init {
-    /// Takes it from a device that was just mounted; the kernel has it ready.
+    /// Takes the request from a newly mounted device, without waiting.
     ///
     /// # Errors
     /// As `read(2)`.
@@ -48,10 +48,10 @@ impl Init {
     }
 }
 
-/// A session on `device` for `adapter`, whether or not there was one before.
+/// Opens a session on `device` for `adapter`: the first session, or a successor's.
 ///
 /// # Errors
-/// When fuser or the kernel refuses, which they have no reason to.
+/// When fuser or the kernel refuses; no reason for a refusal is known.
 pub fn open(adapter: Adapter, device: &OwnedFd, init: &Init) -> io::Result<Session<Adapter>> {
     let (kernel, ours) = socketpair(
         AddressFamily::Unix,
@@ -63,17 +63,18 @@ pub fn open(adapter: Adapter, device: &OwnedFd, init: &Init) -> io::Result<Sessi
     let session = Session::from_fd(adapter, ours, SessionACL::All, Config::default())?;
     let mut reply = [0; 256];
     let len = read(&kernel, &mut reply)?;
-    // A later session's answer is to a request that the kernel knows no more.
-    unless(write(device, &reply[..len]), Errno::ENOENT)?;
+    // ENOENT: the kernel has the answer to INIT from an earlier session.
+    accept_missing(write(device, &reply[..len]))?;
     file::replace(session.as_fd(), device.as_fd())?;
     Ok(session)
 }
 
-/// Brings back what a predecessor had taken; `last` is the last request that it is known to have
-/// taken, 0 if there was none.
+/// Recovers the requests that a predecessor had taken: by RESEND if `allowed` and known to the
+/// kernel, else with `EINTR` answers from request `last` on, the last noted request (0 for none).
+/// Returns the used way.
 ///
 /// # Errors
-/// When the kernel refuses for another reason than that it does not know the way.
+/// When the kernel refuses RESEND with another error than `EINVAL`, or refuses an answer.
 pub fn recover(device: BorrowedFd<'_>, last: u64, allowed: Recovery) -> io::Result<Recovery> {
     if allowed == Recovery::Resend {
         match write(device, &message(RESEND, 0)) {
@@ -82,16 +83,15 @@ pub fn recover(device: BorrowedFd<'_>, last: u64, allowed: Recovery) -> io::Resu
             Err(errno) => return Err(errno.into()),
         }
     }
-    for request in (last..).step_by(STEP).take(TAKEN).filter(|_| last != 0) {
-        unless(
-            write(device, &message(-libc::EINTR, request)),
-            Errno::ENOENT,
-        )?;
+    if last != 0 {
+        for request in (last..).step_by(STEP).take(TAKEN) {
+            accept_missing(write(device, &message(-libc::EINTR, request)))?;
+        }
     }
     Ok(Recovery::Interrupt)
 }
 
-/// `struct fuse_out_header` alone.
+/// A `struct fuse_out_header` without a body.
 fn message(error: i32, unique: u64) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..4].copy_from_slice(&16_u32.to_ne_bytes());
@@ -100,10 +100,10 @@ fn message(error: i32, unique: u64) -> [u8; 16] {
     bytes
 }
 
-fn unless(result: nix::Result<usize>, harmless: Errno) -> io::Result<()> {
+/// Accepts `ENOENT`, the kernel's error for the answer to a request that nobody waits for.
+fn accept_missing(result: nix::Result<usize>) -> io::Result<()> {
     match result {
-        Ok(_) => Ok(()),
-        Err(errno) if errno == harmless => Ok(()),
+        Ok(_) | Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
 }

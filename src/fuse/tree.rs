@@ -1,32 +1,30 @@
-//! The filesystem without FUSE: one directory of files whose versions are inodes, and in it, found
-//! by name and not listed, one of the agent's own state. Invariants: every answer comes from
-//! memory; only the announcing thread may create, rename and truncate, and only as an announcement
-//! does.
+//! The filesystem without FUSE: one directory of files whose versions are inodes. The directory has
+//! a subdirectory for the agent's state, which is found by name and not listed. Invariants: every
+//! answer comes from memory; only the announcing thread may create, rename and truncate, and only
+//! in the steps of an announcement.
 //!
-//! A version has two inode numbers: `2 * nodeid` until its announcing rename, `2 * nodeid + 1` from
-//! its create on. The rename must give the name to another inode than it had, since the kernel
-//! skips a rename onto itself, and its event.
+//! A version has two inode numbers: `2 * nodeid` until the announcing rename, and `2 * nodeid + 1`
+//! from the announcing create on. The rename must give the name to a different inode, because the
+//! kernel skips the rename of an inode onto itself, and sends no event.
 
-use crate::names::{FileId, FileName, STATE_DIRECTORY};
+use crate::names::{FileId, FileName, Owner, STATE_DIRECTORY};
 use crate::snapshot::{Reader, Stage, Version, Visibility};
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsStr;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
-/// The directory's inode number.
+/// The inode number of the directory.
 pub const ROOT: u64 = 1;
-/// That of the directory of the agent's own state; versions begin above it.
+/// The inode number of the directory of the agent's state; the numbers of versions are higher.
 pub const STATE: u64 = 2;
-/// What stands before a file's name while its new version is announced.
+/// The prefix of a file's name for the announcement of a new version.
 pub const HIDDEN: &str = "..new.";
-
-/// What stands before a file's name where the kernel is to drop pages of a superseded version.
+/// The prefix of a file's name for lookups after which the kernel drops pages of old versions.
 pub const OLD: &str = "..old.";
 
-/// An operation under way, as supervise sees it in the arena; it ends when this is dropped.
+/// An operation in progress, which supervise sees in the arena; ends on drop.
 #[derive(Debug)]
 pub struct Operation<'a>(&'a AtomicU64);
 
@@ -36,33 +34,33 @@ impl Drop for Operation<'_> {
     }
 }
 
-/// Why an operation is refused.
+/// The reasons to refuse an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FsError {
-    /// No such name.
+    /// The name does not exist.
     NotFound,
-    /// Not by this thread, not in this way.
+    /// The caller may not make this change.
     ReadOnly,
-    /// The inode is of a version that was evicted; its path leads to a newer one.
+    /// The version of the inode was evicted; the path leads to a newer version.
     Stale,
     /// The bytes were evicted while the file was open.
     Evicted(FileId),
-    /// A file is not a directory.
+    /// The operation needs a directory, and the inode is a file.
     NotDirectory,
-    /// The directory is not a file.
+    /// The operation needs a file, and the inode is a directory.
     IsDirectory,
 }
 
-/// File or directory.
+/// The type of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The directory.
+    /// A directory.
     Directory,
     /// A file.
     File,
 }
 
-/// What `stat` shows.
+/// The attributes of an inode, as for `stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
     /// Inode number.
@@ -73,17 +71,15 @@ pub struct Attr {
     pub size: u64,
     /// Permission bits.
     pub mode: u32,
-    /// User id.
-    pub uid: u32,
-    /// Group id.
-    pub gid: u32,
-    /// When it was published.
+    /// User and group.
+    pub owner: Owner,
+    /// The time of publication.
     pub mtime: SystemTime,
-    /// Names; 0 once a newer inode has the name.
+    /// The number of names; 0 once a newer inode has the name.
     pub links: u32,
 }
 
-/// One name in the directory.
+/// A name in a directory.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entry<'a> {
     /// Inode number.
@@ -92,148 +88,130 @@ pub struct Entry<'a> {
     pub kind: Kind,
     /// The name.
     pub name: &'a str,
-    /// Where to go on reading after it.
+    /// The offset of the next entry.
     pub next: u64,
 }
 
-/// What `statfs` shows, in bytes and files.
+/// The usage of the filesystem in bytes and files, as for `statfs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// Size of the heap.
     pub size: u64,
-    /// Of which the current versions leave.
+    /// Bytes of the heap that the current versions do not use.
     pub free: u64,
-    /// Files that can be served.
+    /// Files of the root, with or without a version.
     pub files: u64,
-}
-
-/// The directory's own attributes.
-#[derive(Clone, Copy, Debug)]
-pub struct Directory {
-    /// Permission bits.
-    pub mode: u32,
-    /// User id.
-    pub uid: u32,
-    /// Group id.
-    pub gid: u32,
 }
 
 /// The filesystem.
 #[derive(Debug)]
 pub struct Tree {
     reader: Reader,
-    directory: Directory,
-    /// Every name in the root that leads to a file: the files' own and, marked, their hidden ones.
-    names: HashMap<OsString, (FileId, Name)>,
+    /// Permission bits of the root.
+    dir_mode: u32,
+    /// Owner of both directories.
+    owner: Owner,
+    /// The files of the root by name.
+    names: HashMap<String, FileId>,
     /// The files of the root.
     listed: Vec<FileId>,
-    /// The files of the agent's own state.
+    /// The files of the agent's state.
     state: Vec<FileId>,
 }
 
-/// Whether a name is a file's own, its hidden one, or the one by which old pages are dropped.
+/// The prefix of a name in the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Name {
-    Own,
+enum Prefix {
+    None,
     Hidden,
     Old,
 }
 
 impl Tree {
-    /// The filesystem of this arena.
-    pub fn new(reader: Reader, directory: Directory) -> Self {
-        let mut names = HashMap::new();
+    /// The filesystem of the arena of `reader`.
+    pub fn new(reader: Reader, dir_mode: u32, owner: Owner) -> Self {
         let [listed, state]: [Vec<FileId>; 2] = [Visibility::Listed, Visibility::State]
-            .map(|place| reader.arena().files_in(place).collect());
+            .map(|visibility| reader.arena().files_in(visibility).collect());
+        let mut names = HashMap::new();
         for &file in &listed {
-            let name = &reader.arena().files()[file.index()].name;
-            names.insert(name.as_str().into(), (file, Name::Own));
-            names.insert(format!("{HIDDEN}{name}").into(), (file, Name::Hidden));
-            names.insert(format!("{OLD}{name}").into(), (file, Name::Old));
+            let name = reader.arena().files()[file.index()].name.as_str();
+            names.insert(name.to_owned(), file);
         }
         Self {
             reader,
-            directory,
+            dir_mode,
+            owner,
             names,
             listed,
             state,
         }
     }
 
-    /// The inode that `name` leads to for thread `tid`; held until as many `forget`s.
+    /// The inode that `name` leads to for thread `tid`, held until as many `forget`s.
     ///
     /// # Errors
-    /// `NotFound` also for a file that has no version yet, and for hidden names to all but the
-    /// announcing thread.
+    /// `NotFound` also for a file without a version, and for prefixed names to all threads but the
+    /// announcing thread; `NotDirectory`.
     pub fn lookup(&self, tid: u32, parent: u64, name: &OsStr) -> Result<Attr, FsError> {
-        match self.names.get(name) {
-            _ if Self::place(parent)? == Visibility::State => self.lookup_state(name),
-            None if name == STATE_DIRECTORY => Ok(self.directory(Inode::State)),
-            None => Err(FsError::NotFound),
-            Some(&found) => self.lookup_listed(tid, found),
-        }
-    }
-
-    fn lookup_listed(&self, tid: u32, found: (FileId, Name)) -> Result<Attr, FsError> {
-        match found {
-            (file, Name::Own) if self.reader.is_announcer(tid) => self.lookup_announcing(file),
-            (file, Name::Own) => self.lookup_current(file),
-            (file, Name::Hidden) if self.reader.is_announcer(tid) => self.lookup_hidden(file),
-            (file, Name::Old) if self.reader.is_announcer(tid) => self.lookup_old(file),
-            (_, Name::Hidden | Name::Old) => Err(FsError::NotFound),
-        }
-    }
-
-    /// Each inode of a superseded version whose pages the kernel may keep, one after the other, and
-    /// then none. Its modification time is another one than before, by a nanosecond: the kernel
-    /// takes that for changed content.
-    fn lookup_old(&self, file: FileId) -> Result<Attr, FsError> {
-        let (version, inode) = self.reader.next_kept(file).ok_or(FsError::NotFound)?;
-        Ok(self.attr(&version, inode))
-    }
-
-    fn lookup_state(&self, name: &OsStr) -> Result<Attr, FsError> {
-        let mut files = self.state.iter();
-        let file = files.find(|file| self.name(**file).as_str() == name);
-        self.lookup_current(*file.ok_or(FsError::NotFound)?)
-    }
-
-    fn lookup_current(&self, file: FileId) -> Result<Attr, FsError> {
-        let version = self.reader.hold_current(file).ok_or(FsError::NotFound)?;
-        Ok(self.attr(&version, self.stage(&version)))
-    }
-
-    /// The announcing rename must take the name from the inode that watchers know: the last
-    /// announced version's. With the current one's, which the kernel would then drop unseen, a
-    /// watch on the file itself would hear nothing.
-    fn lookup_announcing(&self, file: FileId) -> Result<Attr, FsError> {
-        let announced = self
-            .reader
-            .hold(self.reader.renamed(file))
-            .filter(|version| version.file == file);
-        let Some(version) = announced else {
-            return self.lookup_current(file);
+        let found = match Inode::decode(parent) {
+            Inode::Root if name == STATE_DIRECTORY => return Ok(self.directory(Inode::State)),
+            Inode::Root => self.hold_listed(tid, name),
+            Inode::State => self.hold_state(name),
+            Inode::Version(..) => return Err(FsError::NotDirectory),
         };
-        Ok(self.attr(&version, Stage::Announced))
+        let (version, stage) = found.ok_or(FsError::NotFound)?;
+        Ok(self.attr(&version, stage))
     }
 
-    fn lookup_hidden(&self, file: FileId) -> Result<Attr, FsError> {
-        let made = self.reader.made(file).ok_or(FsError::NotFound)?;
-        let version = self.reader.hold(made).ok_or(FsError::NotFound)?;
-        Ok(self.attr(&version, Stage::Announced))
+    fn hold_listed(&self, tid: u32, name: &OsStr) -> Option<(Version, Stage)> {
+        let (prefix, file) = self.parse(name)?;
+        match (prefix, self.reader.is_announcer(tid)) {
+            (Prefix::None, false) => self.hold_current(file),
+            (Prefix::None, true) => self.hold_watched(file),
+            (Prefix::Hidden, true) => {
+                let version = self.reader.hold(self.reader.made(file)?)?;
+                Some((version, Stage::Announced))
+            }
+            // Each inode of a superseded version with pages in the kernel, one per lookup. The
+            // modification time of the inode grows by a nanosecond, which the kernel takes for
+            // changed content.
+            (Prefix::Old, true) => self.reader.next_kept(file),
+            (Prefix::Hidden | Prefix::Old, false) => None,
+        }
     }
 
-    /// `count` lookups let go of `ino`.
+    fn hold_state(&self, name: &OsStr) -> Option<(Version, Stage)> {
+        let mut files = self.state.iter();
+        let file = files.find(|file| self.name(**file).as_str() == name)?;
+        self.hold_current(*file)
+    }
+
+    fn hold_current(&self, file: FileId) -> Option<(Version, Stage)> {
+        let version = self.reader.hold_current(file)?;
+        Some((version, self.stage(&version)))
+    }
+
+    /// Holds the last announced version, which watchers of the file know: the announcing rename
+    /// must take the name from this inode. If the rename took the name from the current version,
+    /// the kernel would drop an inode without watchers, and a watch on the file would get no event.
+    fn hold_watched(&self, file: FileId) -> Option<(Version, Stage)> {
+        match self.reader.hold(self.reader.renamed(file)) {
+            Some(version) if version.file == file => Some((version, Stage::Announced)),
+            Some(_) | None => self.hold_current(file),
+        }
+    }
+
+    /// Releases `count` lookups of `ino`.
     pub fn forget(&self, ino: u64, count: u64) {
         if let Inode::Version(nodeid, _) = Inode::decode(ino) {
             self.reader.forget(nodeid, count);
         }
     }
 
-    /// What `stat` shows of `ino`.
+    /// The attributes of `ino`.
     ///
     /// # Errors
-    /// `Stale` for a version that was evicted: the kernel then asks for the path again.
+    /// `Stale` for an evicted version: the kernel then looks up the path again.
     pub fn getattr(&self, ino: u64) -> Result<Attr, FsError> {
         match Inode::decode(ino) {
             directory @ (Inode::Root | Inode::State) => Ok(self.directory(directory)),
@@ -244,8 +222,7 @@ impl Tree {
         }
     }
 
-    /// Opens `ino`: for reading, or not at all. Who may read it the kernel decides by owner and
-    /// mode.
+    /// Opens `ino` for reading. The kernel has checked owner and mode.
     ///
     /// # Errors
     /// `ReadOnly`, `Stale`, `IsDirectory`.
@@ -265,11 +242,11 @@ impl Tree {
         }
     }
 
-    /// Copies bytes of `ino` from `offset` on; returns how many.
+    /// Copies bytes of `ino` from `offset` on and returns the number of copied bytes.
     ///
     /// # Errors
-    /// `Evicted` when memory for a newer version ran out; `buffer` then holds nothing that may be
-    /// shown.
+    /// `Evicted` when memory for a newer version ran out, `IsDirectory`. After an error `buffer`
+    /// may hold bytes that must not be shown.
     pub fn read(&self, ino: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, FsError> {
         let Inode::Version(nodeid, _) = Inode::decode(ino) else {
             return Err(FsError::IsDirectory);
@@ -284,18 +261,18 @@ impl Tree {
         })
     }
 
-    /// The kernel has the answer to a lookup of `name`, which was `ino`. To be called after the
-    /// reply and not before it: should this process die in between, its successor is asked for
-    /// the same name again, and must find the same inode.
+    /// Notes that the kernel got the reply to a lookup of `name`, which led to `ino`. Must be
+    /// called after the reply: if this process dies in between, the kernel sends the lookup to the
+    /// successor, which must find the same inode.
     pub fn answered(&self, name: &OsStr, ino: u64) {
         if let Inode::Version(nodeid, stage) = Inode::decode(ino)
-            && name.as_bytes().starts_with(OLD.as_bytes())
+            && let Some((Prefix::Old, _)) = self.parse(name)
         {
             self.reader.dropped(nodeid, stage);
         }
     }
 
-    /// Notes that the kernel keeps as pages what it reads of `ino` now.
+    /// Notes that the kernel keeps the bytes of the present read of `ino` as pages.
     pub fn kept(&self, ino: u64) {
         if let Inode::Version(nodeid, stage) = Inode::decode(ino)
             && self.is_listed(nodeid)
@@ -304,45 +281,45 @@ impl Tree {
         }
     }
 
-    /// The announcement's first step: the hidden name comes to be, as the second inode of the
-    /// current version. Held.
+    /// The first step of an announcement: creates the hidden name as the second inode of the
+    /// current version, held.
     ///
     /// # Errors
-    /// `ReadOnly` for all but the announcing thread and its hidden names.
+    /// `ReadOnly` for other threads and other names; `NotFound` for a file without a version.
     pub fn create(&self, tid: u32, parent: u64, name: &OsStr) -> Result<Attr, FsError> {
-        let file = self.announcing(tid, parent, name, Name::Hidden)?;
+        let file = self.announcing(tid, (parent, name), Prefix::Hidden)?;
         let version = self.reader.make(file).ok_or(FsError::NotFound)?;
         Ok(self.attr(&version, Stage::Announced))
     }
 
-    /// Its second: the hidden name becomes the file's own.
+    /// The second step of an announcement: renames the hidden name to the file's name.
     ///
     /// # Errors
-    /// `ReadOnly` for any other rename.
+    /// `ReadOnly` for any other rename; `NotFound` without the first step.
     pub fn rename(&self, tid: u32, from: (u64, &OsStr), to: (u64, &OsStr)) -> Result<(), FsError> {
-        let file = self.announcing(tid, from.0, from.1, Name::Hidden)?;
-        if self.announcing(tid, to.0, to.1, Name::Own)? != file {
+        let file = self.announcing(tid, from, Prefix::Hidden)?;
+        if self.announcing(tid, to, Prefix::None)? != file {
             return Err(FsError::ReadOnly);
         }
         self.reader.rename(file).map_err(|_gone| FsError::NotFound)
     }
 
-    /// Its third: a truncation to the size that the file has, for the event alone.
+    /// The third step of an announcement: a truncation to the present size, for the event alone.
     ///
     /// # Errors
-    /// `ReadOnly` for all but the announcing thread.
+    /// `ReadOnly` for other threads and for inodes that are not announced; `Stale`.
     pub fn truncate(&self, tid: u32, ino: u64) -> Result<Attr, FsError> {
-        match Inode::decode(ino) {
-            Inode::Version(nodeid, _)
-                if self.reader.is_announcer(tid) && self.is_listed(nodeid) =>
-            {
-                self.getattr(ino)
-            }
-            Inode::Version(..) | Inode::Root | Inode::State => Err(FsError::ReadOnly),
+        if let Inode::Version(nodeid, _) = Inode::decode(ino)
+            && self.reader.is_announcer(tid)
+            && self.is_listed(nodeid)
+        {
+            self.getattr(ino)
+        } else {
+            Err(FsError::ReadOnly)
         }
     }
 
-    /// A directory's entries from `offset` on: `.`, `..`, then its files that have a version.
+    /// A directory's entries from `offset` on: `.`, `..`, then the files that have a version.
     ///
     /// # Errors
     /// `NotDirectory`.
@@ -351,22 +328,24 @@ impl Tree {
         ino: u64,
         offset: u64,
     ) -> Result<impl Iterator<Item = Entry<'_>>, FsError> {
-        let dots = [(ino, "."), (ROOT, "..")].map(|(ino, name)| Some((ino, Kind::Directory, name)));
-        let files = match Self::place(ino)? {
-            Visibility::Listed => &self.listed,
-            Visibility::State | Visibility::Private => &self.state,
+        let files = match Inode::decode(ino) {
+            Inode::Root => &self.listed,
+            Inode::State => &self.state,
+            Inode::Version(..) => return Err(FsError::NotDirectory),
         };
-        let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
-        let dots = dots.into_iter().skip(skipped);
-        // No version is looked up of what was read before.
-        let files = files.iter().skip(skipped.saturating_sub(2)).map(|file| {
-            let version = self.reader.current(*file)?;
-            let ino = Inode::Version(version.nodeid, self.stage(&version)).encode();
-            Some((ino, Kind::File, self.name(*file).as_str()))
-        });
-        let all = dots.chain(files).zip(offset.saturating_add(1)..);
-        Ok(all.filter_map(|(entry, next)| {
-            entry.map(|(ino, kind, name)| Entry {
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        Ok((offset..files.len() + 2).filter_map(move |position| {
+            let (ino, kind, name) = match position {
+                0 => (ino, Kind::Directory, "."),
+                1 => (ROOT, Kind::Directory, ".."),
+                _ => {
+                    let version = self.reader.current(files[position - 2])?;
+                    let ino = Inode::Version(version.nodeid, self.stage(&version)).encode();
+                    (ino, Kind::File, self.name(version.file).as_str())
+                }
+            };
+            let next = position as u64 + 1;
+            Some(Entry {
                 ino,
                 kind,
                 name,
@@ -375,7 +354,7 @@ impl Tree {
         }))
     }
 
-    /// What `statfs` shows.
+    /// The usage of the filesystem.
     pub fn usage(&self) -> Usage {
         let size = self.reader.arena().heap_len() as u64;
         Usage {
@@ -390,7 +369,7 @@ impl Tree {
         &self.reader.arena().files()[file.index()].name
     }
 
-    /// Notes the kernel's number of the request in hand, in the arena.
+    /// Notes the kernel's number of the present request in the arena, for a successor.
     pub fn note(&self, request: u64) {
         self.reader
             .arena()
@@ -399,8 +378,8 @@ impl Tree {
             .store(request, Relaxed);
     }
 
-    /// Begins an operation, which ends when the result is dropped: supervise sees in the arena
-    /// whether this process works, and whether it hangs in the middle of something.
+    /// Begins an operation, which ends when the result is dropped. Supervise sees in the arena
+    /// whether this process works, and whether it hangs in an operation.
     pub fn begin(&self) -> Operation<'_> {
         let work = self.reader.arena().reader_area().work;
         work.fetch_add(1, Relaxed);
@@ -408,20 +387,21 @@ impl Tree {
     }
 
     fn directory(&self, inode: Inode) -> Attr {
-        let Directory { mode, uid, gid } = self.directory;
         Attr {
             ino: inode.encode(),
             kind: Kind::Directory,
             size: 0,
-            mode: if inode == Inode::Root { mode } else { 0o555 },
-            uid,
-            gid,
+            mode: match inode {
+                Inode::Root => self.dir_mode,
+                Inode::State | Inode::Version(..) => 0o555,
+            },
+            owner: self.owner,
             mtime: self.reader.summary().mtime,
             links: 2,
         }
     }
 
-    /// Which of its two inodes the version's path leads to.
+    /// The stage of the version's inode in the directory.
     fn stage(&self, version: &Version) -> Stage {
         if self.reader.renamed(version.file) == version.nodeid {
             Stage::Announced
@@ -436,73 +416,72 @@ impl Tree {
             kind: Kind::File,
             size: version.len,
             mode: version.mode,
-            uid: version.owner.uid,
-            gid: version.owner.gid,
+            owner: version.owner,
             mtime: version.mtime + Duration::from_nanos(self.reader.drops(version.nodeid)),
             links: self.links(version, stage),
         }
     }
 
-    /// An inode that lost its name must say so, or the kernel takes back what it concluded from the
-    /// rename, and a watch on it would not hear of its end.
+    /// An inode without a name must have 0 links. Otherwise the kernel restores the link that the
+    /// rename removed, and a watch on the inode gets no `DELETE_SELF`.
     fn links(&self, version: &Version, stage: Stage) -> u32 {
-        let newest = self
-            .reader
-            .current(version.file)
-            .is_some_and(|current| current.nodeid == version.nodeid);
-        u32::from(newest && (stage == Stage::Announced || self.stage(version) == stage))
+        let is_current = self.reader.current(version.file) == Some(*version);
+        u32::from(is_current && (stage == Stage::Announced || self.stage(version) == stage))
     }
 
-    /// The file that `name` is of, if this is a step of its announcement.
+    /// The prefix and the file of a name in the root.
+    fn parse(&self, name: &OsStr) -> Option<(Prefix, FileId)> {
+        let name = name.to_str()?;
+        let (prefix, name) = if let Some(name) = name.strip_prefix(HIDDEN) {
+            (Prefix::Hidden, name)
+        } else if let Some(name) = name.strip_prefix(OLD) {
+            (Prefix::Old, name)
+        } else {
+            (Prefix::None, name)
+        };
+        Some((prefix, *self.names.get(name)?))
+    }
+
+    /// The file of a step of an announcement: `name` must have this prefix.
     fn announcing(
         &self,
         tid: u32,
-        parent: u64,
-        name: &OsStr,
-        kind: Name,
+        (parent, name): (u64, &OsStr),
+        expected: Prefix,
     ) -> Result<FileId, FsError> {
-        match (Self::place(parent)?, self.names.get(name)) {
-            (Visibility::Listed, Some((file, found)))
-                if *found == kind && self.reader.is_announcer(tid) =>
+        match self.parse(name) {
+            Some((prefix, file))
+                if prefix == expected && parent == ROOT && self.reader.is_announcer(tid) =>
             {
-                Ok(*file)
+                Ok(file)
             }
-            _ => Err(FsError::ReadOnly),
+            Some(_) | None => Err(FsError::ReadOnly),
         }
     }
 
-    /// Whether this is a version of a listed file.
+    /// Whether a version belongs to a file of the root.
     fn is_listed(&self, nodeid: u64) -> bool {
         self.reader.arena().visibility(self.reader.file_of(nodeid)) == Visibility::Listed
     }
-
-    /// Where the files of a directory are.
-    fn place(ino: u64) -> Result<Visibility, FsError> {
-        match Inode::decode(ino) {
-            Inode::Root => Ok(Visibility::Listed),
-            Inode::State => Ok(Visibility::State),
-            Inode::Version(..) => Err(FsError::NotDirectory),
-        }
-    }
 }
 
-/// What a file is opened for.
+/// The access that an `open` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Reading alone.
+    /// Reading only.
     Read,
-    /// Anything else.
+    /// Writing, or reading and writing.
     Write,
 }
 
-/// What an inode number is of.
+/// The meaning of an inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Inode {
-    /// The directory.
+    /// The root directory.
     Root,
-    /// The directory of the agent's own state.
+    /// The directory of the agent's state.
     State,
-    /// A version, by its number (`nodeid`).
+    /// A version, by `nodeid`.
     Version(u64, Stage),
 }
 
@@ -529,12 +508,11 @@ impl Inode {
 mod tests {
     use super::*;
     use crate::memory::mapping::Backing as Memory;
-    use crate::names::Owner;
-    use crate::snapshot::{Announcements, Arena, Change, FileSpec, Publisher, Visibility};
+    use crate::snapshot::{Announcements, Arena, Change, FileSpec, Publisher};
     use std::sync::Arc;
     use std::time::UNIX_EPOCH;
 
-    /// A thread that is not the announcing one.
+    /// Another thread than the announcing thread.
     const OTHER: u32 = 1;
 
     struct World {
@@ -545,8 +523,8 @@ mod tests {
         tid: u32,
     }
 
-    /// Two files, of which `a` has a version of 3 bytes that is not announced; and one of the
-    /// agent's own state without any.
+    /// File `a` with a version of 3 bytes, not announced; file `b` and a file of the agent's state
+    /// without a version.
     fn world() -> World {
         let owner = Owner {
             uid: 1000,
@@ -573,11 +551,8 @@ mod tests {
         );
         let tree = Tree::new(
             Reader::new(Arc::clone(&arena)),
-            Directory {
-                mode: 0o751,
-                uid: 7,
-                gid: 8,
-            },
+            0o751,
+            Owner { uid: 7, gid: 8 },
         );
         let (publisher, announcements) = (
             Publisher::new(Arc::clone(&arena)),
@@ -662,7 +637,7 @@ mod tests {
             // No version yet.
             (OTHER, "b", Err(FsError::NotFound)),
             (OTHER, "c", Err(FsError::NotFound)),
-            // Not before its create, and then not for others.
+            // Before the create.
             (world.tid, "..new.a", Err(FsError::NotFound)),
             (OTHER, "..new.a", Err(FsError::NotFound)),
         ] {
@@ -678,13 +653,13 @@ mod tests {
             Err(FsError::NotDirectory)
         );
         assert_eq!(
-            (file.mode, file.uid, file.gid, file.links),
+            (file.mode, file.owner.uid, file.owner.gid, file.links),
             (0o440, 1000, 1001, 1)
         );
         let root = world.tree.getattr(ROOT).expect("always there");
         assert_eq!(
-            (root.mode, root.uid, root.gid, root.kind, root.mtime),
-            (0o751, 7, 8, Kind::Directory, file.mtime)
+            (root.mode, root.owner, root.kind, root.mtime),
+            (0o751, Owner { uid: 7, gid: 8 }, Kind::Directory, file.mtime)
         );
         assert_eq!(world.names(0), [".", "..", "a"]);
         assert_eq!(world.names(2), ["a"]);
@@ -701,10 +676,9 @@ mod tests {
                 directory.ino,
                 directory.kind,
                 directory.mode,
-                directory.uid,
-                directory.gid
+                directory.owner
             ),
-            (STATE, Kind::Directory, 0o555, 7, 8)
+            (STATE, Kind::Directory, 0o555, Owner { uid: 7, gid: 8 })
         );
         assert_eq!(world.tree.getattr(STATE), Ok(directory));
         assert_eq!(
@@ -913,7 +887,7 @@ mod tests {
         assert_eq!(world.announcements.due(), [FileId(0)]);
         let newest = world.lookup(OTHER, "a").expect("published");
         assert_eq!(newest.size, 6, "a lookup sees the flip at once");
-        // The thread that is about to rename over the name sees whom the watchers watch.
+        // The announcing thread finds the inode that watchers know.
         assert_eq!(
             world.lookup(world.tid, "a").expect("last announced").ino,
             made.ino
@@ -950,8 +924,8 @@ mod tests {
         );
         let mut times = vec![first.mtime];
         for ino in [first.ino, second.ino] {
-            // Asked again by a successor of a `serve` that died over the answer: again another
-            // time.
+            // The second lookup is sent to the successor of a `serve` that died before the reply: the
+            // time must change again.
             for _resent in 0..2 {
                 let old = world.lookup(world.tid, "..old.a").expect("kept");
                 assert_eq!((old.ino, old.size, old.links), (ino, 3, 0));
@@ -970,7 +944,7 @@ mod tests {
             "a descriptor keeps its version"
         );
 
-        // Read into pages once more; then let go of, and its record used anew.
+        // The kernel keeps pages once more; then the version is released and its record reused.
         world.tree.kept(first.ino);
         assert_eq!(world.announcements.kept(), [FileId(0)]);
         world.tree.forget(first.ino, 100);

@@ -1,6 +1,6 @@
 //! The messages between supervise and a role, over a SEQPACKET pair. Invariants: every message has
-//! the same small size; a dead peer is an event (end of file); a role asks by index into the Plan,
-//! never by command, path or pid.
+//! the same small size; the death of a peer is an event (end of file); a role names a hook by index
+//! into the Plan, never by command, path or pid.
 
 use crate::exit::Exit;
 use crate::names::{HookId, SwapExposure};
@@ -9,43 +9,44 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// Size of every message in bytes: a tag and two bytes of argument.
+/// The size of every message in bytes: a tag, and two bytes of argument.
 const SIZE: usize = 3;
 
-/// What a role tells supervise.
+/// A message from a role to supervise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FromRole {
-    /// `serve`: the session is up. `fetch`: every first secret is published.
+    /// `serve`: the session is up. `fetch`: the first version of every secret is published.
     Ready,
-    /// `fetch`: files that have this hook changed, and their change was announced.
+    /// `fetch`: files with this hook changed, and the change was announced.
     Changed(HookId),
-    /// The role ends, and this is why; the container's exit code unless the application has one.
+    /// The role ends. The container ends with this code if the application has no exit code.
     Failed(Exit),
     /// `fetch`: the answer to `Ping`.
     Alive,
 }
 
-/// What supervise tells a role.
+/// A message from supervise to a role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToRole {
-    /// Revoke, clean up, end.
+    /// Revoke, clean up and end.
     Stop,
-    /// `fetch`: read again now what has no lease.
+    /// `fetch`: read all secrets without a lease again now.
     Refresh,
-    /// The wait for the first secrets is over: say what is missing, revoke, end with `Failed`.
+    /// The wait for the first secrets is over: report the missing secrets, revoke, end with
+    /// `Failed`.
     GiveUp,
-    /// `fetch`: answer with `Alive`, so that supervise knows that the loop turns.
+    /// `fetch`: answer with `Alive`, which shows supervise that the loop runs.
     Ping,
-    /// `fetch`: why files on a tmpfs could now reach a swap, for the report; `None` when they
-    /// cannot any more.
+    /// `fetch`: the reason why files on a tmpfs could now reach a swap, for the report; `None`
+    /// when no swap is reachable any more.
     Swap(Option<SwapExposure>),
 }
 
 /// A message of fixed size.
 pub trait Message: Sized {
-    /// Its bytes.
+    /// The bytes of the message.
     fn encode(&self) -> [u8; SIZE];
-    /// The message that these bytes are, if they are one.
+    /// The message with these bytes; `None` for other bytes.
     fn decode(bytes: [u8; SIZE]) -> Option<Self>;
 }
 
@@ -80,7 +81,8 @@ impl Message for ToRole {
             Self::GiveUp => [2, 0, 0],
             Self::Refresh => [3, 0, 0],
             Self::Ping => [4, 0, 0],
-            Self::Swap(why) => [5, why.map_or(0, |why| why as u8), 0],
+            Self::Swap(None) => [5, 0, 0],
+            Self::Swap(Some(why)) => [5, *why as u8, 0],
         }
     }
 
@@ -91,24 +93,24 @@ impl Message for ToRole {
             [3, 0, 0] => Some(Self::Refresh),
             [4, 0, 0] => Some(Self::Ping),
             [5, 0, 0] => Some(Self::Swap(None)),
-            [5, why, 0] => SwapExposure::from_number(why).map(|why| Self::Swap(Some(why))),
+            [5, why, 0] => Some(Self::Swap(Some(SwapExposure::from_number(why)?))),
             _ => None,
         }
     }
 }
 
-/// One received item.
+/// The result of a receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received<M> {
     /// A message.
     Message(M),
-    /// Nothing there now.
+    /// No message is waiting.
     Empty,
-    /// The peer is gone, or sent what is no message.
+    /// The peer is gone, or sent bytes that are no message.
     Closed,
 }
 
-/// One end of a link; non-blocking, close-on-exec.
+/// An end of a link; non-blocking, close-on-exec.
 #[derive(Debug)]
 pub struct End(OwnedFd);
 
@@ -123,7 +125,7 @@ pub fn pair() -> io::Result<(End, End)> {
 }
 
 impl End {
-    /// A second handle of the same end.
+    /// A second handle of this end.
     ///
     /// # Errors
     /// When the system has no more descriptors.
@@ -134,23 +136,21 @@ impl End {
     /// Sends without waiting.
     ///
     /// # Errors
-    /// `WouldBlock` when the peer does not read, `BrokenPipe` when it is gone.
+    /// `WouldBlock` when the peer does not read, `BrokenPipe` when the peer is gone.
     pub fn send<M: Message>(&self, message: &M) -> io::Result<()> {
-        send(
-            self.0.as_raw_fd(),
-            &message.encode(),
-            MsgFlags::MSG_NOSIGNAL,
-        )?;
+        let bytes = message.encode();
+        send(self.0.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL)?;
         Ok(())
     }
 
-    /// Takes one message, if there is one.
+    /// Receives a message, if a message is waiting.
     pub fn receive<M: Message>(&self) -> Received<M> {
         let mut bytes = [0; SIZE];
-        match recv(self.0.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
-            Ok(SIZE) => M::decode(bytes).map_or(Received::Closed, Received::Message),
-            Err(Errno::EAGAIN | Errno::EINTR) => Received::Empty,
-            Ok(_) | Err(_) => Received::Closed,
+        let received = recv(self.0.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT);
+        match (received, M::decode(bytes)) {
+            (Ok(SIZE), Some(message)) => Received::Message(message),
+            (Err(Errno::EAGAIN | Errno::EINTR), _) => Received::Empty,
+            (Ok(_) | Err(_), _) => Received::Closed,
         }
     }
 }

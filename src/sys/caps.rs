@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 use std::io;
 
-/// One capability that baofs may need, with its number in `linux/capability.h`.
+/// A capability that baofs may need, with the number in `linux/capability.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capability {
     /// Change a file's owner.
@@ -41,16 +41,10 @@ impl Capability {
             Self::Bpf => "BPF",
         }
     }
-
-    fn bit(self) -> u64 {
-        1 << self as u32
-    }
 }
 
 /// `_LINUX_CAPABILITY_VERSION_3`: two 32-bit words of each set.
 const VERSION_3: u32 = 0x2008_0522;
-/// Room for every capability there may ever be in version 3.
-const LAST: libc::c_ulong = 63;
 
 /// `struct __user_cap_header_struct`.
 #[repr(C)]
@@ -58,6 +52,12 @@ struct Header {
     version: u32,
     pid: libc::c_int,
 }
+
+/// The calling thread.
+const HEADER: Header = Header {
+    version: VERSION_3,
+    pid: 0,
+};
 
 /// `struct __user_cap_data_struct`; the first of two holds the low words.
 #[repr(C)]
@@ -73,49 +73,40 @@ struct Data {
 /// # Errors
 /// When the kernel does not know version 3 of the call (before 2.6.26).
 pub fn has(capability: Capability) -> io::Result<bool> {
-    let [low, high] = get()?;
-    let effective = u64::from(low.effective) | (u64::from(high.effective) << 32);
-    Ok(effective & capability.bit() != 0)
+    let number = capability as usize;
+    Ok(get()?[number / 32].effective >> (number % 32) & 1 == 1)
 }
 
 /// Whether `capability` is in the calling thread's bounding set, which a container runtime limits
 /// to the capabilities of the container.
 pub fn is_bounding(capability: Capability) -> bool {
-    // SAFETY: all arguments are numbers; a number that the kernel does not know is EINVAL.
+    // SAFETY: all arguments are numbers; an unknown number is EINVAL.
     unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability as libc::c_ulong, 0, 0, 0) == 1 }
 }
 
 /// Gives up every capability but `keep`, for ever (with `no_new_privs`, which the caller sets). The
-/// bounding set stays: a process that gains no right from a program does not need the set.
+/// bounding set stays, because a process with `no_new_privs` gains no right from a program.
 ///
 /// # Errors
 /// When the kernel refuses to lower a set; no reason for a refusal is known.
 pub fn keep_only(keep: &[Capability]) -> io::Result<()> {
-    let kept = bits(keep);
+    let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL;
     // SAFETY: all arguments are numbers.
-    unsafe {
-        libc::prctl(
-            libc::PR_CAP_AMBIENT,
-            libc::PR_CAP_AMBIENT_CLEAR_ALL,
-            0,
-            0,
-            0,
-        )
-    };
-    set(words(kept).map(|kept| Data {
+    unsafe { libc::prctl(libc::PR_CAP_AMBIENT, clear, 0, 0, 0) };
+    set(words(keep).map(|kept| Data {
         effective: kept,
         permitted: kept,
         inheritable: 0,
     }))
 }
 
-/// Lowers the effective and the permitted set to what they have of `keep`. The inheritable and the
-/// bounding set, which a program that is executed later inherits, stay as they are.
+/// Removes all capabilities but `keep` from the effective and the permitted set. The inheritable
+/// and the bounding set, which a program inherits on exec, stay unchanged.
 ///
 /// # Errors
-/// As `has`.
+/// Same as `has`.
 pub fn lower_to(keep: &[Capability]) -> io::Result<()> {
-    let (mut data, kept) = (get()?, words(bits(keep)));
+    let (mut data, kept) = (get()?, words(keep));
     for (data, kept) in data.iter_mut().zip(kept) {
         data.effective &= kept;
         data.permitted &= kept;
@@ -123,23 +114,23 @@ pub fn lower_to(keep: &[Capability]) -> io::Result<()> {
     set(data)
 }
 
-/// Takes `lost` from the bounding set: no program that is executed later can bring it back. Needs
-/// `SETPCAP`; where that is missing the set stays as it is.
+/// Removes `lost` from the bounding set: no program on a later exec can bring a lost capability
+/// back. Without `SETPCAP` the set stays unchanged.
 pub fn forbid(lost: &[Capability]) {
-    let lost = bits(lost);
-    for number in (0..=LAST).filter(|number| lost & (1 << number) != 0) {
-        // SAFETY: all arguments are numbers; an unknown one is EINVAL, a forbidden one EPERM.
+    for capability in lost {
+        let number = *capability as libc::c_ulong;
+        // SAFETY: all arguments are numbers; an unknown number is EINVAL, a missing right EPERM.
         unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) };
     }
 }
 
-/// Gives up `lost`, from all sets but the bounding one (see `forbid`); the kernel takes it from the
-/// ambient set by itself.
+/// Removes `lost` from all sets but the bounding set (see `forbid`); the kernel then removes `lost`
+/// from the ambient set, too.
 ///
 /// # Errors
-/// As `has`.
+/// Same as `has`.
 pub fn drop(lost: &[Capability]) -> io::Result<()> {
-    let (mut data, lost) = (get()?, words(bits(lost)));
+    let (mut data, lost) = (get()?, words(lost));
     for (data, lost) in data.iter_mut().zip(lost) {
         data.effective &= !lost;
         data.permitted &= !lost;
@@ -148,21 +139,18 @@ pub fn drop(lost: &[Capability]) -> io::Result<()> {
     set(data)
 }
 
-fn bits(capabilities: &[Capability]) -> u64 {
-    capabilities
-        .iter()
-        .fold(0, |bits, capability| bits | capability.bit())
-}
-
-fn words(bits: u64) -> [u32; 2] {
-    [(bits & 0xffff_ffff) as u32, (bits >> 32) as u32]
+/// The low and the high word of a set.
+fn words(capabilities: &[Capability]) -> [u32; 2] {
+    let mut words = [0; 2];
+    for capability in capabilities {
+        let number = *capability as usize;
+        words[number / 32] |= 1 << (number % 32);
+    }
+    words
 }
 
 fn get() -> io::Result<[Data; 2]> {
-    let mut header = Header {
-        version: VERSION_3,
-        pid: 0,
-    };
+    let mut header = HEADER;
     let mut data = [Data::default(); 2];
     // SAFETY: the header names version 3, for which the call writes two `Data`; both live through
     // the call.
@@ -172,10 +160,7 @@ fn get() -> io::Result<[Data; 2]> {
 }
 
 fn set(data: [Data; 2]) -> io::Result<()> {
-    let mut header = Header {
-        version: VERSION_3,
-        pid: 0,
-    };
+    let mut header = HEADER;
     // SAFETY: the header names version 3, for which the call reads two `Data`; both live through
     // the call.
     let result = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };

@@ -2,7 +2,6 @@
 
 use nix::errno::Errno;
 use std::ffi::CString;
-use std::fmt;
 use std::fs::{File, FileType};
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
@@ -15,36 +14,23 @@ use zeroize::Zeroizing;
 /// Of `stx_attributes`.
 const STATX_ATTR_MOUNT_ROOT: u64 = 0x2000;
 
-/// The reasons for which a file is not read.
-#[derive(Debug)]
+/// The reasons for which a file is not read, as the predicate of a sentence about the file.
+#[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The error of the system.
-    Io(io::Error),
+    #[error("cannot be read: {0}")]
+    Io(#[from] io::Error),
     /// Not a regular file: a directory, a FIFO, a device, a socket.
+    #[error("is {0}, not a regular file")]
     NotRegular(&'static str),
     /// The file exceeds this limit, in bytes.
+    #[error("is larger than {0} bytes")]
     TooLarge(usize),
 }
 
-impl fmt::Display for ReadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io(error) => write!(f, "cannot be read: {error}"),
-            Self::NotRegular(kind) => write!(f, "is {kind}, not a regular file"),
-            Self::TooLarge(limit) => write!(f, "is larger than {limit} bytes"),
-        }
-    }
-}
-
-impl From<io::Error> for ReadError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-/// Reads a regular file of at most `limit` bytes, following links. Nothing else is waited for or
-/// read: a FIFO without a writer and a terminal open at once (`O_NONBLOCK`, `O_NOCTTY`) and are
-/// refused, as is a device without an end.
+/// Reads a regular file of at most `limit` bytes, following links, without waiting: a FIFO without
+/// a writer and a terminal open at once (`O_NONBLOCK`, `O_NOCTTY`) and are refused, as is an
+/// endless device.
 ///
 /// # Errors
 /// See `ReadError`.
@@ -61,7 +47,7 @@ pub fn read_regular(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Rea
     if size > limit {
         return Err(ReadError::TooLarge(limit));
     }
-    // Files of /proc say 0, and a file may grow: the size is no promise.
+    // The size is a hint only: files of /proc have size 0, and a file may grow.
     let mut bytes = Zeroizing::new(Vec::with_capacity(size + 1));
     file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > limit {
@@ -80,11 +66,11 @@ fn kind(file: FileType) -> &'static str {
     }
 }
 
-/// Whether nobody but the caller has this file open or mapped, now: a write lease (`fcntl(2)`,
-/// `F_SETLEASE`) is granted. The lease stays until the descriptor is closed.
+/// Whether only the caller has `file` open or mapped now: then the kernel grants a write lease
+/// (`fcntl(2)`, `F_SETLEASE`). The lease stays until the descriptor is closed.
 ///
 /// The file must belong to the caller's uid (or `CAP_LEASE` is needed), and `file` must be the
-/// caller's only descriptor of it.
+/// caller's only descriptor of the file.
 ///
 /// # Errors
 /// `EACCES` for a file of another uid; `EINVAL` where the filesystem has no leases.
@@ -98,21 +84,22 @@ pub fn lease_alone(file: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
-/// Gives descriptor `number` the open file of `file` instead of its own (`dup3(2)`); close-on-exec.
+/// Replaces the open file of descriptor `number` by the open file of `file` (`dup3(2)`);
+/// close-on-exec.
 ///
 /// # Errors
-/// `EBUSY` in a race with `open(2)`, which a process with one thread has not.
+/// `EBUSY` in a race with `open(2)` of another thread.
 pub fn replace(number: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: both descriptors are open for the time of the call; the owner of `number` goes on
-    // owning it.
+    // SAFETY: both descriptors are open for the time of the call; the owner of `number` stays the
+    // owner.
     let result = unsafe { libc::dup3(file.as_raw_fd(), number.as_raw_fd(), libc::O_CLOEXEC) };
     Errno::result(result)?;
     Ok(())
 }
 
-/// Whether `path` is where something is mounted, be it a single file (`statx(2)`,
-/// `STATX_ATTR_MOUNT_ROOT`, Linux 5.8): then nobody can rename or remove it, or put something else
-/// in its place. A link is not followed.
+/// Whether `path` is a mount point, of a directory or a single file (`statx(2)`,
+/// `STATX_ATTR_MOUNT_ROOT`, Linux 5.8): a mount point cannot be renamed, removed or replaced. A
+/// link is not followed.
 pub fn is_mounted(path: &Path) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
         return false;
@@ -160,7 +147,7 @@ mod tests {
         ] {
             symlink(to, at(name)).expect("a link");
         }
-        // A link to a file of /proc, whose size is 0, has an end of its own.
+        // Files of /proc have size 0, and some bytes.
         symlink("/proc/self/limits", at("proc")).expect("a link");
         for (name, want) in [
             ("full", "64"),

@@ -1,17 +1,18 @@
 //! Landlock (`landlock(7)`): a process gives up files, TCP ports, signals and abstract sockets
-//! except for a list, for ever. Invariant: a ruleset denies everything that this kernel can deny;
+//! except for a list, for ever. Invariant: a ruleset denies everything that the kernel can deny;
 //! only `allow` and `allow_connect` permit something.
 //!
-//! What a kernel can deny depends on its ABI: 1 (Linux 5.13) files; 2 (5.19) links and renames
-//! across directories; 3 (6.2) truncation; 4 (6.7) TCP ports; 5 (6.10) commands to devices; 6
-//! (6.12) signals and abstract sockets. Files that were open before stay usable, and `chmod`,
-//! `chown`, `stat` and UDP are denied by no ABI.
+//! The ABI of a kernel says what Landlock can deny: 1 (Linux 5.13) files; 2 (5.19) links and
+//! renames across directories; 3 (6.2) truncation; 4 (6.7) TCP ports; 5 (6.10) commands to devices;
+//! 6 (6.12) signals and abstract sockets. Files that were open before stay usable, and no ABI
+//! denies `chmod`, `chown`, `stat` and UDP.
 
 use nix::errno::Errno;
 use nix::sys::prctl;
 use std::io;
 use std::ops::BitOr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
 
 /// Rights to files (`LANDLOCK_ACCESS_FS_*`), beneath a directory or of one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +37,10 @@ impl FileRights {
     pub const MAKE_LINK: Self = Self(1 << 12);
     /// Truncate a file (known since ABI 3, free before).
     pub const TRUNCATE: Self = Self(1 << 14);
-    /// The rights that a rule on one file may give.
+    /// The rights for a rule on a file.
     const OF_FILES: Self = Self(Self::WRITE.0 | Self::READ.0 | Self::TRUNCATE.0);
 
-    /// All that ABI `abi` knows.
+    /// All rights that ABI `abi` knows.
     fn known(abi: u32) -> Self {
         let count = match abi {
             0 => 0,
@@ -71,7 +72,7 @@ const CONNECT_TCP: u64 = 1 << 1;
 /// `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET` and `LANDLOCK_SCOPE_SIGNAL`.
 const SCOPES: u64 = 0b11;
 
-/// `struct landlock_ruleset_attr` of ABI 6; older kernels take the beginning of it.
+/// `struct landlock_ruleset_attr` of ABI 6; older kernels take the beginning of the struct.
 #[repr(C)]
 struct RulesetAttr {
     fs: u64,
@@ -93,19 +94,19 @@ struct NetPortAttr {
     port: u64,
 }
 
-/// The ABI of this kernel, from 1.
+/// The ABI of this kernel, at least 1.
 ///
 /// # Errors
 /// `ENOSYS` before Linux 5.13, or where a filter hides the call; `EOPNOTSUPP` where Landlock is not
 /// enabled at boot.
 pub fn abi() -> io::Result<u32> {
-    let null = std::ptr::null::<RulesetAttr>();
-    // SAFETY: with this flag the call wants a null pointer and no length.
+    let null = ptr::null::<RulesetAttr>();
+    // SAFETY: with VERSION the call takes a null pointer and length 0.
     let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, null, 0, VERSION) };
     u32::try_from(Errno::result(abi)?).map_err(io::Error::other)
 }
 
-/// The rights that a process keeps; none at first.
+/// The rights to keep; none at first.
 #[derive(Debug)]
 pub struct Ruleset {
     /// The kernel's ruleset.
@@ -115,10 +116,10 @@ pub struct Ruleset {
 }
 
 impl Ruleset {
-    /// A ruleset that denies all that ABI `abi` can deny.
+    /// A ruleset that denies everything that ABI `abi` can deny.
     ///
     /// # Errors
-    /// As [`abi`]; `EINVAL` for an ABI that this kernel does not have.
+    /// Same as [`abi`]; `EINVAL` for an ABI that this kernel does not have.
     pub fn new(abi: u32) -> io::Result<Self> {
         let attr = RulesetAttr {
             fs: FileRights::known(abi).0,
@@ -130,19 +131,20 @@ impl Ruleset {
             4 | 5 => 2 * size_of::<u64>(),
             _ => size_of::<RulesetAttr>(),
         };
-        // SAFETY: `attr` has at least `len` bytes and lives through the call, which only reads it.
+        // SAFETY: `attr` has at least `len` bytes and lives through the call; the call only reads
+        // `attr`.
         let fd =
             unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const attr, len, 0) };
         let fd = i32::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
-        // SAFETY: the call made this descriptor (close-on-exec), and nobody else has seen it.
+        // SAFETY: the call made the descriptor (close-on-exec), and no other code has seen the
+        // number.
         let rules = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self { rules, abi })
     }
 
-    /// Allows `access` to `at` (an `O_PATH` descriptor is enough): a directory and all beneath it,
-    /// or a file that is not a directory. The rule holds for the inode, whatever its name
-    /// becomes. Rights that this ABI does not know, or that are for directories when `at` is
-    /// none, are left out.
+    /// Allows `access` to the file `at`, or to everything beneath the directory `at` (an `O_PATH`
+    /// descriptor is enough). The rule holds for the inode, also after a rename. Rights that the
+    /// ABI does not know, and rights to directories for a file, are left out.
     ///
     /// # Errors
     /// `EBADFD` for a descriptor of no file.
@@ -152,30 +154,15 @@ impl Ruleset {
             access &= FileRights::OF_FILES.0;
         }
         if access == 0 {
-            // The kernel refuses a rule that allows nothing.
+            // The kernel refuses a rule without a right.
             return Ok(());
         }
-        let attr = PathBeneathAttr {
-            access,
-            parent: at.as_raw_fd(),
-        };
-        // SAFETY: `attr` is the struct of this kind of rule and lives through the call, which only
-        // reads it.
-        let done = unsafe {
-            libc::syscall(
-                libc::SYS_landlock_add_rule,
-                self.rules.as_raw_fd(),
-                PATH_BENEATH,
-                &raw const attr,
-                0,
-            )
-        };
-        Errno::result(done)?;
-        Ok(())
+        let parent = at.as_raw_fd();
+        self.add_rule(PATH_BENEATH, &PathBeneathAttr { access, parent })
     }
 
-    /// Allows TCP connections to `port` of any address. Before ABI 4 all ports are free, and this
-    /// does nothing.
+    /// Allows TCP connections to `port` of any address. Does nothing before ABI 4, where all ports
+    /// are allowed.
     ///
     /// # Errors
     /// None is known.
@@ -187,17 +174,15 @@ impl Ruleset {
             access: CONNECT_TCP,
             port: port.into(),
         };
-        // SAFETY: `attr` is the struct of this kind of rule and lives through the call, which only
-        // reads it.
-        let done = unsafe {
-            libc::syscall(
-                libc::SYS_landlock_add_rule,
-                self.rules.as_raw_fd(),
-                NET_PORT,
-                &raw const attr,
-                0,
-            )
-        };
+        self.add_rule(NET_PORT, &attr)
+    }
+
+    /// `landlock_add_rule(2)` with the struct of a rule of this kind.
+    fn add_rule<T>(&self, kind: u32, attr: &T) -> io::Result<()> {
+        let (rules, attr) = (self.rules.as_raw_fd(), ptr::from_ref(attr));
+        // SAFETY: both callers pass the struct of `kind`, which lives through the call; the call
+        // only reads the struct.
+        let done = unsafe { libc::syscall(libc::SYS_landlock_add_rule, rules, kind, attr, 0) };
         Errno::result(done)?;
         Ok(())
     }
@@ -206,7 +191,7 @@ impl Ruleset {
     /// Sets `no_new_privs`, which Landlock requires.
     ///
     /// # Errors
-    /// `E2BIG` below 16 such rulesets already.
+    /// `E2BIG` when 16 rulesets hold for the thread already.
     pub fn restrict(self) -> io::Result<()> {
         prctl::set_no_new_privs()?;
         // SAFETY: all arguments are numbers.
@@ -240,8 +225,7 @@ mod tests {
         assert_eq!(FileRights::known(0).0, 0);
     }
 
-    /// Each ABI up to this kernel's takes its own ruleset, and the rules hold for the thread alone
-    /// that restricts itself.
+    /// Rulesets of all ABIs up to the kernel's ABI hold, and only for the restricted thread.
     #[test]
     fn a_thread_keeps_what_it_names() {
         let Ok(newest) = abi() else { return };

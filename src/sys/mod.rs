@@ -1,6 +1,6 @@
-//! Thin safe wrappers over libc. With `memory`, the only place for `unsafe`: one operation a block,
-//! each with its obligation and who met it. Invariant: no policy, no state; a failed call is an
-//! `io::Error` that names the call.
+//! Thin safe wrappers over libc. Only `sys` and `memory` have `unsafe`: one operation a block, with
+//! a note on the obligation and the reason why the obligation is met. Invariant: no policy, no
+//! state; a failed call returns the error of the kernel.
 #![allow(unsafe_code, reason = "this is one of the two gates")]
 
 pub mod caps;

@@ -1,13 +1,16 @@
 //! The mount API of Linux 5.2 and later (`fsopen(2)`, `fsmount(2)`, `open_tree(2)`,
-//! `mount_setattr(2)`, 5.12): one superblock, a private read-write mount that has no path, and a
-//! public read-only one.
+//! `mount_setattr(2)`, 5.12): one superblock, a private read-write mount without a path, and a
+//! public read-only mount.
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use std::ffi::{CStr, CString};
+use std::fmt::Display;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::ptr;
 
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
 const FSCONFIG_SET_FLAG: libc::c_uint = 0;
@@ -30,7 +33,7 @@ struct MountAttr {
     userns_fd: u64,
 }
 
-/// The calls of this module, so that their refusals can be told apart.
+/// The calls of the mount API: the meaning of an errno depends on the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MountCall {
     /// `fsopen(2)`.
@@ -45,8 +48,6 @@ pub enum MountCall {
     MountSetattr,
     /// `move_mount(2)`.
     MoveMount,
-    /// `umount2(2)`.
-    Umount,
 }
 
 impl MountCall {
@@ -59,89 +60,41 @@ impl MountCall {
             Self::OpenTree => "open_tree",
             Self::MountSetattr => "mount_setattr",
             Self::MoveMount => "move_mount",
-            Self::Umount => "umount2",
         }
     }
 }
 
-/// Turns the -1 of a syscall into an error that names the call and the object of the call.
-fn check(result: libc::c_long, call: MountCall, about: &str) -> io::Result<i32> {
-    if result < 0 {
-        let error = io::Error::last_os_error();
-        return Err(MountError {
+/// A failed call of the mount API.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}({about}): {}", call.as_str(), io::Error::from(*errno))]
+pub struct MountError {
+    /// The call.
+    pub call: MountCall,
+    /// The object of the call: a filesystem, an option or a path.
+    pub about: String,
+    /// The error of the kernel.
+    pub errno: Errno,
+}
+
+/// Turns the -1 of a syscall into an error.
+fn check(result: libc::c_long, call: MountCall, about: &dyn Display) -> Result<i32, MountError> {
+    match Errno::result(result) {
+        Ok(result) => Ok(i32::try_from(result).expect("a descriptor or 0")),
+        Err(errno) => Err(MountError {
             call,
-            about: about.to_owned(),
-            error,
-        }
-        .into());
+            about: about.to_string(),
+            errno,
+        }),
     }
-    i32::try_from(result).map_err(io::Error::other)
-}
-
-/// A failed call of this module, inside the `io::Error`, which keeps the kind.
-#[derive(Debug)]
-struct MountError {
-    call: MountCall,
-    about: String,
-    error: io::Error,
-}
-
-impl std::fmt::Display for MountError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}({}): {}", self.call.as_str(), self.about, self.error)
-    }
-}
-
-impl std::error::Error for MountError {}
-
-impl From<MountError> for io::Error {
-    fn from(error: MountError) -> Self {
-        Self::new(error.error.kind(), error)
-    }
-}
-
-/// The failed call of this module with the errno, if the error comes from this module.
-pub fn failed(error: &io::Error) -> Option<(MountCall, i32)> {
-    let inner = error.get_ref()?.downcast_ref::<MountError>()?;
-    Some((inner.call, inner.error.raw_os_error()?))
-}
-
-/// The errno of an error, whether of a call of this module or another.
-pub fn errno(error: &io::Error) -> Option<i32> {
-    failed(error).map_or_else(|| error.raw_os_error(), |(_, errno)| Some(errno))
 }
 
 fn owned(fd: i32) -> OwnedFd {
-    // SAFETY: `fd` was returned by a successful call that makes a new descriptor, and nobody else
-    // has seen it.
+    // SAFETY: a successful call made the new descriptor `fd`, and no other code has seen the
+    // number.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-fn c_string(text: &str) -> io::Result<CString> {
-    CString::new(text).map_err(|_| {
-        io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "a mount option holds a zero byte",
-        )
-    })
-}
-
-fn c_path(path: &Path) -> io::Result<CString> {
-    use std::os::unix::ffi::OsStrExt;
-    CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a path holds a zero byte"))
-}
-
-/// One `key` or `key=value` of a new superblock.
-#[derive(Clone, Debug)]
-pub enum SuperOption {
-    /// A word: `allow_other`, `noswap`.
-    Flag(&'static str),
-    /// A word and its value: `size`, `4194304`.
-    Value(&'static str, String),
-}
-
-/// A superblock that is being configured.
+/// A superblock before and during its configuration.
 #[derive(Debug)]
 pub struct FsContext(OwnedFd);
 
@@ -149,64 +102,65 @@ impl FsContext {
     /// `fsopen(2)` of filesystem `kind` (`fuse`, `tmpfs`).
     ///
     /// # Errors
-    /// `PermissionDenied` without `SYS_ADMIN`; `ENODEV` when the kernel has no such filesystem.
-    pub fn open(kind: &CStr) -> io::Result<Self> {
+    /// `EPERM` without `SYS_ADMIN`; `ENODEV` when the kernel has no such filesystem.
+    pub fn open(kind: &CStr) -> Result<Self, MountError> {
         // SAFETY: `kind` is a valid C string for the time of the call; the call touches no other
         // memory of ours.
         let fd = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) };
-        Ok(Self(owned(check(
-            fd,
-            MountCall::Fsopen,
-            &kind.to_string_lossy(),
-        )?)))
+        check(fd, MountCall::Fsopen, &kind.to_string_lossy()).map(|fd| Self(owned(fd)))
     }
 
-    /// `fsconfig(2)` with one option.
+    /// Sets an option without a value, such as `noswap`.
+    ///
+    /// # Errors
+    /// `EINVAL` for an option that this kernel does not know.
+    pub fn set_flag(&self, key: &CStr) -> Result<(), MountError> {
+        self.configure(FSCONFIG_SET_FLAG, Some(key), None)
+    }
+
+    /// Sets an option with a value, such as `size` to 4194304.
     ///
     /// # Errors
     /// `EINVAL` for an option or a value that this kernel does not know.
-    pub fn set(&self, option: &SuperOption) -> io::Result<()> {
-        let (command, key, value) = match option {
-            SuperOption::Flag(key) => (FSCONFIG_SET_FLAG, c_string(key)?, None),
-            SuperOption::Value(key, value) => {
-                (FSCONFIG_SET_STRING, c_string(key)?, Some(c_string(value)?))
-            }
-        };
-        let value = value.as_ref().map_or(std::ptr::null(), |v| v.as_ptr());
-        // SAFETY: key and value are valid C strings, or null where the command takes none, for the
-        // time of the call.
+    ///
+    /// # Panics
+    /// When the value has a zero byte.
+    pub fn set(&self, key: &CStr, value: impl Display) -> Result<(), MountError> {
+        let value = CString::new(value.to_string()).expect("a value without a zero byte");
+        self.configure(FSCONFIG_SET_STRING, Some(key), Some(&value))
+    }
+
+    /// `fsconfig(2)`.
+    fn configure(
+        &self,
+        command: libc::c_uint,
+        key: Option<&CStr>,
+        value: Option<&CStr>,
+    ) -> Result<(), MountError> {
+        let [key_at, value_at] = [key, value].map(|text| text.map_or(ptr::null(), CStr::as_ptr));
+        // SAFETY: key and value are valid C strings for the time of the call, or null where the
+        // command takes none.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_fsconfig,
                 self.0.as_raw_fd(),
                 command,
-                key.as_ptr(),
-                value,
+                key_at,
+                value_at,
                 0,
             )
         };
-        check(result, MountCall::Fsconfig, &key.to_string_lossy()).map(|_| ())
+        let about = key.unwrap_or(c"create").to_string_lossy();
+        check(result, MountCall::Fsconfig, &about).map(drop)
     }
 
-    /// Makes the superblock and a detached mount of it: nosuid, nodev, noexec, read-only if
-    /// `read_only`.
+    /// Makes the superblock and a detached mount of the superblock: nosuid, nodev, noexec, and
+    /// read-only if `read_only`.
     ///
     /// # Errors
     /// When the filesystem refuses the options.
-    pub fn mount(self, read_only: bool) -> io::Result<OwnedFd> {
-        let null = std::ptr::null::<libc::c_char>();
-        // SAFETY: the command takes neither key nor value; both are null.
-        let made = unsafe {
-            libc::syscall(
-                libc::SYS_fsconfig,
-                self.0.as_raw_fd(),
-                FSCONFIG_CMD_CREATE,
-                null,
-                null,
-                0,
-            )
-        };
-        check(made, MountCall::Fsconfig, "create")?;
+    pub fn mount(self, read_only: bool) -> Result<OwnedFd, MountError> {
+        self.configure(FSCONFIG_CMD_CREATE, None, None)?;
         let attributes = MOUNT_ATTR_HARMLESS | if read_only { MOUNT_ATTR_RDONLY } else { 0 };
         // SAFETY: all arguments are numbers.
         let fd = unsafe {
@@ -217,112 +171,84 @@ impl FsContext {
                 attributes,
             )
         };
-        Ok(owned(check(fd, MountCall::Fsmount, "new superblock")?))
+        check(fd, MountCall::Fsmount, &"new superblock").map(owned)
     }
 }
 
-/// `open_tree(2)`: a detached clone of the mount that `of` is the root of.
+/// A detached, writable, private clone of the mount with the root `of` (`open_tree(2)`,
+/// `mount_setattr(2)`).
 ///
 /// # Errors
-/// `EINVAL` for a clone of a mount that is not attached (before Linux 6.15).
-pub fn clone(of: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let flags =
-        OPEN_TREE_CLONE | libc::O_CLOEXEC.cast_unsigned() | libc::AT_EMPTY_PATH.cast_unsigned();
+/// `EPERM` without `SYS_ADMIN`; `EINVAL` for a mount that is not attached (before Linux 6.15).
+pub fn writable_clone(of: BorrowedFd<'_>) -> Result<OwnedFd, MountError> {
+    let (path, empty_path) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+    let flags = OPEN_TREE_CLONE | (libc::O_CLOEXEC | empty_path).cast_unsigned();
     // SAFETY: the path is an empty static C string.
-    let fd = unsafe { libc::syscall(libc::SYS_open_tree, of.as_raw_fd(), c"".as_ptr(), flags) };
-    Ok(owned(check(fd, MountCall::OpenTree, "clone")?))
-}
-
-/// `mount_setattr(2)`: makes the mount read-only, or writable.
-///
-/// # Errors
-/// `EPERM` without `SYS_ADMIN`.
-pub fn set_read_only(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
-    let mut attributes = MountAttr::default();
-    if read_only {
-        attributes.set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_HARMLESS;
-    } else {
-        attributes.clear = MOUNT_ATTR_RDONLY;
-        // A clone of a shared mount is its peer; this one is nobody's.
-        attributes.propagation = libc::MS_PRIVATE;
-    }
-    let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, of.as_raw_fd(), path, flags) };
+    let clone = owned(check(fd, MountCall::OpenTree, &"clone")?);
+    let attributes = MountAttr {
+        clear: MOUNT_ATTR_RDONLY,
+        // A clone of a shared mount would receive and send mounts as the shared mount does.
+        propagation: libc::MS_PRIVATE,
+        ..MountAttr::default()
+    };
     // SAFETY: `attributes` is the struct that the call reads, of the size that is passed; the path
     // is an empty static C string.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
+            clone.as_raw_fd(),
             path,
-            flags,
+            empty_path,
             &raw const attributes,
             size_of::<MountAttr>(),
         )
     };
-    check(
-        result,
-        MountCall::MountSetattr,
-        if read_only { "read-only" } else { "read-write" },
-    )
-    .map(|_| ())
+    check(result, MountCall::MountSetattr, &"read-write").map(|_| clone)
 }
 
 /// `move_mount(2)`: attaches a detached mount at `path`.
 ///
 /// # Errors
-/// `EACCES` where AppArmor or SELinux denies it, `ENOENT` without the directory.
-pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    let target = c_path(path)?;
-    let empty = c"".as_ptr();
+/// `EACCES` where AppArmor or SELinux denies the call, `ENOENT` without the directory, `EINVAL`
+/// for a path with a zero byte.
+pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> Result<(), MountError> {
+    let (call, about) = (MountCall::MoveMount, path.display());
+    let target = CString::new(path.as_os_str().as_bytes()).map_err(|_| MountError {
+        call,
+        about: about.to_string(),
+        errno: Errno::EINVAL,
+    })?;
     // SAFETY: both paths are valid C strings for the time of the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_move_mount,
             mount.as_raw_fd(),
-            empty,
+            c"".as_ptr(),
             libc::AT_FDCWD,
             target.as_ptr(),
             MOVE_MOUNT_F_EMPTY_PATH,
         )
     };
-    check(result, MountCall::MoveMount, &path.display().to_string()).map(|_| ())
+    check(result, call, &about).map(drop)
 }
 
-/// Attaches the detached read-only mount `public` at `path`, and gives its private read-write twin,
-/// which has no path.
+/// Attaches the detached read-only mount `public` at `path` and returns a private read-write
+/// clone, which has no path.
 ///
-/// The read-only one is attached first and the private one cloned from it, which works since Linux
-/// 5.12. (Since 6.15 the clone could come first; nobody sees a writable mount either way, so there
-/// is one order for all kernels.)
+/// The clone is made after the attachment, which works since Linux 5.12. (Since 6.15 a detached
+/// mount can be cloned, too. No other process sees a writable mount in either order.)
 ///
 /// # Errors
-/// As the calls above; nothing stays mounted.
-pub fn attach_with_twin(public: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+/// As `attach` and `writable_clone`; then nothing stays mounted.
+pub fn attach_with_twin(public: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, MountError> {
     attach(public, path)?;
-    let private =
-        clone(public).and_then(|private| set_read_only(private.as_fd(), false).map(|()| private));
+    let private = writable_clone(public);
     if private.is_err() {
-        // Not by the path: another mount may lie on top of this one by now.
+        // Not by the path: another mount may lie on top of `public` by now.
         let _ = unmount_root(public, PendingRequests::Kept);
     }
     private
-}
-
-/// `umount2(path, MNT_DETACH)`: takes the topmost mount at `path` away; open files go on.
-///
-/// # Errors
-/// `EINVAL` when nothing is mounted there.
-pub fn unmount(path: &Path) -> io::Result<()> {
-    let target = c_path(path)?;
-    // SAFETY: the path is a valid C string for the time of the call.
-    let result =
-        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) };
-    check(
-        libc::c_long::from(result),
-        MountCall::Umount,
-        &path.display().to_string(),
-    )
-    .map(|_| ())
 }
 
 /// The fate of pending requests when a filesystem is unmounted.
@@ -334,19 +260,19 @@ pub enum PendingRequests {
     Aborted,
 }
 
-/// As `unmount`, for exactly the mount with the root directory `root`. Where the kernel refuses to
-/// abort (`EPERM` for an administrator of a user namespace only), the mount is removed without an
-/// abort.
+/// Detaches exactly the mount with the root directory `root` (`umount2(2)`, `MNT_DETACH`); open
+/// files stay usable. Where the kernel refuses to abort (`EPERM` for an administrator of a user
+/// namespace only), the mount is removed without an abort.
 ///
 /// # Errors
 /// `EINVAL` when the mount is already gone.
-pub fn unmount_root(root: BorrowedFd<'_>, requests: PendingRequests) -> io::Result<()> {
+pub fn unmount_root(root: BorrowedFd<'_>, requests: PendingRequests) -> nix::Result<()> {
     let path = format!("/proc/self/fd/{}", root.as_raw_fd());
     if requests == PendingRequests::Aborted {
         let aborted = umount2(path.as_str(), MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
         if aborted != Err(Errno::EPERM) {
-            return Ok(aborted?);
+            return aborted;
         }
     }
-    Ok(umount2(path.as_str(), MntFlags::MNT_DETACH)?)
+    umount2(path.as_str(), MntFlags::MNT_DETACH)
 }

@@ -1,15 +1,15 @@
-//! The list of mounts as the kernel gives it (`proc_pid_mountinfo(5)`), parsed, and what it says of
+//! The kernel's list of mounts (`proc_pid_mountinfo(5)`), parsed, and questions about the mount of
 //! a directory.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 /// The source of every mount of baofs, by which a health check finds the mount.
 pub const SOURCE: &str = "baofs";
 
-/// The fields of a line of `/proc/self/mountinfo` that are used.
+/// The needed fields of a line of `/proc/self/mountinfo`.
 #[derive(Clone, Copy, Debug)]
 pub struct Mount<'a> {
     /// The number of the mount.
@@ -18,23 +18,23 @@ pub struct Mount<'a> {
     pub parent: &'a str,
     /// `major:minor`, as `stat` gives for the files of the mount.
     pub device: &'a str,
-    /// The directory of the filesystem that is mounted; escaped.
+    /// The mounted directory of the filesystem; escaped.
     pub root: &'a str,
     /// The mount point; escaped.
     pub point: &'a str,
-    /// Whether what is mounted on it appears in other mount namespaces, too
-    /// (`mount_namespaces(7)`, `MS_SHARED`).
+    /// Whether mounts on this mount appear in other mount namespaces, too (`mount_namespaces(7)`,
+    /// `MS_SHARED`).
     pub is_shared: bool,
     /// The type of the filesystem.
     pub kind: &'a str,
-    /// The source, a word chosen by the process that mounts.
+    /// The source, a word chosen by the mounting process.
     pub source: &'a str,
     /// The options of the superblock.
     pub options: &'a str,
 }
 
 impl Mount<'_> {
-    /// Whether the options contain this word.
+    /// Whether the options contain the word `option`.
     pub fn has_option(&self, option: &str) -> bool {
         self.options.split(',').any(|o| o == option)
     }
@@ -57,7 +57,7 @@ pub fn mounts(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
             mount.next()?,
             mount.next()?,
         );
-        // After the mount's options stand the optional fields.
+        // The optional fields follow the mount's options.
         let is_shared = mount.skip(1).any(|field| field.starts_with("shared:"));
         let mut superblock = superblock.split(' ');
         let (kind, source, options) = (superblock.next()?, superblock.next()?, superblock.next()?);
@@ -75,7 +75,7 @@ pub fn mounts(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
     })
 }
 
-/// The mounts of this process's namespace, for `mounts`.
+/// The text of `/proc/self/mountinfo`, for `mounts`.
 ///
 /// # Errors
 /// Without `/proc`.
@@ -83,11 +83,11 @@ pub fn mountinfo() -> io::Result<String> {
     fs::read_to_string("/proc/self/mountinfo")
 }
 
-/// The mount that an open file is on; `None` for a detached one. Asks nothing of the filesystem,
-/// whose server may be dead.
+/// The mount of an open file; `None` for a detached mount. Sends no request to the filesystem, so
+/// works with a dead server.
 ///
 /// # Errors
-/// Without `/proc`.
+/// Same as `mountinfo`.
 pub fn mount_of<'a>(file: BorrowedFd<'_>, mountinfo: &'a str) -> io::Result<Option<Mount<'a>>> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
     let id = info
@@ -97,12 +97,12 @@ pub fn mount_of<'a>(file: BorrowedFd<'_>, mountinfo: &'a str) -> io::Result<Opti
     Ok(mounts(mountinfo).find(|mount| Some(mount.id) == id))
 }
 
-/// Whether the mount that `root` is the root of was attached on top of an agent's, which it hides.
-/// The kernel attaches one mount at a time: of two agents that mount at one path at the same
-/// moment, one and only one finds the other beneath.
+/// Whether the mount with the root directory `root` lies on top of another agent's mount and hides
+/// the agent. The kernel attaches one mount at a time: if two agents mount at one path at the same
+/// moment, exactly one agent finds the other's mount beneath.
 ///
 /// # Errors
-/// Without `/proc`.
+/// Same as `mountinfo`.
 pub fn hides_agent(root: BorrowedFd<'_>) -> io::Result<bool> {
     let mountinfo = mountinfo()?;
     let Some(own) = mount_of(root, &mountinfo)? else {
@@ -111,34 +111,35 @@ pub fn hides_agent(root: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(mounts(&mountinfo).any(|mount| mount.id == own.parent && mount.is_of_agent()))
 }
 
-/// What a directory is before something is mounted over it.
+/// The state of a directory before a filesystem is mounted over the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ground {
-    /// How many names are in it, which the mount hides; 0 when it cannot be read.
+    /// The number of names that the mount hides; 0 for a directory that cannot be read.
     pub entries: usize,
-    /// Its own path, where a link is on the way to it.
+    /// The canonical path, if the configured path leads through a link.
     pub behind_link: Option<PathBuf>,
-    /// Whether the mount appears in other mount namespaces, too.
+    /// Whether the mount will appear in other mount namespaces, too.
     pub is_shared: bool,
 }
 
 impl Ground {
-    /// Looks at the directory at `path`.
+    /// Examines the directory at `path`.
     pub fn survey(path: &Path) -> Self {
-        let is_shared = || {
-            let (dir, mountinfo) = (fs::File::open(path)?, mountinfo()?);
-            let mount = mount_of(std::os::fd::AsFd::as_fd(&dir), &mountinfo)?;
-            io::Result::Ok(mount.is_some_and(|mount| mount.is_shared))
-        };
         Self {
             entries: fs::read_dir(path).map_or(0, Iterator::count),
             behind_link: fs::canonicalize(path).ok().filter(|own| own != path),
-            is_shared: is_shared().unwrap_or(false),
+            is_shared: is_on_shared(path).unwrap_or(false),
         }
     }
 }
 
-/// Undoes the kernel's `\040` for a space, and its like for tab, newline and backslash.
+fn is_on_shared(path: &Path) -> io::Result<bool> {
+    let (dir, mountinfo) = (File::open(path)?, mountinfo()?);
+    let mount = mount_of(dir.as_fd(), &mountinfo)?;
+    Ok(matches!(mount, Some(mount) if mount.is_shared))
+}
+
+/// A path without the kernel's escapes for space, tab, newline and backslash (`\040` and so on).
 pub fn unescape(text: &str) -> PathBuf {
     let plain = text
         .replace("\\040", " ")
@@ -150,7 +151,6 @@ pub fn unescape(text: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
 
     #[test]
     fn lines_are_parsed_with_and_without_optional_fields() {

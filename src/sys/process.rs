@@ -18,34 +18,34 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// # Errors
 /// `EAGAIN` at the limit of processes, `ENOMEM`.
 pub fn fork(close: &[BorrowedFd<'_>], body: impl FnOnce() -> u8) -> io::Result<Pid> {
-    // SAFETY: the process has one thread (the caller's duty, kept by `supervise`, which starts
-    // none), so the child may allocate and take locks.
+    // SAFETY: the process has one thread (required of the caller; `supervise` starts no thread), so
+    // the child may allocate and take locks.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
             for fd in close {
-                // SAFETY: the owner of this descriptor is a frame of the parent, which the child
-                // never returns to, so nobody closes or uses the number again.
+                // SAFETY: a frame of the parent owns the descriptor. The child never returns to the
+                // frame, so no code closes or uses the number again.
                 unsafe { libc::close(fd.as_raw_fd()) };
             }
             // A panic must not unwind into the parent's frames.
-            catch_unwind(AssertUnwindSafe(body)).map_or_else(|_| std::process::abort(), end)
+            match catch_unwind(AssertUnwindSafe(body)) {
+                Ok(code) => end(code),
+                Err(_) => std::process::abort(),
+            }
         }
     }
 }
 
-/// Ends the process at once: no destructor and no exit handler runs, since they belong to the
-/// parent.
+/// Ends the process at once, without the parent's destructors and exit handlers.
 fn end(code: u8) -> ! {
     // SAFETY: the call takes a number and does not return.
     unsafe { libc::_exit(i32::from(code)) }
 }
 
-/// Replaces the process by `program`, found along `PATH` of the present environment; returns only
-/// on failure.
-///
-/// # Errors
-/// `ENOENT` when there is no such program, `EACCES` when it cannot be executed, and as `execve(2)`.
+/// Replaces the process by `program`, found along `PATH` of the present environment. Returns only
+/// on failure, with the error of `execve(2)`: `ENOENT` for a missing program, `EACCES` for a
+/// program without the right to execute.
 pub fn exec(program: &CStr, arguments: &[CString], environment: &[CString]) -> Errno {
     match nix::unistd::execvpe(program, arguments, environment) {
         Ok(never) => match never {},
@@ -53,15 +53,15 @@ pub fn exec(program: &CStr, arguments: &[CString], environment: &[CString]) -> E
     }
 }
 
-/// Runs `body` with the rights over files that user `uid` has, instead of one's own (`setfsuid(2)`;
-/// its capabilities over files are gone meanwhile). Without `SETUID`, or for one's own id, nothing
-/// changes. The process must have one thread.
+/// Runs `body` with the rights over files of user `uid` instead of the process's rights
+/// (`setfsuid(2)`, which suspends capabilities over files). Without `SETUID`, or for the process's
+/// own uid, `body` runs with the process's rights. The process must have one thread.
 pub fn as_user<T>(uid: Uid, body: impl FnOnce() -> T) -> T {
     let dumpable = prctl::get_dumpable();
     setfsuid(uid);
     let result = body();
     setfsuid(geteuid());
-    // A change of ids makes the process as dumpable as the host has it.
+    // A change of ids resets the process's dumpable flag to the host's setting.
     let _ = prctl::set_dumpable(dumpable.unwrap_or(false));
     result
 }
@@ -75,7 +75,7 @@ pub enum Disposition {
     Ignored,
 }
 
-/// Sets the disposition of `signal` and returns the one before (a handler, which no program
+/// Sets the disposition of `signal` and returns the old disposition (a handler, which no program
 /// inherits, counts as the default).
 ///
 /// # Errors
@@ -86,7 +86,7 @@ pub fn set_disposition(signal: Signal, disposition: Disposition) -> io::Result<D
         Disposition::Ignored => SigHandler::SigIgn,
     };
     let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
-    // SAFETY: neither of the two actions runs code of ours.
+    // SAFETY: neither action runs code of ours.
     let before = unsafe { sigaction(signal, &action) }?;
     Ok(if matches!(before.handler(), SigHandler::SigIgn) {
         Disposition::Ignored
@@ -95,27 +95,29 @@ pub fn set_disposition(signal: Signal, disposition: Disposition) -> io::Result<D
     })
 }
 
-/// The descriptors above 2 that this program was started with: those without the close-on-exec
-/// flag, which everything that is opened here carries.
+/// The descriptors above 2 that this program was started with: all descriptors without the
+/// close-on-exec flag, which this program sets on every descriptor.
 ///
 /// # Errors
 /// When `/proc/self/fd` cannot be read.
 pub fn inherited() -> io::Result<Vec<libc::c_int>> {
-    let names = std::fs::read_dir("/proc/self/fd")?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let mut all: Vec<libc::c_int> = names.filter(|fd| *fd > 2).collect();
-    all.retain(|fd| {
-        // SAFETY: the arguments are numbers; the listing's own descriptor is closed by now, which
-        // is EBADF.
-        let flags = unsafe { libc::fcntl(*fd, libc::F_GETFD) };
-        flags != -1 && flags & libc::FD_CLOEXEC == 0
-    });
-    Ok(all)
+    let mut inherited = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let Ok(fd) = entry?.file_name().to_string_lossy().parse() else {
+            continue;
+        };
+        // SAFETY: the arguments are numbers.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        if fd > 2 && flags != -1 && flags & libc::FD_CLOEXEC == 0 {
+            inherited.push(fd);
+        }
+    }
+    Ok(inherited)
 }
 
-/// Replaces standard input and output, in a forked process that uses neither: by `/dev/null`, or,
-/// where that is missing, by a pipe to itself that never blocks. The numbers stay taken, so that no
-/// file is opened under them.
+/// Replaces standard input and output by `/dev/null`, in a forked process that uses neither.
+/// Without `/dev/null`, both become the ends of a pipe that never blocks. Descriptors 0 and 1 stay
+/// open: no later file gets these numbers.
 ///
 /// # Errors
 /// `EMFILE`, `ENFILE`.
@@ -134,7 +136,7 @@ pub fn leave_streams() -> io::Result<()> {
 /// Closes the descriptors that `inherited` found, in a forked process.
 pub fn close_inherited(inherited: &[libc::c_int]) {
     for fd in inherited {
-        // SAFETY: this program did not open it, so nothing in it owns the number.
+        // SAFETY: this program did not open the descriptor, so no code owns the number.
         unsafe { libc::close(*fd) };
     }
 }

@@ -1,16 +1,16 @@
-//! Filters of system calls (`seccomp(2)`): rules to a BPF program, and its installation. Invariant:
-//! a program covers the calls of every architecture that this kernel accepts, not of the native
-//! architecture alone.
+//! Filters of system calls (`seccomp(2)`): rules are translated to a BPF program and installed.
+//! Invariant: a program covers the calls of every architecture that this kernel accepts, not only
+//! of the native architecture.
 //!
 //! On `x86_64` a program may make calls in three ways: natively, as `x32` (the native architecture
-//! with [`X32`] in the number) and as `i386` (`int 0x80`, numbers of its own). On `aarch64` there
-//! is 32-bit `arm` besides.
+//! with [`X32`] in the number) and as `i386` (`int 0x80`, with other numbers). On `aarch64` a
+//! program may also be 32-bit `arm`.
 
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::io;
 
-/// The bit that tells an `x32` call from a native one of `x86_64`.
+/// The bit that distinguishes an `x32` call from a native call of `x86_64`.
 #[cfg(target_arch = "x86_64")]
 const X32: u32 = 0x4000_0000;
 
@@ -30,7 +30,7 @@ const COMPAT: Option<u32> = Some(0x4000_0028);
 #[cfg(target_arch = "riscv64")]
 const COMPAT: Option<u32> = None;
 
-/// The number of calls that are compared one after the other.
+/// The number of calls to compare without a further search.
 const LEAF: usize = 8;
 
 /// Offsets in `struct seccomp_data` (`linux/seccomp.h`).
@@ -38,10 +38,10 @@ const NUMBER_AT: u32 = 0;
 const ARCH_AT: u32 = 4;
 const ARGUMENTS_AT: u32 = 16;
 
-/// One system call, identified by numbers.
+/// A system call, identified by numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// The native number, as in `libc::SYS_*`; `None` where this architecture has no such call.
+    /// The native number, as in `libc::SYS_*`; `None` if this architecture lacks the call.
     native: Option<u32>,
     /// The number of the 32-bit call: `i386` on `x86_64`, `arm` on `aarch64`; `None` without such
     /// a call.
@@ -49,7 +49,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// A call by its native number alone (`libc::SYS_*`), for filters with [`Others::Answer`].
+    /// A call by the native number alone (`libc::SYS_*`), for filters with [`Others::Answer`].
     pub const fn native(number: libc::c_long) -> Self {
         Self {
             native: Some(word(number)),
@@ -57,7 +57,7 @@ impl Call {
         }
     }
 
-    /// A call by its native number and its numbers in `i386` and `arm`, for filters with
+    /// A call by the native number and the numbers in `i386` and `arm`, for filters with
     /// [`Others::SameRules`].
     pub const fn with_compat(native: libc::c_long, i386: u32, arm: u32) -> Self {
         Self {
@@ -66,7 +66,7 @@ impl Call {
         }
     }
 
-    /// A call of Linux 5.1 or later: such calls have one number on all architectures.
+    /// A call of Linux 5.1 or later, with the same number on all architectures.
     pub const fn unified(number: u32) -> Self {
         Self {
             native: Some(number),
@@ -93,17 +93,16 @@ impl Call {
         self.native
     }
 
-    /// Whether the kernel and the filters of the calling thread know the native call, whatever they
-    /// answer: `false` when they answer `ENOSYS`. The call is made, with all bits of all
-    /// arguments set: only for calls that refuse such arguments (flags that do not exist, a
-    /// descriptor of -1) before they do anything.
+    /// Whether the kernel and the filters of the calling thread know the native call: `false` for
+    /// the answer `ENOSYS`. The call is made, with all bits of all arguments set: only for calls
+    /// without any effect then, because of unknown flags or a descriptor of -1.
     pub fn is_known(self) -> bool {
         let Some(number) = self.native else {
             return false;
         };
         let all = -1 as libc::c_long;
-        // SAFETY: the caller promises that the call refuses these arguments; no pointer among them
-        // can be read or written.
+        // SAFETY: the caller chose a call that refuses the arguments; no argument is a pointer to
+        // memory.
         let result =
             unsafe { libc::syscall(libc::c_long::from(number), all, all, all, all, all, all) };
         result != -1 || Errno::last() != Errno::ENOSYS
@@ -171,7 +170,7 @@ pub enum Test {
     },
 }
 
-/// One line of a filter.
+/// A line of a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// The call.
@@ -193,13 +192,12 @@ impl Rule {
     }
 }
 
-/// The answer to calls of other architectures than the native one.
+/// The answer to calls of all architectures but the native architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Others {
-    /// The same as to native ones: the rules hold for `x32` and the 32-bit architecture, too. An
-    /// `x32` call is found by its native number, so a call that `x32` numbers anew (512 and
-    /// above) must not be among the rules. An architecture that is not known here is answered
-    /// `ENOSYS`.
+    /// The rules hold for `x32` and the 32-bit architecture, too. An `x32` call is found by its
+    /// native number, so the rules must not have a call with a number of `x32` alone (512 and
+    /// above). Calls of an unknown architecture are answered `ENOSYS`.
     SameRules,
     /// The same answer to every call.
     Answer(Answer),
@@ -210,31 +208,31 @@ pub enum Others {
 pub struct Filter<'a> {
     /// The rules, in order.
     pub rules: &'a [Rule],
-    /// The answer to a call that no rule applies to.
+    /// The answer to a call without a rule that applies.
     pub otherwise: Answer,
     /// The answer to a call of another architecture.
     pub others: Others,
 }
 
 impl Filter<'_> {
-    /// Installs the filter in the calling thread, for it and all that it forks or executes, for
-    /// ever. Earlier filters stay: the strictest answer wins, and of two errors the one of the
-    /// last filter. The thread must have `SYS_ADMIN` or `no_new_privs`. The filter does not
-    /// touch speculation (`SECCOMP_FILTER_FLAG_SPEC_ALLOW`).
+    /// Installs the filter for the calling thread and all its children and programs, for ever.
+    /// Earlier filters stay: the strictest answer wins, and the last filter wins between two
+    /// errors. The thread must have `SYS_ADMIN` or `no_new_privs`. The filter does not change
+    /// speculation (`SECCOMP_FILTER_FLAG_SPEC_ALLOW`).
     ///
     /// # Errors
     /// `EACCES` without `SYS_ADMIN` and `no_new_privs`; `ENOMEM` when all filters of the thread are
-    /// too long together; what an earlier filter answers to `seccomp(2)`.
+    /// too long together; the answer of an earlier filter to `seccomp(2)`.
     pub fn install(&self) -> io::Result<()> {
         let program = self.program();
         match set_filter(&program, libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW) {
-            // Before Linux 4.17 there was no such flag.
+            // The flag came with Linux 4.17.
             Err(Errno::EINVAL) => Ok(set_filter(&program, 0)?),
             result => Ok(result?),
         }
     }
 
-    /// The program. For each architecture a block of rules behind a test of the architecture.
+    /// The BPF program: for each architecture a block of rules behind a test of the architecture.
     fn program(&self) -> Vec<libc::sock_filter> {
         let mut program = vec![load(ARCH_AT)];
         let mut native = vec![load(NUMBER_AT)];
@@ -259,8 +257,8 @@ impl Filter<'_> {
         program
     }
 
-    /// All rules by the numbers that their calls have, and the last answer. Expects the number in
-    /// the accumulator.
+    /// Answers the calls of all rules by their `numbers`, and all other calls with `otherwise`.
+    /// Expects the number in the accumulator.
     fn search(&self, numbers: impl Fn(Call) -> Vec<u32>) -> Vec<libc::sock_filter> {
         let mut calls: BTreeMap<u32, Vec<&Rule>> = BTreeMap::new();
         for rule in self.rules {
@@ -272,7 +270,7 @@ impl Filter<'_> {
     }
 }
 
-/// The numbers of a native call, the one in `x32` among them.
+/// The numbers of a call natively and in `x32`.
 #[cfg(target_arch = "x86_64")]
 fn with_x32(number: u32) -> [u32; 2] {
     [number, number | X32]
@@ -283,7 +281,7 @@ fn with_x32(number: u32) -> [u32; 1] {
     [number]
 }
 
-/// Gives `other` to `x32` calls, which are of the native architecture.
+/// Answers `other` to `x32` calls, which have the native architecture.
 #[cfg(target_arch = "x86_64")]
 fn x32(other: Answer) -> Vec<libc::sock_filter> {
     vec![jump(libc::BPF_JSET, X32, 0, 1), answer(other)]
@@ -294,11 +292,11 @@ fn x32(_: Answer) -> Vec<libc::sock_filter> {
     vec![]
 }
 
-/// Whether the kernel has filters, and no filter forbids to install one
+/// Whether the kernel has filters, and no filter forbids the installation of another filter
 /// (`SECCOMP_GET_ACTION_AVAIL`, Linux 4.14).
 pub fn is_available() -> bool {
     let action = libc::SECCOMP_RET_ERRNO;
-    // SAFETY: the call reads the number that the pointer names, which lives through the call.
+    // SAFETY: the call reads `action`, which lives through the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_seccomp,
@@ -314,14 +312,14 @@ pub fn is_available() -> bool {
 pub fn is_active() -> bool {
     // SAFETY: all arguments are numbers.
     let mode = unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) };
-    // EINVAL is a kernel without filters; any other refusal is one of a filter.
+    // A kernel without filters answers EINVAL; any other refusal comes from a filter.
     mode == 2 || (mode == -1 && Errno::last() != Errno::EINVAL)
 }
 
-/// `body` for calls of `arch`; what follows it for others. Expects the architecture in the
-/// accumulator and leaves it there for what follows.
+/// Runs `body` for calls of `arch`, and the instructions after `body` for other calls. Expects and
+/// leaves the architecture in the accumulator.
 fn block(arch: u32, body: Vec<libc::sock_filter>) -> Vec<libc::sock_filter> {
-    // A conditional jump reaches 255 instructions, an unconditional one all.
+    // A conditional jump reaches 255 instructions, an unconditional jump all.
     let over = u32::try_from(body.len()).unwrap_or(u32::MAX);
     let mut block = vec![
         jump(libc::BPF_JEQ, arch, 1, 0),
@@ -331,12 +329,12 @@ fn block(arch: u32, body: Vec<libc::sock_filter>) -> Vec<libc::sock_filter> {
     block
 }
 
-/// One call by its number, and its rules.
+/// The number of a call, and the rules for the call.
 type Numbered<'a> = (u32, Vec<&'a Rule>);
 
-/// Searches by halves, in few instructions. The kernel compiles the program when it is installed,
-/// and runs it for each number to remember which calls are allowed anyhow: 70 rules in a row took
-/// 100 us of a role's birth.
+/// Searches by halves. The kernel compiles the program at the installation and runs it for each
+/// number, to remember the calls that are always allowed: a list of 70 rules took 100 us of the
+/// start of a role.
 fn tree(calls: &[Numbered<'_>], otherwise: Answer) -> Vec<libc::sock_filter> {
     if calls.len() <= LEAF {
         return leaf(calls, otherwise);
@@ -353,39 +351,20 @@ fn tree(calls: &[Numbered<'_>], otherwise: Answer) -> Vec<libc::sock_filter> {
     both
 }
 
-/// Asks for one number after the other. Those that are always answered the same come last, and
-/// share the answer.
+/// Compares the number with each call in order.
 fn leaf(calls: &[Numbered<'_>], otherwise: Answer) -> Vec<libc::sock_filter> {
-    let always =
-        |(_, rules): &Numbered<'_>| (rules[0].test == Test::Always).then_some(rules[0].answer);
-    let shared = calls.iter().find_map(always);
-    let (plain, others): (Vec<_>, Vec<_>) = calls
-        .iter()
-        .partition(|call| shared.is_some() && always(call) == shared);
     let mut leaf = vec![];
-    for (number, rules) in others {
+    for (number, rules) in calls {
         let body = body(rules, otherwise);
-        leaf.push(jump(
-            libc::BPF_JEQ,
-            *number,
-            0,
-            u8::try_from(body.len()).expect("a call has few rules"),
-        ));
+        let len = u8::try_from(body.len()).expect("a call has few rules");
+        leaf.push(jump(libc::BPF_JEQ, *number, 0, len));
         leaf.extend(body);
     }
-    let count = u8::try_from(plain.len()).expect("a leaf is small");
-    leaf.extend(
-        (1..=count)
-            .rev()
-            .zip(plain)
-            .map(|(left, (number, _))| jump(libc::BPF_JEQ, *number, left, 0)),
-    );
     leaf.push(answer(otherwise));
-    leaf.extend(shared.map(answer));
     leaf
 }
 
-/// The rules of one call, in order.
+/// The rules of a call, in order.
 fn body(rules: &[&Rule], otherwise: Answer) -> Vec<libc::sock_filter> {
     let (mut body, mut loaded) = (vec![], None);
     for rule in rules {
@@ -414,8 +393,8 @@ fn set_filter(program: &[libc::sock_filter], flags: libc::c_ulong) -> nix::Resul
         len,
         filter: program.as_ptr().cast_mut(),
     };
-    // SAFETY: the header names `len` instructions, which live through the call; the kernel copies
-    // and does not write them.
+    // SAFETY: the header names `len` instructions, which live through the call; the kernel only
+    // reads the instructions.
     let result = unsafe {
         libc::syscall(
             libc::SYS_seccomp,
@@ -453,9 +432,9 @@ fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
 mod tests {
     use super::*;
 
-    /// What the kernel would answer, by its own rules for these programs (`bpf_prog_run` of
-    /// `seccomp_data`). Panics where the kernel would refuse the program: a jump out of it, an
-    /// unknown instruction, an end without an answer.
+    /// The answer of the kernel, by the kernel's rules for BPF programs (`bpf_prog_run` of
+    /// `seccomp_data`). Panics if the kernel would refuse the program: for a jump out of the
+    /// program, an unknown instruction, an end without an answer.
     fn run(filter: &Filter<'_>, arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
         let mut data = [number, arch, 0, 0].map(u32::to_ne_bytes).concat();
         data.extend(arguments.iter().flat_map(|argument| argument.to_ne_bytes()));

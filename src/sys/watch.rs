@@ -8,9 +8,8 @@ use tokio::io::unix::AsyncFd;
 /// Watches `fd`, which must be non-blocking, for being readable.
 ///
 /// # Errors
-/// When epoll refuses it: no runtime descriptor left, or a regular file.
+/// When epoll refuses `fd`: no runtime descriptor left, or a regular file.
 pub fn readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
-    // SAFETY: the borrow keeps the descriptor open, and the same file, for as long as the result
-    // lives.
+    // SAFETY: the borrow keeps the descriptor open for as long as the result lives.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }

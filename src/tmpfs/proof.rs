@@ -5,16 +5,16 @@
 use super::refusal::RefusalCause;
 use crate::config::plan::Swap;
 use crate::names::SwapExposure;
-use crate::sys::mounts::{mounts, unescape};
-use std::path::{Path, PathBuf};
+use crate::sys::mounts::{Mount, mounts, unescape};
+use std::path::Path;
 
 /// The witness that the bytes of a directory stay in memory.
 #[derive(Debug)]
 pub struct MemoryBacked {
     /// The reason why a swap cannot be excluded, if `Swap::Allow` permits a swap.
     swap: Option<SwapExposure>,
-    /// Whether later checks look for a swap. False for `noswap` (no swap can reach the pages) and for
-    /// `Swap::Allow`.
+    /// Whether later checks look for a swap. False for `noswap` (no swap can reach the pages) and
+    /// for `Swap::Allow`.
     watched: bool,
 }
 
@@ -24,8 +24,8 @@ impl MemoryBacked {
         self.swap.as_ref().map(ToString::to_string)
     }
 
-    /// Repeats the check for a swap, because the machine may turn a swap on at any time. Returns the
-    /// reason why a swap cannot be excluded any more.
+    /// Repeats the check for a swap, because the machine may turn a swap on at any time. Returns
+    /// the reason why a swap cannot be excluded any more.
     pub(super) fn look_again(
         &self,
         read: &dyn Fn(&Path) -> Option<String>,
@@ -34,7 +34,8 @@ impl MemoryBacked {
     }
 }
 
-/// Checks the filesystem with device number `device` (`major:minor`, from `stat` of the directory).
+/// Checks the filesystem of a directory by its mount, `None` for a mount that the kernel does not
+/// list.
 ///
 /// `denied` is the error of the attempt to mount a tmpfs. `read` returns the text of a file of
 /// `/proc` or `/sys`, or `None` for a missing file.
@@ -42,7 +43,7 @@ impl MemoryBacked {
 /// # Errors
 /// The first failed check.
 pub(super) fn prove(
-    device: &str,
+    mount: Option<Mount<'_>>,
     swap: Swap,
     denied: &str,
     read: &dyn Fn(&Path) -> Option<String>,
@@ -51,10 +52,9 @@ pub(super) fn prove(
         kind,
         denied: denied.to_owned(),
     };
-    let mountinfo = read(Path::new("/proc/self/mountinfo")).unwrap_or_default();
-    let mount = mounts(&mountinfo)
-        .find(|mount| mount.device == device)
-        .ok_or_else(|| not_memory(None))?;
+    let Some(mount) = mount else {
+        return Err(not_memory(None));
+    };
     match mount.kind {
         "tmpfs" => {}
         "ramfs" => return Err(RefusalCause::Unlimited("a ramfs has no limit")),
@@ -86,15 +86,15 @@ pub(super) enum DirectoryKind {
     Other,
 }
 
-/// The kind of the filesystem `device` at `path`; agents mount with `source`.
-pub(super) fn standing(device: &str, path: &Path, mountinfo: &str, source: &str) -> DirectoryKind {
-    let here = || mounts(mountinfo).filter(|mount| mount.device == device && mount.kind == "tmpfs");
-    match here().next() {
-        None => DirectoryKind::Other,
-        Some(_) if here().any(|mount| mount.source == source && unescape(mount.point) == path) => {
-            DirectoryKind::OfAgent
+impl DirectoryKind {
+    /// The kind of the directory `path`, which is on `mount`.
+    pub(super) fn of(mount: Option<Mount<'_>>, path: &Path) -> Self {
+        match mount {
+            Some(mount) if mount.kind != "tmpfs" => Self::Other,
+            Some(mount) if mount.is_of_agent() && unescape(mount.point) == path => Self::OfAgent,
+            Some(_) => Self::Tmpfs,
+            None => Self::Other,
         }
-        Some(_) => DirectoryKind::Tmpfs,
     }
 }
 
@@ -106,49 +106,47 @@ fn swap_reach(read: &dyn Fn(&Path) -> Option<String>) -> Option<SwapExposure> {
     if swaps.lines().skip(1).all(|line| line.trim().is_empty()) {
         return None;
     }
-    let [mountinfo, cgroup] = ["mountinfo", "cgroup"]
-        .map(|name| read(&Path::new("/proc/self").join(name)).unwrap_or_default());
-    // One limit of 0 suffices, of our cgroup or of an ancestor: limits of v2 hold for descendants.
-    if swap_limits(&mountinfo, &cgroup)
-        .iter()
-        .any(|file| read(file).is_some_and(|limit| limit.trim() == "0"))
-    {
+    let [mountinfo, cgroups] = ["/proc/self/mountinfo", "/proc/self/cgroup"]
+        .map(|file| read(Path::new(file)).unwrap_or_default());
+    if is_swap_forbidden(&mountinfo, &cgroups, read) {
         return None;
     }
-    let v1 = cgroup
-        .lines()
-        .filter_map(|line| line.split(':').nth(1))
-        .any(|list| list.split(',').any(|name| name == "memory"));
-    Some(if v1 {
+    let is_v1 = cgroups.lines().any(|line| {
+        let controllers = line.split(':').nth(1).unwrap_or_default();
+        controllers.split(',').any(|name| name == "memory")
+    });
+    Some(if is_v1 {
         SwapExposure::CgroupV1
     } else {
         SwapExposure::Reachable
     })
 }
 
-/// The `memory.swap.max` files of our cgroup (v2) and of the ancestors that are mounted here.
-fn swap_limits(mountinfo: &str, cgroup: &str) -> Vec<PathBuf> {
-    let Some(own) = cgroup.lines().find_map(|line| line.strip_prefix("0::")) else {
-        return Vec::new();
+/// Whether `memory.swap.max` is 0 for our cgroup (v2) or an ancestor that is mounted here: a limit
+/// of v2 holds for all descendants.
+fn is_swap_forbidden(
+    mountinfo: &str,
+    cgroups: &str,
+    read: &dyn Fn(&Path) -> Option<String>,
+) -> bool {
+    let own = cgroups.lines().find_map(|line| line.strip_prefix("0::"));
+    // A path with `..` is outside of our cgroup namespace, so not mounted here.
+    let Some(own) = own.filter(|own| !own.contains("/..")) else {
+        return false;
     };
-    let places = mounts(mountinfo)
-        .filter(|mount| mount.kind == "cgroup2")
-        .filter_map(|mount| {
-            let below = Path::new(own)
-                .strip_prefix(unescape(mount.root))
-                .ok()?
-                .to_owned();
-            // A cgroup outside of our cgroup namespace is shown with `..`: not what is mounted
-            // here.
-            (!own.contains("/..")).then(|| (unescape(mount.point), below))
-        });
-    let up = |(point, below): (PathBuf, PathBuf)| {
-        below
-            .ancestors()
-            .map(|dir| point.join(dir).join("memory.swap.max"))
-            .collect::<Vec<_>>()
-    };
-    places.flat_map(up).collect()
+    for mount in mounts(mountinfo).filter(|mount| mount.kind == "cgroup2") {
+        let Ok(below) = Path::new(own).strip_prefix(unescape(mount.root)) else {
+            continue;
+        };
+        let point = unescape(mount.point);
+        for dir in below.ancestors() {
+            let limit = read(&point.join(dir).join("memory.swap.max"));
+            if limit.unwrap_or_default().trim() == "0" {
+                return true;
+            }
+        }
+    }
+    false
 }
 
 #[cfg(test)]
@@ -164,12 +162,17 @@ mod tests {
     const HYBRID: &str = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw";
     const V1_CGROUP: &str = "4:memory:/docker/1f\n1:name=systemd:/docker/1f\n0::/\n";
 
-    /// Why a swap cannot be excluded though that is allowed; or the refusal.
+    /// The exposure to an allowed swap, or the refusal.
     type Verdict = Result<Option<SwapExposure>, RefusalCause>;
 
-    /// An `io::Error`, which other causes hold, cannot be compared; its text can.
+    /// Compares texts, because some causes hold an `io::Error`, which has no `PartialEq`.
     fn assert_same(found: &Verdict, expected: &Verdict, row: &str) {
         assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{row}");
+    }
+
+    /// The mount with this device number.
+    fn on<'a>(device: &str, mountinfo: &'a str) -> Option<Mount<'a>> {
+        mounts(mountinfo).find(|mount| mount.device == device)
     }
 
     /// Device 0:63 with the rest of its mountinfo line, another line, `/proc/swaps`,
@@ -193,7 +196,7 @@ mod tests {
                 .find(|(name, _)| Path::new(name) == path)
                 .map(|(_, text)| (*text).to_owned()),
         };
-        prove("0:63", swap, "denied", &read).map(|memory| memory.swap)
+        prove(on("0:63", &mountinfo), swap, "denied", &read).map(|memory| memory.swap)
     }
 
     #[test]
@@ -210,7 +213,7 @@ mod tests {
                 "50 27 0:63 / /app/secrets rw,nosuid,nodev,noexec,relatime - tmpfs tmpfs rw,size=4096k,mode=755",
                 Ok(None),
             ),
-            // A subdirectory of a mount, and a bind of one: the device is what counts.
+            // A subdirectory of a tmpfs, and a bind mount of a subdirectory.
             (
                 "50 27 0:63 / /dev/shm rw,nosuid,nodev shared:4 - tmpfs tmpfs rw",
                 Ok(None),
@@ -243,7 +246,7 @@ mod tests {
                 "50 27 0:63 / /x rw - fuse.sshfs tmpfs rw,size=4k",
                 not("fuse.sshfs"),
             ),
-            // Another filesystem's line, a line cut short, none at all.
+            // A line of another filesystem, a truncated line, no line.
             (
                 "50 27 0:64 / /x rw - tmpfs tmpfs rw,size=4k",
                 not_memory(None),
@@ -326,7 +329,7 @@ mod tests {
             ),
             ("", Some(SWAP), "0::/\n", &[(OWN, "0\n")], Some(Reachable)),
             ("", Some(SWAP), "", &[], Some(Reachable)),
-            // v1: no limit is a proof, whatever it says.
+            // With v1, no limit is a proof.
             (HYBRID, Some(SWAP), V1_CGROUP, &[], Some(CgroupV1)),
             (HYBRID, Some(HEADER), V1_CGROUP, &[], None),
             (HYBRID, Some(SWAP), "7:cpu,memory:/\n", &[], Some(CgroupV1)),
@@ -340,7 +343,7 @@ mod tests {
                 &expected.map_or(Ok(None), |why| Err(RefusalCause::Swappable(why))),
                 &row,
             );
-            // Allowed, and said.
+            // Allowed, and reported.
             assert_same(
                 &verdict(mount, other, *swaps, cgroup, files, Swap::Allow),
                 &Ok(*expected),
@@ -366,8 +369,7 @@ mod tests {
         let mount = |options: &str| {
             format!("50 27 0:63 / /app/secrets rw - tmpfs tmpfs rw,size=4096k{options}\n")
         };
-        // Options of the mount, what the plan says of swaps, and what a later look at a machine
-        // with a swap finds.
+        // Options of the mount, the plan's setting, and the result of a later check with a swap.
         for (options, swap, found) in [
             ("", Swap::Refuse, Some(SwapExposure::Reachable)),
             ("", Swap::Allow, None),
@@ -381,7 +383,9 @@ mod tests {
                     _ => None,
                 }
             };
-            let memory = prove("0:63", swap, "denied", &reader(HEADER)).expect("no swap yet");
+            let mountinfo = mount(options);
+            let memory = prove(on("0:63", &mountinfo), swap, "denied", &reader(HEADER))
+                .expect("no swap yet");
             let looks = [HEADER, SWAP, HEADER].map(|swaps| memory.look_again(&reader(swaps)));
             assert_eq!(looks, [None, found, None], "{options} {swap:?}");
         }
@@ -398,7 +402,7 @@ mod tests {
             ("0:99", "/a b", DirectoryKind::Other),
         ] {
             assert_eq!(
-                standing(device, Path::new(path), mountinfo, "baofs"),
+                DirectoryKind::of(on(device, mountinfo), Path::new(path)),
                 expected,
                 "{device} {path}"
             );

@@ -1,97 +1,89 @@
-//! Taking files away without a trace. Invariants: content is overwritten only when nobody has it
-//! open or mapped; nothing outside of the machinery's own names is touched; no link is followed.
+//! Removal of files without a trace. Invariants: a content is overwritten only when no process has
+//! the file open or mapped; only names of the agent are touched; no link is followed.
 
-use super::{DATA, DATA_NEXT, DATA_PREFIX, FILES};
+use super::{DATA, DATA_NEXT, DATA_PREFIX, FILES, generation_of};
 use crate::names::STATE_DIRECTORY;
 use crate::sys::file::lease_alone;
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, fchownat, geteuid, unlinkat};
 use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 
-/// Removes everything that an agent made in `root`: generations, contents, links. What somebody
-/// still has open is unlinked, not overwritten.
+/// Removes all generations, contents and links of an agent in `root`. Files that another process
+/// has open are unlinked and not overwritten.
 ///
 /// # Errors
-/// What cannot be removed; the rest is gone.
-pub(super) fn everything(root: BorrowedFd<'_>) -> nix::Result<()> {
+/// The last failure; everything else is removed.
+pub(super) fn everything(root: BorrowedFd<'_>) -> io::Result<()> {
     let mut result = Ok(());
     for (name, kind) in entries(root)? {
         let removed = match kind {
             Some(Type::Symlink) if is_link_of_ours(root, &name) => {
-                unlinkat(root, name.as_str(), UnlinkatFlags::NoRemoveDir)
+                unlinkat(root, name.as_str(), UnlinkatFlags::NoRemoveDir).map_err(io::Error::from)
             }
-            Some(Type::Directory) if is_directory_of_ours(&name) => tree(root, &name).map(drop),
+            Some(Type::Directory) if is_directory_of_ours(&name) => tree(root, &name),
             _ => Ok(()),
         };
-        result = result.and(removed);
+        if removed.is_err() {
+            result = removed;
+        }
     }
     result
 }
 
-/// Removes directory `name` with all that is in it; the files that somebody still has open are
-/// returned.
+/// Removes directory `name` with all files in it, as `everything` does.
 ///
 /// # Errors
-/// What cannot be removed.
-pub(super) fn tree(root: BorrowedFd<'_>, name: &str) -> nix::Result<Vec<File>> {
+/// The first failure.
+pub(super) fn tree(root: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let dir = open_dir(root, name)?;
-    let mut held = Vec::new();
     for (entry, kind) in entries(dir.as_fd())? {
-        held.extend(file(dir.as_fd(), &entry, kind)?);
+        file(dir.as_fd(), &entry, kind)?;
     }
-    unlinkat(root, name, UnlinkatFlags::RemoveDir)?;
-    Ok(held)
+    Ok(unlinkat(root, name, UnlinkatFlags::RemoveDir)?)
 }
 
-/// Unlinks `name` and overwrites its content. If somebody has it open, it is returned for a later
-/// `overwrite`.
+/// Unlinks `name` and overwrites the content. Returns a file that another process has open, for a
+/// later `overwrite`.
 ///
 /// # Errors
-/// When it cannot be unlinked. One that cannot be opened for writing is unlinked all the same.
+/// When the file cannot be unlinked. A file that cannot be opened for writing is only unlinked.
 pub(super) fn file(
     dir: BorrowedFd<'_>,
     name: &str,
     kind: Option<Type>,
-) -> nix::Result<Option<File>> {
-    let content = if kind == Some(Type::File) && is_private(dir)? {
-        open_own(dir, name).ok()
-    } else {
-        None
+) -> io::Result<Option<File>> {
+    let content = match kind {
+        Some(Type::File) if is_private(dir)? => open_own(dir, name).ok(),
+        _ => None,
     };
     unlinkat(dir, name, UnlinkatFlags::NoRemoveDir)?;
     Ok(content.filter(|content| !overwrite(content)))
 }
 
-/// Overwrites an unlinked file, unless somebody else has it open or mapped; whether it is done
-/// with.
-pub(super) fn overwrite(file: &File) -> bool {
+/// Overwrites an unlinked file. Returns `false` if another process has the file open or mapped:
+/// then the call must be repeated later.
+pub(super) fn overwrite(mut file: &File) -> bool {
     match lease_alone(file.as_fd()) {
+        Ok(false) => return false,
         Ok(true) => {
             let len = file.metadata().map_or(0, |meta| meta.len());
-            let zeros = [0; 4096];
-            for at in (0..len).step_by(zeros.len()) {
-                let part = zeros
-                    .len()
-                    .min(usize::try_from(len - at).unwrap_or(zeros.len()));
-                // A failure leaves bytes in memory that no name reaches: nothing more can be done.
-                let _ = file.write_all_at(&zeros[..part], at);
-            }
-            true
+            // After a failure the bytes stay in memory under no name: there is no other remedy.
+            let _ = io::copy(&mut io::repeat(0).take(len), &mut file);
         }
-        Ok(false) => false,
-        Err(_) => true,
+        Err(_) => {}
     }
+    true
 }
 
-/// Opens a file for overwriting: it may belong to another user and be read-only, so it is made ours
-/// first.
+/// Opens a file for overwriting. The file may belong to another user and be read-only, so owner and
+/// mode are changed first.
 fn open_own(dir: BorrowedFd<'_>, name: &str) -> nix::Result<File> {
-    // A lease is given to the file's owner. Without `CAP_CHOWN` the file is ours already, or the
+    // Only the owner of a file gets a lease. Without `CAP_CHOWN` the file is ours already, or the
     // next call fails.
     let _ = fchownat(
         dir,
@@ -110,17 +102,15 @@ fn open_own(dir: BorrowedFd<'_>, name: &str) -> nix::Result<File> {
     openat(dir, name, flags, Mode::empty()).map(File::from)
 }
 
-/// Whether only we can put names into `dir`: else one might be a link to a file of somebody else.
+/// Whether only this user can create names in `dir`. In another directory a name could be a link to
+/// a file of somebody else.
 fn is_private(dir: BorrowedFd<'_>) -> nix::Result<bool> {
     let stat = fstat(dir)?;
     Ok(stat.st_uid == geteuid().as_raw() && stat.st_mode & 0o022 == 0)
 }
 
 fn is_directory_of_ours(name: &str) -> bool {
-    let generation = name
-        .strip_prefix("..")
-        .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()));
-    name == FILES || name == STATE_DIRECTORY || generation
+    name == FILES || name == STATE_DIRECTORY || generation_of(name).is_some()
 }
 
 fn is_link_of_ours(root: BorrowedFd<'_>, name: &str) -> bool {
@@ -129,14 +119,14 @@ fn is_link_of_ours(root: BorrowedFd<'_>, name: &str) -> bool {
     name == DATA || name == DATA_NEXT || to_data()
 }
 
-/// Opens directory `name` of `root`; `.` gives `root` itself, readable.
+/// Opens directory `name` of `root` for reading; `.` is `root` itself.
 pub(super) fn open_dir(root: BorrowedFd<'_>, name: &str) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     openat(root, name, flags, Mode::empty())
 }
 
-/// Names and kinds in `dir`, read whole before anything is removed. Names that are not UTF-8 are
-/// not ours.
+/// The names and kinds in `dir`, all read before the first removal, without names that are not
+/// UTF-8: the agent makes no such names.
 pub(super) fn entries(dir: BorrowedFd<'_>) -> nix::Result<Vec<(String, Option<Type>)>> {
     let mut dir = Dir::from_fd(open_dir(dir, ".")?)?;
     let mut found = Vec::new();
@@ -150,7 +140,7 @@ pub(super) fn entries(dir: BorrowedFd<'_>) -> nix::Result<Vec<(String, Option<Ty
     Ok(found)
 }
 
-/// Whether `name` exists in `dir`, as whatever.
+/// Whether `name` exists in `dir`, as any kind of file.
 pub(super) fn exists(dir: BorrowedFd<'_>, name: &str) -> bool {
-    nix::sys::stat::fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) != Err(Errno::ENOENT)
+    fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) != Err(Errno::ENOENT)
 }

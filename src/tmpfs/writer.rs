@@ -1,45 +1,51 @@
-//! Writing generations. Invariants: a generation is complete before the one rename that shows it; a
-//! failed one leaves the last as it was; a content file has its owner and mode before it has a
-//! byte.
+//! Writes generations. Invariants: a generation is complete before the rename that shows it; a
+//! failed generation leaves the last generation unchanged; a content file has owner and mode before
+//! the first byte.
 
-use super::{DATA, DATA_NEXT, DATA_PREFIX, FILES, remove};
+use super::{DATA, DATA_NEXT, DATA_PREFIX, FILES, dir_name, generation_of, remove};
 use crate::clock::Moment;
 use crate::config::plan;
-use crate::names::{FileId, FileName, Generation, Owner, STATE_DIRECTORY};
+use crate::names::{FileId, Generation, Owner, STATE_DIRECTORY};
+use crate::snapshot::{FileSpec, Visibility};
+use nix::dir::Type;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{Mode, fchmod, fstatat, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, symlinkat, unlinkat};
-use std::fmt;
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, getegid, geteuid, symlinkat, unlinkat};
+use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-/// How long an old generation stays after the flip, for a reader that resolved `..data` just before
-/// it.
+/// The time that an old generation stays after the flip, for readers that have resolved `..data`.
 const GRACE: Duration = Duration::from_secs(1);
-/// How often a file that somebody still has open is looked at again.
+/// The interval of the checks whether an old file is still open.
 const HELD: Duration = Duration::from_secs(30);
-/// How many of those are kept in mind: an application that never closes what it opened must not use
-/// up our descriptors.
+/// The limit of old open files that are remembered: an application that never closes files must not
+/// use up our descriptors.
 const HELD_MAX: usize = 64;
-/// The pages that a filesystem of memory counts in.
+/// The page size of a tmpfs in bytes.
 const PAGE: u64 = 4096;
 
-/// Why a generation could not be written. The last one is still served, whole.
-#[derive(Debug)]
+/// A failure to write a generation. The last generation is still served, whole.
+#[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The filesystem is full.
+    #[error(
+        "the tmpfs is full: old and new files need {needed} bytes; hint: raise filesystem.size, or \
+         the given tmpfs' size"
+    )]
     Full {
-        /// Bytes that all files need while one change replaces the other.
+        /// Bytes of all files, with old and new bytes of changed files.
         needed: u64,
     },
     /// A call failed.
+    #[error("{doing}: {error}")]
     Io {
-        /// What was done to which name.
+        /// The action and the name.
         doing: String,
-        /// Why it failed.
+        /// The error of the call.
         error: io::Error,
     },
 }
@@ -50,80 +56,57 @@ impl WriteError {
     }
 }
 
-impl fmt::Display for WriteError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Full { needed } => {
-                write!(
-                    f,
-                    "the tmpfs is full: old and new files need {needed} bytes; hint: raise filesystem.size, or the given tmpfs' size"
-                )
-            }
-            Self::Io { doing, error } => write!(f, "{doing}: {error}"),
-        }
+/// Names the action that failed.
+pub(super) fn doing<E: Into<io::Error>>(what: &str, name: &str) -> impl FnOnce(E) -> WriteError {
+    move |error| WriteError::Io {
+        doing: format!("{what} {name}"),
+        error: error.into(),
     }
-}
-
-impl std::error::Error for WriteError {}
-
-/// Names what was being done.
-fn doing(what: &str, name: &str) -> impl FnOnce(Errno) -> WriteError {
-    let doing = format!("{what} {name}");
-    |errno| WriteError::Io {
-        doing,
-        error: errno.into(),
-    }
-}
-
-/// What a file is to be.
-struct Spec {
-    name: FileName,
-    owner: Owner,
-    mode: Mode,
 }
 
 /// A content file.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 struct ContentFile {
-    /// Its name in `..files`.
+    /// The name in `..files`.
     name: String,
-    /// Its length in bytes.
+    /// Bytes.
     len: u64,
 }
 
-/// What a flip left behind.
+/// The files that a flip made obsolete.
 struct RetiredGeneration {
-    /// When.
+    /// The time of the flip.
     since: Moment,
-    /// The directory of the old generation.
+    /// The old generation.
     generation: Generation,
-    /// The contents that no generation shows any more.
+    /// The contents without a link in a later generation.
     contents: Vec<ContentFile>,
 }
 
-/// Writes generations into a directory that a `Target` proved.
+/// Writes generations into the directory of a `Target`.
 pub struct Writer {
     /// The directory, writable.
     root: OwnedFd,
-    /// `..files` in it.
+    /// The subdirectory `..files`.
     store: OwnedFd,
-    /// Mode of the directories in it.
+    /// Mode of the subdirectories.
     dir_mode: Mode,
     /// By `FileId`.
-    specs: Vec<Spec>,
-    /// By `FileId`: what the last generation shows.
+    files: Vec<FileSpec>,
+    /// The contents of the last generation, by `FileId`.
     current: Vec<Option<ContentFile>>,
-    /// The last one.
+    /// The last generation; 0 before the first.
     generation: Generation,
     /// Old generations, oldest first.
-    retired: Vec<RetiredGeneration>,
-    /// Unlinked files that somebody still had open; each is our only descriptor of it.
+    retired: VecDeque<RetiredGeneration>,
+    /// Unlinked files that other processes have open; each is our only descriptor of the file.
     held: Vec<File>,
 }
 
 impl Writer {
-    /// Begins in an empty directory, or goes on where a predecessor died: what it had not shown is
-    /// removed. Directories are never writable by others, whatever `dir_mode` says.
+    /// Begins in an empty directory, or resumes from the last generation of a dead predecessor and
+    /// removes the files that were not shown. Directories are never writable by others, whatever
+    /// `dir_mode` says.
     ///
     /// # Errors
     /// The directory of contents cannot be made, or the directory cannot be read.
@@ -134,100 +117,72 @@ impl Writer {
         now: Moment,
     ) -> Result<Self, WriteError> {
         let dir_mode = Mode::from_bits_truncate(dir_mode & 0o755);
-        let store = open_or_make_dir(&root, FILES)
-            .and_then(|store| fchmod(&store, dir_mode).map(|()| store))
-            .map_err(doing("making", FILES))?;
-        let spec = |file: &plan::File| Spec {
+        let store = open_or_make_dir(&root, FILES, dir_mode).map_err(doing("making", FILES))?;
+        let spec = |file: &plan::File| FileSpec {
             name: file.name.clone(),
             owner: file.owner,
-            mode: Mode::from_bits_truncate(file.mode),
+            mode: file.mode,
+            visibility: Visibility::Listed,
         };
-        let specs = files.iter().map(spec).collect();
-        let (current, retired, held) = (vec![None; files.len()], Vec::new(), Vec::new());
         let mut writer = Self {
             root,
             store,
             dir_mode,
-            specs,
-            current,
+            files: files.iter().map(spec).collect(),
+            current: vec![None; files.len()],
             generation: Generation(0),
-            retired,
-            held,
+            retired: VecDeque::new(),
+            held: Vec::new(),
         };
         writer.adopt(now).map_err(doing("reading", DATA))?;
         Ok(writer)
     }
 
-    /// Finds what a predecessor showed, if there was one, and what it left to be removed.
+    /// Finds the generation that a predecessor showed, if any, and the files to remove.
     fn adopt(&mut self, now: Moment) -> nix::Result<()> {
         let Ok(shown) = readlinkat(&self.root, DATA) else {
             self.discard(Generation(1));
             return Ok(());
         };
-        let number = |name: &str| {
-            name.strip_prefix("..")
-                .and_then(|number| number.parse().ok())
-                .map(Generation)
-        };
-        self.generation = shown.to_str().and_then(number).ok_or(Errno::EUCLEAN)?;
-        self.current = self.specs.iter().map(|spec| self.shown(spec)).collect();
+        let generation = generation_of(&shown.to_string_lossy());
+        self.generation = generation.ok_or(Errno::EUCLEAN)?;
+        self.current = self.files.iter().map(|file| self.shown(file)).collect();
         self.discard(Generation(self.generation.0 + 1));
-        let names = |dir: &OwnedFd| {
-            Ok::<_, Errno>(
-                remove::entries(dir.as_fd())?
-                    .into_iter()
-                    .map(|(name, _)| name),
-            )
-        };
-        let old = names(&self.root)?
-            .filter_map(|name| number(&name))
-            .filter(|old| *old != self.generation);
-        self.retired = old
-            .map(|generation| RetiredGeneration {
-                since: now,
-                generation,
-                contents: Vec::new(),
-            })
-            .collect();
-        let is_current = |name: &String| {
-            self.current
-                .iter()
-                .flatten()
-                .any(|content| content.name == *name)
-        };
-        let contents = names(&self.store)?
-            .filter(|name| !is_current(name))
-            .map(|name| ContentFile { name, len: 0 })
-            .collect();
-        // Of no generation that is there any more, or of one of those above: all go together.
-        self.retired.push(RetiredGeneration {
-            since: now,
-            generation: Generation(0),
-            contents,
-        });
+        for (name, _) in remove::entries(self.root.as_fd())? {
+            if let Some(generation) = generation_of(&name)
+                && generation != self.generation
+            {
+                self.retire(now, generation, Vec::new());
+            }
+        }
+        let current = self.current.iter().flatten();
+        let current: HashSet<&str> = current.map(|content| content.name.as_str()).collect();
+        let mut contents = Vec::new();
+        for (name, _) in remove::entries(self.store.as_fd())? {
+            if !current.contains(name.as_str()) {
+                contents.push(ContentFile { name, len: 0 });
+            }
+        }
+        // Some of these contents belong to the generations above, some to none: all are removed at
+        // the same time.
+        self.retire(now, Generation(0), contents);
         Ok(())
     }
 
-    /// The content that the present generation shows as `spec`.
-    fn shown(&self, spec: &Spec) -> Option<ContentFile> {
-        let link = readlinkat(
-            &self.root,
-            format!("{}/{}", dir_name(self.generation), spec.name).as_str(),
-        )
-        .ok()?;
-        let name = link.to_str()?.rsplit('/').next()?.to_owned();
+    /// The content of `file` in the last generation.
+    fn shown(&self, file: &FileSpec) -> Option<ContentFile> {
+        let link = format!("{}/{}", dir_name(self.generation), file.name);
+        let target = readlinkat(&self.root, link.as_str()).ok()?;
+        let name = target.to_str()?.rsplit('/').next()?.to_owned();
         let stat = fstatat(&self.store, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
-        Some(ContentFile {
-            name,
-            len: u64::try_from(stat.st_size).ok()?,
-        })
+        let len = u64::try_from(stat.st_size).ok()?;
+        Some(ContentFile { name, len })
     }
 
-    /// Shows `changes` and everything unchanged as the next generation, in one step.
+    /// Shows `changes` and all unchanged files as the next generation, in one step.
     ///
     /// # Errors
-    /// As `WriteError` says; then the last generation is served as before, and nothing of the new
-    /// one is left.
+    /// See `WriteError`; nothing of the new generation is left then.
     ///
     /// # Panics
     /// When a `FileId` is not of the plan.
@@ -239,47 +194,48 @@ impl Writer {
         self.sweep(now);
         let next = Generation(self.generation.0 + 1);
         let mut result = self.try_publish(next, changes);
-        if result.as_ref().is_err_and(WriteError::is_full) {
-            // Freshness wins over the grace of what is old, and secrets over the agent's own state.
+        if matches!(&result, Err(error) if error.is_full()) {
+            // New secrets come before the grace of old generations and before the agent's state.
             self.sweep(now.plus(GRACE));
             let _ = self.remove_state();
             result = self.try_publish(next, changes);
         }
-        let needed = self.needed(changes);
-        let contents = result.map_err(|error| {
-            if error.is_full() {
-                WriteError::Full { needed }
-            } else {
-                error
+        match result {
+            Ok(contents) => {
+                self.replace(now, contents);
+                self.generation = next;
+                Ok(next)
             }
-        })?;
-        self.retire(now, contents);
-        self.generation = next;
-        Ok(next)
+            Err(error) if error.is_full() => Err(WriteError::Full {
+                needed: self.needed(changes),
+            }),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Replaces file `name` of the agent's own state: for all to read, for nobody to write.
+    /// Replaces file `name` of the agent's state, which all users may read.
     ///
     /// # Errors
-    /// As `WriteError` says; then the last one stays.
+    /// See `WriteError`; then the last version of the file stays.
     pub fn publish_state(&self, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
-        let dir = open_or_make_dir(&self.root, STATE_DIRECTORY)
+        let dir = open_or_make_dir(&self.root, STATE_DIRECTORY, Mode::from_bits_truncate(0o755))
             .map_err(doing("making", STATE_DIRECTORY))?;
         let next = format!("{name}.next");
-        let written = write_state(&dir, &next, bytes)
+        let owner = Owner {
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+        };
+        let written = write_file(&dir, &next, bytes, owner, 0o444)
             .and_then(|()| Ok(renameat(&dir, next.as_str(), &dir, name)?));
-        written.map_err(|error| {
+        if written.is_err() {
             let _ = unlinkat(&dir, next.as_str(), UnlinkatFlags::NoRemoveDir);
-            WriteError::Io {
-                doing: format!("writing {STATE_DIRECTORY}/{name}"),
-                error,
-            }
-        })
+        }
+        written.map_err(doing("writing", &format!("{STATE_DIRECTORY}/{name}")))
     }
 
-    /// Removes the files of the agent's own state. Their directory stays: in a directory that all
-    /// may write to, somebody else could make one in its place.
-    fn remove_state(&self) -> nix::Result<()> {
+    /// Removes the files of the agent's state. The directory stays: in a parent directory that all
+    /// users may write to, another user could make a directory with the same name.
+    fn remove_state(&self) -> io::Result<()> {
         let dir = remove::open_dir(self.root.as_fd(), STATE_DIRECTORY)?;
         for (name, kind) in remove::entries(dir.as_fd())? {
             remove::file(dir.as_fd(), &name, kind)?;
@@ -287,52 +243,52 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes what is old enough. When it is worth to come again, if at all: a second after a
-    /// rotation, then seldom while somebody keeps an old file open. `publish` does it, too.
+    /// Removes generations that are older than the grace. Returns the time until the next sweep,
+    /// if one is needed: at most a second while a generation is retired, 30 s while another process
+    /// has an old file open. `publish` sweeps, too.
     pub fn sweep(&mut self, now: Moment) -> Option<Duration> {
-        let split = self
-            .retired
-            .partition_point(|old| now.since(old.since) >= GRACE);
-        let old: Vec<RetiredGeneration> = self.retired.drain(..split).collect();
         self.held.retain(|file| !remove::overwrite(file));
-        for old in old {
+        while let Some(old) = self
+            .retired
+            .pop_front_if(|old| now.since(old.since) >= GRACE)
+        {
             self.remove_generation(old.generation);
             for content in &old.contents {
                 self.remove_content(&content.name);
             }
         }
-        let next = self
-            .retired
-            .first()
-            .map(|old| GRACE.saturating_sub(now.since(old.since)));
-        next.or_else(|| (!self.held.is_empty()).then_some(HELD))
+        match self.retired.front() {
+            Some(next) => Some(GRACE.saturating_sub(now.since(next.since))),
+            None if self.held.is_empty() => None,
+            None => Some(HELD),
+        }
     }
 
-    /// Removes all files, at the end of the role: it has the right to overwrite files of another
-    /// user, which `Target::clear` may have no more.
+    /// Removes all files at the end of the role, which may overwrite files of other users;
+    /// `Target::clear` may have lost this right.
     ///
     /// # Errors
-    /// What could not be removed.
+    /// The files that cannot be removed.
     pub fn clear(self) -> io::Result<()> {
         for file in &self.held {
             remove::overwrite(file);
         }
-        Ok(remove::everything(self.root.as_fd())?)
+        remove::everything(self.root.as_fd())
     }
 
-    /// Makes a generation and shows it, or leaves no trace of it.
+    /// Makes a generation and shows it, or leaves nothing of it.
     fn try_publish<B: AsRef<[u8]>>(
         &mut self,
         next: Generation,
         changes: &[(FileId, B)],
     ) -> Result<Vec<Option<ContentFile>>, WriteError> {
-        let made = self
-            .make(next, changes)
-            .and_then(|contents| self.flip(next, &contents).map(|()| contents));
-        made.inspect_err(|_| self.discard(next))
+        let made = self.make(next, changes);
+        if made.is_err() {
+            self.discard(next);
+        }
+        made
     }
 
-    /// Writes contents and the directory of `generation`; nobody sees it yet.
     fn make<B: AsRef<[u8]>>(
         &self,
         generation: Generation,
@@ -340,158 +296,124 @@ impl Writer {
     ) -> Result<Vec<Option<ContentFile>>, WriteError> {
         let mut contents = self.current.clone();
         for (id, bytes) in changes {
-            contents[id.index()] = Some(self.write(generation, *id, bytes.as_ref())?);
+            let (file, bytes) = (&self.files[id.index()], bytes.as_ref());
+            let name = content_name(generation, *id);
+            write_file(&self.store, &name, bytes, file.owner, file.mode)
+                .map_err(doing("writing", file.name.as_str()))?;
+            let len = bytes.len() as u64;
+            contents[id.index()] = Some(ContentFile { name, len });
         }
         let name = dir_name(generation);
         let dir = make_dir(&self.root, &name).map_err(doing("making", &name))?;
-        for (spec, content) in self.specs.iter().zip(&contents) {
+        for (file, content) in self.files.iter().zip(&contents) {
             if let Some(content) = content {
                 let target = format!("../{FILES}/{}", content.name);
-                symlinkat(target.as_str(), &dir, spec.name.as_str())
-                    .map_err(doing("linking", spec.name.as_str()))?;
+                symlinkat(target.as_str(), &dir, file.name.as_str())
+                    .map_err(doing("linking", file.name.as_str()))?;
             }
         }
         fchmod(&dir, self.dir_mode).map_err(doing("setting the mode of", &name))?;
+        self.flip(&name, &contents)?;
         Ok(contents)
     }
 
-    /// Writes one content. It has mode 0 until it has its group, and its owner last: so each step
-    /// is allowed with no right but `CAP_CHOWN`, and nobody can open it who may not in the end.
-    fn write(
-        &self,
-        generation: Generation,
-        id: FileId,
-        bytes: &[u8],
-    ) -> Result<ContentFile, WriteError> {
-        let (spec, name) = (&self.specs[id.index()], content_name(generation, id));
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let mut file = File::from(
-            openat(&self.store, name.as_str(), flags, Mode::empty())
-                .map_err(doing("creating", spec.name.as_str()))?,
-        );
-        give(&file, spec).map_err(doing("giving owner and mode to", spec.name.as_str()))?;
-        let len = bytes.len() as u64;
-        let failed = |error| WriteError::Io {
-            doing: format!("writing {}", spec.name),
-            error,
-        };
-        file.write_all(bytes)
-            .map(|()| ContentFile { name, len })
-            .map_err(failed)
-    }
-
-    /// Makes the links of new names, which lead nowhere until the rename that shows them all.
-    fn flip(
-        &self,
-        generation: Generation,
-        contents: &[Option<ContentFile>],
-    ) -> Result<(), WriteError> {
-        let is_new = |id: usize| contents[id].is_some() && self.current[id].is_none();
-        for (_, spec) in self.specs.iter().enumerate().filter(|(id, _)| is_new(*id)) {
-            let (name, target) = (spec.name.as_str(), format!("{DATA_PREFIX}{}", spec.name));
+    /// Makes the public links of new files, which lead nowhere before the rename of `..data`.
+    fn flip(&self, dir: &str, contents: &[Option<ContentFile>]) -> Result<(), WriteError> {
+        for ((file, new), old) in self.files.iter().zip(contents).zip(&self.current) {
+            if new.is_none() || old.is_some() {
+                continue;
+            }
+            let (name, target) = (file.name.as_str(), format!("{DATA_PREFIX}{}", file.name));
             match symlinkat(target.as_str(), &self.root, name) {
-                // From an attempt that failed.
+                // The link of a failed attempt.
                 Err(Errno::EEXIST)
                     if readlinkat(&self.root, name).is_ok_and(|to| to == target.as_str()) => {}
                 result => result.map_err(doing("linking", name))?,
             }
         }
-        let name = dir_name(generation);
-        symlinkat(name.as_str(), &self.root, DATA_NEXT).map_err(doing("making", DATA_NEXT))?;
+        symlinkat(dir, &self.root, DATA_NEXT).map_err(doing("making", DATA_NEXT))?;
         renameat(&self.root, DATA_NEXT, &self.root, DATA).map_err(doing("renaming", DATA_NEXT))
     }
 
-    /// Takes over `contents` and remembers what they replaced.
-    fn retire(&mut self, now: Moment, contents: Vec<Option<ContentFile>>) {
-        let old = std::mem::replace(&mut self.current, contents);
-        let replaced = |(old, new): (Option<ContentFile>, &Option<ContentFile>)| {
-            old.filter(|old| new.as_ref().is_none_or(|new| new.name != old.name))
-        };
-        let contents = old
-            .into_iter()
-            .zip(&self.current)
-            .filter_map(replaced)
-            .collect();
+    /// Makes `contents` the current contents, and retires the last generation with the replaced
+    /// contents.
+    fn replace(&mut self, now: Moment, contents: Vec<Option<ContentFile>>) {
+        let mut replaced = Vec::new();
+        for (current, new) in self.current.iter_mut().zip(contents) {
+            if *current != new {
+                replaced.extend(current.take());
+                *current = new;
+            }
+        }
         if self.generation > Generation(0) {
-            self.retired.push(RetiredGeneration {
-                since: now,
-                generation: self.generation,
-                contents,
-            });
+            self.retire(now, self.generation, replaced);
         }
     }
 
-    /// Removes all traces of a generation that was not shown.
+    fn retire(&mut self, since: Moment, generation: Generation, contents: Vec<ContentFile>) {
+        self.retired.push_back(RetiredGeneration {
+            since,
+            generation,
+            contents,
+        });
+    }
+
+    /// Removes everything of a generation that was not shown.
     fn discard(&mut self, generation: Generation) {
         let _ = unlinkat(&self.root, DATA_NEXT, UnlinkatFlags::NoRemoveDir);
         self.remove_generation(generation);
-        for id in (0..).map(FileId).take(self.specs.len()) {
+        for id in (0..).map(FileId).take(self.files.len()) {
             self.remove_content(&content_name(generation, id));
         }
     }
 
-    /// What cannot be removed now is removed at the end, or by the next agent.
+    /// A failure is repaired at the end of the role, or by the next agent; so in `remove_content`.
     fn remove_generation(&self, generation: Generation) {
         let _ = remove::tree(self.root.as_fd(), &dir_name(generation));
     }
 
     fn remove_content(&mut self, name: &str) {
-        let held = remove::file(self.store.as_fd(), name, Some(nix::dir::Type::File));
-        self.held.extend(held.ok().flatten());
+        if let Ok(Some(held)) = remove::file(self.store.as_fd(), name, Some(Type::File)) {
+            self.held.push(held);
+        }
         self.held.drain(..self.held.len().saturating_sub(HELD_MAX));
     }
 
-    /// Bytes that all files need, in pages, with those that `changes` replaces twice.
+    /// Bytes of all files, in whole pages, plus the new bytes of `changes`.
     fn needed<B: AsRef<[u8]>>(&self, changes: &[(FileId, B)]) -> u64 {
-        let pages = |len: u64| len.div_ceil(PAGE) * PAGE;
-        let current: u64 = self
-            .current
-            .iter()
-            .flatten()
-            .map(|content| pages(content.len))
-            .sum();
-        current
-            + changes
-                .iter()
-                .map(|(_, bytes)| pages(bytes.as_ref().len() as u64))
-                .sum::<u64>()
+        let old = self.current.iter().flatten().map(|content| content.len);
+        let new = changes.iter().map(|(_, new)| new.as_ref().len() as u64);
+        old.chain(new).map(|len| len.next_multiple_of(PAGE)).sum()
     }
 }
 
-/// Makes file `name` of `dir`, which everybody may enter and only we may change.
-fn write_state(dir: &OwnedFd, name: &str, bytes: &[u8]) -> io::Result<()> {
-    fchmod(dir, Mode::from_bits_truncate(0o755))?;
+/// Creates file `name` of `dir`. The mode is 0 until the group is set, and the owner is set last,
+/// because only the owner may set the mode: so each step needs no right but `CAP_CHOWN`, and only
+/// users with a right to the finished file can open the file.
+fn write_file(dir: &OwnedFd, name: &str, bytes: &[u8], owner: Owner, mode: u32) -> io::Result<()> {
     let flags =
         OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut file = File::from(openat(dir, name, flags, Mode::empty())?);
-    file.write_all(bytes)?;
-    Ok(fchmod(&file, Mode::from_bits_truncate(0o444))?)
+    fchown(&file, None, Some(Gid::from_raw(owner.gid)))?;
+    fchmod(&file, Mode::from_bits_truncate(mode))?;
+    fchown(&file, Some(Uid::from_raw(owner.uid)), None)?;
+    file.write_all(bytes)
 }
 
-/// Opens a directory of ours, making it as `make_dir` does where it is missing.
-fn open_or_make_dir(root: &OwnedFd, name: &str) -> nix::Result<OwnedFd> {
-    match make_dir(root, name) {
-        Err(Errno::EEXIST) => remove::open_dir(root.as_fd(), name),
-        made => made,
-    }
+/// Opens a directory of ours and sets the mode; makes the directory if it is missing.
+fn open_or_make_dir(root: &OwnedFd, name: &str, mode: Mode) -> nix::Result<OwnedFd> {
+    let dir = match make_dir(root, name) {
+        Err(Errno::EEXIST) => remove::open_dir(root.as_fd(), name)?,
+        result => result?,
+    };
+    fchmod(&dir, mode)?;
+    Ok(dir)
 }
 
-/// Makes a directory that only we can enter.
+/// Makes a directory that only this user can enter.
 fn make_dir(root: &OwnedFd, name: &str) -> nix::Result<OwnedFd> {
     mkdirat(root, name, Mode::S_IRWXU)?;
     remove::open_dir(root.as_fd(), name)
-}
-
-/// Group, mode, owner, in this order: whoever is not the owner any more may not change the mode.
-fn give(file: &File, spec: &Spec) -> nix::Result<()> {
-    fchown(file, None, Some(Gid::from_raw(spec.owner.gid)))?;
-    fchmod(file, spec.mode)?;
-    fchown(file, Some(Uid::from_raw(spec.owner.uid)), None)
-}
-
-fn dir_name(generation: Generation) -> String {
-    format!("..{}", generation.0)
 }
 
 fn content_name(generation: Generation, id: FileId) -> String {
