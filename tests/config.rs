@@ -932,9 +932,9 @@ fn check_shows_the_plan() {
         &[],
     );
     for words in [
-        "template of text alone, on change: command /usr/bin/x, debounce 1s, splay 5s, unhealthy when past its life (",
+        "template without a secret, on change: command /usr/bin/x, debounce 1s, splay 5s, unhealthy when past its life (",
         "\n         a command runs after a change, not at the first rendering as with `bao agent`\n",
-        "KILL after 6s, HUP for the agent alone, new privileges allowed, under the container's seccomp filter alone\n",
+        "KILL after 6s, HUP only to the agent, new privileges allowed, only the container's seccomp filter\n",
     ] {
         assert!(shown.contains(words), "{words}: {shown}");
     }
@@ -945,8 +945,8 @@ fn check_shows_the_plan() {
     for (dir_mode, words) in [
         ("0755", ""),
         ("0751", "others cannot list"),
-        ("0750", "others cannot reach"),
-        ("0700", "others cannot reach"),
+        ("0750", "others cannot open"),
+        ("0700", "others cannot open"),
     ] {
         let shown = config::show(
             &plan_with(

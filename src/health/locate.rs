@@ -10,7 +10,7 @@
 //! content of another file or an escape sequence, because the report is parsed and formatted again.
 
 use crate::clock::{Clock, RealClock};
-use crate::config::DEFAULT_MOUNT;
+use crate::config::defaults;
 use crate::status::{DIRECTORY, FILE, FORMAT, Report};
 use crate::sys::mounts::{SOURCE, mounts, unescape};
 use crate::sys::process::fork;
@@ -53,7 +53,7 @@ fn only(mountinfo: &str) -> Result<PathBuf, String> {
     points.sort();
     points.dedup();
     match points.as_slice() {
-        [] => Ok(DEFAULT_MOUNT.into()),
+        [] => Ok(defaults::MOUNT.into()),
         [only] => Ok(only.clone()),
         many => Err(format!(
             "{} mounts of baofs: {many:?}; hint: say which with --mount or BAOFS_MOUNT",
