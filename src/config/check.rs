@@ -28,22 +28,22 @@ const TEMPLATE_LIMIT: usize = 1 << 20;
 
 /// Settings that the environment overrides: the key, and the variables in order. The first variable
 /// that is set counts, and an empty variable counts as not given.
-const VARIABLES: &[(&str, &[&str])] = &[
-    ("address", &["BAO_ADDR", "VAULT_ADDR"]),
-    ("ca_cert", &["BAO_CACERT", "VAULT_CACERT"]),
-    ("ca_path", &["BAO_CAPATH", "VAULT_CAPATH"]),
-    ("client_cert", &["BAO_CLIENT_CERT", "VAULT_CLIENT_CERT"]),
-    ("client_key", &["BAO_CLIENT_KEY", "VAULT_CLIENT_KEY"]),
-    ("fallback", &["BAOFS_FALLBACK"]),
-    ("namespace", &["BAO_NAMESPACE", "VAULT_NAMESPACE"]),
-    ("path", &["BAOFS_MOUNT"]),
+const VARIABLES: &[(&str, &str)] = &[
+    ("address", "BAO_ADDR VAULT_ADDR"),
+    ("ca_cert", "BAO_CACERT VAULT_CACERT"),
+    ("ca_path", "BAO_CAPATH VAULT_CAPATH"),
+    ("client_cert", "BAO_CLIENT_CERT VAULT_CLIENT_CERT"),
+    ("client_key", "BAO_CLIENT_KEY VAULT_CLIENT_KEY"),
+    ("fallback", "BAOFS_FALLBACK"),
+    ("namespace", "BAO_NAMESPACE VAULT_NAMESPACE"),
+    ("path", "BAOFS_MOUNT"),
     (
         "tls_server_name",
-        &["BAO_TLS_SERVER_NAME", "VAULT_TLS_SERVER_NAME"],
+        "BAO_TLS_SERVER_NAME VAULT_TLS_SERVER_NAME",
     ),
-    ("tls_skip_verify", &["BAO_SKIP_VERIFY", "VAULT_SKIP_VERIFY"]),
-    ("user", &["BAOFS_USER"]),
-    ("wait", &["BAOFS_WAIT"]),
+    ("tls_skip_verify", "BAO_SKIP_VERIFY VAULT_SKIP_VERIFY"),
+    ("user", "BAOFS_USER"),
+    ("wait", "BAOFS_WAIT"),
 ];
 
 /// The input of the check, and the plan so far.
@@ -204,9 +204,7 @@ impl<'a> Check<'a> {
             return Some(given(text.clone(), name));
         }
         let (_, variables) = VARIABLES.iter().find(|(known, _)| *known == key)?;
-        let variable = variables
-            .iter()
-            .find_map(|name| Some(given((self.env)(name)?, name)));
+        let variable = keys::keys(variables).find_map(|name| Some(given((self.env)(name)?, name)));
         if let Some(given) = variable
             && !given.text.is_empty()
         {

@@ -1,5 +1,5 @@
-//! The default of every setting. Invariant: no other file repeats a default as a number; help text
-//! and README repeat the defaults, and `tests/config.rs` compares the help text.
+//! The defaults of settings with a value. Invariant: no other code repeats a default. The help text
+//! and README name the defaults; `tests/config.rs` compares the texts.
 
 use nix::sys::signal::Signal;
 use std::time::Duration;

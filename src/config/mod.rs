@@ -92,20 +92,10 @@ fn sources(
     };
     let mut sources = Vec::new();
     for path in paths {
-        let files = match directory(&path) {
-            Ok(files) => files,
-            Err(why) => {
-                failed(&path, why);
-                continue;
-            }
-        };
-        if files.is_empty() {
-            let message = format!(
-                "the directory {} has no `*.hcl` or `*.json` file",
-                path.display()
-            );
-            report.error(None, message, "");
-        }
+        let files = directory(&path).unwrap_or_else(|why| {
+            failed(&path, why);
+            Vec::new()
+        });
         for file in files {
             match std::fs::read_to_string(&file) {
                 Ok(text) => sources.push(SourceFile::new(file.display().to_string(), text)),
@@ -116,7 +106,8 @@ fn sources(
     sources
 }
 
-/// The configuration files of a directory, sorted; a path that is no directory is the only file.
+/// The configuration files of a directory, sorted and at least one; a path that is no directory is
+/// the only file.
 fn directory(path: &Path) -> io::Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -130,6 +121,11 @@ fn directory(path: &Path) -> io::Result<Vec<PathBuf>> {
         if !hidden && (name.ends_with(b".hcl") || name.ends_with(b".json")) && file.is_file() {
             files.push(file);
         }
+    }
+    if files.is_empty() {
+        return Err(io::Error::other(
+            "the directory has no `*.hcl` or `*.json` file",
+        ));
     }
     files.sort();
     Ok(files)

@@ -193,39 +193,33 @@ pub(super) struct Location {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (message, hint) = (&self.message, &self.hint);
         let word = match self.severity {
             Severity::Error => "error",
             Severity::Warning => "warning",
         };
-        match &self.location {
-            None => write!(f, "{word}: {}", self.message)?,
-            Some(location) => location.write(f, word, &self.message)?,
-        }
-        if !self.hint.is_empty() {
-            write!(f, "\n  hint: {}", self.hint)?;
-        }
-        Ok(())
-    }
-}
-
-impl Location {
-    fn write(&self, f: &mut fmt::Formatter<'_>, word: &str, message: &str) -> fmt::Result {
-        let Self {
+        if let Some(Location {
             file,
             line,
             column,
             width,
             shown,
-        } = self;
-        let gutter = " ".repeat(line.to_string().len());
-        let indent: String = shown
-            .chars()
-            .take(column - 1)
-            .map(|c| if c == '\t' { '\t' } else { ' ' })
-            .collect();
-        writeln!(f, "{file}:{line}:{column}: {word}: {message}")?;
-        writeln!(f, "  {line} | {shown}")?;
-        write!(f, "  {gutter} | {indent}{}", "^".repeat(*width))
+        }) = &self.location
+        {
+            let gutter = " ".repeat(line.to_string().len());
+            let before = shown.chars().take(column - 1);
+            let indent: String = before.map(|c| if c == '\t' { c } else { ' ' }).collect();
+            let caret = "^".repeat(*width);
+            writeln!(f, "{file}:{line}:{column}: {word}: {message}")?;
+            writeln!(f, "  {line} | {shown}")?;
+            write!(f, "  {gutter} | {indent}{caret}")?;
+        } else {
+            write!(f, "{word}: {message}")?;
+        }
+        if !hint.is_empty() {
+            write!(f, "\n  hint: {hint}")?;
+        }
+        Ok(())
     }
 }
 

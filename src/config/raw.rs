@@ -155,23 +155,24 @@ pub(super) fn parse<'a>(source: &'a SourceFile, report: &Findings) -> Option<Nod
     let text = source
         .text
         .trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']);
-    let mut builder = TreeBuilder { source, skipped: 0 };
+    let skipped = source.text.len() - text.len();
+    let builder = TreeBuilder { source, skipped };
     let parsed = if text.starts_with('{') {
-        builder.skipped = source.text.len() - text.len();
         builder.json(text.trim_end())
     } else {
-        builder.hcl()
+        builder.hcl(text)
     };
     match parsed {
         Ok(node) => Some(node),
         Err((at, message)) => {
+            let at = skipped + at;
             report.error(At::new(source, at, at + 1).shape(), message, "");
             None
         }
     }
 }
 
-/// The byte offset of a syntax error, and the message.
+/// The byte offset of a syntax error in the parsed text, and the message.
 type Refusal = (usize, String);
 
 /// Makes nodes of one source.
@@ -182,19 +183,11 @@ struct TreeBuilder<'a> {
 }
 
 impl<'a> TreeBuilder<'a> {
-    fn at(&self, span: Range<usize>) -> At<'a> {
-        At::new(
-            self.source,
-            self.skipped + span.start,
-            self.skipped + span.end,
-        )
-    }
-
-    fn hcl(&self) -> Result<Node<'a>, Refusal> {
-        let body = hcl_edit::parser::parse_body(&rewrite(&self.source.text, Form::Hcl)?)
-            .map_err(|e| refusal(&e))?;
+    fn hcl(&self, text: &str) -> Result<Node<'a>, Refusal> {
+        let text = rewrite(text, Form::Hcl)?;
+        let body = hcl_edit::parser::parse_body(&text).map_err(|e| refusal(&e))?;
         Ok(Node {
-            at: self.at(0..0),
+            at: self.span(&body),
             value: self.body(&body),
         })
     }
@@ -202,7 +195,6 @@ impl<'a> TreeBuilder<'a> {
     /// Parses JSON. `serde_json` checks the text; then the text is also an expression of HCL, except
     /// for the escapes that `rewrite` replaces.
     fn json(&self, text: &str) -> Result<Node<'a>, Refusal> {
-        let here = |(at, message)| (self.skipped + at, message);
         if let Err(error) = serde_json::from_str::<IgnoredAny>(text) {
             let lines = text
                 .split_inclusive('\n')
@@ -211,17 +203,16 @@ impl<'a> TreeBuilder<'a> {
             let at = lines.map(str::len).sum::<usize>() + column;
             let message = error.to_string();
             let message = message.split(" at line ").next().unwrap_or_default();
-            return Err(here((at, format!("invalid JSON: {message}"))));
+            return Err((at, format!("invalid JSON: {message}")));
         }
-        let expr: Expression = rewrite(text, Form::Json)
-            .map_err(here)?
-            .parse()
-            .map_err(|e| here(refusal(&e)))?;
+        let text = rewrite(text, Form::Json)?;
+        let expr = hcl_edit::parser::parse_expr(&text).map_err(|e| refusal(&e))?;
         Ok(self.expr(&expr))
     }
 
     fn span(&self, of: &impl Span) -> At<'a> {
-        self.at(of.span().unwrap_or(0..0))
+        let Range { start, end } = of.span().unwrap_or(0..0);
+        At::new(self.source, self.skipped + start, self.skipped + end)
     }
 
     fn body(&self, body: &Body) -> Value<'a> {
@@ -338,9 +329,6 @@ enum Form {
 /// `text` in the form that `hcl-edit` parses, with the same length.
 fn rewrite(text: &str, form: Form) -> Result<String, Refusal> {
     let mut out = text.as_bytes().to_vec();
-    if text.starts_with('\u{feff}') {
-        out[..3].fill(b' ');
-    }
     if let Some(at) = out
         .iter()
         .position(|&b| b < b' ' && !matches!(b, b'\n' | b'\r' | b'\t'))
@@ -357,12 +345,7 @@ fn rewrite(text: &str, form: Form) -> Result<String, Refusal> {
             _ => at + 1,
         };
     }
-    String::from_utf8(out).map_err(|e| {
-        (
-            e.utf8_error().valid_up_to(),
-            "the file is not UTF-8".to_owned(),
-        )
-    })
+    Ok(String::from_utf8(out).expect("ASCII characters replace ASCII characters"))
 }
 
 fn end_of(rest: &str, end: &str, at: usize) -> usize {

@@ -173,7 +173,7 @@ fn write_file(out: &mut fmt::Formatter<'_>, plan: &Plan, file: &File) -> fmt::Re
         Content::Token => write!(out, "the agent's token")?,
     }
     if let Some(id) = file.on_change {
-        write!(out, ", on change: {}", Doing(&plan.hooks[id.index()]))?;
+        write!(out, ", on change: {}", plan.hooks[id.index()])?;
     }
     if file.stale == Stale::Unhealthy {
         write!(out, ", unhealthy when past its life")?;
@@ -182,15 +182,13 @@ fn write_file(out: &mut fmt::Formatter<'_>, plan: &Plan, file: &File) -> fmt::Re
 }
 
 /// A hook in words. Of a command only the program is shown, because an argument may be a secret.
-struct Doing<'a>(&'a Hook);
-
-impl fmt::Display for Doing<'_> {
+impl fmt::Display for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Hook {
             action,
             debounce,
             splay,
-        } = self.0;
+        } = self;
         match action {
             Action::Signal(signal) => write!(f, "{}", signal.as_str().trim_start_matches("SIG"))?,
             Action::Command { command, .. } => write!(f, "command {}", command[0])?,

@@ -87,20 +87,20 @@ fn find_user(text: &str) -> Result<(u32, Option<User>), String> {
     if let Ok(uid) = text.parse() {
         return Ok((uid, User::from_uid(Uid::from_raw(uid)).ok().flatten()));
     }
-    match User::from_name(text) {
-        Ok(Some(user)) => Ok((user.uid.as_raw(), Some(user))),
-        Ok(None) | Err(_) => Err(unknown("user", text, "passwd")),
-    }
+    let Ok(Some(user)) = User::from_name(text) else {
+        return Err(unknown("user", text, "passwd"));
+    };
+    Ok((user.uid.as_raw(), Some(user)))
 }
 
 fn find_group(text: &str) -> Result<u32, String> {
     if let Ok(gid) = text.parse() {
         return Ok(gid);
     }
-    match Group::from_name(text) {
-        Ok(Some(group)) => Ok(group.gid.as_raw()),
-        Ok(None) | Err(_) => Err(unknown("group", text, "group")),
-    }
+    let Ok(Some(group)) = Group::from_name(text) else {
+        return Err(unknown("group", text, "group"));
+    };
+    Ok(group.gid.as_raw())
 }
 
 fn unknown(kind: &str, text: &str, table: &str) -> String {

@@ -126,7 +126,7 @@ impl<'t> Parser<'t> {
             match tokens.next() {
                 None => return Err(self.error(open, self.pos - open, EMPTY)),
                 Some((Lexeme::Word("end"), at)) => {
-                    self.nothing_after(tokens.next())?;
+                    self.expect_end(&mut tokens)?;
                     return Ok((pieces, Some(at)));
                 }
                 Some((Lexeme::Word("with"), at)) => {
@@ -134,7 +134,7 @@ impl<'t> Parser<'t> {
                 }
                 Some((token, at)) => {
                     pieces.push(Piece::Print(self.expr(token, at, depth)?));
-                    self.nothing_after(tokens.next())?;
+                    self.expect_end(&mut tokens)?;
                 }
             }
         }
@@ -190,7 +190,9 @@ impl<'t> Parser<'t> {
 
     fn comment(&mut self, open: usize) -> Result<(), ParseError> {
         let unclosed = self.error(open, 2, ParseProblem::Unclosed("`*/}}`"));
-        let end = self.rest().find("*/").ok_or_else(|| unclosed.clone())?;
+        let Some(end) = self.rest().find("*/") else {
+            return Err(unclosed);
+        };
         self.pos += end + 2;
         let spaced = self.rest().starts_with(SPACE);
         if self.closes() && spaced == self.trim {
@@ -316,7 +318,7 @@ impl<'t> Parser<'t> {
         else {
             return Err(self.error(at, 4, WITH_WHAT));
         };
-        self.nothing_after(tokens.next())?;
+        self.expect_end(tokens)?;
         let read = read(&path)
             .map_err(|why| self.error(path_at, path.len() + 2, ParseProblem::Wrong(why, "")))?;
         if depth == MAX_DEPTH {
@@ -332,8 +334,8 @@ impl<'t> Parser<'t> {
         }
     }
 
-    fn nothing_after(&self, token: Option<Placed<'t>>) -> Result<(), ParseError> {
-        match token {
+    fn expect_end(&self, tokens: &mut impl Iterator<Item = Placed<'t>>) -> Result<(), ParseError> {
+        match tokens.next() {
             Some((_, at)) => Err(self.error(at, 1, TRAILING)),
             None => Ok(()),
         }
