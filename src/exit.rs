@@ -48,12 +48,12 @@ pub enum Exit {
 impl Exit {
     /// All codes in order, with the texts of README's table.
     pub const TABLE: &'static [(Self, &'static str)] = &[
-        (Self::Ok, "all went as asked"),
+        (Self::Ok, "success"),
         (
             Self::Unhealthy,
             "`baofs health`: unhealthy; `baofs status`: no agent found",
         ),
-        (Self::Usage, "the command line cannot be understood"),
+        (Self::Usage, "the command line is invalid"),
         (
             Self::Data,
             "a value that was read cannot be served (missing field, empty secret)",
@@ -73,12 +73,9 @@ impl Exit {
             "the tmpfs target is refused, or another agent serves the directory",
         ),
         (Self::Fuse, "FUSE is refused and no fallback was allowed"),
-        (
-            Self::CrashLoop,
-            "a process of the agent died again and again",
-        ),
+        (Self::CrashLoop, "a process of the agent crashed repeatedly"),
         (Self::Login, "the login was refused"),
-        (Self::Config, "the configuration cannot be used"),
+        (Self::Config, "the configuration is invalid"),
         (Self::CannotExecute, "the application cannot be executed"),
         (Self::NotFound, "the application was not found"),
     ];
