@@ -93,17 +93,15 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
 
 fn bytes(text: &str) -> Option<u64> {
     let text = text.trim().to_ascii_lowercase();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let shift = match text[digits..].trim() {
+    let number = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[number.len()..].trim() {
         "" | "b" => 0,
         "k" | "kb" | "kib" => 10,
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         _ => return None,
     };
-    text[..digits].parse::<u64>().ok()?.checked_mul(1 << shift)
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// Parses permission bits in octal digits.
@@ -122,7 +120,7 @@ pub(super) fn octal(text: &str) -> Result<u32, String> {
 /// Parses permission bits that are written as a number: a leading zero is required, because a
 /// number without one is decimal.
 pub(super) fn octal_number(text: &str) -> Result<u32, String> {
-    if text == "0" || (text.starts_with('0') && text.len() > 1) {
+    if text.starts_with('0') {
         return octal(text);
     }
     Err(invalid(
@@ -161,16 +159,13 @@ pub(super) fn version(text: &str) -> Result<u32, String> {
 /// Parses the name of a signal, with or without `SIG`, or its number.
 pub(super) fn signal(text: &str) -> Result<Signal, String> {
     const NAMES: &str = "a name such as `TERM`, `INT`, `HUP` or `USR1`";
-    let name = text.to_ascii_uppercase();
-    let name = if name.starts_with("SIG") {
-        name
-    } else {
-        format!("SIG{name}")
+    let upper = text.to_ascii_uppercase();
+    let signal = match text.parse::<i32>() {
+        Ok(number) => Signal::try_from(number).ok(),
+        Err(_) => format!("SIG{}", upper.trim_start_matches("SIG"))
+            .parse()
+            .ok(),
     };
-    let mut signal = name.parse().ok();
-    if let Ok(number) = text.parse::<i32>() {
-        signal = Signal::try_from(number).ok();
-    }
     match signal {
         Some(Signal::SIGKILL | Signal::SIGSTOP) => {
             let text = ShownName::from(text);

@@ -1,8 +1,8 @@
 //! The verdict of a health check. Invariant: a pure function of the report, the time and the probe.
 
 use crate::status::{
-    Condition, Detail, FileReport, Now, Report, checkpoint_loss, describe, missing_detail, overdue,
-    swap_exposure,
+    Condition, Counts, Detail, FileReport, Now, Report, checkpoint_loss, describe, missing_detail,
+    overdue, swap_exposure,
 };
 
 /// The result of a health check, with a line for each cause.
@@ -57,16 +57,7 @@ pub fn judge(
     weak.extend(checkpoint_loss(report));
     weak.extend(missing_detail(report));
     if let Detail::Counts(counts) = report.detail {
-        let tolerated = counts.ended.saturating_sub(counts.ended_strict);
-        let count = |lines: &mut Vec<String>, count: usize, state: &str| {
-            if count > 0 {
-                lines.push(format!("files: {count} {state}"));
-            }
-        };
-        count(&mut bad, counts.missing, "without a value yet");
-        count(&mut bad, counts.ended_strict, "past their life");
-        count(&mut weak, counts.stale, "stale");
-        count(&mut weak, tolerated, "past their life");
+        count(counts, &mut bad, &mut weak);
     }
     for file in &report.files {
         let lines = match file.condition {
@@ -83,6 +74,20 @@ pub fn judge(
         lines if fails => Verdict::Unhealthy(lines),
         lines => Verdict::Degraded(lines),
     }
+}
+
+/// Adds the lines for a report that only counts files.
+fn count(counts: Counts, bad: &mut Vec<String>, weak: &mut Vec<String>) {
+    let tolerated = counts.ended.saturating_sub(counts.ended_strict);
+    let count = |lines: &mut Vec<String>, count: usize, state: &str| {
+        if count > 0 {
+            lines.push(format!("files: {count} {state}"));
+        }
+    };
+    count(bad, counts.missing, "without a value yet");
+    count(bad, counts.ended_strict, "past their life");
+    count(weak, counts.stale, "stale");
+    count(weak, tolerated, "past their life");
 }
 
 /// The line for one file, or `None` for a file without trouble.
