@@ -63,69 +63,55 @@ impl<'a> At<'a> {
 
     /// `file:line`.
     pub(super) fn origin(self) -> String {
-        format!("{}:{}", self.source.name, self.line())
+        format!("{}:{}", self.source.name, self.source.line(self.start))
     }
 
     /// The location of a value whose key is known. Other quoted text is masked.
     pub(super) fn value(self) -> Location {
-        self.locate(Show::Value)
+        self.locate(mask)
     }
 
     /// The location of a key. The rest of the line is hidden, because an unknown key may have any
     /// value.
     pub(super) fn key(self) -> Location {
-        self.locate(Show::Key)
+        self.locate(|line, caret| {
+            if caret.end < line.len() {
+                mask(&line[..caret.end], caret) + " ..."
+            } else {
+                mask(line, caret)
+            }
+        })
     }
 
     /// The location of a value of the wrong type. All quoted text is masked.
     pub(super) fn shape(self) -> Location {
-        self.locate(Show::Shape)
+        self.locate(|line, _| mask(line, &(0..0)))
     }
 
     /// The location in the lines of a template, which are shown unmasked.
     pub(super) fn template(self) -> Location {
-        self.locate(Show::All)
+        self.locate(|line, _| line.to_owned())
     }
 
-    fn line(self) -> usize {
-        self.source.line(self.start)
-    }
-
-    fn locate(self, show: Show) -> Location {
+    /// The location with the line as `show` makes the line from the source and the marked range.
+    fn locate(self, show: impl Fn(&str, &Range<usize>) -> String) -> Location {
         let (before, after) = self.source.text.split_at(self.start);
         let before = before.rsplit('\n').next().unwrap_or_default();
         let after = after.split('\n').next().unwrap_or_default();
-        let meant = &after[..after.len().min(self.end - self.start)];
-        let caret = before.len()..before.len() + meant.len();
+        let marked = &after[..after.len().min(self.end - self.start)];
+        let caret = before.len()..before.len() + marked.len();
         let line = format!("{before}{after}");
-        let line = line.trim_end();
-        let shown = match show {
-            Show::All => line.to_owned(),
-            Show::Key if caret.end < line.len() => mask(&line[..caret.end], &caret) + " ...",
-            Show::Key | Show::Value => mask(line, &caret),
-            Show::Shape => mask(line, &(0..0)),
-        };
         Location {
             file: self.source.name.clone(),
-            line: self.line(),
+            line: self.source.line(self.start),
             column: before.chars().count() + 1,
-            width: meant.trim_end().chars().count().max(1),
-            shown,
+            width: marked.trim_end().chars().count().max(1),
+            shown: show(line.trim_end(), &caret),
         }
     }
 }
 
-/// The part of a source line that a problem shows.
-#[derive(Clone, Copy, Debug)]
-enum Show {
-    All,
-    Value,
-    Key,
-    Shape,
-}
-
-/// `line` with `*` for each quoted character, except in keys, in labels, and in a text that overlaps
-/// `keep`.
+/// `line` with `*` for each quoted character, except in keys, labels and texts that overlap `keep`.
 fn mask(line: &str, keep: &Range<usize>) -> String {
     let mut out = String::with_capacity(line.len());
     let mut rest = line;
@@ -223,7 +209,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All problems, sorted by file and line; at least one problem is an error.
+/// All problems, sorted by file and line. There is at least one error.
 #[derive(Clone, Debug)]
 pub struct Problems(pub Vec<Problem>);
 

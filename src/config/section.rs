@@ -6,6 +6,9 @@ use super::problem::{At, Findings};
 use super::raw::{Node, Pair, Value};
 use super::value;
 
+/// A value as typed, and the node.
+type Scalar<'a> = (&'a str, &'a Node<'a>);
+
 /// A block whose keys were looked up. An absent block is an empty section that needs no key.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Section<'a> {
@@ -132,7 +135,7 @@ impl<'a> Section<'a> {
     }
 
     /// The value of `key` as typed, and the node. Reports an empty text, a list and a block.
-    pub(super) fn scalar(&self, key: &str) -> Option<(&'a str, &'a Node<'a>)> {
+    pub(super) fn scalar(&self, key: &str) -> Option<Scalar<'a>> {
         let node = self.get(key)?;
         match node.scalar() {
             Some(text) if !text.trim().is_empty() => return Some((text, node)),
@@ -151,7 +154,7 @@ impl<'a> Section<'a> {
     }
 
     /// The quoted text of `key`.
-    pub(super) fn text(&self, key: &str) -> Option<(&'a str, &'a Node<'a>)> {
+    pub(super) fn text(&self, key: &str) -> Option<Scalar<'a>> {
         let (text, node) = self.scalar(key)?;
         if matches!(node.value, Value::Text(_)) {
             return Some((text, node));
@@ -165,7 +168,7 @@ impl<'a> Section<'a> {
     }
 
     /// The quoted text of `key`; reports a missing key.
-    pub(super) fn required(&self, key: &str) -> Option<(&'a str, &'a Node<'a>)> {
+    pub(super) fn required(&self, key: &str) -> Option<Scalar<'a>> {
         self.require(key);
         self.text(key)
     }
