@@ -194,12 +194,12 @@ impl<'a> Section<'a> {
         for key in keys {
             if let Some(node) = self.get(key) {
                 names.push(format!("`{key}`"));
-                last = Some(node.at.shape());
+                last = Some(node.at);
             }
         }
         if names.len() > 1 {
             self.report.error(
-                last,
+                last.map(At::shape),
                 format!("{} cannot be used together", names.join(" and ")),
                 "remove one of them",
             );
