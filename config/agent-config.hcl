@@ -1,4 +1,4 @@
-# A configuration of `bao agent` as it is: baofs starts with it unchanged (BAO_ADDR comes from the environment).
+# A configuration of `bao agent`, which baofs reads without changes. The environment sets BAO_ADDR.
 pid_file = "/var/run/bao-agent.pid"
 
 auto_auth {
@@ -9,7 +9,7 @@ auto_auth {
       remove_secret_id_file_after_reading = false
     }
   }
-  # Served as /app/secrets/bao-token, and linked from here: a link holds no secret.
+  # baofs serves the token as /app/secrets/bao-token and makes `path` a link to the file, so that no secret is on a disk.
   sink "file" {
     config = {
       path = "/tmp/bao-token"

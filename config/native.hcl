@@ -1,4 +1,4 @@
-# The native form: one `secret` block is one file, with no template.
+# The native form: a `secret` block is one file and needs no template.
 vault {
   address = "https://bao.example:8200"
   ca_cert = "/etc/bao/ca.pem"
@@ -8,19 +8,19 @@ auto_auth {
   method "approle" {
     config = {
       role_id_file_path   = "/etc/bao/role_id"
-      secret_id_file_path = "/etc/bao/secret_id" # removed after the login, unless told otherwise
+      secret_id_file_path = "/etc/bao/secret_id" # removed after the login by default
     }
   }
 }
 
 filesystem {
   path     = "/app/secrets"
-  mode     = 0400 # of the files: the application's user alone reads them
+  mode     = 0400 # of the files: only the application's user can read them
   dir_mode = 0755 # of the directory: names are not secret
   size     = "4MiB"
 }
 
-# Both files come from one lease, and change together: the application is told once.
+# Both files come from one lease and change together, so the application gets one signal.
 secret "db_user" {
   path  = "database/creds/my-app-role"
   field = "username"
@@ -31,12 +31,12 @@ secret "db_password" {
   field = "password"
 }
 
-# KV v2, with or without `data/` in its path.
+# KV v2, with or without `data/` in the path.
 secret "api_key" {
   path      = "secret/my-app"
   field     = "api_key"
   refresh   = "1m"
-  stale     = "unhealthy"                                                 # it must not serve when it cannot be read again
+  stale     = "unhealthy"                                                 # the health when the secret could not be read again
   on_change = { command = ["/usr/bin/my-app", "reload"], timeout = "5s" } # instead of the application's signal
 }
 
@@ -45,7 +45,7 @@ secret "my-app.json" {
   format = "json"
 }
 
-# What no field says alone.
+# A value that combines several fields.
 template {
   destination = "/app/secrets/database.url"
   contents    = <<-EOT
@@ -60,7 +60,7 @@ app {
   wait         = "30s"
   stop_signal  = "TERM"
   stop_timeout = "6s"
-  on_change    = { signal = "HUP", splay = "10s" } # replicas do not all reload at once
+  on_change    = { signal = "HUP", splay = "10s" } # replicas do not reload at the same time
 }
 
 log {

@@ -1,4 +1,4 @@
-# Where FUSE is not allowed: no privilege is needed, the container gets a tmpfs of limited size at /app/secrets
+# Without FUSE: the container needs no privilege, only a tmpfs of limited size at /app/secrets
 # (`docker run --read-only --tmpfs /app/secrets:size=1m,mode=0700,uid=1000,gid=1000`).
 vault {
   address = "https://bao.example:8200"

@@ -37,8 +37,8 @@ fn main() -> Result<ExitCode> {
     }
 }
 
-/// Starts the stand-in and baofs, waits for the application's end, and tells what the server is
-/// left with.
+/// Starts the stand-in and baofs, waits for the end of the application, and prints the tokens and
+/// leases that are left at the server.
 fn demonstrate() -> Result<ExitCode> {
     let directory = tempfile::Builder::new()
         .prefix("baofs-quickstart-")
@@ -46,7 +46,8 @@ fn demonstrate() -> Result<ExitCode> {
     let mount = directory.path().join("secrets");
     fs::create_dir(&mount)?;
     let (go, went) = pipe()?;
-    // Forked before the stand-in starts its thread: only a process with one thread may fork baofs.
+    // The fork happens before the stand-in starts a thread: only a process with one thread may fork
+    // baofs.
     let arguments = arguments(directory.path(), &mount)?;
     let pid = process::fork(&[went.as_fd()], || {
         drop(File::from(go).read(&mut [0; 1]));
@@ -59,7 +60,7 @@ fn demonstrate() -> Result<ExitCode> {
     );
     println!("baofs      serves {}\n", mount.display());
     File::from(went).write_all(b"!")?;
-    // Ctrl-C reaches baofs, too: it stops in order, and this process waits for it.
+    // Ctrl-C also reaches baofs, which stops in order; the process waits for the end of baofs.
     SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]).thread_block()?;
     let status = waitpid(pid, None)?;
     let (tokens, leases) = standin.state().live();
@@ -76,7 +77,8 @@ fn demonstrate() -> Result<ExitCode> {
     })
 }
 
-/// Where a fallback would be in memory: a tmpfs that every user has. Root can mount one anywhere.
+/// A directory for the mount. For users other than root the directory is on a tmpfs, in case baofs
+/// falls back; root can mount a tmpfs anywhere.
 fn place() -> PathBuf {
     let own = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let candidates = own.into_iter().chain([PathBuf::from("/dev/shm")]);
@@ -98,7 +100,7 @@ fn arguments(directory: &Path, mount: &Path) -> Result<Vec<OsString>> {
         "--mount".into(),
         mount.into(),
         "--fallback=tmpfs".into(),
-        // What is shown here are no secrets.
+        // The secrets of the stand-in are not secret.
         "--allow-swap".into(),
         "--".into(),
         own.into(),
@@ -107,7 +109,7 @@ fn arguments(directory: &Path, mount: &Path) -> Result<Vec<OsString>> {
     Ok(words.into())
 }
 
-/// The server with its role and secrets, and the configuration beside the credentials.
+/// Starts the server with a role and secrets, and writes the credentials and the configuration.
 fn prepare(directory: &Path) -> Result<Standin> {
     let standin = Standin::start();
     {
@@ -168,7 +170,7 @@ log {{
     Ok(standin)
 }
 
-/// An application that knows nothing of baofs: it reads files and watches their directory.
+/// An application without any code for baofs: reads files and watches the directory.
 fn app(directory: &Path) -> Result<()> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
     let wanted = AddWatchFlags::IN_CREATE
@@ -182,8 +184,8 @@ fn app(directory: &Path) -> Result<()> {
     while rotations < 2 {
         for event in inotify.read_events()? {
             let name = event.name.unwrap_or_default();
-            // Names that begin with `..` are how the others come to be; what is shown is what a
-            // program would wait for.
+            // baofs uses names that begin with `..` while it replaces files; programs wait for the other
+            // names and for `..data`.
             if name == "..data" || !name.as_encoded_bytes().starts_with(b"..") {
                 let events: Vec<_> = event.mask.iter_names().map(|(event, _)| event).collect();
                 println!("app        inotify {} {}", events.join(" "), name.display());

@@ -1,65 +1,64 @@
-//! The command line: argv -> `Command` -> exit code. Invariant: it only splits words; what they
-//! mean is `config`'s.
+//! The command line: argv to a `Command` to an exit code. Invariant: the module only splits words;
+//! `config` parses the values.
 
-use crate::config::{self, Overrides, Problems};
+use crate::config::{self, Loaded, Overrides};
 use crate::exit::{Exit, Refused};
 use crate::health::{self, Probe, Strictness, Verdict};
 use crate::observe::{self, Incident};
 use crate::shown::ShownLine;
-use crate::status::{self, Now};
+use crate::status::{self, Now, Report};
 use crate::supervise;
 use lexopt::prelude::*;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// What `--help` prints.
+/// The output of `--help`.
 pub const HELP: &str = "\
-baofs serves the secrets of an OpenBao server as files from locked memory, and supervises the application that reads them.
+baofs serves the secrets of an OpenBao server as files from locked memory and supervises the application that reads them.
 
 Usage:
-  baofs run [OPTIONS] -- COMMAND [ARGS...]   serve, start COMMAND when its secrets are there, stop in order
-  baofs mount [OPTIONS]                      serve only, in the foreground
-  baofs check [OPTIONS] [-- COMMAND...]      validate the configuration and show the plan; needs no server
+  baofs run [OPTIONS] -- COMMAND [ARGS...]   serve the files, and run COMMAND once its secrets are available
+  baofs mount [OPTIONS]                      serve the files without an application
+  baofs check [OPTIONS] [-- COMMAND...]      validate the configuration and print the plan; needs no server
   baofs health [--mount PATH] [--http URL | --tcp HOST:PORT] [--strict]
-                                             whether agent, secrets and application are well; for HEALTHCHECK
-  baofs status [--mount PATH] [--json]       agent, login and secrets as a table, or as JSON
+                                             check the agent, its secrets and the application; for HEALTHCHECK
+  baofs status [--mount PATH] [--json]       print the state of the agent, the login and the secrets
 
-Options (a flag wins over the environment, the environment over the file):
-  --config PATH           configuration, HCL or JSON, a file or a directory; may be repeated   BAOFS_CONFIG
+Options (a flag overrides the environment, which overrides the file):
+  --config PATH           configuration file (HCL or JSON) or directory; can be repeated   [env: BAOFS_CONFIG]
                           [default: /etc/bao/agent-config.hcl]
-  --mount PATH            where the files are served                                           BAOFS_MOUNT
-                          [default: /app/secrets]
-  --fallback tmpfs|none   what to do where FUSE is refused [default: none]                     BAOFS_FALLBACK
-  --allow-swap            accept a tmpfs whose pages may reach a swap
-  --user USER[:GROUP]     whom the application runs as                                         BAOFS_USER
-  --wait DURATION         how long to wait for the first secrets [default: 30s]                BAOFS_WAIT
+  --mount PATH            directory of the files [default: /app/secrets]                   [env: BAOFS_MOUNT]
+  --fallback tmpfs|none   filesystem to use if FUSE is refused [default: none]             [env: BAOFS_FALLBACK]
+  --allow-swap            accept a tmpfs that may be swapped out
+  --user USER[:GROUP]     user of the application                                          [env: BAOFS_USER]
+  --wait DURATION         time limit for the first secrets [default: 30s]                  [env: BAOFS_WAIT]
 
 Options of health and status:
-  --mount PATH            where the files are served                                           BAOFS_MOUNT
+  --mount PATH            directory of the files                                           [env: BAOFS_MOUNT]
                           [default: the only mount of baofs, else /app/secrets]
-  --http URL              the application is to answer a GET of http://HOST[:PORT]/PATH with 2xx or 3xx
-  --tcp HOST:PORT         the application is to accept a connection
-  --strict                trouble is a failure even while everything is served
-  --json                  the agent's report as JSON
+  --http URL              expect 2xx or 3xx from the application for GET http://HOST[:PORT]/PATH
+  --tcp HOST:PORT         expect the application to accept a connection
+  --strict                exit with 1 for a degraded agent, too
+  --json                  print the report as JSON
 
-  -h, --help              this text
-  -V, --version           the version
+  -h, --help              print this help
+  -V, --version           print the version
 
-OpenBao's own variables are read too: BAO_ADDR, BAO_CACERT, BAO_CAPATH, BAO_CLIENT_CERT, BAO_CLIENT_KEY,
-BAO_TLS_SERVER_NAME, BAO_SKIP_VERIFY, BAO_NAMESPACE, and their VAULT_ twins.
+OpenBao's own variables also apply: BAO_ADDR, BAO_CACERT, BAO_CAPATH, BAO_CLIENT_CERT, BAO_CLIENT_KEY,
+BAO_TLS_SERVER_NAME, BAO_SKIP_VERIFY, BAO_NAMESPACE, and the same names with VAULT_.
 ";
 
-/// What was asked for.
+/// A parsed command line.
 #[derive(Debug, PartialEq)]
 enum Command {
-    /// Serve and supervise.
+    /// Serve the files and supervise the application.
     Run(Overrides),
-    /// Serve only.
+    /// Serve the files only.
     Mount(Overrides),
-    /// Validate and show.
+    /// Validate the configuration and print the plan.
     Check(Overrides),
-    /// Say whether all is well.
+    /// Judge the health.
     Health {
         /// `--mount`.
         mount: Option<PathBuf>,
@@ -68,24 +67,23 @@ enum Command {
         /// `--strict`.
         strictness: Strictness,
     },
-    /// Show what the agent reports.
+    /// Print the agent's report.
     Status {
         /// `--mount`.
         mount: Option<PathBuf>,
         /// `--json`.
         json: bool,
     },
-    /// Print this and end.
+    /// Print a text.
     Print(String),
 }
 
-/// Every command.
-const COMMANDS: &str = "run, mount, check, health and status";
+/// The names of the commands, for messages.
+const COMMANDS: &str = "`run`, `mount`, `check`, `health` or `status`";
 
-/// Runs the program with `arguments` (the program's name first) and gives the code that the process
-/// is to end with.
+/// Runs the program with `arguments` (the first is the program's name) and returns the exit code.
 ///
-/// The process must have one thread only: it forks.
+/// The process must have one thread only, because the program forks.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     match parse(arguments) {
         Ok(Command::Print(text)) => print(&text),
@@ -98,7 +96,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(Command::Check(overrides)) => check(&overrides),
         Ok(Command::Run(overrides)) => serve(&overrides, ServeMode::Run),
         Ok(Command::Mount(overrides)) => serve(&overrides, ServeMode::Mount),
-        Err(message) => misused(&message),
+        Err(error) => misused(&error.to_string()),
     }
 }
 
@@ -111,102 +109,107 @@ fn misused(message: &str) -> u8 {
 }
 
 fn print(text: &str) -> u8 {
-    // Nobody reads a closed pipe; that is no failure.
+    // A closed pipe is no failure: the reader wants no more.
     let _ = std::io::stdout().write_all(text.as_bytes());
     Exit::Ok.code()
 }
 
-/// Says whether all is well, on standard output: there `docker inspect` finds it.
+/// Prints the verdict on standard output, where `docker inspect` finds the text.
 fn health(mount: Option<PathBuf>, probe: Option<&Probe>, strictness: Strictness) -> u8 {
-    let judge = |bytes: Vec<u8>| {
-        let report = health::parse(&bytes)?;
-        let answer = probe.map_or(Ok(()), Probe::run);
-        Ok(health::judge(&report, Now::real(), answer, strictness))
+    let verdict = match report(mount) {
+        Err(cause) => Verdict::Unhealthy(vec![cause]),
+        Ok(report) => {
+            let answer = match probe {
+                Some(probe) => probe.run(),
+                None => Ok(()),
+            };
+            health::judge(&report, Now::real(), answer, strictness)
+        }
     };
-    match report(mount)
-        .and_then(judge)
-        .unwrap_or_else(|cause| Verdict::Unhealthy(vec![cause]))
-    {
+    match verdict {
         Verdict::Healthy => print("healthy\n"),
-        Verdict::Degraded(causes) => print(&lines("degraded", &causes)),
+        Verdict::Degraded(causes) => print(&lines("degraded", causes)),
         Verdict::Unhealthy(causes) => {
-            print(&lines("unhealthy", &causes));
+            print(&lines("unhealthy", causes));
             Exit::Unhealthy.code()
         }
     }
 }
 
-/// Each cause on a line of its own. A cause may repeat what the application answered, or the name
-/// of a mount.
-fn lines(word: &str, causes: &[String]) -> String {
-    let causes: Vec<_> = causes
-        .iter()
-        .map(|cause| ShownLine::from(cause.as_str()).to_string())
-        .collect();
-    format!("{word}: {}\n", causes.join(&format!("\n{word}: ")))
+/// A line for each cause. The causes are cleaned, because a cause can repeat an answer of the
+/// application or the name of a mount.
+fn lines(word: &str, causes: Vec<String>) -> String {
+    let mut text = String::new();
+    for cause in causes {
+        text = format!("{text}{word}: {}\n", ShownLine::from(cause));
+    }
+    text
 }
 
-/// Prints the report, parsed and written anew: whoever made the file decides nothing but what the
-/// report says.
 fn status(mount: Option<PathBuf>, json: bool) -> u8 {
-    let text = |bytes: Vec<u8>| {
-        let report = health::parse(&bytes)?;
-        let json = json.then(|| {
-            serde_json::to_string(&report)
-                .map(|text| text + "\n")
-                .map_err(|error| error.to_string())
-        });
-        json.unwrap_or_else(|| Ok(status::table(&report, Now::real())))
-    };
-    match report(mount).and_then(text) {
+    match status_text(mount, json) {
         Ok(text) => print(&text),
         Err(cause) => refuse(&Refused::new(Exit::Unhealthy, ShownLine::from(cause))),
     }
 }
 
-/// The report in the mount that is given, named by the environment, or found.
-fn report(mount: Option<PathBuf>) -> Result<Vec<u8>, String> {
-    let named = || {
-        std::env::var_os("BAOFS_MOUNT")
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-    };
-    health::read(&health::mount(mount.or_else(named))?)
+/// The report as a table or as JSON. The report is parsed and formatted again, so that the writer of
+/// the file controls nothing but the values.
+fn status_text(mount: Option<PathBuf>, json: bool) -> Result<String, String> {
+    let report = report(mount)?;
+    if !json {
+        return Ok(status::table(&report, Now::real()));
+    }
+    match serde_json::to_string(&report) {
+        Ok(text) => Ok(text + "\n"),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
-/// Prints why the command cannot be carried out, and gives the code to end with.
+/// The report in the mount from the flag, else from the environment, else from the list of mounts.
+fn report(mut mount: Option<PathBuf>) -> Result<Report, String> {
+    if mount.is_none() {
+        let variable = std::env::var_os("BAOFS_MOUNT").filter(|path| !path.is_empty());
+        mount = variable.map(PathBuf::from);
+    }
+    health::parse(&health::read(&health::mount(mount)?)?)
+}
+
+/// Prints why the command was refused, and returns the exit code.
 fn refuse(refused: &Refused) -> u8 {
     eprintln!("baofs: {refused}");
     refused.exit.code()
 }
 
-/// Prints the problems of a configuration, each with its position.
-fn reject(problems: &Problems) -> u8 {
-    eprint!("{problems}");
-    Exit::Config.code()
+/// Loads the configuration, or prints the problems and returns the exit code.
+fn load(overrides: &Overrides) -> Result<Loaded, u8> {
+    config::load(overrides, &|name| std::env::var(name).ok()).map_err(|problems| {
+        eprintln!("{problems}");
+        Exit::Config.code()
+    })
 }
 
 fn check(overrides: &Overrides) -> u8 {
-    match config::load(overrides, &|name| std::env::var(name).ok()) {
+    match load(overrides) {
         Ok(loaded) => print(&config::show(&loaded.plan, &loaded.warnings)),
-        Err(problems) => reject(&problems),
+        Err(code) => code,
     }
 }
 
-/// Whether an application is part of it.
+/// Whether an application runs.
 #[derive(Clone, Copy, PartialEq)]
 enum ServeMode {
     Run,
     Mount,
 }
 
-fn serve(overrides: &Overrides, job: ServeMode) -> u8 {
-    let mut loaded = match config::load(overrides, &|name| std::env::var(name).ok()) {
+fn serve(overrides: &Overrides, mode: ServeMode) -> u8 {
+    let mut loaded = match load(overrides) {
         Ok(loaded) => loaded,
-        Err(problems) => return reject(&problems),
+        Err(code) => return code,
     };
     let command = &mut loaded.plan.app.command;
-    match job {
+    match mode {
         ServeMode::Mount => command.clear(),
         ServeMode::Run if command.is_empty() => {
             return misused("`run` needs a command: after `--`, or as `app { command }`");
@@ -220,89 +223,80 @@ fn serve(overrides: &Overrides, job: ServeMode) -> u8 {
     supervise::run(&loaded.plan).unwrap_or_else(|refused| refuse(&refused))
 }
 
-fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
     let mut parser = lexopt::Parser::from_iter(arguments);
-    let name = match parser.next().map_err(text)? {
+    let name = match parser.next()? {
         Some(Short('h') | Long("help")) => return Ok(help()),
         Some(Short('V') | Long("version")) => {
-            return Ok(Command::Print(
-                concat!("baofs ", env!("CARGO_PKG_VERSION"), "\n").into(),
-            ));
+            let version = concat!("baofs ", env!("CARGO_PKG_VERSION"), "\n");
+            return Ok(Command::Print(version.into()));
         }
-        Some(Value(name)) => name.string().map_err(text)?,
+        Some(Value(name)) => name.string()?,
         Some(other) => {
-            return Err(format!(
-                "{} comes after a command: {COMMANDS}",
-                text(other.unexpected())
-            ));
+            let other = other.unexpected();
+            return Err(format!("{other} before the command: expected {COMMANDS}").into());
         }
-        None => return Err(format!("a command is missing: {COMMANDS}")),
+        None => return Err(format!("missing command: expected {COMMANDS}").into()),
     };
     let command = match name.as_str() {
         "run" => Command::Run,
         "mount" => Command::Mount,
         "check" => Command::Check,
-        "health" | "status" => return Ok(check_words(&name, &mut parser)?.unwrap_or_else(help)),
-        _ => return Err(format!("unknown command `{name}`; known are {COMMANDS}")),
+        "health" | "status" => return report_command(&name, &mut parser),
+        _ => return Err(format!("unknown command `{name}`: expected {COMMANDS}").into()),
     };
     let Some(overrides) = options(&mut parser)? else {
         return Ok(help());
     };
-    match (command(overrides), name.as_str()) {
-        (
-            Command::Mount(Overrides {
-                command: Some(_), ..
-            }),
-            _,
-        ) => Err("`mount` takes no command; `run` does".into()),
-        (command, _) => Ok(command),
+    if name == "mount" && overrides.command.is_some() {
+        return Err("`mount` takes no command; `run` does".into());
     }
+    Ok(command(overrides))
 }
 
 fn help() -> Command {
     Command::Print(HELP.into())
 }
 
-/// The flags of `health` or `status`; `None` when one of them was `--help`.
-fn check_words(name: &str, parser: &mut lexopt::Parser) -> Result<Option<Command>, String> {
+/// The command `health` or `status` with the flags.
+fn report_command(name: &str, parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
     let health = name == "health";
     let (mut mount, mut http, mut tcp) = (None, None::<String>, None::<String>);
     let (mut strictness, mut json) = (Strictness::Tolerant, false);
-    while let Some(argument) = parser.next().map_err(text)? {
+    while let Some(argument) = parser.next()? {
         match argument {
             Long("mount") => once("mount", &mut mount, parser)?,
             Long("http") if health => once("http", &mut http, parser)?,
             Long("tcp") if health => once("tcp", &mut tcp, parser)?,
             Long("strict") if health => strictness = Strictness::Strict,
             Long("json") if !health => json = true,
-            Short('h') | Long("help") => return Ok(None),
-            other @ (Short(_) | Long(_) | Value(_)) => return Err(text(other.unexpected())),
+            Short('h') | Long("help") => return Ok(help()),
+            other @ (Short(_) | Long(_) | Value(_)) => return Err(other.unexpected()),
         }
     }
-    if http.is_some() && tcp.is_some() {
-        return Err("--http and --tcp are both given: one is enough".into());
+    if !health {
+        return Ok(Command::Status { mount, json });
     }
-    let probe = http
-        .map(|url| Probe::http(&url))
-        .or_else(|| tcp.map(|address| Probe::tcp(&address)))
-        .transpose()?;
-    Ok(Some(if health {
-        Command::Health {
-            mount,
-            probe,
-            strictness,
-        }
-    } else {
-        Command::Status { mount, json }
-    }))
+    let probe = match (http, tcp) {
+        (Some(_), Some(_)) => return Err("--http and --tcp cannot be used together".into()),
+        (Some(url), None) => Some(Probe::http(&url)?),
+        (None, Some(address)) => Some(Probe::tcp(&address)?),
+        (None, None) => None,
+    };
+    Ok(Command::Health {
+        mount,
+        probe,
+        strictness,
+    })
 }
 
-/// The flags of a command; `None` when one of them was `--help`.
-fn options(parser: &mut lexopt::Parser) -> Result<Option<Overrides>, String> {
+/// The flags of `run`, `mount` or `check`, and the words of the application, which end the flags.
+/// `None` for `--help`.
+fn options(parser: &mut lexopt::Parser) -> Result<Option<Overrides>, lexopt::Error> {
     let mut overrides = Overrides::default();
-    while let Some(argument) = parser.next().map_err(text)? {
+    while let Some(argument) = parser.next()? {
         match argument {
-            Long("config") => overrides.config.push(parser.value().map_err(text)?.into()),
+            Long("config") => overrides.config.push(parser.value()?.into()),
             Long("mount") => once("mount", &mut overrides.mount, parser)?,
             Long("fallback") => once("fallback", &mut overrides.fallback, parser)?,
             Long("allow-swap") => overrides.allow_swap = true,
@@ -310,14 +304,13 @@ fn options(parser: &mut lexopt::Parser) -> Result<Option<Overrides>, String> {
             Long("wait") => once("wait", &mut overrides.wait, parser)?,
             Short('h') | Long("help") => return Ok(None),
             Value(word) => {
-                return command_words(word, parser).map(|words| {
-                    Some(Overrides {
-                        command: Some(words),
-                        ..overrides
-                    })
-                });
+                let mut words = vec![word.string()?];
+                for word in parser.raw_args()? {
+                    words.push(word.string()?);
+                }
+                overrides.command = Some(words);
             }
-            other @ (Short(_) | Long(_)) => return Err(text(other.unexpected())),
+            other @ (Short(_) | Long(_)) => return Err(other.unexpected()),
         }
     }
     Ok(Some(overrides))
@@ -327,30 +320,12 @@ fn once<T: From<String>>(
     name: &str,
     slot: &mut Option<T>,
     parser: &mut lexopt::Parser,
-) -> Result<(), String> {
-    let value = parser.value().and_then(ValueExt::string).map_err(text)?;
-    if slot.replace(value.into()).is_some() {
-        Err(format!("--{name} is given twice"))
-    } else {
-        Ok(())
+) -> Result<(), lexopt::Error> {
+    if slot.is_some() {
+        return Err(format!("--{name} is given twice").into());
     }
-}
-
-/// The application's words: all that follows, its own flags included.
-fn command_words(first: OsString, parser: &mut lexopt::Parser) -> Result<Vec<String>, String> {
-    let rest = parser.raw_args().map_err(text)?;
-    std::iter::once(first)
-        .chain(rest)
-        .map(|word| word.string().map_err(text))
-        .collect()
-}
-
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "a function to map errors with"
-)]
-fn text(error: lexopt::Error) -> String {
-    error.to_string()
+    *slot = Some(parser.value()?.string()?.into());
+    Ok(())
 }
 
 #[cfg(test)]
@@ -363,6 +338,7 @@ mod tests {
                 .chain(line.split_whitespace())
                 .map(OsString::from),
         )
+        .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -433,8 +409,8 @@ mod tests {
     #[test]
     fn bad_words_are_named() {
         for (line, part) in [
-            ("", "a command is missing"),
-            ("--mount", "comes after a command"),
+            ("", "missing command"),
+            ("--mount", "before the command"),
             ("start", "unknown command `start`"),
             ("run --wait 1s --wait 2s", "--wait is given twice"),
             ("run --config", "missing argument"),

@@ -1,43 +1,43 @@
-//! Every exit code of baofs, once, and the one shape of a refusal. Invariant: a code has one meaning,
-//! and README's table is this one.
+//! The exit codes of baofs, and the refusal with an exit code. Invariant: a code has one meaning, and
+//! README has the same table.
 //!
-//! The application's own code is passed on unchanged (128+n for a signal n, as a shell does). The
-//! codes of the agent follow `sysexits.h`, so that they rarely collide with an application's.
+//! baofs passes the application's own code on unchanged (128+n for a signal n, as a shell does). The
+//! codes of the agent follow `sysexits.h`, so that they rarely collide with codes of an application.
 
 use std::fmt;
+use thiserror::Error;
 
-/// Why the agent itself ended.
+/// The reason for the end of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// All went as asked.
+    /// Success.
     Ok = 0,
-    /// `baofs health`: unhealthy (1 is what Docker wants). `baofs status`: there is no status to be
-    /// read.
+    /// `baofs health`: unhealthy (Docker expects 1). `baofs status`: there is no report to read.
     Unhealthy = 1,
-    /// The command line cannot be understood.
+    /// The command line is invalid.
     Usage = 64,
-    /// A value that was read cannot be served: a field is missing, a secret is empty, a template
-    /// asks for what is not there.
+    /// A value cannot be served: a field is missing, a secret is empty, or a template uses a missing
+    /// field.
     Data = 65,
     /// A configured path is denied by policy or does not exist at the server.
     NoSecret = 66,
-    /// The server was not reachable, sealed, or did not answer in time.
+    /// The server was not reachable, was sealed, or did not answer in time.
     Unavailable = 69,
-    /// The agent itself failed: one of its processes died or broke an invariant.
+    /// The agent itself failed: a process died or broke an invariant.
     Software = 70,
     /// Memory for secrets cannot be locked, or processes cannot be hardened.
     Memory = 71,
-    /// The tmpfs target is refused: not memory, not limited, swappable. Or another agent serves the
-    /// directory, by FUSE or tmpfs.
+    /// The tmpfs is refused, because the filesystem is not in memory, not limited, or swappable; or
+    /// another agent serves the directory, by FUSE or on a tmpfs.
     Tmpfs = 73,
-    /// FUSE is refused here, and no fallback was allowed.
+    /// FUSE is refused, and no fallback is allowed.
     Fuse = 74,
-    /// A process of the agent died again and again, for longer than `crash_loop_timeout`.
+    /// A process of the agent crashed repeatedly for longer than `crash_loop_timeout`.
     CrashLoop = 75,
     /// The login was refused: role, secret or policy.
     Login = 77,
-    /// The configuration cannot be used.
+    /// The configuration is invalid.
     Config = 78,
     /// The application was found but cannot be executed.
     CannotExecute = 126,
@@ -46,14 +46,14 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// All codes, in order, each with the words of README's table.
+    /// All codes in order, with the texts of README's table.
     pub const TABLE: &'static [(Self, &'static str)] = &[
-        (Self::Ok, "all went as asked"),
+        (Self::Ok, "success"),
         (
             Self::Unhealthy,
             "`baofs health`: unhealthy; `baofs status`: no agent found",
         ),
-        (Self::Usage, "the command line cannot be understood"),
+        (Self::Usage, "the command line is invalid"),
         (
             Self::Data,
             "a value that was read cannot be served (missing field, empty secret)",
@@ -73,50 +73,41 @@ impl Exit {
             "the tmpfs target is refused, or another agent serves the directory",
         ),
         (Self::Fuse, "FUSE is refused and no fallback was allowed"),
-        (
-            Self::CrashLoop,
-            "a process of the agent died again and again",
-        ),
+        (Self::CrashLoop, "a process of the agent crashed repeatedly"),
         (Self::Login, "the login was refused"),
-        (Self::Config, "the configuration cannot be used"),
+        (Self::Config, "the configuration is invalid"),
         (Self::CannotExecute, "the application cannot be executed"),
         (Self::NotFound, "the application was not found"),
     ];
 
-    /// The number that the process ends with.
+    /// The exit code as a number.
     pub fn code(self) -> u8 {
         self as u8
     }
 
-    /// The meaning of a code that came over a link from a role; an unknown one is a failure of the
-    /// agent.
+    /// The meaning of a code that a role sent over a link. An unknown code is a failure of the agent.
     pub fn from_code(code: u8) -> Self {
-        Self::TABLE
-            .iter()
-            .map(|(exit, _)| *exit)
-            .find(|exit| exit.code() == code)
-            .unwrap_or(Self::Software)
+        for (exit, _) in Self::TABLE {
+            if exit.code() == code {
+                return *exit;
+            }
+        }
+        Self::Software
     }
 }
 
-/// Why a command was refused or the agent did not start. Every module's own refusal converts into
-/// this one.
-#[derive(Debug)]
+/// A refused command or a failed start. The refusals of all modules convert into this type.
+#[derive(Debug, Error)]
+#[error("{message}")]
 pub struct Refused {
     /// The exit code of the process.
     pub exit: Exit,
-    /// Cause and remedy, for the user.
+    /// The cause and the remedy, for the user.
     pub message: String,
 }
 
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
 impl Refused {
-    /// A refusal in the words of `message`, which may end with a line `hint: ...`.
+    /// A refusal with `message`, which may end with a line `hint: ...`.
     pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
         Self {
             exit,

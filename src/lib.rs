@@ -1,5 +1,5 @@
 //! baofs serves the secrets of an `OpenBao` server as files from locked memory and supervises the
-//! application that reads the files. This page is for developers; README is for users.
+//! application. The page here is for developers; README is for users.
 //!
 //! # Glossary
 //!
@@ -35,24 +35,25 @@
 //!
 //! # A role may be taken over
 //!
-//! A forked role drops its capabilities and then restricts its files and TCP ports (Landlock) and
-//! its system calls (seccomp), before the role starts a thread or reads untrusted input.
+//! A forked role drops all capabilities and then restricts files and TCP ports (Landlock) and system
+//! calls (seccomp), before the role starts a thread or reads untrusted input.
 //! `supervise::walls` has the remaining rights as one table of directories and one of system calls.
 //! A role starts with every restriction that the kernel supports, or not at all; the status report
 //! names the restrictions.
 //!
 //! # A role may die
 //!
-//! Supervise forks a successor at once, and later after repeated crashes ([`supervise::restart`]). A role keeps no state that
-//! its successor needs outside of the arena. `serve` adopts the session with the kernel under the
-//! same mount ([`fuse::session`]). `fetch` resumes schedule, tokens and pending notifications from a
-//! checkpoint in the arena, which is saved before each request is sent. A credential whose request
-//! is in doubt is revoked together with the token of that request, and the token is replaced.
+//! Supervise forks a successor at once, and with a delay after repeated crashes
+//! ([`supervise::restart`]). All state for a successor is in the arena. `serve` adopts the session
+//! with the kernel under the same mount ([`fuse::session`]). `fetch` resumes schedule, tokens and
+//! pending notifications from a checkpoint in the arena, which is saved before each request is sent.
+//! If a request for a credential is in doubt, the token of the request is revoked, with the
+//! credential, and replaced.
 //!
-//! A role that hangs is killed and then handled as a dead role ([`supervise::watchdog`]). `fetch`
-//! must answer a ping of supervise; `serve` waits only for the kernel, so supervise reads its
-//! operation counters in the arena instead. At the end supervise kills all roles and aborts the
-//! mount before it waits for a process, and every wait has a time limit.
+//! A hanging role is killed and then handled as a dead role ([`supervise::watchdog`]). `fetch` must
+//! answer a ping of supervise; `serve` waits only for the kernel, so supervise reads the operation
+//! counters of `serve` in the arena instead. At the end supervise kills all roles and aborts the
+//! mount before waiting for a process, and every wait has a time limit.
 //!
 //! # The way of the data
 //!
@@ -68,7 +69,7 @@
 //!
 //! # Layers
 //!
-//! A module uses only modules of lower layers (`tests/tidy.rs` keeps that true); `unsafe` is only
+//! A module uses only modules of lower layers (`tests/tidy.rs` checks the layers); `unsafe` is only
 //! in `sys` and `memory`.
 //!
 //! | layer | module | task |
@@ -79,10 +80,10 @@
 //! | 1 | [`memory`] | locked pages, the wiping allocator, processes that cannot be dumped |
 //! | 1 | [`observe`] | one closed set of log events, written without blocking |
 //! | 2 | [`template`] | the template language, pure |
-//! | 3 | [`config`] | text to `Plan`; reports every problem with its position |
+//! | 3 | [`config`] | text to `Plan`; reports every problem with a position |
 //! | 4 | [`snapshot`] | the arena, and versions of files in it: one publisher, many readers |
 //! | 4 | [`lease`] | the schedule of requests, as a pure state machine |
-//! | 4 | [`status`] | the report that `fetch` writes of itself and its secrets, and its table |
+//! | 4 | [`status`] | the report of `fetch` about login and secrets, and the report as a table |
 //! | 4 | [`link`] | messages between supervise and a role |
 //! | 5 | [`bao`] | the HTTP client; no other module has HTTP or the token |
 //! | 5 | [`render`] | replies to bytes of files |

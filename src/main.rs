@@ -1,4 +1,4 @@
-//! The binary: the library's entry behind an allocator that wipes what it frees.
+//! The binary: runs the library with an allocator that wipes freed memory.
 
 use baofs::memory::alloc::Wiping;
 use std::process::ExitCode;

@@ -1,6 +1,6 @@
-//! Types that every module uses. Invariant: a `FileName`, a `SecretPath` and a `LeaseId` have
-//! private fields and are valid by construction, so no other code checks them again. The other types
-//! are plain numbers and words.
+//! Types that every module uses. Invariant: a `FileName`, a `SecretPath` and a `LeaseId` have private
+//! fields and are valid by construction, so no other code checks the texts again. All other types are
+//! plain data: an id is the index of a table, and the owner of the table checks the bounds.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -191,30 +191,30 @@ impl Child {
     }
 }
 
-/// What becomes of the kernel's requests that a dead `serve` had taken.
+/// The fate of requests of the kernel that a dead `serve` had taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Recovery {
-    /// The kernel sends them again (`FUSE_NOTIFY_RESEND`, Linux 6.9).
+    /// The kernel sends the requests again (`FUSE_NOTIFY_RESEND`, Linux 6.9).
     Resend,
     /// The requests fail with EINTR, which every reader must expect.
     Interrupt,
 }
 
-/// The restarts of a role before its present process.
+/// The restarts of a role before the present process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RestartHistory {
-    /// How many of its processes have died.
+    /// The number of dead processes of the role.
     pub deaths: u64,
     /// Consecutive crashes: exits before ready, or without being told to stop.
     pub crashes: u32,
 }
 
 impl RestartHistory {
-    /// A process that lived this long is stable: earlier crashes no longer count.
+    /// The age from which a process is stable: earlier crashes no longer count.
     pub const STABLE_AFTER: Duration = Duration::from_secs(10);
 
-    /// Consecutive crashes that still count for a process of this `age`.
+    /// The number of consecutive crashes that still count for a process of the age `age`.
     pub fn crashes_after(self, age: Duration) -> u32 {
         if age < Self::STABLE_AFTER {
             self.crashes

@@ -2,11 +2,12 @@
 //! wins over what.
 #![allow(clippy::too_many_lines, reason = "a table has as many lines as rows")]
 
+use baofs::cli::HELP;
 use baofs::config::plan::{
     Action, AfterReading, Content, Empty, Fallback, Hook, Level, Method, NewPrivileges, OnHup,
     Plan, Scheme, Seccomp, Stale, Swap, Verify,
 };
-use baofs::config::{self, Loaded, Overrides, Problems};
+use baofs::config::{self, Loaded, Overrides, Problems, defaults};
 use baofs::names::HookId;
 use nix::sys::signal::Signal;
 use proptest::prelude::*;
@@ -91,6 +92,29 @@ fn examples_are_parsed() {
         count += 1;
     }
     assert!(count >= 4);
+}
+
+#[test]
+fn help_and_readme_repeat_the_defaults() {
+    let readme = fs::read_to_string("README.md").expect("README.md");
+    let minutes = |time: Duration| format!("`{}m`", time.as_secs() / 60);
+    for (text, default) in [
+        (HELP, format!("default: {}]", defaults::CONFIG)),
+        (HELP, format!("default: {}]", defaults::MOUNT)),
+        (HELP, format!("default: {:?}]", defaults::WAIT)),
+        (&readme, format!("`{}`", defaults::CONFIG)),
+        (&readme, format!("`{}`", defaults::MOUNT)),
+        (&readme, format!("`{}`", defaults::LOGIN)),
+        (&readme, format!("{:04o}", defaults::MODE)),
+        (&readme, format!("{:04o}", defaults::DIR_MODE)),
+        (&readme, format!("`{:?}`", defaults::WAIT)),
+        (&readme, format!("`{:?}`", defaults::STOP_TIMEOUT)),
+        (&readme, format!("`{:?}`", defaults::COMMAND_TIMEOUT)),
+        (&readme, minutes(defaults::CRASH_LOOP_TIMEOUT)),
+        (&readme, minutes(defaults::REFRESH)),
+    ] {
+        assert!(text.contains(&default), "{default}");
+    }
 }
 
 #[test]
@@ -812,7 +836,7 @@ fn missing_files_are_named() {
         (
             vec!["tests/golden".into()],
             None,
-            "the directory tests/golden has no `*.hcl` or `*.json` file",
+            "cannot read tests/golden: the directory has no `*.hcl` or `*.json` file",
         ),
     ] {
         let overrides = Overrides {
@@ -935,9 +959,9 @@ fn check_shows_the_plan() {
         &[],
     );
     for words in [
-        "template of text alone, on change: command /usr/bin/x, debounce 1s, splay 5s, unhealthy when past its life (",
+        "template without a secret, on change: command /usr/bin/x, debounce 1s, splay 5s, unhealthy when past its life (",
         "\n         a command runs after a change, not at the first rendering as with `bao agent`\n",
-        "KILL after 6s, HUP for the agent alone, new privileges allowed, under the container's seccomp filter alone\n",
+        "KILL after 6s, HUP only to the agent, new privileges allowed, only the container's seccomp filter\n",
     ] {
         assert!(shown.contains(words), "{words}: {shown}");
     }
@@ -948,8 +972,8 @@ fn check_shows_the_plan() {
     for (dir_mode, words) in [
         ("0755", ""),
         ("0751", "others cannot list"),
-        ("0750", "others cannot reach"),
-        ("0700", "others cannot reach"),
+        ("0750", "others cannot open"),
+        ("0700", "others cannot open"),
     ] {
         let shown = config::show(
             &plan_with(

@@ -190,9 +190,9 @@ fn an_agent_that_does_not_work_is_unhealthy() {
             ": fetch (pid 7) hangs or is dead",
         ),
         (mount_of(&future), "has format 2"),
-        (mount(b"geheim"), "no report of baofs"),
-        (mount(&whole[..whole.len() / 2]), "no report of baofs"),
-        (mount(b""), "no report of baofs"),
+        (mount(b"geheim"), "not a report of baofs"),
+        (mount(&whole[..whole.len() / 2]), "not a report of baofs"),
+        (mount(b""), "not a report of baofs"),
         (
             tempfile::tempdir().expect("a directory"),
             "no agent serves there",
@@ -211,7 +211,7 @@ fn an_agent_that_does_not_work_is_unhealthy() {
     fs::create_dir(path).expect("made");
     let (code, out, _) = baofs(dir.path(), "health");
     assert!(
-        code == 1 && out.contains("cannot be read: it is no regular file"),
+        code == 1 && out.contains("the file is not a regular file"),
         "{out}"
     );
 }
@@ -276,30 +276,30 @@ type Plant = fn(&Path);
 const PLANTS: [(Plant, &str); 8] = [
     (
         |dir| symlink("/etc/shadow", dir.join("..baofs/status.json")).expect("planted"),
-        "it is a link",
+        "the file is a link",
     ),
     (
         |dir| symlink("../real.json", dir.join("..baofs/status.json")).expect("planted"),
-        "it is a link",
+        "the file is a link",
     ),
     (
         |dir| mkfifo(&dir.join("..baofs/status.json"), Mode::S_IRWXU).expect("planted"),
-        "it is no regular file",
+        "the file is not a regular file",
     ),
     (
         |dir| fs::create_dir(dir.join("..baofs/status.json")).expect("planted"),
-        "it is no regular file",
+        "the file is not a regular file",
     ),
     (
         |dir| drop(UnixListener::bind(dir.join("..baofs/status.json")).expect("planted")),
-        "cannot be read",
+        "cannot read",
     ),
     (
         |dir| {
             fs::rename(dir.join("real.json"), dir.join("..baofs/status.json")).expect("planted");
             chown(dir.join("..baofs/status.json"), Some(1000), Some(1000)).expect("root");
         },
-        "it belongs to uid 1000, and its directory to uid 0",
+        "the file belongs to uid 1000, but the directory to uid 0",
     ),
     (
         |dir| {
@@ -314,7 +314,7 @@ const PLANTS: [(Plant, &str); 8] = [
             let file = fs::File::create(dir.join("..baofs/status.json")).expect("planted");
             file.set_len((16 << 20) + 1).expect("sparse");
         },
-        "it is larger than",
+        "the file is larger than",
     ),
 ];
 

@@ -4,7 +4,7 @@ auto_auth {
     config = {
       role_id_file_path                   = "/etc/bao/role_id"
       secret_id_file_path                 = "/etc/bao/secret_id"
-      remove_secret_id_file_after_reading = false # a container that is restarted reads it again
+      remove_secret_id_file_after_reading = false # a restarted container reads the file again
     }
   }
 }

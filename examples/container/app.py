@@ -1,5 +1,5 @@
-"""A small web application that knows nothing of OpenBao: for every request it reads its credential anew from plain files and
-asks the database who it is. TERM lets it finish the requests that it has, then it ends with 0."""
+"""A small web application without any code for OpenBao. For every request it reads its credential from plain files and asks
+the database for the name of the user. After TERM the application completes the open requests and exits with 0."""
 
 import os
 import select
@@ -14,7 +14,7 @@ SECRETS = Path(os.environ.get("BAOFS_MOUNT", "/app/secrets"))
 
 
 def credential():
-    """User and password of one lease: they change in one step, but two files are read in two."""
+    """User and password of one lease. Both files change in one step, but reading both takes two steps."""
     while True:
         user, password = (SECRETS / "db_user").read_text(), (SECRETS / "db_password").read_text()
         if user == (SECRETS / "db_user").read_text():
@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             status, text = 200, who_am_i()
         except (OSError, psycopg2.Error) as error:
-            # The words of these errors name files, hosts and users, never a password.
+            # The messages of these errors have names of files, hosts and users, never a password.
             status, text = 500, str(error).strip()
         self.send_response(status)
         self.end_headers()
@@ -50,16 +50,16 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    daemon_threads = False  # closing it waits for the requests in hand
+    daemon_threads = False  # closing the server waits for open requests
     request_queue_size = 128
 
 
 if __name__ == "__main__":
     server = Server(("", 8080), Handler)
-    # Not in the handler itself: it runs in the thread that serves, and would wait for itself.
+    # In another thread: the signal handler runs in the serving thread, for which shutdown() waits.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     print("serving", flush=True)
     server.serve_forever(poll_interval=0.1)
     while select.select([server], [], [], 0)[0]:
-        server.handle_request()  # who had connected already
+        server.handle_request()  # connections from before the signal
     server.server_close()

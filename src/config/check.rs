@@ -1,6 +1,7 @@
-//! Raw to `Plan`. Invariant: every problem is collected, none stops the search for the next; only
-//! this makes a `Plan`.
+//! The parsed tree to a `Plan`. Invariant: a problem never ends the check, so one run reports all
+//! problems; no other module makes a `Plan`.
 
+use super::defaults;
 use super::keys::{self, Block};
 use super::plan::{
     AfterReading, App, Auth, Content, Empty, Fallback, File, Filesystem, Hook, Level, Link, Log,
@@ -9,7 +10,7 @@ use super::plan::{
 use super::plan::{
     Method, NewPrivileges, OnHup, Plan, Query, Scheme, Seccomp, Server, Stale, Swap, Tls, Verify,
 };
-use super::problem::{At, Findings, SourceFile};
+use super::problem::{At, Findings, Location, SourceFile};
 use super::raw::{Node, Pair};
 use super::section::{Section, labelled};
 use super::value;
@@ -17,59 +18,49 @@ use super::{Overrides, hooks, users};
 use crate::names::{FileName, HookId, Owner, QueryId, SecretPath};
 use crate::sys::file::read_regular;
 use crate::template::{ParseError, Read, Template};
-use nix::sys::signal::Signal;
 use std::collections::HashMap;
-use std::fmt::Display;
+use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-/// Where the server is when nobody says.
-const ADDRESS: &str = "https://127.0.0.1:8200";
-/// Where files are served when nobody says.
-pub const MOUNT: &str = "/app/secrets";
-/// The most that the file of a template may hold, in bytes.
-const TEMPLATE: usize = 1 << 20;
-/// How often to read again when nobody says; `lease` has the same default.
-const REFRESH: Duration = Duration::from_mins(5);
+/// The size limit of a template's file in bytes.
+const TEMPLATE_LIMIT: usize = 1 << 20;
 
-/// Settings that a flag or the environment may overrule: key, flag, variables. The first variable
-/// that is set counts; set but empty means not given.
-const SETTINGS: &[(&str, &str, &[&str])] = &[
-    ("address", "", &["BAO_ADDR", "VAULT_ADDR"]),
-    ("ca_cert", "", &["BAO_CACERT", "VAULT_CACERT"]),
-    ("ca_path", "", &["BAO_CAPATH", "VAULT_CAPATH"]),
-    ("client_cert", "", &["BAO_CLIENT_CERT", "VAULT_CLIENT_CERT"]),
-    ("client_key", "", &["BAO_CLIENT_KEY", "VAULT_CLIENT_KEY"]),
-    ("fallback", "--fallback", &["BAOFS_FALLBACK"]),
-    ("namespace", "", &["BAO_NAMESPACE", "VAULT_NAMESPACE"]),
-    ("path", "--mount", &["BAOFS_MOUNT"]),
+/// Settings that the environment overrides: the key, and the variables in order. The first variable
+/// that is set counts, and an empty variable counts as not given.
+const VARIABLES: &[(&str, &str)] = &[
+    ("address", "BAO_ADDR VAULT_ADDR"),
+    ("ca_cert", "BAO_CACERT VAULT_CACERT"),
+    ("ca_path", "BAO_CAPATH VAULT_CAPATH"),
+    ("client_cert", "BAO_CLIENT_CERT VAULT_CLIENT_CERT"),
+    ("client_key", "BAO_CLIENT_KEY VAULT_CLIENT_KEY"),
+    ("fallback", "BAOFS_FALLBACK"),
+    ("namespace", "BAO_NAMESPACE VAULT_NAMESPACE"),
+    ("path", "BAOFS_MOUNT"),
     (
         "tls_server_name",
-        "",
-        &["BAO_TLS_SERVER_NAME", "VAULT_TLS_SERVER_NAME"],
+        "BAO_TLS_SERVER_NAME VAULT_TLS_SERVER_NAME",
     ),
-    (
-        "tls_skip_verify",
-        "",
-        &["BAO_SKIP_VERIFY", "VAULT_SKIP_VERIFY"],
-    ),
-    ("user", "--user", &["BAOFS_USER"]),
-    ("wait", "--wait", &["BAOFS_WAIT"]),
+    ("tls_skip_verify", "BAO_SKIP_VERIFY VAULT_SKIP_VERIFY"),
+    ("user", "BAOFS_USER"),
+    ("wait", "BAOFS_WAIT"),
 ];
 
-/// What everything is checked against, and what was found.
+/// The input of the check, and the plan so far.
 struct Check<'a> {
     report: &'a Findings,
     overrides: &'a Overrides,
     env: &'a dyn Fn(&str) -> Option<String>,
-    /// One per file, in order: the last word counts.
+    /// The top levels of the files in order. The last file that has a setting counts.
     roots: Vec<Section<'a>>,
     mount: PathBuf,
-    /// Owner, mode and refresh of what does not say.
+    /// The owner of a file without `user` and `group`.
     owner: Owner,
+    /// The permission bits of a file without `mode`.
     mode: u32,
+    /// The refresh interval of templates.
     refresh: Option<Duration>,
-    /// What is done when a file changed that does not say.
+    /// The hook of a file without `on_change`.
     on_change: Option<HookId>,
     queries: Vec<Query>,
     /// The index in `queries` of each path and version.
@@ -81,15 +72,17 @@ struct Check<'a> {
     links: Vec<Link>,
 }
 
-/// A setting, by what name it was given, and where: not in a file for a flag or a variable.
+/// A setting as typed.
 struct Given<'a> {
     text: String,
+    /// The flag, the variable or the key.
     name: &'static str,
+    /// The position in a file; `None` for a flag or a variable.
     at: Option<At<'a>>,
 }
 
-/// Checks all files together; `whole` is false when some could not be read or parsed, so that
-/// nothing is missed for their sake. Meaningless when `report` holds an error afterwards.
+/// Checks all files together. `whole` is false if a file could not be read or parsed; then missing
+/// blocks are not reported. The plan is meaningless if `report` has an error afterwards.
 pub(super) fn check<'a>(
     trees: &'a [Node<'a>],
     whole: bool,
@@ -97,18 +90,17 @@ pub(super) fn check<'a>(
     env: &'a dyn Fn(&str) -> Option<String>,
     report: &'a Findings,
 ) -> Plan {
-    let roots = trees
-        .iter()
-        .filter_map(|tree| Section::open(tree, &keys::ROOT, report))
-        .collect();
     let check = Check {
         report,
         overrides,
         env,
-        roots,
+        roots: trees
+            .iter()
+            .map(|tree| Section::open(Some(tree), &keys::ROOT, report))
+            .collect(),
         mount: PathBuf::new(),
         owner: users::current(),
-        mode: 0o400,
+        mode: defaults::MODE,
         refresh: None,
         on_change: None,
         queries: Vec::new(),
@@ -124,130 +116,125 @@ pub(super) fn check<'a>(
 impl<'a> Check<'a> {
     fn plan(mut self, whole: bool) -> Plan {
         let app = self.app();
-        self.owner = app.user.as_ref().map_or(self.owner, |user| user.owner);
+        if let Some(user) = &app.user {
+            self.owner = user.owner;
+        }
         let filesystem = self.filesystem();
         let auto_auth = self.section("auto_auth", &keys::AUTO_AUTH);
         if whole
-            && self
+            && !self
                 .roots
                 .iter()
-                .all(|root| root.get("auto_auth").is_none())
+                .any(|root| root.get("auto_auth").is_some())
         {
-            let hint = "write `auto_auth { method \"approle\" { ... } }`";
-            self.report.error_anywhere(
+            self.report.error(
+                None,
                 "no login is configured: the block `auto_auth` is missing",
-                hint,
+                "write `auto_auth { method \"approle\" { ... } }`",
             );
         }
-        let method = auto_auth.and_then(|auto_auth| self.method(auto_auth));
-        let (server, auth) = self.server_and_auth(method);
-        let config = self.section("template_config", &keys::TEMPLATE_CONFIG);
-        self.refresh = config
-            .and_then(|config| config.parsed("static_secret_render_interval", value::interval));
+        let (server, auth) = self.server_and_auth(self.method(auto_auth));
+        self.refresh = self
+            .section("template_config", &keys::TEMPLATE_CONFIG)
+            .parsed("static_secret_render_interval", value::interval);
         self.secrets();
         self.templates();
         self.sinks(auto_auth);
         if whole && self.files.is_empty() && !self.report.has_errors() {
-            self.report.error_anywhere(
+            self.report.error(
+                None,
                 "no file is configured",
                 "add a block `secret`, `template` or `sink`",
             );
         }
-        let (log, pid_file) = (
-            self.log(),
-            self.last(|root| root.text("pid_file"))
-                .map(|(path, _)| path.into()),
-        );
-        let Self {
-            queries,
-            files,
-            hooks,
-            links,
-            ..
-        } = self;
+        let pid_file = self.last(|root| root.text("pid_file"));
         Plan {
             server,
             auth,
             filesystem,
-            queries,
-            files,
-            hooks,
-            links,
             app,
-            log,
-            pid_file,
+            log: self.log(),
+            pid_file: pid_file.map(|(path, _)| path.into()),
+            queries: self.queries,
+            files: self.files,
+            hooks: self.hooks,
+            links: self.links,
         }
     }
 
-    /// The last file's word; every file's is looked at, so that every problem is found.
+    /// The result of `read` for the last file that has one. `read` checks every file, so that every
+    /// problem is reported.
     fn last<T>(&self, read: impl Fn(&Section<'a>) -> Option<T>) -> Option<T> {
-        self.roots
-            .iter()
-            .filter_map(read)
-            .fold(None, |_, later| Some(later))
-    }
-
-    fn section(&self, key: &str, block: &'static Block) -> Option<Section<'a>> {
-        self.last(|root| root.section(key, block))
-    }
-
-    /// A setting: flag, else environment, else file.
-    fn setting(
-        &self,
-        section: Option<Section<'a>>,
-        key: &'static str,
-        flag: Option<&str>,
-    ) -> Option<Given<'a>> {
-        let (_, flag_name, variables) = SETTINGS.iter().find(|(known, _, _)| *known == key)?;
-        // Read even if it does not count: what is wrong in a file is said.
-        let in_file = section.and_then(|section| section.scalar(key));
-        if let Some(text) = flag {
-            return Some(Given {
-                text: text.to_owned(),
-                name: flag_name,
-                at: None,
-            });
+        let mut last = None;
+        for root in &self.roots {
+            last = read(root).or(last);
         }
-        let variable = variables.iter().find_map(|name| {
-            Some(Given {
-                text: (self.env)(name)?,
-                name,
-                at: None,
-            })
-        });
-        let in_file = || {
-            in_file.map(|(text, node)| Given {
-                text: text.to_owned(),
-                name: key,
-                at: Some(node.at),
-            })
-        };
-        variable
-            .filter(|given| !given.text.is_empty())
-            .or_else(in_file)
+        last
     }
 
-    fn parsed<T>(
+    /// The block `key` of the last file that has the block. Every file's block is checked.
+    fn section(&self, key: &str, block: &'static Block) -> Section<'a> {
+        let section = self.last(|root| root.get(key).map(|_| root.section(key, block)));
+        section.unwrap_or_else(|| Section::open(None, block, self.report))
+    }
+
+    /// Every value of a repeated `key` of all files.
+    fn each(&self, key: &str) -> Vec<&'a Node<'a>> {
+        let nodes: Vec<_> = self.roots.iter().map(|root| root.each(key)).collect();
+        nodes.concat()
+    }
+
+    /// A setting from a flag, else from the environment, else from `section`.
+    fn given(&self, section: Section<'a>, key: &'static str) -> Option<Given<'a>> {
+        // Read in any case, so that a problem in a file is reported.
+        let in_file = section.scalar(key);
+        let (name, flag) = match key {
+            "fallback" => ("--fallback", &self.overrides.fallback),
+            "path" => ("--mount", &self.overrides.mount),
+            "user" => ("--user", &self.overrides.user),
+            "wait" => ("--wait", &self.overrides.wait),
+            _ => ("", &None),
+        };
+        let given = |text, name| Given {
+            text,
+            name,
+            at: None,
+        };
+        if let Some(text) = flag {
+            return Some(given(text.clone(), name));
+        }
+        let (_, variables) = VARIABLES.iter().find(|(known, _)| *known == key)?;
+        let variable = keys::keys(variables).find_map(|name| Some(given((self.env)(name)?, name)));
+        if let Some(given) = variable
+            && !given.text.is_empty()
+        {
+            return Some(given);
+        }
+        let (text, node) = in_file?;
+        Some(Given {
+            at: Some(node.at),
+            ..given(text.to_owned(), key)
+        })
+    }
+
+    /// A setting as `parse` understands the text.
+    fn setting<T>(
         &self,
-        given: Option<Given<'a>>,
+        section: Section<'a>,
+        key: &'static str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<T> {
-        let Given { text, name, at } = given?;
-        let failed = |why| match at {
-            Some(at) => self.report.error(at, format!("`{name}`: {why}"), ""),
-            None => self.report.error_anywhere(format!("`{name}`: {why}"), ""),
-        };
-        parse(&text).map_err(failed).ok()
+        let Given { text, name, at } = self.given(section, key)?;
+        let parsed = parse(&text).map_err(|why| format!("`{name}`: {why}"));
+        self.report.accept(at, parsed)
     }
 
     fn app(&mut self) -> App {
         let app = self.section("app", &keys::APP);
-        self.on_change = app.and_then(|app| self.hook(app, hooks::on_change));
+        self.on_change = self.hook(app, hooks::on_change);
         let command = app
-            .and_then(|app| app.get("command"))
+            .get("command")
             .map(|node| hooks::command(node, self.report));
-        let gains = app.and_then(|app| app.flag("no_new_privs")) == Some(false);
-        let wait = self.setting(app, "wait", self.overrides.wait.as_deref());
         App {
             command: self
                 .overrides
@@ -255,93 +242,71 @@ impl<'a> Check<'a> {
                 .clone()
                 .or(command)
                 .unwrap_or_default(),
-            user: self.parsed(
-                self.setting(app, "user", self.overrides.user.as_deref()),
-                users::identity,
-            ),
+            user: self.setting(app, "user", users::identity),
             wait: self
-                .parsed(wait, value::positive)
-                .unwrap_or(Duration::from_secs(30)),
+                .setting(app, "wait", value::positive)
+                .unwrap_or(defaults::WAIT),
             stop_signal: app
-                .and_then(|app| app.parsed("stop_signal", value::signal))
-                .unwrap_or(Signal::SIGTERM),
+                .parsed("stop_signal", value::signal)
+                .unwrap_or(defaults::STOP_SIGNAL),
             stop_timeout: app
-                .and_then(|app| app.parsed("stop_timeout", value::duration))
-                .unwrap_or(Duration::from_secs(6)),
+                .parsed("stop_timeout", value::duration)
+                .unwrap_or(defaults::STOP_TIMEOUT),
             crash_loop_timeout: app
-                .and_then(|app| app.parsed("crash_loop_timeout", value::positive))
-                .unwrap_or(Duration::from_mins(5)),
-            on_hup: app
-                .and_then(|app| app.parsed("on_hup", value::on_hup))
-                .unwrap_or(OnHup::Both),
-            new_privileges: if gains {
+                .parsed("crash_loop_timeout", value::positive)
+                .unwrap_or(defaults::CRASH_LOOP_TIMEOUT),
+            on_hup: app.parsed("on_hup", value::on_hup).unwrap_or(OnHup::Both),
+            new_privileges: if app.flag("no_new_privs") == Some(false) {
                 NewPrivileges::Inherited
             } else {
                 NewPrivileges::Never
             },
             seccomp: app
-                .and_then(|app| app.parsed("seccomp", value::seccomp))
+                .parsed("seccomp", value::seccomp)
                 .unwrap_or(Seccomp::Default),
         }
     }
 
     fn filesystem(&mut self) -> Filesystem {
         let section = self.section("filesystem", &keys::FILESYSTEM);
-        let mount = self
-            .overrides
-            .mount
-            .as_ref()
-            .map(|path| path.to_string_lossy().into_owned());
-        let path = self.setting(section, "path", mount.as_deref());
         self.mount = self
-            .parsed(path, mount_point)
-            .unwrap_or_else(|| MOUNT.into());
-        let fallback = self.setting(section, "fallback", self.overrides.fallback.as_deref());
-        if let Some(section) = section {
-            self.owner = self.owner_of(section);
-            self.mode = self.mode_of(section, "mode");
-        }
+            .setting(section, "path", mount_point)
+            .unwrap_or_else(|| defaults::MOUNT.into());
+        self.owner = self.owner_of(section);
+        self.mode = self.mode_of(section, "mode");
+        let dir_mode = section.mode("dir_mode").unwrap_or(defaults::DIR_MODE);
         Filesystem {
             path: self.mount.clone(),
             fallback: self
-                .parsed(fallback, value::fallback)
+                .setting(section, "fallback", value::fallback)
                 .unwrap_or(Fallback::None),
             swap: if self.overrides.allow_swap {
                 Swap::Allow
             } else {
                 Swap::Refuse
             },
-            size: section.and_then(|section| section.parsed("size", value::size)),
-            dir_mode: section
-                .and_then(|section| section.mode("dir_mode"))
-                .unwrap_or(0o755)
-                | 0o700,
+            size: section.parsed("size", value::size),
+            dir_mode: dir_mode | 0o700,
         }
     }
 
-    /// The owner that a block names by `user` and `group` (`bao` also by `uid` and `gid`), else the
-    /// default.
+    /// The owner from the keys `user` and `group` (in a template also `uid` and `gid`, where -1 is
+    /// no owner), else the default.
     fn owner_of(&self, section: Section<'a>) -> Owner {
-        let either = |name, number| {
+        let id = |name, number| {
             section
                 .scalar(name)
-                .or_else(|| section.scalar(number))
+                .or(section.scalar(number))
                 .filter(|(text, _)| *text != "-1")
         };
-        let (user, group) = (either("user", "uid"), either("group", "gid"));
-        users::owner(
-            user.map(|user| user.0),
-            group.map(|group| group.0),
+        let (user, group) = (id("user", "uid"), id("group", "gid"));
+        let at = user.or(group).map(|(_, node)| node.at);
+        let owner = users::owner(
+            user.map(|(text, _)| text),
+            group.map(|(text, _)| text),
             self.owner,
-        )
-        .unwrap_or_else(|why| {
-            self.report.error(
-                user.or(group).map_or(section.at, |(_, node)| node.at),
-                why,
-                "",
-            );
-            self.owner
-        })
+        );
+        self.report.accept(at, owner).unwrap_or(self.owner)
     }
 
     fn mode_of(&self, section: Section<'a>, key: &str) -> u32 {
@@ -349,72 +314,60 @@ impl<'a> Check<'a> {
             return self.mode;
         };
         if mode & 0o133 != 0 {
-            let hint = "the mount is read-only and `noexec`; use 0400, 0440 or 0444";
             self.report.warn(
-                Some(section.at(key)),
+                section.at(key).map(At::key),
                 format!("`{key}` allows group or others to write, or anyone to execute"),
-                hint,
+                "the mount is read-only and `noexec`; use 0400, 0440 or 0444",
             );
         }
         mode
     }
 
-    fn server_and_auth(&self, method: Option<Section<'a>>) -> (Server, Auth) {
+    fn server_and_auth(&self, method: Section<'a>) -> (Server, Auth) {
         let vault = self.section("vault", &keys::VAULT);
-        if let Some(vault) = vault {
-            vault.section("retry", &keys::RETRY);
-        }
-        let address = self.parsed(self.setting(vault, "address", None), value::address);
-        if address
-            .as_ref()
-            .is_some_and(|address| address.scheme == Scheme::Http && !is_loopback(&address.host))
-        {
+        vault.section("retry", &keys::RETRY);
+        let address = self
+            .setting(vault, "address", value::address)
+            .unwrap_or_else(|| {
+                value::address(defaults::ADDRESS).expect("the default is an address")
+            });
+        if address.scheme == Scheme::Http && !is_loopback(&address.host) {
             self.report.warn(
                 None,
                 "the connection to the server is not encrypted",
                 "every secret can be read on the network; use `https://`",
             );
         }
-        let of_login = method
-            .and_then(|method| method.text("namespace"))
-            .map(|(text, _)| text.to_owned());
-        let namespace = self.setting(vault, "namespace", None);
-        let by_environment = namespace
-            .as_ref()
-            .is_some_and(|namespace| namespace.at.is_none());
+        let of_login = method.text("namespace").map(|(text, _)| text.to_owned());
+        let namespace = self.given(vault, "namespace");
+        let by_environment = matches!(&namespace, Some(given) if given.at.is_none());
         let server = Server {
-            address: address
-                .unwrap_or_else(|| value::address(ADDRESS).expect("the default is an address")),
+            address,
             tls: self.tls(vault),
             namespace: namespace
-                .map(|namespace| namespace.text)
+                .map(|given| given.text)
                 .or_else(|| of_login.clone()),
             retry_max: method
-                .and_then(|method| method.parsed("max_backoff", value::positive))
-                .unwrap_or(Duration::from_mins(1)),
+                .parsed("max_backoff", value::positive)
+                .unwrap_or(defaults::RETRY_MAX),
         };
-        let namespace = of_login.filter(|_| !by_environment);
-        (
-            server,
-            Auth {
-                mount_path: self.mount_path(method),
-                namespace,
-                method: approle(method),
-            },
-        )
+        let auth = Auth {
+            mount_path: self.mount_path(method),
+            namespace: of_login.filter(|_| !by_environment),
+            method: approle(method.section("config", &keys::APPROLE)),
+        };
+        (server, auth)
     }
 
-    fn tls(&self, vault: Option<Section<'a>>) -> Tls {
-        let text = |key| self.setting(vault, key, None).map(|given| given.text);
+    fn tls(&self, vault: Section<'a>) -> Tls {
+        let text = |key| self.given(vault, key).map(|given| given.text);
         let path = |key| text(key).map(PathBuf::from);
-        let skip =
-            self.parsed(self.setting(vault, "tls_skip_verify", None), value::boolean) == Some(true);
+        let skip = self.setting(vault, "tls_skip_verify", value::boolean) == Some(true);
         if skip {
-            let hint = "anyone on the network path can read every secret; set `ca_cert` to the authority's certificate";
             self.report.warn(
                 None,
                 "the server's certificate is not verified (`tls_skip_verify`)",
-                hint,
+                "anyone on the network path can read every secret; set `ca_cert` to the authority's certificate",
             );
         }
         let tls = Tls {
@@ -426,7 +379,8 @@ impl<'a> Check<'a> {
             verify: if skip { Verify::Skip } else { Verify::Full },
         };
         if tls.client_cert.is_some() != tls.client_key.is_some() {
-            self.report.error_anywhere(
+            self.report.error(
+                None,
                 "`client_cert` and `client_key` must be set together: one is missing",
                 "",
             );
@@ -434,57 +388,55 @@ impl<'a> Check<'a> {
         tls
     }
 
-    /// The login method, if it is one that we know.
-    fn method(&self, auto_auth: Section<'a>) -> Option<Section<'a>> {
-        auto_auth.lacks("method");
-        let (kind, at, section) = labelled(auto_auth.get("method")?, &keys::METHOD, self.report)?;
-        if kind != "approle" {
-            self.report.error(
-                at,
+    /// The block of the login method; an absent block for an unsupported method.
+    fn method(&self, auto_auth: Section<'a>) -> Section<'a> {
+        let absent = Section::open(None, &keys::METHOD, self.report);
+        auto_auth.require("method");
+        let Some(node) = auto_auth.get("method") else {
+            return absent;
+        };
+        match labelled(node, &keys::METHOD, self.report) {
+            Some(("approle", _, section)) => return section,
+            Some((kind, at, _)) => self.report.error(
+                at.value(),
                 format!("unsupported login method `{kind}`"),
                 "use `approle`",
-            );
-            return None;
+            ),
+            None => {}
         }
-        Some(section)
+        absent
     }
 
-    /// `auth/approle`: `bao agent` writes it with `auth/`, others without.
-    fn mount_path(&self, method: Option<Section<'a>>) -> String {
-        let Some((text, node)) = method.and_then(|method| method.text("mount_path")) else {
-            return "auth/approle".to_owned();
+    /// The mount of the login method with `auth/`. `bao agent` writes `auth/`, other tools do not.
+    fn mount_path(&self, method: Section<'a>) -> String {
+        let Some((text, node)) = method.text("mount_path") else {
+            return defaults::LOGIN.to_owned();
         };
-        let path = SecretPath::new(text).map_err(|why| self.report.error(node.at, why, ""));
-        path.map_or_else(
-            |()| String::new(),
-            |path| format!("auth/{}", path.as_str().trim_start_matches("auth/")),
-        )
+        match self.report.accept(node.at, SecretPath::new(text)) {
+            Some(path) => format!("auth/{}", path.as_str().trim_start_matches("auth/")),
+            None => String::new(),
+        }
     }
 
     fn log(&self) -> Log {
         let log = self.section("log", &keys::LOG);
-        let level = log.and_then(|log| log.parsed("level", value::level));
-        let format = log.and_then(|log| log.parsed("format", value::log_format));
         Log {
-            level: level
-                .or_else(|| self.last(|root| root.parsed("log_level", value::level)))
+            level: log
+                .parsed("level", value::level)
+                .or(self.last(|root| root.parsed("log_level", value::level)))
                 .unwrap_or(Level::INFO),
-            format: format
-                .or_else(|| self.last(|root| root.parsed("log_format", value::log_format)))
+            format: log
+                .parsed("format", value::log_format)
+                .or(self.last(|root| root.parsed("log_format", value::log_format)))
                 .unwrap_or(LogFormat::Text),
         }
     }
 
     fn secrets(&mut self) {
-        let nodes: Vec<_> = self
-            .roots
-            .iter()
-            .flat_map(|root| root.each("secret"))
-            .collect();
-        for node in nodes {
-            let unnamed = |entry: &Pair<'_>| {
-                entry.node.table().is_none() && keys::SECRET.all().any(|key| key == entry.key)
-            };
+        let unnamed = |entry: &Pair<'_>| {
+            entry.node.table().is_none() && keys::SECRET.all().any(|key| key == entry.key)
+        };
+        for node in self.each("secret") {
             match node.table() {
                 Some(entries) if !entries.iter().any(unnamed) => {
                     for entry in entries {
@@ -492,8 +444,8 @@ impl<'a> Check<'a> {
                     }
                 }
                 Some(_) | None => {
-                    self.report.error_of_shape(
-                        node.at,
+                    self.report.error(
+                        node.at.shape(),
                         "invalid `secret`: expected a block with a name",
                         "write `secret \"FILE\" { ... }`",
                     );
@@ -503,18 +455,14 @@ impl<'a> Check<'a> {
     }
 
     fn secret(&mut self, entry: &'a Pair<'a>) {
-        let Some(section) = Section::open(&entry.node, &keys::SECRET, self.report) else {
-            return;
-        };
+        let section = Section::open(Some(&entry.node), &keys::SECRET, self.report);
         let empty = if section.flag("allow_empty") == Some(true) {
             Empty::Allow
         } else {
             Empty::Refuse
         };
-        let (content, name) = (
-            self.secret_content(section),
-            self.name(&entry.key, entry.at),
-        );
+        let content = self.secret_content(section);
+        let name = self.name(&entry.key, entry.at);
         self.add(name, content, section, "mode", empty);
     }
 
@@ -523,9 +471,7 @@ impl<'a> Check<'a> {
         let version = section.parsed("version", value::version);
         let (field, format) = (section.text("field"), section.text("format"));
         let (path, node) = section.required("path")?;
-        let path = SecretPath::new(path)
-            .map_err(|why| self.report.error(node.at, why, ""))
-            .ok()?;
+        let path = self.report.accept(node.at, SecretPath::new(path))?;
         section.exactly_one(
             &["field", "format"],
             "write `field = \"NAME\"`, or `format = \"json\"` for all fields",
@@ -540,7 +486,7 @@ impl<'a> Check<'a> {
             }),
             (None, Some((_, node))) => {
                 self.report.error(
-                    node.at,
+                    node.at.value(),
                     "unsupported format",
                     "write `format = \"json\"`, or name one `field`",
                 );
@@ -550,8 +496,8 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// The read of `path`: one for all who ask for the same, as often as the most eager of them
-    /// wants.
+    /// The query for `path` and `version`. Files with an equal query share the query; the shortest
+    /// refresh interval counts.
     fn query(
         &mut self,
         path: SecretPath,
@@ -575,24 +521,25 @@ impl<'a> Check<'a> {
                 )
             });
         let query = &mut self.queries[index];
-        if refresh.unwrap_or(REFRESH) < query.refresh.unwrap_or(REFRESH) {
+        if refresh.unwrap_or(defaults::REFRESH) < query.refresh.unwrap_or(defaults::REFRESH) {
             query.refresh = refresh;
         }
         QueryId(u32::try_from(index).unwrap_or(u32::MAX))
     }
 
-    /// A served name, which no file may have had before.
+    /// The name of a new file; reports a bad name and the name of an earlier file.
     fn name(&self, text: &str, at: At<'a>) -> Option<FileName> {
-        let name = FileName::new(text)
-            .map_err(|why| self.report.error(at, why, ""))
-            .ok()?;
-        let Some(earlier) = self.names.get(&name).map(|index| &self.files[*index]) else {
+        let name = self.report.accept(at, FileName::new(text))?;
+        let Some(index) = self.names.get(&name) else {
             return Some(name);
         };
         self.report.error(
-            at,
+            at.value(),
             format!("duplicate file name `{name}`"),
-            format!("the first file with this name is at {}", earlier.origin),
+            format!(
+                "the first file with this name is at {}",
+                self.files[*index].origin
+            ),
         );
         None
     }
@@ -620,12 +567,12 @@ impl<'a> Check<'a> {
                 empty,
                 on_change,
                 stale,
-                origin: section.at.origin(),
+                origin: section.at.map(At::origin).unwrap_or_default(),
             });
         }
     }
 
-    /// The hook that `read` finds in `section`; equal ones are one.
+    /// The hook that `read` finds in `section`. Equal hooks share one id.
     fn hook(
         &mut self,
         section: Section<'a>,
@@ -634,40 +581,30 @@ impl<'a> Check<'a> {
         let hook = read(section, self.report)?;
         let found = self.hooks.iter().position(|known| *known == hook);
         let index = found.unwrap_or_else(|| push(&mut self.hooks, hook));
-        let many = |_| {
+        let Ok(index) = u16::try_from(index) else {
             self.report.error(
-                section.at,
+                section.at.map(At::value),
                 "more than 65536 different `on_change` are not supported",
                 "use the same `on_change` for several files",
             );
+            return None;
         };
-        u16::try_from(index).map(HookId).map_err(many).ok()
+        Some(HookId(index))
     }
 
     fn templates(&mut self) {
-        let nodes: Vec<_> = self
-            .roots
-            .iter()
-            .flat_map(|root| root.each("template"))
-            .collect();
-        for node in nodes {
-            let Some(section) = Section::open(node, &keys::TEMPLATE, self.report) else {
-                continue;
-            };
-            let name = section
-                .required("destination")
-                .and_then(|(path, node)| self.destination(path, node.at));
-            let template = self.template(section);
-            let template = template.map(|template| {
-                template.map_queries(|read| self.query(read.path, read.version, self.refresh))
+        for node in self.each("template") {
+            let section = Section::open(Some(node), &keys::TEMPLATE, self.report);
+            let mut name = None;
+            if let Some((path, node)) = section.required("destination") {
+                name = self.destination(path, node.at);
+            }
+            let content = self.template(section).map(|template| {
+                let queries =
+                    template.map_queries(|read| self.query(read.path, read.version, self.refresh));
+                Content::Template(queries)
             });
-            self.add(
-                name,
-                template.map(Content::Template),
-                section,
-                "perms",
-                Empty::Allow,
-            );
+            self.add(name, content, section, "perms", Empty::Allow);
         }
     }
 
@@ -676,12 +613,10 @@ impl<'a> Check<'a> {
             return self.name(&name, at);
         }
         let mount = self.mount.display();
-        let hint =
-            format!("write `{mount}/NAME`, or set the mount with `filesystem.path` or `--mount`");
         self.report.error(
-            at,
+            at.value(),
             format!("the destination is outside the mount {mount}"),
-            hint,
+            format!("write `{mount}/NAME`, or set the mount with `filesystem.path` or `--mount`"),
         );
         None
     }
@@ -689,65 +624,63 @@ impl<'a> Check<'a> {
     fn template(&self, section: Section<'a>) -> Option<Template<Read>> {
         section.exactly_one(&["contents", "source"], "");
         if let Some((text, node)) = section.text("contents") {
-            let heredoc = node.at.text().starts_with("<<");
-            return Template::parse(text)
-                .map_err(|e| self.no_template(&e, node.inside(e.at.offset, e.len), heredoc))
-                .ok();
+            return self.parse_template(text, |error| {
+                let at = node.inside(error.at.offset, error.len);
+                // The lines of a heredoc belong to the template alone.
+                if node.at.text().starts_with("<<") {
+                    at.template()
+                } else {
+                    at.value()
+                }
+            });
         }
         let (path, node) = section.text("source")?;
-        let failed = |why: &dyn Display| {
-            self.report
-                .error(node.at, format!("the template file {why}"), "");
-        };
-        let text = read_regular(Path::new(path), TEMPLATE)
-            .map_err(|error| failed(&error))
-            .ok()?;
-        let text = std::str::from_utf8(&text)
-            .map_err(|_| failed(&"is not UTF-8 text"))
-            .ok()?
-            .to_owned();
+        let text = self.report.accept(node.at, template_file(path))?;
         let source = SourceFile::new(path.to_owned(), text);
-        let at = |e: &ParseError| At::new(&source, e.at.offset, e.at.offset + e.len);
-        Template::parse(&source.text)
-            .map_err(|e| self.no_template(&e, at(&e), true))
-            .ok()
+        self.parse_template(&source.text, |error| {
+            At::new(&source, error.at.offset, error.at.offset + error.len).template()
+        })
     }
 
-    fn no_template(&self, error: &ParseError, at: At<'_>, own_lines: bool) {
+    /// Parses a template; `locate` gives the location of an error.
+    fn parse_template(
+        &self,
+        text: &str,
+        locate: impl Fn(&ParseError) -> Location,
+    ) -> Option<Template<Read>> {
+        let error = match Template::parse(text) {
+            Ok(template) => return Some(template),
+            Err(error) => error,
+        };
         let (message, hint) = (error.problem.to_string(), error.problem.hint());
-        if own_lines {
-            self.report.error_in_text(at, message, hint);
-        } else {
-            self.report.error(at, message, hint);
-        }
+        self.report.error(locate(&error), message, hint);
+        None
     }
 
-    fn sinks(&mut self, auto_auth: Option<Section<'a>>) {
-        let Some(auto_auth) = auto_auth else { return };
-        for node in auto_auth.each("sink").chain(auto_auth.each("sinks")) {
-            let Some((kind, at, section)) = labelled(node, &keys::SINK, self.report) else {
-                continue;
-            };
-            if kind != "file" {
-                self.report.error(
-                    at,
+    fn sinks(&mut self, auto_auth: Section<'a>) {
+        for node in [auto_auth.each("sink"), auto_auth.each("sinks")].concat() {
+            match labelled(node, &keys::SINK, self.report) {
+                Some(("file", _, section)) => {
+                    self.sink(section.section("config", &keys::SINK_CONFIG));
+                }
+                Some((_, at, _)) => self.report.error(
+                    at.value(),
                     "unsupported sink: only `file` is supported",
                     "write `sink \"file\" { config = { path = \"...\" } }`",
-                );
-            } else if let Some(config) = section.section("config", &keys::SINK_CONFIG) {
-                self.sink(config);
+                ),
+                None => {}
             }
         }
     }
 
-    /// A token file: served, and linked from its path if that is elsewhere.
+    /// Adds a file with the token, and a link for a path outside of the mount.
     fn sink(&mut self, config: Section<'a>) {
         let Some((path, node)) = config.required("path") else {
             return;
         };
         if !Path::new(path).is_absolute() || path.ends_with('/') {
             self.report.error(
-                node.at,
+                node.at.value(),
                 "invalid path of a sink: expected the absolute path of a file",
                 "",
             );
@@ -769,35 +702,44 @@ impl<'a> Check<'a> {
     }
 }
 
-fn approle(method: Option<Section<'_>>) -> Method {
-    let config = method.and_then(|method| method.section("config", &keys::APPROLE));
-    let path = |given: Option<(&str, _)>| given.map(|(text, _)| PathBuf::from(text));
-    let remove = config
-        .and_then(|config| config.flag("remove_secret_id_file_after_reading"))
-        .unwrap_or(true);
+fn approle(config: Section<'_>) -> Method {
+    let remove = config.flag("remove_secret_id_file_after_reading");
+    let path = |(text, _): (&str, _)| PathBuf::from(text);
     Method::AppRole {
-        role_id_file: path(config.and_then(|config| config.required("role_id_file_path")))
+        role_id_file: config
+            .required("role_id_file_path")
+            .map(path)
             .unwrap_or_default(),
-        secret_id_file: path(config.and_then(|config| config.text("secret_id_file_path"))),
-        after_reading: if remove {
-            AfterReading::Remove
-        } else {
+        secret_id_file: config.text("secret_id_file_path").map(path),
+        after_reading: if remove == Some(false) {
             AfterReading::Keep
+        } else {
+            AfterReading::Remove
         },
     }
 }
 
-/// Adds `item` and gives its index.
+/// The text of a template's file.
+fn template_file(path: &str) -> Result<String, String> {
+    let bytes = read_regular(Path::new(path), TEMPLATE_LIMIT)
+        .map_err(|error| format!("the template file {error}"))?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(_) => Err("the template file is not UTF-8 text".to_owned()),
+    }
+}
+
+/// Adds `item` and returns the index.
 fn push<T>(table: &mut Vec<T>, item: T) -> usize {
     table.push(item);
     table.len() - 1
 }
 
 fn is_loopback(host: &str) -> bool {
-    host == "localhost"
-        || host
-            .parse()
-            .is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+    match host.parse::<IpAddr>() {
+        Ok(address) => address.is_loopback(),
+        Err(_) => host == "localhost",
+    }
 }
 
 /// An absolute path below the root, without `..`.
@@ -814,13 +756,15 @@ fn mount_point(text: &str) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// What stands below `mount` in `path`; `None` for a path elsewhere.
+/// The part of `path` below `mount`; `None` for a path outside of the mount.
 fn inside(mount: &Path, path: &str) -> Option<String> {
     let rest: PathBuf = Path::new(path)
         .strip_prefix(mount)
         .ok()?
         .components()
         .collect();
-    (!rest.components().any(|part| part == Component::ParentDir))
-        .then(|| rest.to_string_lossy().into_owned())
+    if rest.components().any(|part| part == Component::ParentDir) {
+        return None;
+    }
+    Some(rest.to_string_lossy().into_owned())
 }

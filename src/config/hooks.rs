@@ -1,21 +1,18 @@
-//! What is done after a rotation: `on_change`, and what templates of `bao agent` have in its place.
-//! Invariant: a hook does one thing; a command is a list of words, and only `bao agent`'s own keys
-//! make a line for the shell of a text.
+//! The actions after a rotation: `on_change`, and the keys `exec` and `command` of `bao agent`'s
+//! templates. Invariant: a hook does one thing. A command is a list of words; only the keys of
+//! `bao agent` turn a text into a line for the shell.
 
+use super::defaults;
 use super::keys;
 use super::plan::{Action, Hook};
 use super::problem::Findings;
 use super::raw::{Node, Value};
 use super::section::Section;
 use super::value;
-use std::time::Duration;
-
-/// After what time a command is killed when nobody says; `bao agent` has the same default.
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The `on_change` of the application or of a file.
 pub(super) fn on_change(section: Section<'_>, report: &Findings) -> Option<Hook> {
-    let on_change = section.section("on_change", &keys::ON_CHANGE)?;
+    let on_change = section.section("on_change", &keys::ON_CHANGE);
     on_change.exactly_one(
         &["signal", "command", "restart"],
         "write `on_change = { signal = \"HUP\" }`",
@@ -23,52 +20,52 @@ pub(super) fn on_change(section: Section<'_>, report: &Findings) -> Option<Hook>
     hook(on_change, "timeout", command, report)
 }
 
-/// The hook of a file: its `on_change`, or what `bao agent` knows of a template: `exec` or
-/// `command`.
+/// The hook of a file: `on_change`, or `exec` or `command` in a template.
 pub(super) fn of_file(file: Section<'_>, report: &Findings) -> Option<Hook> {
     file.at_most_one(&["on_change", "command", "exec"]);
-    if let Some(exec) = file.section("exec", &keys::EXEC) {
-        exec.lacks("command");
-        return hook(exec, "timeout", line, report);
+    if file.get("exec").is_some() {
+        let exec = file.section("exec", &keys::EXEC);
+        exec.require("command");
+        hook(exec, "timeout", line, report)
+    } else if file.get("command").is_some() {
+        hook(file, "command_timeout", line, report)
+    } else {
+        on_change(file, report)
     }
-    file.get("command").map_or_else(
-        || on_change(file, report),
-        |_| hook(file, "command_timeout", line, report),
-    )
 }
 
-/// What a table of keys allows of a hook; `read` makes words of its command.
+/// The hook of a block; `read` turns the value of `command` into words.
 fn hook(
     section: Section<'_>,
     timeout_key: &str,
     read: fn(&Node<'_>, &Findings) -> Vec<String>,
     report: &Findings,
 ) -> Option<Hook> {
-    let (signal, restart) = (
-        section.parsed("signal", value::signal),
-        section.parsed("restart", value::truth),
-    );
+    let signal = section.parsed("signal", value::signal);
+    let restart = section.parsed("restart", value::truth);
     let timeout = section.parsed(timeout_key, value::positive);
     let command = section.get("command").map(|node| read(node, report));
-    if timeout.is_some() && command.is_none() {
+    if let Some(at) = section.at(timeout_key)
+        && command.is_none()
+        && timeout.is_some()
+    {
         report.error(
-            section.at(timeout_key),
+            at.value(),
             format!("`{timeout_key}` has no effect without `command`"),
             "",
         );
     }
-    let (debounce, splay) = (
-        section.parsed("debounce", value::duration),
-        section.parsed("splay", value::duration),
-    );
-    let command = command.map(|command| Action::Command {
-        command,
-        timeout: timeout.unwrap_or(TIMEOUT),
-    });
-    let action = signal
-        .map(Action::Signal)
-        .or(command)
-        .or(restart.map(|()| Action::Restart))?;
+    let debounce = section.parsed("debounce", value::duration);
+    let splay = section.parsed("splay", value::duration);
+    let action = match (signal, command, restart) {
+        (Some(signal), _, _) => Action::Signal(signal),
+        (None, Some(command), _) => Action::Command {
+            command,
+            timeout: timeout.unwrap_or(defaults::COMMAND_TIMEOUT),
+        },
+        (None, None, Some(())) => Action::Restart,
+        (None, None, None) => return None,
+    };
     Some(Hook {
         action,
         debounce: debounce.unwrap_or_default(),
@@ -76,48 +73,39 @@ fn hook(
     })
 }
 
-/// A list of texts, or one word: nobody has to guess how a line would be split. An error shows no
-/// word: it may be a secret.
+/// The words of a list of texts, or of a single text without a space, so that no line needs to be
+/// split. An error shows no word, because a word may be a secret.
 pub(super) fn command(node: &Node<'_>, report: &Findings) -> Vec<String> {
-    let word = |node: &Node<'_>| match &node.value {
-        Value::Text(text) if !text.contains('\0') => Some(text.clone()),
-        Value::Text(_)
-        | Value::Number(_)
-        | Value::Bool(_)
-        | Value::List(_)
-        | Value::Table(_)
-        | Value::Other => None,
-    };
-    let alone = node
-        .scalar()
-        .is_some_and(|text| text.contains(char::is_whitespace));
-    let words: Option<Vec<String>> = node.items().iter().map(word).collect();
+    let mut words = Vec::new();
+    for item in node.items() {
+        if let Value::Text(text) = &item.value
+            && !text.contains('\0')
+        {
+            words.push(text.clone());
+        }
+    }
+    let is_line = matches!(node.scalar(), Some(text) if text.contains(char::is_whitespace));
+    let has_program = matches!(words.first(), Some(program) if !program.is_empty());
+    if words.len() < node.items().len() || is_line || !has_program {
+        report.error(
+            node.at.shape(),
+            "invalid `command`: expected a list of strings",
+            "write `[\"PROGRAM\", \"ARG\"]`; for a shell line `[\"sh\", \"-c\", \"LINE\"]`",
+        );
+        words.clear();
+    }
     words
-        .filter(|words| !alone && words.first().is_some_and(|program| !program.is_empty()))
-        .unwrap_or_else(|| {
-            let hint =
-                "write `[\"PROGRAM\", \"ARG\"]`; for a shell line `[\"sh\", \"-c\", \"LINE\"]`";
-            report.error_of_shape(
-                node.at,
-                "invalid `command`: expected a list of strings",
-                hint,
-            );
-            Vec::new()
-        })
 }
 
-/// A command as `bao agent` reads it: one text with a blank in it, alone or in a list, is a line
-/// for the shell.
+/// The words of a command as `bao agent` reads commands: a single text with a space, alone or in a
+/// list, is a line for the shell.
 fn line(node: &Node<'_>, report: &Findings) -> Vec<String> {
-    match node.items() {
-        [
-            Node {
-                value: Value::Text(line),
-                ..
-            },
-        ] if line.trim().contains(char::is_whitespace) && !line.contains('\0') => {
-            vec!["sh".to_owned(), "-c".to_owned(), line.clone()]
-        }
-        _ => command(node, report),
+    if let [item] = node.items()
+        && let Value::Text(line) = &item.value
+        && line.trim().contains(char::is_whitespace)
+        && !line.contains('\0')
+    {
+        return ["sh", "-c", line].map(str::to_owned).to_vec();
     }
+    command(node, report)
 }

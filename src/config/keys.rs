@@ -1,29 +1,30 @@
-//! The known keys, one table per block. Invariant: sorted and without repetition; a key that `bao
-//! agent` knows stands here with what becomes of it, so that nobody's setting is lost in silence.
+//! The known keys, one table for each block. Invariant: the lists are sorted and have no repetition. A
+//! key of `bao agent` is in a table with the effect of the key in baofs, so no setting is ignored
+//! silently.
 
-/// A kind of block.
+/// A kind of block. Spaces separate the keys of `used`, `many` and `quiet`.
 #[derive(Debug)]
 pub(super) struct Block {
-    /// What messages call it.
+    /// The name in messages.
     pub(super) name: &'static str,
-    /// Read, at most once. Here and in the next two, a blank separates the keys.
+    /// Keys that are read and may stand at most once.
     pub(super) used: &'static str,
-    /// Read, as often as given.
+    /// Keys that are read and may be repeated.
     pub(super) many: &'static str,
-    /// Known to `bao agent`; whatever they say, nothing changes here.
+    /// Keys of `bao agent` without effect in baofs.
     pub(super) quiet: &'static str,
-    /// Known to `bao agent`, and worth a word.
+    /// Keys of `bao agent` that are reported.
     pub(super) other: &'static [(&'static str, Fate)],
 }
 
-/// What becomes of a key that is worth a word.
+/// The report of a key.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fate {
-    /// A warning says why it has no effect.
+    /// A warning with the reason why the key has no effect.
     Ignored(&'static str),
-    /// Accepted with this one value, for the reason given.
+    /// The only supported value, and the reason.
     Only(&'static str, &'static str),
-    /// Refused: why, and the remedy.
+    /// An error with the reason and the remedy.
     Refused(&'static str, &'static str),
 }
 
@@ -83,8 +84,7 @@ pub(super) const VAULT: Block = Block {
     ..EMPTY
 };
 
-/// A secret is asked for again, with a growing wait, for as long as it is wanted: the number
-/// changes nothing.
+/// baofs repeats a failed request without limit, with growing waits, so `num_retries` has no effect.
 pub(super) const RETRY: Block = Block {
     name: "`retry`",
     quiet: "num_retries",
@@ -227,26 +227,26 @@ pub(super) const LOG: Block = Block {
 impl Block {
     /// Every key of the table.
     pub(super) fn all(&self) -> impl Iterator<Item = &'static str> + use<> {
-        [self.used, self.many, self.quiet]
-            .into_iter()
-            .flat_map(keys)
-            .chain(self.other.iter().map(|(key, _)| *key))
+        let lists = keys(self.used)
+            .chain(keys(self.many))
+            .chain(keys(self.quiet));
+        lists.chain(self.other.iter().map(|(key, _)| *key))
     }
 
-    /// The known key that was probably meant by `key`.
+    /// The known key that `key` was probably meant to be.
     pub(super) fn nearest(&self, key: &str) -> Option<&'static str> {
-        let far = |known: &'static str| {
-            (
-                if key.len() > 2 && known.starts_with(key) {
-                    1
-                } else {
-                    distance(key, known)
-                },
-                known,
-            )
+        let rank = |known: &'static str| {
+            if key.len() > 2 && known.starts_with(key) {
+                (1, known)
+            } else {
+                (distance(key, known), known)
+            }
         };
-        let (distance, known) = self.all().map(far).min()?;
-        (distance <= 1 + key.len() / 4).then_some(known)
+        let (distance, known) = self.all().map(rank).min()?;
+        if distance > 1 + key.len() / 4 {
+            return None;
+        }
+        Some(known)
     }
 }
 

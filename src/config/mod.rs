@@ -1,7 +1,8 @@
-//! Configuration: text -> raw -> `Plan`, all problems at once, each with its position. Invariant:
-//! only `check` makes a `Plan`.
+//! Configuration: text -> raw -> `Plan`, with all problems at once and the position of each problem.
+//! Invariant: only `check` makes a `Plan`.
 
 mod check;
+pub mod defaults;
 mod hooks;
 mod keys;
 pub mod plan;
@@ -12,25 +13,22 @@ mod show;
 mod users;
 mod value;
 
-pub use check::MOUNT as DEFAULT_MOUNT;
 pub use problem::{Problem, Problems, Severity};
 pub use show::show;
 
 use plan::Plan;
 use problem::{Findings, SourceFile};
+use std::io;
 use std::path::{Path, PathBuf};
 
-/// Where the configuration is when nobody says.
-pub const DEFAULT_PATH: &str = "/etc/bao/agent-config.hcl";
-
-/// What the command line gave; each wins over the environment and the files.
+/// The flags of the command line. A flag overrides the environment and the files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// `--config`, each a file or a directory; empty: `BAOFS_CONFIG` (separated by `:`), else
-    /// `DEFAULT_PATH`.
+    /// `defaults::CONFIG`.
     pub config: Vec<PathBuf>,
-    /// `--mount`.
-    pub mount: Option<PathBuf>,
+    /// `--mount`, as typed.
+    pub mount: Option<String>,
     /// `--fallback`, as typed.
     pub fallback: Option<String>,
     /// `--allow-swap`.
@@ -39,23 +37,23 @@ pub struct Overrides {
     pub user: Option<String>,
     /// `--wait`, as typed.
     pub wait: Option<String>,
-    /// What stands behind `--`.
+    /// The words after `--`.
     pub command: Option<Vec<String>>,
 }
 
-/// A configuration that can be used.
+/// A valid configuration.
 #[derive(Debug)]
 pub struct Loaded {
-    /// What to do.
+    /// The plan.
     pub plan: Plan,
-    /// What should be said, sorted by file and line.
+    /// The warnings, sorted by file and line.
     pub warnings: Vec<Problem>,
 }
 
-/// Reads and checks the whole configuration; `env` gives a variable of the environment.
+/// Reads and checks the whole configuration; `env` returns a variable of the environment.
 ///
 /// # Errors
-/// Every problem of all files, of the environment and of the flags.
+/// All problems of the files, the environment and the flags.
 pub fn load(
     overrides: &Overrides,
     env: &dyn Fn(&str) -> Option<String>,
@@ -63,80 +61,72 @@ pub fn load(
     let report = Findings::default();
     let sources = sources(overrides, env, &report);
     let readable = !report.has_errors();
-    let trees: Vec<_> = sources
-        .iter()
-        .filter_map(|source| raw::parse(source, &report))
-        .collect();
-    let plan = check::check(
-        &trees,
-        readable && trees.len() == sources.len(),
-        overrides,
-        env,
-        &report,
-    );
+    let mut trees = Vec::new();
+    for source in &sources {
+        trees.extend(raw::parse(source, &report));
+    }
+    let whole = readable && trees.len() == sources.len();
+    let plan = check::check(&trees, whole, overrides, env, &report);
     report.finish().map(|warnings| Loaded { plan, warnings })
 }
 
-/// All files that are meant, in order, as far as they can be read.
+/// The configuration files that can be read, in order.
 fn sources(
     overrides: &Overrides,
     env: &dyn Fn(&str) -> Option<String>,
     report: &Findings,
 ) -> Vec<SourceFile> {
-    let named = env("BAOFS_CONFIG").filter(|text| !text.is_empty());
-    let paths = match (overrides.config.is_empty(), &named) {
-        (false, _) => overrides.config.clone(),
-        (true, Some(text)) => text.split(':').map(PathBuf::from).collect(),
-        (true, None) => vec![PathBuf::from(DEFAULT_PATH)],
-    };
-    let hint = if overrides.config.is_empty() && named.is_none() {
-        "name the configuration with `--config PATH` or `BAOFS_CONFIG`"
-    } else {
-        ""
-    };
-    let failed = |path: &Path, why: &std::io::Error| {
-        report.error_anywhere(format!("cannot read {}: {why}", path.display()), hint);
-    };
-    let files = paths.into_iter().filter_map(|path| {
-        let files = directory(&path).map_err(|why| failed(&path, &why)).ok()?;
-        if files.is_empty() {
-            report.error_anywhere(
-                format!(
-                    "the directory {} has no `*.hcl` or `*.json` file",
-                    path.display()
-                ),
-                "",
-            );
+    let mut hint = "";
+    let mut paths = overrides.config.clone();
+    if paths.is_empty() {
+        match env("BAOFS_CONFIG") {
+            Some(list) if !list.is_empty() => paths.extend(list.split(':').map(PathBuf::from)),
+            Some(_) | None => {
+                hint = "name the configuration with `--config PATH` or `BAOFS_CONFIG`";
+                paths.push(defaults::CONFIG.into());
+            }
         }
-        Some(files)
-    });
-    let read = |path: PathBuf| {
-        let text = std::fs::read_to_string(&path)
-            .map_err(|why| failed(&path, &why))
-            .ok()?;
-        Some(SourceFile::new(path.display().to_string(), text))
+    }
+    let failed = |path: &Path, why: io::Error| {
+        report.error(None, format!("cannot read {}: {why}", path.display()), hint);
     };
-    files.flatten().filter_map(read).collect()
+    let mut sources = Vec::new();
+    for path in paths {
+        let files = directory(&path).unwrap_or_else(|why| {
+            failed(&path, why);
+            Vec::new()
+        });
+        for file in files {
+            match std::fs::read_to_string(&file) {
+                Ok(text) => sources.push(SourceFile::new(file.display().to_string(), text)),
+                Err(why) => failed(&file, why),
+            }
+        }
+    }
+    sources
 }
 
-/// The configuration files of a directory, sorted; a file stands for itself.
-fn directory(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+/// The configuration files of a directory, sorted and at least one; a path that is no directory is
+/// the only file.
+fn directory(path: &Path) -> io::Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
-    let mut files = std::fs::read_dir(path)?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<std::io::Result<Vec<_>>>()?;
-    files.retain(|file| {
-        let hidden = file
-            .file_name()
-            .is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-        !hidden
-            && file.is_file()
-            && file
-                .extension()
-                .is_some_and(|ext| ext == "hcl" || ext == "json")
-    });
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        let (file, name) = (entry.path(), entry.file_name());
+        let name = name.as_encoded_bytes();
+        let hidden = name.starts_with(b".");
+        if !hidden && (name.ends_with(b".hcl") || name.ends_with(b".json")) && file.is_file() {
+            files.push(file);
+        }
+    }
+    if files.is_empty() {
+        return Err(io::Error::other(
+            "the directory has no `*.hcl` or `*.json` file",
+        ));
+    }
     files.sort();
     Ok(files)
 }

@@ -1,5 +1,5 @@
-//! What baofs will do, checked and complete. Invariant: only `check` makes a `Plan`; it holds
-//! references to credentials (paths), never credentials.
+//! The checked and complete configuration. Invariant: only `check` makes a `Plan`. A plan has paths of
+//! credentials, never credentials. `defaults` has the defaults.
 
 use crate::names::{FileName, HookId, Owner, QueryId};
 pub use crate::observe::{Level, Log, LogFormat};
@@ -8,99 +8,100 @@ use nix::sys::signal::Signal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Everything that `run` and `mount` need to know.
+/// The whole configuration of `run` and `mount`.
 #[derive(Debug)]
 pub struct Plan {
-    /// Where the server is and how to trust it.
+    /// The server.
     pub server: Server,
-    /// How to log in.
+    /// The login.
     pub auth: Auth,
-    /// Where and how files are served.
+    /// The mount.
     pub filesystem: Filesystem,
-    /// Distinct reads; files refer to them by index (`QueryId`).
+    /// Distinct reads; the index is the `QueryId`.
     pub queries: Vec<Query>,
     /// Served files; the index is the `FileId`.
     pub files: Vec<File>,
-    /// What is done after a rotation; equal ones are one. Files refer to them by index (`HookId`).
+    /// Distinct actions after a rotation; the index is the `HookId`.
     pub hooks: Vec<Hook>,
-    /// Links to be made outside the mount, to served files: a sink's path.
+    /// Links outside the mount to served files, for sinks.
     pub links: Vec<Link>,
     /// The application.
     pub app: App,
-    /// How to log.
+    /// The log.
     pub log: Log,
-    /// A file for the agent's pid; one that cannot be written is a warning.
+    /// A file for the agent's pid. A failure to write the file is a warning.
     pub pid_file: Option<PathBuf>,
 }
 
 /// The server.
 #[derive(Debug)]
 pub struct Server {
-    /// Its address.
+    /// The address.
     pub address: Address,
-    /// How it is trusted and what it is shown.
+    /// The TLS settings.
     pub tls: Tls,
-    /// Namespace of every request but the login, if any.
+    /// The namespace of every request but the login.
     pub namespace: Option<String>,
-    /// Wait after a failed request: from 250 ms, doubling, to this at most.
+    /// The longest wait after a failed request; waits double from 250 ms.
     pub retry_max: Duration,
 }
 
 /// `scheme://host:port/prefix`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// Plain or encrypted.
+    /// The scheme.
     pub scheme: Scheme,
-    /// Host name or address; an IPv6 address without its brackets.
+    /// A host name or an address; an IPv6 address without brackets.
     pub host: String,
-    /// TCP port.
+    /// The TCP port.
     pub port: u16,
-    /// What stands before `/v1`, without a trailing slash: empty or `/bao`.
+    /// The path before `/v1` without a trailing slash: empty or `/bao`.
     pub prefix: String,
 }
 
 /// Whether the connection is encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// `http`: everything is readable on the way.
+    /// `http`: not encrypted.
     Http,
     /// `https`.
     Https,
 }
 
-/// TLS settings; files are read by `fetch`.
+/// TLS settings. `fetch` reads the files.
 #[derive(Clone, Debug, Default)]
 pub struct Tls {
-    /// A PEM file with the authorities to trust, instead of the system's.
+    /// A PEM file of trusted authorities, instead of the system's.
     pub ca_cert: Option<PathBuf>,
-    /// A directory of such files.
+    /// A directory of PEM files of trusted authorities.
     pub ca_path: Option<PathBuf>,
     /// The client's certificate chain (PEM).
     pub client_cert: Option<PathBuf>,
-    /// Its key (PEM).
+    /// The key of the client's certificate (PEM).
     pub client_key: Option<PathBuf>,
-    /// The name to ask for and to verify, instead of the address' host.
+    /// The server name to send and to verify, instead of the host of the address.
     pub server_name: Option<String>,
-    /// Whether the server is verified at all.
+    /// The verification of the server's certificate.
     pub verify: Verify,
 }
 
 /// Whether the server's certificate is verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verify {
-    /// Yes.
+    /// The certificate is verified.
     #[default]
     Full,
-    /// No (`tls_skip_verify`): anybody in between can read everything.
+    /// The certificate is not verified (`tls_skip_verify`): anyone on the network path can read
+    /// every secret.
     Skip,
 }
 
-/// How to log in.
+/// The login.
 #[derive(Debug)]
 pub struct Auth {
-    /// The mount of the method with its `auth/`: `auth/approle`.
+    /// The mount of the method at the server, with `auth/`: `auth/approle`.
     pub mount_path: String,
-    /// Namespace of the login; else the server's.
+    /// The namespace of the login; `None`: the server's.
     pub namespace: Option<String>,
     /// The method.
     pub method: Method,
@@ -113,9 +114,9 @@ pub enum Method {
     AppRole {
         /// The file with the `role_id`.
         role_id_file: PathBuf,
-        /// The file with the `secret_id`; absent for a role that needs none.
+        /// The file with the `secret_id`; `None` for a role without a `secret_id`.
         secret_id_file: Option<PathBuf>,
-        /// What becomes of the `secret_id`'s file once read.
+        /// Whether the file of the `secret_id` is removed.
         after_reading: AfterReading,
     },
 }
@@ -148,47 +149,47 @@ impl Method {
     }
 }
 
-/// What becomes of a credential's file once it was read and a login with it succeeded.
+/// The fate of a credential's file after a successful login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterReading {
-    /// It stays.
+    /// The file stays.
     Keep,
-    /// It is removed (the default of `bao agent`).
+    /// The file is removed (the default, as in `bao agent`).
     Remove,
 }
 
 /// The mount.
 #[derive(Debug)]
 pub struct Filesystem {
-    /// Absolute path of the mount point.
+    /// The absolute path of the mount point.
     pub path: PathBuf,
-    /// What to do where FUSE is refused.
+    /// The behaviour where FUSE is refused.
     pub fallback: Fallback,
-    /// Whether a fallback that can reach a swap is allowed.
+    /// Whether the pages of the fallback may be swapped.
     pub swap: Swap,
-    /// Bytes: limits the arena on FUSE and the mount on tmpfs. `None`: see `snapshot::Arena`.
+    /// The size limit in bytes of the arena on FUSE and of the mount on tmpfs. `None`: see
+    /// `snapshot::Arena`.
     pub size: Option<u64>,
-    /// Permission bits of the directory (default 0755: names are not secret). The owner's are
-    /// always set: the agent announces changes with them, and everybody else's mount is
-    /// read-only anyway.
+    /// The permission bits of the directory. The owner's bits are always set, because the agent
+    /// announces changes with them; the mount of all other users is read-only.
     pub dir_mode: u32,
 }
 
-/// What to do where FUSE is refused.
+/// The behaviour where FUSE is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fallback {
-    /// Refuse to start, naming the flag.
+    /// baofs does not start.
     None,
-    /// Write into a verified tmpfs.
+    /// baofs writes into a verified tmpfs.
     Tmpfs,
 }
 
-/// Whether pages of the fallback may reach a swap.
+/// Whether the pages of the fallback may be swapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Swap {
-    /// Refuse.
+    /// baofs refuses a tmpfs that may be swapped.
     Refuse,
-    /// Allowed on the command line; the log repeats it.
+    /// Allowed on the command line; the log has a warning.
     Allow,
 }
 
@@ -204,76 +205,76 @@ pub struct Query {
 /// One served file.
 #[derive(Debug)]
 pub struct File {
-    /// Its name in the mount.
+    /// The name in the mount.
     pub name: FileName,
-    /// What it holds.
+    /// The content.
     pub content: Content,
-    /// Who owns it (default: the application's user).
+    /// The owner; by default the application's user.
     pub owner: Owner,
-    /// Permission bits (default 0400).
+    /// The permission bits.
     pub mode: u32,
-    /// Whether it may be empty.
+    /// Whether the content may be empty.
     pub empty: Empty,
-    /// What is done when it changed: its own `on_change`, else the application's.
+    /// The hook after a change: `on_change` of the file, else of the application.
     pub on_change: Option<HookId>,
-    /// What `baofs health` says when it is past its life.
+    /// The health of the agent while the file is past its life.
     pub stale: Stale,
-    /// Where it is configured, for messages: `agent-config.hcl:12`.
+    /// The position in the configuration, for messages: `agent-config.hcl:12`.
     pub origin: String,
 }
 
-/// What `baofs health` says of a secret past its life: its lease has ended, or, where it has none,
-/// two refreshes in a row are missed.
+/// The health of an agent that serves a secret past its life: the lease has ended, or a secret
+/// without a lease has missed two refreshes in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stale {
-    /// Degraded: the last good value serves on.
+    /// Degraded: the last good value is served.
     Degraded,
-    /// Unhealthy: a value that is past its life must not serve.
+    /// Unhealthy: a value past its life must not be used.
     Unhealthy,
 }
 
-/// What is done after a rotation of some files.
+/// The action after a rotation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hook {
-    /// What.
+    /// The action.
     pub action: Action,
-    /// How long to wait, after the first change, for more of them: all are told as one (default:
-    /// not at all).
+    /// The time after the first change in which further changes join the same action; zero by
+    /// default.
     pub debounce: Duration,
-    /// And then a random time up to this, so that the replicas of a service do not all do it at
-    /// once (default: none).
+    /// The upper limit of a random delay after `debounce`, so that the replicas of a service do not
+    /// act at the same time; zero by default.
     pub splay: Duration,
 }
 
-/// How the application is told.
+/// The notification of the application.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Its process group is sent a signal.
+    /// A signal to the application's process group.
     Signal(Signal),
-    /// A command is run as the application's user, in its environment.
+    /// A command as the application's user, in the application's environment.
     Command {
         /// Program and arguments.
         command: Vec<String>,
-        /// After what time it is killed (default 30 s).
+        /// The time after which the command is killed.
         timeout: Duration,
     },
-    /// It is stopped, as at the end, and started again.
+    /// A stop, as at the end, and a new start.
     Restart,
 }
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Debug)]
 pub enum Content {
     /// One field of a secret: an exact key, else a dotted path.
     Field {
-        /// The read.
+        /// The query.
         query: QueryId,
         /// The field.
         field: String,
     },
-    /// The whole secret as one JSON object, keys sorted, no newline at the end.
+    /// The whole secret as one JSON object with sorted keys, without a newline at the end.
     Json {
-        /// The read.
+        /// The query.
         query: QueryId,
     },
     /// A rendered template.
@@ -285,86 +286,85 @@ pub enum Content {
 /// Whether an empty value is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Empty {
-    /// It is an error of that file.
+    /// An empty value is an error of the file.
     Refuse,
-    /// It is served.
+    /// An empty value is served.
     Allow,
 }
 
 /// A symbolic link outside the mount to a served file.
 #[derive(Debug)]
 pub struct Link {
-    /// Where the link is made.
+    /// The path of the link.
     pub path: PathBuf,
-    /// The served file that it names.
+    /// The target: a served file.
     pub name: FileName,
 }
 
 /// The application.
 #[derive(Debug)]
 pub struct App {
-    /// Program and arguments; empty for `mount`.
+    /// The program and the arguments; empty for `mount`.
     pub command: Vec<String>,
-    /// Whom it runs as; `None`: as whom baofs was started.
+    /// The user; `None`: the user that runs baofs.
     pub user: Option<Identity>,
-    /// How long to wait for all secrets before giving up (default 30 s).
+    /// The time limit for all secrets at the start.
     pub wait: Duration,
-    /// The signal that asks it to stop (default TERM).
+    /// The signal that asks the application to stop.
     pub stop_signal: Signal,
-    /// How long it may take before KILL (default 6 s).
+    /// The time between the signal and SIGKILL.
     pub stop_timeout: Duration,
-    /// For how long a process of the agent may die again and again before the container ends
-    /// (default 5 min).
+    /// The time for which a process of the agent may crash repeatedly before the container ends.
     pub crash_loop_timeout: Duration,
-    /// What HUP does.
+    /// The receivers of SIGHUP.
     pub on_hup: OnHup,
-    /// Whether it may gain rights by executing a file.
+    /// Whether the application may gain privileges by executing a file.
     pub new_privileges: NewPrivileges,
-    /// Which filter of system calls it runs under.
+    /// The filter of system calls.
     pub seccomp: Seccomp,
 }
 
-/// What HUP does.
+/// The receivers of SIGHUP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnHup {
-    /// It is relayed, and every secret without a lease is read again.
+    /// The application and the agent, which reads every secret without a lease again.
     Both,
-    /// It is relayed.
+    /// The application.
     App,
-    /// Every secret without a lease is read again.
+    /// The agent, which reads every secret without a lease again.
     Refresh,
 }
 
-/// Whether the application may gain rights by executing a file: set-user-id programs (sudo), file
-/// capabilities (ping).
+/// Whether the application may gain privileges by executing a file with the set-user-id bit (sudo)
+/// or with file capabilities (ping).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NewPrivileges {
     /// `no_new_privs` is set (`PR_SET_NO_NEW_PRIVS`, the default).
     Never,
-    /// As baofs was started (`no_new_privs = false`).
+    /// Inherited from the process that started baofs (`no_new_privs = false`).
     Inherited,
 }
 
-/// Which filter of system calls (`seccomp(2)`) the application and the commands run under, in a
-/// container that was given `SYS_ADMIN` for baofs.
+/// The filter of system calls (`seccomp(2)`) for the application and the commands, in a container
+/// with `SYS_ADMIN`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seccomp {
-    /// The container's, and what Docker's default profile refuses to a container without
-    /// `SYS_ADMIN` (the default).
+    /// The container's filter, and a second filter that refuses the system calls that Docker's
+    /// default profile refuses without `SYS_ADMIN` (the default).
     Default,
-    /// The container's alone (`seccomp = "inherit"`).
+    /// Only the container's filter (`seccomp = "inherit"`).
     Inherited,
 }
 
-/// A user, resolved.
+/// A user with resolved ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// User and primary group.
+    /// The user and the primary group.
     pub owner: Owner,
-    /// Supplementary groups, the primary one among them.
+    /// The supplementary groups, including the primary group.
     pub groups: Vec<u32>,
     /// `HOME` for the application.
     pub home: PathBuf,
-    /// `USER` and `LOGNAME`; the number where it has no name.
+    /// `USER` and `LOGNAME`; the number of a user without a name.
     pub name: String,
 }

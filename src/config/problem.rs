@@ -1,5 +1,5 @@
-//! What is wrong, where, and what to do about it. Invariant: a problem shows a source line only as
-//! far as it cannot hold a credential: nothing behind an unknown key, and other quoted text masked.
+//! Problems of the configuration with their positions. Invariant: a problem shows only the parts of
+//! a source line that cannot hold a credential: nothing after an unknown key, and quoted text masked.
 
 use std::cell::{OnceCell, RefCell};
 use std::fmt;
@@ -8,16 +8,16 @@ use std::ops::Range;
 /// One file of the configuration.
 #[derive(Debug)]
 pub(super) struct SourceFile {
-    /// Its path as it was given.
+    /// The path as given.
     pub(super) name: String,
-    /// What it holds.
+    /// The content.
     pub(super) text: String,
-    /// The offset of each newline, once a line number was asked for.
+    /// The offset of each newline, computed for the first line number.
     newlines: OnceCell<Vec<usize>>,
 }
 
 impl SourceFile {
-    /// The file `name`, which holds `text`.
+    /// The file `name` with the content `text`.
     pub(super) fn new(name: String, text: String) -> Self {
         Self {
             name,
@@ -26,7 +26,7 @@ impl SourceFile {
         }
     }
 
-    /// The number of the line that byte `at` stands in, from 1 on.
+    /// The number of the line with byte `at`, from 1.
     fn line(&self, at: usize) -> usize {
         let newlines = self
             .newlines
@@ -40,84 +40,78 @@ impl SourceFile {
 pub(super) struct At<'a> {
     /// The file.
     pub(super) source: &'a SourceFile,
-    /// First byte.
+    /// The first byte.
     pub(super) start: usize,
-    /// One past the last byte.
+    /// The end of the range, exclusive.
     pub(super) end: usize,
 }
 
 impl<'a> At<'a> {
-    /// The range from `start` to `end`, moved into the text and onto the beginnings of characters.
+    /// The range from `start` to `end`, limited to the text and rounded down to whole characters.
     pub(super) fn new(source: &'a SourceFile, start: usize, end: usize) -> Self {
-        let floor = |at: usize| {
-            (0..=at.min(source.text.len()))
-                .rev()
-                .find(|&at| source.text.is_char_boundary(at))
-                .unwrap_or(0)
-        };
         Self {
             source,
-            start: floor(start),
-            end: floor(end.max(start)),
+            start: source.text.floor_char_boundary(start),
+            end: source.text.floor_char_boundary(end.max(start)),
         }
     }
 
-    /// The text that is meant.
+    /// The text in the range.
     pub(super) fn text(self) -> &'a str {
         &self.source.text[self.start..self.end]
     }
 
     /// `file:line`.
     pub(super) fn origin(self) -> String {
-        format!("{}:{}", self.source.name, self.line())
+        format!("{}:{}", self.source.name, self.source.line(self.start))
     }
 
-    fn line(self) -> usize {
-        self.source.line(self.start)
+    /// The location of a value whose key is known. Other quoted text is masked.
+    pub(super) fn value(self) -> Location {
+        self.locate(mask)
     }
 
-    fn place(self, show: Show) -> Location {
-        let text = &self.source.text;
-        let begin = text[..self.start].rfind('\n').map_or(0, |at| at + 1);
-        let end = text[self.start..]
-            .find('\n')
-            .map_or(text.len(), |at| self.start + at);
-        let caret = self.start - begin..self.end.clamp(self.start, end) - begin;
-        let line = text[begin..end].trim_end();
-        let shown = match show {
-            Show::All => line.to_owned(),
-            Show::Value => mask(line, &caret),
-            Show::Key => {
-                mask(&line[..caret.end.min(line.len())], &caret)
-                    + if caret.end < line.len() { " ..." } else { "" }
+    /// The location of a key. The rest of the line is hidden, because an unknown key may have any
+    /// value.
+    pub(super) fn key(self) -> Location {
+        self.locate(|line, caret| {
+            if caret.end < line.len() {
+                mask(&line[..caret.end], caret) + " ..."
+            } else {
+                mask(line, caret)
             }
-            Show::Shape => mask(line, &(0..0)),
-        };
+        })
+    }
+
+    /// The location of a value of the wrong type. All quoted text is masked.
+    pub(super) fn shape(self) -> Location {
+        self.locate(|line, _| mask(line, &(0..0)))
+    }
+
+    /// The location in the lines of a template, which are shown unmasked.
+    pub(super) fn template(self) -> Location {
+        self.locate(|line, _| line.to_owned())
+    }
+
+    /// The location with the line as `show` makes the line from the source and the marked range.
+    fn locate(self, show: impl Fn(&str, &Range<usize>) -> String) -> Location {
+        let (before, after) = self.source.text.split_at(self.start);
+        let before = before.rsplit('\n').next().unwrap_or_default();
+        let after = after.split('\n').next().unwrap_or_default();
+        let marked = &after[..after.len().min(self.end - self.start)];
+        let caret = before.len()..before.len() + marked.len();
+        let line = format!("{before}{after}");
         Location {
             file: self.source.name.clone(),
-            line: self.line(),
-            column: text[begin..self.start].chars().count() + 1,
-            width: text[begin..end][caret].trim_end().chars().count().max(1),
-            shown,
+            line: self.source.line(self.start),
+            column: before.chars().count() + 1,
+            width: marked.trim_end().chars().count().max(1),
+            shown: show(line.trim_end(), &caret),
         }
     }
 }
 
-/// How much of a source line a problem may show.
-#[derive(Clone, Copy, Debug)]
-enum Show {
-    /// All of it: a line of a template.
-    All,
-    /// The value that is meant, its key being known; what else stands in quotes is masked.
-    Value,
-    /// Nothing behind the caret: an unknown key may hold anything.
-    Key,
-    /// Everything in quotes is masked.
-    Shape,
-}
-
-/// `line` with what stands in quotes replaced by `*`, except for keys, labels, and a text that
-/// `keep` touches.
+/// `line` with `*` for each quoted character, except in keys, labels and texts that overlap `keep`.
 fn mask(line: &str, keep: &Range<usize>) -> String {
     let mut out = String::with_capacity(line.len());
     let mut rest = line;
@@ -139,7 +133,7 @@ fn mask(line: &str, keep: &Range<usize>) -> String {
     out + rest
 }
 
-/// One past the quote that closes the text beginning at `start`, or the end of the line.
+/// The offset after the quote that closes the text from `start`, or the end of the line.
 fn closing(line: &str, start: usize) -> usize {
     let mut escaped = false;
     for (at, c) in line[start..].char_indices() {
@@ -151,31 +145,31 @@ fn closing(line: &str, start: usize) -> usize {
     line.len()
 }
 
-/// Whether a problem stops baofs.
+/// The effect of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
-    /// It does.
+    /// baofs does not start.
     Error,
-    /// It is only said.
+    /// baofs starts and reports the problem.
     Warning,
 }
 
 /// One problem of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Whether it stops baofs.
+    /// The effect.
     pub severity: Severity,
-    /// What is wrong, in lower case, without a value.
+    /// The cause, in lower case. A value appears only where no secret can stand.
     pub message: String,
-    /// What to do, if there is something to say.
+    /// The remedy, or an empty text.
     pub hint: String,
-    /// Where; absent for flags, the environment, and files that cannot be read.
-    place: Option<Location>,
+    /// The position; `None` for flags, the environment, and files that cannot be read.
+    location: Option<Location>,
 }
 
-/// Where a problem stands, ready to be shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Location {
+/// The position of a problem and the line to show. The order is by position.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Location {
     file: String,
     line: usize,
     column: usize,
@@ -185,43 +179,37 @@ struct Location {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (message, hint) = (&self.message, &self.hint);
         let word = match self.severity {
             Severity::Error => "error",
             Severity::Warning => "warning",
         };
-        match &self.place {
-            None => write!(f, "{word}: {}", self.message)?,
-            Some(place) => place.write(f, word, &self.message)?,
-        }
-        if !self.hint.is_empty() {
-            write!(f, "\n  hint: {}", self.hint)?;
-        }
-        Ok(())
-    }
-}
-
-impl Location {
-    fn write(&self, f: &mut fmt::Formatter<'_>, word: &str, message: &str) -> fmt::Result {
-        let Self {
+        if let Some(Location {
             file,
             line,
             column,
             width,
             shown,
-        } = self;
-        let gutter = " ".repeat(line.to_string().len());
-        let indent: String = shown
-            .chars()
-            .take(column - 1)
-            .map(|c| if c == '\t' { '\t' } else { ' ' })
-            .collect();
-        writeln!(f, "{file}:{line}:{column}: {word}: {message}")?;
-        writeln!(f, "  {line} | {shown}")?;
-        write!(f, "  {gutter} | {indent}{}", "^".repeat(*width))
+        }) = &self.location
+        {
+            let gutter = " ".repeat(line.to_string().len());
+            let before = shown.chars().take(column - 1);
+            let indent: String = before.map(|c| if c == '\t' { c } else { ' ' }).collect();
+            let caret = "^".repeat(*width);
+            writeln!(f, "{file}:{line}:{column}: {word}: {message}")?;
+            writeln!(f, "  {line} | {shown}")?;
+            write!(f, "  {gutter} | {indent}{caret}")?;
+        } else {
+            write!(f, "{word}: {message}")?;
+        }
+        if !hint.is_empty() {
+            write!(f, "\n  hint: {hint}")?;
+        }
+        Ok(())
     }
 }
 
-/// Every problem that was found, sorted by file and line; at least one of them is an error.
+/// All problems, sorted by file and line. There is at least one error.
 #[derive(Clone, Debug)]
 pub struct Problems(pub Vec<Problem>);
 
@@ -243,96 +231,66 @@ impl fmt::Display for Problems {
     }
 }
 
-/// Where problems gather while everything is checked.
+/// Collects the problems of a whole check.
 #[derive(Debug, Default)]
 pub(super) struct Findings(RefCell<Vec<Problem>>);
 
 impl Findings {
-    /// An error at a value of a known key.
-    pub(super) fn error(&self, at: At<'_>, message: impl Into<String>, hint: impl Into<String>) {
-        self.add(
-            Severity::Error,
-            Some(at.place(Show::Value)),
-            message.into(),
-            hint.into(),
-        );
-    }
-
-    /// An error at a key whose value may be anything.
-    pub(super) fn error_at_key(
+    /// Adds an error; `None` for an error of a flag, of the environment, or of all files together.
+    pub(super) fn error(
         &self,
-        at: At<'_>,
+        location: impl Into<Option<Location>>,
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
         self.add(
             Severity::Error,
-            Some(at.place(Show::Key)),
+            location.into(),
             message.into(),
             hint.into(),
         );
     }
 
-    /// An error in the lines of a template.
-    pub(super) fn error_in_text(
-        &self,
-        at: At<'_>,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-    ) {
-        self.add(
-            Severity::Error,
-            Some(at.place(Show::All)),
-            message.into(),
-            hint.into(),
-        );
-    }
-
-    /// A text of another shape than the one that belongs here.
-    pub(super) fn error_of_shape(
-        &self,
-        at: At<'_>,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-    ) {
-        self.add(
-            Severity::Error,
-            Some(at.place(Show::Shape)),
-            message.into(),
-            hint.into(),
-        );
-    }
-
-    /// An error of a flag, of the environment, or of all files together.
-    pub(super) fn error_anywhere(&self, message: impl Into<String>, hint: impl Into<String>) {
-        self.add(Severity::Error, None, message.into(), hint.into());
-    }
-
-    /// Something to say that stops nothing.
+    /// Adds a warning.
     pub(super) fn warn(
         &self,
-        at: Option<At<'_>>,
+        location: impl Into<Option<Location>>,
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
         self.add(
             Severity::Warning,
-            at.map(|at| at.place(Show::Key)),
+            location.into(),
             message.into(),
             hint.into(),
         );
     }
 
-    fn add(&self, severity: Severity, place: Option<Location>, message: String, hint: String) {
+    /// The value of `result`, or `None` after adding the error at `at`.
+    pub(super) fn accept<'a, T>(
+        &self,
+        at: impl Into<Option<At<'a>>>,
+        result: Result<T, impl Into<String>>,
+    ) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(message) => {
+                self.error(at.into().map(At::value), message, "");
+                None
+            }
+        }
+    }
+
+    fn add(&self, severity: Severity, location: Option<Location>, message: String, hint: String) {
         self.0.borrow_mut().push(Problem {
             severity,
             message,
             hint,
-            place,
+            location,
         });
     }
 
-    /// Whether an error was found so far.
+    /// Whether an error was added so far.
     pub(super) fn has_errors(&self) -> bool {
         self.0
             .borrow()
@@ -340,21 +298,21 @@ impl Findings {
             .any(|problem| problem.severity == Severity::Error)
     }
 
-    /// All problems, sorted: `Err` if one of them is an error, else the warnings.
+    /// All problems, sorted, as `Err` if there is an error among them; else the warnings.
     pub(super) fn finish(self) -> Result<Vec<Problem>, Problems> {
         let failed = self.has_errors();
         let mut all = self.0.into_inner();
-        all.sort_by(|a, b| a.key().cmp(&b.key()));
+        all.sort_by(|a, b| a.location.cmp(&b.location));
         all.dedup();
         if failed { Err(Problems(all)) } else { Ok(all) }
     }
 }
 
 impl Problem {
-    /// The position, the message and the hint in one line, for a log: without the source line.
+    /// The position, the message and the hint in one line for the log, without the source line.
     pub fn one_line(&self) -> String {
         let mut text = String::new();
-        if let Some(Location { file, line, .. }) = &self.place {
+        if let Some(Location { file, line, .. }) = &self.location {
             text = format!("{file}:{line}: ");
         }
         text.push_str(&self.message);
@@ -362,11 +320,5 @@ impl Problem {
             text = text + "; hint: " + &self.hint;
         }
         text
-    }
-
-    fn key(&self) -> Option<(&str, usize, usize)> {
-        self.place
-            .as_ref()
-            .map(|p| (p.file.as_str(), p.line, p.column))
     }
 }

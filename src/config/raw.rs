@@ -1,10 +1,11 @@
-//! Text to a tree that is the same for HCL and JSON: what was typed, with positions, and nothing
-//! more. Invariant: every position is one of the original text.
+//! Text to a tree that is the same for HCL and JSON: the typed values with their positions.
+//! Invariant: every position is a position of the original text.
 //!
-//! `hcl-edit` parses both. What it reads differently from `bao agent` (HCL 1) is rewritten first,
-//! byte for byte of the same length, so that positions stay: `${` and `%{` are plain text, keys may
-//! be quoted; of JSON the escapes that HCL lacks. `OPEN` stands for a brace that must not begin an
-//! interpolation and `PAD` for nothing; both leave the texts again when these are taken out.
+//! `hcl-edit` parses both languages. Where `hcl-edit` differs from `bao agent` (HCL 1), the text is
+//! rewritten before the parse, with the same length, so that positions stay: `${` and `%{` become
+//! plain text, quoted keys become plain keys, and JSON escapes that HCL lacks are replaced. The byte
+//! `OPEN` stands for a brace that must not begin an interpolation, and `PAD` for nothing; `restore`
+//! removes both from the parsed texts.
 
 use super::problem::{At, Findings, SourceFile};
 use hcl_edit::Span;
@@ -18,56 +19,54 @@ const OPEN: u8 = 1;
 const PAD: u8 = 2;
 const CONTROL: &str = "control characters are not allowed";
 
-/// A value and where it stands.
+/// A value with a position.
 #[derive(Debug)]
 pub(super) struct Node<'a> {
-    /// Its position.
+    /// The position.
     pub(super) at: At<'a>,
-    /// What it is.
+    /// The value.
     pub(super) value: Value<'a>,
 }
 
 /// A value as typed.
 #[derive(Debug)]
 pub(super) enum Value<'a> {
-    /// Quoted or a heredoc.
+    /// A quoted text or a heredoc.
     Text(String),
-    /// Its literal: `0400` keeps its zero.
+    /// The literal of a number: `0400` keeps the zero.
     Number(&'a str),
     /// `true` or `false`.
     Bool(bool),
-    /// In brackets.
+    /// A list in brackets.
     List(Vec<Node<'a>>),
-    /// A block or an object; labels of a block are tables in tables.
+    /// A block or an object; each label of a block is a table with one entry.
     Table(Vec<Pair<'a>>),
-    /// Null, or an expression that a configuration cannot hold.
+    /// Null, or an expression that a configuration cannot have.
     Other,
 }
 
-/// A key and its value.
+/// A key with a value.
 #[derive(Debug)]
 pub(super) struct Pair<'a> {
     /// The key.
     pub(super) key: String,
-    /// Where the key stands.
+    /// The position of the key.
     pub(super) at: At<'a>,
-    /// Its value.
+    /// The value.
     pub(super) node: Node<'a>,
 }
 
 impl<'a> Node<'a> {
-    /// The entries of a block or object; HCL 1 and its JSON also write a list around one.
+    /// The entries of a block or object, also within a list of one item, as HCL 1 and JSON allow.
     pub(super) fn table(&self) -> Option<&[Pair<'a>]> {
-        match &self.value {
-            Value::Table(entries) => Some(entries),
-            Value::List(items) if items.len() == 1 => items[0].table(),
-            Value::List(_) | Value::Text(_) | Value::Number(_) | Value::Bool(_) | Value::Other => {
-                None
-            }
+        match (&self.value, self.items()) {
+            (Value::Table(entries), _) => Some(entries),
+            (Value::List(_), [only]) => only.table(),
+            _ => None,
         }
     }
 
-    /// The items of a list; anything else is its own only item.
+    /// The items of a list; any other value is a list of itself.
     pub(super) fn items(&self) -> &[Self] {
         if let Value::List(items) = &self.value {
             items
@@ -76,17 +75,19 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// What a single value says.
+    /// The text of a single value.
     pub(super) fn scalar(&self) -> Option<&str> {
         match &self.value {
             Value::Text(text) => Some(text),
             Value::Number(text) => Some(text),
-            Value::Bool(value) => Some(if *value { "true" } else { "false" }),
+            Value::Bool(true) => Some("true"),
+            Value::Bool(false) => Some("false"),
             Value::List(_) | Value::Table(_) | Value::Other => None,
         }
     }
 
-    /// The position of byte `offset` of this text: through escapes and a heredoc's indentation.
+    /// The position of the bytes from `offset` in the unescaped text, with regard to escapes and to
+    /// the indentation of a heredoc.
     pub(super) fn inside(&self, offset: usize, len: usize) -> At<'a> {
         let Value::Text(text) = &self.value else {
             return self.at;
@@ -100,15 +101,12 @@ impl<'a> Node<'a> {
             }
         };
         let end = find((offset + len).min(text.len()));
-        At::new(
-            self.at.source,
-            self.at.start + find(offset),
-            self.at.start + end,
-        )
+        let start = self.at.start;
+        At::new(self.at.source, start + find(offset), start + end)
     }
 }
 
-/// Where byte `offset` of the unescaped text stands in the quoted `raw`.
+/// The offset in the quoted `raw` of byte `offset` of the unescaped text.
 fn in_quotes(raw: &str, offset: usize) -> usize {
     let (mut at, mut left) = (1, offset);
     while left > 0 && at < raw.len() {
@@ -131,101 +129,90 @@ fn in_quotes(raw: &str, offset: usize) -> usize {
     at
 }
 
-/// How many bytes the character with the hexadecimal number at `digits` takes.
+/// The length in UTF-8 of the character with the hexadecimal number at `digits`.
 fn unicode(raw: &str, digits: Range<usize>) -> usize {
-    let number = raw
-        .get(digits)
-        .and_then(|hex| u32::from_str_radix(hex, 16).ok());
-    number.and_then(char::from_u32).map_or(1, char::len_utf8)
+    let number = u32::from_str_radix(raw.get(digits).unwrap_or_default(), 16);
+    match number.ok().map(char::from_u32) {
+        Some(Some(c)) => c.len_utf8(),
+        Some(None) | None => 1,
+    }
 }
 
-/// Where byte `offset` of the heredoc's `text` stands in `raw`: lines are whole but for their
-/// indentation.
+/// The offset in the heredoc `raw` of byte `offset` of `text`. Lines differ in their indentation, and
+/// the first line of `raw` is the marker.
 fn in_heredoc(raw: &str, text: &str, offset: usize) -> usize {
-    let line = text[..offset].matches('\n').count();
-    let begin = raw
-        .match_indices('\n')
-        .nth(line)
-        .map_or(raw.len(), |(at, _)| at + 1);
-    let text_begin = text[..offset].rfind('\n').map_or(0, |at| at + 1);
-    let length = |text: &str| text.find('\n').unwrap_or(text.len());
-    let removed = length(&raw[begin..]).saturating_sub(length(&text[text_begin..]));
-    begin + removed + (offset - text_begin)
+    let before = &text[..offset];
+    let lines = before.matches('\n').count() + 1;
+    let begin: usize = raw.split_inclusive('\n').take(lines).map(str::len).sum();
+    let column = before.rsplit('\n').next().unwrap_or_default().len();
+    let line = |text: &str| text.split('\n').next().unwrap_or_default().len();
+    let removed = line(&raw[begin..]).saturating_sub(line(&text[offset - column..]));
+    begin + removed + column
 }
 
-/// Parses `source`; a syntax error is reported and gives `None`.
+/// Parses `source`; reports a syntax error and returns `None`.
 pub(super) fn parse<'a>(source: &'a SourceFile, report: &Findings) -> Option<Node<'a>> {
     let text = source
         .text
         .trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']);
+    let skipped = source.text.len() - text.len();
+    let builder = TreeBuilder { source, skipped };
     let parsed = if text.starts_with('{') {
-        TreeBuilder {
-            source,
-            skipped: source.text.len() - text.len(),
-        }
-        .json(text.trim_end())
+        builder.json(text.trim_end())
     } else {
-        TreeBuilder { source, skipped: 0 }.hcl()
+        builder.hcl(text)
     };
-    parsed
-        .map_err(|(at, message)| report.error_of_shape(At::new(source, at, at + 1), message, ""))
-        .ok()
+    match parsed {
+        Ok(node) => Some(node),
+        Err((at, message)) => {
+            let at = skipped + at;
+            report.error(At::new(source, at, at + 1).shape(), message, "");
+            None
+        }
+    }
 }
 
-/// A byte offset and what is wrong there.
+/// The byte offset of a syntax error in the parsed text, and the message.
 type Refusal = (usize, String);
 
 /// Makes nodes of one source.
 struct TreeBuilder<'a> {
     source: &'a SourceFile,
-    /// Bytes before the text that was parsed.
+    /// The number of bytes before the parsed text.
     skipped: usize,
 }
 
 impl<'a> TreeBuilder<'a> {
-    fn at(&self, span: Range<usize>) -> At<'a> {
-        At::new(
-            self.source,
-            self.skipped + span.start,
-            self.skipped + span.end,
-        )
-    }
-
-    fn hcl(&self) -> Result<Node<'a>, Refusal> {
-        let body = hcl_edit::parser::parse_body(&rewrite(&self.source.text, Form::Hcl)?)
-            .map_err(|e| refusal(&e))?;
+    fn hcl(&self, text: &str) -> Result<Node<'a>, Refusal> {
+        let text = rewrite(text, Form::Hcl)?;
+        let body = hcl_edit::parser::parse_body(&text).map_err(|e| refusal(&e))?;
         Ok(Node {
-            at: self.at(0..0),
+            at: self.span(&body),
             value: self.body(&body),
         })
     }
 
-    /// Is it JSON at all? Then it is HCL's expression too, but for the escapes that `rewrite`
-    /// knows.
+    /// Parses JSON. `serde_json` checks the text; then the text is also an expression of HCL, except
+    /// for the escapes that `rewrite` replaces.
     fn json(&self, text: &str) -> Result<Node<'a>, Refusal> {
-        let here = |(at, message)| (self.skipped + at, message);
-        serde_json::from_str::<IgnoredAny>(text).map_err(|e| {
-            let begin = e
-                .line()
-                .checked_sub(2)
-                .and_then(|line| text.match_indices('\n').nth(line))
-                .map_or(0, |(at, _)| at + 1);
-            let message = e.to_string();
+        if let Err(error) = serde_json::from_str::<IgnoredAny>(text) {
+            let lines = text
+                .split_inclusive('\n')
+                .take(error.line().saturating_sub(1));
+            let column = error.column().saturating_sub(1);
+            let at = lines.map(str::len).sum::<usize>() + column;
+            let message = error.to_string();
             let message = message.split(" at line ").next().unwrap_or_default();
-            here((
-                begin + e.column().saturating_sub(1),
-                format!("invalid JSON: {message}"),
-            ))
-        })?;
-        let expr: Expression = rewrite(text, Form::Json)
-            .map_err(here)?
-            .parse()
-            .map_err(|e| here(refusal(&e)))?;
+            return Err((at, format!("invalid JSON: {message}")));
+        }
+        let text = rewrite(text, Form::Json)?;
+        let expr = hcl_edit::parser::parse_expr(&text).map_err(|e| refusal(&e))?;
         Ok(self.expr(&expr))
     }
 
     fn span(&self, of: &impl Span) -> At<'a> {
-        self.at(of.span().unwrap_or(0..0))
+        let Range { start, end } = of.span().unwrap_or(0..0);
+        At::new(self.source, self.skipped + start, self.skipped + end)
     }
 
     fn body(&self, body: &Body) -> Value<'a> {
@@ -280,14 +267,15 @@ impl<'a> TreeBuilder<'a> {
             Expression::Number(_) => Value::Number(at.text()),
             Expression::UnaryOp(op) if op.expr.is_number() => Value::Number(at.text()),
             Expression::String(text) => Value::Text(restore(text.value())),
-            Expression::HeredocTemplate(heredoc) => Value::Text(
-                heredoc
-                    .template
-                    .iter()
-                    .filter_map(Element::as_literal)
-                    .map(|t| restore(t))
-                    .collect(),
-            ),
+            Expression::HeredocTemplate(heredoc) => {
+                let mut text = String::new();
+                for element in &heredoc.template {
+                    if let Element::Literal(literal) = element {
+                        text += &restore(literal);
+                    }
+                }
+                Value::Text(text)
+            }
             Expression::Array(items) => {
                 Value::List(items.iter().map(|item| self.expr(item)).collect())
             }
@@ -305,11 +293,10 @@ impl<'a> TreeBuilder<'a> {
     fn entry(&self, key: &ObjectKey, value: &Expression) -> Pair<'a> {
         let (key, at) = match key {
             ObjectKey::Ident(ident) => (ident.to_string(), self.span(ident)),
-            ObjectKey::Expression(expr) => (
-                expr.as_str()
-                    .map_or_else(|| self.span(expr).text().to_owned(), restore),
-                self.span(expr),
-            ),
+            ObjectKey::Expression(expr) => {
+                let at = self.span(expr);
+                (restore(expr.as_str().unwrap_or(at.text())), at)
+            }
         };
         Pair {
             key,
@@ -332,19 +319,16 @@ fn restore(text: &str) -> String {
         .replace(char::from(PAD), "")
 }
 
-/// Which language a source is written in.
+/// The language of a source.
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
     Hcl,
     Json,
 }
 
-/// `text` as `hcl-edit` should see it, of the same length; or an offset and what is wrong there.
+/// `text` in the form that `hcl-edit` parses, with the same length.
 fn rewrite(text: &str, form: Form) -> Result<String, Refusal> {
     let mut out = text.as_bytes().to_vec();
-    if text.starts_with('\u{feff}') {
-        out[..3].fill(b' ');
-    }
     if let Some(at) = out
         .iter()
         .position(|&b| b < b' ' && !matches!(b, b'\n' | b'\r' | b'\t'))
@@ -361,20 +345,17 @@ fn rewrite(text: &str, form: Form) -> Result<String, Refusal> {
             _ => at + 1,
         };
     }
-    String::from_utf8(out).map_err(|e| {
-        (
-            e.utf8_error().valid_up_to(),
-            "the file is not UTF-8".to_owned(),
-        )
-    })
+    Ok(String::from_utf8(out).expect("ASCII characters replace ASCII characters"))
 }
 
-fn end_of(rest: &str, what: &str, at: usize) -> usize {
-    rest.find(what)
-        .map_or(at + rest.len(), |found| at + found + what.len())
+fn end_of(rest: &str, end: &str, at: usize) -> usize {
+    match rest.find(end) {
+        Some(found) => at + found + end.len(),
+        None => at + rest.len(),
+    }
 }
 
-/// Rewrites the string that begins at `start`; gives the offset behind it.
+/// Rewrites the string from `start`; returns the offset after the string.
 fn string(out: &mut [u8], start: usize, form: Form) -> Result<usize, Refusal> {
     let mut at = start + 1;
     while at < out.len() && out[at] != b'"' {
@@ -400,12 +381,11 @@ fn string(out: &mut [u8], start: usize, form: Form) -> Result<usize, Refusal> {
     Ok(at + 1)
 }
 
-/// Rewrites a `\u` escape: a surrogate pair becomes `\U` and padding. Gives its length.
+/// Rewrites a `\u` escape: a surrogate pair becomes `\U` and padding. Returns the length.
 fn unicode_escape(out: &mut [u8], at: usize, form: Form) -> Result<usize, Refusal> {
     let digits = |from: usize| {
-        std::str::from_utf8(out.get(from..from + 4)?)
-            .ok()
-            .and_then(|hex| u32::from_str_radix(hex, 16).ok())
+        let hex = std::str::from_utf8(out.get(from..from + 4)?).ok()?;
+        u32::from_str_radix(hex, 16).ok()
     };
     let second = out.get(at + 6..at + 8) == Some(b"\\u".as_slice());
     match (digits(at + 2), digits(at + 8).filter(|_| second)) {
@@ -420,35 +400,34 @@ fn unicode_escape(out: &mut [u8], at: usize, form: Form) -> Result<usize, Refusa
     }
 }
 
-/// Whether the quoted text between `start` and `end` is a key at the beginning of a line: HCL 1
-/// allows quotes there.
+/// Whether the quoted text from `start` to `end` is a key at the beginning of a line: HCL 1 allows
+/// quotes there.
 fn is_key(out: &[u8], start: usize, end: usize) -> bool {
-    let before = out[..start]
-        .iter()
-        .rev()
-        .find(|b| !matches!(b, b' ' | b'\t'));
-    let after = out
-        .get(end + 1..)
-        .and_then(|rest| rest.iter().find(|b| !matches!(b, b' ' | b'\t')));
+    let is_blank = |b: &&u8| matches!(b, b' ' | b'\t');
     let word = out.get(start + 1..end).unwrap_or_default();
-    let is_word = word.first().is_some_and(u8::is_ascii_alphabetic)
-        && word.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_');
-    is_word && matches!(before, None | Some(b'\n' | b'{')) && matches!(after, Some(b'=' | b'{'))
+    let rest = out.get(end + 1..).unwrap_or_default();
+    let before = out[..start].iter().rev().find(|b| !is_blank(b));
+    let after = rest.iter().find(|b| !is_blank(b));
+    matches!(word, [first, ..] if first.is_ascii_alphabetic())
+        && word.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_')
+        && matches!(before, None | Some(b'\n' | b'{'))
+        && matches!(after, Some(b'=' | b'{'))
 }
 
-/// Rewrites the heredoc that begins at `start`, if one does; gives the offset behind it.
+/// Rewrites the heredoc from `start`, if there is a heredoc; returns the offset after the heredoc.
 fn heredoc(text: &str, out: &mut [u8], start: usize) -> usize {
+    let in_word = |c: char| c.is_alphanumeric() || c == '_';
     let head = text[start + 2..].split('\n').next().unwrap_or_default();
     let word = head.trim_end_matches('\r').trim_start_matches('-');
-    let mut at = start + 2 + head.len() + 1;
-    if word.is_empty() || !word.chars().all(|c| c.is_alphanumeric() || c == '_') {
+    if word.is_empty() || !word.chars().all(in_word) {
         return start + 2;
     }
+    let mut at = start + 2 + head.len() + 1;
     while at < text.len() {
         let line = text[at..].split_inclusive('\n').next().unwrap_or_default();
-        if line.trim_start().strip_prefix(word).is_some_and(|rest| {
-            !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_' || c == '-')
-        }) {
+        if let Some(rest) = line.trim_start().strip_prefix(word)
+            && !rest.starts_with(|c| in_word(c) || c == '-')
+        {
             return at + line.len();
         }
         for (found, _) in line.match_indices("${").chain(line.match_indices("%{")) {

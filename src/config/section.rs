@@ -1,110 +1,107 @@
-//! Typed access to what was typed. Invariant: every key of every opened block is looked up in its
-//! table, and whatever is not as it should be is reported once, where it stands.
+//! Typed access to the parsed tree. Invariant: every key of an opened block is looked up in the
+//! block's table, and each problem is reported once, at its position.
 
 use super::keys::{Block, Fate, ROOT, keys};
 use super::problem::{At, Findings};
 use super::raw::{Node, Pair, Value};
 use super::value;
 
-/// A block whose keys were looked up.
+/// A value as typed, and the node.
+type Scalar<'a> = (&'a str, &'a Node<'a>);
+
+/// A block whose keys were looked up. An absent block is an empty section that needs no key.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Section<'a> {
     entries: &'a [Pair<'a>],
     report: &'a Findings,
     name: &'static str,
-    /// Where it begins.
-    pub(super) at: At<'a>,
+    /// The position of the block; `None` for an absent block.
+    pub(super) at: Option<At<'a>>,
 }
 
 impl<'a> Section<'a> {
-    /// Looks up every key of `node`, which must be a block or an object.
+    /// Looks up every key of `node`, which must be a block or an object. A missing node, and a node
+    /// of another kind after a report, is an absent block.
     pub(super) fn open(
-        node: &'a Node<'a>,
+        node: Option<&'a Node<'a>>,
         block: &'static Block,
         report: &'a Findings,
-    ) -> Option<Self> {
+    ) -> Self {
+        let mut section = Self {
+            entries: &[],
+            report,
+            name: block.name,
+            at: None,
+        };
+        let Some(node) = node else { return section };
         let Some(entries) = node.table() else {
-            report.error_of_shape(
-                node.at,
+            report.error(
+                node.at.shape(),
                 format!("invalid {}: expected a block", block.name),
                 "write `NAME { KEY = VALUE }`",
             );
-            return None;
+            return section;
         };
-        let section = Self {
-            entries,
-            report,
-            name: block.name,
-            at: node.at,
-        };
+        section.entries = entries;
+        section.at = Some(node.at);
         for (index, entry) in entries.iter().enumerate() {
-            section.look_up(
-                entry,
-                block,
-                entries[..index]
-                    .iter()
-                    .any(|earlier| earlier.key == entry.key),
-            );
+            section.look_up(entry, &entries[..index], block);
         }
-        Some(section)
+        section
     }
 
-    fn look_up(&self, entry: &Pair<'_>, block: &Block, repeated: bool) {
+    fn look_up(&self, entry: &Pair<'_>, earlier: &[Pair<'_>], block: &Block) {
         let key = entry.key.as_str();
-        let fate = block
-            .other
-            .iter()
-            .find(|(known, _)| *known == key)
-            .map(|(_, fate)| *fate);
+        let lists = |list| keys(list).any(|known| known == key);
+        if let Some((_, fate)) = block.other.iter().find(|(known, _)| *known == key) {
+            self.report_fate(entry, *fate);
+            return;
+        }
+        if lists(block.many) || lists(block.quiet) {
+            return;
+        }
+        if earlier.iter().any(|earlier| earlier.key == key) {
+            self.report.error(
+                entry.at.key(),
+                format!("duplicate key `{key}`"),
+                "remove one of them",
+            );
+        } else if !lists(block.used) {
+            self.report_unknown(entry, block);
+        }
+    }
+
+    fn report_fate(&self, entry: &Pair<'_>, fate: Fate) {
+        let key = &entry.key;
+        let at = || entry.at.key();
         match fate {
-            Some(Fate::Ignored(why)) => {
-                self.report
-                    .warn(Some(entry.at), format!("`{key}` has no effect"), why);
-            }
-            Some(Fate::Only(value, _)) if entry.node.scalar() == Some(value) => {}
-            Some(Fate::Only(value, why)) => self.report.error_at_key(
-                entry.at,
+            Fate::Ignored(why) => self
+                .report
+                .warn(at(), format!("`{key}` has no effect"), why),
+            Fate::Only(value, _) if entry.node.scalar() == Some(value) => {}
+            Fate::Only(value, why) => self.report.error(
+                at(),
                 format!("unsupported value of `{key}`: only `{value}` is supported: {why}"),
                 "",
             ),
-            Some(Fate::Refused(why, hint)) => {
-                self.report
-                    .error_at_key(entry.at, format!("`{key}`: {why}"), hint);
-            }
-            None if [block.many, block.quiet]
-                .into_iter()
-                .flat_map(keys)
-                .any(|known| known == key) => {}
-            None if keys(block.used).any(|known| known == key) && !repeated => {}
-            None if repeated => {
-                self.report.error_at_key(
-                    entry.at,
-                    format!("duplicate key `{key}`"),
-                    "remove one of them",
-                );
-            }
-            None => self.unknown(entry, block),
+            Fate::Refused(why, hint) => self.report.error(at(), format!("`{key}`: {why}"), hint),
         }
     }
 
-    fn unknown(&self, entry: &Pair<'_>, block: &Block) {
-        let known = || {
-            keys(block.used)
-                .chain(keys(block.many))
-                .collect::<Vec<_>>()
-                .join(", ")
+    fn report_unknown(&self, entry: &Pair<'_>, block: &Block) {
+        let hint = if let Some(known) = block.nearest(&entry.key) {
+            format!("did you mean `{known}`?")
+        } else {
+            let known: Vec<_> = keys(block.used).chain(keys(block.many)).collect();
+            format!("known keys: {}", known.join(", "))
         };
-        let hint = block.nearest(&entry.key).map_or_else(
-            || format!("known keys: {}", known()),
-            |known| format!("did you mean `{known}`?"),
-        );
         let place = if block.name == ROOT.name {
             String::new()
         } else {
             format!(" in {}", block.name)
         };
-        self.report.error_at_key(
-            entry.at,
+        self.report.error(
+            entry.at.key(),
             format!("unknown key `{}`{place}", entry.key),
             hint,
         );
@@ -118,36 +115,37 @@ impl<'a> Section<'a> {
             .map(|entry| &entry.node)
     }
 
-    /// Where `key` stands, else the block.
-    pub(super) fn at(&self, key: &str) -> At<'a> {
-        self.get(key).map_or(self.at, |node| node.at)
+    /// The position of the value of `key`.
+    pub(super) fn at(&self, key: &str) -> Option<At<'a>> {
+        self.get(key).map(|node| node.at)
     }
 
     /// The section under `key`.
-    pub(super) fn section(&self, key: &str, block: &'static Block) -> Option<Self> {
-        Self::open(self.get(key)?, block, self.report)
+    pub(super) fn section(&self, key: &str, block: &'static Block) -> Self {
+        Self::open(self.get(key), block, self.report)
     }
 
     /// Every value of a repeated `key`; a list counts as its items.
-    pub(super) fn each(&self, key: &'static str) -> impl Iterator<Item = &'a Node<'a>> + use<'a> {
-        self.entries
-            .iter()
-            .filter(move |entry| entry.key == key)
-            .flat_map(|entry| entry.node.items())
+    pub(super) fn each(&self, key: &str) -> Vec<&'a Node<'a>> {
+        let mut nodes = Vec::new();
+        for entry in self.entries.iter().filter(|entry| entry.key == key) {
+            nodes.extend(entry.node.items());
+        }
+        nodes
     }
 
-    /// The value of `key` as typed, and its node; a list, a block or nothing at all is an error.
-    pub(super) fn scalar(&self, key: &str) -> Option<(&'a str, &'a Node<'a>)> {
+    /// The value of `key` as typed, and the node. Reports an empty text, a list and a block.
+    pub(super) fn scalar(&self, key: &str) -> Option<Scalar<'a>> {
         let node = self.get(key)?;
         match node.scalar() {
             Some(text) if !text.trim().is_empty() => return Some((text, node)),
             Some(_) => self.report.error(
-                node.at,
+                node.at.value(),
                 format!("`{key}` is empty"),
                 "write a value, or remove the key",
             ),
             None => self.report.error(
-                node.at,
+                node.at.value(),
                 format!("invalid `{key}`: expected a single value"),
                 "write `KEY = \"VALUE\"`",
             ),
@@ -155,71 +153,76 @@ impl<'a> Section<'a> {
         None
     }
 
-    /// The text of `key`, in quotes.
-    pub(super) fn text(&self, key: &str) -> Option<(&'a str, &'a Node<'a>)> {
+    /// The quoted text of `key`.
+    pub(super) fn text(&self, key: &str) -> Option<Scalar<'a>> {
         let (text, node) = self.scalar(key)?;
         if matches!(node.value, Value::Text(_)) {
             return Some((text, node));
         }
         self.report.error(
-            node.at,
+            node.at.value(),
             format!("invalid `{key}`: expected a string in quotes"),
             "",
         );
         None
     }
 
-    /// The text of `key`, without which nothing goes.
-    pub(super) fn required(&self, key: &str) -> Option<(&'a str, &'a Node<'a>)> {
-        self.lacks(key);
+    /// The quoted text of `key`; reports a missing key.
+    pub(super) fn required(&self, key: &str) -> Option<Scalar<'a>> {
+        self.require(key);
         self.text(key)
     }
 
-    /// Reports `key` if it is missing.
-    pub(super) fn lacks(&self, key: &str) {
+    /// Reports `key` if the key is missing in a block that is there.
+    pub(super) fn require(&self, key: &str) {
         if self.get(key).is_none() {
-            self.report
-                .error_of_shape(self.at, format!("{} needs the key `{key}`", self.name), "");
+            self.report_missing(key, "");
         }
     }
 
-    /// Reports more than one of `keys`; gives whether there is any.
+    fn report_missing(&self, key: &str, hint: &str) {
+        if let Some(at) = self.at {
+            let message = format!("{} needs the key `{key}`", self.name);
+            self.report.error(at.shape(), message, hint);
+        }
+    }
+
+    /// Reports more than one of `keys`; returns whether there is any.
     pub(super) fn at_most_one(&self, keys: &[&str]) -> bool {
-        let given: Vec<_> = keys
-            .iter()
-            .filter_map(|key| Some((format!("`{key}`"), self.get(key)?)))
-            .collect();
-        if let [_, .., (_, last)] = given.as_slice() {
-            let names: Vec<_> = given.iter().map(|(name, _)| name.as_str()).collect();
-            self.report.error_of_shape(
-                last.at,
+        let mut names = Vec::new();
+        let mut last = None;
+        for key in keys {
+            if let Some(node) = self.get(key) {
+                names.push(format!("`{key}`"));
+                last = Some(node.at);
+            }
+        }
+        if names.len() > 1 {
+            self.report.error(
+                last.map(At::shape),
                 format!("{} cannot be used together", names.join(" and ")),
                 "remove one of them",
             );
         }
-        !given.is_empty()
+        !names.is_empty()
     }
 
     /// Reports none, or more than one, of `keys`.
     pub(super) fn exactly_one(&self, keys: &[&str], hint: &str) {
         if !self.at_most_one(keys) {
-            self.report.error_of_shape(
-                self.at,
-                format!("{} needs the key `{}`", self.name, keys.join("` or `")),
-                hint,
-            );
+            self.report_missing(&keys.join("` or `"), hint);
         }
     }
 
-    /// The value of `key` as `parse` understands it.
+    /// The value of `key`, parsed; reports an error of `parse`.
     pub(super) fn parsed<T>(
         &self,
         key: &str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<T> {
         let (text, node) = self.scalar(key)?;
-        let failed = |why| self.report.error(node.at, format!("`{key}`: {why}"), "");
-        parse(text).map_err(failed).ok()
+        let parsed = parse(text).map_err(|why| format!("`{key}`: {why}"));
+        self.report.accept(node.at, parsed)
     }
 
     /// The boolean of `key`.
@@ -227,23 +230,19 @@ impl<'a> Section<'a> {
         self.parsed(key, value::boolean)
     }
 
-    /// The permission bits of `key`: octal in quotes, or with a leading zero.
+    /// The permission bits of `key`: octal digits in quotes, or a number with a leading zero.
     pub(super) fn mode(&self, key: &str) -> Option<u32> {
-        let number = matches!(self.get(key)?.value, Value::Number(_));
-        self.parsed(
-            key,
-            if number {
-                value::octal_number
-            } else {
-                value::octal
-            },
-        )
+        if matches!(self.get(key)?.value, Value::Number(_)) {
+            self.parsed(key, value::octal_number)
+        } else {
+            self.parsed(key, value::octal)
+        }
     }
 }
 
-/// The kind of a block, where it is said, and what it configures: `sink "file" { ... }` and JSON's
-/// `"sink": {"file": {...}}` are one table whose only value is a table under a key that the block
-/// does not know. Without a label, `type` says it.
+/// The kind of a block with the position of the kind, and the section. The kind is a label or the
+/// key `type`. A label is the only key of a table, has a table as its value, and is no key of the
+/// block: so `sink "file" { ... }` and JSON's `"sink": {"file": {...}}` have one form.
 pub(super) fn labelled<'a>(
     node: &'a Node<'a>,
     block: &'static Block,
@@ -255,12 +254,11 @@ pub(super) fn labelled<'a>(
         }
         Some(_) | None => (None, node),
     };
-    let section = Section::open(node, block, report)?;
-    section.lacks("config");
-    match label {
-        Some(label) => Some((&label.key, label.at, section)),
-        None => section
-            .required("type")
-            .map(|(kind, node)| (kind, node.at, section)),
+    let section = Section::open(Some(node), block, report);
+    section.require("config");
+    if let Some(label) = label {
+        return Some((&label.key, label.at, section));
     }
+    let (kind, node) = section.required("type")?;
+    Some((kind, node.at, section))
 }

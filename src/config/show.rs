@@ -1,6 +1,7 @@
-//! The plan for people: what `baofs check` prints. Invariant: it is made of the plan alone, which
-//! holds no secret.
+//! The output of `baofs check`. Invariant: the output is made from the plan alone, and a plan has no
+//! secret.
 
+use super::defaults;
 use super::plan::{
     Action, AfterReading, Content, Fallback, File, Hook, Method, NewPrivileges, OnHup, Plan, Query,
     Scheme, Seccomp, Stale, Swap, Verify,
@@ -10,42 +11,21 @@ use std::fmt;
 
 /// The whole plan, then the warnings.
 pub fn show(plan: &Plan, warnings: &[Problem]) -> String {
-    warnings
-        .iter()
-        .fold(PlanText(plan).to_string(), |shown, warning| {
-            shown + &warning.to_string() + "\n"
-        })
+    PlanText(plan, warnings).to_string()
 }
 
-/// What is shown.
-struct PlanText<'a>(&'a Plan);
+/// A plan and the warnings in words.
+struct PlanText<'a>(&'a Plan, &'a [Problem]);
 
 impl fmt::Display for PlanText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plan = self.0;
+        let Self(plan, warnings) = self;
         write_server(f, plan)?;
         write_mount(f, plan)?;
         for file in &plan.files {
             write_file(f, plan, file)?;
         }
-        let templates = || {
-            plan.files
-                .iter()
-                .filter(|file| matches!(file.content, Content::Template(_)))
-        };
-        if templates().any(|file| file.mode == 0o400) {
-            writeln!(
-                f,
-                "         0400 is the default of templates too: the 0644 of `bao agent` takes `perms`"
-            )?;
-        }
-        let mut hooks = templates().filter_map(|file| file.on_change);
-        if hooks.any(|id| matches!(plan.hooks[id.index()].action, Action::Command { .. })) {
-            writeln!(
-                f,
-                "         a command runs after a change, not at the first rendering as with `bao agent`"
-            )?;
-        }
+        write_differences(f, plan)?;
         for link in &plan.links {
             writeln!(
                 f,
@@ -59,8 +39,38 @@ impl fmt::Display for PlanText<'_> {
         if let Some(path) = &plan.pid_file {
             writeln!(f, "pid file {}", path.display())?;
         }
+        for warning in *warnings {
+            writeln!(f, "{warning}")?;
+        }
         Ok(())
     }
+}
+
+/// The differences to `bao agent` that apply to the templates of the plan.
+fn write_differences(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
+    let (mut has_default_mode, mut has_command) = (false, false);
+    for file in &plan.files {
+        if !matches!(file.content, Content::Template(_)) {
+            continue;
+        }
+        has_default_mode |= file.mode == defaults::MODE;
+        if let Some(id) = file.on_change {
+            has_command |= matches!(plan.hooks[id.index()].action, Action::Command { .. });
+        }
+    }
+    if has_default_mode {
+        writeln!(
+            out,
+            "         the default mode of a template is 0400; for the 0644 of `bao agent` set `perms`"
+        )?;
+    }
+    if has_command {
+        writeln!(
+            out,
+            "         a command runs after a change, not at the first rendering as with `bao agent`"
+        )?;
+    }
+    Ok(())
 }
 
 fn write_server(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
@@ -108,9 +118,9 @@ fn write_server(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
 fn write_mount(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     let filesystem = &plan.filesystem;
     let fallback = match (filesystem.fallback, filesystem.swap) {
-        (Fallback::None, _) => "no fallback: FUSE or nothing",
-        (Fallback::Tmpfs, Swap::Refuse) => "fallback tmpfs that cannot reach a swap",
-        (Fallback::Tmpfs, Swap::Allow) => "fallback tmpfs, which may reach a swap",
+        (Fallback::None, _) => "FUSE without a fallback",
+        (Fallback::Tmpfs, Swap::Refuse) => "FUSE, or a tmpfs that cannot be swapped out",
+        (Fallback::Tmpfs, Swap::Allow) => "FUSE, or a tmpfs that may be swapped out",
     };
     write!(
         out,
@@ -125,11 +135,11 @@ fn write_mount(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     match (filesystem.dir_mode & 0o001, filesystem.dir_mode & 0o004) {
         (0, _) => writeln!(
             out,
-            "         others cannot reach any file by its name, not even their own, and cannot watch the directory"
+            "         others cannot open any file, not even their own, and cannot watch the directory"
         ),
         (_, 0) => writeln!(
             out,
-            "         others cannot list the names or watch the directory; they reach a file whose name they know"
+            "         others cannot list or watch the directory; they can open a file by its name"
         ),
         _ => Ok(()),
     }
@@ -151,25 +161,19 @@ fn write_file(out: &mut fmt::Formatter<'_>, plan: &Plan, file: &File) -> fmt::Re
             write!(out, "JSON of {}", Reading(&plan.queries[query.index()]))?;
         }
         Content::Template(template) => {
-            let reads: Vec<_> = template
-                .queries()
-                .iter()
-                .map(|id| Reading(&plan.queries[id.index()]).to_string())
-                .collect();
-            write!(
-                out,
-                "template of {}",
-                if reads.is_empty() {
-                    "text alone".to_owned()
-                } else {
-                    reads.join(", ")
-                }
-            )?;
+            let mut separator = "template of ";
+            for id in template.queries() {
+                write!(out, "{separator}{}", Reading(&plan.queries[id.index()]))?;
+                separator = ", ";
+            }
+            if template.queries().is_empty() {
+                write!(out, "template without a secret")?;
+            }
         }
         Content::Token => write!(out, "the agent's token")?,
     }
     if let Some(id) = file.on_change {
-        write!(out, ", on change: {}", Doing(&plan.hooks[id.index()]))?;
+        write!(out, ", on change: {}", plan.hooks[id.index()])?;
     }
     if file.stale == Stale::Unhealthy {
         write!(out, ", unhealthy when past its life")?;
@@ -177,26 +181,30 @@ fn write_file(out: &mut fmt::Formatter<'_>, plan: &Plan, file: &File) -> fmt::Re
     writeln!(out, " ({})", file.origin)
 }
 
-/// A hook in words; of a command the program alone.
-struct Doing<'a>(&'a Hook);
-
-impl fmt::Display for Doing<'_> {
+/// A hook in words. Of a command only the program is shown, because an argument may be a secret.
+impl fmt::Display for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0.action {
+        let Hook {
+            action,
+            debounce,
+            splay,
+        } = self;
+        match action {
             Action::Signal(signal) => write!(f, "{}", signal.as_str().trim_start_matches("SIG"))?,
-            Action::Command { command, .. } => {
-                write!(f, "command {}", command.first().map_or("", String::as_str))?;
-            }
+            Action::Command { command, .. } => write!(f, "command {}", command[0])?,
             Action::Restart => write!(f, "restart")?,
         }
-        let mut waits = [("debounce", self.0.debounce), ("splay", self.0.splay)]
-            .into_iter()
-            .filter(|(_, time)| !time.is_zero());
-        waits.try_for_each(|(name, time)| write!(f, ", {name} {time:?}"))
+        if !debounce.is_zero() {
+            write!(f, ", debounce {debounce:?}")?;
+        }
+        if !splay.is_zero() {
+            write!(f, ", splay {splay:?}")?;
+        }
+        Ok(())
     }
 }
 
-/// A read in words.
+/// A query in words.
 struct Reading<'a>(&'a Query);
 
 impl fmt::Display for Reading<'_> {
@@ -205,19 +213,19 @@ impl fmt::Display for Reading<'_> {
         if let Some(version) = self.0.read.version {
             write!(f, " version {version}")?;
         }
-        self.0
-            .refresh
-            .map_or(Ok(()), |every| write!(f, " every {every:?}"))
+        if let Some(refresh) = self.0.refresh {
+            write!(f, " every {refresh:?}")?;
+        }
+        Ok(())
     }
 }
 
 fn write_app(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     let app = &plan.app;
-    // Arguments may hold anything: the program alone is shown.
-    let program = app
-        .command
-        .first()
-        .map_or("given on the command line", String::as_str);
+    let program = match app.command.first() {
+        Some(program) => program,
+        None => "given on the command line",
+    };
     write!(
         out,
         "app      {program}, waits {:?} for its secrets, stopped by {} then KILL after {:?}",
@@ -234,8 +242,8 @@ fn write_app(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
     }
     let hup = match app.on_hup {
         OnHup::Both => "",
-        OnHup::App => ", HUP for itself alone",
-        OnHup::Refresh => ", HUP for the agent alone",
+        OnHup::App => ", HUP only to the application",
+        OnHup::Refresh => ", HUP only to the agent",
     };
     let rights = if app.new_privileges == NewPrivileges::Inherited {
         ", new privileges allowed"
@@ -243,7 +251,7 @@ fn write_app(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
         ""
     };
     let filter = if app.seccomp == Seccomp::Inherited {
-        ", under the container's seccomp filter alone"
+        ", only the container's seccomp filter"
     } else {
         ""
     };

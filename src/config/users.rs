@@ -1,5 +1,5 @@
-//! Names of users and groups to numbers, from the system's tables. Invariant: what it gives exists,
-//! or was given as a number.
+//! Names of users and groups to ids, from the system's tables. Invariant: a resolved name exists; a
+//! number needs no entry.
 
 use super::plan::Identity;
 use crate::names::Owner;
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 /// The error for `USER:GROUP` beside a key that names the group.
 const TWICE: &str = "the group is given twice: in `USER:GROUP` and by its own key";
 
-/// The user and group that baofs runs as.
+/// The user and group of the process.
 pub(super) fn current() -> Owner {
     Owner {
         uid: geteuid().as_raw(),
@@ -19,82 +19,88 @@ pub(super) fn current() -> Owner {
     }
 }
 
-/// `USER[:GROUP]` as an owner of files; without a group it is the user's own, else `default`.
+/// Parses `USER[:GROUP]` as an owner of files. A missing group is the primary group of the user, and
+/// the default's for a user without an entry.
 pub(super) fn owner(
     user: Option<&str>,
     group: Option<&str>,
     default: Owner,
 ) -> Result<Owner, String> {
-    let (user, group) = match user.map(|user| user.split_once(':')) {
-        Some(Some(_)) if group.is_some() => {
+    let mut owner = default;
+    let mut group = group;
+    if let Some(text) = user {
+        let (user, of_user) = split(text);
+        if of_user.is_some() && group.is_some() {
             return Err(TWICE.to_owned());
         }
-        Some(Some((user, group))) => (Some(user), Some(group)),
-        Some(None) | None => (user, group),
-    };
-    let (uid, own) = match user {
-        Some(user) => find_user(user)?,
-        None => (default.uid, None),
-    };
-    let gid = match group {
-        Some(group) => find_group(group)?,
-        None => own.map_or(default.gid, |user| user.gid.as_raw()),
-    };
-    Ok(Owner { uid, gid })
+        group = group.or(of_user);
+        let (uid, entry) = find_user(user)?;
+        owner.uid = uid;
+        if let Some(entry) = entry {
+            owner.gid = entry.gid.as_raw();
+        }
+    }
+    if let Some(group) = group {
+        owner.gid = find_group(group)?;
+    }
+    Ok(owner)
 }
 
-/// `USER[:GROUP]` as an identity to run as.
+/// Parses `USER[:GROUP]` as the identity of a process.
 pub(super) fn identity(text: &str) -> Result<Identity, String> {
-    let (user, group) = text
-        .split_once(':')
-        .map_or((text, None), |(user, group)| (user, Some(group)));
-    let (uid, own) = find_user(user)?;
-    let gid = match (group, &own) {
+    let (user, group) = split(text);
+    let (uid, entry) = find_user(user)?;
+    let gid = match (group, &entry) {
         (Some(group), _) => find_group(group)?,
-        (None, Some(own)) => own.gid.as_raw(),
+        (None, Some(entry)) => entry.gid.as_raw(),
         (None, None) => {
             return Err(format!(
                 "user {uid} has no entry in /etc/passwd, so its group is unknown; expected `UID:GID`"
             ));
         }
     };
-    let supplementary = |user: &User| {
-        getgrouplist(&CString::new(user.name.as_str()).ok()?, Gid::from_raw(gid)).ok()
-    };
-    let groups = own.as_ref().and_then(supplementary).map_or_else(
-        || vec![gid],
-        |all| all.into_iter().map(Gid::as_raw).collect(),
-    );
-    let (home, name) = own.map_or_else(
-        || (PathBuf::from("/"), uid.to_string()),
-        |own| (own.dir, own.name),
-    );
-    Ok(Identity {
+    let mut identity = Identity {
         owner: Owner { uid, gid },
-        groups,
-        home,
-        name,
-    })
+        groups: vec![gid],
+        home: PathBuf::from("/"),
+        name: uid.to_string(),
+    };
+    if let Some(entry) = entry {
+        let name = CString::new(entry.name.as_str()).unwrap_or_default();
+        if let Ok(groups) = getgrouplist(&name, Gid::from_raw(gid)) {
+            identity.groups = groups.into_iter().map(Gid::as_raw).collect();
+        }
+        identity.home = entry.dir;
+        identity.name = entry.name;
+    }
+    Ok(identity)
+}
+
+fn split(text: &str) -> (&str, Option<&str>) {
+    match text.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (text, None),
+    }
 }
 
 fn find_user(text: &str) -> Result<(u32, Option<User>), String> {
     if let Ok(uid) = text.parse() {
         return Ok((uid, User::from_uid(Uid::from_raw(uid)).ok().flatten()));
     }
-    match User::from_name(text) {
-        Ok(Some(user)) => Ok((user.uid.as_raw(), Some(user))),
-        Ok(None) | Err(_) => Err(unknown("user", text, "passwd")),
-    }
+    let Ok(Some(user)) = User::from_name(text) else {
+        return Err(unknown("user", text, "passwd"));
+    };
+    Ok((user.uid.as_raw(), Some(user)))
 }
 
 fn find_group(text: &str) -> Result<u32, String> {
     if let Ok(gid) = text.parse() {
         return Ok(gid);
     }
-    match Group::from_name(text) {
-        Ok(Some(group)) => Ok(group.gid.as_raw()),
-        Ok(None) | Err(_) => Err(unknown("group", text, "group")),
-    }
+    let Ok(Some(group)) = Group::from_name(text) else {
+        return Err(unknown("group", text, "group"));
+    };
+    Ok(group.gid.as_raw())
 }
 
 fn unknown(kind: &str, text: &str, table: &str) -> String {

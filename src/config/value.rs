@@ -46,7 +46,8 @@ fn go_duration(mut rest: &str) -> Option<Duration> {
             .find(|c: char| c.is_ascii_digit() || c == '.')
             .unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(letters);
-        let seconds = number.parse::<f64>().ok()? * find(UNITS, unit)?;
+        let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;
+        let seconds = number.parse::<f64>().ok()? * factor;
         total = total.checked_add(Duration::try_from_secs_f64(seconds).ok()?)?;
         rest = tail;
         if rest.is_empty() {
@@ -92,17 +93,15 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
 
 fn bytes(text: &str) -> Option<u64> {
     let text = text.trim().to_ascii_lowercase();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let shift = match text[digits..].trim() {
+    let number = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[number.len()..].trim() {
         "" | "b" => 0,
         "k" | "kb" | "kib" => 10,
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         _ => return None,
     };
-    text[..digits].parse::<u64>().ok()?.checked_mul(1 << shift)
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// Parses permission bits in octal digits.
@@ -121,7 +120,7 @@ pub(super) fn octal(text: &str) -> Result<u32, String> {
 /// Parses permission bits that are written as a number: a leading zero is required, because a
 /// number without one is decimal.
 pub(super) fn octal_number(text: &str) -> Result<u32, String> {
-    if text == "0" || (text.starts_with('0') && text.len() > 1) {
+    if text.starts_with('0') {
         return octal(text);
     }
     Err(invalid(
@@ -160,16 +159,13 @@ pub(super) fn version(text: &str) -> Result<u32, String> {
 /// Parses the name of a signal, with or without `SIG`, or its number.
 pub(super) fn signal(text: &str) -> Result<Signal, String> {
     const NAMES: &str = "a name such as `TERM`, `INT`, `HUP` or `USR1`";
-    let name = text.to_ascii_uppercase();
-    let name = if name.starts_with("SIG") {
-        name
-    } else {
-        format!("SIG{name}")
+    let upper = text.to_ascii_uppercase();
+    let signal = match text.parse::<i32>() {
+        Ok(number) => Signal::try_from(number).ok(),
+        Err(_) => format!("SIG{}", upper.trim_start_matches("SIG"))
+            .parse()
+            .ok(),
     };
-    let mut signal = name.parse().ok();
-    if let Ok(number) = text.parse::<i32>() {
-        signal = Signal::try_from(number).ok();
-    }
     match signal {
         Some(Signal::SIGKILL | Signal::SIGSTOP) => {
             let text = ShownName::from(text);
@@ -183,18 +179,17 @@ pub(super) fn signal(text: &str) -> Result<Signal, String> {
 }
 
 /// The value of `text` in a table of words.
-fn find<T: Copy>(words: &[(&str, T)], text: &str) -> Option<T> {
-    let (_, value) = words.iter().find(|(word, _)| *word == text)?;
-    Some(*value)
+fn word<T: Copy>(what: &str, text: &str, words: &[(&str, T)], expected: &str) -> Result<T, String> {
+    match words.iter().find(|(word, _)| *word == text) {
+        Some((_, value)) => Ok(*value),
+        None => Err(invalid(what, text, expected)),
+    }
 }
 
 /// Parses the fallback for FUSE.
 pub(super) fn fallback(text: &str) -> Result<Fallback, String> {
-    find(
-        &[("none", Fallback::None), ("tmpfs", Fallback::Tmpfs)],
-        text,
-    )
-    .ok_or_else(|| invalid("fallback", text, "`tmpfs` or `none`"))
+    let words = [("none", Fallback::None), ("tmpfs", Fallback::Tmpfs)];
+    word("fallback", text, &words, "`tmpfs` or `none`")
 }
 
 /// Parses the health of an agent that serves an expired secret.
@@ -203,7 +198,7 @@ pub(super) fn stale(text: &str) -> Result<Stale, String> {
         ("degraded", Stale::Degraded),
         ("unhealthy", Stale::Unhealthy),
     ];
-    find(&words, text).ok_or_else(|| invalid("state of health", text, "`degraded` or `unhealthy`"))
+    word("state of health", text, &words, "`degraded` or `unhealthy`")
 }
 
 /// Parses the receivers of SIGHUP.
@@ -213,8 +208,12 @@ pub(super) fn on_hup(text: &str) -> Result<OnHup, String> {
         ("app", OnHup::App),
         ("refresh", OnHup::Refresh),
     ];
-    find(&words, text)
-        .ok_or_else(|| invalid("action for SIGHUP", text, "`both`, `app` or `refresh`"))
+    word(
+        "action for SIGHUP",
+        text,
+        &words,
+        "`both`, `app` or `refresh`",
+    )
 }
 
 /// Parses the application's filter of system calls.
@@ -223,8 +222,12 @@ pub(super) fn seccomp(text: &str) -> Result<Seccomp, String> {
         ("default", Seccomp::Default),
         ("inherit", Seccomp::Inherited),
     ];
-    find(&words, text)
-        .ok_or_else(|| invalid("filter of system calls", text, "`default` or `inherit`"))
+    word(
+        "filter of system calls",
+        text,
+        &words,
+        "`default` or `inherit`",
+    )
 }
 
 /// Parses a log level, by the names that `bao` accepts too.
@@ -250,7 +253,7 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
         ("standard", LogFormat::Text),
         ("json", LogFormat::Json),
     ];
-    find(&words, text).ok_or_else(|| invalid("log format", text, "`text` or `json`"))
+    word("log format", text, &words, "`text` or `json`")
 }
 
 /// Parses `scheme://host[:port][/prefix]`.

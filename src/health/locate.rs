@@ -10,7 +10,7 @@
 //! content of another file or an escape sequence, because the report is parsed and formatted again.
 
 use crate::clock::{Clock, RealClock};
-use crate::config::DEFAULT_MOUNT;
+use crate::config::defaults;
 use crate::status::{DIRECTORY, FILE, FORMAT, HEARTBEAT, Heartbeat, Report};
 use crate::sys::mounts::{SOURCE, mounts, unescape};
 use crate::sys::process::fork;
@@ -40,8 +40,11 @@ const LIMIT: u64 = 16 << 20;
 /// # Errors
 /// Fails if baofs has several mounts.
 pub fn mount(given: Option<PathBuf>) -> Result<PathBuf, String> {
-    let list = || std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    given.map_or_else(|| only(&String::from_utf8_lossy(&list())), Ok)
+    if let Some(mount) = given {
+        return Ok(mount);
+    }
+    let list = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    only(&String::from_utf8_lossy(&list))
 }
 
 /// The one mount point of baofs in a list of mounts, or the default.
@@ -54,10 +57,10 @@ fn only(mountinfo: &str) -> Result<PathBuf, String> {
     points.sort();
     points.dedup();
     match points.as_slice() {
-        [] => Ok(DEFAULT_MOUNT.into()),
+        [] => Ok(defaults::MOUNT.into()),
         [only] => Ok(only.clone()),
         many => Err(format!(
-            "{} mounts of baofs: {many:?}; hint: say which with --mount or BAOFS_MOUNT",
+            "baofs has {} mounts: {many:?}; hint: select one with --mount or BAOFS_MOUNT",
             many.len()
         )),
     }
@@ -74,9 +77,9 @@ pub fn read(mount: &Path) -> Result<Vec<u8>, String> {
     let shown = path.display();
     copy(mount).map_err(|error| {
         if error.kind() == ErrorKind::NotFound {
-            format!("there is no {shown}: no agent serves there; hint: --mount or BAOFS_MOUNT names the mount")
+            format!("cannot find {shown}: no agent serves there; hint: set the mount with --mount or BAOFS_MOUNT")
         } else {
-            format!("{shown} cannot be read: {error}")
+            format!("cannot read {shown}: {error}")
         }
     })
 }
@@ -93,7 +96,7 @@ pub fn parse(bytes: &[u8]) -> Result<Report, String> {
     }
     let none = |error: serde_json::Error| {
         format!(
-            "the status is no report of baofs (line {}, column {})",
+            "the status file is not a report of baofs (line {}, column {})",
             error.line(),
             error.column()
         )
@@ -103,7 +106,7 @@ pub fn parse(bytes: &[u8]) -> Result<Report, String> {
         FORMAT => {}
         other => {
             return Err(format!(
-                "the agent's report has format {other}, and this baofs reads {FORMAT}; hint: use the agent's own binary"
+                "the agent's report has format {other}, but this baofs reads format {FORMAT}; hint: use the binary of the agent"
             ));
         }
     }
@@ -129,7 +132,7 @@ fn copy(mount: &Path) -> io::Result<Vec<u8>> {
     // A reader of our output must not wait for a child that hangs, so the child closes the output.
     let (input, output, errors) = (io::stdin(), io::stdout(), io::stderr());
     let close = [from.as_fd(), input.as_fd(), output.as_fd(), errors.as_fd()];
-    let child = fork(&close, || send(mount, &to).map_or(1, |()| 0))?;
+    let child = fork(&close, || u8::from(send(mount, &to).is_err()))?;
     drop(to);
     let sent = receive(&mut File::from(from)).inspect_err(|_| {
         // The child is not waited for, because no signal reaches a process inside a request that
@@ -144,7 +147,7 @@ fn copy(mount: &Path) -> io::Result<Vec<u8>> {
         Some((_, words)) => Err(io::Error::other(
             String::from_utf8_lossy(words).into_owned(),
         )),
-        None => Err(io::Error::other("the process that reads it was killed")),
+        None => Err(io::Error::other("the reading process was killed")),
     }
 }
 
@@ -186,20 +189,17 @@ fn open_state(mount: &Path, name: &str) -> io::Result<File> {
         whole(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY),
         Mode::empty(),
     );
-    let file = file.map_err(|errno| {
-        if errno == Errno::ELOOP {
-            io::Error::other("it is a link")
-        } else {
-            errno.into()
-        }
-    })?;
+    let file = match file {
+        Err(Errno::ELOOP) => return Err(io::Error::other("the file is a link")),
+        other => other?,
+    };
     let (found, owner) = (fstat(&file)?, fstat(&directory)?.st_uid);
     if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("the file is not a regular file"));
     }
     if found.st_uid != owner {
         return Err(io::Error::other(format!(
-            "it belongs to uid {}, and its directory to uid {owner}",
+            "the file belongs to uid {}, but the directory to uid {owner}",
             found.st_uid
         )));
     }
@@ -211,7 +211,9 @@ fn content(file: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(LIMIT + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LIMIT {
-        Err(io::Error::other(format!("it is larger than {LIMIT} bytes")))
+        Err(io::Error::other(format!(
+            "the file is larger than {LIMIT} bytes"
+        )))
     } else {
         Ok(bytes)
     }
@@ -268,9 +270,9 @@ mod tests {
     fn what_is_no_report_is_not_repeated() {
         for (bytes, part) in [
             (&b""[..], "line 1, column 0"),
-            (b"geheim", "no report of baofs"),
-            (b"{\"format\": \"geheim\"}", "no report of baofs"),
-            (b"{\"format\": 1, \"version\": 7}", "no report of baofs"),
+            (b"geheim", "not a report of baofs"),
+            (b"{\"format\": \"geheim\"}", "not a report of baofs"),
+            (b"{\"format\": 1, \"version\": 7}", "not a report of baofs"),
             (b"{\"format\": 2, \"geheim\": 7}", "has format 2"),
         ] {
             let error = parse(bytes).expect_err(part);

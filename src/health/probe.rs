@@ -30,15 +30,17 @@ impl Probe {
     /// # Errors
     /// The expected form of the text.
     pub fn tcp(text: &str) -> Result<Self, String> {
-        let authority = text.parse().ok().filter(is_plain);
-        let known =
-            authority.and_then(|authority: Authority| Some((authority.port_u16()?, authority)));
-        let (port, authority) = known.ok_or("--tcp wants HOST:PORT")?;
-        Ok(Self {
-            authority,
-            port,
-            path: None,
-        })
+        if let Ok(authority) = text.parse::<Authority>()
+            && is_plain(&authority)
+            && let Some(port) = authority.port_u16()
+        {
+            return Ok(Self {
+                authority,
+                port,
+                path: None,
+            });
+        }
+        Err("invalid value of --tcp: expected HOST:PORT".into())
     }
 
     /// A probe that expects a success or a redirect for a GET of `http://HOST[:PORT]/PATH`.
@@ -49,14 +51,15 @@ impl Probe {
         let uri = text.parse::<Uri>().unwrap_or_default().into_parts();
         if uri.scheme == Some(Scheme::HTTPS) {
             return Err(
-                "--http speaks no TLS; `--tcp HOST:PORT` asks whether a connection is accepted"
+                "--http does not support TLS; `--tcp HOST:PORT` checks that a connection is accepted"
                     .into(),
             );
         }
         let authority = uri
             .authority
             .filter(|authority| uri.scheme == Some(Scheme::HTTP) && is_plain(authority));
-        let authority = authority.ok_or("--http wants http://HOST[:PORT]/PATH")?;
+        let authority =
+            authority.ok_or("invalid value of --http: expected http://HOST[:PORT]/PATH")?;
         let path = uri.path_and_query.or(Some(PathAndQuery::from_static("/")));
         Ok(Self {
             port: authority.port_u16().unwrap_or(80),
@@ -70,20 +73,19 @@ impl Probe {
     /// # Errors
     /// The reason why the application counts as unhealthy.
     pub fn run(&self) -> Result<(), String> {
-        let failed = |cause| Err(format!("probe of {}: {cause}", self.authority));
-        let runtime = match tokio::runtime::Builder::new_current_thread()
+        self.answer()
+            .map_err(|cause| format!("probe of {}: {cause}", self.authority))
+    }
+
+    fn answer(&self) -> Result<(), String> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-        {
-            Ok(runtime) => runtime,
-            Err(error) => return failed(error.to_string()),
-        };
+            .map_err(|error| error.to_string())?;
         let answer = runtime.block_on(async { timeout(PATIENCE, self.ask()).await });
         // The runtime does not wait for a thread that still resolves the name.
         runtime.shutdown_background();
-        answer
-            .unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
-            .or_else(failed)
+        answer.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
     }
 
     async fn ask(&self) -> Result<(), String> {

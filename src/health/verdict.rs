@@ -1,8 +1,8 @@
 //! The verdict of a health check. Invariant: a pure function of the report, the time and the probe.
 
 use crate::status::{
-    Condition, Detail, FileReport, Now, Report, checkpoint_loss, describe, missing_detail, overdue,
-    swap_exposure,
+    Condition, Counts, Detail, FileReport, Now, Report, checkpoint_loss, describe, missing_detail,
+    overdue, swap_exposure,
 };
 
 /// The result of a health check, with a line for each cause.
@@ -33,27 +33,32 @@ pub fn judge(
     probe: Result<(), String>,
     strictness: Strictness,
 ) -> Verdict {
-    let (hangs, late) = if report.is_overdue(now.moment) {
-        (overdue(report, now), None)
+    let (mut bad, mut weak) = (Vec::new(), Vec::new());
+    if report.is_overdue(now.moment) {
+        bad.extend(overdue(report, now));
     } else {
-        (None, overdue(report, now))
-    };
-    let mut bad: Vec<String> = hangs.into_iter().chain(probe.err()).collect();
-    let login = report
-        .session
-        .trouble
-        .iter()
-        .map(|trouble| format!("login: {}", describe(trouble, now)));
-    let late = late
-        .into_iter()
-        .chain(crashes(report))
-        .chain(swap_exposure(report, now))
-        .chain(login);
-    let mut weak: Vec<String> = late
-        .chain(checkpoint_loss(report))
-        .chain(missing_detail(report))
-        .collect();
-    count(report, &mut bad, &mut weak);
+        weak.extend(overdue(report, now));
+    }
+    bad.extend(probe.err());
+    for (role, crashes) in [
+        ("fetch", report.roles.fetch_crashes),
+        ("serve", report.roles.serve_crashes),
+    ] {
+        if crashes > 1 {
+            weak.push(format!(
+                "agent: {role} has crashed {crashes} times in a row"
+            ));
+        }
+    }
+    weak.extend(swap_exposure(report, now));
+    if let Some(trouble) = &report.session.trouble {
+        weak.push(format!("login: {}", describe(trouble, now)));
+    }
+    weak.extend(checkpoint_loss(report));
+    weak.extend(missing_detail(report));
+    if let Detail::Counts(counts) = report.detail {
+        count(counts, &mut bad, &mut weak);
+    }
     for file in &report.files {
         let lines = match file.condition {
             Condition::Missing => &mut bad,
@@ -71,57 +76,35 @@ pub fn judge(
     }
 }
 
-/// The roles whose restart is delayed after repeated crashes.
-fn crashes(report: &Report) -> impl Iterator<Item = String> {
-    let roles = report.roles;
-    let row = |(role, count)| {
-        (count > 1).then(|| format!("agent: {role} has crashed {count} times in a row"))
-    };
-    [
-        ("fetch", roles.fetch_crashes),
-        ("serve", roles.serve_crashes),
-    ]
-    .into_iter()
-    .filter_map(row)
-}
-
-/// The lines for a report that only counts files: one for each condition.
-fn count(report: &Report, bad: &mut Vec<String>, weak: &mut Vec<String>) {
-    let Detail::Counts(counts) = report.detail else {
-        return;
-    };
-    let line = |(count, what): (usize, &str)| (count > 0).then(|| format!("files: {count} {what}"));
-    bad.extend(
-        [
-            (counts.missing, "without a value yet"),
-            (counts.ended_strict, "past their life"),
-        ]
-        .into_iter()
-        .filter_map(line),
-    );
+/// Adds the lines for a report that only counts files.
+fn count(counts: Counts, bad: &mut Vec<String>, weak: &mut Vec<String>) {
     let tolerated = counts.ended.saturating_sub(counts.ended_strict);
-    weak.extend(
-        [(counts.stale, "stale"), (tolerated, "past their life")]
-            .into_iter()
-            .filter_map(line),
-    );
+    let count = |lines: &mut Vec<String>, count: usize, state: &str| {
+        if count > 0 {
+            lines.push(format!("files: {count} {state}"));
+        }
+    };
+    count(bad, counts.missing, "without a value yet");
+    count(bad, counts.ended_strict, "past their life");
+    count(weak, counts.stale, "stale");
+    count(weak, tolerated, "past their life");
 }
 
 /// The line for one file, or `None` for a file without trouble.
 fn line(file: &FileReport, now: Now) -> Option<String> {
     let state = match file.condition {
-        Condition::Fresh => None,
-        Condition::Stale => Some("stale"),
-        Condition::Ended => Some("past its life"),
-        Condition::Missing => Some("has no value yet"),
+        Condition::Fresh => "",
+        Condition::Stale => ": stale",
+        Condition::Ended => ": past its life",
+        Condition::Missing => ": has no value yet",
     };
-    let trouble = file.trouble.as_ref().map(|trouble| describe(trouble, now));
-    let words: Vec<_> = state
-        .map(str::to_owned)
-        .into_iter()
-        .chain(trouble)
-        .collect();
-    (!words.is_empty()).then(|| format!("{}: {}", file.name, words.join(": ")))
+    let mut line = format!("{}{state}", file.name);
+    if let Some(trouble) = &file.trouble {
+        line = format!("{line}: {}", describe(trouble, now));
+    } else if state.is_empty() {
+        return None;
+    }
+    Some(line)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! replacement comes before the end, and no delay is zero.
 
 use crate::clock::{Backoff, Jitter, Moment};
+use crate::config::defaults;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ impl Timing {
             retry: Backoff::new(Duration::from_millis(250), retry_max),
             slow: Backoff::new(Duration::from_secs(2), minutes),
             grace: minutes,
-            refresh: minutes,
+            refresh: defaults::REFRESH,
         }
     }
 }

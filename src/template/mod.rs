@@ -1,11 +1,11 @@
-//! The template language: a small honest subset of Go's `text/template` as `bao agent` uses it.
-//! Invariant: pure, and no error ever holds a value.
+//! The template language: a subset of Go's `text/template` as `bao agent` uses Go's language.
+//! Invariant: the module is pure, and no error has a value of a secret.
 //!
-//! Understood: text, `{{ with secret "PATH" }}` ... `{{ end }}` (nested too), `{{ .Data.x }}`, `{{
-//! .Data.data.x }}`, `{{ .Data.metadata.version }}`, `{{ "text" }}`, `` {{ `text` }} ``, comments
-//! and trim markers. All else is refused with its position. Stricter than Go on purpose: a field
-//! that is missing or null is an error, never `<no value>`; a list or an object is written as
-//! compact JSON, not as Go's `map[...]`.
+//! Supported are text, `{{ with secret "PATH" }}` ... `{{ end }}` (also nested), `{{ .Data.x }}`,
+//! `{{ .Data.data.x }}`, `{{ .Data.metadata.version }}`, `{{ "text" }}`, `` {{ `text` }} ``, comments
+//! and trim markers. Anything else is refused with the position. Two rules are stricter than Go's: a
+//! missing field or a null is an error, not `<no value>`; a list or an object is written as compact
+//! JSON, not as `map[...]`.
 
 mod parse;
 
@@ -13,14 +13,15 @@ use crate::names::SecretPath;
 use serde_json::{Map, Value};
 use std::fmt;
 use std::io::{self, Write};
+use thiserror::Error;
 use zeroize::Zeroizing;
 
 pub use parse::{ParseError, ParseProblem};
 
-/// The largest file that a template may give, in bytes.
+/// The largest output of a template in bytes.
 pub const MAX_OUTPUT: usize = 1 << 20;
 
-/// A parsed template; `Q` is how it names a read (`Read` as parsed, a `QueryId` once checked).
+/// A parsed template. `Q` names a query: `Read` after the parse, `QueryId` in a plan.
 #[derive(Debug)]
 pub struct Template<Q>(Vec<Piece<Q>>);
 
@@ -33,14 +34,14 @@ pub struct Read {
     pub version: Option<u32>,
 }
 
-/// One piece of a template, executed in order.
+/// A piece of a template. Pieces are executed in order.
 #[derive(Debug)]
 enum Piece<Q> {
-    /// Copied as it is.
+    /// A text to copy.
     Text(String),
     /// `{{ expr }}`.
     Print(Expr),
-    /// `{{ with secret "PATH" }} body {{ end }}`: the body's dot is the secret.
+    /// `{{ with secret "PATH" }} body {{ end }}`: in the body the dot is the secret.
     With {
         read: Q,
         at: Position,
@@ -48,35 +49,35 @@ enum Piece<Q> {
     },
 }
 
-/// What an action prints.
+/// The expression of an action that prints.
 #[derive(Debug)]
 enum Expr {
     /// A quoted text.
     Text(String),
-    /// A field of the dot, `Data` first.
+    /// A field of the dot; the path begins with `Data`.
     Field { path: Vec<String>, at: Position },
 }
 
 /// A position in a template's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// Byte offset.
+    /// The offset in bytes.
     pub offset: usize,
-    /// Line, from 1.
+    /// The line, from 1.
     pub line: usize,
-    /// Column in characters, from 1.
+    /// The column in characters, from 1.
     pub column: usize,
 }
 
 impl Position {
-    /// The place of `offset` in `text`.
+    /// The position of `offset` in `text`.
     fn of(text: &str, offset: usize) -> Self {
         let before = &text[..offset];
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        let line = before.rsplit('\n').next().unwrap_or_default();
         Self {
             offset,
             line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
+            column: line.chars().count() + 1,
         }
     }
 }
@@ -87,115 +88,109 @@ impl fmt::Display for Position {
     }
 }
 
-/// What `.` is inside `with secret`: an answer of the server, seen as the language shows it.
+/// The value of `.` inside `with secret`: a response of the server.
 #[derive(Clone, Copy)]
 pub enum SecretView<'a> {
-    /// Any engine but KV v2: `.Data.x` is a field.
+    /// A secret of any engine but KV v2: `.Data.x` is a field.
     Plain(&'a Map<String, Value>),
-    /// KV v2: `.Data.data.x` is a field, `.Data.metadata.x` is about the version.
+    /// A secret of KV v2: `.Data.data.x` is a field, `.Data.metadata.x` describes the version.
     Versioned {
-        /// The secret's fields.
+        /// The fields of the secret.
         data: &'a Map<String, Value>,
-        /// The version's metadata.
+        /// The metadata of the version.
         metadata: &'a Map<String, Value>,
     },
 }
 
-/// Why a template could not be executed. Holds names of fields, never a value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A failed execution. The error has names of fields, never a value.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{at}: {problem}")]
 pub struct ExecError {
-    /// Where in the template.
+    /// The position in the template.
     pub at: Position,
-    /// What is wrong there.
+    /// The cause.
     pub problem: ExecProblem,
 }
 
-/// What is wrong in an execution.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The cause of a failed execution. A path is the path of a field below `.Data`, such as `.user`.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ExecProblem {
-    /// The secret of this `with` was not read.
+    /// There is no response for the secret of a `with`.
+    #[error("the secret of this `with` was not read")]
     NoSecret,
-    /// The secret has no such field.
+    /// The secret has no field with this path.
+    #[error("the secret has no field `.Data{0}`")]
     Missing(String),
-    /// As `Missing`, where `.Data.data.` would have found KV v2's fields.
+    /// The secret has no field with this path, but `.Data.data` has one: the secret is of KV v2.
+    #[error(
+        "the secret has no field `.Data{0}`; hint: the secret is of KV v2; write `.Data.data{0}`"
+    )]
     MissingAboveData(String),
     /// The field is null.
+    #[error("the field `.Data{0}` is null")]
     Null(String),
-    /// The output grew above `MAX_OUTPUT`.
+    /// The output exceeds `MAX_OUTPUT`.
+    #[error("the output is larger than {MAX_OUTPUT} bytes")]
     TooLarge,
-}
-
-impl fmt::Display for ExecError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.at)?;
-        match &self.problem {
-            ExecProblem::NoSecret => f.write_str("the secret of this `with` was not read"),
-            ExecProblem::Missing(path) => write!(f, "the secret has no field `{path}`"),
-            ExecProblem::MissingAboveData(path) => {
-                let rest = path.strip_prefix(".Data").unwrap_or(path);
-                write!(
-                    f,
-                    "the secret has no field `{path}`; hint: the secret is of KV v2; write `.Data.data{rest}`"
-                )
-            }
-            ExecProblem::Null(path) => write!(f, "the field `{path}` is null"),
-            ExecProblem::TooLarge => write!(f, "the output is larger than {MAX_OUTPUT} bytes"),
-        }
-    }
 }
 
 impl Template<Read> {
     /// Parses `text`.
     ///
     /// # Errors
-    /// The first thing that is wrong or not understood, with its place.
+    /// The first problem, with the position.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         parse::parse(text).map(Self)
     }
 }
 
 impl<Q> Template<Q> {
-    /// The same template with its reads renamed by `rename`.
+    /// The same template with each query renamed by `rename`.
     pub fn map_queries<R>(self, mut rename: impl FnMut(Q) -> R) -> Template<R> {
-        Template(map_nodes(self.0, &mut rename))
+        Template(map_pieces(self.0, &mut rename))
     }
 
-    /// Its reads in order of appearance, repetitions included.
+    /// The queries in order of appearance, with repetitions.
     pub fn queries(&self) -> Vec<&Q> {
         let mut found = Vec::new();
         collect(&self.0, &mut found);
         found
     }
 
-    /// Renders; `lookup` gives the answer to a read.
+    /// Renders the template; `lookup` returns the response to a query.
     ///
     /// # Errors
-    /// The first field that is missing or null, or an output that is too large.
+    /// The first secret that was not read, the first field that is missing or null, or an output
+    /// that is too large.
     pub fn execute<'a>(
         &self,
         lookup: &dyn Fn(&Q) -> Option<SecretView<'a>>,
     ) -> Result<Zeroizing<Vec<u8>>, ExecError> {
         let mut out = BoundedOutput(Zeroizing::new(Vec::new()));
-        run(&self.0, None, lookup, &mut out).map(|()| out.0)
+        run(&self.0, None, lookup, &mut out)?;
+        Ok(out.0)
     }
 }
 
-fn map_nodes<Q, R>(nodes: Vec<Piece<Q>>, rename: &mut impl FnMut(Q) -> R) -> Vec<Piece<R>> {
-    let one = |node| match node {
-        Piece::Text(text) => Piece::Text(text),
-        Piece::Print(expr) => Piece::Print(expr),
-        Piece::With { read, at, body } => Piece::With {
-            read: rename(read),
-            at,
-            body: map_nodes(body, rename),
-        },
-    };
-    nodes.into_iter().map(one).collect()
+fn map_pieces<Q, R>(pieces: Vec<Piece<Q>>, rename: &mut impl FnMut(Q) -> R) -> Vec<Piece<R>> {
+    let mut mapped = Vec::new();
+    for piece in pieces {
+        mapped.push(match piece {
+            Piece::Text(text) => Piece::Text(text),
+            Piece::Print(expr) => Piece::Print(expr),
+            Piece::With { read, at, body } => Piece::With {
+                read: rename(read),
+                at,
+                body: map_pieces(body, rename),
+            },
+        });
+    }
+    mapped
 }
 
-fn collect<'t, Q>(nodes: &'t [Piece<Q>], found: &mut Vec<&'t Q>) {
-    for node in nodes {
-        if let Piece::With { read, body, .. } = node {
+fn collect<'t, Q>(pieces: &'t [Piece<Q>], found: &mut Vec<&'t Q>) {
+    for piece in pieces {
+        if let Piece::With { read, body, .. } = piece {
             found.push(read);
             collect(body, found);
         }
@@ -203,7 +198,7 @@ fn collect<'t, Q>(nodes: &'t [Piece<Q>], found: &mut Vec<&'t Q>) {
 }
 
 fn run<'a, Q>(
-    nodes: &[Piece<Q>],
+    pieces: &[Piece<Q>],
     dot: Option<SecretView<'a>>,
     lookup: &dyn Fn(&Q) -> Option<SecretView<'a>>,
     out: &mut BoundedOutput,
@@ -213,8 +208,8 @@ fn run<'a, Q>(
         line: 1,
         column: 1,
     };
-    for node in nodes {
-        match node {
+    for piece in pieces {
+        match piece {
             Piece::Text(text) | Piece::Print(Expr::Text(text)) => {
                 out.print(text.as_bytes(), start)?;
             }
@@ -237,43 +232,51 @@ fn print_field(
     at: Position,
     out: &mut BoundedOutput,
 ) -> Result<(), ExecError> {
+    let path = &path[1..];
     let name = || format!(".{}", path.join("."));
-    let fail = |problem| ExecError { at, problem };
-    let view = dot.ok_or_else(|| fail(ExecProblem::NoSecret))?;
-    match field(view, &path[1..]) {
-        Some(Value::Null) => Err(fail(ExecProblem::Null(name()))),
-        Some(Value::String(text)) => out.print(text.as_bytes(), at),
-        Some(other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_))) => {
-            serde_json::to_writer(&mut *out, other).map_err(|_| fail(ExecProblem::TooLarge))
+    let fail = |problem| Err(ExecError { at, problem });
+    let Some(view) = dot else {
+        return fail(ExecProblem::NoSecret);
+    };
+    match (field(view, path), view) {
+        (Some(Value::Null), _) => fail(ExecProblem::Null(name())),
+        (Some(Value::String(text)), _) => out.print(text.as_bytes(), at),
+        (Some(other), _) => match serde_json::to_writer(out, other) {
+            Ok(()) => Ok(()),
+            Err(_) => fail(ExecProblem::TooLarge),
+        },
+        (None, SecretView::Versioned { data, .. }) if descend(data, path).is_some() => {
+            fail(ExecProblem::MissingAboveData(name()))
         }
-        None => Err(fail(match view {
-            SecretView::Versioned { data, .. } if descend(data, &path[1..]).is_some() => {
-                ExecProblem::MissingAboveData(name())
-            }
-            SecretView::Versioned { .. } | SecretView::Plain(_) => ExecProblem::Missing(name()),
-        })),
+        (None, _) => fail(ExecProblem::Missing(name())),
     }
 }
 
-/// The value at `path`, which begins below `.Data`.
+/// The value at `path` below `.Data`.
 fn field<'a>(view: SecretView<'a>, path: &[String]) -> Option<&'a Value> {
     match view {
         SecretView::Plain(fields) => descend(fields, path),
-        SecretView::Versioned { data, metadata } => match path.split_first()? {
-            (first, rest) if first == "data" => descend(data, rest),
-            (first, rest) if first == "metadata" => descend(metadata, rest),
-            _ => None,
-        },
+        SecretView::Versioned { data, metadata } => {
+            let (first, rest) = path.split_first()?;
+            match first.as_str() {
+                "data" => descend(data, rest),
+                "metadata" => descend(metadata, rest),
+                _ => None,
+            }
+        }
     }
 }
 
 fn descend<'a>(fields: &'a Map<String, Value>, path: &[String]) -> Option<&'a Value> {
     let (first, rest) = path.split_first()?;
-    rest.iter()
-        .try_fold(fields.get(first)?, |value, key| value.as_object()?.get(key))
+    let mut value = fields.get(first)?;
+    for key in rest {
+        value = value.as_object()?.get(key)?;
+    }
+    Some(value)
 }
 
-/// The rendered bytes, bounded and wiped.
+/// The rendered bytes: at most `MAX_OUTPUT`, wiped on drop.
 struct BoundedOutput(Zeroizing<Vec<u8>>);
 
 impl BoundedOutput {

@@ -1,37 +1,42 @@
-//! Text to nodes. Invariant: every byte of the text is either copied, trimmed on request, or
-//! understood; nothing is skipped, and every error points at where it stands.
+//! Text to pieces. Invariant: every byte of the text is copied, trimmed on request, or parsed; no byte
+//! is skipped, and every error has the position of the cause.
 
 use super::{Expr, Piece, Position, Read};
 use crate::names::SecretPath;
-use std::fmt;
+use thiserror::Error;
 
-/// How deep `with` may stand in `with`: bounds the recursion of parser and executor.
+/// The maximum depth of nested `with`: limits the recursion of the parser and of the execution.
 const MAX_DEPTH: usize = 32;
 
-/// What Go's trim markers remove.
+/// The characters that Go's trim markers remove.
 const SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
 
-/// Why a template is refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A refused template.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{at}: {problem}")]
 pub struct ParseError {
-    /// Where in the template.
+    /// The position in the template.
     pub at: Position,
-    /// How many bytes are meant, from there; at least 1.
+    /// The number of bytes to mark; at least 1.
     pub len: usize,
-    /// What is wrong.
+    /// The cause.
     pub problem: ParseProblem,
 }
 
-/// What is wrong in a template.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The cause of a refused template.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ParseProblem {
-    /// Something begins here and lacks this end.
+    /// The end of an action, a comment, a text or a `with` is missing.
+    #[error("missing {0}")]
     Unclosed(&'static str),
-    /// A keyword, function, field or sign that the whole language knows and this subset does not.
+    /// A keyword, function, field or sign of Go's language outside of the subset.
+    #[error("`{0}` is not supported")]
     Unsupported(String),
-    /// A character with no meaning here.
+    /// A character without a meaning at the position.
+    #[error("unexpected character {0:?}")]
     Character(char),
-    /// Anything else: what, and what to do about it.
+    /// Another problem, with the message and the remedy.
+    #[error("{0}")]
     Wrong(&'static str, &'static str),
 }
 
@@ -59,30 +64,13 @@ const NO_DOT: ParseProblem = ParseProblem::Wrong(
 );
 
 impl ParseProblem {
-    /// What to do about it, if there is something to say.
+    /// The remedy, or an empty text.
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Unsupported(_) | Self::Character(_) => SUBSET,
             Self::Wrong(_, hint) => hint,
             Self::Unclosed(_) => "",
         }
-    }
-}
-
-impl fmt::Display for ParseProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unclosed(end) => write!(f, "missing {end}"),
-            Self::Unsupported(word) => write!(f, "`{word}` is not supported"),
-            Self::Character(c) => write!(f, "unexpected character {c:?}"),
-            Self::Wrong(what, _) => f.write_str(what),
-        }
-    }
-}
-
-impl fmt::Display for ParseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.at, self.problem)
     }
 }
 
@@ -94,42 +82,42 @@ pub(super) fn parse(text: &str) -> Result<Vec<Piece<Read>>, ParseError> {
         trim: false,
     };
     match parser.list(0)? {
-        (nodes, None) => Ok(nodes),
+        (pieces, None) => Ok(pieces),
         (_, Some(end)) => Err(parser.error(end, 2, STRAY_END)),
     }
 }
 
-/// A word of an action.
+/// A token of an action.
 #[derive(Debug, PartialEq)]
 enum Lexeme<'t> {
     /// `with`, `secret` or `end`.
     Word(&'t str),
-    /// `.a.b`
+    /// `.a.b`.
     Field(Vec<String>),
-    /// A quoted text, unquoted.
+    /// A quoted text, without the quotes.
     Text(String),
 }
 
-/// A token and where it starts.
+/// A token and the offset.
 type Placed<'t> = (Lexeme<'t>, usize);
 
-/// Where the parser stands.
+/// The state of the parser.
 struct Parser<'t> {
     text: &'t str,
     pos: usize,
-    /// The action before this ended with `-}}`.
+    /// Whether the last action ended with `-}}`.
     trim: bool,
 }
 
 impl<'t> Parser<'t> {
-    /// Nodes up to an `{{ end }}` (whose offset is given) or the end of the text.
+    /// The pieces up to an `{{ end }}`, with the offset of `end`, or up to the end of the text.
     fn list(&mut self, depth: usize) -> Result<(Vec<Piece<Read>>, Option<usize>), ParseError> {
-        let mut nodes = Vec::new();
+        let mut pieces = Vec::new();
         loop {
             let open = self.rest().find("{{").map(|at| self.pos + at);
-            self.copy(open, &mut nodes);
+            self.copy(open, &mut pieces);
             let Some(open) = open else {
-                return Ok((nodes, None));
+                return Ok((pieces, None));
             };
             let Some(tokens) = self.action(open)? else {
                 continue;
@@ -138,36 +126,40 @@ impl<'t> Parser<'t> {
             match tokens.next() {
                 None => return Err(self.error(open, self.pos - open, EMPTY)),
                 Some((Lexeme::Word("end"), at)) => {
-                    self.nothing_after(tokens.next())?;
-                    return Ok((nodes, Some(at)));
+                    self.expect_end(&mut tokens)?;
+                    return Ok((pieces, Some(at)));
                 }
                 Some((Lexeme::Word("with"), at)) => {
-                    nodes.push(self.with(at, &mut tokens, depth)?);
+                    pieces.push(self.with(at, &mut tokens, depth)?);
                 }
                 Some((token, at)) => {
-                    nodes.push(Piece::Print(self.expr(token, at, depth)?));
-                    self.nothing_after(tokens.next())?;
+                    pieces.push(Piece::Print(self.expr(token, at, depth)?));
+                    self.expect_end(&mut tokens)?;
                 }
             }
         }
     }
 
-    /// The text up to `open` becomes a node, trimmed as the markers around it say.
-    fn copy(&mut self, open: Option<usize>, nodes: &mut Vec<Piece<Read>>) {
-        let mut piece = &self.text[self.pos..open.unwrap_or(self.text.len())];
-        if std::mem::take(&mut self.trim) {
+    /// Copies the text up to `open`, or up to the end, and trims the text as the markers demand.
+    fn copy(&mut self, open: Option<usize>, pieces: &mut Vec<Piece<Read>>) {
+        let end = open.unwrap_or(self.text.len());
+        let mut piece = &self.text[self.pos..end];
+        if self.trim {
             piece = piece.trim_start_matches(SPACE);
         }
-        if open.is_some_and(|open| trims(&self.text[open + 2..])) {
+        if let Some(action) = self.text.get(end + 2..)
+            && trims(action)
+        {
             piece = piece.trim_end_matches(SPACE);
         }
         if !piece.is_empty() {
-            nodes.push(Piece::Text(piece.to_owned()));
+            pieces.push(Piece::Text(piece.to_owned()));
         }
-        self.pos = open.unwrap_or(self.text.len());
+        self.trim = false;
+        self.pos = end;
     }
 
-    /// The tokens of the action at `open`, `None` for a comment; leaves the parser behind its `}}`.
+    /// The tokens of the action at `open`, or `None` for a comment. The parser then stands after `}}`.
     fn action(&mut self, open: usize) -> Result<Option<Vec<Placed<'t>>>, ParseError> {
         self.pos = open + 2;
         if trims(self.rest()) {
@@ -187,7 +179,7 @@ impl<'t> Parser<'t> {
         Ok(Some(tokens))
     }
 
-    /// Consumes white space and `}}` or `-}}` if they stand here.
+    /// Consumes white space, and then `}}` or `-}}`; returns whether the action is closed.
     fn closes(&mut self) -> bool {
         let spaced = self.skip_space();
         self.trim = spaced && self.rest().starts_with("-}}");
@@ -198,7 +190,9 @@ impl<'t> Parser<'t> {
 
     fn comment(&mut self, open: usize) -> Result<(), ParseError> {
         let unclosed = self.error(open, 2, ParseProblem::Unclosed("`*/}}`"));
-        let end = self.rest().find("*/").ok_or_else(|| unclosed.clone())?;
+        let Some(end) = self.rest().find("*/") else {
+            return Err(unclosed);
+        };
         self.pos += end + 2;
         let spaced = self.rest().starts_with(SPACE);
         if self.closes() && spaced == self.trim {
@@ -224,7 +218,8 @@ impl<'t> Parser<'t> {
         Ok((token, start))
     }
 
-    /// A word that is understood; another is refused here, before what follows it can confuse.
+    /// A keyword. Other words are refused before the rest of the action is read, so that the error
+    /// names the word.
     fn word(&mut self) -> Result<Lexeme<'t>, ParseError> {
         let start = self.pos;
         match self.identifier() {
@@ -272,7 +267,7 @@ impl<'t> Parser<'t> {
         Ok(self.text[start..start + len].to_owned())
     }
 
-    /// `.a.b`; a lone dot gives no names.
+    /// The names of `.a.b`; a lone dot has one empty name.
     fn fields(&mut self) -> Vec<String> {
         let mut names = Vec::new();
         while self.rest().starts_with('.') {
@@ -282,7 +277,7 @@ impl<'t> Parser<'t> {
         names
     }
 
-    /// Letters, digits and underscores from here.
+    /// Consumes letters, digits and underscores.
     fn identifier(&mut self) -> &'t str {
         let rest = self.rest();
         let len = rest
@@ -302,19 +297,14 @@ impl<'t> Parser<'t> {
 
     fn field(&self, path: Vec<String>, at: usize, depth: usize) -> Result<Expr, ParseError> {
         let name = format!(".{}", path.join("."));
-        let problem = match path.first() {
-            _ if depth == 0 => NO_DOT,
-            Some(first)
-                if first == "Data" && path.len() > 1 && !path.iter().any(String::is_empty) =>
-            {
-                return Ok(Expr::Field {
-                    path,
-                    at: Position::of(self.text, at),
-                });
-            }
-            _ => ParseProblem::Unsupported(name.clone()),
-        };
-        Err(self.error(at, name.len(), problem))
+        if depth == 0 {
+            return Err(self.error(at, name.len(), NO_DOT));
+        }
+        if path[0] != "Data" || path.len() < 2 || path.iter().any(String::is_empty) {
+            return Err(self.error(at, name.len(), ParseProblem::Unsupported(name.clone())));
+        }
+        let at = Position::of(self.text, at);
+        Ok(Expr::Field { path, at })
     }
 
     fn with(
@@ -328,7 +318,7 @@ impl<'t> Parser<'t> {
         else {
             return Err(self.error(at, 4, WITH_WHAT));
         };
-        self.nothing_after(tokens.next())?;
+        self.expect_end(tokens)?;
         let read = read(&path)
             .map_err(|why| self.error(path_at, path.len() + 2, ParseProblem::Wrong(why, "")))?;
         if depth == MAX_DEPTH {
@@ -344,8 +334,11 @@ impl<'t> Parser<'t> {
         }
     }
 
-    fn nothing_after(&self, token: Option<Placed<'t>>) -> Result<(), ParseError> {
-        token.map_or(Ok(()), |(_, at)| Err(self.error(at, 1, TRAILING)))
+    fn expect_end(&self, tokens: &mut impl Iterator<Item = Placed<'t>>) -> Result<(), ParseError> {
+        match tokens.next() {
+            Some((_, at)) => Err(self.error(at, 1, TRAILING)),
+            None => Ok(()),
+        }
     }
 
     fn skip_space(&mut self) -> bool {
@@ -368,28 +361,20 @@ impl<'t> Parser<'t> {
     }
 }
 
-/// Whether an action that continues so begins with a trim marker.
+/// Whether an action, given without `{{`, begins with a trim marker.
 fn trims(action: &str) -> bool {
-    action
-        .strip_prefix('-')
-        .is_some_and(|rest| rest.starts_with(SPACE))
+    matches!(action.strip_prefix('-'), Some(rest) if rest.starts_with(SPACE))
 }
 
-/// `PATH` or `PATH?version=N`.
+/// Parses `PATH` or `PATH?version=N`.
 fn read(text: &str) -> Result<Read, &'static str> {
-    let (path, version) = match text.split_once("?version=") {
-        Some((path, version)) => (
-            path,
-            Some(
-                version
-                    .parse()
-                    .map_err(|_| "invalid `?version=`: expected a whole number")?,
-            ),
-        ),
-        None => (text, None),
-    };
-    Ok(Read {
-        path: SecretPath::new(path)?,
-        version,
-    })
+    let (mut path, mut version) = (text, None);
+    if let Some((before, number)) = text.split_once("?version=") {
+        let Ok(number) = number.parse() else {
+            return Err("invalid `?version=`: expected a whole number");
+        };
+        (path, version) = (before, Some(number));
+    }
+    let path = SecretPath::new(path)?;
+    Ok(Read { path, version })
 }
