@@ -17,7 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 
-/// The time between two collections of old versions in the arena, while a reader has one open.
+/// The wait before old versions are freed and wiped, after a rotation and again while a reader has
+/// an old version open.
 const COLLECT: Duration = Duration::from_secs(2);
 
 /// The only directory that `fetch` writes to.
@@ -72,10 +73,11 @@ impl Backend {
                     // The loop has ended when nobody receives.
                     let _ = announced.send(round.map_err(|error| format!("{error}")));
                 };
-                let announcer = Announcer::start(Arc::clone(arena), private, done)
-                    .map_err(|error| Refused::new(Exit::Software, error))?;
-                let state = arena.files_in(Visibility::State).collect();
-                Ok(Self::Arena { state, announcer })
+                let thread = Announcer::start(Arc::clone(arena), private, done);
+                Ok(Self::Arena {
+                    state: arena.files_in(Visibility::State).collect(),
+                    announcer: thread.map_err(|error| Refused::new(Exit::Software, error))?,
+                })
             }
             WriteRoot::Tmpfs(root) => {
                 let writer = Writer::open(root, plan.filesystem.dir_mode, &plan.files, now)

@@ -1,6 +1,6 @@
-//! The role that talks to the server: one event loop that obeys `lease::Scheduler`, renders what was
-//! read and hands it to an outlet. Invariants: nothing partial is published; values stay here and
-//! in the outlet; it leaves no token behind.
+//! The role that talks to the server: one event loop that obeys `lease::Scheduler`, renders the
+//! replies and publishes the files in a backend. Invariants: no partial change is published; values
+//! stay in this process and the backend; no token outlives the role.
 
 mod backend;
 mod checkpoint;
@@ -47,7 +47,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{LocalSet, yield_now};
 
-/// How often the credential files are looked at after a refused login.
+/// The time between two checks of the credential files after a refused login.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The time that all revocations at the end may take together.
@@ -55,7 +55,7 @@ const LEAVE: Duration = Duration::from_secs(2);
 
 /// The work of a forked `fetch`.
 #[derive(Debug)]
-pub struct Job<'a, S = Client> {
+pub struct FetchJob<'a, S = Client> {
     plan: &'a Plan,
     arena: &'a Arc<Arena>,
     source: S,
@@ -75,7 +75,7 @@ pub struct Settings {
     pub walls: WallsReport,
 }
 
-impl<'a> Job<'a> {
+impl<'a> FetchJob<'a> {
     /// Prepares the work in a process that supervise has not confined yet: reads the files of TLS
     /// and makes the parts of `arena` that `serve` writes read-only. Uses no network and starts no
     /// thread. `Ready`, `Changed` and `Alive` are sent on `link`; the caller sends `Failed`.
@@ -115,7 +115,7 @@ impl<'a> Job<'a> {
 /// Runs a job until supervise ends it or is gone, in a process that supervise has confined.
 ///
 /// The result is `Ok` after a stop, else the reason why the first secrets could not be served.
-pub fn run(job: Job<'_>) -> Exit {
+pub fn run(job: FetchJob<'_>) -> Exit {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -129,8 +129,8 @@ pub fn run(job: Job<'_>) -> Exit {
 }
 
 /// Does a job; must run in a `LocalSet`.
-async fn work<S: Source + 'static>(job: Job<'_, S>, clock: &dyn Clock) -> Exit {
-    let Job {
+async fn work<S: Source + 'static>(job: FetchJob<'_, S>, clock: &dyn Clock) -> Exit {
+    let FetchJob {
         plan,
         arena,
         source,
@@ -161,7 +161,7 @@ async fn work<S: Source + 'static>(job: Job<'_, S>, clock: &dyn Clock) -> Exit {
         publisher,
         reporter: Reporter::new(&settings, plan, clock),
         checkpoint: CheckpointFiles::open(private),
-        looked: None,
+        look_at: None,
         settle: false,
     };
     fetch.resume(timing);
@@ -175,7 +175,7 @@ async fn work<S: Source + 'static>(job: Job<'_, S>, clock: &dyn Clock) -> Exit {
     exit
 }
 
-/// Says why `fetch` ends.
+/// Logs why `fetch` ends.
 fn failed(why: &str, exit: Exit) -> Exit {
     let role = Role::Fetch;
     Event::RoleFailed { role, why }.emit();
@@ -187,12 +187,11 @@ enum Wakeup {
     Told(Received<ToRole>),
     Answered(Outcome),
     Announced(Announced),
-    Due,
-    /// The time to compare the credential files with those of the last login.
-    Look,
-    Report,
+    /// The earliest timer ended.
+    Time,
 }
 
+/// The loop and the parts that it connects.
 struct Fetch<'a, S: Source> {
     clock: &'a dyn Clock,
     plan: &'a Plan,
@@ -206,9 +205,8 @@ struct Fetch<'a, S: Source> {
     publisher: Publisher,
     reporter: Reporter,
     checkpoint: CheckpointFiles,
-    /// When it was last looked whether the credential files changed; `None` while the login does
-    /// not wait for that.
-    looked: Option<Moment>,
+    /// The next check of the credential files, while a refused login waits for others.
+    look_at: Option<Moment>,
     /// Whether a login succeeded since the whole checkpoint was saved.
     settle: bool,
 }
@@ -221,65 +219,50 @@ impl<S: Source + 'static> Fetch<'_, S> {
     ) -> Exit {
         self.step(ScheduleInput::Tick);
         self.commit().await;
-        // The login is on its way while the first report is written.
+        // The login is on the way while the first report is written.
         yield_now().await;
-        self.report();
-        self.notifier.send(self.clock.now());
         loop {
-            let wakeup = self.wait(control, announced).await;
-            let news = match wakeup {
-                Wakeup::Report | Wakeup::Told(Received::Message(ToRole::Ping)) => false,
-                Wakeup::Look => self.look(),
-                Wakeup::Told(_) | Wakeup::Answered(_) | Wakeup::Announced(_) | Wakeup::Due => true,
-            };
-            if news {
-                self.reporter.touch();
-            }
-            let done = match wakeup {
-                Wakeup::Told(Received::Message(ToRole::GiveUp)) => return self.give_up(),
-                Wakeup::Told(Received::Message(ToRole::Stop) | Received::Closed) => {
-                    return Exit::Ok;
-                }
-                Wakeup::Told(Received::Message(ToRole::Refresh)) => {
-                    self.step(ScheduleInput::Refresh);
-                    Ok(())
-                }
-                Wakeup::Told(Received::Message(ToRole::Ping)) => {
-                    // A full link takes no answer; supervise asks again.
-                    let _ = control.link.send(&FromRole::Alive);
-                    Ok(())
-                }
-                Wakeup::Told(Received::Message(ToRole::Swap(found))) => {
-                    self.reporter.swap(found);
-                    Ok(())
-                }
-                Wakeup::Told(Received::Empty) | Wakeup::Report | Wakeup::Look => Ok(()),
-                Wakeup::Answered(answer) => self.answered(answer),
-                Wakeup::Announced(announced) => {
-                    match announced {
-                        Ok(generation) => self.notifier.announced(generation),
-                        Err(why) => self.queue.announcement_failed(&why, self.clock.now()),
-                    }
-                    Ok(())
-                }
-                Wakeup::Due => {
-                    self.step(ScheduleInput::Tick);
-                    let published = self.queue.turn(&mut self.publisher, self.clock);
-                    self.published(published);
-                    Ok(())
-                }
-            };
-            if let Err(exit) = done {
-                return exit;
-            }
-            if news {
-                self.commit().await;
-            }
-            // Before supervise is told: what it starts finds the report.
+            // The report comes first: supervise starts programs that read it.
             self.report();
             self.notifier.send(self.clock.now());
             report_dropped();
+            let wakeup = self.wait(control, announced).await;
+            match self.handle(wakeup, control.link) {
+                Ok(false) => {}
+                Ok(true) => {
+                    self.reporter.touch();
+                    self.commit().await;
+                }
+                Err(exit) => return exit,
+            }
         }
+    }
+
+    /// Returns whether the state may have changed.
+    ///
+    /// # Errors
+    /// The exit code of a role that ends.
+    fn handle(&mut self, wakeup: Wakeup, link: &End) -> Result<bool, Exit> {
+        match wakeup {
+            Wakeup::Told(Received::Empty) => return Ok(false),
+            Wakeup::Told(Received::Closed) => return Err(Exit::Ok),
+            Wakeup::Told(Received::Message(message)) => match message {
+                ToRole::Stop => return Err(Exit::Ok),
+                ToRole::GiveUp => return Err(self.give_up()),
+                ToRole::Ping => {
+                    // Supervise asks again if the link is full.
+                    let _ = link.send(&FromRole::Alive);
+                    return Ok(false);
+                }
+                ToRole::Refresh => self.step(ScheduleInput::Refresh),
+                ToRole::Swap(found) => self.reporter.swap(found),
+            },
+            Wakeup::Answered(outcome) => self.answered(outcome)?,
+            Wakeup::Announced(Ok(generation)) => self.notifier.announced(generation),
+            Wakeup::Announced(Err(why)) => self.queue.announcement_failed(&why, self.clock.now()),
+            Wakeup::Time => return Ok(self.turn()),
+        }
+        Ok(true)
     }
 
     /// Saves the checkpoint, then sends the requests that it mentions: the only place that sends.
@@ -294,61 +277,60 @@ impl<S: Source + 'static> Fetch<'_, S> {
     async fn wait(
         &mut self,
         control: &Control<'_>,
-        announcements: &mut UnboundedReceiver<Announced>,
+        announced: &mut UnboundedReceiver<Announced>,
     ) -> Wakeup {
-        let wakes = [self.machine.wake(), self.queue.wake(), self.notifier.wake()];
-        let wake = wakes.into_iter().flatten().min();
-        let look = self.next_look();
-        let (due, report, look) = (
-            self.sleep(wake),
-            self.sleep(self.reporter.wake()),
-            self.sleep(look),
-        );
-        tokio::select! {
-            told = control.receive() => Wakeup::Told(told),
-            answer = self.requests.next() => Wakeup::Answered(answer),
-            Some(announced) = announcements.recv() => Wakeup::Announced(announced),
-            () = due => Wakeup::Due,
-            () = look => Wakeup::Look,
-            () = report => Wakeup::Report,
-        }
-    }
-
-    /// When to look at the credential files next, while a refused login waits for others.
-    fn next_look(&mut self) -> Option<Moment> {
         let now = self.clock.now();
-        self.looked = self
-            .machine
-            .awaits_credentials()
-            .then(|| self.looked.unwrap_or(now));
-        self.looked.map(|looked| looked.plus(LOOK))
-    }
-
-    /// Whether the credential files changed; then the login is sent.
-    fn look(&mut self) -> bool {
-        self.looked = Some(self.clock.now());
-        let changed = self.requests.source().credentials_changed();
-        if changed {
-            self.step(ScheduleInput::CredentialsChanged);
+        if !self.machine.awaits_credentials() {
+            self.look_at = None;
+        } else if self.look_at.is_none() {
+            self.look_at = Some(now.plus(LOOK));
         }
-        changed
-    }
-
-    /// Until then; for ever, if it is never.
-    fn sleep(&self, until: Option<Moment>) -> impl Future<Output = ()> + use<S> {
-        let sleep = until.map(|until| tokio::time::sleep(until.since(self.clock.now())));
-        async {
-            match sleep {
-                Some(sleep) => sleep.await,
+        let timers = [
+            self.machine.wake(),
+            self.queue.wake(),
+            self.notifier.wake(),
+            self.reporter.wake(),
+            self.look_at,
+        ];
+        let sleep = async {
+            match timers.into_iter().flatten().min() {
+                Some(until) => tokio::time::sleep(until.since(now)).await,
                 None => std::future::pending().await,
             }
+        };
+        tokio::select! {
+            told = control.receive() => Wakeup::Told(told),
+            outcome = self.requests.next() => Wakeup::Answered(outcome),
+            Some(announced) = announced.recv() => Wakeup::Announced(announced),
+            () = sleep => Wakeup::Time,
         }
+    }
+
+    /// Does the work whose time has come; returns whether the state may have changed.
+    fn turn(&mut self) -> bool {
+        let now = self.clock.now();
+        let is_due = |at| matches!(at, Some(at) if at <= now);
+        let mut changed = false;
+        if is_due(self.look_at) {
+            self.look_at = None;
+            changed = self.requests.source().credentials_changed();
+            if changed {
+                self.step(ScheduleInput::CredentialsChanged);
+            }
+        }
+        if is_due(self.machine.wake()) || is_due(self.queue.wake()) {
+            self.step(ScheduleInput::Tick);
+            let publication = self.queue.turn(&mut self.publisher, self.clock);
+            self.published(publication);
+            changed = true;
+        }
+        changed
     }
 
     fn answered(&mut self, answer: Outcome) -> Result<(), Exit> {
         match answer {
             Outcome::Read(query, token, result) => return self.read(query, token, result),
-            Outcome::ScheduleInput(ScheduleInput::LoggedIn(Ok(grant))) => {
+            Outcome::Input(ScheduleInput::LoggedIn(Ok(grant))) => {
                 Event::LoggedIn { ttl: grant.ttl }.emit();
                 self.settle = true;
                 self.step(ScheduleInput::LoggedIn(Ok(grant)));
@@ -356,7 +338,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
                 let rendered = self.secrets.renew_token(&mut self.publisher, token);
                 return self.rendered(rendered);
             }
-            Outcome::ScheduleInput(input) => self.step(input),
+            Outcome::Input(input) => self.step(input),
             Outcome::Revoked(result) => say_revoked(&result),
         }
         Ok(())
@@ -468,7 +450,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
         }
     }
 
-    /// Why there is no token.
+    /// The reason why there is no token.
     fn no_login(&self) -> Option<&Failure> {
         let session = self.machine.view(Subject::Session, self.clock.now());
         session.trouble.filter(|_| session.ended)

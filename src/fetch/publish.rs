@@ -88,19 +88,19 @@ impl Queue {
         clock: &dyn Clock,
     ) -> Option<Publication> {
         let now = clock.now();
-        let mut published = None;
+        let mut publication = None;
         if let Some(at) = self.offer_at
             && at <= now
         {
             self.offer_at = None;
-            published = self.offer(publisher, Vec::new(), clock);
+            publication = self.offer(publisher, Vec::new(), clock);
         }
         if let Some(at) = self.maintain_at
             && at <= now
         {
             self.maintain(publisher, now);
         }
-        published
+        publication
     }
 
     /// Publishes `changes` together with the refused ones. Returns `None` when there are none, and

@@ -1,9 +1,10 @@
-//! The requests in flight and the tokens that live. Invariants: a token that came is revoked, or
-//! known to be dead; a request is only prepared until a checkpoint that mentions it was saved.
+//! The requests in flight and the living tokens. Invariants: every token is revoked in the end,
+//! unless it is known to be dead; a prepared request is not sent before a checkpoint that mentions
+//! the request was saved.
 
 use super::checkpoint::Saved;
 use super::queries::QueryTable;
-use crate::lease::source::{Failure, Lease, Reply, Source, TokenGrant};
+use crate::lease::source::{Failure, Reply, Source, TokenGrant};
 use crate::lease::{Request, ScheduleInput, TokenId};
 use crate::names::QueryId;
 use crate::observe::Event;
@@ -14,33 +15,31 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
 
-/// The answer to a request.
+/// The response to a request.
 pub(super) enum Outcome {
-    /// A reply, or why there is none.
     Read(QueryId, TokenId, Result<Reply, Failure>),
-    /// Any other that the machine waits for.
-    ScheduleInput(ScheduleInput),
-    /// A revocation, which nobody waits for.
+    /// The response to another request of the schedule.
+    Input(ScheduleInput),
+    /// The schedule does not wait for a revocation.
     Revoked(Result<(), Failure>),
 }
 
-/// A request that the schedule asked for. Nothing is sent before its exchange is polled, and only
+/// A request of the schedule. Nothing is sent before the exchange is polled, and only
 /// `Requests::send` has it polled.
-pub(super) struct Prepared<T> {
-    request: Request,
-    exchange: Exchange<T>,
+pub(super) enum Prepared<T> {
+    Login(Exchange<T>),
+    Revocation(Exchange<T>),
+    Other(Exchange<T>),
 }
 
 type Exchange<T> = Pin<Box<dyn Future<Output = Done<T>>>>;
 
-/// The result of a request's task.
-enum Done<T> {
+/// The result of an exchange.
+pub(super) enum Done<T> {
     LoggedIn(TokenId, Result<(T, TokenGrant), Failure>),
-    TokenRenewed(TokenId, Result<TokenGrant, Failure>),
-    LookedUp(TokenId, Result<TokenGrant, Failure>),
     Read(QueryId, TokenId, Result<Reply, Failure>),
-    Renewed(QueryId, TokenId, Result<Lease, Failure>),
     Revoked(TokenId, Result<(), Failure>),
+    Other(ScheduleInput),
 }
 
 /// The tokens in the checkpoint.
@@ -51,18 +50,20 @@ pub(super) struct RequestsState {
     current: Option<TokenId>,
 }
 
+type Tokens<T> = BTreeMap<TokenId, Rc<T>>;
+
 /// All requests; must live in a `LocalSet`.
 pub(super) struct Requests<S: Source> {
     source: Rc<S>,
-    /// Every token that lives.
-    tokens: BTreeMap<TokenId, Rc<S::Token>>,
-    /// Those whose revocation is prepared or in flight.
-    doomed: BTreeMap<TokenId, Rc<S::Token>>,
-    /// The one that requests are made with.
+    /// The living tokens.
+    tokens: Tokens<S::Token>,
+    /// The tokens whose revocation is prepared or in flight.
+    doomed: Tokens<S::Token>,
+    /// The token for new requests.
     current: Option<TokenId>,
     /// The requests that no checkpoint mentions yet.
     prepared: Vec<Prepared<S::Token>>,
-    /// Logins and revocations: these are waited for at the end.
+    /// Logins and revocations, which the end of the role waits for.
     session: JoinSet<Done<S::Token>>,
     /// All other requests.
     others: JoinSet<Done<S::Token>>,
@@ -83,108 +84,119 @@ impl<S: Source + 'static> Requests<S> {
 
     /// The tokens for the checkpoint.
     pub(super) fn state(&self) -> RequestsState {
-        let text = |(id, token): (&TokenId, &Rc<S::Token>)| {
-            Some((
-                *id,
-                String::from_utf8(self.source.expose(token).to_vec()).ok()?,
-            ))
+        let texts = |tokens: &Tokens<S::Token>| {
+            let mut texts = Vec::new();
+            for (id, token) in tokens {
+                if let Ok(text) = str::from_utf8(self.source.expose(token)) {
+                    texts.push((*id, text.to_owned()));
+                }
+            }
+            texts
         };
         RequestsState {
-            tokens: self.tokens.iter().filter_map(text).collect(),
-            doomed: self.doomed.iter().filter_map(text).collect(),
+            tokens: texts(&self.tokens),
+            doomed: texts(&self.doomed),
             current: self.current,
         }
     }
 
     /// Resumes from a predecessor's checkpoint. A revocation whose response the predecessor did
     /// not receive is prepared again.
-    pub(super) fn resume(&mut self, note: RequestsState) {
-        let token = |(id, text): (TokenId, String)| {
-            Some((id, Rc::new(self.source.token(text.as_bytes())?)))
-        };
-        self.tokens = note.tokens.into_iter().filter_map(token).collect();
-        self.current = note.current;
-        let doomed: Vec<_> = note.doomed.into_iter().filter_map(token).collect();
-        for (id, token) in doomed {
-            self.tokens.insert(id, token);
-            self.prepare_revocation(id);
+    pub(super) fn resume(&mut self, state: RequestsState) {
+        self.current = state.current;
+        let doomed: Vec<_> = state.doomed.iter().map(|(id, _)| *id).collect();
+        for (id, text) in state.tokens.into_iter().chain(state.doomed) {
+            if let Some(token) = self.source.token(text.as_bytes()) {
+                self.tokens.insert(id, Rc::new(token));
+            }
+        }
+        for id in doomed {
+            if self.tokens.contains_key(&id) {
+                self.prepare_revocation(id);
+            }
         }
     }
 
-    /// The server as requests see it.
     pub(super) fn source(&self) -> &S {
         &self.source
     }
 
-    /// Prepares `request`: `send` sends it once the checkpoint mentions it.
+    /// Prepares `request`: `send` sends it once a checkpoint mentions it.
     pub(super) fn prepare(&mut self, request: Request, queries: &QueryTable) {
-        let exchange = self.exchange(&request, queries);
-        self.prepared.push(Prepared { request, exchange });
+        let source = Rc::clone(&self.source);
+        self.prepared.push(match request {
+            Request::Login(id) => {
+                Prepared::Login(Box::pin(
+                    async move { Done::LoggedIn(id, source.login().await) },
+                ))
+            }
+            Request::Revoke(id) => return self.prepare_revocation(id),
+            Request::RenewToken(id) => {
+                let token = self.token(id);
+                Prepared::Other(Box::pin(async move {
+                    let result = source.renew_token(&token).await;
+                    Done::Other(ScheduleInput::TokenRenewed(id, result))
+                }))
+            }
+            Request::LookUp(id) => {
+                let token = self.token(id);
+                Prepared::Other(Box::pin(async move {
+                    let result = source.look_up_token(&token).await;
+                    Done::Other(ScheduleInput::LookedUp(id, result))
+                }))
+            }
+            Request::Read(query, id) => {
+                let (token, read) = (self.token(id), queries[query].clone());
+                Prepared::Other(Box::pin(async move {
+                    Done::Read(query, id, source.read(&token, &read).await)
+                }))
+            }
+            Request::Renew(query, id, lease, increment) => {
+                let token = self.token(id);
+                Prepared::Other(Box::pin(async move {
+                    let result = source.renew(&token, &lease, increment).await;
+                    Done::Other(ScheduleInput::Renewed(query, id, result))
+                }))
+            }
+        });
+    }
+
+    fn prepare_revocation(&mut self, id: TokenId) {
+        let (source, token) = (Rc::clone(&self.source), self.token(id));
+        self.forget(id);
+        self.doomed.insert(id, Rc::clone(&token));
+        self.prepared
+            .push(Prepared::Revocation(Box::pin(async move {
+                Done::Revoked(id, source.revoke_token(&token).await)
+            })));
     }
 
     /// Takes the prepared requests, for a checkpoint that mentions them.
     pub(super) fn take_prepared(&mut self) -> Vec<Prepared<S::Token>> {
-        std::mem::take(&mut self.prepared)
+        self.prepared.drain(..).collect()
     }
 
     /// Sends the requests that a checkpoint mentions.
     pub(super) fn send(&mut self, saved: Saved<S::Token>) {
-        for Prepared { request, exchange } in saved.into_requests() {
-            match request {
-                Request::Login(_) | Request::Revoke(_) => self.session.spawn_local(exchange),
-                Request::RenewToken(_)
-                | Request::LookUp(_)
-                | Request::Read(..)
-                | Request::Renew(..) => self.others.spawn_local(exchange),
+        for prepared in saved.into_requests() {
+            match prepared {
+                Prepared::Login(exchange) | Prepared::Revocation(exchange) => {
+                    self.session.spawn_local(exchange)
+                }
+                Prepared::Other(exchange) => self.others.spawn_local(exchange),
             };
         }
     }
 
-    fn exchange(&mut self, request: &Request, queries: &QueryTable) -> Exchange<S::Token> {
-        let source = Rc::clone(&self.source);
-        match request.clone() {
-            Request::Login(id) => Box::pin(async move { Done::LoggedIn(id, source.login().await) }),
-            Request::Revoke(id) => self.revocation(id),
-            Request::RenewToken(id) => {
-                let token = self.token(id);
-                Box::pin(async move { Done::TokenRenewed(id, source.renew_token(&token).await) })
-            }
-            Request::LookUp(id) => {
-                let token = self.token(id);
-                Box::pin(async move { Done::LookedUp(id, source.look_up_token(&token).await) })
-            }
-            Request::Read(query, id) => {
-                let (token, what) = (self.token(id), queries[query].clone());
-                Box::pin(async move { Done::Read(query, id, source.read(&token, &what).await) })
-            }
-            Request::Renew(query, id, lease, increment) => {
-                let token = self.token(id);
-                Box::pin(async move {
-                    Done::Renewed(query, id, source.renew(&token, &lease, increment).await)
-                })
-            }
-        }
-    }
-
-    fn prepare_revocation(&mut self, id: TokenId) {
-        let (request, exchange) = (Request::Revoke(id), self.revocation(id));
-        self.prepared.push(Prepared { request, exchange });
-    }
-
-    fn revocation(&mut self, id: TokenId) -> Exchange<S::Token> {
-        let (source, token) = (Rc::clone(&self.source), self.token(id));
-        self.forget(id);
-        self.doomed.insert(id, Rc::clone(&token));
-        Box::pin(async move { Done::Revoked(id, source.revoke_token(&token).await) })
-    }
-
-    /// Drops a token that is dead.
+    /// Drops a dead token.
     pub(super) fn forget(&mut self, id: TokenId) {
-        self.current = self.current.filter(|current| *current != id);
+        if self.current == Some(id) {
+            self.current = None;
+        }
         self.tokens.remove(&id);
     }
 
-    /// The next answer; pends while no request is out. A wait that is given up loses nothing.
+    /// The next response; pends while no request is in flight. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Outcome {
         let done = tokio::select! {
             Some(done) = self.session.join_next(), if !self.session.is_empty() => done,
@@ -194,25 +206,25 @@ impl<S: Source + 'static> Requests<S> {
         self.take(done)
     }
 
-    /// The bytes of the current token, for a sink.
+    /// The bytes of the current token, for the files that hold the token.
     pub(super) fn exposed(&self) -> Option<&[u8]> {
         let token = self.tokens.get(&self.current?)?;
         Some(self.source.expose(token))
     }
 
-    /// Drops all other requests and revokes every token, also the token of a login in flight,
-    /// within `bound`. No successor follows, so no checkpoint comes first.
+    /// Drops all requests but logins in flight and revokes every token, also the token of such a
+    /// login, within `bound`. No successor follows, so no checkpoint comes first.
     pub(super) async fn leave(mut self, bound: Duration) {
         self.others.abort_all();
-        let is_revocation = |it: &Prepared<_>| matches!(it.request, Request::Revoke(_));
-        self.prepared.retain(is_revocation);
         let all = async {
             loop {
                 for id in self.tokens.keys().copied().collect::<Vec<_>>() {
                     self.prepare_revocation(id);
                 }
-                for revocation in self.take_prepared() {
-                    self.session.spawn_local(revocation.exchange);
+                for prepared in self.take_prepared() {
+                    if let Prepared::Revocation(exchange) = prepared {
+                        self.session.spawn_local(exchange);
+                    }
                 }
                 let Some(done) = self.session.join_next().await else {
                     return;
@@ -223,10 +235,8 @@ impl<S: Source + 'static> Requests<S> {
             }
         };
         if tokio::time::timeout(bound, all).await.is_err() {
-            Event::NotRevoked {
-                why: "no answer in time",
-            }
-            .emit();
+            let why = "no answer in time";
+            Event::NotRevoked { why }.emit();
         }
     }
 
@@ -235,38 +245,27 @@ impl<S: Source + 'static> Requests<S> {
             Done::LoggedIn(id, Ok((token, grant))) => {
                 self.tokens.insert(id, Rc::new(token));
                 self.current = Some(id);
-                Outcome::ScheduleInput(ScheduleInput::LoggedIn(Ok(grant)))
+                Outcome::Input(ScheduleInput::LoggedIn(Ok(grant)))
             }
             Done::LoggedIn(_, Err(failure)) => {
-                Outcome::ScheduleInput(ScheduleInput::LoggedIn(Err(failure)))
-            }
-            Done::TokenRenewed(id, result) => {
-                Outcome::ScheduleInput(ScheduleInput::TokenRenewed(id, result))
-            }
-            Done::LookedUp(id, result) => {
-                Outcome::ScheduleInput(ScheduleInput::LookedUp(id, result))
-            }
-            Done::Renewed(query, id, result) => {
-                Outcome::ScheduleInput(ScheduleInput::Renewed(query, id, result))
+                Outcome::Input(ScheduleInput::LoggedIn(Err(failure)))
             }
             Done::Read(query, id, result) => Outcome::Read(query, id, result),
             Done::Revoked(id, result) => {
                 self.doomed.remove(&id);
                 Outcome::Revoked(result)
             }
+            Done::Other(input) => Outcome::Input(input),
         }
     }
 
     fn token(&self, id: TokenId) -> Rc<S::Token> {
-        Rc::clone(
-            self.tokens
-                .get(&id)
-                .expect("the machine names tokens that came and were not dropped"),
-        )
+        let token = self.tokens.get(&id);
+        Rc::clone(token.expect("the schedule names living tokens"))
     }
 }
 
-/// Says how a revocation ended.
+/// Logs the result of a revocation.
 pub(super) fn say_revoked(result: &Result<(), Failure>) {
     match result {
         Ok(()) => Event::Revoked.emit(),

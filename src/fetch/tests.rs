@@ -2,6 +2,7 @@
 //! loop passes at once.
 
 use super::*;
+use crate::clock::PausedClock;
 use crate::config::plan::{Content, File};
 use crate::lease::source::{Cause, Engine, Failure, Lease, TokenGrant};
 use crate::link::{FromRole, pair};
@@ -23,10 +24,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::SystemTime;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 const MINUTES: fn(u64) -> Duration = Duration::from_mins;
@@ -34,19 +33,6 @@ const MINUTES: fn(u64) -> Duration = Duration::from_mins;
 const STEP: Duration = Duration::from_millis(100);
 /// Longer than anything takes here; a test that waits so long has failed.
 const PATIENCE: Duration = Duration::from_hours(3);
-
-/// The paused clock of tokio, from the creation of this value.
-struct Paused(Instant);
-
-impl Clock for Paused {
-    fn now(&self) -> Moment {
-        Moment::at(self.0.elapsed())
-    }
-
-    fn wall(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_hours(24) + self.0.elapsed()
-    }
-}
 
 /// What the server answers.
 struct Script {
@@ -381,10 +367,10 @@ impl Rig {
         let directory = tempfile::tempdir().expect("a directory");
         before(&end, directory.path());
         let root = WriteRoot::Tmpfs(self::directory(directory.path()));
-        let (source, clock) = (server.clone(), Paused(Instant::now()));
+        let (source, clock) = (server.clone(), PausedClock::new());
         let tasks = LocalSet::new();
         let role = tasks.spawn_local(async move {
-            let job = Job {
+            let job = FetchJob {
                 plan: &plan,
                 arena: &arena,
                 source,
@@ -412,8 +398,8 @@ impl Rig {
 
     /// Lets the role work until `look` finds something.
     async fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        let begin = Instant::now();
-        while begin.elapsed() < PATIENCE {
+        let clock = PausedClock::new();
+        while clock.now() < Moment::at(PATIENCE) {
             if let Some(found) = look() {
                 return found;
             }
@@ -431,7 +417,7 @@ impl Rig {
     async fn hear(&self) -> Received<FromRole> {
         let receive = || match self.link.receive() {
             Received::Empty => None,
-            told => Some(told),
+            told @ (Received::Message(_) | Received::Closed) => Some(told),
         };
         self.until("a message", receive).await
     }
@@ -928,12 +914,12 @@ async fn leaving_is_bounded_and_begins_when_supervise_is_gone() {
     rig.ready().await;
     let (link, _) = pair().expect("a socket pair");
     rig.link = link;
-    let begin = Instant::now();
+    let clock = PausedClock::new();
     let (exit, asked) = rig.exit().await;
     assert_eq!(exit, Exit::Ok);
     assert!(asked.iter().any(|asked| asked == "revoke token-1"));
-    let bound = LEAVE..LEAVE + STEP;
-    assert!(bound.contains(&begin.elapsed()), "{:?}", begin.elapsed());
+    let took = clock.now().since_origin();
+    assert!((LEAVE..LEAVE + STEP).contains(&took), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -956,15 +942,15 @@ async fn an_announcement_that_fails_is_tried_again_and_is_told_once_when_it_succ
     let arena = arena_of(vec![spec("f0", Visibility::Listed)]);
     let temporary = tempfile::tempdir().expect("a directory");
     let root = WriteRoot::Mount(directory(temporary.path()));
-    let (clock, (link, end)) = (Paused(Instant::now()), pair().expect("a socket pair"));
+    let (clock, (link, end)) = (PausedClock::new(), pair().expect("a socket pair"));
     let (sender, mut announced) = unbounded_channel();
     let backend = Backend::open(root, &arena, &plan, sender, clock.now()).expect("a thread");
     let mut queue = Queue::new(backend, &plan, Timing::new(MINUTES(1)).slow);
     let mut notifier = Notifier::new(&end, &plan);
     let mut publisher = Publisher::new(Arc::clone(&arena));
     let change = (FileId(0), Zeroizing::new(b"one".to_vec()));
-    let published = queue.offer(&mut publisher, vec![change], &clock);
-    notifier.published(&published.expect("there is room"));
+    let publication = queue.offer(&mut publisher, vec![change], &clock);
+    notifier.published(&publication.expect("there is room"));
     // No `serve` answers in this directory. Up to three rounds were asked for already.
     for _ in 0..6 {
         let failed = announced.recv().await.expect("the thread lives");
@@ -1372,7 +1358,7 @@ async fn a_query_that_is_found_while_running_is_read_renewed_and_survives_a_deat
     });
     let (link, end) = pair().expect("a socket pair");
     let root = tempfile::tempdir().expect("a directory");
-    let (clock, settings) = (Paused(Instant::now()), settings());
+    let (clock, settings) = (PausedClock::new(), settings());
     let life = async |is_second: bool| {
         let (sender, mut announced) = unbounded_channel();
         let open = WriteRoot::Tmpfs(directory(root.path()));
@@ -1391,7 +1377,7 @@ async fn a_query_that_is_found_while_running_is_read_renewed_and_survives_a_deat
             publisher: Publisher::new(Arc::clone(&arena)),
             reporter: Reporter::new(&settings, &plan, &clock),
             checkpoint: CheckpointFiles::open(private),
-            looked: None,
+            look_at: None,
             settle: false,
         };
         fetch.resume(timing);

@@ -211,7 +211,7 @@ impl Mounts {
             walls: walls.report(self.rights_of_fetch(plan), self.roles()),
         };
         Ok(move |link| {
-            let job = match fetch::Job::prepare(plan, self.arena(), root, link, settings) {
+            let job = match fetch::FetchJob::prepare(plan, self.arena(), root, link, settings) {
                 Ok(job) => job,
                 Err(exit) => return exit,
             };
