@@ -270,8 +270,8 @@ mod tests {
             (&b""[..], "line 1, column 0"),
             (b"geheim", "no report of baofs"),
             (b"{\"format\": \"geheim\"}", "no report of baofs"),
-            (b"{\"format\": 1, \"version\": 7}", "no report of baofs"),
-            (b"{\"format\": 2, \"geheim\": 7}", "has format 2"),
+            (b"{\"format\": 2, \"version\": 7}", "no report of baofs"),
+            (b"{\"format\": 3, \"geheim\": 7}", "has format 3"),
         ] {
             let error = parse(bytes).expect_err(part);
             assert!(error.contains(part) && !error.contains("geheim"), "{error}");

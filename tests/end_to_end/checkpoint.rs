@@ -99,7 +99,7 @@ fn a_checkpoint_that_never_fits_leaves_the_credential_and_is_said_once() {
 fn a_checkpoint_that_outgrows_the_arena_keeps_the_credentials() {
     let tenant = Tenant::standin("outgrows", CALM);
     let mut text = login(&tenant, "64KiB");
-    for n in 0..40 {
+    for n in 0..24 {
         tenant.put(&format!("k{n}"), json!({ "text": "small" }));
         let path = tenant.kv(&format!("k{n}"));
         let _ = writeln!(
