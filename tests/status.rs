@@ -189,7 +189,7 @@ fn an_agent_that_does_not_work_is_unhealthy() {
             mount_of(&report(fresh(), Duration::from_secs(80))),
             ": fetch (pid 7) hangs or is dead",
         ),
-        (mount_of(&future), "has format 2"),
+        (mount_of(&future), "has format 3"),
         (mount(b"geheim"), "not a report of baofs"),
         (mount(&whole[..whole.len() / 2]), "not a report of baofs"),
         (mount(b""), "not a report of baofs"),

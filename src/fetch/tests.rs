@@ -67,7 +67,7 @@ struct Server {
     arena: Arc<Arena>,
 }
 
-fn failure(cause: Cause, what: &str) -> Failure {
+pub(super) fn failure(cause: Cause, what: &str) -> Failure {
     Failure {
         cause,
         message: format!("{what}: {cause:?}"),
@@ -286,7 +286,7 @@ fn arena_of(files: Vec<FileSpec>) -> Arc<Arena> {
 }
 
 /// An arena that holds the private files of a plan and nothing else.
-fn arena(plan: &Plan) -> Arc<Arena> {
+pub(super) fn arena(plan: &Plan) -> Arc<Arena> {
     let names = private_files(plan).into_iter();
     arena_of(names.map(|name| spec(&name, Visibility::Private)).collect())
 }
@@ -762,128 +762,6 @@ async fn giving_up_names_the_most_telling_cause_and_revokes() {
             "{asked:?}"
         );
     }
-}
-
-fn with_secrets(plan: &Plan) -> (Publisher, Secrets<'_>) {
-    let arena = arena(plan);
-    let mut secrets = Secrets::new(plan, &PrivateFiles::open(&arena, plan));
-    for query in &plan.queries {
-        secrets.add(query.read.clone());
-    }
-    (Publisher::new(arena), secrets)
-}
-
-#[test]
-fn an_answer_that_there_is_no_room_for_is_an_error_of_its_query_alone() {
-    let paths = ["q0", "q1", "q2"];
-    let files = (0..3)
-        .map(|n| file(&format!("f{n}"), field(n, "a")))
-        .collect();
-    let plan = plan(paths.iter().map(|path| query(path, None)).collect(), files);
-    let (mut publisher, mut secrets) = with_secrets(&plan);
-    let publisher = &mut publisher;
-    // Many small fields, of 173 bytes each as they are reckoned: one large block would change how
-    // the heap serves other tests.
-    let reply = |mib: usize| {
-        let fields = (0..mib * 6_050)
-            .map(|n| (format!("{n:05}"), Value::Null))
-            .chain([("a".to_owned(), json!("x"))])
-            .collect();
-        Reply {
-            fields,
-            ..Reply::default()
-        }
-    };
-    assert!(matches!(
-        secrets.accept(publisher, QueryId(0), reply(5), Some(b"t")),
-        Rendered::Nothing
-    ));
-    let Rendered::Unusable(errors) = secrets.accept(publisher, QueryId(1), reply(5), Some(b"t"))
-    else {
-        panic!("there is room")
-    };
-    let words = errors.iter().map(ToString::to_string).collect::<Vec<_>>();
-    assert!(
-        words.len() == 1 && words[0].starts_with("rendering f1 "),
-        "{words:?}"
-    );
-    assert!(
-        words[0].contains(" from q1: the answer takes 5")
-            && words[0].contains("of the 8388608 bytes"),
-        "{words:?}"
-    );
-    let (missing, exit) = secrets.missing(None);
-    assert_eq!((missing.len(), exit), (2, Exit::Data));
-    // The same query may get a smaller one, or the one that it has may give way to one that fits.
-    assert!(matches!(
-        secrets.accept(publisher, QueryId(0), reply(6), Some(b"t")),
-        Rendered::Nothing
-    ));
-    assert!(matches!(
-        secrets.accept(publisher, QueryId(1), reply(1), Some(b"t")),
-        Rendered::Nothing
-    ));
-    let Rendered::First(changes) = secrets.accept(publisher, QueryId(2), reply(0), Some(b"t"))
-    else {
-        panic!("all are there")
-    };
-    assert_eq!(changes.len(), 3);
-    // Now only what is rendered is kept.
-    assert!(matches!(
-        secrets.accept(publisher, QueryId(2), reply(20), Some(b"t")),
-        Rendered::Changes(_)
-    ));
-}
-
-#[test]
-fn what_is_missing_is_named_with_its_cause() {
-    let plan = plan(
-        vec![query("q0", None), query("q1", None)],
-        vec![file("one", field(0, "a")), file("two", field(1, "a"))],
-    );
-    let (mut publisher, mut secrets) = with_secrets(&plan);
-    let names = |(missing, exit): (Vec<(&crate::names::FileName, String)>, Exit)| {
-        (
-            missing
-                .iter()
-                .map(|(name, why)| format!("{name}: {why}"))
-                .collect::<Vec<_>>(),
-            exit,
-        )
-    };
-    assert_eq!(
-        names(secrets.missing(None)),
-        (
-            vec![
-                "one: reading q0: no answer came yet".to_owned(),
-                "two: reading q1: no answer came yet".to_owned()
-            ],
-            Exit::Unavailable
-        )
-    );
-    secrets.failed(QueryId(1), &failure(Cause::Denied, "reading q1"));
-    secrets.accept(
-        &mut publisher,
-        QueryId(0),
-        crate::render::tests::reply(&json!({"b": "value"})),
-        None,
-    );
-    let (missing, exit) = names(secrets.missing(None));
-    assert_eq!(missing[1], "two: reading q1: Denied");
-    assert!(
-        missing[0].contains("no field `a`") && !missing[0].contains("value"),
-        "{missing:?}"
-    );
-    assert_eq!(
-        exit,
-        Exit::Data,
-        "what a person must mend in the data is more telling than a denied path"
-    );
-    let (missing, exit) = names(secrets.missing(Some(&failure(Cause::Login, "logging in"))));
-    assert_eq!(
-        (missing[0].as_str(), exit),
-        ("one: logging in: Login", Exit::Login)
-    );
 }
 
 #[tokio::test(start_paused = true)]

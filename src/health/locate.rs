@@ -272,8 +272,8 @@ mod tests {
             (&b""[..], "line 1, column 0"),
             (b"geheim", "not a report of baofs"),
             (b"{\"format\": \"geheim\"}", "not a report of baofs"),
-            (b"{\"format\": 1, \"version\": 7}", "not a report of baofs"),
-            (b"{\"format\": 2, \"geheim\": 7}", "has format 2"),
+            (b"{\"format\": 2, \"version\": 7}", "not a report of baofs"),
+            (b"{\"format\": 3, \"geheim\": 7}", "has format 3"),
         ] {
             let error = parse(bytes).expect_err(part);
             assert!(error.contains(part) && !error.contains("geheim"), "{error}");
