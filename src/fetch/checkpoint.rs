@@ -1,5 +1,5 @@
 //! The checkpoint of `fetch`: schedule, tokens and the tables of files and queries, saved for a
-//! successor in private files of the arena. A save writes the state and the chunks that changed.
+//! successor in private files of the arena. A save writes the state and the changed chunks.
 //! Invariants: one publication flips all written parts, so a successor finds parts of the same
 //! moment; a request is sent after the checkpoint that mentions the request was saved; an unreadable
 //! checkpoint counts as none; the credential's file is removed only once all parts are saved. Where
@@ -32,12 +32,12 @@ pub(super) struct CheckpointFiles {
     files: PrivateFiles,
     /// How much was saved last.
     saved: Checkpoint,
-    /// Whether a checkpoint that does not fit was logged.
+    /// Whether the lack of room was logged.
     warned: bool,
 }
 
-/// Requests that the last checkpoint mentions, if there was room for it: the witness that
-/// `Requests::send` demands. Only `Fetch::save` makes one, of the requests that it saved.
+/// Requests of the last checkpoint, if there was room: the witness that `Requests::send` demands.
+/// Only `Fetch::save` makes the witness, after the requests were saved.
 pub(super) struct Saved<T>(Vec<Prepared<T>>);
 
 impl<T> Saved<T> {
@@ -52,7 +52,7 @@ impl<T> Saved<T> {
 enum Extent<N, K> {
     /// All parts.
     Whole(N),
-    /// What the source exports.
+    /// The exported credentials of the source.
     Credentials(K),
 }
 
@@ -63,7 +63,7 @@ struct FetchState<M, K> {
     source: K,
     tokens: RequestsState,
     secrets: SecretsState,
-    /// The hooks that supervise was not told of.
+    /// The pending notifications of supervise.
     hooks: BTreeSet<HookId>,
     refused: Vec<(FileId, Vec<u8>)>,
     report: ReporterState,
@@ -89,7 +89,7 @@ struct Found<K> {
 }
 
 impl CheckpointFiles {
-    /// The checkpoint in these files, as a predecessor left it.
+    /// The checkpoint in `files`, as a predecessor left the files.
     pub(super) fn open(files: PrivateFiles) -> Self {
         Self {
             files,
@@ -103,7 +103,7 @@ impl CheckpointFiles {
         self.saved
     }
 
-    /// The checkpoint that was saved last; `None` if a part cannot be read.
+    /// The last checkpoint; `None` if a part cannot be read.
     fn read<K: DeserializeOwned>(&self, publisher: &Publisher) -> Option<Extent<Found<K>, K>> {
         let state = match read(publisher, self.files.state)? {
             Extent::Whole(state) => state,
@@ -155,7 +155,7 @@ impl CheckpointFiles {
         self.saved = if write(publisher, &parts).is_ok() {
             Checkpoint::Credentials
         } else {
-            // Empty parts always fit, because they replace larger ones.
+            // Empty parts always fit, because they replace larger parts.
             parts.pop();
             parts.push(empty(state));
             let _ = write(publisher, &parts);
@@ -166,7 +166,7 @@ impl CheckpointFiles {
 }
 
 impl<S: Source + 'static> Fetch<'_, S> {
-    /// Saves the state for a successor; returns the requests that may be sent then.
+    /// Saves the state for a successor; returns the requests, which may now be sent.
     pub(super) fn save(&mut self) -> Saved<S::Token> {
         let requests = self.requests.take_prepared();
         let kept = self.requests.source().export_credentials();
@@ -194,7 +194,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
         Saved(requests)
     }
 
-    /// The chunks that changed since the last save; all chunks, if the last save was not whole.
+    /// The changed chunks; all chunks, if the last save was not whole.
     fn changed_chunks(&mut self) -> Vec<Part> {
         for query in self.machine.take_changed() {
             self.secrets.queries.mark(query.index());
@@ -244,8 +244,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
         }
     }
 
-    /// Continues where a predecessor died, if there was one. Of a predecessor whose checkpoint does
-    /// not fit or lacks a reply only the credentials are known: its token lives until the TTL ends.
+    /// Continues where a predecessor died, if there was one. Where the checkpoint did not fit or lacks
+    /// a reply, only the credentials are known, and the old token lives until the TTL ends.
     pub(super) fn resume(&mut self, timing: Timing) {
         let found = self.checkpoint.read::<S::Kept>(&self.publisher);
         let credentials = match found {

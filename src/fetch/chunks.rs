@@ -1,5 +1,4 @@
-//! Tables that are saved in chunks, so that the cost of a changed item does not depend on the size of
-//! the table. Invariant: every mutable access to an item marks the chunk of the item as changed.
+//! Tables in chunks: the cost to save a changed item does not depend on the size of the table. Invariant: every mutable access to an item marks the chunk of the item as changed.
 
 use std::collections::BTreeSet;
 use std::mem;
@@ -56,7 +55,7 @@ impl<T> Chunks<T> {
         self.items.push(item);
     }
 
-    /// The indices of one chunk.
+    /// The indices of a chunk.
     pub(super) fn range(&self, chunk: usize) -> Range<usize> {
         let len = self.items.len();
         let begin = (chunk * self.shape.size).min(len);
@@ -72,7 +71,7 @@ impl<T> Chunks<T> {
         self.changed.insert(self.shape.chunk_of(index));
     }
 
-    /// The chunks that changed since the last call.
+    /// The changed chunks since the last call.
     pub(super) fn take_changed(&mut self) -> BTreeSet<usize> {
         mem::take(&mut self.changed)
     }

@@ -142,7 +142,7 @@ async fn work<S: Source + 'static>(job: FetchJob<'_, S>, clock: &dyn Clock) -> E
         return failed("the link to supervise cannot be watched", Exit::Software);
     };
     let publisher = Publisher::new(Arc::clone(arena));
-    let (sender, announced) = unbounded_channel();
+    let (sender, mut announced) = unbounded_channel();
     let backend = match Backend::open(root, arena, plan, sender, clock.now()) {
         Ok(backend) => backend,
         Err(refused) => return failed(&refused.message, refused.exit),
@@ -169,7 +169,7 @@ async fn work<S: Source + 'static>(job: FetchJob<'_, S>, clock: &dyn Clock) -> E
         fetch.add_query(query);
     }
     let control = Control { link: &link, watch };
-    let exit = fetch.run(&control, announced).await;
+    let exit = fetch.run(&control, &mut announced).await;
     fetch.queue.backend.close();
     fetch.requests.leave(LEAVE).await;
     exit
@@ -215,7 +215,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
     async fn run(
         &mut self,
         control: &Control<'_>,
-        mut announced: UnboundedReceiver<Announced>,
+        announced: &mut UnboundedReceiver<Announced>,
     ) -> Exit {
         self.step(ScheduleInput::Tick);
         self.commit().await;
@@ -226,7 +226,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
             self.report();
             self.notifier.send(self.clock.now());
             report_dropped();
-            let wakeup = self.wait(control, &mut announced).await;
+            let wakeup = self.wait(control, announced).await;
             match self.handle(wakeup, control.link) {
                 Ok(false) => {}
                 Ok(true) => {

@@ -1,5 +1,5 @@
 //! The private files of the arena, which hold the checkpoint and the kept replies as JSON. Invariant:
-//! the plan alone decides number and order of the files, so a successor finds the files of its
+//! the plan alone decides number and order of the files, so a successor finds the files of the
 //! predecessor.
 
 use super::chunks::ChunkShape;
@@ -43,7 +43,7 @@ pub fn private_files(plan: &Plan) -> Vec<String> {
 /// The private files by use; the index of a file of a table is the chunk.
 #[derive(Debug)]
 pub(super) struct PrivateFiles {
-    /// What is saved with each event.
+    /// The part that each save writes.
     pub(super) state: FileId,
     pub(super) files: Vec<FileId>,
     pub(super) queries: Vec<FileId>,

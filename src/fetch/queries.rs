@@ -1,5 +1,5 @@
-//! The table of queries, which grows while the agent runs. Invariant: a query is known by what it
-//! asks; the queries of the plan come first, in the plan's order, and no query is ever removed.
+//! The table of queries, which grows while the agent runs. Invariant: two queries never ask the same;
+//! the queries of the plan come first, in the plan's order, and no query is ever removed.
 
 use crate::names::{QueryId, SecretPath};
 use crate::template::Read;
@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::ops::Index;
 
-/// What a query asks, for the checkpoint.
+/// The content of a query, for the checkpoint.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Ask {
     path: String,
     version: Option<u32>,
 }
 
-/// All queries, by what they ask and by id.
+/// All queries, by read and by id.
 #[derive(Debug, Default)]
 pub(super) struct QueryTable {
     reads: Vec<Read>,
@@ -22,7 +22,7 @@ pub(super) struct QueryTable {
 }
 
 impl QueryTable {
-    /// The id of the query that asks this.
+    /// The id of the query with this read.
     pub(super) fn find(&self, read: &Read) -> Option<QueryId> {
         self.ids.get(read).copied()
     }
@@ -45,7 +45,7 @@ impl QueryTable {
         }))
     }
 
-    /// What a query asks, for the checkpoint.
+    /// The content of a query, for the checkpoint.
     pub(super) fn ask(&self, id: QueryId) -> Ask {
         let Read { path, version } = &self[id];
         Ask {

@@ -28,7 +28,7 @@ pub(super) enum Rendered {
     First(Vec<Change>),
     /// The files that changed since.
     Changes(Vec<Change>),
-    /// The values cannot be served; the errors that were not reported before.
+    /// The values cannot be served; has only the errors that are new.
     Unusable(Vec<RenderError>),
     /// Nothing changed, or other first values are still missing.
     Nothing,
@@ -40,7 +40,7 @@ pub(super) struct Secrets<'p> {
     pub(super) table: QueryTable,
     /// By query, in the order of the table.
     pub(super) queries: Chunks<QueryState>,
-    /// By query. A file may be made of a query that is not in the table yet.
+    /// By query. A file may use a query that the table does not have yet.
     uses: Vec<QueryUse>,
     /// By file the keyed hash of the last rendered content: contents are compared without being
     /// kept. (64 bits under a random key: two contents are taken for one in 2^-64 of all changes.)
@@ -62,23 +62,23 @@ pub(super) struct SecretsState {
     complete: bool,
 }
 
-/// The state of one query.
+/// The state of a query.
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct QueryState {
     /// Whether the last good reply is kept.
     kept: bool,
-    /// The version that was read last (KV v2).
+    /// The last version (KV v2).
     version: Option<u64>,
     /// Why the last read failed.
     failure: Option<Failure>,
 }
 
-/// The use of one query.
+/// The use of a query.
 #[derive(Clone, Default)]
 struct QueryUse {
-    /// The files that the query is rendered into.
+    /// The files with values of the query.
     files: Vec<FileId>,
-    /// Whether such a file has other queries, too.
+    /// Whether one of the files has other queries, too.
     shared: bool,
 }
 
@@ -153,7 +153,7 @@ impl<'p> Secrets<'p> {
         self.state.complete
     }
 
-    /// Whether all replies that were kept can still be read. After a crash in the middle of the first
+    /// Whether all kept replies can be read. After a crash in the middle of the first
     /// publication replies may be missing.
     pub(super) fn has_kept_replies(&self, publisher: &Publisher) -> bool {
         let kept: BTreeSet<_> = (0_u32..)
@@ -165,7 +165,7 @@ impl<'p> Secrets<'p> {
         self.replies.load(publisher, &kept).len() == kept.len()
     }
 
-    /// The names of the files that a query is rendered into.
+    /// The names of the files with values of a query.
     pub(super) fn names(&self, query: QueryId) -> impl Iterator<Item = &'p FileName> {
         let plan = self.plan;
         self.uses[query.index()]
@@ -259,7 +259,7 @@ impl<'p> Secrets<'p> {
         }
     }
 
-    /// Records that the read of `query` failed.
+    /// Records a failed read of `query`.
     pub(super) fn failed(&mut self, query: QueryId, failure: &Failure) {
         if self.queries[query.index()].failure.as_ref() != Some(failure) {
             self.queries[query.index()].failure = Some(failure.clone());
@@ -271,7 +271,7 @@ impl<'p> Secrets<'p> {
         self.errors.get(&file).map(ToString::to_string)
     }
 
-    /// The version of KV v2 that was read last, for content of one secret.
+    /// The last version of KV v2, for content of a single secret.
     pub(super) fn version(&self, content: &Content) -> Option<u64> {
         match render::queries(content)[..] {
             [query] => self.queries.get(query.index())?.version,
@@ -356,7 +356,7 @@ impl<'p> Secrets<'p> {
         Rendered::First(self.changed(changes))
     }
 
-    /// The kept replies to the other queries of these files.
+    /// The kept replies to the other queries of `files`.
     fn load_others(&self, publisher: &Publisher, query: QueryId, files: &[FileId]) -> Replies {
         let mut others = BTreeSet::new();
         if self.uses[query.index()].shared {
@@ -368,7 +368,7 @@ impl<'p> Secrets<'p> {
         self.replies.load(publisher, &others)
     }
 
-    /// The `loaded` replies and the waiting ones.
+    /// The `loaded` and the waiting replies.
     fn with_waiting<'a>(&'a self, loaded: &'a Replies) -> BTreeMap<QueryId, &'a Reply> {
         let all = loaded.iter().chain(&self.replies.waiting);
         all.map(|(query, reply)| (*query, reply)).collect()
@@ -390,14 +390,14 @@ impl<'p> Secrets<'p> {
         Ok(())
     }
 
-    /// Records the errors; returns the errors that are new.
+    /// Records the errors; returns the new errors.
     fn add_errors(&mut self, mut errors: Vec<RenderError>) -> Vec<RenderError> {
         errors
             .retain(|error| self.errors.insert(error.file, error.clone()).as_ref() != Some(error));
         errors
     }
 
-    /// The contents that differ from the last rendered ones.
+    /// The contents that differ from the last rendered contents.
     fn changed(&mut self, mut changes: Vec<Change>) -> Vec<Change> {
         changes.retain(|(file, bytes)| {
             let mut hasher = DefaultHasher::new();

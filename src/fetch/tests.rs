@@ -45,6 +45,8 @@ struct Script {
     /// Lives of the token and of the lease of `db`.
     token: Duration,
     lease: Duration,
+    /// Whether the lease can be renewed.
+    renewable: bool,
     /// Requests that wait for one another: proves that so many are out at once.
     together: usize,
     /// Logins wait for this, if it is set.
@@ -74,6 +76,43 @@ fn failure(cause: Cause, what: &str) -> Failure {
 }
 
 impl Server {
+    /// A server that answers as `change` says, and the log of its requests.
+    fn start(
+        queries: &[&str],
+        arena: &Arc<Arena>,
+        change: impl FnOnce(&mut Script),
+    ) -> (Self, Receiver<String>) {
+        let kv = queries
+            .iter()
+            .map(|path| ((*path).to_owned(), Ok((1, json!({"a": "one", "b": "two"})))))
+            .collect();
+        let (token, lease) = (Duration::from_hours(1), Duration::from_hours(1));
+        let mut script = Script {
+            kv,
+            login: None,
+            changed: false,
+            token,
+            lease,
+            renewable: false,
+            together: 0,
+            gate: None,
+            revokes: true,
+            serial: 0,
+            unsaved: Vec::new(),
+        };
+        change(&mut script);
+        let (sender, log) = channel();
+        let barrier = Arc::new(tokio::sync::Barrier::new(script.together.max(1)));
+        let server = Self {
+            script: Arc::new(Mutex::new(script)),
+            barrier,
+            log: sender,
+            paths: queries.iter().map(|path| (*path).to_owned()).collect(),
+            arena: Arc::clone(arena),
+        };
+        (server, log)
+    }
+
     fn script(&self) -> MutexGuard<'_, Script> {
         self.script.lock().expect("no test panics with it")
     }
@@ -177,10 +216,11 @@ impl Source for Server {
         if path == "db" {
             let n = self.serial();
             let fields = json!({"username": format!("user-{n}-{token}"), "password": format!("pass-{n}-{token}")});
+            let renewable = self.script().renewable;
             let lease = Lease {
                 id: LeaseId::new("lease").expect("not empty"),
                 ttl: self.script().lease,
-                renewable: false,
+                renewable,
             };
             return Ok(Reply {
                 fields: fields.as_object().expect("an object").clone(),
@@ -204,10 +244,11 @@ impl Source for Server {
 
     async fn renew(&self, _: &String, lease: &LeaseId, _: Duration) -> Result<Lease, Failure> {
         self.say("renew");
+        let renewable = self.script().renewable;
         Ok(Lease {
             id: lease.clone(),
             ttl: self.script().lease,
-            renewable: false,
+            renewable,
         })
     }
 
@@ -308,26 +349,6 @@ impl Rig {
         change: impl FnOnce(&mut Script),
         before: impl FnOnce(&End, &Path),
     ) -> Self {
-        let kv = queries
-            .iter()
-            .map(|path| ((*path).to_owned(), Ok((1, json!({"a": "one", "b": "two"})))))
-            .collect();
-        let (token, lease) = (Duration::from_hours(1), Duration::from_hours(1));
-        let mut script = Script {
-            kv,
-            login: None,
-            changed: false,
-            token,
-            lease,
-            together: 0,
-            gate: None,
-            revokes: true,
-            serial: 0,
-            unsaved: Vec::new(),
-        };
-        change(&mut script);
-        let (sender, log) = channel();
-        let barrier = Arc::new(tokio::sync::Barrier::new(script.together.max(1)));
         let file = |(n, (content, on_change))| File {
             on_change,
             owner: Owner {
@@ -341,13 +362,7 @@ impl Rig {
         let reads = queries.iter().map(|path| query(path, every)).collect();
         let plan = plan(reads, files);
         let arena = arena(&plan);
-        let server = Server {
-            script: Arc::new(Mutex::new(script)),
-            barrier,
-            log: sender,
-            paths: queries.iter().map(|path| (*path).to_owned()).collect(),
-            arena: Arc::clone(&arena),
-        };
+        let (server, log) = Server::start(queries, &arena, change);
         let (link, end) = pair().expect("a socket pair");
         let directory = tempfile::tempdir().expect("a directory");
         before(&end, directory.path());
@@ -1299,4 +1314,102 @@ async fn a_refresh_reads_at_once() {
         1,
         "a live lease is not minted again"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_says_that_the_report_stays_true() {
+    let rig = Rig::start(&["k0"], vec![field(0, "a")], |_| {});
+    rig.report(0, |file| file.condition == Condition::Fresh)
+        .await;
+    rig.pass(Duration::from_secs(20)).await;
+    let before = rig.last_report().expect("a report");
+    rig.pass(Duration::from_secs(20)).await;
+    let heartbeat = rig
+        .directory
+        .path()
+        .join(STATE_DIRECTORY)
+        .join(status::HEARTBEAT);
+    let heartbeat = fs::read(heartbeat).expect("a heartbeat");
+    let mut after = rig.last_report().expect("a report");
+    assert_eq!(before, after, "nothing happened");
+    after.prolong(serde_json::from_slice(&heartbeat).expect("a heartbeat"));
+    assert!(after.written >= before.written + 20, "{after:?}");
+    assert!(after.due_monotonic_ms >= before.due_monotonic_ms + 20_000);
+    rig.end(ToRole::Stop).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_query_that_is_found_while_running_is_read_renewed_and_survives_a_death() {
+    // The second file is made of a query that the plan does not have.
+    let contents = [field(0, "a"), field(1, "username")]
+        .into_iter()
+        .enumerate();
+    let files = contents.map(|(n, content)| File {
+        owner: Owner {
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+        },
+        ..file(&format!("f{n}"), content)
+    });
+    let plan = plan(vec![query("k0", None)], files.collect());
+    let (found, arena) = (query("db", None), arena(&plan));
+    let (server, log) = Server::start(&["k0", "db"], &arena, |script| {
+        (script.token, script.renewable) = (Duration::from_hours(10), true);
+    });
+    let (link, end) = pair().expect("a socket pair");
+    let root = tempfile::tempdir().expect("a directory");
+    let (clock, settings) = (PausedClock::new(), settings());
+    let life = async |is_second: bool| {
+        let (sender, mut announced) = unbounded_channel();
+        let open = WriteRoot::Tmpfs(directory(root.path()));
+        let timing = Timing::new(plan.server.retry_max);
+        let private = PrivateFiles::open(&arena, &plan);
+        let backend = Backend::open(open, &arena, &plan, sender, clock.now());
+        let mut fetch = Fetch {
+            clock: &clock,
+            plan: &plan,
+            arena: &arena,
+            machine: Scheduler::new(&[], timing, Jitter::new(), clock.now()),
+            secrets: Secrets::new(&plan, &private),
+            requests: Requests::new(server.clone()),
+            queue: Queue::new(backend.expect("a directory"), &plan, timing.slow),
+            notifier: Notifier::new(&end, &plan),
+            publisher: Publisher::new(Arc::clone(&arena)),
+            reporter: Reporter::new(&settings, &plan, &clock),
+            checkpoint: CheckpointFiles::open(private),
+            look_at: None,
+            settle: false,
+        };
+        fetch.resume(timing);
+        fetch.add_query(&plan.queries[0]);
+        let watch = watch::readable(end.as_fd()).expect("a socket");
+        let control = Control { link: &end, watch };
+        if !is_second {
+            let run = fetch.run(&control, &mut announced);
+            assert!(tokio::time::timeout(MINUTES(1), run).await.is_err());
+            assert!(!fetch.secrets.is_complete());
+        }
+        assert_eq!(fetch.secrets.table.len(), 1 + usize::from(is_second));
+        for _ in 0..2 {
+            assert_eq!(fetch.add_query(&found), QueryId(1));
+        }
+        let run = fetch.run(&control, &mut announced);
+        assert!(tokio::time::timeout(MINUTES(50), run).await.is_err());
+    };
+    for is_second in [false, true] {
+        LocalSet::new().run_until(life(is_second)).await;
+        let content = fs::read_to_string(root.path().join("f1")).expect("it is published");
+        assert_eq!(content, "user-2-token-1");
+        let asked: Vec<_> = log.try_iter().collect();
+        let count = |what: &str| asked.iter().filter(|asked| asked.starts_with(what)).count();
+        let once = usize::from(!is_second);
+        assert_eq!(
+            (count("login"), count("read db")),
+            (once, once),
+            "{asked:?}"
+        );
+        assert!(count("renew") > 0, "{asked:?}");
+    }
+    assert_eq!(server.script().unsaved, [""; 0]);
+    drop(link);
 }

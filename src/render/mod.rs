@@ -12,15 +12,15 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// The new content of one file.
+/// The new content of a file.
 pub type Change = (FileId, Zeroizing<Vec<u8>>);
 
-/// The values that files are made of.
+/// The values for files.
 #[derive(Debug, Default)]
 pub struct Values<'a> {
     /// The replies by query; a query without a reply was not read yet.
     pub replies: BTreeMap<QueryId, &'a Reply>,
-    /// The bytes of the token, once there is one.
+    /// The bytes of the token, after a login.
     pub token: Option<&'a [u8]>,
 }
 
@@ -51,7 +51,7 @@ pub enum RenderProblem {
     Missing {
         /// The field in the configuration.
         field: String,
-        /// The field of the secret that was probably meant. The writers of the secret choose this
+        /// The field of the secret that was probably meant. The writers of the secret choose the
         /// name.
         similar: Option<ShownName>,
     },
@@ -72,7 +72,7 @@ pub enum RenderProblem {
     NoRoom {
         /// The size of the reply.
         size: u64,
-        /// The size of everything else that is kept.
+        /// The size of all other kept replies.
         kept: u64,
         /// The limit for both.
         limit: u64,
@@ -103,7 +103,7 @@ impl RenderError {
 /// Renders `files`, all or none.
 ///
 /// # Errors
-/// An error for each file that cannot be rendered.
+/// Returns an error for each file that cannot be rendered.
 pub fn render(
     plan: &Plan,
     files: impl IntoIterator<Item = FileId>,
@@ -150,7 +150,7 @@ pub fn error(plan: &Plan, file: FileId, problem: RenderProblem) -> RenderError {
     }
 }
 
-/// The queries that a file is made of, each once.
+/// The queries of a file, each once.
 pub fn queries(content: &Content) -> Vec<QueryId> {
     let mut queries = match content {
         Content::Field { query, .. } | Content::Json { query } => vec![*query],

@@ -1,4 +1,4 @@
-//! Sentences about a report that the status table and the health check share. Invariant: each
+//! Sentences about a report, shared by the status table and the health check. Invariant: each
 //! function is pure, and returns `None` when the report has nothing of the kind.
 
 use super::report::{Checkpoint, Detail, Report, Trouble};
@@ -27,7 +27,7 @@ pub fn overdue(report: &Report, now: Now) -> Option<String> {
     }
 }
 
-/// A swap that files could be written to, although no swap was reachable when the agent started.
+/// A swap for pages of files, although no swap was reachable when the agent started.
 pub fn swap_exposure(report: &Report, now: Now) -> Option<String> {
     report.served.swap.as_ref().map(|trouble| {
         format!(
@@ -49,7 +49,7 @@ pub fn checkpoint_loss(report: &Report) -> Option<String> {
     ))
 }
 
-/// The parts that the report omits for want of room.
+/// The omitted parts of the report, for want of room.
 pub fn missing_detail(report: &Report) -> Option<String> {
     let what = match report.detail {
         Detail::Full => return None,

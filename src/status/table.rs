@@ -1,4 +1,4 @@
-//! The table that `baofs status` prints. Invariant: columns are aligned, and each file has one line.
+//! The table of `baofs status`. Invariant: columns are aligned, and each file has a single line.
 
 use super::describe::{checkpoint_loss, describe, missing_detail, overdue, swap_exposure};
 use super::report::{Condition, Detail, FileReport, Report, WallsReport};
@@ -107,7 +107,7 @@ fn head(report: &Report, now: Now) -> String {
     )
 }
 
-/// The line that names the walls; empty for a report without walls.
+/// The line of the walls; empty for a report without walls.
 fn walls(walls: &WallsReport) -> String {
     let of = |role: &str, words: &[ShownName]| {
         let words: Vec<_> = words.iter().map(ShownName::as_str).collect();
