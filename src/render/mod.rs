@@ -43,7 +43,7 @@ pub struct RenderError {
 /// A defect of a value.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RenderProblem {
-    /// There is no reply or no token yet.
+    /// A reply or the token is missing.
     #[error("nothing was read yet")]
     Unread,
     /// The secret has no such field.
@@ -64,7 +64,7 @@ pub enum RenderProblem {
     /// A template cannot be executed.
     #[error("{0}")]
     Template(ExecError),
-    /// There is no room to keep the reply. Sizes are bytes.
+    /// The reply cannot be kept for want of room. Sizes are bytes.
     #[error(
         "the answer takes {size} bytes of memory, and {kept} of the {limit} bytes for answers are \
          taken; hint: a larger `filesystem.size` gives more"
@@ -220,8 +220,8 @@ fn similar(fields: &Map<String, Value>, field: &str) -> Option<ShownName> {
     (distance <= limit).then(|| name.as_str().into())
 }
 
-/// The value at a path of keys. At each level an exact key wins (`tls.crt` is an ordinary key); after
-/// that the part before a dot is the key of an object.
+/// The value at a path of keys. At each level an exact key wins (`tls.crt` is an ordinary key); else
+/// the part before a dot is the key of an object.
 fn find<'a>(object: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     object.get(path).or_else(|| {
         path.match_indices('.')

@@ -20,17 +20,14 @@ const TITLES: [&str; 8] = [
 
 /// Formats the agent's state, then one row for each file.
 pub fn table(report: &Report, now: Now) -> String {
-    let rows: Vec<_> = std::iter::once(TITLES.map(str::to_owned))
-        .chain(report.files.iter().map(|file| row(file, now)))
-        .collect();
-    let widths: Vec<_> = (0..TITLES.len())
-        .map(|column| {
-            rows.iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
+    let mut rows = vec![TITLES.map(str::to_owned)];
+    rows.extend(report.files.iter().map(|file| row(file, now)));
+    let mut widths = [0; TITLES.len()];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
     let mut text = head(report, now);
     for row in &rows {
         let cells: Vec<_> = row
@@ -109,14 +106,13 @@ fn head(report: &Report, now: Now) -> String {
 
 /// The line of the walls; empty for a report without walls.
 fn walls(walls: &WallsReport) -> String {
-    let of = |role: &str, words: &[ShownName]| {
+    let mut all = Vec::new();
+    for (role, words) in [("fetch", &walls.fetch), ("serve", &walls.serve)] {
         let words: Vec<_> = words.iter().map(ShownName::as_str).collect();
-        (!words.is_empty()).then(|| format!("{role} behind {}", words.join(", ")))
-    };
-    let all: Vec<_> = [of("fetch", &walls.fetch), of("serve", &walls.serve)]
-        .into_iter()
-        .flatten()
-        .collect();
+        if !words.is_empty() {
+            all.push(format!("{role} behind {}", words.join(", ")));
+        }
+    }
     if all.is_empty() {
         String::new()
     } else {
