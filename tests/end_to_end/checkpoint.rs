@@ -98,13 +98,16 @@ fn a_checkpoint_that_never_fits_leaves_the_credential_and_is_said_once() {
 #[test]
 fn a_checkpoint_that_outgrows_the_arena_keeps_the_credentials() {
     let tenant = Tenant::standin("outgrows", CALM);
-    for key in ["a", "b"] {
-        tenant.put(key, json!({ "text": "small" }));
+    let mut text = login(&tenant, "64KiB");
+    for n in 0..40 {
+        tenant.put(&format!("k{n}"), json!({ "text": "small" }));
+        let path = tenant.kv(&format!("k{n}"));
+        let _ = writeln!(
+            text,
+            "{}",
+            config::field(&format!("file-{n}"), &path, "text")
+        );
     }
-    let text = login(&tenant, "64KiB")
-        + &config::field("a", &tenant.kv("a"), "text")
-        + &config::field("b", &tenant.kv("b"), "text")
-        + "template_config {\n  static_secret_render_interval = \"100ms\"\n}\n";
     let agent = started(Setup::new(World::Fuse, &tenant, &text));
     wait_for(&agent, Checkpoint::Whole);
     wait_until_or(
@@ -117,28 +120,38 @@ fn a_checkpoint_that_outgrows_the_arena_keeps_the_credentials() {
         (0, false)
     );
 
-    // The file takes the room of the checkpoint, piece by piece.
-    let mut last = agent.read("a");
-    for len in (10_000..64_000).step_by(500) {
-        tenant.put("a", json!({ "text": "l".repeat(len) }));
-        last = agent.read_after("a", &last);
-        if report(&agent).roles.checkpoint == Checkpoint::Credentials {
+    // Larger files take the room of the checkpoint, until it has no room even without a last one.
+    let mut large = 0;
+    loop {
+        tenant.put(&format!("k{large}"), json!({ "text": "l".repeat(2_500) }));
+        agent.read_after(&format!("file-{large}"), "small");
+        large += 1;
+        let first = report(&agent);
+        if first.roles.checkpoint == Checkpoint::Whole {
+            continue;
+        }
+        let later = || Some(report(&agent)).filter(|later| later.written > first.written + 1);
+        let later = wait_until_or("a later report", || agent.log(), later);
+        if later.roles.checkpoint == Checkpoint::Credentials {
             break;
         }
     }
-    wait_for(&agent, Checkpoint::Credentials);
     replace(&agent, "fetch", Signal::SIGKILL);
     wait_until_or(
         "it logs in again without the file",
         || agent.log(),
         || (tenant.logins() == 2).then_some(()),
     );
-    tenant.put("a", json!({ "text": "small" }));
-    tenant.put("b", json!({ "text": "again" }));
+    for n in 0..large {
+        tenant.put(&format!("k{n}"), json!({ "text": "again" }));
+    }
     wait_until_or(
         "it serves on",
         || agent.log(),
-        || (agent.try_read("a")? == "small" && agent.try_read("b")? == "again").then_some(()),
+        || {
+            let is_served = |n| agent.try_read(&format!("file-{n}")).as_deref() == Some("again");
+            (0..large).all(is_served).then_some(())
+        },
     );
     wait_for(&agent, Checkpoint::Whole);
     assert!(
