@@ -36,7 +36,7 @@ impl AsFd for WriteRoot {
     }
 }
 
-/// The newest generation that inotify watchers know of, or why there is none newer.
+/// The newest announced generation, or the failure of the last announcement.
 pub(super) type Announced = Result<Generation, String>;
 
 /// Shows the files to readers.

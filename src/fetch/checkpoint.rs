@@ -244,27 +244,27 @@ impl<S: Source + 'static> Fetch<'_, S> {
         }
     }
 
-    /// Continues where a predecessor died, if there was one. Where the checkpoint did not fit or lacks
-    /// a reply, only the credentials are known, and the old token lives until the TTL ends.
+    /// Continues where a predecessor died, if there was one. Of a predecessor whose checkpoint does
+    /// not fit only the credentials are known: its token lives until the TTL ends.
     pub(super) fn resume(&mut self, timing: Timing) {
-        let found = self.checkpoint.read::<S::Kept>(&self.publisher);
-        let credentials = match found {
-            Some(Extent::Whole(found)) => match self.resume_whole(found, timing) {
-                Ok(()) => return,
-                Err(credentials) => Some(credentials),
-            },
-            Some(Extent::Credentials(credentials)) => Some(credentials),
-            None => None,
-        };
-        let none = BTreeSet::new();
-        self.secrets.replies.retain(&mut self.publisher, &none);
-        if let Some(credentials) = credentials {
-            self.requests.source().import_credentials(credentials);
+        match self.checkpoint.read::<S::Kept>(&self.publisher) {
+            Some(Extent::Whole(found)) => return self.resume_whole(found, timing),
+            Some(Extent::Credentials(credentials)) => {
+                self.requests.source().import_credentials(credentials);
+            }
+            None => {}
         }
+        self.drop_replies();
     }
 
-    /// Continues from all parts of a checkpoint; returns the credentials if something is missing.
-    fn resume_whole(&mut self, found: Found<S::Kept>, timing: Timing) -> Result<(), S::Kept> {
+    fn drop_replies(&mut self) {
+        let none = BTreeSet::new();
+        self.secrets.replies.retain(&mut self.publisher, &none);
+    }
+
+    /// Continues from all parts of a checkpoint. After a crash in the middle of the first publication
+    /// replies may be missing: the queries are then read again, under the same token.
+    fn resume_whole(&mut self, found: Found<S::Kept>, timing: Timing) {
         let state = found.state;
         let mut table = QueryTable::default();
         let mut saved = BTreeMap::new();
@@ -278,31 +278,32 @@ impl<S: Source + 'static> Fetch<'_, S> {
             && ids
                 .into_iter()
                 .all(|(id, query)| table.find(&query.read) == Some(id));
-        let (schedules, queries) = saved.into_values().unzip();
+        let (mut schedules, queries): (Vec<_>, _) = saved.into_values().unzip();
         let hashes = found.files.iter().map(|file| file.hash).collect();
         let private = &self.checkpoint.files;
         let secrets = Secrets::resume(self.plan, private, state.secrets, table, queries, hashes);
-        if !is_of_plan || !secrets.has_kept_replies(&self.publisher) {
-            return Err(state.source);
-        }
-        self.secrets = secrets;
         let now = self.clock.now();
+        if is_of_plan && secrets.has_kept_replies(&self.publisher) {
+            self.secrets = secrets;
+            for (index, file) in found.files.iter().enumerate() {
+                self.queue.history[index] = file.published;
+            }
+            self.queue.resume(state.refused, now);
+            let is_ready = self.secrets.is_complete();
+            self.notifier.resume(state.hooks, is_ready);
+            let troubles = found.files.iter().map(|file| file.trouble).collect();
+            self.reporter.resume(state.report, troubles);
+        } else {
+            schedules.clear();
+            self.drop_replies();
+        }
         self.machine = Scheduler::resume(state.session, schedules, timing, now);
         self.requests.source().import_credentials(state.source);
         self.requests.resume(state.tokens);
-        for (index, file) in found.files.iter().enumerate() {
-            self.queue.history[index] = file.published;
-        }
-        self.queue.resume(state.refused, now);
-        self.notifier
-            .resume(state.hooks, self.secrets.is_complete());
-        let troubles = found.files.iter().map(|file| file.trouble).collect();
-        self.reporter.resume(state.report, troubles);
         self.settle = true;
         Event::Resumed {
             lost_logins: self.machine.orphaned_logins(),
         }
         .emit();
-        Ok(())
     }
 }

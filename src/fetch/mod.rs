@@ -76,8 +76,8 @@ pub struct Settings {
 
 impl<'a> FetchJob<'a> {
     /// Prepares the work in a process that supervise has not confined yet: reads the files of TLS
-    /// and makes the parts of `arena` that `serve` writes read-only. Uses no network and starts no
-    /// thread. `Ready`, `Changed` and `Alive` are sent on `link`; the caller sends `Failed`.
+    /// and makes the parts of `arena` that only `serve` writes read-only. Uses no network and starts
+    /// no thread. `Ready`, `Changed` and `Alive` are sent on `link`; the caller sends `Failed`.
     ///
     /// # Errors
     /// The exit code, after the cause was logged: the files of TLS cannot be used, or the arena
@@ -111,9 +111,9 @@ impl<'a> FetchJob<'a> {
     }
 }
 
-/// Runs a job until supervise ends it or is gone, in a process that supervise has confined.
+/// Runs a job in a process that supervise has confined, until supervise sends a stop or dies.
 ///
-/// The result is `Ok` after a stop, else the reason why the first secrets could not be served.
+/// The result is `Exit::Ok` after a stop, else the reason why the first secrets are not served.
 pub fn run(job: FetchJob<'_>) -> Exit {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -122,7 +122,7 @@ pub fn run(job: FetchJob<'_>) -> Exit {
         return failed("the event loop cannot be built", Exit::Software);
     };
     let exit = LocalSet::new().block_on(&runtime, work(job, &RealClock));
-    // A thread that resolves a name may hang in the system's library: it is not waited for.
+    // A thread that resolves a name may hang in the system's library, so no thread is waited for.
     runtime.shutdown_background();
     exit
 }
@@ -264,8 +264,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
         Ok(true)
     }
 
-    /// Saves the checkpoint, then sends the requests that it mentions: the only place that sends.
-    /// Other tasks run at both awaits, so no order by chance can take the place of the rule.
+    /// Saves the checkpoint, then sends the requests that the checkpoint mentions. No other function
+    /// sends. Other tasks run at both awaits, so chance cannot keep the order.
     async fn commit(&mut self) {
         yield_now().await;
         let saved = self.save();
@@ -403,7 +403,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
         }
     }
 
-    /// The id of a query that asks the same, else adds the query, which the next step reads.
+    /// The id of a known query with the same read; else adds the query, due at the next step.
     fn add_query(&mut self, query: &Query) -> QueryId {
         if let Some(known) = self.secrets.table.find(&query.read) {
             return known;

@@ -98,7 +98,7 @@ impl<'a> Notifier<'a> {
                 self.retry_at = Some(now.plus(FULL));
                 return;
             }
-            // The loop hears from the link itself that supervise is gone.
+            // The loop learns of the death of supervise when the loop receives.
             self.owed.pop_front();
         }
     }

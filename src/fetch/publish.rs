@@ -1,5 +1,5 @@
 //! The queue of changes before the backend. Invariant: a refused change is offered again until the
-//! backend takes it or newer content of the file replaces it.
+//! change is published or newer content of the file arrives.
 
 use super::backend::Backend;
 use super::chunks::Chunks;
@@ -26,7 +26,7 @@ pub(super) struct Publication {
     pub(super) files: Vec<FileId>,
 }
 
-/// The backend, and the changes that it refused.
+/// The backend and the refused changes.
 pub(super) struct Queue {
     pub(super) backend: Backend,
     /// By file.
@@ -103,8 +103,8 @@ impl Queue {
         publication
     }
 
-    /// Publishes `changes` together with the refused ones. Returns `None` when there are none, and
-    /// when the backend refuses them.
+    /// Publishes `changes` together with the refused changes. Returns `None` without a change, and
+    /// after a refusal.
     pub(super) fn offer(
         &mut self,
         publisher: &mut Publisher,
@@ -128,7 +128,7 @@ impl Queue {
         clock: &dyn Clock,
     ) -> Result<Publication, Refused> {
         changes.append(&mut self.refused);
-        // The sort is stable: of two contents of a file the newer one comes first and is kept.
+        // The sort is stable: of two contents of a file the newer content comes first and stays.
         changes.sort_by_key(|(file, _)| *file);
         changes.dedup_by_key(|(file, _)| *file);
         let now = clock.now();
@@ -162,11 +162,11 @@ impl Queue {
         self.maintain_at = Some(self.next_try(why, now));
     }
 
-    /// The reason why the newest content of the file is not visible, if it is not.
+    /// The reason for the refusal of the newest content of the file, if any.
     pub(super) fn refusal(&self, file: FileId) -> Option<&str> {
         let trouble = self.trouble.as_deref()?;
         let found = self.refused.binary_search_by_key(&file, |(file, _)| *file);
-        found.is_ok().then_some(trouble)
+        if found.is_ok() { Some(trouble) } else { None }
     }
 
     fn maintain(&mut self, publisher: &mut Publisher, now: Moment) {
@@ -174,7 +174,7 @@ impl Queue {
         self.maintain_at = wait.map(|wait| now.plus(wait.max(MAINTENANCE)));
     }
 
-    /// Logs a failure that is not the last one again; returns the time of the next try.
+    /// Logs a failure, unless the last failure was the same; returns the time of the next try.
     fn next_try(&mut self, why: &str, now: Moment) -> Moment {
         if self.trouble.as_deref() != Some(why) {
             Incident::NotPublished.emit(&why);

@@ -205,6 +205,25 @@ enum Fit {
     Nothing,
 }
 
+/// Writes as much of the report as `write` has room for; returns how much that is, and the reason if
+/// it is not the whole.
+fn write_reduced(
+    report: &Report,
+    mut write: impl FnMut(&Report) -> Result<(), Refused>,
+) -> (Fit, Option<Refused>) {
+    let Err(error) = write(report) else {
+        return (Fit::Whole, None);
+    };
+    let fit = if write(&report.without_causes()).is_ok() {
+        Fit::NoCauses
+    } else if write(&report.counted()).is_ok() {
+        Fit::Counts
+    } else {
+        Fit::Nothing
+    };
+    (fit, Some(error))
+}
+
 impl<S: Source + 'static> Fetch<'_, S> {
     /// Writes the report or a heartbeat when due.
     pub(super) fn report(&mut self) {
@@ -229,7 +248,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
         };
         self.reporter.record_troubles(&report);
         if self.reporter.is_due(&report, now) {
-            let (fit, error) = self.write_report(&report);
+            let write = |report: &Report| self.write(status::FILE, report);
+            let (fit, error) = write_reduced(&report, write);
             self.reporter.written(report, fit, error.as_ref(), now);
         }
     }
@@ -241,22 +261,6 @@ impl<S: Source + 'static> Fetch<'_, S> {
             due_monotonic_ms: head.due_monotonic_ms,
         };
         self.write(status::HEARTBEAT, &heartbeat).is_ok()
-    }
-
-    /// Writes as much of the report as there is room for; returns how much was written, and the
-    /// reason if a part was not.
-    fn write_report(&mut self, report: &Report) -> (Fit, Option<Refused>) {
-        let Err(error) = self.write(status::FILE, report) else {
-            return (Fit::Whole, None);
-        };
-        let fit = if self.write(status::FILE, &report.without_causes()).is_ok() {
-            Fit::NoCauses
-        } else if self.write(status::FILE, &report.counted()).is_ok() {
-            Fit::Counts
-        } else {
-            Fit::Nothing
-        };
-        (fit, Some(error))
     }
 
     fn write(&mut self, name: &'static str, content: &impl Serialize) -> Result<(), Refused> {
@@ -424,7 +428,9 @@ fn is_same(a: &Report, b: &Report) -> bool {
 mod tests {
     use super::*;
     use crate::clock::RealClock;
+    use crate::exit::Exit;
     use crate::render::tests::plan;
+    use crate::status::Counts;
 
     #[test]
     fn it_is_looked_at_twice_a_second_at_most_and_written_every_five() {
@@ -472,6 +478,77 @@ mod tests {
                 "a hot loop at {millis} ms"
             );
         }
+    }
+
+    #[test]
+    fn a_report_that_does_not_fit_is_written_without_causes_or_only_counts() {
+        let trouble = |cause: &str| Trouble {
+            cause: cause.into(),
+            since: 7,
+        };
+        let file = |name: &str, condition, trouble| FileReport {
+            name: name.into(),
+            condition,
+            changes: 1,
+            version: None,
+            changed: None,
+            lease_ends: None,
+            next: None,
+            strict: false,
+            trouble,
+        };
+        let ended = trouble("rendering f1: the field `a` is null");
+        let report = Report {
+            format: FORMAT,
+            version: "0".into(),
+            since: 1,
+            written: 2,
+            due_monotonic_ms: 3,
+            detail: Detail::Full,
+            served: Served {
+                how: "fuse".into(),
+                fallback: None,
+                swap: None,
+            },
+            walls: WallsReport::default(),
+            roles: Roles::default(),
+            session: Session::default(),
+            files: vec![
+                file("f0", Condition::Fresh, None),
+                file("f1", Condition::Ended, Some(ended)),
+            ],
+        };
+        let len = |report: &Report| json(report).len();
+        let write_within = |room: usize| {
+            let mut written = None;
+            let write = |report: &Report| {
+                if len(report) > room {
+                    return Err(Refused::new(Exit::Memory, "no room"));
+                }
+                written = Some(report.clone());
+                Ok(())
+            };
+            let (fit, error) = write_reduced(&report, write);
+            assert_eq!(error.is_some(), fit != Fit::Whole);
+            (fit, written)
+        };
+        let whole = len(&report);
+        assert_eq!(write_within(whole), (Fit::Whole, Some(report.clone())));
+        let (fit, written) = write_within(whole - 10);
+        let less = written.expect("a report");
+        assert_eq!((fit, &less.detail), (Fit::NoCauses, &Detail::NoCauses));
+        assert_eq!(less.files[1].trouble, Some(trouble("")));
+        let (fit, written) = write_within(len(&less) - 10);
+        let counted = written.expect("a report");
+        let (fresh, ended) = (1, 1);
+        let counts = Counts {
+            fresh,
+            ended,
+            ..Counts::default()
+        };
+        assert_eq!((fit, counted.detail), (Fit::Counts, Detail::Counts(counts)));
+        assert!(counted.files.is_empty());
+        assert_eq!(write_within(10), (Fit::Nothing, None));
     }
 
     #[test]

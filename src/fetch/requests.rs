@@ -1,5 +1,5 @@
-//! The requests in flight and the living tokens. Invariants: every token is revoked in the end,
-//! unless it is known to be dead; a prepared request is not sent before a checkpoint that mentions
+//! The requests in flight and the living tokens. Invariants: every token is revoked, or known to be
+//! dead; a prepared request is not sent before a checkpoint that mentions
 //! the request was saved.
 
 use super::checkpoint::Saved;
@@ -52,7 +52,7 @@ pub(super) struct RequestsState {
 
 type Tokens<T> = BTreeMap<TokenId, Rc<T>>;
 
-/// All requests; must live in a `LocalSet`.
+/// The requests and tokens; must live in a `LocalSet`.
 pub(super) struct Requests<S: Source> {
     source: Rc<S>,
     /// The living tokens.

@@ -220,6 +220,7 @@ impl Source for Server {
                 fields: fields.as_object().expect("an object").clone(),
                 lease_id: LeaseId::new("lease"),
                 ttl: self.script().lease,
+                renewable: self.script().renewable,
                 ..Reply::default()
             });
         }

@@ -1,5 +1,5 @@
-//! How files reach the application: FUSE over an arena, or a tmpfs. Invariant: what was opened is
-//! closed by the process that opened it, whatever happens in between.
+//! The backend as supervise holds it: FUSE over an arena, or a tmpfs. Invariant: the process that
+//! opens a mount or a directory also removes it, even after a failure.
 
 use super::walls::Confinement;
 use crate::config::plan::{self, Fallback, Plan};
@@ -33,10 +33,10 @@ const NO_RESEND: &str = "BAOFS_UNSTABLE_NO_RESEND";
 /// The least size of the arena beside a tmpfs, in bytes, where that can be locked.
 const LEAST_BESIDE_TMPFS: usize = 4 << 20;
 
-/// One of the two.
+/// The mounts and the arena of a backend.
 #[derive(Debug)]
 pub(super) enum Mounts {
-    /// The arena, and the mount that `serve` answers; its device until it is aborted.
+    /// The arena, and the mount that `serve` answers. The device is there until the abort.
     Fuse {
         arena: Arc<Arena>,
         device: Option<OwnedFd>,
@@ -44,8 +44,8 @@ pub(super) enum Mounts {
         private: OwnedFd,
         public: Public,
     },
-    /// A directory in memory that `fetch` writes, why FUSE was refused, and an arena for the
-    /// checkpoint alone.
+    /// A directory in memory that `fetch` writes to, the reason why FUSE was refused, and an arena
+    /// for the private files of `fetch`.
     Tmpfs {
         target: Target,
         refusal: String,
@@ -54,7 +54,7 @@ pub(super) enum Mounts {
 }
 
 impl Mounts {
-    /// Mounts; where FUSE is refused and the plan allows it, prepares the tmpfs.
+    /// Mounts FUSE. Where FUSE is refused and the plan allows the fallback, prepares a tmpfs.
     pub(super) fn open(plan: &Plan) -> Result<Self, Refused> {
         let filesystem = &plan.filesystem;
         let mounts = match (
@@ -120,7 +120,7 @@ impl Mounts {
         }
     }
 
-    /// What `fetch` must keep: to give files to another user.
+    /// The capabilities that `fetch` keeps, to give files to another user.
     pub(super) fn rights_of_fetch(&self, plan: &Plan) -> &'static [Capability] {
         match self {
             Self::Tmpfs { .. } if tmpfs::needs_chown(&plan.files) => &[Capability::Chown],
@@ -128,7 +128,8 @@ impl Mounts {
         }
     }
 
-    /// The descriptors that no role inherits as they are: each is given a copy of what it needs.
+    /// The descriptors that no role inherits. A role gets copies of the descriptors that the role
+    /// needs.
     pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
             Self::Fuse {
@@ -138,7 +139,7 @@ impl Mounts {
         }
     }
 
-    /// What only supervise and the guard hold: the root of the public mount.
+    /// The root of the public mount, which only supervise and the guard hold.
     pub(super) fn root(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Fuse { public, .. } => Some(public.as_fd()),
@@ -146,7 +147,7 @@ impl Mounts {
         }
     }
 
-    /// Who runs, in this order.
+    /// The roles, in the order of their start.
     pub(super) fn roles(&self) -> &'static [Child] {
         match self {
             Self::Fuse { .. } => &[Child::Serve, Child::Fetch],
@@ -154,7 +155,7 @@ impl Mounts {
         }
     }
 
-    /// What runs as `serve`, with its copy of the device.
+    /// The work of a forked `serve`, with a copy of the device.
     pub(super) fn serve(
         &self,
         plan: &Plan,
@@ -191,7 +192,7 @@ impl Mounts {
                 dir_mode,
                 link,
             }),
-            Err(error) => unwalled(Role::Serve, &error),
+            Err(error) => unconfined(Role::Serve, &error),
         })
     }
 
@@ -218,7 +219,7 @@ impl Mounts {
             };
             match walls.confine_fetch(plan, job.root()) {
                 Ok(()) => fetch::run(job),
-                Err(error) => unwalled(Role::Fetch, &error),
+                Err(error) => unconfined(Role::Fetch, &error),
             }
         })
     }
@@ -241,8 +242,8 @@ impl Mounts {
         }
     }
 
-    /// How far `serve` is with its work: a number that changes with each operation's begin and end,
-    /// and is odd in the middle of one. None on a tmpfs.
+    /// The operation counter of `serve`: changes at the begin and the end of each operation, and is
+    /// odd during an operation. `None` on a tmpfs.
     pub(super) fn work_of_serve(&self) -> Option<u64> {
         match self {
             Self::Fuse { arena, .. } => Some(arena.reader_area().work.load(Relaxed)),
@@ -250,7 +251,8 @@ impl Mounts {
         }
     }
 
-    /// Why files could reach a swap now; see `Target::swap_risk`. FUSE serves from locked memory.
+    /// The way by which files could now reach a swap; see `Target::swap_risk`. FUSE serves from
+    /// locked memory.
     pub(super) fn swap_risk(&self) -> Option<SwapExposure> {
         match self {
             Self::Fuse { .. } => None,
@@ -258,30 +260,26 @@ impl Mounts {
         }
     }
 
-    /// Forks a process that has nothing to do with secrets: `fork` runs while children do not
-    /// inherit the arena.
+    /// Forks a process that needs no secret: `fork` runs while children do not inherit the arena.
     pub(super) fn without_arena<T>(&self, fork: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         self.arena().mapping().not_inherited(fork)
     }
 
-    /// Ends the connection to the kernel, once `serve` is dead: who waits for an answer gets an
-    /// error instead of none.
+    /// Ends the connection to the kernel once `serve` is dead, so that waiting readers get an error.
     pub(super) fn abort(&mut self) {
         if let Self::Fuse { device, .. } = self {
             drop(device.take());
         }
     }
 
-    /// Takes the FUSE mount away. Requests under way end with an error, whether or not `serve` is
-    /// dead yet.
+    /// Removes the FUSE mount. Requests in flight end with an error, even while `serve` still runs.
     pub(super) fn unmount(&self) {
         if let Self::Fuse { public, .. } = self {
             public.abort();
         }
     }
 
-    /// Takes away what others see, whoever calls: the mount, or the files, when no `fetch` writes
-    /// any more.
+    /// Removes the mount or the files. To be called when no `fetch` writes any more.
     pub(super) fn close(&self) {
         match self {
             Self::Fuse { public, .. } => public.abort(),
@@ -294,13 +292,13 @@ impl Mounts {
     }
 }
 
-/// A role works behind its walls or not at all.
-fn unwalled(role: Role, why: &io::Error) -> Exit {
+/// Logs that a role cannot be confined. Such a role does not work.
+fn unconfined(role: Role, why: &io::Error) -> Exit {
     Incident::NotConfined { role }.emit(why);
     Exit::Software
 }
 
-/// Says what is unusual about the directory that is mounted over.
+/// Logs unusual properties of the directory below the mount.
 fn warn_of(ground: &Ground, path: &Path) {
     if ground.entries > 0 {
         Event::FilesHidden {
@@ -317,7 +315,7 @@ fn warn_of(ground: &Ground, path: &Path) {
     }
 }
 
-/// Locked memory for the files of the plan, for the report and the checkpoint.
+/// Locked memory for the files of the plan, the report and the private files of `fetch`.
 fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
     let spec = |file: &plan::File| FileSpec {
         name: file.name.clone(),
@@ -353,7 +351,7 @@ fn arena_beside_tmpfs(plan: &Plan) -> Result<Arc<Arena>, Refused> {
     create(private_files(plan), None)
 }
 
-/// The files of `fetch` alone.
+/// The private files of `fetch`.
 fn private_files(plan: &Plan) -> Vec<FileSpec> {
     let names = fetch::private_files(plan).into_iter();
     names
@@ -361,7 +359,7 @@ fn private_files(plan: &Plan) -> Vec<FileSpec> {
         .collect()
 }
 
-/// A file of the agent's own.
+/// A file that belongs to the agent.
 fn own(name: &str, mode: u32, visibility: Visibility) -> FileSpec {
     let owner = Owner {
         uid: geteuid().as_raw(),
