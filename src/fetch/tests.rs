@@ -214,13 +214,13 @@ impl Source for Server {
             self.barrier.wait().await;
         }
         if path == "db" {
-            let n = self.serial();
+            let (n, renewable) = (self.serial(), self.script().renewable);
             let fields = json!({"username": format!("user-{n}-{token}"), "password": format!("pass-{n}-{token}")});
             return Ok(Reply {
                 fields: fields.as_object().expect("an object").clone(),
                 lease_id: LeaseId::new("lease"),
                 ttl: self.script().lease,
-                renewable: self.script().renewable,
+                renewable,
                 ..Reply::default()
             });
         }
@@ -1023,7 +1023,7 @@ async fn the_report_follows_a_secret_through_its_life() {
     rig.report(1, |file| {
         file.trouble
             .as_ref()
-            .is_some_and(|trouble| trouble.cause.starts_with("creating f1: "))
+            .is_some_and(|trouble| trouble.cause.starts_with("writing f1: "))
     })
     .await;
     fs::remove_dir(obstacle).expect("an obstacle");
