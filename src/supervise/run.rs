@@ -14,14 +14,15 @@ use crate::exit::Exit;
 use crate::link::ToRole;
 use crate::names::{Child, HookId, SwapExposure};
 use crate::observe::{self, Event, Incident};
+use crate::sys::process;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 /// The state of the loop.
@@ -296,20 +297,14 @@ impl<'a> Loop<'a> {
     /// Reaps all dead children: roles, the application, commands, and orphans, which no other process
     /// reaps.
     fn reap(&mut self, turn: &mut Turn) {
-        let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED;
-        loop {
-            match waitpid(None, Some(flags)) {
-                Ok(WaitStatus::Exited(pid, code)) => {
-                    let status = ExitStatus::Exited(u8::try_from(code).unwrap_or(u8::MAX));
-                    self.ended(pid, status, turn);
-                }
-                Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    self.ended(pid, ExitStatus::Killed(signal as i32), turn);
-                }
-                Ok(WaitStatus::Stopped(pid, _)) => self.children.stopped(pid, true),
-                Ok(WaitStatus::Continued(pid)) => self.children.stopped(pid, false),
-                Err(Errno::EINTR) => {}
-                Ok(_) | Err(_) => return,
+        while let Some((pid, status)) = process::next_child() {
+            if let Some(code) = status.code() {
+                let code = u8::try_from(code).unwrap_or(u8::MAX);
+                self.ended(pid, ExitStatus::Exited(code), turn);
+            } else if let Some(signal) = status.signal() {
+                self.ended(pid, ExitStatus::Killed(signal), turn);
+            } else {
+                self.children.stopped(pid, !status.continued());
             }
         }
     }

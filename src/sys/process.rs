@@ -9,7 +9,9 @@ use nix::unistd::{ForkResult, Pid, Uid, dup2_stdin, dup2_stdout, geteuid, pipe2,
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitStatus;
 
 /// Forks a child that closes `close`, runs `body` and ends with the result; a panic aborts.
 ///
@@ -35,6 +37,19 @@ pub fn fork(close: &[BorrowedFd<'_>], body: impl FnOnce() -> u8) -> io::Result<P
             }
         }
     }
+}
+
+/// The next child that ended, stopped or continued since the last call; an ended child is reaped.
+/// `None`: no child did, or no child is left. Does not wait.
+///
+/// nix's `waitpid` cannot be used: nix has no real-time signals, so a child that was ended by a
+/// real-time signal would be reaped, and the result would be `EINVAL` without a process id.
+pub fn next_child() -> Option<(Pid, ExitStatus)> {
+    let flags = libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED;
+    let mut status = 0;
+    // SAFETY: `status` is a live local that the kernel may write.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, flags) };
+    (pid > 0).then(|| (Pid::from_raw(pid), ExitStatus::from_raw(status)))
 }
 
 /// Ends the process at once, without the parent's destructors and exit handlers.

@@ -31,14 +31,13 @@ pub enum RefusalCause {
     /// The directory is on a filesystem that is not in memory.
     #[error(
         "the directory is on {}, not in memory, and baofs writes no secret to a disk; mounting a \
-         tmpfs there failed: {denied}; hint: give the container a tmpfs \
-         there (`--tmpfs` with `size=4m,mode=1777`), or start as root with CAP_SYS_ADMIN",
+         tmpfs there failed: {denied}",
         kind.as_deref().unwrap_or("a filesystem that /proc/self/mountinfo does not show")
     )]
     NotMemory {
         /// The type of the filesystem, if `/proc/self/mountinfo` has the mount.
         kind: Option<String>,
-        /// The error of the attempt to mount a tmpfs.
+        /// The error of the attempt to mount a tmpfs, and the remedy.
         denied: String,
     },
     /// The filesystem has no size limit, for this reason.

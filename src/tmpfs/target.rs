@@ -71,7 +71,12 @@ impl Target {
                 (Origin::Own { private, ground }, public, hidden)
             }
             Err(RefusalCause::Mount(error)) if is_denied(&error) => {
-                (Origin::Given, open(path)?, error.to_string())
+                let denied = format!(
+                    "{error}; hint: give the container a tmpfs \
+                     (`--tmpfs {}:size=4m,mode=1777`), or start as root with CAP_SYS_ADMIN",
+                    path.display()
+                );
+                (Origin::Given, open(path)?, denied)
             }
             Err(cause) => return Err(cause),
         };

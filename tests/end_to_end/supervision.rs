@@ -41,6 +41,7 @@ fn exit_codes_pass_through(world: World) {
             ("exit 7", 7),
             ("kill -TERM $$", 143),
             ("kill -KILL $$", 137),
+            ("kill -34 $$", 162),
         ] {
             let (tenant, setup) = Scene::of(world).usual(&format!("code-{expected}-{place:?}"));
             let end = setup.place(place).script(script).outcome();
