@@ -1,5 +1,5 @@
-//! The product, end to end: the binary in a room of its own, over FUSE and over tmpfs, against the
-//! real OpenBao and the stand-in.
+//! The product: its configuration, its client and its reports, and end to end the binary in a room of
+//! its own, over FUSE and over tmpfs, against the real OpenBao and the stand-in.
 #![allow(clippy::too_many_lines, reason = "a table has as many lines as rows")]
 
 #[path = "../rig/mod.rs"]
@@ -36,6 +36,9 @@ macro_rules! in_each_scene {
 }
 
 mod checkpoint;
+mod client;
+mod configuration;
+mod contract;
 mod deaths;
 mod hangs;
 mod hardening;
@@ -47,6 +50,7 @@ mod minting;
 mod neighbours;
 mod parent;
 mod refusals;
+mod reports;
 mod rig_works;
 mod rotation;
 mod seed;

@@ -1,5 +1,5 @@
 //! A stand-in for OpenBao: `AppRole`, KV versions 1 and 2, database credentials with leases, renew,
-//! revoke, seal; and a bad day on demand. Held to the real server by `tests/contract.rs`. Included
+//! revoke, seal; and a bad day on demand. Held to the real server by `tests/end_to_end/contract.rs`. Included
 //! by path, used inside the process that tests; it ends with its handle.
 
 #![allow(

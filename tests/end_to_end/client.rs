@@ -1,16 +1,12 @@
 //! The client against the stand-in: what works, and each trap that it must not fall into.
-#![allow(clippy::too_many_lines, reason = "a table has as many lines as rows")]
 
-#[path = "standin/mod.rs"]
-mod standin;
-
+use crate::rig::standin::{DatabaseRole, Fault, Role, Standin};
 use baofs::bao::{Client, ClientToken, Limits, SetupError};
 use baofs::config::plan::{Address, AfterReading, Auth, Method, Scheme, Server, Tls, Verify};
 use baofs::lease::source::{Cause, Engine, Failure, Reply, Source, TokenGrant};
 use baofs::names::{LeaseId, SecretPath};
 use baofs::template::Read;
 use serde_json::json;
-use standin::{DatabaseRole, Fault, Role, Standin};
 use std::fs;
 use std::future::Future;
 use std::io::{Read as _, Write};

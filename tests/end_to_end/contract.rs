@@ -1,15 +1,11 @@
 //! The stand-in keeps the real server's contract: the same requests go to both, and the answers are
 //! compared. Invariant: one script, `Script::run`, asks both; it never asks which one it talks to.
 
-#[path = "rig/mod.rs"]
-#[allow(dead_code, reason = "the servers of the rig without its agent")]
-mod rig;
-
-use rig::bao::Bao;
-use rig::http;
-use rig::server::{CALM, Server, Tenant};
-use rig::standin::State;
-use rig::wait_until;
+use crate::rig::bao::Bao;
+use crate::rig::http;
+use crate::rig::server::{CALM, Server, Tenant};
+use crate::rig::standin::State;
+use crate::rig::wait_until;
 use serde_json::{Value, json};
 
 /// The tenant of both servers, so that paths and errors are the same word for word.

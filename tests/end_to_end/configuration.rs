@@ -1,6 +1,5 @@
 //! The configuration as a user meets it: the examples, the golden messages of broken ones, and what
 //! wins over what.
-#![allow(clippy::too_many_lines, reason = "a table has as many lines as rows")]
 
 use baofs::cli::HELP;
 use baofs::config::plan::{
