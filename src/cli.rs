@@ -85,19 +85,41 @@ const COMMANDS: &str = "`run`, `mount`, `check`, `health` or `status`";
 ///
 /// The process must have one thread only, because the program forks.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    match parse(arguments) {
-        Ok(Command::Print(text)) => print(&text),
-        Ok(Command::Health {
+    match execute(arguments) {
+        Ok(code) | Err(code) => code,
+    }
+}
+
+/// Parses and runs the command. `Err` is the exit code after the command line or the configuration
+/// was refused.
+fn execute(arguments: impl IntoIterator<Item = OsString>) -> Result<u8, u8> {
+    let code = match parse(arguments).map_err(|error| misused(&error.to_string()))? {
+        Command::Print(text) => print(&text),
+        Command::Health {
             mount,
             probe,
             strictness,
-        }) => health(mount, probe.as_ref(), strictness),
-        Ok(Command::Status { mount, json }) => status(mount, json),
-        Ok(Command::Check(overrides)) => check(&overrides),
-        Ok(Command::Run(overrides)) => serve(&overrides, ServeMode::Run),
-        Ok(Command::Mount(overrides)) => serve(&overrides, ServeMode::Mount),
-        Err(error) => misused(&error.to_string()),
-    }
+        } => health(mount, probe.as_ref(), strictness),
+        Command::Status { mount, json } => status(mount, json),
+        Command::Check(overrides) => {
+            let loaded = load(&overrides)?;
+            print(&config::show(&loaded.plan, &loaded.warnings))
+        }
+        Command::Run(overrides) => {
+            let loaded = load(&overrides)?;
+            if loaded.plan.app.command.is_empty() {
+                let message = "`run` needs a command: after `--`, or as `app { command }`";
+                return Err(misused(message));
+            }
+            serve(&loaded)
+        }
+        Command::Mount(overrides) => {
+            let mut loaded = load(&overrides)?;
+            loaded.plan.app.command.clear();
+            serve(&loaded)
+        }
+    };
+    Ok(code)
 }
 
 fn misused(message: &str) -> u8 {
@@ -119,10 +141,7 @@ fn health(mount: Option<PathBuf>, probe: Option<&Probe>, strictness: Strictness)
     let verdict = match report(mount) {
         Err(cause) => Verdict::Unhealthy(vec![cause]),
         Ok(report) => {
-            let answer = match probe {
-                Some(probe) => probe.run(),
-                None => Ok(()),
-            };
+            let answer = probe.map_or(Ok(()), Probe::run);
             health::judge(&report, Now::real(), answer, strictness)
         }
     };
@@ -160,18 +179,14 @@ fn status_text(mount: Option<PathBuf>, json: bool) -> Result<String, String> {
     if !json {
         return Ok(status::table(&report, Now::real()));
     }
-    match serde_json::to_string(&report) {
-        Ok(text) => Ok(text + "\n"),
-        Err(error) => Err(error.to_string()),
-    }
+    let text = serde_json::to_string(&report).map_err(|error| error.to_string())?;
+    Ok(text + "\n")
 }
 
 /// The report in the mount from the flag, else from the environment, else from the list of mounts.
-fn report(mut mount: Option<PathBuf>) -> Result<Report, String> {
-    if mount.is_none() {
-        let variable = std::env::var_os("BAOFS_MOUNT").filter(|path| !path.is_empty());
-        mount = variable.map(PathBuf::from);
-    }
+fn report(mount: Option<PathBuf>) -> Result<Report, String> {
+    let variable = std::env::var_os("BAOFS_MOUNT").filter(|path| !path.is_empty());
+    let mount = mount.or(variable.map(PathBuf::from));
     health::parse(&health::read(&health::mount(mount)?)?)
 }
 
@@ -189,33 +204,7 @@ fn load(overrides: &Overrides) -> Result<Loaded, u8> {
     })
 }
 
-fn check(overrides: &Overrides) -> u8 {
-    match load(overrides) {
-        Ok(loaded) => print(&config::show(&loaded.plan, &loaded.warnings)),
-        Err(code) => code,
-    }
-}
-
-/// Whether an application runs.
-#[derive(Clone, Copy, PartialEq)]
-enum ServeMode {
-    Run,
-    Mount,
-}
-
-fn serve(overrides: &Overrides, mode: ServeMode) -> u8 {
-    let mut loaded = match load(overrides) {
-        Ok(loaded) => loaded,
-        Err(code) => return code,
-    };
-    let command = &mut loaded.plan.app.command;
-    match mode {
-        ServeMode::Mount => command.clear(),
-        ServeMode::Run if command.is_empty() => {
-            return misused("`run` needs a command: after `--`, or as `app { command }`");
-        }
-        ServeMode::Run => {}
-    }
+fn serve(loaded: &Loaded) -> u8 {
     observe::init(loaded.plan.log);
     for warning in &loaded.warnings {
         Incident::ConfigWarning.emit(&warning.one_line());

@@ -46,38 +46,23 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// All codes in order, with the texts of README's table.
-    pub const TABLE: &'static [(Self, &'static str)] = &[
-        (Self::Ok, "success"),
-        (
-            Self::Unhealthy,
-            "`baofs health`: unhealthy; `baofs status`: no agent found",
-        ),
-        (Self::Usage, "the command line is invalid"),
-        (
-            Self::Data,
-            "a value that was read cannot be served (missing field, empty secret)",
-        ),
-        (
-            Self::NoSecret,
-            "a configured path is denied by policy or does not exist",
-        ),
-        (
-            Self::Unavailable,
-            "OpenBao was not reachable, sealed, or did not answer in time",
-        ),
-        (Self::Software, "the agent itself failed"),
-        (Self::Memory, "memory for secrets cannot be locked"),
-        (
-            Self::Tmpfs,
-            "the tmpfs target is refused, or another agent serves the directory",
-        ),
-        (Self::Fuse, "FUSE is refused and no fallback was allowed"),
-        (Self::CrashLoop, "a process of the agent crashed repeatedly"),
-        (Self::Login, "the login was refused"),
-        (Self::Config, "the configuration is invalid"),
-        (Self::CannotExecute, "the application cannot be executed"),
-        (Self::NotFound, "the application was not found"),
+    /// All codes in order.
+    pub const ALL: &'static [Self] = &[
+        Self::Ok,
+        Self::Unhealthy,
+        Self::Usage,
+        Self::Data,
+        Self::NoSecret,
+        Self::Unavailable,
+        Self::Software,
+        Self::Memory,
+        Self::Tmpfs,
+        Self::Fuse,
+        Self::CrashLoop,
+        Self::Login,
+        Self::Config,
+        Self::CannotExecute,
+        Self::NotFound,
     ];
 
     /// The exit code as a number.
@@ -87,12 +72,10 @@ impl Exit {
 
     /// The meaning of a code that a role sent over a link. An unknown code is a failure of the agent.
     pub fn from_code(code: u8) -> Self {
-        for (exit, _) in Self::TABLE {
-            if exit.code() == code {
-                return *exit;
-            }
-        }
-        Self::Software
+        let mut known = Self::ALL.iter().copied();
+        known
+            .find(|exit| exit.code() == code)
+            .unwrap_or(Self::Software)
     }
 }
 
@@ -127,11 +110,29 @@ mod tests {
 
     #[test]
     fn table_is_sorted_unique_and_in_readme() {
+        const WORDS: [&str; 15] = [
+            "success",
+            "`baofs health`: unhealthy; `baofs status`: no agent found",
+            "the command line is invalid",
+            "a value that was read cannot be served (missing field, empty secret)",
+            "a configured path is denied by policy or does not exist",
+            "OpenBao was not reachable, sealed, or did not answer in time",
+            "the agent itself failed",
+            "memory for secrets cannot be locked",
+            "the tmpfs target is refused, or another agent serves the directory",
+            "FUSE is refused and no fallback was allowed",
+            "a process of the agent crashed repeatedly",
+            "the login was refused",
+            "the configuration is invalid",
+            "the application cannot be executed",
+            "the application was not found",
+        ];
         let readme = include_str!("../README.md");
-        for pair in Exit::TABLE.windows(2) {
-            assert!(pair[0].0.code() < pair[1].0.code(), "{pair:?}");
+        for pair in Exit::ALL.windows(2) {
+            assert!(pair[0].code() < pair[1].code(), "{pair:?}");
         }
-        for (exit, words) in Exit::TABLE {
+        assert_eq!(Exit::ALL.len(), WORDS.len());
+        for (exit, words) in Exit::ALL.iter().zip(WORDS) {
             assert!(
                 readme.contains(&format!("| {} | {words} |", exit.code())),
                 "README lacks {} {words}",

@@ -63,8 +63,8 @@ struct Check<'a> {
     /// The hook of a file without `on_change`.
     on_change: Option<HookId>,
     queries: Vec<Query>,
-    /// The index in `queries` of each path and version.
-    reads: HashMap<(SecretPath, Option<u32>), usize>,
+    /// The index in `queries` of each read.
+    reads: HashMap<Read, usize>,
     files: Vec<File>,
     /// The index in `files` of each name.
     names: HashMap<FileName, usize>,
@@ -121,19 +121,17 @@ impl<'a> Check<'a> {
         }
         let filesystem = self.filesystem();
         let auto_auth = self.section("auto_auth", &keys::AUTO_AUTH);
-        if whole
-            && !self
-                .roots
-                .iter()
-                .any(|root| root.get("auto_auth").is_some())
-        {
+        if whole && self.last(|root| root.get("auto_auth")).is_none() {
             self.report.error(
                 None,
                 "no login is configured: the block `auto_auth` is missing",
                 "write `auto_auth { method \"approle\" { ... } }`",
             );
         }
-        let (server, auth) = self.server_and_auth(self.method(auto_auth));
+        let method = self
+            .method(auto_auth)
+            .unwrap_or_else(|| Section::open(None, &keys::METHOD, self.report));
+        let (server, auth) = self.server_and_auth(method);
         self.refresh = self
             .section("template_config", &keys::TEMPLATE_CONFIG)
             .parsed("static_secret_render_interval", value::interval);
@@ -180,14 +178,17 @@ impl<'a> Check<'a> {
 
     /// Every value of a repeated `key` of all files.
     fn each(&self, key: &str) -> Vec<&'a Node<'a>> {
-        let nodes: Vec<_> = self.roots.iter().map(|root| root.each(key)).collect();
-        nodes.concat()
+        self.roots.iter().flat_map(|root| root.each(key)).collect()
     }
 
     /// A setting from a flag, else from the environment, else from `section`.
     fn given(&self, section: Section<'a>, key: &'static str) -> Option<Given<'a>> {
         // Read in any case, so that a problem in a file is reported.
-        let in_file = section.scalar(key);
+        let in_file = section.scalar(key).map(|(text, node)| Given {
+            text: text.to_owned(),
+            name: key,
+            at: Some(node.at),
+        });
         let (name, flag) = match key {
             "fallback" => ("--fallback", &self.overrides.fallback),
             "path" => ("--mount", &self.overrides.mount),
@@ -200,21 +201,11 @@ impl<'a> Check<'a> {
             name,
             at: None,
         };
-        if let Some(text) = flag {
-            return Some(given(text.clone(), name));
-        }
+        let flag = flag.clone().map(|text| given(text, name));
         let (_, variables) = VARIABLES.iter().find(|(known, _)| *known == key)?;
         let variable = keys::keys(variables).find_map(|name| Some(given((self.env)(name)?, name)));
-        if let Some(given) = variable
-            && !given.text.is_empty()
-        {
-            return Some(given);
-        }
-        let (text, node) = in_file?;
-        Some(Given {
-            at: Some(node.at),
-            ..given(text.to_owned(), key)
-        })
+        flag.or(variable.filter(|given| !given.text.is_empty()))
+            .or(in_file)
     }
 
     /// A setting as `parse` understands the text.
@@ -315,7 +306,7 @@ impl<'a> Check<'a> {
         };
         if mode & 0o133 != 0 {
             self.report.warn(
-                section.at(key).map(At::key),
+                section.get(key).map(|node| node.at.key()),
                 format!("`{key}` allows group or others to write, or anyone to execute"),
                 "the mount is read-only and `noexec`; use 0400, 0440 or 0444",
             );
@@ -388,23 +379,19 @@ impl<'a> Check<'a> {
         tls
     }
 
-    /// The block of the login method; an absent block for an unsupported method.
-    fn method(&self, auto_auth: Section<'a>) -> Section<'a> {
-        let absent = Section::open(None, &keys::METHOD, self.report);
-        auto_auth.require("method");
-        let Some(node) = auto_auth.get("method") else {
-            return absent;
-        };
-        match labelled(node, &keys::METHOD, self.report) {
-            Some(("approle", _, section)) => return section,
-            Some((kind, at, _)) => self.report.error(
-                at.value(),
-                format!("unsupported login method `{kind}`"),
-                "use `approle`",
-            ),
-            None => {}
+    /// The block of the login method; `None` for an unsupported method.
+    fn method(&self, auto_auth: Section<'a>) -> Option<Section<'a>> {
+        let node = auto_auth.require("method")?;
+        let (kind, at, section) = labelled(node, &keys::METHOD, self.report)?;
+        if kind == "approle" {
+            return Some(section);
         }
-        absent
+        self.report.error(
+            at.value(),
+            format!("unsupported login method `{kind}`"),
+            "use `approle`",
+        );
+        None
     }
 
     /// The mount of the login method with `auth/`. `bao agent` writes `auth/`, other tools do not.
@@ -443,7 +430,7 @@ impl<'a> Check<'a> {
                         self.secret(entry);
                     }
                 }
-                Some(_) | None => {
+                _ => {
                     self.report.error(
                         node.at.shape(),
                         "invalid `secret`: expected a block with a name",
@@ -476,14 +463,13 @@ impl<'a> Check<'a> {
             &["field", "format"],
             "write `field = \"NAME\"`, or `format = \"json\"` for all fields",
         );
+        let query = self.query(Read { path, version }, refresh);
         match (field, format) {
             (Some((field, _)), None) => Some(Content::Field {
-                query: self.query(path, version, refresh),
+                query,
                 field: field.to_owned(),
             }),
-            (None, Some(("json", _))) => Some(Content::Json {
-                query: self.query(path, version, refresh),
-            }),
+            (None, Some(("json", _))) => Some(Content::Json { query }),
             (None, Some((_, node))) => {
                 self.report.error(
                     node.at.value(),
@@ -492,34 +478,18 @@ impl<'a> Check<'a> {
                 );
                 None
             }
-            (Some(_), Some(_)) | (None, None) => None,
+            _ => None,
         }
     }
 
-    /// The query for `path` and `version`. Files with an equal query share the query; the shortest
-    /// refresh interval counts.
-    fn query(
-        &mut self,
-        path: SecretPath,
-        version: Option<u32>,
-        refresh: Option<Duration>,
-    ) -> QueryId {
-        let queries = &mut self.queries;
-        let index = *self
-            .reads
-            .entry((path, version))
-            .or_insert_with_key(|(path, version)| {
-                push(
-                    queries,
-                    Query {
-                        read: Read {
-                            path: path.clone(),
-                            version: *version,
-                        },
-                        refresh,
-                    },
-                )
-            });
+    /// The query for `read`. Files with an equal read share the query; the shortest refresh interval
+    /// counts.
+    fn query(&mut self, read: Read, refresh: Option<Duration>) -> QueryId {
+        let next = self.queries.len();
+        let index = *self.reads.entry(read.clone()).or_insert(next);
+        if index == next {
+            self.queries.push(Query { read, refresh });
+        }
         let query = &mut self.queries[index];
         if refresh.unwrap_or(defaults::REFRESH) < query.refresh.unwrap_or(defaults::REFRESH) {
             query.refresh = refresh;
@@ -576,11 +546,14 @@ impl<'a> Check<'a> {
     fn hook(
         &mut self,
         section: Section<'a>,
-        read: fn(Section<'_>, &Findings) -> Option<Hook>,
+        read: fn(Section<'_>) -> Option<Hook>,
     ) -> Option<HookId> {
-        let hook = read(section, self.report)?;
+        let hook = read(section)?;
         let found = self.hooks.iter().position(|known| *known == hook);
-        let index = found.unwrap_or_else(|| push(&mut self.hooks, hook));
+        let index = found.unwrap_or(self.hooks.len());
+        if found.is_none() {
+            self.hooks.push(hook);
+        }
         let Ok(index) = u16::try_from(index) else {
             self.report.error(
                 section.at.map(At::value),
@@ -595,14 +568,11 @@ impl<'a> Check<'a> {
     fn templates(&mut self) {
         for node in self.each("template") {
             let section = Section::open(Some(node), &keys::TEMPLATE, self.report);
-            let mut name = None;
-            if let Some((path, node)) = section.required("destination") {
-                name = self.destination(path, node.at);
-            }
+            let name = section
+                .required("destination")
+                .and_then(|(path, node)| self.destination(path, node.at));
             let content = self.template(section).map(|template| {
-                let queries =
-                    template.map_queries(|read| self.query(read.path, read.version, self.refresh));
-                Content::Template(queries)
+                Content::Template(template.map_queries(&mut |read| self.query(read, self.refresh)))
             });
             self.add(name, content, section, "perms", Empty::Allow);
         }
@@ -648,13 +618,11 @@ impl<'a> Check<'a> {
         text: &str,
         locate: impl Fn(&ParseError) -> Location,
     ) -> Option<Template<Read>> {
-        let error = match Template::parse(text) {
-            Ok(template) => return Some(template),
-            Err(error) => error,
-        };
-        let (message, hint) = (error.problem.to_string(), error.problem.hint());
-        self.report.error(locate(&error), message, hint);
-        None
+        let parsed = Template::parse(text).inspect_err(|error| {
+            let (message, hint) = (error.problem.to_string(), error.problem.hint());
+            self.report.error(locate(error), message, hint);
+        });
+        parsed.ok()
     }
 
     fn sinks(&mut self, auto_auth: Section<'a>) {
@@ -723,23 +691,15 @@ fn approle(config: Section<'_>) -> Method {
 fn template_file(path: &str) -> Result<String, String> {
     let bytes = read_regular(Path::new(path), TEMPLATE_LIMIT)
         .map_err(|error| format!("the template file {error}"))?;
-    match std::str::from_utf8(&bytes) {
-        Ok(text) => Ok(text.to_owned()),
-        Err(_) => Err("the template file is not UTF-8 text".to_owned()),
-    }
-}
-
-/// Adds `item` and returns the index.
-fn push<T>(table: &mut Vec<T>, item: T) -> usize {
-    table.push(item);
-    table.len() - 1
+    let text = std::str::from_utf8(&bytes).map_err(|_| "the template file is not UTF-8 text")?;
+    Ok(text.to_owned())
 }
 
 fn is_loopback(host: &str) -> bool {
-    match host.parse::<IpAddr>() {
-        Ok(address) => address.is_loopback(),
-        Err(_) => host == "localhost",
-    }
+    host == "localhost"
+        || host
+            .parse()
+            .is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// An absolute path below the root, without `..`.

@@ -11,26 +11,26 @@ use super::section::Section;
 use super::value;
 
 /// The `on_change` of the application or of a file.
-pub(super) fn on_change(section: Section<'_>, report: &Findings) -> Option<Hook> {
+pub(super) fn on_change(section: Section<'_>) -> Option<Hook> {
     let on_change = section.section("on_change", &keys::ON_CHANGE);
     on_change.exactly_one(
         &["signal", "command", "restart"],
         "write `on_change = { signal = \"HUP\" }`",
     );
-    hook(on_change, "timeout", command, report)
+    hook(on_change, "timeout", command)
 }
 
 /// The hook of a file: `on_change`, or `exec` or `command` in a template.
-pub(super) fn of_file(file: Section<'_>, report: &Findings) -> Option<Hook> {
+pub(super) fn of_file(file: Section<'_>) -> Option<Hook> {
     file.at_most_one(&["on_change", "command", "exec"]);
     if file.get("exec").is_some() {
         let exec = file.section("exec", &keys::EXEC);
         exec.require("command");
-        hook(exec, "timeout", line, report)
+        hook(exec, "timeout", line)
     } else if file.get("command").is_some() {
-        hook(file, "command_timeout", line, report)
+        hook(file, "command_timeout", line)
     } else {
-        on_change(file, report)
+        on_change(file)
     }
 }
 
@@ -39,18 +39,18 @@ fn hook(
     section: Section<'_>,
     timeout_key: &str,
     read: fn(&Node<'_>, &Findings) -> Vec<String>,
-    report: &Findings,
 ) -> Option<Hook> {
+    let report = section.report;
     let signal = section.parsed("signal", value::signal);
     let restart = section.parsed("restart", value::truth);
     let timeout = section.parsed(timeout_key, value::positive);
     let command = section.get("command").map(|node| read(node, report));
-    if let Some(at) = section.at(timeout_key)
+    if let Some(node) = section.get(timeout_key)
         && command.is_none()
         && timeout.is_some()
     {
         report.error(
-            at.value(),
+            node.at.value(),
             format!("`{timeout_key}` has no effect without `command`"),
             "",
         );

@@ -31,13 +31,16 @@ pub(super) enum Fate {
 use crate::shown::distance;
 use Fate::{Ignored, Only, Refused};
 
-const EMPTY: Block = Block {
-    name: "",
-    used: "",
-    many: "",
-    quiet: "",
-    other: &[],
-};
+/// A block with no keys but `used`.
+const fn block(name: &'static str, used: &'static str) -> Block {
+    Block {
+        name,
+        used,
+        many: "",
+        quiet: "",
+        other: &[],
+    }
+}
 
 const LATER: &str = "remove the key, or use `bao agent` for this task";
 const PROXY: &str = "baofs does not proxy requests: an application that talks to OpenBao needs `bao agent` beside baofs";
@@ -78,51 +81,44 @@ pub(super) const ROOT: Block = Block {
     ],
 };
 
-pub(super) const VAULT: Block = Block {
-    name: "`vault`",
-    used: "address ca_cert ca_path client_cert client_key namespace retry tls_server_name tls_skip_verify",
-    ..EMPTY
-};
+pub(super) const VAULT: Block = block(
+    "`vault`",
+    "address ca_cert ca_path client_cert client_key namespace retry tls_server_name tls_skip_verify",
+);
 
 /// baofs repeats a failed request without limit, with growing waits, so `num_retries` has no effect.
 pub(super) const RETRY: Block = Block {
-    name: "`retry`",
     quiet: "num_retries",
-    ..EMPTY
+    ..block("`retry`", "")
 };
 
 pub(super) const AUTO_AUTH: Block = Block {
-    name: "`auto_auth`",
-    used: "method",
     many: "sink sinks",
     other: &[(
         "enable_reauth_on_new_credentials",
         Ignored("credentials are read again at each login"),
     )],
-    ..EMPTY
+    ..block("`auto_auth`", "method")
 };
 
 pub(super) const METHOD: Block = Block {
-    name: "`method`",
-    used: "config max_backoff mount_path namespace type",
     quiet: "exit_on_err min_backoff",
     other: &[(
         "wrap_ttl",
         Refused(WRAPPED, "remove the key: the token stays in locked memory"),
     )],
-    ..EMPTY
+    ..block("`method`", "config max_backoff mount_path namespace type")
 };
 
 pub(super) const APPROLE: Block = Block {
-    name: "`config`",
-    used: "remove_secret_id_file_after_reading role_id_file_path secret_id_file_path",
     other: &[("secret_id_response_wrapping_path", Refused(WRAPPED, LATER))],
-    ..EMPTY
+    ..block(
+        "`config`",
+        "remove_secret_id_file_after_reading role_id_file_path secret_id_file_path",
+    )
 };
 
 pub(super) const SINK: Block = Block {
-    name: "`sink`",
-    used: "config type",
     other: &[
         ("aad", Refused(ENCRYPTED, LATER)),
         ("aad_env_var", Refused(ENCRYPTED, LATER)),
@@ -131,18 +127,12 @@ pub(super) const SINK: Block = Block {
         ("dh_type", Refused(ENCRYPTED, LATER)),
         ("wrap_ttl", Refused(WRAPPED, LATER)),
     ],
-    ..EMPTY
+    ..block("`sink`", "config type")
 };
 
-pub(super) const SINK_CONFIG: Block = Block {
-    name: "`config`",
-    used: "gid mode path uid",
-    ..EMPTY
-};
+pub(super) const SINK_CONFIG: Block = block("`config`", "gid mode path uid");
 
 pub(super) const TEMPLATE: Block = Block {
-    name: "`template`",
-    used: "command command_timeout contents destination exec gid group on_change perms source stale uid user",
     quiet: "create_dest_dirs error_fatal error_on_missing_key function_blacklist function_denylist sandbox_path",
     other: &[
         (
@@ -156,12 +146,13 @@ pub(super) const TEMPLATE: Block = Block {
             Ignored("all files of one change are published at once"),
         ),
     ],
-    ..EMPTY
+    ..block(
+        "`template`",
+        "command command_timeout contents destination exec gid group on_change perms source stale uid user",
+    )
 };
 
 pub(super) const TEMPLATE_CONFIG: Block = Block {
-    name: "`template_config`",
-    used: "static_secret_render_interval",
     quiet: "max_connections_per_host",
     other: &[
         ("exit_on_retry_failure", Ignored(WAITS)),
@@ -170,36 +161,30 @@ pub(super) const TEMPLATE_CONFIG: Block = Block {
             Ignored("baofs computes its own renewal schedule"),
         ),
     ],
-    ..EMPTY
+    ..block("`template_config`", "static_secret_render_interval")
 };
 
-pub(super) const FILESYSTEM: Block = Block {
-    name: "`filesystem`",
-    used: "dir_mode fallback group mode path size user",
-    ..EMPTY
-};
+pub(super) const FILESYSTEM: Block = block(
+    "`filesystem`",
+    "dir_mode fallback group mode path size user",
+);
 
-pub(super) const SECRET: Block = Block {
-    name: "`secret`",
-    used: "allow_empty field format group mode on_change path refresh stale user version",
-    ..EMPTY
-};
+pub(super) const SECRET: Block = block(
+    "`secret`",
+    "allow_empty field format group mode on_change path refresh stale user version",
+);
 
-pub(super) const APP: Block = Block {
-    name: "`app`",
-    used: "command crash_loop_timeout no_new_privs on_change on_hup seccomp stop_signal stop_timeout user wait",
-    ..EMPTY
-};
+pub(super) const APP: Block = block(
+    "`app`",
+    "command crash_loop_timeout no_new_privs on_change on_hup seccomp stop_signal stop_timeout user wait",
+);
 
-pub(super) const ON_CHANGE: Block = Block {
-    name: "`on_change`",
-    used: "command debounce restart signal splay timeout",
-    ..EMPTY
-};
+pub(super) const ON_CHANGE: Block = block(
+    "`on_change`",
+    "command debounce restart signal splay timeout",
+);
 
 pub(super) const EXEC: Block = Block {
-    name: "`exec`",
-    used: "command splay timeout",
     quiet: "kill_timeout reload_signal",
     other: &[
         ("enabled", Only("true", "a disabled `exec` can be removed")),
@@ -215,14 +200,10 @@ pub(super) const EXEC: Block = Block {
             Ignored("a command that exceeds its timeout is killed"),
         ),
     ],
-    ..EMPTY
+    ..block("`exec`", "command splay timeout")
 };
 
-pub(super) const LOG: Block = Block {
-    name: "`log`",
-    used: "format level",
-    ..EMPTY
-};
+pub(super) const LOG: Block = block("`log`", "format level");
 
 impl Block {
     /// Every key of the table.

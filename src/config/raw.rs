@@ -36,7 +36,7 @@ pub(super) enum Value<'a> {
     /// The literal of a number: `0400` keeps the zero.
     Number(&'a str),
     /// `true` or `false`.
-    Bool(bool),
+    Bool(&'a str),
     /// A list in brackets.
     List(Vec<Node<'a>>),
     /// A block or an object; each label of a block is a table with one entry.
@@ -79,9 +79,7 @@ impl<'a> Node<'a> {
     pub(super) fn scalar(&self) -> Option<&str> {
         match &self.value {
             Value::Text(text) => Some(text),
-            Value::Number(text) => Some(text),
-            Value::Bool(true) => Some("true"),
-            Value::Bool(false) => Some("false"),
+            Value::Number(text) | Value::Bool(text) => Some(text),
             Value::List(_) | Value::Table(_) | Value::Other => None,
         }
     }
@@ -111,15 +109,12 @@ fn in_quotes(raw: &str, offset: usize) -> usize {
     let (mut at, mut left) = (1, offset);
     while left > 0 && at < raw.len() {
         let (typed, meant) = match &raw.as_bytes()[at..] {
-            [
-                b'\\',
-                b'u',
-                b'd' | b'D',
-                b'8' | b'9' | b'a' | b'b' | b'A' | b'B',
-                ..,
-            ] => (12, 4),
-            [b'\\', b'u', ..] => (6, unicode(raw, at + 2..at + 6)),
-            [b'\\', b'U', ..] => (10, unicode(raw, at + 2..at + 10)),
+            [b'\\', b'u', ..] => match unicode(raw, at + 2..at + 6) {
+                Some(len) => (6, len),
+                // A pair of surrogates.
+                None => (12, 4),
+            },
+            [b'\\', b'U', ..] => (10, unicode(raw, at + 2..at + 10).unwrap_or(1)),
             [b'\\', ..] => (2, 1),
             _ => (1, 1),
         };
@@ -129,13 +124,11 @@ fn in_quotes(raw: &str, offset: usize) -> usize {
     at
 }
 
-/// The length in UTF-8 of the character with the hexadecimal number at `digits`.
-fn unicode(raw: &str, digits: Range<usize>) -> usize {
-    let number = u32::from_str_radix(raw.get(digits).unwrap_or_default(), 16);
-    match number.ok().map(char::from_u32) {
-        Some(Some(c)) => c.len_utf8(),
-        Some(None) | None => 1,
-    }
+/// The length in UTF-8 of the character with the hexadecimal number at `digits`; `None` for a
+/// surrogate.
+fn unicode(raw: &str, digits: Range<usize>) -> Option<usize> {
+    let number = u32::from_str_radix(raw.get(digits)?, 16).ok()?;
+    char::from_u32(number).map(char::len_utf8)
 }
 
 /// The offset in the heredoc `raw` of byte `offset` of `text`. Lines differ in their indentation, and
@@ -162,14 +155,11 @@ pub(super) fn parse<'a>(source: &'a SourceFile, report: &Findings) -> Option<Nod
     } else {
         builder.hcl(text)
     };
-    match parsed {
-        Ok(node) => Some(node),
-        Err((at, message)) => {
-            let at = skipped + at;
-            report.error(At::new(source, at, at + 1).shape(), message, "");
-            None
-        }
-    }
+    let reported = parsed.map_err(|(at, message)| {
+        let at = skipped + at;
+        report.error(At::new(source, at, at + 1).shape(), message, "");
+    });
+    reported.ok()
 }
 
 /// The byte offset of a syntax error in the parsed text, and the message.
@@ -211,7 +201,7 @@ impl<'a> TreeBuilder<'a> {
     }
 
     fn span(&self, of: &impl Span) -> At<'a> {
-        let Range { start, end } = of.span().unwrap_or(0..0);
+        let Range { start, end } = of.span().unwrap_or_default();
         At::new(self.source, self.skipped + start, self.skipped + end)
     }
 
@@ -231,27 +221,19 @@ impl<'a> TreeBuilder<'a> {
                 node: self.expr(&attribute.value),
             },
             Structure::Block(block) => {
+                let at = self.span(&block.ident);
                 let mut node = Node {
-                    at: self.span(&block.ident),
+                    at,
                     value: self.body(&block.body),
                 };
                 for label in block.labels.iter().rev() {
                     let at = self.span(label);
-                    let entry = Pair {
-                        key: label.as_str().to_owned(),
-                        at,
-                        node,
-                    };
-                    node = Node {
-                        at,
-                        value: Value::Table(vec![entry]),
-                    };
+                    let key = label.as_str().to_owned();
+                    let value = Value::Table(vec![Pair { key, at, node }]);
+                    node = Node { at, value };
                 }
-                Pair {
-                    key: block.ident.to_string(),
-                    at: self.span(&block.ident),
-                    node,
-                }
+                let key = block.ident.to_string();
+                Pair { key, at, node }
             }
         }
     }
@@ -263,7 +245,7 @@ impl<'a> TreeBuilder<'a> {
             reason = "the other crate's eight kinds of computed values are refused alike"
         )]
         let value = match expr {
-            Expression::Bool(value) => Value::Bool(*value.value()),
+            Expression::Bool(_) => Value::Bool(at.text()),
             Expression::Number(_) => Value::Number(at.text()),
             Expression::UnaryOp(op) if op.expr.is_number() => Value::Number(at.text()),
             Expression::String(text) => Value::Text(restore(text.value())),
@@ -291,12 +273,10 @@ impl<'a> TreeBuilder<'a> {
     }
 
     fn entry(&self, key: &ObjectKey, value: &Expression) -> Pair<'a> {
-        let (key, at) = match key {
-            ObjectKey::Ident(ident) => (ident.to_string(), self.span(ident)),
-            ObjectKey::Expression(expr) => {
-                let at = self.span(expr);
-                (restore(expr.as_str().unwrap_or(at.text())), at)
-            }
+        let at = self.span(key);
+        let key = match key {
+            ObjectKey::Ident(ident) => ident.to_string(),
+            ObjectKey::Expression(expr) => restore(expr.as_str().unwrap_or(at.text())),
         };
         Pair {
             key,

@@ -13,7 +13,7 @@ type Scalar<'a> = (&'a str, &'a Node<'a>);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Section<'a> {
     entries: &'a [Pair<'a>],
-    report: &'a Findings,
+    pub(super) report: &'a Findings,
     name: &'static str,
     /// The position of the block; `None` for an absent block.
     pub(super) at: Option<At<'a>>,
@@ -73,18 +73,16 @@ impl<'a> Section<'a> {
 
     fn report_fate(&self, entry: &Pair<'_>, fate: Fate) {
         let key = &entry.key;
-        let at = || entry.at.key();
+        let at = entry.at.key();
         match fate {
-            Fate::Ignored(why) => self
-                .report
-                .warn(at(), format!("`{key}` has no effect"), why),
+            Fate::Ignored(why) => self.report.warn(at, format!("`{key}` has no effect"), why),
             Fate::Only(value, _) if entry.node.scalar() == Some(value) => {}
             Fate::Only(value, why) => self.report.error(
-                at(),
+                at,
                 format!("unsupported value of `{key}`: only `{value}` is supported: {why}"),
                 "",
             ),
-            Fate::Refused(why, hint) => self.report.error(at(), format!("`{key}`: {why}"), hint),
+            Fate::Refused(why, hint) => self.report.error(at, format!("`{key}`: {why}"), hint),
         }
     }
 
@@ -115,11 +113,6 @@ impl<'a> Section<'a> {
             .map(|entry| &entry.node)
     }
 
-    /// The position of the value of `key`.
-    pub(super) fn at(&self, key: &str) -> Option<At<'a>> {
-        self.get(key).map(|node| node.at)
-    }
-
     /// The section under `key`.
     pub(super) fn section(&self, key: &str, block: &'static Block) -> Self {
         Self::open(self.get(key), block, self.report)
@@ -127,11 +120,8 @@ impl<'a> Section<'a> {
 
     /// Every value of a repeated `key`; a list counts as its items.
     pub(super) fn each(&self, key: &str) -> Vec<&'a Node<'a>> {
-        let mut nodes = Vec::new();
-        for entry in self.entries.iter().filter(|entry| entry.key == key) {
-            nodes.extend(entry.node.items());
-        }
-        nodes
+        let entries = self.entries.iter().filter(|entry| entry.key == key);
+        entries.flat_map(|entry| entry.node.items()).collect()
     }
 
     /// The value of `key` as typed, and the node. Reports an empty text, a list and a block.
@@ -169,15 +159,17 @@ impl<'a> Section<'a> {
 
     /// The quoted text of `key`; reports a missing key.
     pub(super) fn required(&self, key: &str) -> Option<Scalar<'a>> {
-        self.require(key);
+        self.require(key)?;
         self.text(key)
     }
 
-    /// Reports `key` if the key is missing in a block that is there.
-    pub(super) fn require(&self, key: &str) {
-        if self.get(key).is_none() {
+    /// The value of `key`; reports a key that is missing in a block that is there.
+    pub(super) fn require(&self, key: &str) -> Option<&'a Node<'a>> {
+        let node = self.get(key);
+        if node.is_none() {
             self.report_missing(key, "");
         }
+        node
     }
 
     fn report_missing(&self, key: &str, hint: &str) {
@@ -252,7 +244,7 @@ pub(super) fn labelled<'a>(
         Some([only]) if only.node.scalar().is_none() && block.all().all(|key| key != only.key) => {
             (Some(only), &only.node)
         }
-        Some(_) | None => (None, node),
+        _ => (None, node),
     };
     let section = Section::open(Some(node), block, report);
     section.require("config");

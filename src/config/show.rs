@@ -11,15 +11,7 @@ use std::fmt;
 
 /// The whole plan, then the warnings.
 pub fn show(plan: &Plan, warnings: &[Problem]) -> String {
-    PlanText(plan, warnings).to_string()
-}
-
-/// A plan and the warnings in words.
-struct PlanText<'a>(&'a Plan, &'a [Problem]);
-
-impl fmt::Display for PlanText<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(plan, warnings) = self;
+    fmt::from_fn(|f| {
         write_server(f, plan)?;
         write_mount(f, plan)?;
         for file in &plan.files {
@@ -39,11 +31,12 @@ impl fmt::Display for PlanText<'_> {
         if let Some(path) = &plan.pid_file {
             writeln!(f, "pid file {}", path.display())?;
         }
-        for warning in *warnings {
+        for warning in warnings {
             writeln!(f, "{warning}")?;
         }
         Ok(())
-    }
+    })
+    .to_string()
 }
 
 /// The differences to `bao agent` that apply to the templates of the plan.
@@ -152,18 +145,14 @@ fn write_file(out: &mut fmt::Formatter<'_>, plan: &Plan, file: &File) -> fmt::Re
         file.name, file.mode, file.owner.uid, file.owner.gid
     )?;
     match &file.content {
-        Content::Field { query, field } => write!(
-            out,
-            "field {field} of {}",
-            Reading(&plan.queries[query.index()])
-        )?,
-        Content::Json { query } => {
-            write!(out, "JSON of {}", Reading(&plan.queries[query.index()]))?;
+        Content::Field { query, field } => {
+            write!(out, "field {field} of {}", plan.queries[query.index()])?;
         }
+        Content::Json { query } => write!(out, "JSON of {}", plan.queries[query.index()])?,
         Content::Template(template) => {
             let mut separator = "template of ";
             for id in template.queries() {
-                write!(out, "{separator}{}", Reading(&plan.queries[id.index()]))?;
+                write!(out, "{separator}{}", plan.queries[id.index()])?;
                 separator = ", ";
             }
             if template.queries().is_empty() {
@@ -205,15 +194,13 @@ impl fmt::Display for Hook {
 }
 
 /// A query in words.
-struct Reading<'a>(&'a Query);
-
-impl fmt::Display for Reading<'_> {
+impl fmt::Display for Query {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0.read.path)?;
-        if let Some(version) = self.0.read.version {
+        write!(f, "{}", self.read.path)?;
+        if let Some(version) = self.read.version {
             write!(f, " version {version}")?;
         }
-        if let Some(refresh) = self.0.refresh {
+        if let Some(refresh) = self.refresh {
             write!(f, " every {refresh:?}")?;
         }
         Ok(())

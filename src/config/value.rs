@@ -36,20 +36,16 @@ fn go_duration(mut rest: &str) -> Option<Duration> {
     if !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()) {
         return Some(Duration::from_secs(rest.parse().ok()?));
     }
+    let in_number = |c: char| c.is_ascii_digit() || c == '.';
     let mut total = Duration::ZERO;
     loop {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(rest.len());
-        let (number, tail) = rest.split_at(digits);
-        let letters = tail
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(letters);
+        let tail = rest.trim_start_matches(in_number);
+        let number = &rest[..rest.len() - tail.len()];
+        rest = tail.trim_start_matches(|c| !in_number(c));
+        let unit = &tail[..tail.len() - rest.len()];
         let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;
         let seconds = number.parse::<f64>().ok()? * factor;
         total = total.checked_add(Duration::try_from_secs_f64(seconds).ok()?)?;
-        rest = tail;
         if rest.is_empty() {
             return Some(total);
         }
@@ -77,17 +73,14 @@ pub(super) fn interval(text: &str) -> Result<Duration, String> {
 
 /// Parses a number of bytes: `4194304`, `4096KiB`, `4MiB`, `4m`. All units are powers of 1024.
 pub(super) fn size(text: &str) -> Result<u64, String> {
-    let bytes = bytes(text).ok_or_else(|| {
-        invalid(
+    match bytes(text) {
+        None => Err(invalid(
             "size",
             text,
             "a number of bytes, or a number and a unit, such as `4MiB`",
-        )
-    })?;
-    if bytes < 4096 {
-        Err(invalid("size", text, "at least one page (4096 bytes)"))
-    } else {
-        Ok(bytes)
+        )),
+        Some(..4096) => Err(invalid("size", text, "at least one page (4096 bytes)")),
+        Some(bytes) => Ok(bytes),
     }
 }
 
@@ -161,73 +154,68 @@ pub(super) fn signal(text: &str) -> Result<Signal, String> {
     const NAMES: &str = "a name such as `TERM`, `INT`, `HUP` or `USR1`";
     let upper = text.to_ascii_uppercase();
     let signal = match text.parse::<i32>() {
-        Ok(number) => Signal::try_from(number).ok(),
-        Err(_) => format!("SIG{}", upper.trim_start_matches("SIG"))
-            .parse()
-            .ok(),
+        Ok(number) => Signal::try_from(number),
+        Err(_) => format!("SIG{}", upper.trim_start_matches("SIG")).parse(),
     };
     match signal {
-        Some(Signal::SIGKILL | Signal::SIGSTOP) => {
+        Ok(Signal::SIGKILL | Signal::SIGSTOP) => {
             let text = ShownName::from(text);
             Err(format!(
                 "invalid signal `{text}`: no process can handle this signal; expected {NAMES}"
             ))
         }
-        Some(signal) => Ok(signal),
-        None => Err(invalid("signal", text, NAMES)),
-    }
-}
-
-/// The value of `text` in a table of words.
-fn word<T: Copy>(what: &str, text: &str, words: &[(&str, T)], expected: &str) -> Result<T, String> {
-    match words.iter().find(|(word, _)| *word == text) {
-        Some((_, value)) => Ok(*value),
-        None => Err(invalid(what, text, expected)),
+        Ok(signal) => Ok(signal),
+        Err(_) => Err(invalid("signal", text, NAMES)),
     }
 }
 
 /// Parses the fallback for FUSE.
 pub(super) fn fallback(text: &str) -> Result<Fallback, String> {
-    let words = [("none", Fallback::None), ("tmpfs", Fallback::Tmpfs)];
-    word("fallback", text, &words, "`tmpfs` or `none`")
+    match text {
+        "none" => Ok(Fallback::None),
+        "tmpfs" => Ok(Fallback::Tmpfs),
+        _ => Err(invalid("fallback", text, "`tmpfs` or `none`")),
+    }
 }
 
 /// Parses the health of an agent that serves an expired secret.
 pub(super) fn stale(text: &str) -> Result<Stale, String> {
-    let words = [
-        ("degraded", Stale::Degraded),
-        ("unhealthy", Stale::Unhealthy),
-    ];
-    word("state of health", text, &words, "`degraded` or `unhealthy`")
+    match text {
+        "degraded" => Ok(Stale::Degraded),
+        "unhealthy" => Ok(Stale::Unhealthy),
+        _ => Err(invalid(
+            "state of health",
+            text,
+            "`degraded` or `unhealthy`",
+        )),
+    }
 }
 
 /// Parses the receivers of SIGHUP.
 pub(super) fn on_hup(text: &str) -> Result<OnHup, String> {
-    let words = [
-        ("both", OnHup::Both),
-        ("app", OnHup::App),
-        ("refresh", OnHup::Refresh),
-    ];
-    word(
-        "action for SIGHUP",
-        text,
-        &words,
-        "`both`, `app` or `refresh`",
-    )
+    match text {
+        "both" => Ok(OnHup::Both),
+        "app" => Ok(OnHup::App),
+        "refresh" => Ok(OnHup::Refresh),
+        _ => Err(invalid(
+            "action for SIGHUP",
+            text,
+            "`both`, `app` or `refresh`",
+        )),
+    }
 }
 
 /// Parses the application's filter of system calls.
 pub(super) fn seccomp(text: &str) -> Result<Seccomp, String> {
-    let words = [
-        ("default", Seccomp::Default),
-        ("inherit", Seccomp::Inherited),
-    ];
-    word(
-        "filter of system calls",
-        text,
-        &words,
-        "`default` or `inherit`",
-    )
+    match text {
+        "default" => Ok(Seccomp::Default),
+        "inherit" => Ok(Seccomp::Inherited),
+        _ => Err(invalid(
+            "filter of system calls",
+            text,
+            "`default` or `inherit`",
+        )),
+    }
 }
 
 /// Parses a log level, by the names that `bao` accepts too.
@@ -248,12 +236,11 @@ pub(super) fn level(text: &str) -> Result<Level, String> {
 
 /// Parses a log format; `standard` is the word of `bao` for text.
 pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
-    let words = [
-        ("text", LogFormat::Text),
-        ("standard", LogFormat::Text),
-        ("json", LogFormat::Json),
-    ];
-    word("log format", text, &words, "`text` or `json`")
+    match text {
+        "text" | "standard" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(invalid("log format", text, "`text` or `json`")),
+    }
 }
 
 /// Parses `scheme://host[:port][/prefix]`.
@@ -282,15 +269,14 @@ fn server(text: &str) -> Result<Address, &'static str> {
         Some(_) => return Err("the IPv6 address is invalid"),
         None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
-    let port = match (port.strip_prefix(':'), scheme) {
-        (Some(port), _) => port
-            .parse()
-            .ok()
-            .filter(|&p| p > 0)
+    let port = match (port, scheme) {
+        ("", Scheme::Https) => 443,
+        ("", Scheme::Http) => 80,
+        _ => port
+            .strip_prefix(':')
+            .and_then(|number| number.parse().ok())
+            .filter(|&number| number > 0)
             .ok_or("the port is invalid")?,
-        (None, _) if !port.is_empty() => return Err("the port is invalid"),
-        (None, Scheme::Https) => 443,
-        (None, Scheme::Http) => 80,
     };
     if host.is_empty() || host.contains(':') && !authority.starts_with('[') {
         return Err("the host is missing");

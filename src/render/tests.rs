@@ -101,11 +101,11 @@ pub(crate) fn field(query: u32, field: &str) -> Content {
 
 /// A template whose reads are numbered by the digit that ends their path.
 pub(crate) fn template(text: &str) -> Content {
-    let number = |read: Read| QueryId(read.path.as_str()[1..].parse().expect("q and a digit"));
+    let mut number = |read: Read| QueryId(read.path.as_str()[1..].parse().expect("q and a digit"));
     Content::Template(
         Template::parse(text)
             .expect("a good template")
-            .map_queries(number),
+            .map_queries(&mut number),
     )
 }
 

@@ -37,25 +37,16 @@ pub struct Read {
 /// A piece of a template. Pieces are executed in order.
 #[derive(Debug)]
 enum Piece<Q> {
-    /// A text to copy.
+    /// A text to copy: outside of actions, or quoted in an action.
     Text(String),
-    /// `{{ expr }}`.
-    Print(Expr),
+    /// A field of the dot to print; the path begins with `Data`.
+    Field { path: Vec<String>, at: Position },
     /// `{{ with secret "PATH" }} body {{ end }}`: in the body the dot is the secret.
     With {
         read: Q,
         at: Position,
-        body: Vec<Piece<Q>>,
+        body: Template<Q>,
     },
-}
-
-/// The expression of an action that prints.
-#[derive(Debug)]
-enum Expr {
-    /// A quoted text.
-    Text(String),
-    /// A field of the dot; the path begins with `Data`.
-    Field { path: Vec<String>, at: Position },
 }
 
 /// A position in a template's text.
@@ -146,14 +137,28 @@ impl Template<Read> {
 
 impl<Q> Template<Q> {
     /// The same template with each query renamed by `rename`.
-    pub fn map_queries<R>(self, mut rename: impl FnMut(Q) -> R) -> Template<R> {
-        Template(map_pieces(self.0, &mut rename))
+    pub fn map_queries<R>(self, rename: &mut impl FnMut(Q) -> R) -> Template<R> {
+        let pieces = self.0.into_iter().map(|piece| match piece {
+            Piece::Text(text) => Piece::Text(text),
+            Piece::Field { path, at } => Piece::Field { path, at },
+            Piece::With { read, at, body } => Piece::With {
+                read: rename(read),
+                at,
+                body: body.map_queries(rename),
+            },
+        });
+        Template(pieces.collect())
     }
 
     /// The queries in order of appearance, with repetitions.
     pub fn queries(&self) -> Vec<&Q> {
         let mut found = Vec::new();
-        collect(&self.0, &mut found);
+        for piece in &self.0 {
+            if let Piece::With { read, body, .. } = piece {
+                found.push(read);
+                found.extend(body.queries());
+            }
+        }
         found
     }
 
@@ -166,64 +171,33 @@ impl<Q> Template<Q> {
         &self,
         lookup: &dyn Fn(&Q) -> Option<SecretView<'a>>,
     ) -> Result<Zeroizing<Vec<u8>>, ExecError> {
-        let mut out = BoundedOutput(Zeroizing::new(Vec::new()));
-        run(&self.0, None, lookup, &mut out)?;
+        let mut out = BoundedOutput(Zeroizing::default());
+        self.run(None, lookup, &mut out)?;
         Ok(out.0)
     }
-}
 
-fn map_pieces<Q, R>(pieces: Vec<Piece<Q>>, rename: &mut impl FnMut(Q) -> R) -> Vec<Piece<R>> {
-    let mut mapped = Vec::new();
-    for piece in pieces {
-        mapped.push(match piece {
-            Piece::Text(text) => Piece::Text(text),
-            Piece::Print(expr) => Piece::Print(expr),
-            Piece::With { read, at, body } => Piece::With {
-                read: rename(read),
-                at,
-                body: map_pieces(body, rename),
-            },
-        });
-    }
-    mapped
-}
-
-fn collect<'t, Q>(pieces: &'t [Piece<Q>], found: &mut Vec<&'t Q>) {
-    for piece in pieces {
-        if let Piece::With { read, body, .. } = piece {
-            found.push(read);
-            collect(body, found);
-        }
-    }
-}
-
-fn run<'a, Q>(
-    pieces: &[Piece<Q>],
-    dot: Option<SecretView<'a>>,
-    lookup: &dyn Fn(&Q) -> Option<SecretView<'a>>,
-    out: &mut BoundedOutput,
-) -> Result<(), ExecError> {
-    let start = Position {
-        offset: 0,
-        line: 1,
-        column: 1,
-    };
-    for piece in pieces {
-        match piece {
-            Piece::Text(text) | Piece::Print(Expr::Text(text)) => {
-                out.print(text.as_bytes(), start)?;
-            }
-            Piece::Print(Expr::Field { path, at }) => print_field(dot, path, *at, out)?,
-            Piece::With { read, at, body } => {
-                let view = lookup(read).ok_or(ExecError {
-                    at: *at,
-                    problem: ExecProblem::NoSecret,
-                })?;
-                run(body, Some(view), lookup, out)?;
+    fn run<'a>(
+        &self,
+        dot: Option<SecretView<'a>>,
+        lookup: &dyn Fn(&Q) -> Option<SecretView<'a>>,
+        out: &mut BoundedOutput,
+    ) -> Result<(), ExecError> {
+        let start = Position::of("", 0);
+        for piece in &self.0 {
+            match piece {
+                Piece::Text(text) => out.print(text.as_bytes(), start)?,
+                Piece::Field { path, at } => print_field(dot, path, *at, out)?,
+                Piece::With { read, at, body } => {
+                    let view = lookup(read).ok_or(ExecError {
+                        at: *at,
+                        problem: ExecProblem::NoSecret,
+                    })?;
+                    body.run(Some(view), lookup, out)?;
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 fn print_field(
@@ -241,10 +215,7 @@ fn print_field(
     match (field(view, path), view) {
         (Some(Value::Null), _) => fail(ExecProblem::Null(name())),
         (Some(Value::String(text)), _) => out.print(text.as_bytes(), at),
-        (Some(other), _) => match serde_json::to_writer(out, other) {
-            Ok(()) => Ok(()),
-            Err(_) => fail(ExecProblem::TooLarge),
-        },
+        (Some(other), _) => serde_json::to_writer(out, other).or(fail(ExecProblem::TooLarge)),
         (None, SecretView::Versioned { data, .. }) if descend(data, path).is_some() => {
             fail(ExecProblem::MissingAboveData(name()))
         }

@@ -1,7 +1,7 @@
 //! Text to pieces. Invariant: every byte of the text is copied, trimmed on request, or parsed; no byte
 //! is skipped, and every error has the position of the cause.
 
-use super::{Expr, Piece, Position, Read};
+use super::{Piece, Position, Read, Template};
 use crate::names::SecretPath;
 use thiserror::Error;
 
@@ -123,20 +123,20 @@ impl<'t> Parser<'t> {
                 continue;
             };
             let mut tokens = tokens.into_iter();
-            match tokens.next() {
+            pieces.push(match tokens.next() {
                 None => return Err(self.error(open, self.pos - open, EMPTY)),
                 Some((Lexeme::Word("end"), at)) => {
                     self.expect_end(&mut tokens)?;
                     return Ok((pieces, Some(at)));
                 }
-                Some((Lexeme::Word("with"), at)) => {
-                    pieces.push(self.with(at, &mut tokens, depth)?);
+                Some((Lexeme::Word("with"), at)) => self.with(at, &mut tokens, depth)?,
+                Some((Lexeme::Word(word), at)) => {
+                    return Err(self.error(at, word.len(), SECRET_ALONE));
                 }
-                Some((token, at)) => {
-                    pieces.push(Piece::Print(self.expr(token, at, depth)?));
-                    self.expect_end(&mut tokens)?;
-                }
-            }
+                Some((Lexeme::Text(text), _)) => Piece::Text(text),
+                Some((Lexeme::Field(path), at)) => self.field(path, at, depth)?,
+            });
+            self.expect_end(&mut tokens)?;
         }
     }
 
@@ -209,27 +209,21 @@ impl<'t> Parser<'t> {
             '"' => Lexeme::Text(self.quoted()?),
             '`' => Lexeme::Text(self.backquoted()?),
             '.' => Lexeme::Field(self.fields()),
-            c if c == '_' || c.is_alphabetic() => self.word()?,
+            // Other words are refused before the rest of the action is read, so that the error names
+            // the word.
+            c if c == '_' || c.is_alphabetic() => match self.identifier() {
+                word @ ("with" | "secret" | "end") => Lexeme::Word(word),
+                word => {
+                    let problem = ParseProblem::Unsupported(word.to_owned());
+                    return Err(self.error(start, word.len(), problem));
+                }
+            },
             '|' | '$' | '(' | ')' | ':' | '0'..='9' => {
                 return Err(self.error(start, 1, ParseProblem::Unsupported(next.into())));
             }
             c => return Err(self.error(start, c.len_utf8(), ParseProblem::Character(c))),
         };
         Ok((token, start))
-    }
-
-    /// A keyword. Other words are refused before the rest of the action is read, so that the error
-    /// names the word.
-    fn word(&mut self) -> Result<Lexeme<'t>, ParseError> {
-        let start = self.pos;
-        match self.identifier() {
-            word @ ("with" | "secret" | "end") => Ok(Lexeme::Word(word)),
-            word => Err(self.error(
-                start,
-                word.len(),
-                ParseProblem::Unsupported(word.to_owned()),
-            )),
-        }
     }
 
     fn quoted(&mut self) -> Result<String, ParseError> {
@@ -287,15 +281,7 @@ impl<'t> Parser<'t> {
         &rest[..len]
     }
 
-    fn expr(&self, token: Lexeme<'t>, at: usize, depth: usize) -> Result<Expr, ParseError> {
-        match token {
-            Lexeme::Text(text) => Ok(Expr::Text(text)),
-            Lexeme::Word(word) => Err(self.error(at, word.len(), SECRET_ALONE)),
-            Lexeme::Field(path) => self.field(path, at, depth),
-        }
-    }
-
-    fn field(&self, path: Vec<String>, at: usize, depth: usize) -> Result<Expr, ParseError> {
+    fn field(&self, path: Vec<String>, at: usize, depth: usize) -> Result<Piece<Read>, ParseError> {
         let name = format!(".{}", path.join("."));
         if depth == 0 {
             return Err(self.error(at, name.len(), NO_DOT));
@@ -304,7 +290,7 @@ impl<'t> Parser<'t> {
             return Err(self.error(at, name.len(), ParseProblem::Unsupported(name.clone())));
         }
         let at = Position::of(self.text, at);
-        Ok(Expr::Field { path, at })
+        Ok(Piece::Field { path, at })
     }
 
     fn with(
@@ -328,7 +314,7 @@ impl<'t> Parser<'t> {
             (body, Some(_)) => Ok(Piece::With {
                 read,
                 at: Position::of(self.text, at),
-                body,
+                body: Template(body),
             }),
             (_, None) => Err(self.error(at, 4, ParseProblem::Unclosed("`{{ end }}`"))),
         }
@@ -368,13 +354,13 @@ fn trims(action: &str) -> bool {
 
 /// Parses `PATH` or `PATH?version=N`.
 fn read(text: &str) -> Result<Read, &'static str> {
-    let (mut path, mut version) = (text, None);
-    if let Some((before, number)) = text.split_once("?version=") {
-        let Ok(number) = number.parse() else {
-            return Err("invalid `?version=`: expected a whole number");
-        };
-        (path, version) = (before, Some(number));
-    }
+    let (path, number) = match text.split_once("?version=") {
+        Some((path, number)) => (path, Some(number.parse())),
+        None => (text, None),
+    };
+    let version = number
+        .transpose()
+        .map_err(|_| "invalid `?version=`: expected a whole number")?;
     let path = SecretPath::new(path)?;
     Ok(Read { path, version })
 }

@@ -200,7 +200,7 @@ fn reads_are_listed_and_renamed() {
     let mut paths = Vec::new();
     let template = Template::parse(text)
         .expect("template")
-        .map_queries(|read| {
+        .map_queries(&mut |read| {
             paths.push((read.path.to_string(), read.version));
             paths.len()
         });
