@@ -134,7 +134,7 @@ impl Tree {
             .map(|visibility| reader.arena().files_in(visibility).collect());
         let mut names = HashMap::new();
         for &file in &listed {
-            let name = reader.arena().files()[file.index()].name.as_str();
+            let name = reader.arena().file(file).name.as_str();
             names.insert(name.to_owned(), file);
         }
         Self {
@@ -366,7 +366,7 @@ impl Tree {
 
     /// The file's name.
     pub fn name(&self, file: FileId) -> &FileName {
-        &self.reader.arena().files()[file.index()].name
+        &self.reader.arena().file(file).name
     }
 
     /// Notes the kernel's number of the present request in the arena, for a successor.
@@ -461,7 +461,8 @@ impl Tree {
 
     /// Whether a version belongs to a file of the root.
     fn is_listed(&self, nodeid: u64) -> bool {
-        self.reader.arena().visibility(self.reader.file_of(nodeid)) == Visibility::Listed
+        let file = self.reader.file_of(nodeid);
+        self.reader.arena().file(file).visibility == Visibility::Listed
     }
 }
 

@@ -47,7 +47,7 @@ impl Arena {
         let id = record.id();
         let (offset, len) = record.bytes();
         let file = self.file_of(slot);
-        let spec = &self.files()[file.index()];
+        let spec = self.file(file);
         let version = Version {
             nodeid: id.0,
             file,
@@ -55,7 +55,7 @@ impl Arena {
             len,
             owner: spec.owner,
             mode: spec.mode,
-            mtime: UNIX_EPOCH + Duration::from_nanos(record.mtime()),
+            mtime: UNIX_EPOCH + Duration::from_nanos(record.mtime.load(SeqCst)),
             offset,
         };
         (id.1 == State::Live && record.id() == id).then_some(version)
