@@ -191,7 +191,9 @@ impl Writer {
         if matches!(&result, Err(error) if error.is_full()) {
             // New secrets come before the grace of old generations and before the agent's state.
             self.sweep(now.plus(GRACE));
-            let _ = self.remove_state();
+            // The directory of the state stays: in a parent directory that all users may write to,
+            // another user could make a directory with the same name.
+            let _ = remove::contents(self.root.as_fd(), STATE_DIRECTORY);
             result = self.try_publish(next, changes);
         }
         match result {
@@ -222,16 +224,6 @@ impl Writer {
             let _ = unlinkat(&dir, next.as_str(), UnlinkatFlags::NoRemoveDir);
         }
         written.map_err(doing("writing", &format!("{STATE_DIRECTORY}/{name}")))
-    }
-
-    /// Removes the files of the agent's state. The directory stays: in a parent directory that all
-    /// users may write to, another user could make a directory with the same name.
-    fn remove_state(&self) -> io::Result<()> {
-        let dir = remove::open_dir(self.root.as_fd(), STATE_DIRECTORY)?;
-        for (name, kind) in remove::entries(dir.as_fd())? {
-            remove::file(dir.as_fd(), &name, kind)?;
-        }
-        Ok(())
     }
 
     /// Removes generations that are older than the grace. Returns the time until the next sweep,
