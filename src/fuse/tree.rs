@@ -411,12 +411,13 @@ impl Tree {
     }
 
     fn attr(&self, version: &Version, stage: Stage) -> Attr {
+        let spec = self.reader.arena().file(version.file);
         Attr {
             ino: Inode::Version(version.nodeid, stage).encode(),
             kind: Kind::File,
             size: version.len,
-            mode: version.mode,
-            owner: version.owner,
+            mode: spec.mode,
+            owner: spec.owner,
             mtime: version.mtime + Duration::from_nanos(self.reader.drops(version.nodeid)),
             links: self.links(version, stage),
         }
