@@ -2,6 +2,7 @@
 //! fields and are valid by construction, so no other code checks the texts again. All other types are
 //! plain data: an id is the index of a table, and the owner of the table checks the bounds.
 
+use nix::unistd::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -268,6 +269,16 @@ pub struct Owner {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
+}
+
+impl Owner {
+    /// The user and the group of the calling process.
+    pub fn of_process() -> Self {
+        Self {
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -552,15 +552,15 @@ fn same_moment() -> Outcome {
     let attached = || {
         let context = FsContext::open(c"tmpfs")?;
         context.set(c"source", SOURCE)?;
-        let mount = context.mount(true)?;
+        let mount = context.mount()?;
         sys::mount::attach(mount.as_fd(), dir.path()).map(|()| mount)
     };
     let [first, second] = [(); 2].map(|()| attached().unwrap());
     let found = [&first, &second].map(|mount| hides_agent(mount.as_fd()).unwrap());
     ensure(found == [false, true], format!("{found:?}"))?;
-    sys::mount::unmount_root(second.as_fd(), sys::mount::PendingRequests::Kept).unwrap();
+    sys::mount::unmount_root(second.as_fd()).unwrap();
     let left = mounts_at(dir.path());
-    sys::mount::unmount_root(first.as_fd(), sys::mount::PendingRequests::Kept).unwrap();
+    sys::mount::unmount_root(first.as_fd()).unwrap();
     ensure(left == 1, format!("{left} mounts are left"))?;
     Ok(String::new())
 }

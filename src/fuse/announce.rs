@@ -46,15 +46,11 @@ fn failed(name: &str, step: &'static str) -> impl FnOnce(Errno) -> AnnounceError
 /// process.
 #[derive(Debug)]
 pub struct Announcer {
-    wake: Sender<Option<Published>>,
+    wake: Sender<Wake>,
 }
 
-/// A publication.
-#[derive(Debug)]
-struct Published {
-    generation: Generation,
-    files: Vec<FileId>,
-}
+/// The generation and the files of a publication; neither if only a round is to start.
+type Wake = (Option<Generation>, Vec<FileId>);
 
 impl Announcer {
     /// Starts the thread, which announces all due files at once. After every round the thread calls
@@ -70,7 +66,7 @@ impl Announcer {
         let (wake, woken) = channel();
         thread::Builder::new()
             .name("announce".to_owned())
-            .spawn(move || run(arena, &private, &woken, done))?;
+            .spawn(move || run(arena, private, &woken, done))?;
         Ok(Self { wake })
     }
 
@@ -78,18 +74,55 @@ impl Announcer {
     /// publication, in order: the thread looks at no other files.
     pub fn published(&self, generation: Generation, files: Vec<FileId>) {
         // Cannot fail: the thread lives as long as the handle. Same below.
-        let _ = self.wake.send(Some(Published { generation, files }));
+        let _ = self.wake.send((Some(generation), files));
     }
 
     /// Starts a round, for the rest of a failed round and for old pages. Several calls may share a
     /// round.
     pub fn wake(&self) {
-        let _ = self.wake.send(None);
+        let _ = self.wake.send((None, vec![]));
+    }
+}
+
+fn run(
+    arena: Arc<Arena>,
+    private: OwnedFd,
+    woken: &Receiver<Wake>,
+    mut done: impl FnMut(Result<Generation, AnnounceError>),
+) {
+    let mut round = Round {
+        announcements: Announcements::sign(arena),
+        private,
+        is_full: true,
+        files: BTreeSet::new(),
+        newest: None,
+        seen: 0,
+    };
+    loop {
+        let announced = round.announce_due();
+        let dropped = round.drop_old_pages().map(|()| None);
+        round.is_full = announced.is_err() || dropped.is_err();
+        round.files.clear();
+        for result in [announced, dropped] {
+            if let Some(said) = result.transpose() {
+                done(said);
+            }
+        }
+        let Ok(published) = woken.recv() else {
+            return;
+        };
+        round.add(published);
+        // The next round covers all publications so far.
+        for published in woken.try_iter() {
+            round.add(published);
+        }
     }
 }
 
 /// The work of the next round.
 struct Round {
+    announcements: Announcements,
+    private: OwnedFd,
     /// Whether all files are looked at: in the first round, and after a failure.
     is_full: bool,
     /// The published files.
@@ -101,142 +134,90 @@ struct Round {
 }
 
 impl Round {
-    fn add(&mut self, published: Option<Published>) {
-        if let Some(Published { generation, files }) = published {
-            self.newest = self.newest.max(Some(generation));
-            self.files.extend(files);
-        }
+    fn add(&mut self, (generation, files): Wake) {
+        self.newest = self.newest.max(generation);
+        self.files.extend(files);
     }
-}
 
-fn run(
-    arena: Arc<Arena>,
-    private: &OwnedFd,
-    woken: &Receiver<Option<Published>>,
-    mut done: impl FnMut(Result<Generation, AnnounceError>),
-) {
-    let announcements = Announcements::sign(arena);
-    let mut round = Round {
-        is_full: true,
-        files: BTreeSet::new(),
-        newest: None,
-        seen: 0,
-    };
-    loop {
-        let announced = announce_due(&announcements, private, &mut round);
-        let dropped = drop_old_pages(&announcements, private, &mut round);
-        round.is_full = announced.is_err() || dropped.is_err();
-        round.files.clear();
-        match announced {
-            // After a failed round, `newest` stays until a later round succeeds.
-            Ok(()) => {
-                if let Some(newest) = round.newest.take() {
-                    done(Ok(newest));
+    /// Announces the due files of the round. Returns the newest announced generation, if files were
+    /// published; after a failed round, `newest` stays until a later round succeeds. A version that
+    /// is published meanwhile is reported by a later round, even if this round announces the
+    /// version: the same publication has other files.
+    fn announce_due(&mut self) -> Result<Option<Generation>, AnnounceError> {
+        if self.is_full {
+            let served = self.announcements.generation();
+            let due = self.announcements.due();
+            if !due.is_empty() {
+                self.newest = self.newest.max(Some(served));
+            }
+            self.files.extend(due);
+        }
+        for file in &self.files {
+            if self.announcements.is_due(*file) {
+                self.announce(*file)?;
+            }
+        }
+        Ok(self.newest.take())
+    }
+
+    fn announce(&self, file: FileId) -> Result<(), AnnounceError> {
+        let name = self.announcements.name(file);
+        let hidden = format!("{HIDDEN}{name}");
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let create = || {
+            // Begins a new attempt: an interrupted create may have been executed, and the name of
+            // the old attempt would be in the way.
+            self.announcements.begin(file);
+            openat(&self.private, hidden.as_str(), flags, Mode::S_IRUSR)
+        };
+        let fd = retry(create).map_err(failed(name, "create"))?;
+        // The version that `serve` created: newer than the due version if a flip came in between.
+        let made = self.announcements.made(file).ok_or(Errno::ESTALE);
+        let made = made.map_err(failed(name, "create"))?;
+        retry(|| renameat(&self.private, hidden.as_str(), &self.private, name))
+            .map_err(failed(name, "rename"))?;
+        let len = i64::try_from(made.len).unwrap_or(i64::MAX);
+        retry(|| ftruncate(&fd, len)).map_err(failed(name, "truncate"))?;
+        drop(fd);
+        self.announcements.done(file, made.generation);
+        Ok(())
+    }
+
+    /// Makes the kernel drop its pages of superseded versions, also of open files; later reads go
+    /// to `serve` again.
+    ///
+    /// A lookup of `..old.NAME` leads to an inode of a superseded version with a new modification
+    /// time, for which the kernel drops the pages (`FUSE_AUTO_INVAL_DATA`). The kernel waits for
+    /// pages that are being read, thus for `serve`; so `fetch` does the lookup, and `serve` does
+    /// not use `FUSE_NOTIFY_INVAL_INODE`, which would wait for `serve`. Each lookup leads to another
+    /// inode and the last lookup to none, so that the name keeps no inode alive.
+    fn drop_old_pages(&mut self) -> Result<(), AnnounceError> {
+        let (noted, seen) = self.announcements.kept_since(self.seen);
+        self.seen = seen;
+        let kept = match noted {
+            Some(noted) if !self.is_full => {
+                self.files.extend(noted);
+                let files = self.files.iter().copied();
+                files
+                    .filter(|file| self.announcements.is_kept(*file))
+                    .collect()
+            }
+            Some(_) | None => self.announcements.kept(),
+        };
+        for file in kept {
+            let name = self.announcements.name(file);
+            let old = format!("{OLD}{name}");
+            for _ in 0..MOST_DROPS {
+                match retry(|| fstatat(&self.private, old.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)) {
+                    // ESTALE: the version was evicted meanwhile.
+                    Ok(_) | Err(Errno::ESTALE) => {}
+                    Err(Errno::ENOENT) => break,
+                    Err(cause) => return Err(failed(name, "drop old pages")(cause)),
                 }
             }
-            Err(error) => done(Err(error)),
         }
-        if let Err(error) = dropped {
-            done(Err(error));
-        }
-        let Ok(published) = woken.recv() else {
-            return;
-        };
-        round.add(published);
-        // The next round covers all publications so far.
-        while let Ok(published) = woken.try_recv() {
-            round.add(published);
-        }
+        Ok(())
     }
-}
-
-/// Announces the due files of the round. A version that is published meanwhile is reported by a
-/// later round, even if this round announces the version: the same publication has other files.
-fn announce_due(
-    announcements: &Announcements,
-    private: &OwnedFd,
-    round: &mut Round,
-) -> Result<(), AnnounceError> {
-    if round.is_full {
-        let served = announcements.generation();
-        let due = announcements.due();
-        if !due.is_empty() {
-            round.newest = round.newest.max(Some(served));
-        }
-        round.files.extend(due);
-    }
-    for file in &round.files {
-        if announcements.is_due(*file) {
-            announce(announcements, private, *file)?;
-        }
-    }
-    Ok(())
-}
-
-fn announce(
-    announcements: &Announcements,
-    private: &OwnedFd,
-    file: FileId,
-) -> Result<(), AnnounceError> {
-    let name = announcements.name(file);
-    let hidden = format!("{HIDDEN}{name}");
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-    let create = || {
-        // Begins a new attempt: an interrupted create may have been executed, and the name of the
-        // old attempt would be in the way.
-        announcements.begin(file);
-        openat(private, hidden.as_str(), flags, Mode::S_IRUSR)
-    };
-    let fd = retry(create).map_err(failed(name, "create"))?;
-    // The version that `serve` created: newer than the due version if a flip came in between.
-    let made = announcements
-        .made(file)
-        .ok_or(Errno::ESTALE)
-        .map_err(failed(name, "create"))?;
-    retry(|| renameat(private, hidden.as_str(), private, name)).map_err(failed(name, "rename"))?;
-    let len = i64::try_from(made.len).unwrap_or(i64::MAX);
-    retry(|| ftruncate(&fd, len)).map_err(failed(name, "truncate"))?;
-    drop(fd);
-    announcements.done(file, made.generation);
-    Ok(())
-}
-
-/// Makes the kernel drop its pages of superseded versions, also of open files; later reads go to
-/// `serve` again.
-///
-/// A lookup of `..old.NAME` leads to an inode of a superseded version with a new modification time,
-/// for which the kernel drops the pages (`FUSE_AUTO_INVAL_DATA`). The kernel waits for pages that
-/// are being read, thus for `serve`; so `fetch` does the lookup, and `serve` does not use
-/// `FUSE_NOTIFY_INVAL_INODE`, which would wait for `serve`. Each lookup leads to another inode and
-/// the last lookup to none, so that the name keeps no inode alive.
-fn drop_old_pages(
-    announcements: &Announcements,
-    private: &OwnedFd,
-    round: &mut Round,
-) -> Result<(), AnnounceError> {
-    let (noted, seen) = announcements.kept_since(round.seen);
-    round.seen = seen;
-    let kept = match noted {
-        Some(noted) if !round.is_full => {
-            round.files.extend(noted);
-            let files = round.files.iter().copied();
-            files.filter(|file| announcements.is_kept(*file)).collect()
-        }
-        Some(_) | None => announcements.kept(),
-    };
-    for file in kept {
-        let name = announcements.name(file);
-        let old = format!("{OLD}{name}");
-        for _ in 0..MOST_DROPS {
-            match retry(|| fstatat(private, old.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)) {
-                // ESTALE: the version was evicted meanwhile.
-                Ok(_) | Err(Errno::ESTALE) => {}
-                Err(Errno::ENOENT) => break,
-                Err(cause) => return Err(failed(name, "drop old pages")(cause)),
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Repeats `call` after `EINTR`: from a signal, or, on a kernel without RESEND, from a new `serve`

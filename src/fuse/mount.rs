@@ -3,15 +3,16 @@
 //! forked children only close descriptors.
 
 use super::refusal::{Refusal, Rights, Step};
-use super::session::Init;
+use super::session;
 use crate::memory::bounce::Bounce;
-use crate::sys::mount::{self, FsContext, MountError, PendingRequests};
+use crate::sys::caps::{self, Capability};
+use crate::sys::mount::{self, FsContext, MountError};
 use crate::sys::mounts::{self, Ground, SOURCE};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, getegid, geteuid, getpid};
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
@@ -32,7 +33,7 @@ pub struct FuseMount {
     /// `/dev/fuse`, from which `serve` answers.
     pub device: OwnedFd,
     /// The kernel's first request on the device.
-    pub init: Init,
+    pub init: Vec<u8>,
     /// The private read-write mount, through which `fetch` announces.
     pub private: OwnedFd,
     /// The mount for applications.
@@ -69,7 +70,7 @@ impl FuseMount {
         let ground = Ground::survey(path);
         let device = open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| Refusal::of(Step::Device, errno, rights()))?;
-        let root = configure(&device, dir_mode)?.mount(true)?;
+        let root = configure(&device, dir_mode)?.mount()?;
         let private = mount::attach_with_twin(root.as_fd(), path)?;
         let public = Public {
             root,
@@ -78,7 +79,7 @@ impl FuseMount {
         if mounts::hides_agent(public.as_fd()).map_err(|error| unusable(path, &error))? {
             return Err(Refusal::Held(path.to_owned()));
         }
-        let init = Init::take(device.as_fd()).map_err(|error| {
+        let init = session::take_init(device.as_fd()).map_err(|error| {
             Refusal::Other(format!("the kernel does not begin a session: {error}"))
         })?;
         Ok(Self {
@@ -92,16 +93,10 @@ impl FuseMount {
 }
 
 impl Public {
-    /// Unmounts, in any process. Open files stay readable while `serve` runs.
-    pub fn unmount(&self) {
-        // Fails only for a mount that another process removed.
-        let _ = mount::unmount_root(self.root.as_fd(), PendingRequests::Kept);
-    }
-
     /// Unmounts and aborts the session with the kernel: every pending and later request ends with
     /// an error. Works although `serve` hangs, or was killed and is not dead yet.
     pub fn abort(&self) {
-        let _ = mount::unmount_root(self.root.as_fd(), PendingRequests::Aborted);
+        let _ = mount::abort_root(self.root.as_fd());
     }
 }
 
@@ -115,7 +110,9 @@ impl AsFd for Public {
 impl Drop for Public {
     fn drop(&mut self) {
         if getpid() == self.maker {
-            self.unmount();
+            // Open files stay readable while `serve` runs. Fails only for a mount that another
+            // process removed.
+            let _ = mount::unmount_root(self.root.as_fd());
         }
     }
 }
@@ -137,7 +134,7 @@ fn make_way(path: &Path) -> Result<(), Refusal> {
             Standing::Agent => return Err(Refusal::Held(path.to_owned())),
             // By the root, not by the path: another agent that starts now may have removed the
             // dead mount (EINVAL) and mounted there.
-            Standing::Dead => match mount::unmount_root(top.as_fd(), PendingRequests::Kept) {
+            Standing::Dead => match mount::unmount_root(top.as_fd()) {
                 Ok(()) | Err(Errno::EINVAL) => {}
                 Err(errno) => {
                     let cause = format!("a dead mount lies there and cannot be removed: {errno}");
@@ -177,10 +174,8 @@ fn standing(top: &OwnedFd) -> io::Result<Standing> {
 
 /// Whether an agent holds the directory. Agents lock only directories that they can open.
 fn is_locked(directory: &OwnedFd) -> bool {
-    match open_readable(directory) {
-        Ok(directory) => matches!(directory.try_lock(), Err(TryLockError::WouldBlock)),
-        Err(_) => false,
-    }
+    open_readable(directory)
+        .is_ok_and(|directory| matches!(directory.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 /// Whether the server of a FUSE mount is dead: then every request fails ("Transport endpoint is
@@ -239,7 +234,11 @@ impl From<MountError> for Refusal {
 }
 
 fn rights() -> Rights {
-    Rights::parse(&fs::read_to_string("/proc/self/status").unwrap_or_default())
+    match caps::has(Capability::SysAdmin) {
+        Ok(true) => Rights::Effective,
+        _ if caps::is_bounding(Capability::SysAdmin) => Rights::BoundingOnly,
+        _ => Rights::None,
+    }
 }
 
 fn unusable(path: &Path, cause: &dyn ToString) -> Refusal {

@@ -6,9 +6,6 @@ use crate::sys::mount::MountCall;
 use nix::errno::Errno;
 use std::path::PathBuf;
 
-/// The bit of `CAP_SYS_ADMIN` in `/proc/PID/status`.
-const SYS_ADMIN: u32 = 21;
-
 /// The refused call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -27,22 +24,6 @@ pub enum Rights {
     BoundingOnly,
     /// The container has no `SYS_ADMIN`.
     None,
-}
-
-impl Rights {
-    /// Reads the rights from the text of `/proc/self/status`.
-    pub fn parse(status: &str) -> Self {
-        let has = |key: &str| {
-            let value = status.lines().find_map(|line| line.strip_prefix(key));
-            let set = u64::from_str_radix(value.unwrap_or_default().trim(), 16);
-            set.unwrap_or(0) >> SYS_ADMIN & 1 == 1
-        };
-        match (has("CapEff:"), has("CapBnd:")) {
-            (true, _) => Self::Effective,
-            (false, true) => Self::BoundingOnly,
-            (false, false) => Self::None,
-        }
-    }
 }
 
 /// The reason for a missing FUSE mount.
@@ -87,23 +68,20 @@ pub enum Refusal {
     /// The call is denied although `SYS_ADMIN` is held: by seccomp, or because the device belongs
     /// to another user namespace.
     #[error(
-        "cannot mount: {} is denied although SYS_ADMIN is held; hint: the seccomp profile \
+        "cannot mount: {0} is denied although SYS_ADMIN is held; hint: the seccomp profile \
          (`--security-opt seccomp=...`) must allow the mount calls, and /dev/fuse must belong to \
-         this user namespace",
-        .0.as_str()
+         this user namespace"
     )]
     Filtered(MountCall),
     /// A security module denies mounting.
     #[error(
-        "cannot mount: {} is denied by a security module (AppArmor, SELinux); hint: \
-         `--security-opt apparmor=unconfined`, or `--security-opt label=disable`",
-        .0.as_str()
+        "cannot mount: {0} is denied by a security module (AppArmor, SELinux); hint: \
+         `--security-opt apparmor=unconfined`, or `--security-opt label=disable`"
     )]
     Confined(MountCall),
     /// The kernel does not know the call.
     #[error(
-        "cannot mount: this kernel lacks {}; hint: Linux 5.12 or later, or use `--fallback tmpfs`",
-        .0.as_str()
+        "cannot mount: this kernel lacks {0}; hint: Linux 5.12 or later, or use `--fallback tmpfs`"
     )]
     OldKernel(MountCall),
     /// The mount point cannot be used.
@@ -147,7 +125,7 @@ impl Refusal {
             (Step::Mount(call), Errno::EACCES, _) => Self::Confined(call),
             (Step::Mount(call), Errno::ENOSYS, _) => Self::OldKernel(call),
             (Step::Device, errno, _) => Self::Other(format!("open(/dev/fuse): {errno}")),
-            (Step::Mount(call), errno, _) => Self::Other(format!("{}: {errno}", call.as_str())),
+            (Step::Mount(call), errno, _) => Self::Other(format!("{call}: {errno}")),
         }
     }
 }
@@ -284,21 +262,6 @@ mod tests {
             let found = Refusal::of(step, errno, rights);
             assert_eq!(found, refusal, "{step:?} {errno} {rights:?}");
             assert!(found.to_string().contains(word), "{found}");
-        }
-    }
-
-    #[test]
-    fn rights_are_read_from_status() {
-        let status = |eff: &str, bnd: &str| {
-            format!("Name:\tbaofs\nCapPrm:\tffff\nCapEff:\t{eff}\nCapBnd:\t{bnd}\n")
-        };
-        for (eff, bnd, rights) in [
-            ("000001ffffffffff", "000001ffffffffff", Rights::Effective),
-            ("0000000000000000", "00000000a82425fb", Rights::BoundingOnly),
-            ("00000000a80425fb", "00000000a80425fb", Rights::None),
-            ("", "nonsense", Rights::None),
-        ] {
-            assert_eq!(Rights::parse(&status(eff, bnd)), rights);
         }
     }
 }

@@ -26,40 +26,34 @@ const TAKEN: usize = 64;
 /// The distance between the numbers of two requests.
 const STEP: usize = 2;
 
-/// The bytes of the kernel's first request.
-#[derive(Clone, Debug)]
-pub struct Init(Vec<u8>);
-
-impl Init {
-    /// Takes the request from a newly mounted device, without waiting.
-    ///
-    /// # Errors
-    /// As `read(2)`.
-    pub fn take(device: BorrowedFd<'_>) -> io::Result<Self> {
-        let mut request = vec![0; READ_BUFFER];
-        let len = loop {
-            match read(device, &mut request) {
-                Err(Errno::EINTR | Errno::EAGAIN) => {}
-                result => break result?,
-            }
-        };
-        request.truncate(len);
-        Ok(Self(request))
-    }
+/// Takes the kernel's first request from a newly mounted device, without waiting.
+///
+/// # Errors
+/// As `read(2)`.
+pub fn take_init(device: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    let mut request = vec![0; READ_BUFFER];
+    let len = loop {
+        match read(device, &mut request) {
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            result => break result?,
+        }
+    };
+    request.truncate(len);
+    Ok(request)
 }
 
 /// Opens a session on `device` for `adapter`: the first session, or a successor's.
 ///
 /// # Errors
 /// When fuser or the kernel refuses; no reason for a refusal is known.
-pub fn open(adapter: Adapter, device: &OwnedFd, init: &Init) -> io::Result<Session<Adapter>> {
+pub fn open(adapter: Adapter, device: &OwnedFd, init: &[u8]) -> io::Result<Session<Adapter>> {
     let (kernel, ours) = socketpair(
         AddressFamily::Unix,
         SockType::SeqPacket,
         None,
         SockFlag::SOCK_CLOEXEC,
     )?;
-    write(&kernel, &init.0)?;
+    write(&kernel, init)?;
     let session = Session::from_fd(adapter, ours, SessionACL::All, Config::default())?;
     let mut reply = [0; 256];
     let len = read(&kernel, &mut reply)?;

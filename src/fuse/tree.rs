@@ -134,7 +134,7 @@ impl Tree {
             .map(|visibility| reader.arena().files_in(visibility).collect());
         let mut names = HashMap::new();
         for &file in &listed {
-            let name = reader.arena().files()[file.index()].name.as_str();
+            let name = reader.arena().file(file).name.as_str();
             names.insert(name.to_owned(), file);
         }
         Self {
@@ -366,7 +366,7 @@ impl Tree {
 
     /// The file's name.
     pub fn name(&self, file: FileId) -> &FileName {
-        &self.reader.arena().files()[file.index()].name
+        &self.reader.arena().file(file).name
     }
 
     /// Notes the kernel's number of the present request in the arena, for a successor.
@@ -411,12 +411,13 @@ impl Tree {
     }
 
     fn attr(&self, version: &Version, stage: Stage) -> Attr {
+        let spec = self.reader.arena().file(version.file);
         Attr {
             ino: Inode::Version(version.nodeid, stage).encode(),
             kind: Kind::File,
             size: version.len,
-            mode: version.mode,
-            owner: version.owner,
+            mode: spec.mode,
+            owner: spec.owner,
             mtime: version.mtime + Duration::from_nanos(self.reader.drops(version.nodeid)),
             links: self.links(version, stage),
         }
@@ -461,7 +462,8 @@ impl Tree {
 
     /// Whether a version belongs to a file of the root.
     fn is_listed(&self, nodeid: u64) -> bool {
-        self.reader.arena().visibility(self.reader.file_of(nodeid)) == Visibility::Listed
+        let file = self.reader.file_of(nodeid);
+        self.reader.arena().file(file).visibility == Visibility::Listed
     }
 }
 

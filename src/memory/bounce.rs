@@ -29,10 +29,9 @@ impl Bounce {
     /// # Errors
     /// `NotLocked` when `RLIMIT_MEMLOCK` is below `SIZE`.
     pub fn new() -> Result<Self, MemoryError> {
-        match map_locked(LENGTH, MapFlags::MAP_PRIVATE) {
-            Ok(at) => Ok(Self { at }),
-            Err(cause) => Err(MemoryError::not_locked("replies", Self::SIZE, cause)),
-        }
+        let at = map_locked(LENGTH, MapFlags::MAP_PRIVATE)
+            .map_err(|cause| MemoryError::not_locked("replies", Self::SIZE, cause))?;
+        Ok(Self { at })
     }
 
     /// Lends the first `len` bytes (at most `SIZE`) to `body`, then wipes the bytes.

@@ -46,14 +46,13 @@ impl Mapping {
     /// `NotLocked` when the kernel refuses the memory or the lock.
     pub fn new(words: usize, bytes: usize, backing: Backing) -> Result<Self, MemoryError> {
         let len = words.saturating_add(bytes);
-        match map(len, backing) {
-            Ok(at) => Ok(Self {
-                at,
-                bytes: words,
-                len,
-            }),
-            Err(cause) => Err(MemoryError::not_locked("secrets", len, cause)),
-        }
+        let at =
+            map(len, backing).map_err(|cause| MemoryError::not_locked("secrets", len, cause))?;
+        Ok(Self {
+            at,
+            bytes: words,
+            len,
+        })
     }
 
     /// Makes `part` (whole pages) read-only in this process.

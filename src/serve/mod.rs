@@ -5,14 +5,13 @@
 use crate::clock::{Clock, RealClock};
 use crate::exit::{Exit, Refused};
 use crate::fuse::adapter::Adapter;
-use crate::fuse::session::{self, Init};
+use crate::fuse::session;
 use crate::fuse::tree::Tree;
 use crate::link::{End, FromRole};
 use crate::memory::bounce::Bounce;
 use crate::names::{Owner, Recovery, RestartHistory, Role};
 use crate::observe::Incident;
 use crate::snapshot::{Arena, Reader};
-use nix::unistd::{getegid, geteuid};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -26,7 +25,7 @@ pub struct Job {
     /// `/dev/fuse` of the mount.
     pub device: OwnedFd,
     /// The kernel's first request, which began the session of the first `serve`.
-    pub init: Init,
+    pub init: Vec<u8>,
     /// The deaths of predecessors.
     pub past: RestartHistory,
     /// The way to recover a predecessor's requests.
@@ -58,13 +57,9 @@ fn answer(job: &Job) -> Result<(), Refused> {
 
 fn serve(job: &Job, bounce: Bounce) -> io::Result<()> {
     job.arena.protect_for(Role::Serve)?;
-    let owner = Owner {
-        uid: geteuid().as_raw(),
-        gid: getegid().as_raw(),
-    };
     let last = job.arena.reader_area().last_request.load(Relaxed);
     let reader = Reader::new(Arc::clone(&job.arena));
-    let adapter = Adapter::new(Tree::new(reader, job.dir_mode, owner), bounce);
+    let adapter = Adapter::new(Tree::new(reader, job.dir_mode, Owner::of_process()), bounce);
     let session = session::open(adapter, &job.device, &job.init)?;
     let recovery = session::recover(session.as_fd(), last, job.recovery)?;
     job.arena

@@ -2,7 +2,7 @@
 //! served record of each file, the old versions, the free ranges of the heap. Invariant: the
 //! records in the arena are the truth; an index rebuilt from the records equals the present index.
 
-use super::layout::{Arena, State};
+use super::layout::{Arena, State, Visibility};
 use crate::names::FileId;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -71,15 +71,6 @@ pub(super) struct Gaps {
     by_len: BTreeSet<(u64, u64)>,
 }
 
-/// The choice among large enough gaps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Placement {
-    /// The smallest gap.
-    Best,
-    /// The end of the last gap.
-    Last,
-}
-
 impl Gaps {
     /// A heap without versions.
     fn all(len: u64) -> Self {
@@ -93,14 +84,16 @@ impl Gaps {
         self.by_offset.values().sum()
     }
 
-    /// Takes `len` bytes out of a gap; returns the offset of the bytes.
-    pub(super) fn take(&mut self, len: u64, placement: Placement) -> Option<u64> {
+    /// Takes `len` bytes for a file out of a gap; returns the offset of the bytes. A listed file
+    /// gets a part of the smallest large enough gap. Files of the agent get the end of the last
+    /// large enough gap, to stay out of the room for large secrets.
+    pub(super) fn take(&mut self, len: u64, visibility: Visibility) -> Option<u64> {
         if len == 0 {
             return Some(0);
         }
-        let offset = match placement {
-            Placement::Best => self.by_len.range((len, 0)..).next()?.1,
-            Placement::Last => {
+        let offset = match visibility {
+            Visibility::Listed => self.by_len.range((len, 0)..).next()?.1,
+            Visibility::State | Visibility::Private => {
                 let mut from_end = self.by_offset.iter().rev();
                 let (offset, gap) = from_end.find(|(_, gap)| **gap >= len)?;
                 offset + gap - len

@@ -7,6 +7,7 @@
 //! into use when a file has no free record left, so pages of unused planes stay untouched and take
 //! no memory.
 
+use crate::config::plan;
 use crate::memory::mapping::{Backing, Mapping};
 use crate::memory::{MemoryError, lockable};
 use crate::names::{FileId, FileName, Owner, Role};
@@ -35,6 +36,18 @@ pub struct FileSpec {
     pub mode: u32,
     /// Which readers find the file.
     pub visibility: Visibility,
+}
+
+impl FileSpec {
+    /// A file of the plan.
+    pub fn listed(file: &plan::File) -> Self {
+        Self {
+            name: file.name.clone(),
+            owner: file.owner,
+            mode: file.mode,
+            visibility: Visibility::Listed,
+        }
+    }
 }
 
 /// Which readers find a file.
@@ -176,7 +189,8 @@ pub struct Record<'a> {
     generation: &'a AtomicU64,
     offset: &'a AtomicU64,
     len: &'a AtomicU64,
-    mtime: &'a AtomicU64,
+    /// Modification time, in nanoseconds since 1970.
+    pub(super) mtime: &'a AtomicU64,
 }
 
 impl Record<'_> {
@@ -210,11 +224,6 @@ impl Record<'_> {
     /// Offset in the heap, and length, of the version's bytes.
     pub fn bytes(self) -> (u64, u64) {
         (self.offset.load(SeqCst), self.len.load(SeqCst))
-    }
-
-    /// Modification time, in nanoseconds since 1970.
-    pub(super) fn mtime(self) -> u64 {
-        self.mtime.load(SeqCst)
     }
 
     /// Describes another version in a free record. The record ends as `Evicted`, so that the
@@ -317,12 +326,12 @@ impl Arena {
     /// The files of a visibility.
     pub fn files_in(&self, visibility: Visibility) -> impl Iterator<Item = FileId> {
         let ids = (0_u32..).map(FileId).take(self.files.len());
-        ids.filter(move |file| self.visibility(*file) == visibility)
+        ids.filter(move |file| self.file(*file).visibility == visibility)
     }
 
-    /// Which readers find the file.
-    pub fn visibility(&self, file: FileId) -> Visibility {
-        self.files[file.index()].visibility
+    /// The file.
+    pub fn file(&self, file: FileId) -> &FileSpec {
+        &self.files[file.index()]
     }
 
     /// Bytes of the heap.

@@ -42,7 +42,7 @@ impl Reader {
             return;
         }
         self.set_note(nodeid, word | stage.bit());
-        let words = self.arena().reader_area();
+        let words = self.arena.reader_area();
         let number = words.kept.load(SeqCst);
         // The file comes before the count, because a reader of the count looks for the file.
         let file = u64::from(self.file_of(nodeid).0);
@@ -73,26 +73,26 @@ impl Reader {
     }
 
     fn note(&self, nodeid: u64) -> u64 {
-        let kept = self.arena().kept(self.arena().slot_of(nodeid));
-        self.arena().untagged(nodeid, kept)
+        let kept = self.arena.kept(self.arena.slot_of(nodeid));
+        self.arena.untagged(nodeid, kept)
     }
 
     fn set_note(&self, nodeid: u64, word: u64) {
-        let word = self.arena().tag(nodeid) << 32 | word & LOWER_HALF;
-        let slot = self.arena().slot_of(nodeid);
-        self.arena().kept(slot).store(word, SeqCst);
+        let word = self.arena.tag(nodeid) << 32 | word & LOWER_HALF;
+        let slot = self.arena.slot_of(nodeid);
+        self.arena.kept(slot).store(word, SeqCst);
     }
 
     /// The word for the file of the note with that number.
     fn last_kept(&self, number: u64) -> &AtomicU64 {
         let position = usize::try_from(number % LAST_KEPT as u64).expect("less than a length");
-        &self.arena().reader_area().last_kept[position]
+        &self.arena.reader_area().last_kept[position]
     }
 
     /// Superseded versions of the file with holders and pages that the kernel may keep; for each
     /// version, the first inode with such pages.
     fn kept_versions(&self, file: FileId) -> Vec<(u64, Stage)> {
-        let (arena, mut found) = (self.arena(), Vec::new());
+        let (arena, mut found) = (&self.arena, Vec::new());
         let Some(current) = self.current(file) else {
             return found;
         };
@@ -117,7 +117,7 @@ impl Announcements {
     /// The files of all notes but the first `seen`, and the number of notes so far. No list when
     /// some of the files are no longer named.
     pub fn kept_since(&self, seen: u64) -> (Option<Vec<FileId>>, u64) {
-        let kept = self.reader.arena().reader_area().kept;
+        let kept = self.reader.arena.reader_area().kept;
         let now = kept.load(SeqCst);
         let named = seen.max(now.saturating_sub(LAST_KEPT as u64))..now;
         let file = |number| u32::try_from(self.reader.last_kept(number).load(SeqCst)).ok();
@@ -129,14 +129,14 @@ impl Announcements {
 
     /// Whether the listed file has a superseded version of which the kernel may keep pages.
     pub fn is_kept(&self, file: FileId) -> bool {
-        self.reader.arena().visibility(file) == Visibility::Listed
+        self.reader.arena.file(file).visibility == Visibility::Listed
             && !self.reader.kept_versions(file).is_empty()
     }
 
     /// Listed files with a superseded version of which the kernel may keep pages. The search visits
     /// all files, as the search of `due` does.
     pub fn kept(&self) -> Vec<FileId> {
-        let arena = self.reader.arena();
+        let arena = &self.reader.arena;
         // Most applications read, so the kernel keeps no page.
         if arena.reader_area().kept.load(SeqCst) == 0 {
             return Vec::new();

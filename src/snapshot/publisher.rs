@@ -1,11 +1,10 @@
 //! Writes versions: the only side that changes writer area and heap. Invariant: the records are the
 //! only account of the heap in the arena, so a crash cannot leave a second account wrong.
 
-use super::index::{Index, Placement};
+use super::index::Index;
 use super::layout::{Arena, State, Visibility};
 use super::reader::Reader;
 use crate::names::{FileId, Generation};
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -18,12 +17,6 @@ pub struct Change<'a> {
     pub file: FileId,
     /// The whole content.
     pub bytes: &'a [u8],
-}
-
-impl fmt::Debug for Change<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Change({:?}, ..)", self.file)
-    }
 }
 
 /// Why a change was not published; the served versions stay.
@@ -119,7 +112,7 @@ impl Publisher {
         let len = |slot| self.arena.record(slot).bytes().1;
         for slot in staged {
             let file = self.arena.file_of(*slot);
-            if self.arena.visibility(file) == Visibility::Listed {
+            if self.arena.file(file).visibility == Visibility::Listed {
                 let before = self.index.served(file).map_or(0, len);
                 used = (used + len(*slot)).saturating_sub(before);
                 newest = newest.max(mtime);
@@ -139,7 +132,7 @@ impl Publisher {
             let (nodeid, _) = self.arena.record(slot).id();
             if self.is_last_announced(slot) || self.arena.holder_count(nodeid) > 0 {
                 let file = self.arena.file_of(slot);
-                is_any_left |= self.arena.visibility(file) == Visibility::Listed;
+                is_any_left |= self.arena.file(file).visibility == Visibility::Listed;
             } else {
                 self.evict(slot);
             }
@@ -170,13 +163,10 @@ impl Publisher {
     fn stage(&mut self, change: &Change<'_>, generation: u64, mtime: u64) -> Option<usize> {
         let file = change.file;
         let slot = self.make_room(Some(file), |publisher| publisher.free_slot(file))?;
-        // Files of the agent stay out of the room for large secrets.
-        let placement = match self.arena.visibility(file) {
-            Visibility::Listed => Placement::Best,
-            Visibility::State | Visibility::Private => Placement::Last,
-        };
+        let visibility = self.arena.file(file).visibility;
         let len = change.bytes.len() as u64;
-        let offset = self.make_room(None, |publisher| publisher.index.gaps.take(len, placement))?;
+        let take = |publisher: &mut Self| publisher.index.gaps.take(len, visibility);
+        let offset = self.make_room(None, take)?;
         let record = self.arena.record(slot);
         let nodeid = record.id().0.max(slot as u64) + self.arena.record_count() as u64;
         record.describe(nodeid, generation, (offset, len), mtime);

@@ -24,7 +24,7 @@ pub struct Summary {
 /// The arena as `serve` uses it.
 #[derive(Clone, Debug)]
 pub struct Reader {
-    arena: Arc<Arena>,
+    pub(super) arena: Arc<Arena>,
 }
 
 impl Reader {

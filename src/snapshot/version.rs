@@ -2,7 +2,7 @@
 //! although the publisher may change records at any time.
 
 use super::layout::{Arena, State};
-use crate::names::{FileId, Generation, Owner};
+use crate::names::{FileId, Generation};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,10 +21,6 @@ pub struct Version {
     pub generation: Generation,
     /// Length in bytes.
     pub len: u64,
-    /// User and group.
-    pub owner: Owner,
-    /// Permission bits.
-    pub mode: u32,
     /// Time of the publication.
     pub mtime: SystemTime,
     /// Where the bytes begin in the heap.
@@ -47,15 +43,12 @@ impl Arena {
         let id = record.id();
         let (offset, len) = record.bytes();
         let file = self.file_of(slot);
-        let spec = &self.files()[file.index()];
         let version = Version {
             nodeid: id.0,
             file,
             generation: Generation(record.generation()),
             len,
-            owner: spec.owner,
-            mode: spec.mode,
-            mtime: UNIX_EPOCH + Duration::from_nanos(record.mtime()),
+            mtime: UNIX_EPOCH + Duration::from_nanos(record.mtime.load(SeqCst)),
             offset,
         };
         (id.1 == State::Live && record.id() == id).then_some(version)

@@ -15,8 +15,8 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{
-    Gid, Pid, Uid, dup2_stdin, dup2_stdout, getegid, geteuid, getpgrp, getpid, getppid, setgid,
-    setgroups, setpgid, setuid, tcgetpgrp, tcsetpgrp,
+    Gid, Pid, Uid, dup2_stdin, dup2_stdout, geteuid, getpgrp, getpid, getppid, setgid, setgroups,
+    setpgid, setuid, tcgetpgrp, tcsetpgrp,
 };
 use std::convert::Infallible;
 use std::env;
@@ -118,10 +118,7 @@ pub enum Stdio {
 
 /// The user of the application; `None` if baofs already runs as this user.
 pub fn other_user(app: &App) -> Option<&Identity> {
-    let own = Owner {
-        uid: geteuid().as_raw(),
-        gid: getegid().as_raw(),
-    };
+    let own = Owner::of_process();
     app.user.as_ref().filter(|user| user.owner != own)
 }
 

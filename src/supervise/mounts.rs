@@ -2,12 +2,11 @@
 //! opens a mount or a directory also removes it, even after a failure.
 
 use super::walls::Confinement;
-use crate::config::plan::{self, Fallback, Plan};
+use crate::config::plan::{Fallback, Plan};
 use crate::exit::{Exit, Refused};
 use crate::fetch::{self, WriteRoot};
 use crate::fuse::mount::{FuseMount, Public};
 use crate::fuse::refusal as fuse;
-use crate::fuse::session::Init;
 use crate::link::End;
 use crate::memory::mapping::Backing;
 use crate::names::{Child, FileName, Owner, Recovery, RestartHistory, Role, SwapExposure};
@@ -18,7 +17,6 @@ use crate::status::{self, Served};
 use crate::sys::caps::Capability;
 use crate::sys::mounts::Ground;
 use crate::tmpfs::{self, Target};
-use nix::unistd::{getegid, geteuid};
 use std::env;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -40,7 +38,7 @@ pub(super) enum Mounts {
     Fuse {
         arena: Arc<Arena>,
         device: Option<OwnedFd>,
-        init: Init,
+        init: Vec<u8>,
         private: OwnedFd,
         public: Public,
     },
@@ -91,7 +89,7 @@ impl Mounts {
                 let cause = refusal.to_string();
                 Incident::FallbackUsed.emit(&cause);
                 let target = Target::prepare(filesystem, &plan.files)?;
-                if let Some(ground) = target.ground() {
+                if let Some(ground) = &target.ground {
                     warn_of(ground, &filesystem.path);
                 }
                 let arena = arena_beside_tmpfs(plan)?;
@@ -317,12 +315,6 @@ fn warn_of(ground: &Ground, path: &Path) {
 
 /// Locked memory for the files of the plan, the report and the private files of `fetch`.
 fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
-    let spec = |file: &plan::File| FileSpec {
-        name: file.name.clone(),
-        owner: file.owner,
-        mode: file.mode,
-        visibility: Visibility::Listed,
-    };
     let report = status::FILES.map(|name| own(name, 0o444, Visibility::State));
     let size = plan
         .filesystem
@@ -331,7 +323,7 @@ fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
     create(
         plan.files
             .iter()
-            .map(spec)
+            .map(FileSpec::listed)
             .chain(report)
             .chain(private_files(plan))
             .collect(),
@@ -361,13 +353,9 @@ fn private_files(plan: &Plan) -> Vec<FileSpec> {
 
 /// A file that belongs to the agent.
 fn own(name: &str, mode: u32, visibility: Visibility) -> FileSpec {
-    let owner = Owner {
-        uid: geteuid().as_raw(),
-        gid: getegid().as_raw(),
-    };
     FileSpec {
         name: FileName::new(name).expect("a good name"),
-        owner,
+        owner: Owner::of_process(),
         mode,
         visibility,
     }

@@ -184,12 +184,12 @@ mod tests {
         ];
         let renumbered: Vec<_> = RENUMBERED
             .iter()
-            .map(|number| Call::native(*number).number())
+            .map(|number| Call::native(*number).native)
             .collect();
         let all = rules(|_| false, |_| true);
         let wrong: Vec<_> = all
             .iter()
-            .filter(|rule| rule.call.number().is_some() && renumbered.contains(&rule.call.number()))
+            .filter(|rule| rule.call.native.is_some() && renumbered.contains(&rule.call.native))
             .collect();
         assert!(wrong.is_empty(), "{wrong:?}");
     }

@@ -46,18 +46,8 @@ impl Capability {
 /// `_LINUX_CAPABILITY_VERSION_3`: two 32-bit words of each set.
 const VERSION_3: u32 = 0x2008_0522;
 
-/// `struct __user_cap_header_struct`.
-#[repr(C)]
-struct Header {
-    version: u32,
-    pid: libc::c_int,
-}
-
-/// The calling thread.
-const HEADER: Header = Header {
-    version: VERSION_3,
-    pid: 0,
-};
+/// `struct __user_cap_header_struct`: the version, and 0 for the calling thread.
+const HEADER: [u32; 2] = [VERSION_3, 0];
 
 /// `struct __user_cap_data_struct`; the first of two holds the low words.
 #[repr(C)]
@@ -154,7 +144,7 @@ fn get() -> io::Result<[Data; 2]> {
     let mut data = [Data::default(); 2];
     // SAFETY: the header names version 3, for which the call writes two `Data`; both live through
     // the call.
-    let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) };
+    let result = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr()) };
     Errno::result(result)?;
     Ok(data)
 }
@@ -163,7 +153,7 @@ fn set(data: [Data; 2]) -> io::Result<()> {
     let mut header = HEADER;
     // SAFETY: the header names version 3, for which the call reads two `Data`; both live through
     // the call.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };
+    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), data.as_ptr()) };
     Errno::result(result)?;
     Ok(())
 }

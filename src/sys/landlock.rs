@@ -72,14 +72,6 @@ const CONNECT_TCP: u64 = 1 << 1;
 /// `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET` and `LANDLOCK_SCOPE_SIGNAL`.
 const SCOPES: u64 = 0b11;
 
-/// `struct landlock_ruleset_attr` of ABI 6; older kernels take the beginning of the struct.
-#[repr(C)]
-struct RulesetAttr {
-    fs: u64,
-    net: u64,
-    scoped: u64,
-}
-
 /// `struct landlock_path_beneath_attr`.
 #[repr(C, packed)]
 struct PathBeneathAttr {
@@ -100,7 +92,7 @@ struct NetPortAttr {
 /// `ENOSYS` before Linux 5.13, or where a filter hides the call; `EOPNOTSUPP` where Landlock is not
 /// enabled at boot.
 pub fn abi() -> io::Result<u32> {
-    let null = ptr::null::<RulesetAttr>();
+    let null = ptr::null::<u64>();
     // SAFETY: with VERSION the call takes a null pointer and length 0.
     let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, null, 0, VERSION) };
     u32::try_from(Errno::result(abi)?).map_err(io::Error::other)
@@ -121,20 +113,17 @@ impl Ruleset {
     /// # Errors
     /// Same as [`abi`]; `EINVAL` for an ABI that this kernel does not have.
     pub fn new(abi: u32) -> io::Result<Self> {
-        let attr = RulesetAttr {
-            fs: FileRights::known(abi).0,
-            net: BIND_TCP | CONNECT_TCP,
-            scoped: SCOPES,
+        // `struct landlock_ruleset_attr` of ABI 6: denied rights to files and ports, and scopes.
+        // Older kernels take the beginning of the struct.
+        let attr = [FileRights::known(abi).0, BIND_TCP | CONNECT_TCP, SCOPES];
+        let attr = match abi {
+            0..=3 => &attr[..1],
+            4 | 5 => &attr[..2],
+            _ => &attr[..],
         };
-        let len = match abi {
-            0..=3 => size_of::<u64>(),
-            4 | 5 => 2 * size_of::<u64>(),
-            _ => size_of::<RulesetAttr>(),
-        };
-        // SAFETY: `attr` has at least `len` bytes and lives through the call; the call only reads
-        // `attr`.
-        let fd =
-            unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const attr, len, 0) };
+        let (at, len) = (attr.as_ptr(), size_of_val(attr));
+        // SAFETY: `attr` has `len` bytes and lives through the call; the call only reads `attr`.
+        let fd = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, at, len, 0) };
         let fd = i32::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
         // SAFETY: the call made the descriptor (close-on-exec), and no other code has seen the
         // number.

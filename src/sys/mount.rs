@@ -12,61 +12,38 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 
-const FSOPEN_CLOEXEC: libc::c_uint = 1;
-const FSCONFIG_SET_FLAG: libc::c_uint = 0;
-const FSCONFIG_SET_STRING: libc::c_uint = 1;
-const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
-const FSMOUNT_CLOEXEC: libc::c_uint = 1;
-const MOUNT_ATTR_RDONLY: u64 = 1;
-/// nosuid, nodev, noexec.
-const MOUNT_ATTR_HARMLESS: u64 = 2 | 4 | 8;
-const OPEN_TREE_CLONE: libc::c_uint = 1;
-const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
-
-/// `struct mount_attr` of `mount_setattr(2)`.
-#[repr(C)]
-#[derive(Default)]
-struct MountAttr {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    userns_fd: u64,
-}
+/// The attributes of the public mount.
+const PUBLIC: u64 = libc::MOUNT_ATTR_RDONLY
+    | libc::MOUNT_ATTR_NOSUID
+    | libc::MOUNT_ATTR_NODEV
+    | libc::MOUNT_ATTR_NOEXEC;
 
 /// The calls of the mount API: the meaning of an errno depends on the call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MountCall {
     /// `fsopen(2)`.
+    #[error("fsopen")]
     Fsopen,
     /// `fsconfig(2)`.
+    #[error("fsconfig")]
     Fsconfig,
     /// `fsmount(2)`.
+    #[error("fsmount")]
     Fsmount,
     /// `open_tree(2)`.
+    #[error("open_tree")]
     OpenTree,
     /// `mount_setattr(2)`.
+    #[error("mount_setattr")]
     MountSetattr,
     /// `move_mount(2)`.
+    #[error("move_mount")]
     MoveMount,
-}
-
-impl MountCall {
-    /// The name of the call in the manual.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Fsopen => "fsopen",
-            Self::Fsconfig => "fsconfig",
-            Self::Fsmount => "fsmount",
-            Self::OpenTree => "open_tree",
-            Self::MountSetattr => "mount_setattr",
-            Self::MoveMount => "move_mount",
-        }
-    }
 }
 
 /// A failed call of the mount API.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{}({about}): {}", call.as_str(), io::Error::from(*errno))]
+#[error("{call}({about}): {}", io::Error::from(*errno))]
 pub struct MountError {
     /// The call.
     pub call: MountCall,
@@ -106,7 +83,7 @@ impl FsContext {
     pub fn open(kind: &CStr) -> Result<Self, MountError> {
         // SAFETY: `kind` is a valid C string for the time of the call; the call touches no other
         // memory of ours.
-        let fd = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) };
+        let fd = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), libc::FSOPEN_CLOEXEC) };
         check(fd, MountCall::Fsopen, &kind.to_string_lossy()).map(|fd| Self(owned(fd)))
     }
 
@@ -115,7 +92,7 @@ impl FsContext {
     /// # Errors
     /// `EINVAL` for an option that this kernel does not know.
     pub fn set_flag(&self, key: &CStr) -> Result<(), MountError> {
-        self.configure(FSCONFIG_SET_FLAG, Some(key), None)
+        self.configure(libc::FSCONFIG_SET_FLAG, Some(key), None)
     }
 
     /// Sets an option with a value, such as `size` to 4194304.
@@ -127,7 +104,7 @@ impl FsContext {
     /// When the value has a zero byte.
     pub fn set(&self, key: &CStr, value: impl Display) -> Result<(), MountError> {
         let value = CString::new(value.to_string()).expect("a value without a zero byte");
-        self.configure(FSCONFIG_SET_STRING, Some(key), Some(&value))
+        self.configure(libc::FSCONFIG_SET_STRING, Some(key), Some(&value))
     }
 
     /// `fsconfig(2)`.
@@ -154,21 +131,20 @@ impl FsContext {
         check(result, MountCall::Fsconfig, &about).map(drop)
     }
 
-    /// Makes the superblock and a detached mount of the superblock: nosuid, nodev, noexec, and
-    /// read-only if `read_only`.
+    /// Makes the superblock and a detached mount of the superblock: read-only, nosuid, nodev,
+    /// noexec.
     ///
     /// # Errors
     /// When the filesystem refuses the options.
-    pub fn mount(self, read_only: bool) -> Result<OwnedFd, MountError> {
-        self.configure(FSCONFIG_CMD_CREATE, None, None)?;
-        let attributes = MOUNT_ATTR_HARMLESS | if read_only { MOUNT_ATTR_RDONLY } else { 0 };
+    pub fn mount(self) -> Result<OwnedFd, MountError> {
+        self.configure(libc::FSCONFIG_CMD_CREATE, None, None)?;
         // SAFETY: all arguments are numbers.
         let fd = unsafe {
             libc::syscall(
                 libc::SYS_fsmount,
                 self.0.as_raw_fd(),
-                FSMOUNT_CLOEXEC,
-                attributes,
+                libc::FSMOUNT_CLOEXEC,
+                PUBLIC,
             )
         };
         check(fd, MountCall::Fsmount, &"new superblock").map(owned)
@@ -182,15 +158,16 @@ impl FsContext {
 /// `EPERM` without `SYS_ADMIN`; `EINVAL` for a mount that is not attached (before Linux 6.15).
 pub fn writable_clone(of: BorrowedFd<'_>) -> Result<OwnedFd, MountError> {
     let (path, empty_path) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
-    let flags = OPEN_TREE_CLONE | (libc::O_CLOEXEC | empty_path).cast_unsigned();
+    let flags = libc::OPEN_TREE_CLONE | (libc::O_CLOEXEC | empty_path).cast_unsigned();
     // SAFETY: the path is an empty static C string.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, of.as_raw_fd(), path, flags) };
     let clone = owned(check(fd, MountCall::OpenTree, &"clone")?);
-    let attributes = MountAttr {
-        clear: MOUNT_ATTR_RDONLY,
+    let attributes = libc::mount_attr {
+        attr_set: 0,
+        attr_clr: libc::MOUNT_ATTR_RDONLY,
         // A clone of a shared mount would receive and send mounts as the shared mount does.
         propagation: libc::MS_PRIVATE,
-        ..MountAttr::default()
+        userns_fd: 0,
     };
     // SAFETY: `attributes` is the struct that the call reads, of the size that is passed; the path
     // is an empty static C string.
@@ -201,7 +178,7 @@ pub fn writable_clone(of: BorrowedFd<'_>) -> Result<OwnedFd, MountError> {
             path,
             empty_path,
             &raw const attributes,
-            size_of::<MountAttr>(),
+            size_of_val(&attributes),
         )
     };
     check(result, MountCall::MountSetattr, &"read-write").map(|_| clone)
@@ -227,7 +204,7 @@ pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> Result<(), MountError> {
             c"".as_ptr(),
             libc::AT_FDCWD,
             target.as_ptr(),
-            MOVE_MOUNT_F_EMPTY_PATH,
+            libc::MOVE_MOUNT_F_EMPTY_PATH,
         )
     };
     check(result, call, &about).map(drop)
@@ -246,33 +223,36 @@ pub fn attach_with_twin(public: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, 
     let private = writable_clone(public);
     if private.is_err() {
         // Not by the path: another mount may lie on top of `public` by now.
-        let _ = unmount_root(public, PendingRequests::Kept);
+        let _ = unmount_root(public);
     }
     private
 }
 
-/// The fate of pending requests when a filesystem is unmounted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PendingRequests {
-    /// Pending requests are still answered.
-    Kept,
-    /// Pending requests end with an error (`MNT_FORCE`; FUSE aborts the connection).
-    Aborted,
-}
-
 /// Detaches exactly the mount with the root directory `root` (`umount2(2)`, `MNT_DETACH`); open
-/// files stay usable. Where the kernel refuses to abort (`EPERM` for an administrator of a user
-/// namespace only), the mount is removed without an abort.
+/// files stay usable, and pending requests are still answered.
 ///
 /// # Errors
 /// `EINVAL` when the mount is already gone.
-pub fn unmount_root(root: BorrowedFd<'_>, requests: PendingRequests) -> nix::Result<()> {
-    let path = format!("/proc/self/fd/{}", root.as_raw_fd());
-    if requests == PendingRequests::Aborted {
-        let aborted = umount2(path.as_str(), MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
-        if aborted != Err(Errno::EPERM) {
-            return aborted;
-        }
+pub fn unmount_root(root: BorrowedFd<'_>) -> nix::Result<()> {
+    detach(root, MntFlags::MNT_DETACH)
+}
+
+/// Detaches the mount as `unmount_root` does, and ends pending requests with an error (`MNT_FORCE`;
+/// FUSE aborts the connection). Where the kernel refuses to abort (`EPERM` for an administrator of
+/// a user namespace only), the mount is removed without an abort.
+///
+/// # Errors
+/// As `unmount_root`.
+pub fn abort_root(root: BorrowedFd<'_>) -> nix::Result<()> {
+    match detach(root, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH) {
+        Err(Errno::EPERM) => unmount_root(root),
+        result => result,
     }
-    umount2(path.as_str(), MntFlags::MNT_DETACH)
+}
+
+fn detach(root: BorrowedFd<'_>, flags: MntFlags) -> nix::Result<()> {
+    umount2(
+        format!("/proc/self/fd/{}", root.as_raw_fd()).as_str(),
+        flags,
+    )
 }

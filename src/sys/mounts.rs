@@ -50,27 +50,18 @@ pub fn mounts(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
     mountinfo.lines().filter_map(|line| {
         let (mount, superblock) = line.split_once(" - ")?;
         let mut mount = mount.split(' ');
-        let (id, parent, device, root, point) = (
-            mount.next()?,
-            mount.next()?,
-            mount.next()?,
-            mount.next()?,
-            mount.next()?,
-        );
-        // The optional fields follow the mount's options.
-        let is_shared = mount.skip(1).any(|field| field.starts_with("shared:"));
         let mut superblock = superblock.split(' ');
-        let (kind, source, options) = (superblock.next()?, superblock.next()?, superblock.next()?);
         Some(Mount {
-            id,
-            parent,
-            device,
-            root,
-            point,
-            is_shared,
-            kind,
-            source,
-            options,
+            id: mount.next()?,
+            parent: mount.next()?,
+            device: mount.next()?,
+            root: mount.next()?,
+            point: mount.next()?,
+            // The optional fields follow the mount's options.
+            is_shared: mount.skip(1).any(|field| field.starts_with("shared:")),
+            kind: superblock.next()?,
+            source: superblock.next()?,
+            options: superblock.next()?,
         })
     })
 }

@@ -7,12 +7,14 @@
 //! program may also be 32-bit `arm`.
 
 use nix::errno::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-/// The bit that distinguishes an `x32` call from a native call of `x86_64`.
+/// The bit that distinguishes an `x32` call from a native call of `x86_64`; no bit elsewhere.
 #[cfg(target_arch = "x86_64")]
 const X32: u32 = 0x4000_0000;
+#[cfg(not(target_arch = "x86_64"))]
+const X32: u32 = 0;
 
 /// `AUDIT_ARCH_*` of the native calls (`linux/audit.h`).
 #[cfg(target_arch = "x86_64")]
@@ -42,7 +44,7 @@ const ARGUMENTS_AT: u32 = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
     /// The native number, as in `libc::SYS_*`; `None` if this architecture lacks the call.
-    native: Option<u32>,
+    pub native: Option<u32>,
     /// The number of the 32-bit call: `i386` on `x86_64`, `arm` on `aarch64`; `None` without such
     /// a call.
     compat: Option<u32>,
@@ -62,7 +64,11 @@ impl Call {
     pub const fn with_compat(native: libc::c_long, i386: u32, arm: u32) -> Self {
         Self {
             native: Some(word(native)),
-            compat: Some(compat(i386, arm)),
+            compat: Some(if cfg!(target_arch = "x86_64") {
+                i386
+            } else {
+                arm
+            }),
         }
     }
 
@@ -84,13 +90,6 @@ impl Call {
                 None
             },
         }
-    }
-}
-
-impl Call {
-    /// The native number, if there is one.
-    pub const fn number(self) -> Option<u32> {
-        self.native
     }
 
     /// Whether the kernel and the filters of the calling thread know the native call: `false` for
@@ -116,14 +115,6 @@ impl Call {
 )]
 const fn word(number: libc::c_long) -> u32 {
     number as u32
-}
-
-const fn compat(i386: u32, arm: u32) -> u32 {
-    if cfg!(target_arch = "x86_64") {
-        i386
-    } else {
-        arm
-    }
 }
 
 /// The filter's answer to a call.
@@ -235,61 +226,48 @@ impl Filter<'_> {
     /// The BPF program: for each architecture a block of rules behind a test of the architecture.
     fn program(&self) -> Vec<libc::sock_filter> {
         let mut program = vec![load(ARCH_AT)];
-        let mut native = vec![load(NUMBER_AT)];
         match self.others {
-            Others::SameRules => native
-                .extend(self.search(|call| call.native.into_iter().flat_map(with_x32).collect())),
+            Others::SameRules => {
+                let both = |number| [number, number | X32];
+                let native = |call: Call| call.native.into_iter().flat_map(both).collect();
+                program.extend(self.block(NATIVE, &[], native));
+                if let Some(arch) = COMPAT {
+                    let compat = |call: Call| call.compat.into_iter().collect();
+                    program.extend(self.block(arch, &[], compat));
+                }
+                program.push(answer(Answer::Errno(Errno::ENOSYS)));
+            }
             Others::Answer(other) => {
-                native.extend(x32(other));
-                native.extend(self.search(|call| call.native.into_iter().collect()));
+                // `x32` calls have the native architecture.
+                let x32 = [jump(libc::BPF_JSET, X32, 0, 1), answer(other)];
+                let native = |call: Call| call.native.into_iter().collect();
+                program.extend(self.block(NATIVE, &x32, native));
+                program.push(answer(other));
             }
         }
-        program.extend(block(NATIVE, native));
-        if let (Others::SameRules, Some(arch)) = (self.others, COMPAT) {
-            let mut compat = vec![load(NUMBER_AT)];
-            compat.extend(self.search(|call| call.compat.into_iter().collect()));
-            program.extend(block(arch, compat));
-        }
-        program.push(answer(match self.others {
-            Others::SameRules => Answer::Errno(Errno::ENOSYS),
-            Others::Answer(answer) => answer,
-        }));
         program
     }
 
-    /// Answers the calls of all rules by their `numbers`, and all other calls with `otherwise`.
-    /// Expects the number in the accumulator.
-    fn search(&self, numbers: impl Fn(Call) -> Vec<u32>) -> Vec<libc::sock_filter> {
+    /// For calls of `arch`: executes `first` with the number in the accumulator, then answers the
+    /// calls of all rules by their `numbers`, and all other calls with `otherwise`. Expects the
+    /// architecture in the accumulator, and leaves it there for other calls.
+    fn block(
+        &self,
+        arch: u32,
+        first: &[libc::sock_filter],
+        numbers: impl Fn(Call) -> BTreeSet<u32>,
+    ) -> Vec<libc::sock_filter> {
         let mut calls: BTreeMap<u32, Vec<&Rule>> = BTreeMap::new();
         for rule in self.rules {
             for number in numbers(rule.call) {
                 calls.entry(number).or_default().push(rule);
             }
         }
-        tree(&calls.into_iter().collect::<Vec<_>>(), self.otherwise)
+        let mut body = vec![load(NUMBER_AT)];
+        body.extend(first);
+        body.extend(tree(&calls.into_iter().collect::<Vec<_>>(), self.otherwise));
+        branch(jump(libc::BPF_JEQ, arch, 1, 0), body)
     }
-}
-
-/// The numbers of a call natively and in `x32`.
-#[cfg(target_arch = "x86_64")]
-fn with_x32(number: u32) -> [u32; 2] {
-    [number, number | X32]
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn with_x32(number: u32) -> [u32; 1] {
-    [number]
-}
-
-/// Answers `other` to `x32` calls, which have the native architecture.
-#[cfg(target_arch = "x86_64")]
-fn x32(other: Answer) -> Vec<libc::sock_filter> {
-    vec![jump(libc::BPF_JSET, X32, 0, 1), answer(other)]
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn x32(_: Answer) -> Vec<libc::sock_filter> {
-    vec![]
 }
 
 /// Whether the kernel has filters, and no filter forbids the installation of another filter
@@ -316,17 +294,12 @@ pub fn is_active() -> bool {
     mode == 2 || (mode == -1 && Errno::last() != Errno::EINVAL)
 }
 
-/// Runs `body` for calls of `arch`, and the instructions after `body` for other calls. Expects and
-/// leaves the architecture in the accumulator.
-fn block(arch: u32, body: Vec<libc::sock_filter>) -> Vec<libc::sock_filter> {
+/// Runs `body` if `test` skips an instruction, else the instructions after `body`.
+fn branch(test: libc::sock_filter, body: Vec<libc::sock_filter>) -> Vec<libc::sock_filter> {
     // A conditional jump reaches 255 instructions, an unconditional jump all.
     let over = u32::try_from(body.len()).unwrap_or(u32::MAX);
-    let mut block = vec![
-        jump(libc::BPF_JEQ, arch, 1, 0),
-        instruction(libc::BPF_JMP | libc::BPF_JA, over, 0, 0),
-    ];
-    block.extend(body);
-    block
+    let over = instruction(libc::BPF_JMP | libc::BPF_JA, over, 0, 0);
+    [vec![test, over], body].concat()
 }
 
 /// The number of a call, and the rules for the call.
@@ -340,13 +313,8 @@ fn tree(calls: &[Numbered<'_>], otherwise: Answer) -> Vec<libc::sock_filter> {
         return leaf(calls, otherwise);
     }
     let (low, high) = calls.split_at(calls.len() / 2);
-    let low = tree(low, otherwise);
-    let over = u32::try_from(low.len()).unwrap_or(u32::MAX);
-    let mut both = vec![
-        jump(libc::BPF_JGE, high[0].0, 0, 1),
-        instruction(libc::BPF_JMP | libc::BPF_JA, over, 0, 0),
-    ];
-    both.extend(low);
+    let is_high = jump(libc::BPF_JGE, high[0].0, 0, 1);
+    let mut both = branch(is_high, tree(low, otherwise));
     both.extend(tree(high, otherwise));
     both
 }

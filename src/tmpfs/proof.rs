@@ -12,18 +12,13 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct MemoryBacked {
     /// The reason why a swap cannot be excluded, if `Swap::Allow` permits a swap.
-    swap: Option<SwapExposure>,
+    pub(super) swap: Option<SwapExposure>,
     /// Whether later checks look for a swap. False for `noswap` (no swap can reach the pages) and
     /// for `Swap::Allow`.
     watched: bool,
 }
 
 impl MemoryBacked {
-    /// The reason why pages may be written to an allowed swap, for the log.
-    pub fn swap_risk(&self) -> Option<String> {
-        self.swap.as_ref().map(ToString::to_string)
-    }
-
     /// Repeats the check for a swap, because the machine may turn a swap on at any time. Returns
     /// the reason why a swap cannot be excluded any more.
     pub(super) fn look_again(

@@ -40,11 +40,20 @@ pub(super) fn everything(root: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// The first failure.
 pub(super) fn tree(root: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    contents(root, name)?;
+    Ok(unlinkat(root, name, UnlinkatFlags::RemoveDir)?)
+}
+
+/// Removes all files in directory `name`, as `everything` does.
+///
+/// # Errors
+/// The first failure.
+pub(super) fn contents(root: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let dir = open_dir(root, name)?;
     for (entry, kind) in entries(dir.as_fd())? {
         file(dir.as_fd(), &entry, kind)?;
     }
-    Ok(unlinkat(root, name, UnlinkatFlags::RemoveDir)?)
+    Ok(())
 }
 
 /// Unlinks `name` and overwrites the content. Returns a file that another process has open, for a

@@ -7,7 +7,7 @@ use super::remove;
 use crate::config::plan::{self, Filesystem};
 use crate::names::{Owner, SwapExposure};
 use crate::observe::Incident;
-use crate::sys::mount::{self, FsContext, MountError, PendingRequests};
+use crate::sys::mount::{self, FsContext, MountError};
 use crate::sys::mounts::{self, Ground, SOURCE};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
@@ -26,25 +26,15 @@ const DEFAULT_SIZE: u64 = 4 << 20;
 /// forked children.
 #[derive(Debug)]
 pub struct Target {
-    origin: Origin,
+    /// The private mount without a path, through which files are written; `None` for a directory on
+    /// an existing tmpfs. Our own mount is read-only at the path.
+    private: Option<OwnedFd>,
+    /// The directory under our own mount.
+    pub ground: Option<Ground>,
     /// The directory at `path`, with a lock that shows other agents a living agent. A fork shares
     /// the lock, an exec closes the descriptor.
     public: File,
     memory: MemoryBacked,
-}
-
-/// The origin of a directory.
-#[derive(Debug)]
-enum Origin {
-    /// Our own mount, which is read-only at the path.
-    Own {
-        /// The private mount without a path, through which files are written.
-        private: OwnedFd,
-        /// The directory under the mount.
-        ground: Ground,
-    },
-    /// A directory on an existing tmpfs.
-    Given,
 }
 
 impl Target {
@@ -65,42 +55,32 @@ impl Target {
         let path = &filesystem.path;
         make_way(path)?;
         let ground = Ground::survey(path);
-        let (origin, public, denied) = match mount_own(filesystem) {
-            Ok((private, public)) => {
-                let hidden = "another mount hides it".to_owned();
-                (Origin::Own { private, ground }, public, hidden)
-            }
+        let (private, public, denied) = match mount_own(filesystem) {
+            Ok((private, public)) => (Some(private), public, "another mount hides it".to_owned()),
             Err(RefusalCause::Mount(error)) if is_denied(&error) => {
                 let denied = format!(
                     "{error}; hint: give the container a tmpfs \
                      (`--tmpfs {}:size=4m,mode=1777`), or start as root with CAP_SYS_ADMIN",
                     path.display()
                 );
-                (Origin::Given, open(path)?, denied)
+                (None, open(path)?, denied)
             }
             Err(cause) => return Err(cause),
         };
-        let checked = check(&origin, &public, &denied, filesystem.swap, files);
-        if checked.is_err() {
-            origin.unmount(&public);
+        let checked = check(private.as_ref(), &public, &denied, filesystem.swap, files);
+        if checked.is_err() && private.is_some() {
+            unmount(&public);
         }
         let memory = checked?;
-        if let Some(cause) = memory.swap_risk() {
-            Incident::SwapAllowed.emit(&cause);
+        if let Some(cause) = &memory.swap {
+            Incident::SwapAllowed.emit(cause);
         }
         Ok(Self {
-            origin,
+            ground: private.is_some().then_some(ground),
+            private,
             public,
             memory,
         })
-    }
-
-    /// The directory under our own mount; `None` for a given directory.
-    pub fn ground(&self) -> Option<&Ground> {
-        match &self.origin {
-            Origin::Own { ground, .. } => Some(ground),
-            Origin::Given => None,
-        }
     }
 
     /// The directory, opened anew, for a `Writer`.
@@ -123,7 +103,9 @@ impl Target {
     /// The files that cannot be removed.
     pub fn clear(&self) -> io::Result<()> {
         let removed = remove::everything(self.as_fd());
-        self.origin.unmount(&self.public);
+        if self.private.is_some() {
+            unmount(&self.public);
+        }
         removed
     }
 }
@@ -131,26 +113,18 @@ impl Target {
 impl AsFd for Target {
     /// The directory, writable.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.origin.writable(&self.public)
+        match &self.private {
+            Some(private) => private.as_fd(),
+            None => self.public.as_fd(),
+        }
     }
 }
 
-impl Origin {
-    fn writable<'a>(&'a self, public: &'a File) -> BorrowedFd<'a> {
-        match self {
-            Self::Own { private, .. } => private.as_fd(),
-            Self::Given => public.as_fd(),
-        }
-    }
-
-    /// Unmounts our own mount by the root, not by the path: a supervisor that gave up its rights
-    /// may not be allowed to walk the path.
-    fn unmount(&self, public: &File) {
-        if let Self::Own { .. } = self {
-            // Fails only for a mount that another process removed.
-            let _ = mount::unmount_root(public.as_fd(), PendingRequests::Kept);
-        }
-    }
+/// Unmounts our own mount by the root, not by the path: a supervisor that gave up its rights may
+/// not be allowed to walk the path.
+fn unmount(public: &File) {
+    // Fails only for a mount that another process removed.
+    let _ = mount::unmount_root(public.as_fd());
 }
 
 /// The text of a file of the system; `None` for a file that cannot be read.
@@ -169,7 +143,7 @@ pub fn needs_chown(files: &[plan::File]) -> bool {
 /// Checks all conditions for the first byte. The order matters: nothing is changed before the proof
 /// and the lock.
 fn check(
-    origin: &Origin,
+    private: Option<&OwnedFd>,
     public: &File,
     denied: &str,
     swap: plan::Swap,
@@ -178,18 +152,17 @@ fn check(
     let mountinfo = mounts::mountinfo()?;
     let mount = mounts::mount_of(public.as_fd(), &mountinfo)?;
     let memory = prove(mount, swap, denied, &read)?;
-    match origin {
+    let root = if let Some(private) = private {
         // An agent that started at the same moment must not be hidden.
-        Origin::Own { .. } if mounts::hides_agent(public.as_fd())? => {
+        if mounts::hides_agent(public.as_fd())? {
             return Err(RefusalCause::Held);
         }
-        Origin::Own { .. } => {}
-        Origin::Given => {
-            public.try_lock()?;
-            check_writable(public)?;
-        }
-    }
-    let root = origin.writable(public);
+        private.as_fd()
+    } else {
+        public.try_lock()?;
+        check_writable(public)?;
+        public.as_fd()
+    };
     remove::everything(root).map_err(RefusalCause::Leftovers)?;
     for file in files {
         if remove::exists(root, file.name.as_str()) {
@@ -205,10 +178,12 @@ fn check(
 fn check_writable(dir: &File) -> Result<(), RefusalCause> {
     let stat = dir.metadata()?;
     let (uid, gid, mode) = (stat.uid(), stat.gid(), stat.mode() & 0o7777);
-    let need = match (uid == geteuid().as_raw(), in_group(gid)) {
-        (true, _) => 0o700,
-        (false, true) => 0o070,
-        (false, false) => 0o007,
+    let need = if uid == geteuid().as_raw() {
+        0o700
+    } else if in_group(gid) {
+        0o070
+    } else {
+        0o007
     };
     if mode & need == need {
         Ok(())
@@ -271,7 +246,7 @@ fn make_way(path: &Path) -> Result<(), RefusalCause> {
 fn remove_stale(public: &File) -> Result<(), RefusalCause> {
     if let Ok(clone) = mount::writable_clone(public.as_fd()) {
         remove::everything(clone.as_fd()).map_err(RefusalCause::Leftovers)?;
-        mount::unmount_root(public.as_fd(), PendingRequests::Kept).map_err(io::Error::from)?;
+        mount::unmount_root(public.as_fd()).map_err(io::Error::from)?;
     }
     Ok(())
 }
@@ -303,7 +278,7 @@ fn superblock(filesystem: &Filesystem, noswap: bool) -> Result<OwnedFd, MountErr
     if noswap {
         context.set_flag(c"noswap")?;
     }
-    context.mount(true)
+    context.mount()
 }
 
 /// Whether this process may not mount at all: without the capability, because of a security module

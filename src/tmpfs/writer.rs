@@ -6,12 +6,12 @@ use super::{DATA, DATA_NEXT, DATA_PREFIX, FILES, dir_name, generation_of, remove
 use crate::clock::Moment;
 use crate::config::plan;
 use crate::names::{FileId, Generation, Owner, STATE_DIRECTORY};
-use crate::snapshot::{FileSpec, Visibility};
+use crate::snapshot::FileSpec;
 use nix::dir::Type;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{Mode, fchmod, fstatat, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, getegid, geteuid, symlinkat, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, symlinkat, unlinkat};
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
@@ -118,17 +118,11 @@ impl Writer {
     ) -> Result<Self, WriteError> {
         let dir_mode = Mode::from_bits_truncate(dir_mode & 0o755);
         let store = open_or_make_dir(&root, FILES, dir_mode).map_err(doing("making", FILES))?;
-        let spec = |file: &plan::File| FileSpec {
-            name: file.name.clone(),
-            owner: file.owner,
-            mode: file.mode,
-            visibility: Visibility::Listed,
-        };
         let mut writer = Self {
             root,
             store,
             dir_mode,
-            files: files.iter().map(spec).collect(),
+            files: files.iter().map(FileSpec::listed).collect(),
             current: vec![None; files.len()],
             generation: Generation(0),
             retired: VecDeque::new(),
@@ -186,9 +180,9 @@ impl Writer {
     ///
     /// # Panics
     /// When a `FileId` is not of the plan.
-    pub fn publish<B: AsRef<[u8]>>(
+    pub fn publish(
         &mut self,
-        changes: &[(FileId, B)],
+        changes: &[(FileId, impl AsRef<[u8]>)],
         now: Moment,
     ) -> Result<Generation, WriteError> {
         self.sweep(now);
@@ -197,7 +191,9 @@ impl Writer {
         if matches!(&result, Err(error) if error.is_full()) {
             // New secrets come before the grace of old generations and before the agent's state.
             self.sweep(now.plus(GRACE));
-            let _ = self.remove_state();
+            // The directory of the state stays: in a parent directory that all users may write to,
+            // another user could make a directory with the same name.
+            let _ = remove::contents(self.root.as_fd(), STATE_DIRECTORY);
             result = self.try_publish(next, changes);
         }
         match result {
@@ -221,26 +217,13 @@ impl Writer {
         let dir = open_or_make_dir(&self.root, STATE_DIRECTORY, Mode::from_bits_truncate(0o755))
             .map_err(doing("making", STATE_DIRECTORY))?;
         let next = format!("{name}.next");
-        let owner = Owner {
-            uid: geteuid().as_raw(),
-            gid: getegid().as_raw(),
-        };
+        let owner = Owner::of_process();
         let written = write_file(&dir, &next, bytes, owner, 0o444)
             .and_then(|()| Ok(renameat(&dir, next.as_str(), &dir, name)?));
         if written.is_err() {
             let _ = unlinkat(&dir, next.as_str(), UnlinkatFlags::NoRemoveDir);
         }
         written.map_err(doing("writing", &format!("{STATE_DIRECTORY}/{name}")))
-    }
-
-    /// Removes the files of the agent's state. The directory stays: in a parent directory that all
-    /// users may write to, another user could make a directory with the same name.
-    fn remove_state(&self) -> io::Result<()> {
-        let dir = remove::open_dir(self.root.as_fd(), STATE_DIRECTORY)?;
-        for (name, kind) in remove::entries(dir.as_fd())? {
-            remove::file(dir.as_fd(), &name, kind)?;
-        }
-        Ok(())
     }
 
     /// Removes generations that are older than the grace. Returns the time until the next sweep,
@@ -277,10 +260,10 @@ impl Writer {
     }
 
     /// Makes a generation and shows it, or leaves nothing of it.
-    fn try_publish<B: AsRef<[u8]>>(
+    fn try_publish(
         &mut self,
         next: Generation,
-        changes: &[(FileId, B)],
+        changes: &[(FileId, impl AsRef<[u8]>)],
     ) -> Result<Vec<Option<ContentFile>>, WriteError> {
         let made = self.make(next, changes);
         if made.is_err() {
@@ -289,10 +272,10 @@ impl Writer {
         made
     }
 
-    fn make<B: AsRef<[u8]>>(
+    fn make(
         &self,
         generation: Generation,
-        changes: &[(FileId, B)],
+        changes: &[(FileId, impl AsRef<[u8]>)],
     ) -> Result<Vec<Option<ContentFile>>, WriteError> {
         let mut contents = self.current.clone();
         for (id, bytes) in changes {
@@ -380,7 +363,7 @@ impl Writer {
     }
 
     /// Bytes of all files, in whole pages, plus the new bytes of `changes`.
-    fn needed<B: AsRef<[u8]>>(&self, changes: &[(FileId, B)]) -> u64 {
+    fn needed(&self, changes: &[(FileId, impl AsRef<[u8]>)]) -> u64 {
         let old = self.current.iter().flatten().map(|content| content.len);
         let new = changes.iter().map(|(_, new)| new.as_ref().len() as u64);
         old.chain(new).map(|len| len.next_multiple_of(PAGE)).sum()

@@ -3,7 +3,6 @@
 use baofs::clock::{Clock, RealClock};
 use baofs::fuse::announce::Announcer;
 use baofs::fuse::mount::{FuseMount, Public};
-use baofs::fuse::session::Init;
 use baofs::link::{self, FromRole, Received};
 use baofs::memory::mapping::Backing;
 use baofs::names::Role;
@@ -142,7 +141,7 @@ pub(crate) struct World {
     public: Option<Public>,
     private: Option<OwnedFd>,
     device: Option<OwnedFd>,
-    init: Init,
+    init: Vec<u8>,
     serve: Pid,
     fetch: Pid,
     orders: Option<UnixStream>,
@@ -326,12 +325,12 @@ impl Drop for World {
 fn start_serve(
     arena: &Arc<Arena>,
     device: &OwnedFd,
-    init: &Init,
+    init: &[u8],
     recovery: Recovery,
     foreign: &[BorrowedFd<'_>],
 ) -> Pid {
     let (ours, link) = link::pair().unwrap();
-    let (arena, init) = (Arc::clone(arena), init.clone());
+    let (arena, init) = (Arc::clone(arena), init.to_owned());
     let foreign: Vec<_> = foreign.iter().map(AsRawFd::as_raw_fd).collect();
     let its_device = device.try_clone().unwrap();
     let serve = fork(move || {
