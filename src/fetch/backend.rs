@@ -163,13 +163,10 @@ impl Backend {
 
     /// Removes the files of a tmpfs at the end. The arena ends with its processes.
     pub(super) fn close(self) {
-        match self {
-            Self::Arena { .. } => {}
-            Self::Tmpfs { writer, .. } => {
-                if let Err(error) = writer.clear() {
-                    Incident::FilesNotRemoved.emit(&error);
-                }
-            }
+        if let Self::Tmpfs { writer, .. } = self
+            && let Err(error) = writer.clear()
+        {
+            Incident::FilesNotRemoved.emit(&error);
         }
     }
 }

@@ -56,11 +56,13 @@ impl PrivateFiles {
     /// On an arena without the files of `private_files`.
     pub(super) fn open(arena: &Arena, plan: &Plan) -> Self {
         let mut all = arena.files_in(Visibility::Private);
+        let state = all.next().expect("the arena was made for the plan");
+        let mut take = |shape: ChunkShape| all.by_ref().take(shape.count).collect();
         Self {
-            state: all.next().expect("the arena was made for the plan"),
-            files: all.by_ref().take(file_shape(plan).count).collect(),
-            queries: all.by_ref().take(query_shape(plan).count).collect(),
-            replies: all.by_ref().take(query_shape(plan).count).collect(),
+            state,
+            files: take(file_shape(plan)),
+            queries: take(query_shape(plan)),
+            replies: take(query_shape(plan)),
         }
     }
 }

@@ -63,7 +63,7 @@ pub(super) struct SecretsState {
 }
 
 /// The state of a query.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct QueryState {
     /// Whether the last good reply is kept.
     kept: bool,
@@ -120,12 +120,9 @@ impl<'p> Secrets<'p> {
                 uses[query.index()].shared |= read.len() > 1;
             }
         }
-        let of_size = match plan.filesystem.size {
-            Some(size) => usize::try_from(size).unwrap_or(usize::MAX),
-            None => 0,
-        };
+        let of_size = usize::try_from(plan.filesystem.size.unwrap_or(0)).unwrap_or(usize::MAX);
         let limit = of_size.saturating_mul(2).max(WAITING);
-        let needed = uses.iter().filter(|used| used.is_used()).count();
+        let needed = uses.iter().filter(|used| !used.files.is_empty()).count();
         Self {
             plan,
             table,
@@ -156,13 +153,14 @@ impl<'p> Secrets<'p> {
     /// Whether all kept replies can be read. After a crash in the middle of the first
     /// publication replies may be missing.
     pub(super) fn has_kept_replies(&self, publisher: &Publisher) -> bool {
-        let kept: BTreeSet<_> = (0_u32..)
-            .map(QueryId)
-            .zip(&*self.queries)
-            .filter(|(_, state)| state.kept)
-            .map(|(query, _)| query)
-            .collect();
+        let kept = self.select(|index| self.queries[index].kept);
         self.replies.load(publisher, &kept).len() == kept.len()
+    }
+
+    /// The queries of the table whose index `is_wanted`.
+    fn select(&self, is_wanted: impl Fn(usize) -> bool) -> BTreeSet<QueryId> {
+        let ids = (0_u32..).map(QueryId).take(self.queries.len());
+        ids.filter(|id| is_wanted(id.index())).collect()
     }
 
     /// The names of the files with values of a query.
@@ -182,11 +180,13 @@ impl<'p> Secrets<'p> {
         reply: Reply,
         token: Option<&[u8]>,
     ) -> Rendered {
-        if self.queries[query.index()].failure.is_some() {
-            self.queries[query.index()].failure = None;
-        }
+        self.queries
+            .update(query.index(), |state| state.failure = None);
         let QueryUse { files, shared } = self.uses[query.index()].clone();
-        let version = version(&reply);
+        let version = match reply.engine {
+            Engine::Kv2 { version, .. } => Some(version),
+            Engine::Other => None,
+        };
         if version.is_some() && self.queries[query.index()].version == version {
             return if files.iter().any(|file| self.errors.contains_key(file)) {
                 Rendered::Unusable(Vec::new())
@@ -214,7 +214,8 @@ impl<'p> Secrets<'p> {
             return Rendered::Unusable(self.add_errors(errors));
         }
         if version.is_some() {
-            self.queries[query.index()].version = version;
+            self.queries
+                .update(query.index(), |state| state.version = version);
         }
         match rendered {
             Ok(changes) => {
@@ -261,9 +262,9 @@ impl<'p> Secrets<'p> {
 
     /// Records a failed read of `query`.
     pub(super) fn failed(&mut self, query: QueryId, failure: &Failure) {
-        if self.queries[query.index()].failure.as_ref() != Some(failure) {
-            self.queries[query.index()].failure = Some(failure.clone());
-        }
+        self.queries.update(query.index(), |state| {
+            state.failure = Some(failure.clone());
+        });
     }
 
     /// Why the last reply to a query of the file cannot be rendered, for the report.
@@ -316,14 +317,15 @@ impl<'p> Secrets<'p> {
                     Exit::Unavailable,
                 ));
             };
-            if let (false, Some(failure)) = (state.kept, &state.failure) {
+            if state.kept {
+                continue;
+            }
+            if let Some(failure) = &state.failure {
                 return Some((failure.message.clone(), failure.cause.exit()));
             }
-            if !state.kept {
-                let path = &self.table[query].path;
-                let why = format!("reading {path}: no answer came yet");
-                return Some((why, Exit::Unavailable));
-            }
+            let path = &self.table[query].path;
+            let why = format!("reading {path}: no answer came yet");
+            return Some((why, Exit::Unavailable));
         }
         None
     }
@@ -333,14 +335,7 @@ impl<'p> Secrets<'p> {
         if self.unread > 0 {
             return Rendered::Nothing;
         }
-        let (mut all, mut shared) = (BTreeSet::new(), BTreeSet::new());
-        for (query, used) in (0_u32..).map(QueryId).zip(&self.uses) {
-            all.insert(query);
-            if used.shared {
-                shared.insert(query);
-            }
-        }
-        let loaded = self.replies.load(publisher, &all);
+        let loaded = self.replies.load(publisher, &self.select(|_| true));
         let values = Values {
             replies: self.with_waiting(&loaded),
             token,
@@ -349,9 +344,11 @@ impl<'p> Secrets<'p> {
             return Rendered::Nothing;
         };
         self.state.complete = true;
+        let shared = self.select(|index| self.uses[index].shared);
         self.replies.retain(publisher, &shared);
         for index in 0..self.queries.len() {
-            self.queries[index].kept = self.uses[index].shared;
+            let shared = self.uses[index].shared;
+            self.queries.update(index, |state| state.kept = shared);
         }
         Rendered::First(self.changed(changes))
     }
@@ -359,12 +356,10 @@ impl<'p> Secrets<'p> {
     /// The kept replies to the other queries of `files`.
     fn load_others(&self, publisher: &Publisher, query: QueryId, files: &[FileId]) -> Replies {
         let mut others = BTreeSet::new();
-        if self.uses[query.index()].shared {
-            for file in files {
-                others.extend(render::queries(&self.plan.files[file.index()].content));
-            }
-            others.remove(&query);
+        for file in files {
+            others.extend(render::queries(&self.plan.files[file.index()].content));
         }
+        others.remove(&query);
         self.replies.load(publisher, &others)
     }
 
@@ -383,8 +378,10 @@ impl<'p> Secrets<'p> {
     ) -> Result<(), RenderProblem> {
         let used = &self.uses[query.index()];
         self.replies.store(publisher, query, reply, !used.shared)?;
-        if !self.queries[query.index()].kept {
-            self.queries[query.index()].kept = true;
+        let is_first = self
+            .queries
+            .update(query.index(), |state| state.kept = true);
+        if is_first {
             self.unread = self.unread.saturating_sub(1);
         }
         Ok(())
@@ -403,31 +400,14 @@ impl<'p> Secrets<'p> {
             let mut hasher = DefaultHasher::new();
             (self.state.key, &**bytes).hash(&mut hasher);
             let hash = Some(hasher.finish());
-            let is_new = self.hashes[file.index()] != hash;
-            if is_new {
-                self.hashes[file.index()] = hash;
-            }
-            is_new
+            self.hashes.update(file.index(), |last| *last = hash)
         });
         changes
     }
 }
 
-impl QueryUse {
-    fn is_used(&self) -> bool {
-        !self.files.is_empty()
-    }
-}
-
 fn ids(plan: &Plan) -> impl Iterator<Item = FileId> + use<> {
-    (0..u32::try_from(plan.files.len()).unwrap_or(u32::MAX)).map(FileId)
-}
-
-fn version(reply: &Reply) -> Option<u64> {
-    match reply.engine {
-        Engine::Kv2 { version, .. } => Some(version),
-        Engine::Other => None,
-    }
+    (0_u32..).map(FileId).take(plan.files.len())
 }
 
 #[cfg(test)]
