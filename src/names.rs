@@ -53,7 +53,7 @@ impl fmt::Display for FileName {
 }
 
 /// A path at the server, without `/v1/`, without leading or trailing slash, with no empty, `.` or
-/// `..` segment.
+/// `..` segment. A path that is deserialised follows the same rules.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct SecretPath(String);

@@ -7,7 +7,7 @@
 //! in although the credential's file is gone.
 
 use super::Fetch;
-use super::private::{PrivateFiles, json, read, write};
+use super::private::{PrivateFiles, read, write};
 use super::publish::Published;
 use super::queries::QueryTable;
 use super::report::ReporterState;
@@ -17,6 +17,7 @@ use crate::lease::source::Source;
 use crate::lease::{QuerySchedule, Scheduler, SessionSchedule, Timing};
 use crate::names::{FileId, HookId, QueryId};
 use crate::observe::{Event, Incident};
+use crate::render::{Change, json};
 use crate::snapshot::Publisher;
 use crate::status::Checkpoint;
 use crate::template::Read;
@@ -24,9 +25,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use zeroize::Zeroizing;
-
-/// A private file with new content.
-type Part = (FileId, Zeroizing<Vec<u8>>);
 
 /// The private files and the success of the last save.
 pub(super) struct CheckpointFiles {
@@ -92,28 +90,24 @@ impl CheckpointFiles {
         }
     }
 
-    /// Saves `kept` alone, else nothing: an older checkpoint would be worse. Logs once `why` the parts
-    /// are not saved.
+    /// Saves `kept` alone, else nothing: an older checkpoint would be worse. Logs once `why` the
+    /// parts are not saved.
     fn reduce(&mut self, publisher: &mut Publisher, kept: impl Serialize, why: &str) {
         if !self.warned {
             Incident::NotRecoverable.emit(&why);
         }
         self.warned = true;
-        let PrivateFiles {
-            state,
-            files,
-            queries,
-            ..
-        } = &self.files;
-        let empty = |file: &FileId| (*file, Zeroizing::default());
-        let mut parts: Vec<Part> = files.iter().chain(queries).map(empty).collect();
-        parts.push((*state, json(&Extent::<(), _>::Credentials(kept))));
+        let private = &self.files;
+        let kept = json(&Extent::<(), _>::Credentials(kept));
+        let mut parts = vec![(private.state, kept)];
+        for file in private.files.iter().chain(&private.queries) {
+            parts.push((*file, Zeroizing::default()));
+        }
         self.saved = if write(publisher, &parts).is_ok() {
             Checkpoint::Credentials
         } else {
             // Empty parts always fit, because they replace larger parts.
-            parts.pop();
-            parts.push(empty(state));
+            parts[0].1 = Zeroizing::default();
             let _ = write(publisher, &parts);
             Checkpoint::Nothing
         };
@@ -160,7 +154,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
     }
 
     /// The changed chunks; all chunks, if the last save was not whole.
-    fn changed_chunks(&mut self) -> Vec<Part> {
+    fn changed_chunks(&mut self) -> Vec<Change> {
         for query in self.machine.take_changed() {
             self.secrets.queries.mark(query.index());
         }
@@ -178,7 +172,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
             let saved = self.secrets.queries.range(chunk).map(|index| {
                 let id = QueryId(u32::try_from(index).unwrap_or(u32::MAX));
                 let state = &self.secrets.queries[index];
-                (&self.secrets.table[id], self.machine.query(id), state)
+                (self.secrets.table.read(id), self.machine.query(id), state)
             });
             parts.push((private.queries[chunk], json(&saved.collect::<Vec<_>>())));
         }

@@ -4,7 +4,6 @@
 use crate::names::QueryId;
 use crate::template::Read;
 use std::collections::HashMap;
-use std::ops::Index;
 
 /// All queries, by read and by id.
 #[derive(Debug, Default)]
@@ -27,16 +26,8 @@ impl QueryTable {
         }
     }
 
-    /// Queries in the table.
-    pub(super) fn len(&self) -> usize {
-        self.reads.len()
-    }
-}
-
-impl Index<QueryId> for QueryTable {
-    type Output = Read;
-
-    fn index(&self, id: QueryId) -> &Read {
+    /// The read of a query.
+    pub(super) fn read(&self, id: QueryId) -> &Read {
         &self.reads[id.index()]
     }
 }

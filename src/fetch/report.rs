@@ -4,7 +4,7 @@
 //! secret's field but the configured ones; where the report does not fit, a smaller one is written.
 
 use super::chunks::Chunks;
-use super::private::{file_shape, json};
+use super::private::file_shape;
 use super::{Fetch, Settings};
 use crate::clock::{Clock, Moment};
 use crate::config::plan::{Content, File, Plan, Stale};
@@ -13,7 +13,7 @@ use crate::lease::source::Source;
 use crate::lease::{Subject, SubjectStatus};
 use crate::names::{FileId, SwapExposure};
 use crate::observe::Incident;
-use crate::render::{self, RenderError};
+use crate::render::{self, RenderError, json};
 use crate::status::{
     self, Condition, Detail, FORMAT, FileReport, Heartbeat, Report, Roles, Served, Session,
     Trouble, seconds,
@@ -213,7 +213,14 @@ impl<S: Source + 'static> Fetch<'_, S> {
             wall: self.clock.wall(),
         };
         let head = self.head(times);
-        if self.reporter.quiet && !self.reporter.is_news(&head) && self.heartbeat(&head) {
+        let heartbeat = Heartbeat {
+            written: head.written,
+            due_monotonic_ms: head.due_monotonic_ms,
+        };
+        if self.reporter.quiet
+            && !self.reporter.is_news(&head)
+            && self.write(status::HEARTBEAT, &heartbeat).is_ok()
+        {
             self.reporter.written = now;
             return;
         }
@@ -229,15 +236,6 @@ impl<S: Source + 'static> Fetch<'_, S> {
             let (fit, error) = write_reduced(&report, write);
             self.reporter.written(report, fit, error.as_ref(), now);
         }
-    }
-
-    /// Writes a heartbeat; returns whether there was room.
-    fn heartbeat(&mut self, head: &Report) -> bool {
-        let heartbeat = Heartbeat {
-            written: head.written,
-            due_monotonic_ms: head.due_monotonic_ms,
-        };
-        self.write(status::HEARTBEAT, &heartbeat).is_ok()
     }
 
     fn write(&mut self, name: &'static str, content: &impl Serialize) -> Result<(), Refused> {
@@ -334,10 +332,12 @@ impl<S: Source + 'static> Fetch<'_, S> {
         if matches!(content, Content::Token) {
             return vec![self.machine.view(Subject::Session, now)];
         }
-        let mut queries = render::queries(content);
-        queries.retain(|query| query.index() < self.secrets.table.len());
-        let view = |query| self.machine.view(Subject::Query(query), now);
-        queries.into_iter().map(view).collect()
+        let known = self.secrets.queries.len();
+        render::queries(content)
+            .into_iter()
+            .filter(|query| query.index() < known)
+            .map(|query| self.machine.view(Subject::Query(query), now))
+            .collect()
     }
 
     /// The trouble with a file that is served.

@@ -141,7 +141,7 @@ impl<S: Source + 'static> Requests<S> {
                 }))
             }
             Request::Read(query, id) => {
-                let (token, read) = (self.token(id), queries[query].clone());
+                let (token, read) = (self.token(id), queries.read(query).clone());
                 Prepared::Other(Box::pin(async move {
                     Outcome::Read(query, id, source.read(&token, &read).await)
                 }))

@@ -40,8 +40,8 @@ pub(super) struct Secrets<'p> {
     pub(super) table: QueryTable,
     /// By query, in the order of the table.
     pub(super) queries: Chunks<QueryState>,
-    /// By query. A file may use a query that the table does not have yet.
-    uses: Vec<QueryUse>,
+    /// The queries of files. A file may use a query that the table does not have yet.
+    uses: BTreeMap<QueryId, QueryUse>,
     /// By file the keyed hash of the last rendered content: contents are compared without being
     /// kept. (64 bits under a random key: two contents are taken for one in 2^-64 of all changes.)
     pub(super) hashes: Chunks<Option<u64>>,
@@ -109,24 +109,21 @@ impl<'p> Secrets<'p> {
         queries: Vec<QueryState>,
         hashes: Vec<Option<u64>>,
     ) -> Self {
-        let mut uses = vec![QueryUse::default(); queries.len()];
+        let mut uses: BTreeMap<_, QueryUse> = BTreeMap::new();
         for (id, file) in ids(plan).zip(&plan.files) {
             let read = render::queries(&file.content);
             for query in &read {
-                if uses.len() <= query.index() {
-                    uses.resize_with(query.index() + 1, QueryUse::default);
-                }
-                uses[query.index()].files.push(id);
-                uses[query.index()].shared |= read.len() > 1;
+                let query_use = uses.entry(*query).or_default();
+                query_use.files.push(id);
+                query_use.shared |= read.len() > 1;
             }
         }
         let of_size = usize::try_from(plan.filesystem.size.unwrap_or(0)).unwrap_or(usize::MAX);
         let limit = of_size.saturating_mul(2).max(WAITING);
-        let needed = uses.iter().filter(|used| !used.files.is_empty()).count();
         Self {
             plan,
             table,
-            unread: needed - queries.iter().filter(|query| query.kept).count(),
+            unread: uses.len() - queries.iter().filter(|query| query.kept).count(),
             queries: Chunks::new(queries, query_shape(plan)),
             uses,
             hashes: Chunks::new(hashes, file_shape(plan)),
@@ -140,9 +137,6 @@ impl<'p> Secrets<'p> {
     pub(super) fn add(&mut self, read: Read) {
         self.table.add(read);
         self.queries.push(QueryState::default());
-        if self.uses.len() < self.queries.len() {
-            self.uses.push(QueryUse::default());
-        }
     }
 
     /// Whether the first publication was made.
@@ -153,23 +147,22 @@ impl<'p> Secrets<'p> {
     /// Whether all kept replies can be read. After a crash in the middle of the first
     /// publication replies may be missing.
     pub(super) fn has_kept_replies(&self, publisher: &Publisher) -> bool {
-        let kept = self.select(|index| self.queries[index].kept);
+        let kept = self.select(|query| self.queries[query.index()].kept);
         self.replies.load(publisher, &kept).len() == kept.len()
     }
 
-    /// The queries of the table whose index `is_wanted`.
-    fn select(&self, is_wanted: impl Fn(usize) -> bool) -> BTreeSet<QueryId> {
+    /// The queries of the table that `is_wanted`.
+    fn select(&self, is_wanted: impl Fn(&QueryId) -> bool) -> BTreeSet<QueryId> {
         let ids = (0_u32..).map(QueryId).take(self.queries.len());
-        ids.filter(|id| is_wanted(id.index())).collect()
+        ids.filter(is_wanted).collect()
     }
 
     /// The names of the files with values of a query.
     pub(super) fn names(&self, query: QueryId) -> impl Iterator<Item = &'p FileName> {
         let plan = self.plan;
-        self.uses[query.index()]
-            .files
-            .iter()
-            .map(|file| &plan.files[file.index()].name)
+        let files = self.uses.get(&query).map(|used| used.files.iter());
+        let files = files.unwrap_or_default();
+        files.map(|file| &plan.files[file.index()].name)
     }
 
     /// Takes the reply to `query`.
@@ -182,7 +175,7 @@ impl<'p> Secrets<'p> {
     ) -> Rendered {
         self.queries
             .update(query.index(), |state| state.failure = None);
-        let QueryUse { files, shared } = self.uses[query.index()].clone();
+        let QueryUse { files, shared } = self.uses.get(&query).cloned().unwrap_or_default();
         let version = match reply.engine {
             Engine::Kv2 { version, .. } => Some(version),
             Engine::Other => None,
@@ -323,7 +316,7 @@ impl<'p> Secrets<'p> {
             if let Some(failure) = &state.failure {
                 return Some((failure.message.clone(), failure.cause.exit()));
             }
-            let path = &self.table[query].path;
+            let path = &self.table.read(query).path;
             let why = format!("reading {path}: no answer came yet");
             return Some((why, Exit::Unavailable));
         }
@@ -335,7 +328,8 @@ impl<'p> Secrets<'p> {
         if self.unread > 0 {
             return Rendered::Nothing;
         }
-        let loaded = self.replies.load(publisher, &self.select(|_| true));
+        let all = self.select(|_| true);
+        let loaded = self.replies.load(publisher, &all);
         let values = Values {
             replies: self.with_waiting(&loaded),
             token,
@@ -344,11 +338,12 @@ impl<'p> Secrets<'p> {
             return Rendered::Nothing;
         };
         self.state.complete = true;
-        let shared = self.select(|index| self.uses[index].shared);
+        let shared = self.select(|query| self.uses.get(query).is_some_and(|used| used.shared));
         self.replies.retain(publisher, &shared);
-        for index in 0..self.queries.len() {
-            let shared = self.uses[index].shared;
-            self.queries.update(index, |state| state.kept = shared);
+        for query in all {
+            let is_kept = shared.contains(&query);
+            self.queries
+                .update(query.index(), |state| state.kept = is_kept);
         }
         Rendered::First(self.changed(changes))
     }
@@ -376,7 +371,7 @@ impl<'p> Secrets<'p> {
         query: QueryId,
         reply: Reply,
     ) -> Result<(), RenderProblem> {
-        let used = &self.uses[query.index()];
+        let used = &self.uses[&query];
         self.replies.store(publisher, query, reply, !used.shared)?;
         let is_first = self
             .queries

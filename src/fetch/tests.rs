@@ -1263,7 +1263,7 @@ async fn a_query_that_is_found_while_running_is_read_renewed_and_survives_a_deat
             assert!(tokio::time::timeout(MINUTES(1), run).await.is_err());
             assert!(!fetch.secrets.is_complete());
         }
-        assert_eq!(fetch.secrets.table.len(), 1 + usize::from(is_second));
+        assert_eq!(fetch.secrets.queries.len(), 1 + usize::from(is_second));
         for _ in 0..2 {
             assert_eq!(fetch.add_query(&found), QueryId(1));
         }

@@ -7,6 +7,7 @@ use crate::lease::source::{Engine, Reply};
 use crate::names::{FileId, FileName, QueryId, SecretPath};
 use crate::shown::{ShownName, distance};
 use crate::template::{ExecError, SecretView};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -179,7 +180,7 @@ fn content(file: &File, values: &Values<'_>) -> Result<Zeroizing<Vec<u8>>, Rende
             if fields.is_empty() && file.empty == Empty::Refuse {
                 return Err(RenderProblem::Empty);
             }
-            compact(fields)
+            json(fields)
         }
         Content::Template(template) => template
             .execute(&|query| Some(view(replies.get(query)?)))
@@ -230,16 +231,16 @@ fn bytes(fields: &Map<String, Value>, field: &str) -> Result<Zeroizing<Vec<u8>>,
         Value::Null => Err(RenderProblem::Null(field.to_owned())),
         Value::String(text) => Ok(Zeroizing::new(text.as_bytes().to_vec())),
         Value::Bool(_) | Value::Number(_) => Ok(Zeroizing::new(value.to_string().into_bytes())),
-        Value::Array(_) | Value::Object(_) => Ok(compact(value)),
+        Value::Array(_) | Value::Object(_) => Ok(json(value)),
     }
 }
 
 /// JSON without spaces, keys sorted at every level (`serde_json`'s map is a sorted one).
-fn compact(value: &impl serde::Serialize) -> Zeroizing<Vec<u8>> {
-    let mut bytes = Zeroizing::new(Vec::new());
-    serde_json::to_writer(&mut *bytes, value)
-        .expect("a parsed JSON value can be written to memory");
-    bytes
+///
+/// # Panics
+/// On a map whose keys are not text.
+pub fn json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(serde_json::to_vec(value).expect("plain data, with names as keys"))
 }
 
 fn view(reply: &Reply) -> SecretView<'_> {
