@@ -54,9 +54,18 @@ impl fmt::Display for FileName {
 }
 
 /// A path at the server, without `/v1/`, without leading or trailing slash, with no empty, `.` or
-/// `..` segment.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// `..` segment. A path that is deserialised follows the same rules.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct SecretPath(String);
+
+impl TryFrom<String> for SecretPath {
+    type Error = &'static str;
+
+    fn try_from(path: String) -> Result<Self, Self::Error> {
+        Self::new(&path)
+    }
+}
 
 impl SecretPath {
     /// Checks and trims `path`.

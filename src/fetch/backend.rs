@@ -1,6 +1,7 @@
 //! The two backends that files are published in: the arena with its announcing thread, and a tmpfs.
 //! Invariant: all changes of one publication become visible together, or none of them.
 
+use super::private;
 use crate::clock::{Clock, Moment};
 use crate::config::plan::Plan;
 use crate::exit::{Exit, Refused};
@@ -99,12 +100,8 @@ impl Backend {
         match self {
             Self::Arena { announcer, .. } => {
                 let files = changes.iter().map(|(file, _)| *file).collect();
-                let changes: Vec<_> = changes
-                    .iter()
-                    .map(|(file, bytes)| snapshot::Change { file: *file, bytes })
-                    .collect();
                 let generation = publisher
-                    .publish(&changes, clock.wall())
+                    .publish(&private::changes(changes), clock.wall())
                     .map_err(|error| Refused::new(Exit::Memory, error))?;
                 announcer.published(generation, files);
                 Ok(generation)
@@ -163,13 +160,10 @@ impl Backend {
 
     /// Removes the files of a tmpfs at the end. The arena ends with its processes.
     pub(super) fn close(self) {
-        match self {
-            Self::Arena { .. } => {}
-            Self::Tmpfs { writer, .. } => {
-                if let Err(error) = writer.clear() {
-                    Incident::FilesNotRemoved.emit(&error);
-                }
-            }
+        if let Self::Tmpfs { writer, .. } = self
+            && let Err(error) = writer.clear()
+        {
+            Incident::FilesNotRemoved.emit(&error);
         }
     }
 }

@@ -7,9 +7,9 @@
 //! in although the credential's file is gone.
 
 use super::Fetch;
-use super::private::{PrivateFiles, json, read, write};
+use super::private::{PrivateFiles, read, write};
 use super::publish::Published;
-use super::queries::{Ask, QueryTable};
+use super::queries::QueryTable;
 use super::report::ReporterState;
 use super::requests::{Prepared, RequestsState};
 use super::secrets::{QueryState, Secrets, SecretsState};
@@ -17,21 +17,20 @@ use crate::lease::source::Source;
 use crate::lease::{QuerySchedule, Scheduler, SessionSchedule, Timing};
 use crate::names::{FileId, HookId, QueryId};
 use crate::observe::{Event, Incident};
+use crate::render::{Change, json};
 use crate::snapshot::Publisher;
 use crate::status::Checkpoint;
+use crate::template::Read;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use zeroize::Zeroizing;
-
-/// A private file with new content.
-type Part = (FileId, Zeroizing<Vec<u8>>);
 
 /// The private files and the success of the last save.
 pub(super) struct CheckpointFiles {
     files: PrivateFiles,
     /// How much was saved last.
-    saved: Checkpoint,
+    pub(super) saved: Checkpoint,
     /// Whether the lack of room was logged.
     warned: bool,
 }
@@ -70,7 +69,7 @@ struct FetchState<M, K> {
 }
 
 /// A query of the checkpoint.
-type SavedQuery = (Ask, QuerySchedule, QueryState);
+type SavedQuery = (Read, QuerySchedule, QueryState);
 
 /// A file of the checkpoint.
 #[derive(Serialize, Deserialize)]
@@ -79,13 +78,6 @@ struct SavedFile {
     published: Published,
     /// When the trouble began, in seconds since 1970.
     trouble: Option<u64>,
-}
-
-/// The parts of a predecessor's checkpoint.
-struct Found<K> {
-    state: FetchState<SessionSchedule, K>,
-    queries: Vec<SavedQuery>,
-    files: Vec<SavedFile>,
 }
 
 impl CheckpointFiles {
@@ -98,70 +90,27 @@ impl CheckpointFiles {
         }
     }
 
-    /// How much was saved last.
-    pub(super) fn saved(&self) -> Checkpoint {
-        self.saved
-    }
-
-    /// The last checkpoint; `None` if a part cannot be read.
-    fn read<K: DeserializeOwned>(&self, publisher: &Publisher) -> Option<Extent<Found<K>, K>> {
-        let state = match read(publisher, self.files.state)? {
-            Extent::Whole(state) => state,
-            Extent::Credentials(kept) => return Some(Extent::Credentials(kept)),
-        };
-        let (mut queries, mut files) = (Vec::new(), Vec::new());
-        for file in &self.files.queries {
-            queries.append(&mut read(publisher, *file)?);
-        }
-        for file in &self.files.files {
-            files.append(&mut read(publisher, *file)?);
-        }
-        Some(Extent::Whole(Found {
-            state,
-            queries,
-            files,
-        }))
-    }
-
-    /// Writes `parts`, else `kept` alone, else nothing: an older checkpoint would be worse. Logs once
-    /// that the parts do not fit. Returns whether all parts are saved.
-    fn save(
-        &mut self,
-        publisher: &mut Publisher,
-        parts: Result<Vec<Part>, String>,
-        kept: impl Serialize,
-    ) -> bool {
-        let written = match parts {
-            Ok(parts) => write(publisher, &parts).map_err(|error| error.to_string()),
-            Err(why) => Err(why),
-        };
-        let Err(why) = written else {
-            self.saved = Checkpoint::Whole;
-            return true;
-        };
+    /// Saves `kept` alone, else nothing: an older checkpoint would be worse. Logs once `why` the
+    /// parts are not saved.
+    fn reduce(&mut self, publisher: &mut Publisher, kept: impl Serialize, why: &str) {
         if !self.warned {
             Incident::NotRecoverable.emit(&why);
         }
         self.warned = true;
-        let PrivateFiles {
-            state,
-            files,
-            queries,
-            ..
-        } = &self.files;
-        let empty = |file: &FileId| (*file, Zeroizing::default());
-        let mut parts: Vec<Part> = files.iter().chain(queries).map(empty).collect();
-        parts.push((*state, json(&Extent::<(), _>::Credentials(kept))));
+        let private = &self.files;
+        let kept = json(&Extent::<(), _>::Credentials(kept));
+        let mut parts = vec![(private.state, kept)];
+        for file in private.files.iter().chain(&private.queries) {
+            parts.push((*file, Zeroizing::default()));
+        }
         self.saved = if write(publisher, &parts).is_ok() {
             Checkpoint::Credentials
         } else {
             // Empty parts always fit, because they replace larger parts.
-            parts.pop();
-            parts.push(empty(state));
+            parts[0].1 = Zeroizing::default();
             let _ = write(publisher, &parts);
             Checkpoint::Nothing
         };
-        false
     }
 }
 
@@ -169,33 +118,43 @@ impl<S: Source + 'static> Fetch<'_, S> {
     /// Saves the state for a successor; returns the requests, which may now be sent.
     pub(super) fn save(&mut self) -> Saved<S::Token> {
         let requests = self.requests.take_prepared();
-        let kept = self.requests.source().export_credentials();
-        let parts = if self.secrets.replies.waiting.is_empty() {
-            let mut parts = self.changed_chunks();
-            let state = Extent::<_, ()>::Whole(FetchState {
-                session: self.machine.session(),
-                source: &kept,
-                tokens: self.requests.state(),
-                secrets: self.secrets.state,
-                hooks: self.notifier.hooks(),
-                refused: self.queue.refused(),
-                report: self.reporter.state,
-            });
-            parts.push((self.checkpoint.files.state, json(&state)));
-            Ok(parts)
+        let kept = self.requests.source.export_credentials();
+        if let Err(why) = self.save_whole(&kept) {
+            self.checkpoint.reduce(&mut self.publisher, kept, &why);
         } else {
-            Err("the first replies do not fit into the arena".to_owned())
-        };
-        let whole = self.checkpoint.save(&mut self.publisher, parts, &kept);
-        if whole && self.settle {
-            self.settle = false;
-            self.requests.source().commit_credentials();
+            self.checkpoint.saved = Checkpoint::Whole;
+            if self.settle {
+                self.settle = false;
+                self.requests.source.commit_credentials();
+            }
         }
         Saved(requests)
     }
 
+    /// Saves all parts.
+    ///
+    /// # Errors
+    /// The reason why the parts do not fit.
+    fn save_whole(&mut self, kept: &S::Kept) -> Result<(), String> {
+        if !self.secrets.replies.waiting.is_empty() {
+            return Err("the first replies do not fit into the arena".to_owned());
+        }
+        let mut parts = self.changed_chunks();
+        let state = Extent::<_, ()>::Whole(FetchState {
+            session: self.machine.session(),
+            source: kept,
+            tokens: self.requests.state(),
+            secrets: self.secrets.state,
+            hooks: self.notifier.hooks(),
+            refused: self.queue.refused(),
+            report: self.reporter.state,
+        });
+        parts.push((self.checkpoint.files.state, json(&state)));
+        write(&mut self.publisher, &parts).map_err(|error| error.to_string())
+    }
+
     /// The changed chunks; all chunks, if the last save was not whole.
-    fn changed_chunks(&mut self) -> Vec<Part> {
+    fn changed_chunks(&mut self) -> Vec<Change> {
         for query in self.machine.take_changed() {
             self.secrets.queries.mark(query.index());
         }
@@ -210,51 +169,50 @@ impl<S: Source + 'static> Fetch<'_, S> {
         }
         let mut parts = Vec::new();
         for chunk in queries {
-            let saved: Vec<_> = self
-                .secrets
-                .queries
-                .range(chunk)
-                .map(|index| self.saved_query(index))
-                .collect();
-            parts.push((private.queries[chunk], json(&saved)));
+            let saved = self.secrets.queries.range(chunk).map(|index| {
+                let id = QueryId(u32::try_from(index).unwrap_or(u32::MAX));
+                let state = &self.secrets.queries[index];
+                (self.secrets.table.read(id), self.machine.query(id), state)
+            });
+            parts.push((private.queries[chunk], json(&saved.collect::<Vec<_>>())));
         }
         for chunk in files {
-            let saved: Vec<_> = self
-                .secrets
-                .hashes
-                .range(chunk)
-                .map(|index| self.saved_file(index))
-                .collect();
-            parts.push((private.files[chunk], json(&saved)));
+            let saved = self.secrets.hashes.range(chunk).map(|index| SavedFile {
+                hash: self.secrets.hashes[index],
+                published: self.queue.history[index],
+                trouble: self.reporter.troubles[index],
+            });
+            parts.push((private.files[chunk], json(&saved.collect::<Vec<_>>())));
         }
         parts
-    }
-
-    fn saved_query(&self, index: usize) -> (Ask, &QuerySchedule, &QueryState) {
-        let id = QueryId(u32::try_from(index).unwrap_or(u32::MAX));
-        let state = &self.secrets.queries[index];
-        (self.secrets.table.ask(id), self.machine.query(id), state)
-    }
-
-    fn saved_file(&self, index: usize) -> SavedFile {
-        SavedFile {
-            hash: self.secrets.hashes[index],
-            published: self.queue.history[index],
-            trouble: self.reporter.troubles[index],
-        }
     }
 
     /// Continues where a predecessor died, if there was one. Of a predecessor whose checkpoint does
     /// not fit only the credentials are known: its token lives until the TTL ends.
     pub(super) fn resume(&mut self, timing: Timing) {
-        match self.checkpoint.read::<S::Kept>(&self.publisher) {
-            Some(Extent::Whole(found)) => return self.resume_whole(found, timing),
+        let private = &self.checkpoint.files;
+        match read(&self.publisher, private.state) {
+            Some(Extent::Whole(state)) => {
+                let (queries, files) = (self.chunks(&private.queries), self.chunks(&private.files));
+                if let (Some(queries), Some(files)) = (queries, files) {
+                    return self.resume_whole(state, queries, &files, timing);
+                }
+            }
             Some(Extent::Credentials(credentials)) => {
-                self.requests.source().import_credentials(credentials);
+                self.requests.source.import_credentials(credentials);
             }
             None => {}
         }
         self.drop_replies();
+    }
+
+    /// The items of a table; `None` if a chunk cannot be read.
+    fn chunks<T: DeserializeOwned>(&self, files: &[FileId]) -> Option<Vec<T>> {
+        let mut items = Vec::new();
+        for file in files {
+            items.append(&mut read(&self.publisher, *file)?);
+        }
+        Some(items)
     }
 
     fn drop_replies(&mut self) {
@@ -264,41 +222,45 @@ impl<S: Source + 'static> Fetch<'_, S> {
 
     /// Continues from all parts of a checkpoint. After a crash in the middle of the first publication
     /// replies may be missing: the queries are then read again, under the same token.
-    fn resume_whole(&mut self, found: Found<S::Kept>, timing: Timing) {
-        let state = found.state;
+    fn resume_whole(
+        &mut self,
+        state: FetchState<SessionSchedule, S::Kept>,
+        saved: Vec<SavedQuery>,
+        files: &[SavedFile],
+        timing: Timing,
+    ) {
         let mut table = QueryTable::default();
-        let mut saved = BTreeMap::new();
-        for (ask, schedule, query) in found.queries {
-            if let Some(id) = table.add_saved(&ask) {
-                saved.insert(id, (schedule, query));
-            }
+        let (mut schedules, mut queries) = (Vec::new(), Vec::new());
+        for (read, schedule, query) in saved {
+            table.add(read);
+            schedules.push(schedule);
+            queries.push(query);
         }
-        let ids = (0_u32..).map(QueryId).zip(&self.plan.queries);
-        let is_of_plan = found.files.len() == self.plan.files.len()
-            && ids
-                .into_iter()
-                .all(|(id, query)| table.find(&query.read) == Some(id));
-        let (mut schedules, queries): (Vec<_>, _) = saved.into_values().unzip();
-        let hashes = found.files.iter().map(|file| file.hash).collect();
+        let is_of_plan = files.len() == self.plan.files.len()
+            && (0..)
+                .zip(&self.plan.queries)
+                .all(|(id, query)| table.find(&query.read) == Some(QueryId(id)));
+        let hashes = files.iter().map(|file| file.hash).collect();
         let private = &self.checkpoint.files;
         let secrets = Secrets::resume(self.plan, private, state.secrets, table, queries, hashes);
         let now = self.clock.now();
         if is_of_plan && secrets.has_kept_replies(&self.publisher) {
             self.secrets = secrets;
-            for (index, file) in found.files.iter().enumerate() {
-                self.queue.history[index] = file.published;
+            for (index, file) in files.iter().enumerate() {
+                let (history, troubles) = (&mut self.queue.history, &mut self.reporter.troubles);
+                history.update(index, |published| *published = file.published);
+                troubles.update(index, |trouble| *trouble = file.trouble);
             }
             self.queue.resume(state.refused, now);
             let is_ready = self.secrets.is_complete();
             self.notifier.resume(state.hooks, is_ready);
-            let troubles = found.files.iter().map(|file| file.trouble).collect();
-            self.reporter.resume(state.report, troubles);
+            self.reporter.state = state.report;
         } else {
             schedules.clear();
             self.drop_replies();
         }
         self.machine = Scheduler::resume(state.session, schedules, timing, now);
-        self.requests.source().import_credentials(state.source);
+        self.requests.source.import_credentials(state.source);
         self.requests.resume(state.tokens);
         self.settle = true;
         Event::Resumed {

@@ -1,8 +1,8 @@
-//! Tables in chunks: the cost to save a changed item does not depend on the size of the table. Invariant: every mutable access to an item marks the chunk of the item as changed.
+//! Tables in chunks: the cost to save a changed item does not depend on the size of the table. Invariant: every change of an item marks the chunk of the item as changed.
 
 use std::collections::BTreeSet;
 use std::mem;
-use std::ops::{Deref, Index, IndexMut, Range};
+use std::ops::{Deref, Range};
 
 /// The division of a table into chunks. The number of chunks is fixed; the last chunk also holds the
 /// items that are added later.
@@ -38,7 +38,7 @@ pub(super) struct Chunks<T> {
     changed: BTreeSet<usize>,
 }
 
-impl<T> Chunks<T> {
+impl<T: Clone + PartialEq> Chunks<T> {
     /// A table of which every chunk counts as changed.
     pub(super) fn new(items: Vec<T>, shape: ChunkShape) -> Self {
         let changed = (0..shape.count).collect();
@@ -53,6 +53,18 @@ impl<T> Chunks<T> {
     pub(super) fn push(&mut self, item: T) {
         self.mark(self.items.len());
         self.items.push(item);
+    }
+
+    /// Applies `change` to the item at `index`; returns whether the item differs now.
+    pub(super) fn update(&mut self, index: usize, change: impl FnOnce(&mut T)) -> bool {
+        let item = &mut self.items[index];
+        let old = item.clone();
+        change(item);
+        let is_new = *item != old;
+        if is_new {
+            self.mark(index);
+        }
+        is_new
     }
 
     /// The indices of a chunk.
@@ -85,21 +97,6 @@ impl<T> Deref for Chunks<T> {
     }
 }
 
-impl<T> Index<usize> for Chunks<T> {
-    type Output = T;
-
-    fn index(&self, index: usize) -> &T {
-        &self.items[index]
-    }
-}
-
-impl<T> IndexMut<usize> for Chunks<T> {
-    fn index_mut(&mut self, index: usize) -> &mut T {
-        self.mark(index);
-        &mut self.items[index]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,12 +107,12 @@ mod tests {
         assert_eq!(table.take_changed(), BTreeSet::from([0, 1, 2]));
         let ranges = [0, 1, 2].map(|chunk| table.range(chunk));
         assert_eq!(ranges, [0..4, 4..8, 8..10]);
-        table[5] = 50;
+        assert!(table.update(5, |item| *item = 50) && !table.update(0, |item| *item = 0));
         assert_eq!((table[5], table.take_changed()), (50, BTreeSet::from([1])));
         for item in 10..20 {
             table.push(item);
         }
-        table[19] = 190;
+        table.update(19, |item| *item = 190);
         assert_eq!(table.take_changed(), BTreeSet::from([2]));
         assert_eq!([1, 2].map(|chunk| table.range(chunk)), [4..8, 8..20]);
         assert_eq!(table.take_changed(), BTreeSet::new());

@@ -35,7 +35,7 @@ use backend::{Announced, Backend};
 use checkpoint::CheckpointFiles;
 use notify::Notifier;
 use private::PrivateFiles;
-use publish::{Publication, Queue};
+use publish::Queue;
 use report::Reporter;
 use requests::{Outcome, Requests, say_revoked};
 use secrets::{Rendered, Secrets};
@@ -141,7 +141,7 @@ async fn work<S: Source + 'static>(job: FetchJob<'_, S>, clock: &dyn Clock) -> E
         return failed("the link to supervise cannot be watched", Exit::Software);
     };
     let publisher = Publisher::new(Arc::clone(arena));
-    let (sender, mut announced) = unbounded_channel();
+    let (sender, announced) = unbounded_channel();
     let backend = match Backend::open(root, arena, plan, sender, clock.now()) {
         Ok(backend) => backend,
         Err(refused) => return failed(&refused.message, refused.exit),
@@ -149,6 +149,8 @@ async fn work<S: Source + 'static>(job: FetchJob<'_, S>, clock: &dyn Clock) -> E
     let timing = Timing::new(plan.server.retry_max);
     let private = PrivateFiles::open(arena, plan);
     let mut fetch = Fetch {
+        control: Control { link: &link, watch },
+        announced,
         clock,
         plan,
         arena,
@@ -158,7 +160,7 @@ async fn work<S: Source + 'static>(job: FetchJob<'_, S>, clock: &dyn Clock) -> E
         queue: Queue::new(backend, plan, timing.slow),
         notifier: Notifier::new(&link, plan),
         publisher,
-        reporter: Reporter::new(&settings, plan, clock),
+        reporter: Reporter::new(settings, plan, clock),
         checkpoint: CheckpointFiles::open(private),
         look_at: None,
         settle: false,
@@ -167,8 +169,7 @@ async fn work<S: Source + 'static>(job: FetchJob<'_, S>, clock: &dyn Clock) -> E
     for query in &plan.queries {
         fetch.add_query(query);
     }
-    let control = Control { link: &link, watch };
-    let exit = fetch.run(&control, &mut announced).await;
+    let exit = fetch.run().await;
     fetch.queue.backend.close();
     fetch.requests.leave(LEAVE).await;
     exit
@@ -183,7 +184,7 @@ fn failed(why: &str, exit: Exit) -> Exit {
 
 /// An event that ends the wait of the loop.
 enum Wakeup {
-    Told(Received<ToRole>),
+    Told(ToRole),
     Answered(Outcome),
     Announced(Announced),
     /// The earliest timer ended.
@@ -192,6 +193,8 @@ enum Wakeup {
 
 /// The loop and the parts that it connects.
 struct Fetch<'a, S: Source> {
+    control: Control<'a>,
+    announced: UnboundedReceiver<Announced>,
     clock: &'a dyn Clock,
     plan: &'a Plan,
     arena: &'a Arena,
@@ -211,11 +214,7 @@ struct Fetch<'a, S: Source> {
 }
 
 impl<S: Source + 'static> Fetch<'_, S> {
-    async fn run(
-        &mut self,
-        control: &Control<'_>,
-        announced: &mut UnboundedReceiver<Announced>,
-    ) -> Exit {
+    async fn run(&mut self) -> Exit {
         self.step(ScheduleInput::Tick);
         self.commit().await;
         // The login is on the way while the first report is written.
@@ -225,8 +224,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
             self.report();
             self.notifier.send(self.clock.now());
             report_dropped();
-            let wakeup = self.wait(control, announced).await;
-            match self.handle(wakeup, control.link) {
+            let wakeup = self.wait().await;
+            match self.handle(wakeup) {
                 Ok(false) => {}
                 Ok(true) => {
                     self.reporter.touch();
@@ -241,21 +240,17 @@ impl<S: Source + 'static> Fetch<'_, S> {
     ///
     /// # Errors
     /// The exit code of a role that ends.
-    fn handle(&mut self, wakeup: Wakeup, link: &End) -> Result<bool, Exit> {
+    fn handle(&mut self, wakeup: Wakeup) -> Result<bool, Exit> {
         match wakeup {
-            Wakeup::Told(Received::Empty) => return Ok(false),
-            Wakeup::Told(Received::Closed) => return Err(Exit::Ok),
-            Wakeup::Told(Received::Message(message)) => match message {
-                ToRole::Stop => return Err(Exit::Ok),
-                ToRole::GiveUp => return Err(self.give_up()),
-                ToRole::Ping => {
-                    // Supervise asks again if the link is full.
-                    let _ = link.send(&FromRole::Alive);
-                    return Ok(false);
-                }
-                ToRole::Refresh => self.step(ScheduleInput::Refresh),
-                ToRole::Swap(found) => self.reporter.swap(found),
-            },
+            Wakeup::Told(ToRole::Stop) => return Err(Exit::Ok),
+            Wakeup::Told(ToRole::GiveUp) => return Err(self.give_up()),
+            Wakeup::Told(ToRole::Ping) => {
+                // Supervise asks again if the link is full.
+                let _ = self.control.link.send(&FromRole::Alive);
+                return Ok(false);
+            }
+            Wakeup::Told(ToRole::Refresh) => self.step(ScheduleInput::Refresh),
+            Wakeup::Told(ToRole::Swap(found)) => self.reporter.swap = found,
             Wakeup::Answered(outcome) => self.answered(outcome)?,
             Wakeup::Announced(Ok(generation)) => self.notifier.announced(generation),
             Wakeup::Announced(Err(why)) => self.queue.announcement_failed(&why, self.clock.now()),
@@ -273,11 +268,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
         self.requests.send(saved);
     }
 
-    async fn wait(
-        &mut self,
-        control: &Control<'_>,
-        announced: &mut UnboundedReceiver<Announced>,
-    ) -> Wakeup {
+    async fn wait(&mut self) -> Wakeup {
         let now = self.clock.now();
         if !self.machine.awaits_credentials() {
             self.look_at = None;
@@ -298,9 +289,9 @@ impl<S: Source + 'static> Fetch<'_, S> {
             }
         };
         tokio::select! {
-            told = control.receive() => Wakeup::Told(told),
+            told = self.control.receive() => Wakeup::Told(told),
             outcome = self.requests.next() => Wakeup::Answered(outcome),
-            Some(announced) = announced.recv() => Wakeup::Announced(announced),
+            Some(announced) = self.announced.recv() => Wakeup::Announced(announced),
             () = sleep => Wakeup::Time,
         }
     }
@@ -312,7 +303,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
         let mut changed = false;
         if is_due(self.look_at) {
             self.look_at = None;
-            changed = self.requests.source().credentials_changed();
+            changed = self.requests.source.credentials_changed();
             if changed {
                 self.step(ScheduleInput::CredentialsChanged);
             }
@@ -320,7 +311,7 @@ impl<S: Source + 'static> Fetch<'_, S> {
         if is_due(self.machine.wake()) || is_due(self.queue.wake()) {
             self.step(ScheduleInput::Tick);
             let publication = self.queue.turn(&mut self.publisher, self.clock);
-            self.published(publication);
+            self.notifier.published(publication);
             changed = true;
         }
         changed
@@ -380,14 +371,12 @@ impl<S: Source + 'static> Fetch<'_, S> {
                 Event::Ready { files }.emit();
                 self.notifier.ready();
                 self.reporter.check_now();
-                Ok(())
             }
             Rendered::Changes(changes) => {
                 let published = self.queue.offer(&mut self.publisher, changes, self.clock);
-                self.published(published);
-                Ok(())
+                self.notifier.published(published);
             }
-            Rendered::Nothing => Ok(()),
+            Rendered::Nothing => {}
             Rendered::Unusable(errors) => {
                 for error in errors {
                     let file = &error.name;
@@ -398,9 +387,9 @@ impl<S: Source + 'static> Fetch<'_, S> {
                     }
                     .emit(&error.in_log());
                 }
-                Ok(())
             }
         }
+        Ok(())
     }
 
     /// The id of a known query with the same read; else adds the query, due at the next step.
@@ -411,12 +400,6 @@ impl<S: Source + 'static> Fetch<'_, S> {
         let id = self.machine.add(query, self.clock.now());
         self.secrets.add(query.read.clone());
         id
-    }
-
-    fn published(&mut self, publication: Option<Publication>) {
-        if let Some(publication) = publication {
-            self.notifier.published(&publication);
-        }
     }
 
     fn step(&mut self, input: ScheduleInput) {
@@ -466,14 +449,16 @@ struct Control<'a> {
 }
 
 impl Control<'_> {
-    async fn receive(&self) -> Received<ToRole> {
+    /// The next message; the death of supervise counts as a stop.
+    async fn receive(&self) -> ToRole {
         loop {
             let Ok(mut ready) = self.watch.readable().await else {
-                return Received::Closed;
+                return ToRole::Stop;
             };
             match self.link.receive() {
                 Received::Empty => ready.clear_ready(),
-                told @ (Received::Message(_) | Received::Closed) => return told,
+                Received::Message(message) => return message,
+                Received::Closed => return ToRole::Stop,
             }
         }
     }

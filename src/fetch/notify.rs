@@ -60,11 +60,14 @@ impl<'a> Notifier<'a> {
         self.owed.push_back(FromRole::Ready);
     }
 
-    /// A later publication was made.
-    pub(super) fn published(&mut self, publication: &Publication) {
-        for file in &publication.files {
+    /// A later publication was made, if any.
+    pub(super) fn published(&mut self, publication: Option<Publication>) {
+        let Some(Publication { generation, files }) = publication else {
+            return;
+        };
+        for file in files {
             if let Some(hook) = self.plan.files[file.index()].on_change {
-                self.unannounced.insert((publication.generation, hook));
+                self.unannounced.insert((generation, hook));
             }
         }
     }

@@ -5,8 +5,8 @@
 use super::chunks::ChunkShape;
 use crate::config::plan::Plan;
 use crate::names::FileId;
+use crate::render;
 use crate::snapshot::{Arena, Change, PublishError, Publisher, Visibility};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::time::UNIX_EPOCH;
 use zeroize::Zeroizing;
@@ -56,11 +56,13 @@ impl PrivateFiles {
     /// On an arena without the files of `private_files`.
     pub(super) fn open(arena: &Arena, plan: &Plan) -> Self {
         let mut all = arena.files_in(Visibility::Private);
+        let state = all.next().expect("the arena was made for the plan");
+        let mut take = |shape: ChunkShape| all.by_ref().take(shape.count).collect();
         Self {
-            state: all.next().expect("the arena was made for the plan"),
-            files: all.by_ref().take(file_shape(plan).count).collect(),
-            queries: all.by_ref().take(query_shape(plan).count).collect(),
-            replies: all.by_ref().take(query_shape(plan).count).collect(),
+            state,
+            files: take(file_shape(plan)),
+            queries: take(query_shape(plan)),
+            replies: take(query_shape(plan)),
         }
     }
 }
@@ -80,21 +82,17 @@ pub(super) fn read<T: DeserializeOwned>(publisher: &Publisher, file: FileId) -> 
 /// `TooLarge`: the old contents stay.
 pub(super) fn write(
     publisher: &mut Publisher,
-    contents: &[(FileId, Zeroizing<Vec<u8>>)],
+    contents: &[render::Change],
 ) -> Result<(), PublishError> {
-    let changes: Vec<_> = contents
-        .iter()
-        .map(|(file, bytes)| Change { file: *file, bytes })
-        .collect();
-    publisher.publish(&changes, UNIX_EPOCH)?;
+    publisher.publish(&changes(contents), UNIX_EPOCH)?;
     publisher.collect();
     Ok(())
 }
 
-/// A value as JSON.
-///
-/// # Panics
-/// On a map whose keys are not text.
-pub(super) fn json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
-    Zeroizing::new(serde_json::to_vec(value).expect("state is plain data, with names as keys"))
+/// The contents as changes of the arena.
+pub(super) fn changes(contents: &[render::Change]) -> Vec<Change<'_>> {
+    contents
+        .iter()
+        .map(|(file, bytes)| Change { file: *file, bytes })
+        .collect()
 }

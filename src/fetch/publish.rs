@@ -137,14 +137,14 @@ impl Queue {
                 (self.trouble, self.failures, self.offer_at) = (None, 0, None);
                 let files: Vec<FileId> = changes.iter().map(|(file, _)| *file).collect();
                 for file in &files {
-                    let (times, last) = &mut self.history[file.index()];
-                    (*times, *last) = (*times + 1, Some(clock.wall()));
+                    self.history.update(file.index(), |(times, last)| {
+                        (*times, *last) = (*times + 1, Some(clock.wall()));
+                    });
                 }
                 self.maintain(publisher, now);
-                let count = files.len();
                 Event::Published {
                     generation,
-                    files: count,
+                    files: files.len(),
                 }
                 .emit();
                 Ok(Publication { generation, files })
@@ -164,9 +164,9 @@ impl Queue {
 
     /// The reason for the refusal of the newest content of the file, if any.
     pub(super) fn refusal(&self, file: FileId) -> Option<&str> {
-        let trouble = self.trouble.as_deref()?;
         let found = self.refused.binary_search_by_key(&file, |(file, _)| *file);
-        if found.is_ok() { Some(trouble) } else { None }
+        found.ok()?;
+        self.trouble.as_deref()
     }
 
     fn maintain(&mut self, publisher: &mut Publisher, now: Moment) {

@@ -4,10 +4,10 @@
 //! shares no file may wait in ordinary memory for want of room.
 
 use super::chunks::ChunkShape;
-use super::private::{json, read, write};
+use super::private::{read, write};
 use crate::lease::source::Reply;
 use crate::names::{FileId, QueryId};
-use crate::render::RenderProblem;
+use crate::render::{RenderProblem, json};
 use crate::snapshot::{PublishError, Publisher};
 use std::collections::{BTreeMap, BTreeSet};
 use zeroize::Zeroizing;

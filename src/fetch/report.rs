@@ -4,19 +4,19 @@
 //! secret's field but the configured ones; where the report does not fit, a smaller one is written.
 
 use super::chunks::Chunks;
-use super::private::{file_shape, json};
+use super::private::file_shape;
 use super::{Fetch, Settings};
 use crate::clock::{Clock, Moment};
 use crate::config::plan::{Content, File, Plan, Stale};
 use crate::exit::Refused;
 use crate::lease::source::Source;
 use crate::lease::{Subject, SubjectStatus};
-use crate::names::{FileId, RestartHistory, SwapExposure};
+use crate::names::{FileId, SwapExposure};
 use crate::observe::Incident;
-use crate::render::{self, RenderError};
+use crate::render::{self, RenderError, json};
 use crate::status::{
     self, Condition, Detail, FORMAT, FileReport, Heartbeat, Report, Roles, Served, Session,
-    Trouble, WallsReport, seconds,
+    Trouble, seconds,
 };
 use nix::unistd::{getpid, getppid};
 use serde::{Deserialize, Serialize};
@@ -32,11 +32,9 @@ const CALM_PER_FILE: Duration = Duration::from_micros(450);
 
 /// The times of the report and the last report.
 pub(super) struct Reporter {
-    served: Served,
+    settings: Settings,
     /// The exposure of files to a swap, as supervise reported last.
-    swap: Option<SwapExposure>,
-    walls: WallsReport,
-    past: RestartHistory,
+    pub(super) swap: Option<SwapExposure>,
     /// The start of this process.
     born: Moment,
     pub(super) state: ReporterState,
@@ -69,7 +67,7 @@ pub(super) struct ReporterState {
 }
 
 impl Reporter {
-    pub(super) fn new(settings: &Settings, plan: &Plan, clock: &dyn Clock) -> Self {
+    pub(super) fn new(settings: Settings, plan: &Plan, clock: &dyn Clock) -> Self {
         let files = u32::try_from(plan.files.len()).unwrap_or(u32::MAX);
         let state = ReporterState {
             since: seconds(clock.wall()),
@@ -77,10 +75,8 @@ impl Reporter {
             swap: None,
         };
         Self {
-            served: settings.served.clone(),
+            settings,
             swap: None,
-            walls: settings.walls.clone(),
-            past: settings.past,
             born: clock.now(),
             state,
             troubles: Chunks::new(vec![None; plan.files.len()], file_shape(plan)),
@@ -92,19 +88,6 @@ impl Reporter {
             touched: false,
             fit: Fit::Whole,
         }
-    }
-
-    /// Resumes from a predecessor's checkpoint: troubles keep their begin.
-    pub(super) fn resume(&mut self, state: ReporterState, troubles: Vec<Option<u64>>) {
-        self.state = state;
-        for (index, trouble) in troubles.into_iter().enumerate() {
-            self.troubles[index] = trouble;
-        }
-    }
-
-    /// Takes the exposure of files to a swap from supervise.
-    pub(super) fn swap(&mut self, found: Option<SwapExposure>) {
-        self.swap = found;
     }
 
     /// Takes note of an event that may be news.
@@ -139,10 +122,6 @@ impl Reporter {
         true
     }
 
-    fn is_due(&self, report: &Report, now: Moment) -> bool {
-        self.is_news(report) || now.since(self.written) >= HEARTBEAT
-    }
-
     fn is_news(&self, report: &Report) -> bool {
         match &self.last {
             Some(last) => !is_same(last, report),
@@ -156,10 +135,8 @@ impl Reporter {
         self.state.session = since(&report.session.trouble);
         self.state.swap = since(&report.served.swap);
         for (index, file) in report.files.iter().enumerate() {
-            let trouble = since(&file.trouble);
-            if self.troubles[index] != trouble {
-                self.troubles[index] = trouble;
-            }
+            self.troubles
+                .update(index, |trouble| *trouble = since(&file.trouble));
         }
     }
 
@@ -236,7 +213,14 @@ impl<S: Source + 'static> Fetch<'_, S> {
             wall: self.clock.wall(),
         };
         let head = self.head(times);
-        if self.reporter.quiet && !self.reporter.is_news(&head) && self.heartbeat(&head) {
+        let heartbeat = Heartbeat {
+            written: head.written,
+            due_monotonic_ms: head.due_monotonic_ms,
+        };
+        if self.reporter.quiet
+            && !self.reporter.is_news(&head)
+            && self.write(status::HEARTBEAT, &heartbeat).is_ok()
+        {
             self.reporter.written = now;
             return;
         }
@@ -247,20 +231,11 @@ impl<S: Source + 'static> Fetch<'_, S> {
             ..head
         };
         self.reporter.record_troubles(&report);
-        if self.reporter.is_due(&report, now) {
+        if self.reporter.is_news(&report) || now.since(self.reporter.written) >= HEARTBEAT {
             let write = |report: &Report| self.write(status::FILE, report);
             let (fit, error) = write_reduced(&report, write);
             self.reporter.written(report, fit, error.as_ref(), now);
         }
-    }
-
-    /// Writes a heartbeat; returns whether there was room.
-    fn heartbeat(&mut self, head: &Report) -> bool {
-        let heartbeat = Heartbeat {
-            written: head.written,
-            due_monotonic_ms: head.due_monotonic_ms,
-        };
-        self.write(status::HEARTBEAT, &heartbeat).is_ok()
     }
 
     fn write(&mut self, name: &'static str, content: &impl Serialize) -> Result<(), Refused> {
@@ -286,9 +261,9 @@ impl<S: Source + 'static> Fetch<'_, S> {
             detail: Detail::Full,
             served: Served {
                 swap: trouble(swap, begins.swap, times),
-                ..self.reporter.served.clone()
+                ..self.reporter.settings.served.clone()
             },
-            walls: self.reporter.walls.clone(),
+            walls: self.reporter.settings.walls.clone(),
             roles: self.roles(times.now),
             session: Session {
                 ends: session.ends.map(|end| times.at(end)),
@@ -300,16 +275,16 @@ impl<S: Source + 'static> Fetch<'_, S> {
     }
 
     fn roles(&self, now: Moment) -> Roles {
-        let (serve, past) = (self.arena.last_serve(), self.reporter.past);
+        let past = self.reporter.settings.past;
         let mut roles = Roles {
             supervise: getppid().as_raw(),
             fetch: getpid().as_raw(),
             fetch_deaths: past.deaths,
             fetch_crashes: past.crashes_after(now.since(self.reporter.born)),
-            checkpoint: self.checkpoint.saved(),
+            checkpoint: self.checkpoint.saved,
             ..Roles::default()
         };
-        if let Some(serve) = serve {
+        if let Some(serve) = self.arena.last_serve() {
             roles.serve = Some(serve.pid);
             roles.serve_deaths = serve.past.deaths;
             roles.serve_crashes = serve.past.crashes_after(now.since(serve.born));
@@ -336,9 +311,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
             Some(_) => Condition::Stale,
             None => Condition::Fresh,
         };
-        let first = |moments: &mut dyn Iterator<Item = Option<Moment>>| {
-            moments.flatten().min().map(|moment| times.at(moment))
-        };
+        let ends = views.iter().filter_map(|view| view.ends).min();
+        let next = views.iter().filter_map(|view| view.next).min();
         let (changes, latest) = self.queue.history[id.index()];
         FileReport {
             name: file.name.as_str().into(),
@@ -346,8 +320,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
             changes,
             version: self.secrets.version(&file.content),
             changed: latest.map(seconds),
-            lease_ends: first(&mut views.iter().map(|view| view.ends)),
-            next: first(&mut views.iter().map(|view| view.next)),
+            lease_ends: ends.map(|end| times.at(end)),
+            next: next.map(|next| times.at(next)),
             strict: file.stale == Stale::Unhealthy,
             trouble: trouble(cause, self.reporter.troubles[id.index()], times),
         }
@@ -358,25 +332,22 @@ impl<S: Source + 'static> Fetch<'_, S> {
         if matches!(content, Content::Token) {
             return vec![self.machine.view(Subject::Session, now)];
         }
-        let mut queries = render::queries(content);
-        queries.retain(|query| query.index() < self.secrets.table.len());
-        let view = |query| self.machine.view(Subject::Query(query), now);
-        queries.into_iter().map(view).collect()
+        let known = self.secrets.queries.len();
+        render::queries(content)
+            .into_iter()
+            .filter(|query| query.index() < known)
+            .map(|query| self.machine.view(Subject::Query(query), now))
+            .collect()
     }
 
     /// The trouble with a file that is served.
     fn cause(&self, file: FileId, views: &[SubjectStatus<'_>]) -> Option<String> {
-        if let Some(why) = self.queue.refusal(file) {
-            return Some(why.to_owned());
-        }
-        if let Some(why) = self.secrets.error(file) {
-            return Some(why);
-        }
-        if let Some(failure) = views.iter().find_map(|view| view.trouble) {
-            return Some(failure.message.clone());
-        }
+        let refusal = self.queue.refusal(file).map(str::to_owned);
+        let failure = views.iter().find_map(|view| view.trouble);
+        let failure = failure.map(|failure| failure.message.clone());
         let has_ended = views.iter().any(|view| view.ended);
-        has_ended.then(|| "it has ended, and no successor came yet".to_owned())
+        let end = has_ended.then(|| "it has ended, and no successor came yet".to_owned());
+        refusal.or(self.secrets.error(file)).or(failure).or(end)
     }
 }
 
@@ -394,10 +365,7 @@ impl Times {
             .wall
             .checked_add(moment.since(self.now))
             .and_then(|wall| wall.checked_sub(self.now.since(moment)));
-        match wall {
-            Some(wall) => seconds(wall),
-            None => u64::MAX,
-        }
+        wall.map_or(u64::MAX, seconds)
     }
 }
 
@@ -429,8 +397,9 @@ mod tests {
     use super::*;
     use crate::clock::RealClock;
     use crate::exit::Exit;
+    use crate::names::RestartHistory;
     use crate::render::tests::plan;
-    use crate::status::Counts;
+    use crate::status::{Counts, WallsReport};
 
     #[test]
     fn it_is_looked_at_twice_a_second_at_most_and_written_every_five() {
@@ -440,7 +409,7 @@ mod tests {
             swap: None,
         };
         let mut reporter = Reporter::new(
-            &Settings {
+            Settings {
                 served,
                 past: RestartHistory::default(),
                 walls: WallsReport::default(),

@@ -15,6 +15,8 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
 
+const SOUND: &str = "a request neither panics nor is cancelled before the end";
+
 /// The response to a request.
 pub(super) enum Outcome {
     Read(QueryId, TokenId, Result<Reply, Failure>),
@@ -27,19 +29,17 @@ pub(super) enum Outcome {
 /// A request of the schedule. Nothing is sent before the exchange is polled, and only
 /// `Requests::send` has it polled.
 pub(super) enum Prepared<T> {
-    Login(Exchange<T>),
-    Revocation(Exchange<T>),
-    Other(Exchange<T>),
+    Login(Exchange<Done<T>>),
+    Revocation(Exchange<Done<T>>),
+    Other(Exchange<Outcome>),
 }
 
-type Exchange<T> = Pin<Box<dyn Future<Output = Done<T>>>>;
+type Exchange<D> = Pin<Box<dyn Future<Output = D>>>;
 
-/// The result of an exchange.
+/// The result of a login or a revocation.
 pub(super) enum Done<T> {
     LoggedIn(TokenId, Result<(T, TokenGrant), Failure>),
-    Read(QueryId, TokenId, Result<Reply, Failure>),
     Revoked(TokenId, Result<Ownership, Failure>),
-    Other(ScheduleInput),
 }
 
 /// The tokens in the checkpoint.
@@ -54,7 +54,7 @@ type Tokens<T> = BTreeMap<TokenId, Rc<T>>;
 
 /// The requests and tokens; must live in a `LocalSet`.
 pub(super) struct Requests<S: Source> {
-    source: Rc<S>,
+    pub(super) source: Rc<S>,
     /// The living tokens.
     tokens: Tokens<S::Token>,
     /// The tokens whose revocation is prepared or in flight.
@@ -66,7 +66,7 @@ pub(super) struct Requests<S: Source> {
     /// Logins and revocations, which the end of the role waits for.
     session: JoinSet<Done<S::Token>>,
     /// All other requests.
-    others: JoinSet<Done<S::Token>>,
+    others: JoinSet<Outcome>,
 }
 
 impl<S: Source + 'static> Requests<S> {
@@ -104,21 +104,16 @@ impl<S: Source + 'static> Requests<S> {
     /// not receive is prepared again.
     pub(super) fn resume(&mut self, state: RequestsState) {
         self.current = state.current;
-        let doomed: Vec<_> = state.doomed.iter().map(|(id, _)| *id).collect();
-        for (id, text) in state.tokens.into_iter().chain(state.doomed) {
-            if let Some(token) = self.source.token(text.as_bytes()) {
-                self.tokens.insert(id, Rc::new(token));
+        for (is_doomed, tokens) in [(false, state.tokens), (true, state.doomed)] {
+            for (id, text) in tokens {
+                if let Some(token) = self.source.token(text.as_bytes()) {
+                    self.tokens.insert(id, Rc::new(token));
+                    if is_doomed {
+                        self.prepare_revocation(id);
+                    }
+                }
             }
         }
-        for id in doomed {
-            if self.tokens.contains_key(&id) {
-                self.prepare_revocation(id);
-            }
-        }
-    }
-
-    pub(super) fn source(&self) -> &S {
-        &self.source
     }
 
     /// Prepares `request`: `send` sends it once a checkpoint mentions it.
@@ -135,27 +130,27 @@ impl<S: Source + 'static> Requests<S> {
                 let token = self.token(id);
                 Prepared::Other(Box::pin(async move {
                     let result = source.renew_token(&token).await;
-                    Done::Other(ScheduleInput::TokenRenewed(id, result))
+                    Outcome::Input(ScheduleInput::TokenRenewed(id, result))
                 }))
             }
             Request::LookUp(id) => {
                 let token = self.token(id);
                 Prepared::Other(Box::pin(async move {
                     let result = source.look_up_token(&token).await;
-                    Done::Other(ScheduleInput::LookedUp(id, result))
+                    Outcome::Input(ScheduleInput::LookedUp(id, result))
                 }))
             }
             Request::Read(query, id) => {
-                let (token, read) = (self.token(id), queries[query].clone());
+                let (token, read) = (self.token(id), queries.read(query).clone());
                 Prepared::Other(Box::pin(async move {
-                    Done::Read(query, id, source.read(&token, &read).await)
+                    Outcome::Read(query, id, source.read(&token, &read).await)
                 }))
             }
             Request::Renew(query, id, lease, increment) => {
                 let token = self.token(id);
                 Prepared::Other(Box::pin(async move {
                     let result = source.renew(&token, &lease, increment).await;
-                    Done::Other(ScheduleInput::Renewed(query, id, result))
+                    Outcome::Input(ScheduleInput::Renewed(query, id, result))
                 }))
             }
         });
@@ -198,12 +193,11 @@ impl<S: Source + 'static> Requests<S> {
 
     /// The next response; pends while no request is in flight. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Outcome {
-        let done = tokio::select! {
-            Some(done) = self.session.join_next(), if !self.session.is_empty() => done,
-            Some(done) = self.others.join_next(), if !self.others.is_empty() => done,
+        tokio::select! {
+            Some(done) = self.session.join_next() => self.take(done),
+            Some(outcome) = self.others.join_next() => outcome.expect(SOUND),
             else => std::future::pending().await,
-        };
-        self.take(done)
+        }
     }
 
     /// The bytes of the current token, for the files that hold the token.
@@ -218,7 +212,7 @@ impl<S: Source + 'static> Requests<S> {
         self.others.abort_all();
         let all = async {
             loop {
-                for id in self.tokens.keys().copied().collect::<Vec<_>>() {
+                while let Some(&id) = self.tokens.keys().next() {
                     self.prepare_revocation(id);
                 }
                 for prepared in self.take_prepared() {
@@ -240,21 +234,19 @@ impl<S: Source + 'static> Requests<S> {
     }
 
     fn take(&mut self, done: Result<Done<S::Token>, JoinError>) -> Outcome {
-        match done.expect("a request neither panics nor is cancelled before the end") {
-            Done::LoggedIn(id, Ok((token, grant))) => {
-                self.tokens.insert(id, Rc::new(token));
-                self.current = Some(id);
-                Outcome::Input(ScheduleInput::LoggedIn(Ok(grant)))
+        match done.expect(SOUND) {
+            Done::LoggedIn(id, result) => {
+                let grant = result.map(|(token, grant)| {
+                    self.tokens.insert(id, Rc::new(token));
+                    self.current = Some(id);
+                    grant
+                });
+                Outcome::Input(ScheduleInput::LoggedIn(grant))
             }
-            Done::LoggedIn(_, Err(failure)) => {
-                Outcome::Input(ScheduleInput::LoggedIn(Err(failure)))
-            }
-            Done::Read(query, id, result) => Outcome::Read(query, id, result),
             Done::Revoked(id, result) => {
                 self.doomed.remove(&id);
                 Outcome::Revoked(result)
             }
-            Done::Other(input) => Outcome::Input(input),
         }
     }
 

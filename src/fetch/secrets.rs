@@ -40,8 +40,8 @@ pub(super) struct Secrets<'p> {
     pub(super) table: QueryTable,
     /// By query, in the order of the table.
     pub(super) queries: Chunks<QueryState>,
-    /// By query. A file may use a query that the table does not have yet.
-    uses: Vec<QueryUse>,
+    /// The queries of files. A file may use a query that the table does not have yet.
+    uses: BTreeMap<QueryId, QueryUse>,
     /// By file the keyed hash of the last rendered content: contents are compared without being
     /// kept. (64 bits under a random key: two contents are taken for one in 2^-64 of all changes.)
     pub(super) hashes: Chunks<Option<u64>>,
@@ -63,7 +63,7 @@ pub(super) struct SecretsState {
 }
 
 /// The state of a query.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct QueryState {
     /// Whether the last good reply is kept.
     kept: bool,
@@ -109,27 +109,21 @@ impl<'p> Secrets<'p> {
         queries: Vec<QueryState>,
         hashes: Vec<Option<u64>>,
     ) -> Self {
-        let mut uses = vec![QueryUse::default(); queries.len()];
+        let mut uses: BTreeMap<_, QueryUse> = BTreeMap::new();
         for (id, file) in ids(plan).zip(&plan.files) {
             let read = render::queries(&file.content);
             for query in &read {
-                if uses.len() <= query.index() {
-                    uses.resize_with(query.index() + 1, QueryUse::default);
-                }
-                uses[query.index()].files.push(id);
-                uses[query.index()].shared |= read.len() > 1;
+                let query_use = uses.entry(*query).or_default();
+                query_use.files.push(id);
+                query_use.shared |= read.len() > 1;
             }
         }
-        let of_size = match plan.filesystem.size {
-            Some(size) => usize::try_from(size).unwrap_or(usize::MAX),
-            None => 0,
-        };
+        let of_size = usize::try_from(plan.filesystem.size.unwrap_or(0)).unwrap_or(usize::MAX);
         let limit = of_size.saturating_mul(2).max(WAITING);
-        let needed = uses.iter().filter(|used| used.is_used()).count();
         Self {
             plan,
             table,
-            unread: needed - queries.iter().filter(|query| query.kept).count(),
+            unread: uses.len() - queries.iter().filter(|query| query.kept).count(),
             queries: Chunks::new(queries, query_shape(plan)),
             uses,
             hashes: Chunks::new(hashes, file_shape(plan)),
@@ -143,9 +137,6 @@ impl<'p> Secrets<'p> {
     pub(super) fn add(&mut self, read: Read) {
         self.table.add(read);
         self.queries.push(QueryState::default());
-        if self.uses.len() < self.queries.len() {
-            self.uses.push(QueryUse::default());
-        }
     }
 
     /// Whether the first publication was made.
@@ -156,22 +147,22 @@ impl<'p> Secrets<'p> {
     /// Whether all kept replies can be read. After a crash in the middle of the first
     /// publication replies may be missing.
     pub(super) fn has_kept_replies(&self, publisher: &Publisher) -> bool {
-        let kept: BTreeSet<_> = (0_u32..)
-            .map(QueryId)
-            .zip(&*self.queries)
-            .filter(|(_, state)| state.kept)
-            .map(|(query, _)| query)
-            .collect();
+        let kept = self.select(|query| self.queries[query.index()].kept);
         self.replies.load(publisher, &kept).len() == kept.len()
+    }
+
+    /// The queries of the table that `is_wanted`.
+    fn select(&self, is_wanted: impl Fn(&QueryId) -> bool) -> BTreeSet<QueryId> {
+        let ids = (0_u32..).map(QueryId).take(self.queries.len());
+        ids.filter(is_wanted).collect()
     }
 
     /// The names of the files with values of a query.
     pub(super) fn names(&self, query: QueryId) -> impl Iterator<Item = &'p FileName> {
         let plan = self.plan;
-        self.uses[query.index()]
-            .files
-            .iter()
-            .map(|file| &plan.files[file.index()].name)
+        let files = self.uses.get(&query).map(|used| used.files.iter());
+        let files = files.unwrap_or_default();
+        files.map(|file| &plan.files[file.index()].name)
     }
 
     /// Takes the reply to `query`.
@@ -182,11 +173,13 @@ impl<'p> Secrets<'p> {
         reply: Reply,
         token: Option<&[u8]>,
     ) -> Rendered {
-        if self.queries[query.index()].failure.is_some() {
-            self.queries[query.index()].failure = None;
-        }
-        let QueryUse { files, shared } = self.uses[query.index()].clone();
-        let version = version(&reply);
+        self.queries
+            .update(query.index(), |state| state.failure = None);
+        let QueryUse { files, shared } = self.uses.get(&query).cloned().unwrap_or_default();
+        let version = match reply.engine {
+            Engine::Kv2 { version, .. } => Some(version),
+            Engine::Other => None,
+        };
         if version.is_some() && self.queries[query.index()].version == version {
             return if files.iter().any(|file| self.errors.contains_key(file)) {
                 Rendered::Unusable(Vec::new())
@@ -214,7 +207,8 @@ impl<'p> Secrets<'p> {
             return Rendered::Unusable(self.add_errors(errors));
         }
         if version.is_some() {
-            self.queries[query.index()].version = version;
+            self.queries
+                .update(query.index(), |state| state.version = version);
         }
         match rendered {
             Ok(changes) => {
@@ -261,9 +255,9 @@ impl<'p> Secrets<'p> {
 
     /// Records a failed read of `query`.
     pub(super) fn failed(&mut self, query: QueryId, failure: &Failure) {
-        if self.queries[query.index()].failure.as_ref() != Some(failure) {
-            self.queries[query.index()].failure = Some(failure.clone());
-        }
+        self.queries.update(query.index(), |state| {
+            state.failure = Some(failure.clone());
+        });
     }
 
     /// Why the last reply to a query of the file cannot be rendered, for the report.
@@ -316,14 +310,15 @@ impl<'p> Secrets<'p> {
                     Exit::Unavailable,
                 ));
             };
-            if let (false, Some(failure)) = (state.kept, &state.failure) {
+            if state.kept {
+                continue;
+            }
+            if let Some(failure) = &state.failure {
                 return Some((failure.message.clone(), failure.cause.exit()));
             }
-            if !state.kept {
-                let path = &self.table[query].path;
-                let why = format!("reading {path}: no answer came yet");
-                return Some((why, Exit::Unavailable));
-            }
+            let path = &self.table.read(query).path;
+            let why = format!("reading {path}: no answer came yet");
+            return Some((why, Exit::Unavailable));
         }
         None
     }
@@ -333,13 +328,7 @@ impl<'p> Secrets<'p> {
         if self.unread > 0 {
             return Rendered::Nothing;
         }
-        let (mut all, mut shared) = (BTreeSet::new(), BTreeSet::new());
-        for (query, used) in (0_u32..).map(QueryId).zip(&self.uses) {
-            all.insert(query);
-            if used.shared {
-                shared.insert(query);
-            }
-        }
+        let all = self.select(|_| true);
         let loaded = self.replies.load(publisher, &all);
         let values = Values {
             replies: self.with_waiting(&loaded),
@@ -349,9 +338,12 @@ impl<'p> Secrets<'p> {
             return Rendered::Nothing;
         };
         self.state.complete = true;
+        let shared = self.select(|query| self.uses.get(query).is_some_and(|used| used.shared));
         self.replies.retain(publisher, &shared);
-        for index in 0..self.queries.len() {
-            self.queries[index].kept = self.uses[index].shared;
+        for query in all {
+            let is_kept = shared.contains(&query);
+            self.queries
+                .update(query.index(), |state| state.kept = is_kept);
         }
         Rendered::First(self.changed(changes))
     }
@@ -359,12 +351,10 @@ impl<'p> Secrets<'p> {
     /// The kept replies to the other queries of `files`.
     fn load_others(&self, publisher: &Publisher, query: QueryId, files: &[FileId]) -> Replies {
         let mut others = BTreeSet::new();
-        if self.uses[query.index()].shared {
-            for file in files {
-                others.extend(render::queries(&self.plan.files[file.index()].content));
-            }
-            others.remove(&query);
+        for file in files {
+            others.extend(render::queries(&self.plan.files[file.index()].content));
         }
+        others.remove(&query);
         self.replies.load(publisher, &others)
     }
 
@@ -381,10 +371,12 @@ impl<'p> Secrets<'p> {
         query: QueryId,
         reply: Reply,
     ) -> Result<(), RenderProblem> {
-        let used = &self.uses[query.index()];
+        let used = &self.uses[&query];
         self.replies.store(publisher, query, reply, !used.shared)?;
-        if !self.queries[query.index()].kept {
-            self.queries[query.index()].kept = true;
+        let is_first = self
+            .queries
+            .update(query.index(), |state| state.kept = true);
+        if is_first {
             self.unread = self.unread.saturating_sub(1);
         }
         Ok(())
@@ -403,31 +395,14 @@ impl<'p> Secrets<'p> {
             let mut hasher = DefaultHasher::new();
             (self.state.key, &**bytes).hash(&mut hasher);
             let hash = Some(hasher.finish());
-            let is_new = self.hashes[file.index()] != hash;
-            if is_new {
-                self.hashes[file.index()] = hash;
-            }
-            is_new
+            self.hashes.update(file.index(), |last| *last = hash)
         });
         changes
     }
 }
 
-impl QueryUse {
-    fn is_used(&self) -> bool {
-        !self.files.is_empty()
-    }
-}
-
 fn ids(plan: &Plan) -> impl Iterator<Item = FileId> + use<> {
-    (0..u32::try_from(plan.files.len()).unwrap_or(u32::MAX)).map(FileId)
-}
-
-fn version(reply: &Reply) -> Option<u64> {
-    match reply.engine {
-        Engine::Kv2 { version, .. } => Some(version),
-        Engine::Other => None,
-    }
+    (0_u32..).map(FileId).take(plan.files.len())
 }
 
 #[cfg(test)]

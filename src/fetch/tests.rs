@@ -823,7 +823,7 @@ async fn an_announcement_that_fails_is_tried_again_and_is_told_once_when_it_succ
     let mut publisher = Publisher::new(Arc::clone(&arena));
     let change = (FileId(0), Zeroizing::new(b"one".to_vec()));
     let publication = queue.offer(&mut publisher, vec![change], &clock);
-    notifier.published(&publication.expect("there is room"));
+    notifier.published(Some(publication.expect("there is room")));
     // No `serve` answers in this directory. Up to three rounds were asked for already.
     for _ in 0..6 {
         let failed = announced.recv().await.expect("the thread lives");
@@ -1233,12 +1233,15 @@ async fn a_query_that_is_found_while_running_is_read_renewed_and_survives_a_deat
     let root = tempfile::tempdir().expect("a directory");
     let (clock, settings) = (PausedClock::new(), settings());
     let life = async |is_second: bool| {
-        let (sender, mut announced) = unbounded_channel();
+        let (sender, announced) = unbounded_channel();
         let open = WriteRoot::Tmpfs(directory(root.path()));
         let timing = Timing::new(plan.server.retry_max);
         let private = PrivateFiles::open(&arena, &plan);
         let backend = Backend::open(open, &arena, &plan, sender, clock.now());
+        let watch = watch::readable(end.as_fd()).expect("a socket");
         let mut fetch = Fetch {
+            control: Control { link: &end, watch },
+            announced,
             clock: &clock,
             plan: &plan,
             arena: &arena,
@@ -1248,25 +1251,23 @@ async fn a_query_that_is_found_while_running_is_read_renewed_and_survives_a_deat
             queue: Queue::new(backend.expect("a directory"), &plan, timing.slow),
             notifier: Notifier::new(&end, &plan),
             publisher: Publisher::new(Arc::clone(&arena)),
-            reporter: Reporter::new(&settings, &plan, &clock),
+            reporter: Reporter::new(settings.clone(), &plan, &clock),
             checkpoint: CheckpointFiles::open(private),
             look_at: None,
             settle: false,
         };
         fetch.resume(timing);
         fetch.add_query(&plan.queries[0]);
-        let watch = watch::readable(end.as_fd()).expect("a socket");
-        let control = Control { link: &end, watch };
         if !is_second {
-            let run = fetch.run(&control, &mut announced);
+            let run = fetch.run();
             assert!(tokio::time::timeout(MINUTES(1), run).await.is_err());
             assert!(!fetch.secrets.is_complete());
         }
-        assert_eq!(fetch.secrets.table.len(), 1 + usize::from(is_second));
+        assert_eq!(fetch.secrets.queries.len(), 1 + usize::from(is_second));
         for _ in 0..2 {
             assert_eq!(fetch.add_query(&found), QueryId(1));
         }
-        let run = fetch.run(&control, &mut announced);
+        let run = fetch.run();
         assert!(tokio::time::timeout(MINUTES(50), run).await.is_err());
     };
     for is_second in [false, true] {

@@ -7,6 +7,7 @@ use crate::lease::source::{Engine, Reply};
 use crate::names::{FileId, FileName, QueryId, SecretPath};
 use crate::shown::{ShownName, distance};
 use crate::template::{ExecError, SecretView};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -90,8 +91,10 @@ impl RenderError {
     /// The message with the field that was probably meant. Only the log may have the names of fields,
     /// because everybody may read the report.
     pub fn in_log(&self) -> String {
-        if let RenderProblem::Missing { similar, .. } = &self.problem
-            && let Some(name) = similar
+        if let RenderProblem::Missing {
+            similar: Some(name),
+            ..
+        } = &self.problem
         {
             format!("{self}; hint: did you mean `{name}`?")
         } else {
@@ -163,30 +166,25 @@ pub fn queries(content: &Content) -> Vec<QueryId> {
 }
 
 fn content(file: &File, values: &Values<'_>) -> Result<Zeroizing<Vec<u8>>, RenderProblem> {
-    let reply = |query: &QueryId| values.replies.get(query).copied();
+    let replies = &values.replies;
+    if queries(&file.content)
+        .iter()
+        .any(|query| !replies.contains_key(query))
+    {
+        return Err(RenderProblem::Unread);
+    }
     let bytes = match &file.content {
-        Content::Field { query, field } => {
-            let reply = reply(query).ok_or(RenderProblem::Unread)?;
-            bytes(field, find_field(reply, field)?)?
-        }
+        Content::Field { query, field } => bytes(&replies[query].fields, field)?,
         Content::Json { query } => {
-            let fields = &reply(query).ok_or(RenderProblem::Unread)?.fields;
+            let fields = &replies[query].fields;
             if fields.is_empty() && file.empty == Empty::Refuse {
                 return Err(RenderProblem::Empty);
             }
-            compact(fields)
+            json(fields)
         }
-        Content::Template(template) => {
-            if queries(&file.content)
-                .iter()
-                .any(|query| reply(query).is_none())
-            {
-                return Err(RenderProblem::Unread);
-            }
-            template
-                .execute(&|query| reply(query).map(view))
-                .map_err(RenderProblem::Template)?
-        }
+        Content::Template(template) => template
+            .execute(&|query| Some(view(replies.get(query)?)))
+            .map_err(RenderProblem::Template)?,
         Content::Token => Zeroizing::new(values.token.ok_or(RenderProblem::Unread)?.to_vec()),
     };
     if bytes.is_empty() && file.empty == Empty::Refuse {
@@ -194,13 +192,6 @@ fn content(file: &File, values: &Values<'_>) -> Result<Zeroizing<Vec<u8>>, Rende
     } else {
         Ok(bytes)
     }
-}
-
-fn find_field<'a>(reply: &'a Reply, field: &str) -> Result<&'a Value, RenderProblem> {
-    find(&reply.fields, field).ok_or_else(|| RenderProblem::Missing {
-        field: field.to_owned(),
-        similar: similar(&reply.fields, field),
-    })
 }
 
 /// The field that was probably meant by `field`: the name differs in letter case or in a few bytes.
@@ -229,21 +220,27 @@ fn find<'a>(object: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     })
 }
 
-fn bytes(field: &str, value: &Value) -> Result<Zeroizing<Vec<u8>>, RenderProblem> {
+fn bytes(fields: &Map<String, Value>, field: &str) -> Result<Zeroizing<Vec<u8>>, RenderProblem> {
+    let Some(value) = find(fields, field) else {
+        return Err(RenderProblem::Missing {
+            field: field.to_owned(),
+            similar: similar(fields, field),
+        });
+    };
     match value {
         Value::Null => Err(RenderProblem::Null(field.to_owned())),
         Value::String(text) => Ok(Zeroizing::new(text.as_bytes().to_vec())),
         Value::Bool(_) | Value::Number(_) => Ok(Zeroizing::new(value.to_string().into_bytes())),
-        Value::Array(_) | Value::Object(_) => Ok(compact(value)),
+        Value::Array(_) | Value::Object(_) => Ok(json(value)),
     }
 }
 
 /// JSON without spaces, keys sorted at every level (`serde_json`'s map is a sorted one).
-fn compact(value: &impl serde::Serialize) -> Zeroizing<Vec<u8>> {
-    let mut bytes = Zeroizing::new(Vec::new());
-    serde_json::to_writer(&mut *bytes, value)
-        .expect("a parsed JSON value can be written to memory");
-    bytes
+///
+/// # Panics
+/// On a map whose keys are not text.
+pub fn json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(serde_json::to_vec(value).expect("plain data, with names as keys"))
 }
 
 fn view(reply: &Reply) -> SecretView<'_> {

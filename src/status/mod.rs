@@ -49,18 +49,15 @@ impl Now {
 /// Formats seconds in the two greatest units: `3m20s`.
 fn span(seconds: u64) -> String {
     const UNITS: [(u64, char); 4] = [(86_400, 'd'), (3_600, 'h'), (60, 'm'), (1, 's')];
-    let greatest = UNITS
-        .iter()
-        .position(|(unit, _)| seconds >= *unit)
-        .unwrap_or(UNITS.len() - 1);
-    let (unit, name) = UNITS[greatest];
-    let second = UNITS
-        .get(greatest + 1)
-        .map(|(smaller, name)| (seconds % unit / smaller, name));
-    let rest = second
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, name)| format!("{count}{name}"));
-    format!("{}{name}{}", seconds / unit, rest.unwrap_or_default())
+    for ((unit, name), (smaller, next)) in UNITS.iter().zip(&UNITS[1..]) {
+        let (count, rest) = (seconds / unit, seconds % unit / smaller);
+        match (count, rest) {
+            (0, _) => {}
+            (_, 0) => return format!("{count}{name}"),
+            _ => return format!("{count}{name}{rest}{next}"),
+        }
+    }
+    format!("{seconds}s")
 }
 
 #[cfg(test)]

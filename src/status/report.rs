@@ -28,7 +28,7 @@ pub struct Report {
     /// `CLOCK_MONOTONIC`, which does not jump.
     pub due_monotonic_ms: u64,
     /// The parts that were omitted because the whole report did not fit.
-    #[serde(default, skip_serializing_if = "Detail::is_full")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub detail: Detail,
     /// How the files are served.
     pub served: Served,
@@ -86,11 +86,11 @@ pub struct Served {
     /// `fuse` or `tmpfs`.
     pub how: ShownName,
     /// The reason why FUSE was refused, if the fallback is used.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<ShownCause>,
     /// The reason why files of the fallback could now be written to a swap, although no swap was
     /// reachable at the start.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub swap: Option<Trouble>,
 }
 
@@ -115,7 +115,7 @@ pub struct Roles {
     /// The writer of this report.
     pub fetch: i32,
     /// The role that answers the kernel; `None` on a tmpfs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub serve: Option<i32>,
     /// Deaths of `fetch` since the start.
     #[serde(default)]
@@ -131,10 +131,10 @@ pub struct Roles {
     #[serde(default)]
     pub serve_crashes: u32,
     /// What becomes of the kernel's requests that a dead `serve` had taken.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,
     /// The part of the checkpoint that is saved.
-    #[serde(default, skip_serializing_if = "Checkpoint::is_whole")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub checkpoint: Checkpoint,
 }
 
@@ -152,24 +152,17 @@ pub enum Checkpoint {
     Nothing,
 }
 
-impl Checkpoint {
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-    fn is_whole(&self) -> bool {
-        *self == Self::Whole
-    }
-}
-
 /// The login.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
     /// The end of the token, if a token exists and expires.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ends: Option<u64>,
     /// Logins in doubt: each may have left a token that lives until its TTL ends.
     #[serde(default)]
     pub lost_logins: u32,
     /// The trouble with the login or with the token's renewal.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,
 }
 
@@ -183,22 +176,22 @@ pub struct FileReport {
     /// Changes of the content since the start, including the first value.
     pub changes: u64,
     /// The version of the secret, if the file comes from one secret of KV v2.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
     /// The last change of the content.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub changed: Option<u64>,
     /// The end of the lease (of the first lease, if the file has several).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub lease_ends: Option<u64>,
     /// The time of the next request for the file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<u64>,
     /// `stale = "unhealthy"`: the file must not be served after the end of its secret.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub strict: bool,
     /// The current trouble.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Trouble>,
 }
 
@@ -226,10 +219,8 @@ pub struct Trouble {
     pub since: u64,
 }
 
-impl Detail {
-    fn is_full(&self) -> bool {
-        *self == Self::Full
-    }
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Counts {
@@ -256,10 +247,8 @@ impl Counts {
 impl Report {
     /// A copy without causes, for a report that does not fit.
     pub fn without_causes(&self) -> Self {
-        let mut report = Self {
-            detail: Detail::NoCauses,
-            ..self.clone()
-        };
+        let mut report = self.clone();
+        report.detail = Detail::NoCauses;
         let troubles = report
             .files
             .iter_mut()
@@ -274,18 +263,11 @@ impl Report {
     /// A copy with counts instead of files, for a report that does not fit without causes either: a
     /// few hundred bytes.
     pub fn counted(&self) -> Self {
-        let small = Self {
-            files: Vec::new(),
-            served: Served {
-                fallback: None,
-                ..self.served.clone()
-            },
-            ..self.clone()
-        };
-        Self {
-            detail: Detail::Counts(Counts::of(&self.files)),
-            ..small.without_causes()
-        }
+        let mut small = self.without_causes();
+        small.detail = Detail::Counts(Counts::of(&self.files));
+        small.files = Vec::new();
+        small.served.fallback = None;
+        small
     }
 
     /// Moves the dates of the report to the ones of a later heartbeat.

@@ -85,16 +85,13 @@ fn head(report: &Report, now: Now) -> String {
         roles.fetch,
         report.served.how
     );
-    let weak = swap_exposure(report, now)
-        .into_iter()
-        .chain(checkpoint_loss(report))
-        .chain(missing_detail(report));
-    text.extend(
-        overdue(report, now)
-            .into_iter()
-            .chain(weak)
-            .map(|line| line + "\n"),
-    );
+    let notes = [
+        overdue(report, now),
+        swap_exposure(report, now),
+        checkpoint_loss(report),
+        missing_detail(report),
+    ];
+    text.extend(notes.into_iter().flatten().map(|line| line + "\n"));
     let Detail::Counts(it) = report.detail else {
         return text + "\n";
     };

@@ -10,6 +10,7 @@
 mod parse;
 
 use crate::names::SecretPath;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::io::{self, Write};
@@ -26,7 +27,7 @@ pub const MAX_OUTPUT: usize = 1 << 20;
 pub struct Template<Q>(Vec<Piece<Q>>);
 
 /// A read of a secret: `secret "PATH"` or `secret "PATH?version=3"` in a template.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Read {
     /// The path as written: KV v2 with or without `data/`.
     pub path: SecretPath,
