@@ -76,7 +76,7 @@ impl Scheduler {
     /// The queries whose schedules changed since the last call: all new queries, and after `resume`
     /// the queries that differ from the checkpoint.
     pub fn take_changed(&mut self) -> BTreeSet<QueryId> {
-        self.queries.take_changed()
+        std::mem::take(&mut self.queries.changed)
     }
 
     /// The token that requests are made with.
@@ -191,10 +191,9 @@ impl Scheduler {
         let failed = |renewal: &mut Renewal| renewal.failed(subject, kind, failure, is_current, cx);
         let look_up = match subject {
             Subject::Session => failed(&mut self.session.renewal),
-            Subject::Query(query) => {
-                let change = |state: &mut QuerySchedule| failed(&mut state.renewal);
-                self.queries.change(query, change)
-            }
+            Subject::Query(query) => self
+                .queries
+                .change(query, |state| failed(&mut state.renewal)),
         };
         if look_up {
             self.session.look_up(token, &mut self.cx);
