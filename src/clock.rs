@@ -123,7 +123,7 @@ impl Default for Jitter {
 
 /// Exponential backoff with jitter: attempt n (from 0) waits between half and all of `min * 2^n`,
 /// never more than `max`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     /// The longest first wait.
     min: Duration,

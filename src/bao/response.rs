@@ -216,11 +216,10 @@ impl Response<'_> {
             return Ok(envelope.reply(fields, Engine::Other));
         }
         let (VersionedData { data, metadata }, envelope) = self.envelope()?;
-        let holds_nothing = || {
-            let why = "this version holds nothing";
-            self.operation.failure(Cause::NotFound, why)
-        };
-        let fields = data.ok_or_else(holds_nothing)?;
+        let fields = data.ok_or_else(|| {
+            self.operation
+                .failure(Cause::NotFound, "this version holds nothing")
+        })?;
         let version = self.require(version_of(&metadata), "the answer has no version")?;
         Ok(envelope.reply(fields, Engine::Kv2 { version, metadata }))
     }

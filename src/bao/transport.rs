@@ -189,7 +189,7 @@ impl Transport {
                 let stream = connector
                     .connect(name.clone(), stream)
                     .await
-                    .map_err(|error| handshake(&error))?;
+                    .map_err(handshake)?;
                 over(stream, request, most).await?
             }
         };
@@ -282,12 +282,9 @@ async fn collect(mut body: Incoming, limit: usize) -> Result<Zeroizing<Vec<u8>>,
 }
 
 /// Explains a failed handshake.
-fn handshake(error: &io::Error) -> TransportError {
-    match error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-    {
-        Some(cause) => TransportError::Tls(tls::explain(cause)),
-        None => TransportError::Tls(format!("the TLS handshake was cut: {}", error.kind())),
-    }
+fn handshake(error: io::Error) -> TransportError {
+    TransportError::Tls(match error.downcast() {
+        Ok(cause) => tls::explain(&cause),
+        Err(error) => format!("the TLS handshake was cut: {}", error.kind()),
+    })
 }

@@ -22,17 +22,13 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A schedule that logs in at `now` and then reads all `queries`.
-    pub fn new(queries: &[Query], timing: Timing, jitter: Jitter, now: Moment) -> Self {
-        let mut scheduler = Self {
+    /// A schedule that logs in at `now` and has no queries yet.
+    pub fn new(timing: Timing, jitter: Jitter, now: Moment) -> Self {
+        Self {
             session: SessionSchedule::new(now),
             queries: Queries::default(),
             cx: Context::new(timing, jitter, now),
-        };
-        for query in queries {
-            scheduler.add(query, now);
         }
-        scheduler
     }
 
     /// Adds a query with the next id. The read is due at `now`, and sent by the next step.
@@ -68,7 +64,7 @@ impl Scheduler {
     /// The schedule of one query, for the checkpoint.
     ///
     /// # Panics
-    /// On an id that neither `new` nor `add` gave.
+    /// On an id that `add` did not give.
     pub fn query(&self, query: QueryId) -> &QuerySchedule {
         self.queries.get(query)
     }

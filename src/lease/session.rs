@@ -152,10 +152,9 @@ impl SessionSchedule {
         let (Some(ttl), Some(CurrentToken { first, .. })) = (grant.ttl, self.token) else {
             return self.renewal.granted(Dates::default());
         };
-        let renewable = grant.renewable;
         let grant = Grant {
             ttl,
-            renewable,
+            renewable: grant.renewable,
             first,
         };
         let dates = grant.dates(cx.timing.grace, sent, &mut cx.jitter);
