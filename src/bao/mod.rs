@@ -22,24 +22,25 @@ use auth::Login;
 use http::Request;
 use http::header::{HeaderName, HeaderValue};
 use kv::{Route, SecretMount};
-use response::{BaoOperation, MountInfo, Response, TokenInfo};
+use response::{BaoOperation, Response, TokenInfo};
 use rustify::endpoint::Endpoint;
-use rustify::enums::{RequestMethod, RequestType, ResponseType};
+use rustify::enums::RequestMethod;
 use rustify::errors::ClientError;
+use rustify::http::build_request;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
-use transport::Transport;
+use transport::{Transport, TransportError};
 use vaultrs::api::token::requests::{
     LookupTokenSelfRequest, RenewTokenSelfRequest, RevokeTokenSelfRequest,
 };
 
 const TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
 const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
-/// A listener may require this header, so that a browser cannot be tricked into a request.
-const REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
+
+type BuiltRequest = Result<Request<Vec<u8>>, ClientError>;
 
 /// A server and a login to the server.
 pub struct Client {
@@ -62,7 +63,7 @@ pub struct Client {
 /// Saved for a successor process: the credentials of the last logins, and the mounts.
 #[derive(Serialize, Deserialize)]
 pub struct ClientExport {
-    login: auth::LoginExport,
+    login: auth::Seen,
     mounts: Vec<SecretMount>,
 }
 
@@ -120,72 +121,42 @@ impl Client {
     }
 
     /// Sends a request under `token`. A response without success is returned as a failure.
-    async fn call(
+    async fn call<'a>(
         &self,
-        endpoint: &impl Endpoint,
-        operation: BaoOperation<'_>,
+        request: BuiltRequest,
+        operation: BaoOperation<'a>,
         token: &ClientToken,
-    ) -> Result<Response, Failure> {
-        let response = self.send(endpoint, operation, token).await?;
-        match response.cause(operation) {
+    ) -> Result<Response<'a>, Failure> {
+        let response = self.send(request, operation, Some(token)).await?;
+        match response.cause() {
             None => Ok(response),
-            Some(cause) => Err(response.failure(operation, cause)),
+            Some(cause) => Err(response.failure(cause)),
         }
     }
 
-    /// Sends a request under `token` and returns a response of any status.
-    async fn send(
+    /// Sends a request under `token`, or a login, and returns a response of any status. After a
+    /// refused login another address is asked first.
+    async fn send<'a>(
         &self,
-        endpoint: &impl Endpoint,
-        operation: BaoOperation<'_>,
-        token: &ClientToken,
-    ) -> Result<Response, Failure> {
-        let request = endpoint.request(self.transport.origin());
-        let mut request = request.map_err(|_| operation.no_address())?;
+        request: BuiltRequest,
+        operation: BaoOperation<'a>,
+        token: Option<&ClientToken>,
+    ) -> Result<Response<'a>, Failure> {
+        let mut request = request.map_err(|_| {
+            operation.failure(Cause::NotFound, "its path cannot be written as an address")
+        })?;
         let headers = request.headers_mut();
-        headers.insert(TOKEN, token.value.clone());
-        if let Some(namespace) = &self.namespace {
+        let (namespace, avoid) = match token {
+            Some(token) => {
+                headers.insert(TOKEN, token.value.clone());
+                (&self.namespace, Vec::new())
+            }
+            None => (&self.login_namespace, self.refusing.borrow().clone()),
+        };
+        if let Some(namespace) = namespace {
             headers.insert(NAMESPACE, namespace.clone());
         }
-        self.exchange(request, operation, &[]).await
-    }
-
-    /// Sends a request. The addresses in `avoid` are tried last.
-    async fn exchange(
-        &self,
-        mut request: Request<Vec<u8>>,
-        operation: BaoOperation<'_>,
-        avoid: &[SocketAddr],
-    ) -> Result<Response, Failure> {
-        let headers = request.headers_mut();
-        headers.insert(REQUEST, HeaderValue::from_static("true"));
-        let limits = &self.transport.limits;
-        let most = if matches!(operation, BaoOperation::Read(_)) {
-            limits.secret
-        } else {
-            limits.other
-        };
-        let response = self.transport.send(request, most, avoid).await;
-        response.map_err(|error| operation.failure(error.cause(), &error.to_string()))
-    }
-
-    /// The failure of a login. After a refusal another address is asked next.
-    fn refused(&self, response: &Response, operation: BaoOperation<'_>, cause: Cause) -> Failure {
-        let elsewhere = response.from.elsewhere;
-        let cause = if matches!(cause, Cause::LockedOut { .. }) {
-            Cause::LockedOut { elsewhere }
-        } else {
-            cause
-        };
-        if cause.exit() == Exit::Login {
-            let mut refusing = self.refusing.borrow_mut();
-            if elsewhere {
-                refusing.push(response.from.address);
-            } else {
-                refusing.clear();
-            }
-        }
-        response.failure(operation, cause)
+        self.transport.send(request, operation, &avoid).await
     }
 
     /// The path to request for `path`. The server is asked once for each mount.
@@ -199,19 +170,12 @@ impl Client {
         {
             return Ok(route);
         }
+        let request = self.get(&format!("sys/internal/ui/mounts/{path}"), None);
         let operation = BaoOperation::FindMount(path);
-        let endpoint = Logical {
-            path: format!("sys/internal/ui/mounts/{path}"),
-            query: None,
-            body: None,
-        };
-        let response = self.call(&endpoint, operation, token).await?;
-        let info: MountInfo = response.data(operation)?;
-        let mount = SecretMount::new(path, &info)
-            .ok_or_else(|| operation.failure(Cause::Malformed, "the server named another mount"))?;
-        let route = mount
-            .route(path)
-            .ok_or_else(|| operation.failure(Cause::Malformed, "the path is the mount itself"))?;
+        let response = self.call(request, operation, token).await?;
+        let mount = SecretMount::new(path, &response.data()?);
+        let mount = response.require(mount, "the server named another mount")?;
+        let route = response.require(mount.route(path), "the path is the mount itself")?;
         self.mounts.borrow_mut().push(mount);
         Ok(route)
     }
@@ -225,19 +189,28 @@ impl Client {
                 "a version is asked for, but only KV version 2 keeps versions",
             ));
         }
-        let endpoint = Logical {
-            path: route.path,
-            query: read.version.map(|version| format!("version={version}")),
-            body: None,
+        let query = read.version.map(|version| format!("version={version}"));
+        let request = self.get(&route.path, query);
+        let response = self.send(request, operation, Some(token)).await?;
+        let Some(cause) = response.cause() else {
+            return response.reply(route.versioned);
         };
-        let response = self.send(&endpoint, operation, token).await?;
-        match response.cause(operation) {
-            None => response.reply(operation, route.versioned),
-            Some(cause) if route.versioned => Err(response
-                .gone(operation)
-                .unwrap_or_else(|| response.failure(operation, cause))),
-            Some(cause) => Err(response.failure(operation, cause)),
-        }
+        let gone = if route.versioned {
+            response.gone()
+        } else {
+            None
+        };
+        Err(gone.unwrap_or_else(|| response.failure(cause)))
+    }
+
+    fn get(&self, path: &str, query: Option<String>) -> BuiltRequest {
+        build_request(
+            &self.transport.origin,
+            path,
+            RequestMethod::GET,
+            query,
+            None,
+        )
     }
 }
 
@@ -251,22 +224,22 @@ impl Source for Client {
             .login
             .credentials()
             .map_err(|error| operation.failure(Cause::Login, &error.to_string()))?;
-        let request = self.login.request(&credentials, self.transport.origin());
-        let mut request = request.map_err(|_| operation.no_address())?;
-        if let Some(namespace) = &self.login_namespace {
-            request.headers_mut().insert(NAMESPACE, namespace.clone());
+        let request = self.login.request(&credentials, &self.transport.origin);
+        let response = self.send(request, operation, None).await?;
+        if let Some(cause) = response.cause() {
+            if cause.exit() == Exit::Login {
+                let mut refusing = self.refusing.borrow_mut();
+                if response.from.elsewhere {
+                    refusing.push(response.from.address);
+                } else {
+                    refusing.clear();
+                }
+            }
+            return Err(response.failure(cause));
         }
-        let avoid = self.refusing.borrow().clone();
-        let response = self.exchange(request, operation, &avoid).await?;
-        if let Some(cause) = response.cause(operation) {
-            return Err(self.refused(&response, operation, cause));
-        }
-        let auth = response.auth(operation)?;
+        let auth = response.auth()?;
         let token = ClientToken::new(&auth.client_token, self.login.ownership());
-        let token = token.ok_or_else(|| {
-            let why = "the answer's token cannot be sent in a header";
-            operation.failure(Cause::Malformed, why)
-        })?;
+        let token = response.require(token, "the answer's token cannot be sent in a header")?;
         self.mounts.borrow_mut().clear();
         self.login.worked(credentials);
         self.refusing.borrow_mut().clear();
@@ -287,14 +260,14 @@ impl Source for Client {
 
     fn export_credentials(&self) -> ClientExport {
         ClientExport {
-            login: self.login.export(),
+            login: self.login.seen.borrow().clone(),
             mounts: self.mounts.borrow().clone(),
         }
     }
 
     fn import_credentials(&self, kept: ClientExport) {
-        self.login.import(kept.login);
-        *self.mounts.borrow_mut() = kept.mounts;
+        self.login.seen.replace(kept.login);
+        self.mounts.replace(kept.mounts);
     }
 
     fn commit_credentials(&self) {
@@ -304,13 +277,9 @@ impl Source for Client {
     async fn read(&self, token: &ClientToken, read: &Read) -> Result<Reply, Failure> {
         // Reads of the same mount wait for one lookup: the limit bounds the wait, too.
         let limit = self.transport.limits.total;
-        let late = || {
-            BaoOperation::Read(&read.path)
-                .failure(Cause::Unreachable, &format!("no answer within {limit:?}"))
-        };
-        tokio::time::timeout(limit, self.read_within(token, read))
-            .await
-            .unwrap_or_else(|_| Err(late()))
+        let late = |_| TransportError::Late(limit).failure(BaoOperation::Read(&read.path));
+        let reply = tokio::time::timeout(limit, self.read_within(token, read)).await;
+        reply.map_err(late).flatten()
     }
 
     async fn renew(
@@ -321,37 +290,33 @@ impl Source for Client {
     ) -> Result<Lease, Failure> {
         let body =
             serde_json::json!({ "lease_id": lease.as_str(), "increment": increment.as_secs() });
-        let endpoint = Logical {
-            path: "sys/leases/renew".to_owned(),
-            query: None,
-            body: Some(body.to_string().into_bytes()),
-        };
-        let operation = BaoOperation::RenewLease;
-        let response = self.call(&endpoint, operation, token).await?;
-        response
-            .lease(operation)?
-            .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no lease"))
+        let request = build_request(
+            &self.transport.origin,
+            "sys/leases/renew",
+            RequestMethod::POST,
+            None,
+            Some(body.to_string().into_bytes()),
+        );
+        let response = self.call(request, BaoOperation::RenewLease, token).await?;
+        response.lease()
     }
 
     async fn renew_token(&self, token: &ClientToken) -> Result<TokenGrant, Failure> {
-        let operation = BaoOperation::RenewToken;
-        let endpoint = RenewTokenSelfRequest { increment: None };
-        let response = self.call(&endpoint, operation, token).await?;
-        Ok(response.auth(operation)?.grant())
+        let request = RenewTokenSelfRequest { increment: None }.request(&self.transport.origin);
+        let response = self.call(request, BaoOperation::RenewToken, token).await?;
+        Ok(response.auth()?.grant())
     }
 
     async fn look_up_token(&self, token: &ClientToken) -> Result<TokenGrant, Failure> {
-        let operation = BaoOperation::LookUpToken;
-        let endpoint = LookupTokenSelfRequest {};
-        let response = self.call(&endpoint, operation, token).await?;
-        Ok(response.data::<TokenInfo>(operation)?.grant())
+        let request = LookupTokenSelfRequest {}.request(&self.transport.origin);
+        let response = self.call(request, BaoOperation::LookUpToken, token).await?;
+        Ok(response.data::<TokenInfo>()?.grant())
     }
 
     async fn revoke_token(&self, token: &ClientToken) -> Result<Ownership, Failure> {
         if token.ownership == Ownership::Ours {
-            let endpoint = RevokeTokenSelfRequest {};
-            let operation = BaoOperation::RevokeToken;
-            self.call(&endpoint, operation, token).await?;
+            let request = RevokeTokenSelfRequest {}.request(&self.transport.origin);
+            self.call(request, BaoOperation::RevokeToken, token).await?;
         }
         Ok(token.ownership)
     }
@@ -364,39 +329,6 @@ fn header(namespace: Option<&str>) -> Result<Option<HeaderValue>, SetupError> {
         .filter(|name| !name.is_empty())
         .map(HeaderValue::from_str);
     value.transpose().map_err(|_| SetupError::Namespace)
-}
-
-/// A request without a type in vaultrs: a POST if there is a body, else a GET.
-struct Logical {
-    path: String,
-    query: Option<String>,
-    body: Option<Vec<u8>>,
-}
-
-impl Endpoint for Logical {
-    type Response = ();
-    const REQUEST_BODY_TYPE: RequestType = RequestType::JSON;
-    const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;
-
-    fn path(&self) -> String {
-        self.path.clone()
-    }
-
-    fn method(&self) -> RequestMethod {
-        if self.body.is_some() {
-            RequestMethod::POST
-        } else {
-            RequestMethod::GET
-        }
-    }
-
-    fn query(&self) -> Result<Option<String>, ClientError> {
-        Ok(self.query.clone())
-    }
-
-    fn body(&self) -> Result<Option<Vec<u8>>, ClientError> {
-        Ok(self.body.clone())
-    }
 }
 
 #[cfg(test)]

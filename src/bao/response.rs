@@ -4,10 +4,12 @@
 use crate::lease::source::{Cause, Engine, Failure, Lease, Reply, TokenGrant};
 use crate::names::{LeaseId, SecretPath};
 use crate::shown::{Shown, ShownCause};
+use http::header::{LOCATION, RETRY_AFTER};
+use http::{HeaderMap, Uri};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Map, Value};
-use std::fmt;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -33,36 +35,29 @@ const LOCKED_OUT: &str = ": the role is locked out for 15 min after five refused
                           hint: `bao auth tune -user-lockout-disable=true approle/`";
 
 /// An operation at the server, for messages and for the meaning of a status.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, thiserror::Error)]
 pub(super) enum BaoOperation<'a> {
     /// A login at the mount.
+    #[error("logging in at auth/{0}")]
     Login(&'a str),
     /// The look-up of a path's mount.
+    #[error("finding the mount of {0}")]
     FindMount(&'a SecretPath),
     /// The read of a path.
+    #[error("reading {0}")]
     Read(&'a SecretPath),
     /// The renewal of a lease.
+    #[error("renewing a lease")]
     RenewLease,
     /// The renewal of the token.
+    #[error("renewing the token")]
     RenewToken,
     /// The look-up of the token.
+    #[error("looking up the token")]
     LookUpToken,
     /// The revocation of the token.
+    #[error("revoking the token")]
     RevokeToken,
-}
-
-impl fmt::Display for BaoOperation<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Login(mount) => write!(f, "logging in at auth/{mount}"),
-            Self::FindMount(path) => write!(f, "finding the mount of {path}"),
-            Self::Read(path) => write!(f, "reading {path}"),
-            Self::RenewLease => f.write_str("renewing a lease"),
-            Self::RenewToken => f.write_str("renewing the token"),
-            Self::LookUpToken => f.write_str("looking up the token"),
-            Self::RevokeToken => f.write_str("revoking the token"),
-        }
-    }
 }
 
 impl BaoOperation<'_> {
@@ -74,11 +69,6 @@ impl BaoOperation<'_> {
             message: format!("{self}: {}", ShownCause::from(why)),
             retry_after: None,
         }
-    }
-
-    /// The failure of a request whose path no URI can have.
-    pub(super) fn no_address(self) -> Failure {
-        self.failure(Cause::NotFound, "its path cannot be written as an address")
     }
 
     /// The cause behind a status; `None` is success. `words` are the server's errors.
@@ -94,7 +84,7 @@ impl BaoOperation<'_> {
             (_, 300..=399) => Some(Cause::Unreachable),
             (_, 408 | 412 | 472 | 473 | 500..=599) => Some(Cause::Unavailable),
             (_, 429) => Some(Cause::RateLimited),
-            // The client sets `elsewhere`.
+            // `Response::cause` sets `elsewhere`.
             (Self::Login(_), 401 | 403) => Some(Cause::LockedOut { elsewhere: false }),
             (Self::Login(_), 400..=499) => Some(Cause::Rejected),
             (_, 401 | 403) => Some(Cause::Denied),
@@ -114,27 +104,30 @@ pub(super) struct Peer {
 }
 
 /// A whole response.
-pub(super) struct Response {
+pub(super) struct Response<'a> {
+    /// The operation that was asked for.
+    pub(super) operation: BaoOperation<'a>,
     /// The sender.
     pub(super) from: Peer,
     /// The status code.
     pub(super) status: u16,
-    /// `Retry-After`, if given as a number of seconds.
-    pub(super) retry_after: Option<Duration>,
-    /// The target of a redirect, without path and query: `scheme://host:port`.
-    pub(super) location: Option<String>,
+    /// The headers.
+    pub(super) headers: HeaderMap,
     /// The body.
     pub(super) body: Zeroizing<Vec<u8>>,
 }
 
-impl Response {
+impl Response<'_> {
     /// The cause of a failure; `None` for success.
-    pub(super) fn cause(&self, operation: BaoOperation<'_>) -> Option<Cause> {
+    pub(super) fn cause(&self) -> Option<Cause> {
         if self.wants_tls() {
-            Some(Cause::Unreachable)
-        } else {
-            operation.cause(self.status, &self.words())
+            return Some(Cause::Unreachable);
         }
+        let mut cause = self.operation.cause(self.status, &self.words());
+        if let Some(Cause::LockedOut { elsewhere }) = &mut cause {
+            *elsewhere = self.from.elsewhere;
+        }
+        cause
     }
 
     /// Whether a TLS server refuses a plain request (Go's `net/http`): says nothing about the
@@ -147,25 +140,45 @@ impl Response {
     }
 
     /// The failure that the response stands for.
-    pub(super) fn failure(&self, operation: BaoOperation<'_>, cause: Cause) -> Failure {
+    pub(super) fn failure(&self, cause: Cause) -> Failure {
         Failure {
-            retry_after: self.retry_after,
-            ..operation.failure(cause, &self.why(operation))
+            retry_after: self.retry_after(),
+            ..self.operation.failure(cause, &self.why())
         }
     }
 
-    /// Parses the JSON of `operation`.
-    pub(super) fn parse<T: DeserializeOwned>(
-        &self,
-        operation: BaoOperation<'_>,
-    ) -> Result<T, Failure> {
+    /// `Retry-After`, if given as a number of seconds.
+    fn retry_after(&self) -> Option<Duration> {
+        let seconds = self.headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+        Some(Duration::from_secs(seconds.parse().ok()?))
+    }
+
+    /// Scheme and authority of a redirect, without path and query, which may hold secrets.
+    fn location(&self) -> Option<String> {
+        let uri: Uri = self.headers.get(LOCATION)?.to_str().ok()?.parse().ok()?;
+        match (uri.scheme_str(), uri.authority()) {
+            (Some(scheme), Some(at)) => Some(format!(
+                "{scheme}://{}",
+                at.as_str().rsplit('@').next().unwrap_or_default()
+            )),
+            _ => Some("another path of the same address".to_owned()),
+        }
+    }
+
+    /// A part of the response which must be there: `why` explains the absence.
+    pub(super) fn require<T>(&self, part: Option<T>, why: &str) -> Result<T, Failure> {
+        part.ok_or_else(|| self.operation.failure(Cause::Malformed, why))
+    }
+
+    /// Parses the JSON.
+    fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         let (size, parsed) = (self.body.len(), parsed_size(&self.body));
         if parsed > PARSED {
             let why = format!(
                 "the answer of {size} bytes has too many values: \
                  in memory it takes {parsed} bytes, more than {PARSED}"
             );
-            return Err(operation.failure(Cause::Malformed, &why));
+            return Err(self.operation.failure(Cause::Malformed, &why));
         }
         // A message of serde_json may quote a value: only the position is reported.
         serde_json::from_slice(&self.body).map_err(|error| {
@@ -174,91 +187,77 @@ impl Response {
                 error.line(),
                 error.column()
             );
-            operation.failure(Cause::Malformed, &why)
+            self.operation.failure(Cause::Malformed, &why)
         })
     }
 
-    /// Parses the `data` of the JSON of `operation`.
-    pub(super) fn data<T: DeserializeOwned>(
-        &self,
-        operation: BaoOperation<'_>,
-    ) -> Result<T, Failure> {
-        self.envelope(operation).map(|(data, _)| data)
+    /// Parses the `data` of the JSON.
+    pub(super) fn data<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        self.envelope().map(|(data, _)| data)
     }
 
     /// Parses the token of a login or a renewal.
-    pub(super) fn auth(&self, operation: BaoOperation<'_>) -> Result<TokenInfo, Failure> {
-        let envelope: Envelope<IgnoredAny, TokenInfo> = self.parse(operation)?;
-        envelope
-            .auth
-            .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no token"))
+    pub(super) fn auth(&self) -> Result<TokenInfo, Failure> {
+        let envelope: Envelope<IgnoredAny, TokenInfo> = self.parse()?;
+        self.require(envelope.auth, "the answer has no token")
     }
 
     /// Parses the lease of a lease's renewal.
-    pub(super) fn lease(&self, operation: BaoOperation<'_>) -> Result<Option<Lease>, Failure> {
-        let envelope: Envelope<IgnoredAny> = self.parse(operation)?;
-        Ok(envelope.reply(Map::new(), Engine::Other).lease())
+    pub(super) fn lease(&self) -> Result<Lease, Failure> {
+        let envelope: Envelope<IgnoredAny> = self.parse()?;
+        let lease = envelope.reply(Map::new(), Engine::Other).lease();
+        self.require(lease, "the answer has no lease")
     }
 
     /// The secret in the response.
-    pub(super) fn reply(
-        &self,
-        operation: BaoOperation<'_>,
-        versioned: bool,
-    ) -> Result<Reply, Failure> {
+    pub(super) fn reply(&self, versioned: bool) -> Result<Reply, Failure> {
         if !versioned {
-            let (fields, envelope) = self.envelope(operation)?;
+            let (fields, envelope) = self.envelope()?;
             return Ok(envelope.reply(fields, Engine::Other));
         }
-        let (VersionedData { data, metadata }, envelope) = self.envelope(operation)?;
-        let fields =
-            data.ok_or_else(|| operation.failure(Cause::NotFound, "this version holds nothing"))?;
-        let version = version_of(&metadata)
-            .ok_or_else(|| operation.failure(Cause::Malformed, "the answer has no version"))?;
+        let (VersionedData { data, metadata }, envelope) = self.envelope()?;
+        let fields = data.ok_or_else(|| {
+            self.operation
+                .failure(Cause::NotFound, "this version holds nothing")
+        })?;
+        let version = self.require(version_of(&metadata), "the answer has no version")?;
         Ok(envelope.reply(fields, Engine::Kv2 { version, metadata }))
     }
 
     /// The `data` of the response, and the envelope without `data`.
-    fn envelope<T: DeserializeOwned>(
-        &self,
-        operation: BaoOperation<'_>,
-    ) -> Result<(T, Envelope<T>), Failure> {
-        let mut envelope: Envelope<T> = self.parse(operation)?;
-        match envelope.data.take() {
-            Some(data) => Ok((data, envelope)),
-            None => Err(operation.failure(Cause::Malformed, "the answer has no data")),
-        }
+    fn envelope<T: DeserializeOwned>(&self) -> Result<(T, Envelope<T>), Failure> {
+        let mut envelope: Envelope<T> = self.parse()?;
+        let data = self.require(envelope.data.take(), "the answer has no data")?;
+        Ok((data, envelope))
     }
 
     /// The failure of a deleted or destroyed version: KV version 2 answers 404 with the metadata of
     /// the version.
-    pub(super) fn gone(&self, operation: BaoOperation<'_>) -> Option<Failure> {
+    pub(super) fn gone(&self) -> Option<Failure> {
         if self.status != 404 {
             return None;
         }
-        let VersionedData { metadata, .. } = self.data(operation).ok()?;
+        let VersionedData { metadata, .. } = self.data().ok()?;
         let version = version_of(&metadata)?;
         let how = match (metadata.get("destroyed"), metadata.get("deletion_time")) {
             (Some(Value::Bool(true)), _) => "was destroyed".to_owned(),
             (_, Some(Value::String(time))) => format!("was deleted at {time}"),
             _ => "was deleted".to_owned(),
         };
-        Some(operation.failure(Cause::NotFound, &format!("version {version} {how}")))
+        let why = format!("version {version} {how}");
+        Some(self.operation.failure(Cause::NotFound, &why))
     }
 
     /// The server's errors in one line, cut and cleaned; empty without errors.
     fn words(&self) -> String {
         #[derive(Deserialize)]
         struct Errors {
-            errors: Option<Vec<String>>,
+            errors: Vec<String>,
         }
         if self.status < 300 || parsed_size(&self.body) > PARSED {
             return String::new();
         }
-        let Ok(Errors {
-            errors: Some(errors),
-        }) = serde_json::from_slice(&self.body)
-        else {
+        let Ok(Errors { errors }) = serde_json::from_slice(&self.body) else {
             return String::new();
         };
         let words = errors.join("; ");
@@ -267,13 +266,15 @@ impl Response {
             .to_string()
     }
 
-    fn why(&self, operation: BaoOperation<'_>) -> String {
+    fn why(&self) -> String {
         let status = self.status;
         let words = self.words();
-        match (operation, status) {
+        match (self.operation, status) {
             (_, 300..=399) => {
-                let location = self.location.as_deref();
-                let to = location.unwrap_or("an address that cannot be read");
+                let location = self.location();
+                let to = location
+                    .as_deref()
+                    .unwrap_or("an address that cannot be read");
                 format!(
                     "the server redirects to {to} ({status}), which is not followed; \
                      hint: set `address` to the active server itself"
@@ -375,25 +376,18 @@ impl TokenInfo {
 pub(super) struct MountInfo {
     /// The path of the mount.
     pub(super) path: String,
-    options: Option<MountOptions>,
+    options: Option<BTreeMap<String, String>>,
     r#type: String,
-}
-
-#[derive(Deserialize)]
-struct MountOptions {
-    version: Option<String>,
 }
 
 impl MountInfo {
     /// Whether the mount is KV version 2.
     pub(super) fn versioned(&self) -> bool {
-        let Some(MountOptions {
-            version: Some(version),
-        }) = &self.options
-        else {
+        let Some(options) = &self.options else {
             return false;
         };
-        matches!(self.r#type.as_str(), "kv" | "generic") && version == "2"
+        matches!(self.r#type.as_str(), "kv" | "generic")
+            && options.get("version").is_some_and(|version| version == "2")
     }
 }
 
@@ -408,16 +402,16 @@ struct VersionedData {
 mod tests {
     use super::*;
 
-    fn answer(status: u16, body: &str) -> Response {
+    fn answer<'a>(operation: BaoOperation<'a>, status: u16, body: &str) -> Response<'a> {
         let from = Peer {
             address: ([127, 0, 0, 1], 8200).into(),
             elsewhere: false,
         };
         Response {
+            operation,
             from,
             status,
-            retry_after: None,
-            location: None,
+            headers: HeaderMap::new(),
             body: Zeroizing::new(body.as_bytes().to_vec()),
         }
     }
@@ -510,7 +504,7 @@ mod tests {
             ("<html>hunter2</html>", "the server answered 403"),
             (&long, &format!("{}… (403)", "x".repeat(279))),
         ] {
-            let failure = answer(403, body).failure(BaoOperation::RenewToken, Cause::Denied);
+            let failure = answer(BaoOperation::RenewToken, 403, body).failure(Cause::Denied);
             assert_eq!(failure.message, format!("renewing the token: {want}"));
         }
     }
@@ -532,7 +526,7 @@ mod tests {
         ];
         for (n, (one, taken, refused)) in table.into_iter().enumerate() {
             for (count, cause) in [(taken, None), (refused, Some(Cause::Malformed))] {
-                let reply = answer(200, &fields(one, count)).reply(BaoOperation::RenewToken, false);
+                let reply = answer(BaoOperation::RenewToken, 200, &fields(one, count)).reply(false);
                 let len = reply.as_ref().ok().map(|reply| reply.fields.len());
                 assert_eq!(
                     (len, reply.as_ref().err().map(|failure| failure.cause)),
@@ -558,16 +552,16 @@ mod tests {
             "]".repeat(200)
         );
         assert_eq!(
-            answer(200, &deep)
-                .reply(BaoOperation::RenewToken, false)
+            answer(BaoOperation::RenewToken, 200, &deep)
+                .reply(false)
                 .expect_err("too deep")
                 .cause,
             Cause::Malformed
         );
         let errors = format!(r#"{{"errors":[{}""]}}"#, "\"\",".repeat(30_000));
         assert_eq!(
-            answer(403, &errors)
-                .failure(BaoOperation::RenewToken, Cause::Denied)
+            answer(BaoOperation::RenewToken, 403, &errors)
+                .failure(Cause::Denied)
                 .message,
             "renewing the token: the server answered 403"
         );
@@ -583,7 +577,7 @@ mod tests {
             "auth": { "client_token": "s.hunter2", "lease_duration": 60 },
             "warnings": vec![&long; 20],
         });
-        let reply = answer(200, &body.to_string()).reply(operation, false);
+        let reply = answer(operation, 200, &body.to_string()).reply(false);
         let reply = reply.expect("a reply");
         // KV v1 sends a duration, but no lease.
         assert_eq!(reply.lease(), None);
@@ -600,7 +594,7 @@ mod tests {
 
         let body = r#"{"lease_id":"db/1","lease_duration":60,"renewable":true,"warnings":null,
             "auth":null,"data":{"data":{"a":"b"},"metadata":{"version":3}}}"#;
-        let reply = answer(200, body).reply(operation, true).expect("a reply");
+        let reply = answer(operation, 200, body).reply(true).expect("a reply");
         let lease = reply.lease().expect("a lease");
         assert_eq!(
             (lease.id.as_str(), lease.ttl),
@@ -608,7 +602,7 @@ mod tests {
         );
         assert!(lease.renewable && reply.auth.is_none() && reply.warnings.is_empty());
         let body = r#"{"data":{"a":"b"}}"#;
-        let reply = answer(200, body).reply(operation, false).expect("a reply");
+        let reply = answer(operation, 200, body).reply(false).expect("a reply");
         assert_eq!((reply.lease(), reply.ttl), (None, Duration::ZERO));
     }
 
@@ -620,8 +614,8 @@ mod tests {
             r#"{"data":{"hunter2"#,
             "hunter2",
         ] {
-            let failure = answer(200, body)
-                .data::<TokenInfo>(BaoOperation::LookUpToken)
+            let failure = answer(BaoOperation::LookUpToken, 200, body)
+                .data::<TokenInfo>()
                 .err()
                 .expect("a failure");
             assert_eq!(failure.cause, Cause::Malformed);
@@ -632,14 +626,14 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_body_panics_or_passes_a_control_character(status in 200_u16..600, body in ".{0,200}") {
-            let (path, response) = (SecretPath::new("secret/app").expect("a path"), answer(status, &body));
-            let operation = BaoOperation::Read(&path);
-            if let Some(cause) = response.cause(operation) {
-                let failure = response.gone(operation).unwrap_or_else(|| response.failure(operation, cause));
+            let path = SecretPath::new("secret/app").expect("a path");
+            let response = answer(BaoOperation::Read(&path), status, &body);
+            if let Some(cause) = response.cause() {
+                let failure = response.gone().unwrap_or_else(|| response.failure(cause));
                 proptest::prop_assert!(!failure.message.chars().any(char::is_control));
             }
-            let _ = response.reply(operation, true);
-            let _ = response.reply(operation, false);
+            let _ = response.reply(true);
+            let _ = response.reply(false);
         }
     }
 }

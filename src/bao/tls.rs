@@ -17,6 +17,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use zeroize::Zeroizing;
 
 /// The largest file of authorities, in bytes: the bundle of a system has 0.2 MiB.
 const BUNDLE: usize = 1 << 20;
@@ -56,14 +57,14 @@ pub(super) fn config(tls: &Tls) -> Result<Arc<ClientConfig>, SetupError> {
     let schemes = provider.signature_verification_algorithms;
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| SetupError::Identity(error.to_string()))?;
+        .expect("ring supports TLS 1.2 and TLS 1.3");
     let builder = match tls.verify {
         Verify::Skip => builder
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(NoVerification(schemes))),
         Verify::Full => builder.with_root_certificates(roots(tls)?),
     };
-    let mut config = match identity(tls)? {
+    let mut config = match identity(tls).map_err(SetupError::Identity)? {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => builder
             .with_client_auth_cert(chain, key)
@@ -83,27 +84,21 @@ pub(super) fn server_name(tls: &Tls, host: &str) -> Result<ServerName<'static>, 
 
 /// The authorities to verify the server by: the configured ones, else the system's.
 fn roots(tls: &Tls) -> Result<RootCertStore, SetupError> {
-    let mut roots = RootCertStore::empty();
     let (found, path) = match (&tls.ca_cert, &tls.ca_path) {
         (Some(file), _) => (authorities(file), file),
         (None, Some(dir)) => (authorities_in(dir), dir),
-        (None, None) => {
-            roots.add_parsable_certificates(load_native_certs().certs);
-            return if roots.is_empty() {
-                Err(SetupError::NoTrustStore)
-            } else {
-                Ok(roots)
-            };
-        }
+        (None, None) => return store(load_native_certs().certs).ok_or(SetupError::NoTrustStore),
     };
-    let refused = |why| SetupError::Authorities(path.clone(), why);
-    roots.add_parsable_certificates(found.map_err(refused)?);
-    if roots.is_empty() {
-        return Err(refused(
-            "it holds no certificate that can be used".to_owned(),
-        ));
-    }
-    Ok(roots)
+    let refused = |why: &str| SetupError::Authorities(path.clone(), why.to_owned());
+    store(found.map_err(|why| refused(&why))?)
+        .ok_or_else(|| refused("it holds no certificate that can be used"))
+}
+
+/// A store of the usable certificates, if there are any.
+fn store(certificates: Certificates) -> Option<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    let (usable, _) = roots.add_parsable_certificates(certificates);
+    (usable > 0).then_some(roots)
 }
 
 type Certificates = Vec<CertificateDer<'static>>;
@@ -125,8 +120,7 @@ fn authorities_in(dir: &Path) -> Result<Certificates, String> {
         if !fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
             continue;
         }
-        let bytes =
-            read_regular(&path, BUNDLE).map_err(|error| format!("{} {error}", path.display()))?;
+        let bytes = read(&path, BUNDLE)?;
         size += bytes.len();
         if size > DIRECTORY {
             return Err(format!(
@@ -140,6 +134,10 @@ fn authorities_in(dir: &Path) -> Result<Certificates, String> {
     Ok(found)
 }
 
+fn read(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, String> {
+    read_regular(path, limit).map_err(|error| format!("{} {error}", path.display()))
+}
+
 fn certificates(pem: &[u8]) -> Result<Certificates, String> {
     CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
@@ -148,22 +146,17 @@ fn certificates(pem: &[u8]) -> Result<Certificates, String> {
 
 type Identity = (Certificates, PrivateKeyDer<'static>);
 
-fn identity(tls: &Tls) -> Result<Option<Identity>, SetupError> {
+fn identity(tls: &Tls) -> Result<Option<Identity>, String> {
     let (cert, key) = match (&tls.client_cert, &tls.client_key) {
         (None, None) => return Ok(None),
         (Some(cert), Some(key)) => (cert, key),
-        (Some(_), None) => return Err(SetupError::Identity("`client_key` is missing".to_owned())),
-        (None, Some(_)) => return Err(SetupError::Identity("`client_cert` is missing".to_owned())),
+        (Some(_), None) => return Err("`client_key` is missing".to_owned()),
+        (None, Some(_)) => return Err("`client_cert` is missing".to_owned()),
     };
-    let read = |path: &Path| {
-        read_regular(path, LIMIT)
-            .map_err(|error| SetupError::Identity(format!("{} {error}", path.display())))
-    };
-    let broken =
-        |path: &Path, why: &str| SetupError::Identity(format!("{}: {why}", path.display()));
-    let chain = certificates(&read(cert)?).map_err(|why| broken(cert, &why))?;
-    let key = PrivateKeyDer::from_pem_slice(&read(key)?)
-        .map_err(|error| broken(key, &error.to_string()))?;
+    let chain =
+        certificates(&read(cert, LIMIT)?).map_err(|why| format!("{}: {why}", cert.display()))?;
+    let key = PrivateKeyDer::from_pem_slice(&read(key, LIMIT)?)
+        .map_err(|error| format!("{}: {error}", key.display()))?;
     Ok(Some((chain, key)))
 }
 

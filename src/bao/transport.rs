@@ -2,12 +2,13 @@
 //! never followed; time and size are bounded; a connection is closed after the response, so that no
 //! plaintext stays in the buffers.
 
-use super::response::{Peer, Response};
+use super::response::{BaoOperation, Peer, Response};
 use super::tls::{self, SetupError};
 use crate::config::plan::{Address, Scheme, Tls};
-use crate::lease::source::Cause;
-use http::header::{CONNECTION, HOST, HeaderValue, LOCATION, RETRY_AFTER};
-use http::{HeaderMap, Request, Uri};
+use crate::lease::source::{Cause, Failure};
+use http::header::{CONNECTION, HOST, HeaderName, HeaderValue};
+use http::response::Parts;
+use http::{Request, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::client::conn::http1;
@@ -22,6 +23,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
+/// A listener may require this header, so that a browser cannot be tricked into a request.
+const REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
 /// The buffer of a connection, in bytes; bounds the head of a response.
 const BUFFER: usize = 64 << 10;
 
@@ -77,14 +80,14 @@ pub(super) enum TransportError {
 }
 
 impl TransportError {
-    /// The class of the error, for the schedule.
-    pub(super) fn cause(&self) -> Cause {
-        match self {
-            Self::Resolve(..) | Self::Connect(..) | Self::Tls(_) | Self::Late(_) | Self::Cut => {
-                Cause::Unreachable
-            }
-            Self::TooLarge(_) | Self::NotHttp => Cause::Malformed,
-        }
+    /// The failure of `operation`.
+    pub(super) fn failure(&self, operation: BaoOperation<'_>) -> Failure {
+        let cause = if matches!(self, Self::TooLarge(_) | Self::NotHttp) {
+            Cause::Malformed
+        } else {
+            Cause::Unreachable
+        };
+        operation.failure(cause, &self.to_string())
     }
 }
 
@@ -105,7 +108,7 @@ pub(super) struct Transport {
     address: Address,
     /// `scheme://host:port`, the base of requests. A prefix here would end up behind `/v1`, or
     /// twice.
-    origin: String,
+    pub(super) origin: String,
     host: HeaderValue,
     tls: Option<(TlsConnector, ServerName<'static>)>,
 }
@@ -132,7 +135,7 @@ impl Transport {
             .parse::<Uri>()
             .map_err(|error| SetupError::Address(error.to_string()))?;
         let host = HeaderValue::try_from(format!("{literal}:{}", address.port))
-            .map_err(|error| SetupError::Address(error.to_string()))?;
+            .expect("an authority is visible ASCII");
         Ok(Self {
             limits: Limits::default(),
             address: address.clone(),
@@ -142,31 +145,32 @@ impl Transport {
         })
     }
 
-    /// The base of all request addresses.
-    pub(super) fn origin(&self) -> &str {
-        &self.origin
-    }
-
-    /// Sends `request`, whose path is relative to `/v1`, and reads the whole response of at most
-    /// `most` bytes. Addresses in `avoid` are tried last.
-    pub(super) async fn send(
+    /// Sends `request`, whose path is relative to `/v1`, and reads the whole response. Addresses in
+    /// `avoid` are tried last.
+    pub(super) async fn send<'a>(
         &self,
         request: Request<Vec<u8>>,
-        most: usize,
+        operation: BaoOperation<'a>,
         avoid: &[SocketAddr],
-    ) -> Result<Response, TransportError> {
+    ) -> Result<Response<'a>, Failure> {
         let limit = self.limits.total;
-        timeout(limit, self.exchange(request, most, avoid))
+        timeout(limit, self.exchange(request, operation, avoid))
             .await
             .unwrap_or(Err(TransportError::Late(limit)))
+            .map_err(|error| error.failure(operation))
     }
 
-    async fn exchange(
+    async fn exchange<'a>(
         &self,
         mut request: Request<Vec<u8>>,
-        most: usize,
+        operation: BaoOperation<'a>,
         avoid: &[SocketAddr],
-    ) -> Result<Response, TransportError> {
+    ) -> Result<Response<'a>, TransportError> {
+        let most = if matches!(operation, BaoOperation::Read(_)) {
+            self.limits.secret
+        } else {
+            self.limits.other
+        };
         let path = match request.uri().path_and_query() {
             Some(path) => path.as_str(),
             None => "/",
@@ -174,21 +178,28 @@ impl Transport {
         *request.uri_mut() = format!("{}/v1{path}", self.address.prefix)
             .parse()
             .map_err(|_| TransportError::NotHttp)?;
-        request.headers_mut().insert(HOST, self.host.clone());
-        request
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
+        let headers = request.headers_mut();
+        headers.insert(HOST, self.host.clone());
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        headers.insert(REQUEST, HeaderValue::from_static("true"));
         let (stream, from) = self.connect(avoid).await?;
-        match &self.tls {
-            None => over(stream, request, from, most).await,
+        let (head, body) = match &self.tls {
+            None => over(stream, request, most).await?,
             Some((connector, name)) => {
                 let stream = connector
                     .connect(name.clone(), stream)
                     .await
-                    .map_err(|error| handshake(&error))?;
-                over(stream, request, from, most).await
+                    .map_err(handshake)?;
+                over(stream, request, most).await?
             }
-        }
+        };
+        Ok(Response {
+            operation,
+            from,
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body,
+        })
     }
 
     /// Connects to the first of the server's addresses that accepts.
@@ -196,15 +207,14 @@ impl Transport {
         let (host, port) = (self.address.host.as_str(), self.address.port);
         let unresolved = |error| TransportError::Resolve(host.to_owned(), error);
         let mut last = unresolved(io::ErrorKind::NotFound.into());
-        let addresses = ordered(
-            tokio::net::lookup_host((host, port))
-                .await
-                .map_err(unresolved)?,
-            avoid,
-        );
+        let found = tokio::net::lookup_host((host, port)).await;
+        let mut addresses: Vec<_> = found.map_err(unresolved)?.collect();
+        // Otherwise in the resolver's order.
+        addresses.sort_by_key(|address| avoid.contains(address));
         for &address in &addresses {
-            match timeout(self.limits.connect, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => {
+            let connected = timeout(self.limits.connect, TcpStream::connect(address)).await;
+            match connected.map_err(io::Error::from).flatten() {
+                Ok(stream) => {
                     // A request behind a TLS handshake does not wait 40 ms for the handshake's
                     // delayed ACK.
                     stream
@@ -215,8 +225,7 @@ impl Transport {
                         .any(|other| *other != address && !avoid.contains(other));
                     return Ok((stream, Peer { address, elsewhere }));
                 }
-                Ok(Err(error)) => last = TransportError::Connect(address, error),
-                Err(_) => last = TransportError::Connect(address, io::ErrorKind::TimedOut.into()),
+                Err(error) => last = TransportError::Connect(address, error),
             }
         }
         Err(last)
@@ -227,9 +236,8 @@ impl Transport {
 async fn over(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Vec<u8>>,
-    from: Peer,
     most: usize,
-) -> Result<Response, TransportError> {
+) -> Result<(Parts, Zeroizing<Vec<u8>>), TransportError> {
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(BUFFER)
         .handshake(TokioIo::new(stream))
@@ -239,15 +247,7 @@ async fn over(
             .send_request(request.map(|body| Full::new(Bytes::from(body))))
             .await?
             .into_parts();
-        let body = collect(body, most).await?;
-        let (retry_after, location) = (retry_after(&head.headers), location(&head.headers));
-        Ok(Response {
-            from,
-            status: head.status.as_u16(),
-            retry_after,
-            location,
-            body,
-        })
+        Ok((head, collect(body, most).await?))
     };
     tokio::pin!(connection, answer);
     // The connection moves the bytes and may end first; the result is that of the response.
@@ -281,43 +281,10 @@ async fn collect(mut body: Incoming, limit: usize) -> Result<Zeroizing<Vec<u8>>,
     Ok(whole)
 }
 
-/// The addresses in the resolver's order, with the addresses in `avoid` last.
-fn ordered(addresses: impl Iterator<Item = SocketAddr>, avoid: &[SocketAddr]) -> Vec<SocketAddr> {
-    let mut addresses: Vec<_> = addresses.collect();
-    addresses.sort_by_key(|address| avoid.contains(address));
-    addresses
-}
-
 /// Explains a failed handshake.
-fn handshake(error: &io::Error) -> TransportError {
-    match error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-    {
-        Some(cause) => TransportError::Tls(tls::explain(cause)),
-        None => TransportError::Tls(format!("the TLS handshake was cut: {}", error.kind())),
-    }
-}
-
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers
-        .get(RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()?;
-    Some(Duration::from_secs(seconds))
-}
-
-/// Scheme and authority of a redirect, without path and query, which may hold secrets.
-fn location(headers: &HeaderMap) -> Option<String> {
-    let uri: Uri = headers.get(LOCATION)?.to_str().ok()?.parse().ok()?;
-    match (uri.scheme_str(), uri.authority()) {
-        (Some(scheme), Some(at)) => Some(format!(
-            "{scheme}://{}",
-            at.as_str().rsplit('@').next().unwrap_or_default()
-        )),
-        _ => Some("another path of the same address".to_owned()),
-    }
+fn handshake(error: io::Error) -> TransportError {
+    TransportError::Tls(match error.downcast() {
+        Ok(cause) => tls::explain(&cause),
+        Err(error) => format!("the TLS handshake was cut: {}", error.kind()),
+    })
 }

@@ -154,7 +154,7 @@ async fn work<S: Source + 'static>(job: FetchJob<'_, S>, clock: &dyn Clock) -> E
         clock,
         plan,
         arena,
-        machine: Scheduler::new(&[], timing, Jitter::new(), clock.now()),
+        machine: Scheduler::new(timing, Jitter::new(), clock.now()),
         secrets: Secrets::new(plan, &private),
         requests: Requests::new(source),
         queue: Queue::new(backend, plan, timing.slow),

@@ -2,7 +2,7 @@
 //! loop passes at once.
 
 use super::*;
-use crate::clock::PausedClock;
+use crate::clock::tests::PausedClock;
 use crate::config::plan::{Content, File};
 use crate::lease::source::{Cause, Engine, Failure, Lease, Ownership, TokenGrant};
 use crate::link::{FromRole, pair};
@@ -1245,7 +1245,7 @@ async fn a_query_that_is_found_while_running_is_read_renewed_and_survives_a_deat
             clock: &clock,
             plan: &plan,
             arena: &arena,
-            machine: Scheduler::new(&[], timing, Jitter::new(), clock.now()),
+            machine: Scheduler::new(timing, Jitter::new(), clock.now()),
             secrets: Secrets::new(&plan, &private),
             requests: Requests::new(server.clone()),
             queue: Queue::new(backend.expect("a directory"), &plan, timing.slow),

@@ -21,22 +21,8 @@ pub(super) struct Context {
 }
 
 impl Context {
-    pub(super) fn new(timing: Timing, jitter: Jitter, now: Moment) -> Self {
-        Self {
-            now,
-            timing,
-            jitter,
-            out: Vec::new(),
-        }
-    }
-
     pub(super) fn ask(&mut self, request: Request) {
         self.out.push(Effect::Ask(request));
-    }
-
-    /// The dates of a grant, counted from `sent`, when the server was asked.
-    pub(super) fn dates(&mut self, grant: Grant, reserve: Duration, sent: Moment) -> Dates {
-        grant.dates(reserve, sent, &mut self.jitter)
     }
 }
 
@@ -110,11 +96,11 @@ impl Renewal {
         if self.in_flight.is_some() || self.denied.is_some() {
             return None;
         }
-        match (self.renew.at, replace) {
-            (Some(renew), Some(replace)) if renew < replace => Some((renew, RequestKind::Renew)),
-            (_, Some(replace)) => Some((replace, RequestKind::Replace)),
-            (Some(renew), None) => Some((renew, RequestKind::Renew)),
-            (None, None) => None,
+        match self.renew.at {
+            Some(renew) if replace.is_none_or(|replace| renew < replace) => {
+                Some((renew, RequestKind::Renew))
+            }
+            Some(_) | None => Some((replace?, RequestKind::Replace)),
         }
     }
 
@@ -128,10 +114,7 @@ impl Renewal {
 
     /// Takes the response to the request in flight; returns the time of sending.
     pub(super) fn answered(&mut self, now: Moment) -> Moment {
-        match self.in_flight.take() {
-            Some((sent, _)) => sent,
-            None => now,
-        }
+        self.in_flight.take().map_or(now, |(sent, _)| sent)
     }
 
     /// A request succeeded: sets the dates and clears the failures.
@@ -151,15 +134,15 @@ impl Renewal {
         failure: &Failure,
         cx: &mut Context,
     ) {
-        let backoff = match failure.cause {
-            // The causes of a refused login are handled by `Refusals` and do not come here.
-            Cause::Denied
-            | Cause::NotFound
-            | Cause::Malformed
-            | Cause::Login
-            | Cause::Rejected
-            | Cause::LockedOut { .. } => cx.timing.slow,
-            Cause::Unreachable | Cause::Unavailable | Cause::RateLimited => cx.timing.retry,
+        // The causes of a refused login are handled by `Refusals` and do not come here; the other
+        // causes wait for a person.
+        let backoff = if matches!(
+            failure.cause,
+            Cause::Unreachable | Cause::Unavailable | Cause::RateLimited
+        ) {
+            cx.timing.retry
+        } else {
+            cx.timing.slow
         };
         let asked = failure.retry_after.unwrap_or_default();
         let wait = backoff
@@ -225,7 +208,7 @@ impl Renewal {
                 renewable: false,
                 first: ttl,
             };
-            self.granted(cx.dates(rest, cx.timing.grace, cx.now));
+            self.granted(rest.dates(cx.timing.grace, cx.now, &mut cx.jitter));
         }
         let wait = match self.replace.at {
             Some(at) => at.since(cx.now),

@@ -2,7 +2,7 @@
 //! `change` alone changes a query; no step walks over all queries but a refresh. Ids come from the
 //! table alone: an unknown id is a defect and panics.
 
-use super::attempts::{Context, RequestKind, TokenState};
+use super::attempts::{Context, TokenState};
 use super::protocol::{Effect, Subject, TokenId};
 use super::query::{Place, QuerySchedule};
 use crate::clock::Moment;
@@ -19,8 +19,8 @@ pub(super) struct Queries {
     schedules: Vec<QuerySchedule>,
     /// The index: the places of all queries.
     places: BTreeSet<(Place, QueryId)>,
-    /// The queries that changed since the last `take_changed`.
-    changed: BTreeSet<QueryId>,
+    /// The queries that changed since the scheduler last took the set.
+    pub(super) changed: BTreeSet<QueryId>,
 }
 
 impl Queries {
@@ -37,10 +37,8 @@ impl Queries {
     /// Adds a query with the next id.
     pub(super) fn add(&mut self, schedule: QuerySchedule) -> QueryId {
         let query = QueryId(u32::try_from(self.schedules.len()).expect("fewer than 2^32 queries"));
-        self.places
-            .extend(schedule.places().map(|place| (place, query)));
         self.schedules.push(schedule);
-        self.changed.insert(query);
+        self.change(query, |_| ());
         query
     }
 
@@ -63,11 +61,6 @@ impl Queries {
             .extend(schedule.places().map(|place| (place, query)));
         self.changed.insert(query);
         result
-    }
-
-    /// The queries that changed since the last call.
-    pub(super) fn take_changed(&mut self) -> BTreeSet<QueryId> {
-        std::mem::take(&mut self.changed)
     }
 
     /// Drops all requests in flight after a crash. Returns whether a dropped request may
@@ -105,8 +98,8 @@ impl Queries {
 
     /// Whether a served lease dies with `token`.
     pub(super) fn depend_on(&self, token: TokenId) -> bool {
-        let mut leases = self.range(Place::Leased(token), Place::Leased(token));
-        leases.next().is_some()
+        let leased = Place::Leased(token);
+        self.range(leased, leased).next().is_some()
     }
 
     /// Reads queries without a lease now, and repeats failed requests now.
@@ -129,11 +122,10 @@ impl Queries {
     /// Sends the due requests under `token`: renewals first, then by age, so that no query waits
     /// for others that keep failing. With `hold_mints`, nothing is minted.
     pub(super) fn send_due(&mut self, token: TokenId, hold_mints: bool, cx: &mut Context) {
-        while self.has_slot() {
-            let Some((kind, query)) = self.due(hold_mints, cx.now) else {
-                return;
-            };
-            let request = self.change(query, |state| state.begin(kind, query, token, cx.now));
+        while self.has_slot()
+            && let Some((_, query)) = self.due(hold_mints, cx.now)
+        {
+            let request = self.change(query, |state| state.begin(query, token, cx.now));
             cx.ask(request);
         }
     }
@@ -142,33 +134,25 @@ impl Queries {
     pub(super) fn wake(&self, has_token: bool, hold_mints: bool) -> Option<Moment> {
         let end = self.earliest(Place::Ends);
         // With all slots taken, only a response lets the next request go.
-        let requests = if has_token && self.has_slot() {
-            self.next(hold_mints)
-        } else {
-            [None, None]
-        };
-        let all = requests.into_iter().chain([end]).flatten();
-        all.map(|(at, _)| at).min()
+        let may_send = has_token && self.has_slot();
+        let requests = self.next(hold_mints).filter(|_| may_send);
+        requests.chain(end).map(|(at, _)| at).min()
     }
 
     /// The request to be sent next, if one is due.
-    fn due(&self, hold_mints: bool, now: Moment) -> Option<(RequestKind, QueryId)> {
-        match self.next(hold_mints) {
-            [Some((at, query)), _] if at <= now => Some((RequestKind::Renew, query)),
-            [_, Some((at, query))] if at <= now => Some((RequestKind::Replace, query)),
-            _ => None,
-        }
+    fn due(&self, hold_mints: bool, now: Moment) -> Option<(Moment, QueryId)> {
+        self.next(hold_mints).find(|(at, _)| *at <= now)
     }
 
     /// The next renewal and the next read; with `hold_mints`, of the reads that mint nothing.
-    fn next(&self, hold_mints: bool) -> [Option<(Moment, QueryId)>; 2] {
+    fn next(&self, hold_mints: bool) -> impl Iterator<Item = (Moment, QueryId)> {
         let mint = if hold_mints {
             None
         } else {
             self.earliest(Place::Mint)
         };
         let read = self.earliest(Place::Read).into_iter().chain(mint).min();
-        [self.earliest(Place::Renew), read]
+        self.earliest(Place::Renew).into_iter().chain(read)
     }
 
     /// Whether another read or renewal may be in flight.
@@ -179,12 +163,12 @@ impl Queries {
     /// The earliest moment of a kind of place, and the query.
     fn earliest(&self, place: fn(Moment) -> Place) -> Option<(Moment, QueryId)> {
         let mut range = self.range(place(Moment::FIRST), place(Moment::LAST));
-        match range.next()? {
-            (Place::Ends(at) | Place::Renew(at) | Place::Read(at) | Place::Mint(at), query) => {
-                Some((at, query))
-            }
-            (Place::InFlight | Place::AwaitsLookup | Place::Leased(_), _) => None,
-        }
+        let (Place::Ends(at) | Place::Renew(at) | Place::Read(at) | Place::Mint(at), query) =
+            range.next()?
+        else {
+            return None;
+        };
+        Some((at, query))
     }
 
     /// The queries with a place from `first` to `last`, for changes.
@@ -202,6 +186,7 @@ impl Queries {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lease::attempts::RequestKind;
 
     impl Queries {
         /// Compares the index, the next end and the due requests with a walk over all self.
@@ -226,7 +211,7 @@ mod tests {
                 });
                 let requests: BTreeSet<_> = requests.collect();
                 let due = requests.iter().find(|(_, at, _)| *at <= now);
-                let due = due.map(|(kind, _, query)| (*kind, *query));
+                let due = due.map(|(_, at, query)| (*at, *query));
                 assert_eq!(self.due(hold_mints, now), due);
 
                 let wake = requests.iter().map(|(_, at, _)| *at).chain(end).min();

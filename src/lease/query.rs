@@ -175,7 +175,7 @@ impl QuerySchedule {
             renewable: lease.renewable,
             first: held.first,
         };
-        let mut dates = cx.dates(grant, reserve, sent);
+        let mut dates = grant.dates(reserve, sent, &mut cx.jitter);
         if current != Some(held.token) {
             dates.replace = Some(sent);
         }
@@ -211,20 +211,14 @@ impl QuerySchedule {
         }
     }
 
-    /// Marks a request of `kind` under `token` as in flight, and returns the request.
-    pub(super) fn begin(
-        &mut self,
-        kind: RequestKind,
-        query: QueryId,
-        token: TokenId,
-        now: Moment,
-    ) -> Request {
-        self.renewal.in_flight = Some((now, kind));
-        match &self.lease {
-            Some(held) if kind == RequestKind::Renew => {
+    /// Marks the next request as in flight under `token`, and returns the request.
+    pub(super) fn begin(&mut self, query: QueryId, token: TokenId, now: Moment) -> Request {
+        self.renewal.in_flight = self.renewal.next().map(|(_, kind)| (now, kind));
+        match (&self.lease, self.renewal.in_flight) {
+            (Some(held), Some((_, RequestKind::Renew))) => {
                 Request::Renew(query, token, held.id.clone(), held.first)
             }
-            Some(_) | None => Request::Read(query, token),
+            (Some(_) | None, _) => Request::Read(query, token),
         }
     }
 

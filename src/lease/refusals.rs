@@ -61,22 +61,19 @@ impl Refusals {
         jitter: &mut Jitter,
     ) -> Option<Duration> {
         (self.why, self.proven) = (Some(failure.clone()), false);
-        let wait = match failure.cause {
-            Cause::LockedOut { elsewhere: true } if !self.moved => {
+        let wait = if let Cause::LockedOut { elsewhere } = failure.cause {
+            if elsewhere && !self.moved {
                 self.moved = true;
                 Some(Duration::ZERO)
+            } else {
+                Some(self.lockout(jitter))
             }
-            Cause::LockedOut { .. } => Some(self.lockout(jitter)),
-            Cause::Rejected => self.rejected(jitter),
+        } else if failure.cause == Cause::Rejected {
+            self.rejected(jitter)
+        } else {
             // `Login`: no credentials could be read, nothing was sent. The other causes do not come
             // here.
-            Cause::Login
-            | Cause::Denied
-            | Cause::NotFound
-            | Cause::Malformed
-            | Cause::Unreachable
-            | Cause::Unavailable
-            | Cause::RateLimited => return self.close(None, now),
+            return self.close(None, now);
         };
         self.last = Some(now);
         self.close(wait, now)

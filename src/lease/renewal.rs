@@ -3,14 +3,13 @@
 
 use crate::clock::{Backoff, Jitter, Moment};
 use crate::config::defaults;
-use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// The shortest delay, also for a misconfigured life or refresh.
 const SHORTEST: Duration = Duration::from_millis(20);
 
 /// The waits and intervals of the schedule.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug)]
 pub struct Timing {
     /// The wait after a failure that may end at any time: no connection, a sealed server.
     pub retry: Backoff,

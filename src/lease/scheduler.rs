@@ -22,17 +22,18 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A schedule that logs in at `now` and then reads all `queries`.
-    pub fn new(queries: &[Query], timing: Timing, jitter: Jitter, now: Moment) -> Self {
-        let mut scheduler = Self {
+    /// A schedule that logs in at `now` and has no queries yet.
+    pub fn new(timing: Timing, jitter: Jitter, now: Moment) -> Self {
+        Self {
             session: SessionSchedule::new(now),
             queries: Queries::default(),
-            cx: Context::new(timing, jitter, now),
-        };
-        for query in queries {
-            scheduler.add(query, now);
+            cx: Context {
+                now,
+                timing,
+                jitter,
+                out: Vec::new(),
+            },
         }
-        scheduler
     }
 
     /// Adds a query with the next id. The read is due at `now`, and sent by the next step.
@@ -45,19 +46,19 @@ impl Scheduler {
     /// sent: the `session`, and all queries in the order of the ids. Requests with lost responses
     /// are sent again; a lease that a lost response minted is revoked together with the token.
     pub fn resume(
-        mut session: SessionSchedule,
+        session: SessionSchedule,
         queries: Vec<QuerySchedule>,
         timing: Timing,
         now: Moment,
     ) -> Self {
-        let mut cx = Context::new(timing, Jitter::new(), now);
-        let mut queries = Queries::resume(queries);
-        session.resume(queries.drop_in_flight(), &mut cx);
-        Self {
+        let mut scheduler = Self {
+            queries: Queries::resume(queries),
             session,
-            queries,
-            cx,
-        }
+            ..Self::new(timing, Jitter::new(), now)
+        };
+        let minted = scheduler.queries.drop_in_flight();
+        scheduler.session.resume(minted, &mut scheduler.cx);
+        scheduler
     }
 
     /// The part of the schedule besides the queries, for the checkpoint.
@@ -68,7 +69,7 @@ impl Scheduler {
     /// The schedule of one query, for the checkpoint.
     ///
     /// # Panics
-    /// On an id that neither `new` nor `add` gave.
+    /// On an id that `add` did not give.
     pub fn query(&self, query: QueryId) -> &QuerySchedule {
         self.queries.get(query)
     }
@@ -76,12 +77,7 @@ impl Scheduler {
     /// The queries whose schedules changed since the last call: all new queries, and after `resume`
     /// the queries that differ from the checkpoint.
     pub fn take_changed(&mut self) -> BTreeSet<QueryId> {
-        self.queries.take_changed()
-    }
-
-    /// The token that requests are made with.
-    pub fn present(&self) -> Option<TokenId> {
-        self.session.current()
+        std::mem::take(&mut self.queries.changed)
     }
 
     /// The number of logins with responses lost in crashes: each may have left a token, which is
@@ -191,10 +187,9 @@ impl Scheduler {
         let failed = |renewal: &mut Renewal| renewal.failed(subject, kind, failure, is_current, cx);
         let look_up = match subject {
             Subject::Session => failed(&mut self.session.renewal),
-            Subject::Query(query) => {
-                let change = |state: &mut QuerySchedule| failed(&mut state.renewal);
-                self.queries.change(query, change)
-            }
+            Subject::Query(query) => self
+                .queries
+                .change(query, |state| failed(&mut state.renewal)),
         };
         if look_up {
             self.session.look_up(token, &mut self.cx);

@@ -116,13 +116,12 @@ impl SessionSchedule {
         }
         self.in_doubt = false;
         self.refusals.worked();
-        let token = CurrentToken {
+        self.token = Some(CurrentToken {
             id: TokenId(self.logins),
             since: sent,
             first: grant.ttl.unwrap_or_default(),
-        };
-        self.token = Some(token);
-        self.granted(grant, token.first, sent, cx);
+        });
+        self.granted(grant, sent, cx);
     }
 
     /// A refused login is repeated after a wait of `Refusals`, or with other credentials.
@@ -144,23 +143,22 @@ impl SessionSchedule {
 
     /// A request sent at `sent` renewed the current token.
     pub(super) fn token_renewed(&mut self, grant: TokenGrant, sent: Moment, cx: &mut Context) {
-        if let Some(current) = self.token {
-            self.sees_itself = true;
-            self.granted(grant, current.first, sent, cx);
-        }
+        self.sees_itself = true;
+        self.granted(grant, sent, cx);
     }
 
-    fn granted(&mut self, grant: TokenGrant, first: Duration, sent: Moment, cx: &mut Context) {
-        let Some(ttl) = grant.ttl else {
+    /// The current token was granted or renewed: sets the dates of the token.
+    fn granted(&mut self, grant: TokenGrant, sent: Moment, cx: &mut Context) {
+        let (Some(ttl), Some(CurrentToken { first, .. })) = (grant.ttl, self.token) else {
             return self.renewal.granted(Dates::default());
         };
-        let renewable = grant.renewable;
         let grant = Grant {
             ttl,
-            renewable,
+            renewable: grant.renewable,
             first,
         };
-        self.renewal.granted(cx.dates(grant, cx.timing.grace, sent));
+        let dates = grant.dates(cx.timing.grace, sent, &mut cx.jitter);
+        self.renewal.granted(dates);
     }
 
     /// A request under the current token got 403: the token is looked up, once for all requests.
@@ -225,11 +223,8 @@ impl SessionSchedule {
     /// A person asks for fresh secrets. A refresh soon after another one waits; further ones
     /// meanwhile are the same.
     pub(super) fn ask_refresh(&mut self, now: Moment) {
-        let earliest = match self.refreshed {
-            Some(last) => last.plus(REFRESH),
-            None => now,
-        };
-        self.refresh = Some(earliest.max(now));
+        let earliest = self.refreshed.map(|last| last.plus(REFRESH));
+        self.refresh = earliest.max(Some(now));
     }
 
     /// Whether a refresh is due. A login that waits is then tried now, if refusals allow.
@@ -247,9 +242,8 @@ impl SessionSchedule {
     /// Drops and returns the tokens whose end has come.
     pub(super) fn end_tokens(&mut self, cx: &mut Context) -> Vec<TokenId> {
         let is_over = |end: Option<Moment>| matches!(end, Some(end) if end <= cx.now);
-        let ended = self.retired.iter().filter(|old| is_over(old.end));
-        let mut ended: Vec<TokenId> = ended.map(|old| old.id).collect();
-        self.retired.retain(|old| !is_over(old.end));
+        let ended = self.retired.extract_if(.., |old| is_over(old.end));
+        let mut ended: Vec<_> = ended.map(|old| old.id).collect();
         if is_over(self.renewal.end) {
             self.renewal.end = None;
             self.renewal.renew = Attempt::default();
@@ -312,11 +306,9 @@ impl SessionSchedule {
 
     /// The next request. A login waits for the refusals before it.
     fn next(&self) -> Option<(Moment, RequestKind)> {
-        let replace = match self.renewal.replace.at {
-            Some(at) => self.refusals.admit(at),
-            None => None,
-        };
-        self.renewal.next_with(replace)
+        let replace = self.renewal.replace.at;
+        let admitted = replace.and_then(|at| self.refusals.admit(at));
+        self.renewal.next_with(admitted)
     }
 }
 

@@ -107,7 +107,7 @@ pub enum Engine {
 }
 
 /// A lease as the server granted it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// The lease id.
     pub id: LeaseId,
@@ -149,7 +149,7 @@ pub struct Failure {
 }
 
 /// Classes of failures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
     /// No connection, no response in time, an incomplete response, TLS refused, a redirect.
     Unreachable,

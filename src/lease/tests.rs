@@ -36,6 +36,14 @@ fn query(path: &str) -> Query {
     }
 }
 
+fn scheduler(queries: &[Query], seed: u64, now: Moment) -> Scheduler {
+    let mut machine = Scheduler::new(Timing::new(S(60)), Jitter::seeded(seed), now);
+    for query in queries {
+        machine.add(query, now);
+    }
+    machine
+}
+
 /// How a grant lives at the server.
 #[derive(Clone, Copy, Debug)]
 struct Life {
@@ -90,7 +98,7 @@ impl World {
         let queries: Vec<Query> = (0..leased + kv).map(|n| query(&format!("q{n}"))).collect();
         let now = at(1_000);
         Self {
-            machine: Scheduler::new(&queries, Timing::new(S(60)), Jitter::seeded(7), now),
+            machine: scheduler(&queries, 7, now),
             now,
             token,
             lease,
@@ -453,7 +461,7 @@ fn reads_that_hang_delay_a_renewal_by_one_of_them_and_starve_nobody() {
     // refreshed like all others.
     let slow = |n: u32| (1..41).contains(&n);
     let queries: Vec<Query> = (0..42).map(|n| query(&format!("q{n}"))).collect();
-    let mut machine = Scheduler::new(&queries, Timing::new(S(60)), Jitter::seeded(3), at(0));
+    let mut machine = scheduler(&queries, 3, at(0));
     let (mut answers, mut now) = (BTreeMap::<(Moment, u32), ScheduleInput>::new(), at(0));
     let (mut out, mut serial, mut good, mut renewals) = (0, 0, 0, 0);
     machine.step(ScheduleInput::Tick, now);
@@ -589,7 +597,7 @@ fn what_an_unheard_answer_may_have_minted_is_not_left_behind() {
         {
             assert_eq!(
                 Some(lease.token),
-                world.machine.present().map(|token| token.0),
+                world.machine.session().current().map(|token| token.0),
                 "seed {seed}: a lease was left behind"
             );
         }
@@ -827,7 +835,7 @@ fn a_refusal_is_told_while_the_tokens_renewals_work() {
             .is_none()
     );
     assert_eq!(
-        (world.logins(), world.machine.present()),
+        (world.logins(), world.machine.session().current()),
         (4, Some(TokenId(4)))
     );
 }
@@ -847,7 +855,7 @@ const S2: Duration = Duration::from_secs(2);
 
 #[test]
 fn the_servers_word_on_when_to_ask_again_is_kept() {
-    let mut machine = Scheduler::new(&[query("q")], Timing::new(S(60)), Jitter::seeded(1), at(0));
+    let mut machine = scheduler(&[query("q")], 1, at(0));
     machine.step(ScheduleInput::Tick, at(0));
     let limited = Failure {
         retry_after: Some(S(90)),
@@ -984,7 +992,7 @@ fn a_single_use_secret_id_keeps_its_token_to_the_end() {
 
 #[test]
 fn what_cannot_be_rendered_is_read_again_slowly() {
-    let mut machine = Scheduler::new(&[query("q")], Timing::new(S(60)), Jitter::seeded(1), at(0));
+    let mut machine = scheduler(&[query("q")], 1, at(0));
     machine.step(ScheduleInput::Tick, at(0));
     machine.step(
         ScheduleInput::LoggedIn(Ok(TokenGrant {

@@ -1,7 +1,6 @@
 //! `AppRole`: a `role_id` and a `secret_id`, each in a file.
 
 use super::{Credentials, FileError, read_text};
-use secrecy::ExposeSecret;
 use std::path::Path;
 use vaultrs::api::auth::approle::requests::LoginWithApproleRequest;
 
@@ -19,13 +18,10 @@ pub(super) fn read(
 
 /// The login at `mount`.
 pub(super) fn login(mount: &str, Credentials(texts): &Credentials) -> LoginWithApproleRequest {
-    let text = |index: usize| match texts.get(index) {
-        Some(text) => text.expose_secret().to_owned(),
-        None => String::new(),
-    };
+    let mut texts = texts.iter().map(|text| text.to_string());
     LoginWithApproleRequest {
         mount: mount.to_owned(),
-        role_id: text(0),
-        secret_id: text(1),
+        role_id: texts.next().unwrap_or_default(),
+        secret_id: texts.next().unwrap_or_default(),
     }
 }

@@ -12,12 +12,12 @@ use crate::sys::file::{ReadError, read_regular};
 use http::Request;
 use rustify::endpoint::Endpoint;
 use rustify::errors::ClientError;
-use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
 
 /// The largest credential file, in bytes.
 pub(super) const LIMIT: usize = 64 << 10;
@@ -27,42 +27,24 @@ pub(super) struct Login {
     /// The mount without `auth/`.
     pub(super) mount: String,
     method: Method,
-    seen: RefCell<Seen>,
+    pub(super) seen: RefCell<Seen>,
 }
 
-/// The credentials for use after the files changed or were removed.
-#[derive(Default)]
-struct Seen {
+/// The credentials for use after the files changed or were removed; checkpointed for a successor.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub(super) struct Seen {
     /// Used by the last successful login; needed once the files are removed.
     known: Option<Credentials>,
     /// Used by the last login, successful or not; `None` if no file could be used.
     shown: Option<Credentials>,
     /// New credentials, found by the last check for changes.
+    #[serde(skip)]
     fresh: Option<Credentials>,
 }
 
 /// The credentials of a login: the texts of the files, in the order of the method.
-#[derive(Clone)]
-pub(super) struct Credentials(Vec<SecretString>);
-
-impl Credentials {
-    fn texts(&self) -> Vec<&str> {
-        self.0.iter().map(ExposeSecret::expose_secret).collect()
-    }
-}
-
-impl PartialEq for Credentials {
-    fn eq(&self, other: &Self) -> bool {
-        self.texts() == other.texts()
-    }
-}
-
-/// Saved for a successor process: the texts of credentials.
-#[derive(Serialize, Deserialize)]
-pub(super) struct LoginExport {
-    known: Option<Vec<String>>,
-    shown: Option<Vec<String>>,
-}
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Credentials(Vec<Zeroizing<String>>);
 
 /// A credential file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -119,29 +101,19 @@ impl Login {
     /// Removes the credential file that may be used once, if the removal is configured and a login
     /// succeeded, in this process or in a predecessor.
     pub(super) fn remove_file(&self) {
-        let Some(path) = self.method.removed_file() else {
-            return;
-        };
-        if self.seen.borrow().known.is_none() {
-            return;
-        }
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Incident::SecretIdNotRemoved { path }.emit(&error);
-            }
-            Ok(()) | Err(_) => {}
+        if let Some(path) = self.method.removed_file()
+            && self.seen.borrow().known.is_some()
+            && let Err(error) = fs::remove_file(path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            Incident::SecretIdNotRemoved { path }.emit(&error);
         }
     }
 
     /// The credentials for a login: from the files, else from the last successful login.
     pub(super) fn credentials(&self) -> Result<Credentials, FileError> {
-        let read = self.read();
         let mut seen = self.seen.borrow_mut();
-        let credentials = match (read, &seen.known) {
-            (Ok(read), _) => Ok(read),
-            (Err(_), Some(known)) => Ok(known.clone()),
-            (Err(error), None) => Err(error),
-        };
+        let credentials = self.read().or_else(|error| seen.known.clone().ok_or(error));
         seen.shown = credentials.as_ref().ok().cloned();
         seen.fresh = None;
         credentials
@@ -165,39 +137,15 @@ impl Login {
     pub(super) fn worked(&self, credentials: Credentials) {
         self.seen.borrow_mut().known = Some(credentials);
     }
-
-    /// The credentials for the checkpoint.
-    pub(super) fn export(&self) -> LoginExport {
-        let texts = |credentials: &Credentials| {
-            let texts = credentials.texts();
-            texts.into_iter().map(str::to_owned).collect()
-        };
-        let seen = self.seen.borrow();
-        LoginExport {
-            known: seen.known.as_ref().map(texts),
-            shown: seen.shown.as_ref().map(texts),
-        }
-    }
-
-    /// Takes the credentials from the checkpoint of a predecessor.
-    pub(super) fn import(&self, kept: LoginExport) {
-        let credentials =
-            |texts: Vec<String>| Credentials(texts.into_iter().map(SecretString::from).collect());
-        *self.seen.borrow_mut() = Seen {
-            known: kept.known.map(credentials),
-            shown: kept.shown.map(credentials),
-            fresh: None,
-        };
-    }
 }
 
 /// A credential, without surrounding white space.
-fn read_text(path: &Path) -> Result<SecretString, FileError> {
+fn read_text(path: &Path) -> Result<Zeroizing<String>, FileError> {
     let bytes =
         read_regular(path, LIMIT).map_err(|error| FileError::Read(path.to_owned(), error))?;
     match std::str::from_utf8(&bytes).map(str::trim) {
         Err(_) => Err(FileError::NotText(path.to_owned())),
         Ok("") => Err(FileError::Empty(path.to_owned())),
-        Ok(text) => Ok(SecretString::from(text)),
+        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
     }
 }
