@@ -5,6 +5,7 @@
 //! and the standard library use an older call instead. A listed call with a refused argument fails
 //! with `EPERM`.
 
+use super::profile::NAMESPACES;
 use crate::sys::seccomp::{Answer, Call, Filter, Others, Rule, Test};
 use nix::errno::Errno;
 use std::io;
@@ -202,19 +203,10 @@ const fn refused(call: libc::c_long) -> Rule {
     Rule::always(Call::native(call), REFUSED)
 }
 
-/// All `CLONE_NEW*`.
-const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
-    | libc::CLONE_NEWCGROUP
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUSER
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET;
-
 /// Calls with tested arguments, for every role. No list has `clone3`, because a filter cannot read
 /// the flags from memory; the C library uses `clone` instead.
 const GUARDED: &[Rule] = &[
-    never(libc::SYS_clone, 0, NAMESPACES),
+    never(libc::SYS_clone, 0, NAMESPACES.cast_signed()),
     Rule {
         answer: Answer::Allow,
         ..never(libc::SYS_clone, 0, libc::CLONE_THREAD)
