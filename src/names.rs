@@ -2,6 +2,7 @@
 //! fields and are valid by construction, so no other code checks the texts again. All other types are
 //! plain data: an id is the index of a table, and the owner of the table checks the bounds.
 
+use nix::unistd::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -150,11 +151,9 @@ impl fmt::Debug for LeaseId {
     }
 }
 
-/// A process of the agent.
+/// A process of the agent that supervise forks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The parent of the other processes.
-    Supervise,
     /// The client of the server.
     Fetch,
     /// The server of the filesystem, which answers the kernel.
@@ -165,28 +164,8 @@ impl Role {
     /// The name in log lines and process lists.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Supervise => "supervise",
             Self::Fetch => "fetch",
             Self::Serve => "serve",
-        }
-    }
-}
-
-/// A role that supervise forks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Child {
-    /// The role that talks to the server.
-    Fetch,
-    /// The role that answers the kernel.
-    Serve,
-}
-
-impl Child {
-    /// The child as a role.
-    pub fn role(self) -> Role {
-        match self {
-            Self::Fetch => Role::Fetch,
-            Self::Serve => Role::Serve,
         }
     }
 }
@@ -268,6 +247,16 @@ pub struct Owner {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
+}
+
+impl Owner {
+    /// The user and group of the process.
+    pub fn of_process() -> Self {
+        Self {
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+        }
+    }
 }
 
 #[cfg(test)]

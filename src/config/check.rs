@@ -99,7 +99,7 @@ pub(super) fn check<'a>(
             .map(|tree| Section::open(Some(tree), &keys::ROOT, report))
             .collect(),
         mount: PathBuf::new(),
-        owner: users::current(),
+        owner: Owner::of_process(),
         mode: defaults::MODE,
         refresh: None,
         on_change: None,

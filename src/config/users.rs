@@ -4,20 +4,12 @@
 use super::plan::Identity;
 use crate::names::Owner;
 use crate::shown::ShownName;
-use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist};
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use std::ffi::CString;
 use std::path::PathBuf;
 
 /// The error for `USER:GROUP` beside a key that names the group.
 const TWICE: &str = "the group is given twice: in `USER:GROUP` and by its own key";
-
-/// The user and group of the process.
-pub(super) fn current() -> Owner {
-    Owner {
-        uid: geteuid().as_raw(),
-        gid: getegid().as_raw(),
-    }
-}
 
 /// Parses `USER[:GROUP]` as an owner of files. A missing group is the primary group of the user, and
 /// the default's for a user without an entry.

@@ -12,7 +12,6 @@ use crate::memory::bounce::Bounce;
 use crate::names::{Owner, Recovery, RestartHistory, Role};
 use crate::observe::Incident;
 use crate::snapshot::{Arena, Reader};
-use nix::unistd::{getegid, geteuid};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -58,10 +57,7 @@ fn answer(job: &Job) -> Result<(), Refused> {
 
 fn serve(job: &Job, bounce: Bounce) -> io::Result<()> {
     job.arena.protect_for(Role::Serve)?;
-    let owner = Owner {
-        uid: geteuid().as_raw(),
-        gid: getegid().as_raw(),
-    };
+    let owner = Owner::of_process();
     let last = job.arena.reader_area().last_request.load(Relaxed);
     let reader = Reader::new(Arc::clone(&job.arena));
     let adapter = Adapter::new(Tree::new(reader, job.dir_mode, owner), bounce);

@@ -15,8 +15,8 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{
-    Gid, Pid, Uid, dup2_stdin, dup2_stdout, getegid, geteuid, getpgrp, getpid, getppid, setgid,
-    setgroups, setpgid, setuid, tcgetpgrp, tcsetpgrp,
+    Gid, Pid, Uid, dup2_stdin, dup2_stdout, geteuid, getpgrp, getpid, getppid, setgid, setgroups,
+    setpgid, setuid, tcgetpgrp, tcsetpgrp,
 };
 use std::convert::Infallible;
 use std::env;
@@ -118,10 +118,7 @@ pub enum Stdio {
 
 /// The user of the application; `None` if baofs already runs as this user.
 pub fn other_user(app: &App) -> Option<&Identity> {
-    let own = Owner {
-        uid: geteuid().as_raw(),
-        gid: getegid().as_raw(),
-    };
+    let own = Owner::of_process();
     app.user.as_ref().filter(|user| user.owner != own)
 }
 
@@ -205,10 +202,10 @@ impl<'a> Launcher<'a> {
                 dup2_stdout(io::stderr())?;
             }
         }
-        let arguments = command
+        let arguments: Vec<_> = command
             .iter()
-            .map(|argument| CString::new(argument.as_str()));
-        let arguments = arguments.collect::<Result<Vec<_>, _>>()?;
+            .map(|argument| CString::new(argument.as_str()))
+            .collect::<Result<_, _>>()?;
         let user = other_user(self.app);
         let environment = environment(env::vars_os(), user, (getppid(), getpid()))?;
         let program = arguments.first().ok_or(io::ErrorKind::NotFound)?;

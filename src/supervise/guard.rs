@@ -5,7 +5,7 @@
 
 use super::child::{confine, kill_and_reap};
 use super::mounts::Mounts;
-use crate::names::Child;
+use crate::names::Role;
 use crate::observe::{Event, Incident};
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
@@ -55,11 +55,10 @@ impl Guard {
         let mut foreign = mounts.descriptors();
         foreign.extend([signals.as_fd(), life.as_fd(), leave.as_fd()]);
         foreign.extend(held);
-        let inherited = process::inherited()?;
         let pid = process::fork(&foreign, move || {
             let mut rights = vec![Capability::SysAdmin, Capability::Kill];
             rights.retain(|right| caps::has(*right).unwrap_or(false));
-            match confine(c"baofs-guard", &inherited, &rights, getpid()) {
+            match confine(c"baofs-guard", &rights, getpid()) {
                 Ok(()) => clean_up(mounts, &lives, &leaves),
                 Err(error) => Incident::NoGuard.emit(&error),
             }
@@ -76,10 +75,10 @@ impl Guard {
     }
 
     /// The descriptors to be closed by `role`. `fetch` holds the pipe to the end.
-    pub(super) fn foreign_to(&self, role: Child) -> Vec<BorrowedFd<'_>> {
+    pub(super) fn foreign_to(&self, role: Role) -> Vec<BorrowedFd<'_>> {
         match role {
-            Child::Fetch => vec![self.life.as_fd()],
-            Child::Serve => vec![self.life.as_fd(), self.leave.as_fd()],
+            Role::Fetch => vec![self.life.as_fd()],
+            Role::Serve => vec![self.life.as_fd(), self.leave.as_fd()],
         }
     }
 

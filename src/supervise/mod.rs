@@ -25,7 +25,7 @@ use crate::observe::Incident;
 use crate::sys::caps::{self, Capability};
 use app::{Inherited, Launcher};
 use children::Children;
-use guard::{Guard, REVOKE_TIMEOUT};
+use guard::Guard;
 use mounts::Mounts;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
@@ -33,7 +33,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, geteuid, getpid};
 use run::{Loop, Remains};
 use runfiles::RunFiles;
-use state::{Policy, SIGNALS};
+use state::SIGNALS;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -185,19 +185,7 @@ fn supervise(
     held.push(signals.as_fd());
     let children = Children::start(plan, mounts, guard, held).map_err(not_started)?;
     let launcher = Launcher::new(&plan.app, inherited, guard);
-    let policy = policy(&plan.app);
-    let (code, processes) = Loop::new(plan, signals, mounts, children, launcher).run(policy);
+    let (code, processes) = Loop::new(plan, signals, mounts, children, launcher).run();
     resources.processes = processes;
     Ok(code)
-}
-
-fn policy(app: &App) -> Policy {
-    Policy {
-        has_app: !app.command.is_empty(),
-        wait: app.wait,
-        stop_signal: app.stop_signal,
-        stop_timeout: app.stop_timeout,
-        revoke_timeout: REVOKE_TIMEOUT,
-        on_hup: app.on_hup,
-    }
 }

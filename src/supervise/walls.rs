@@ -7,7 +7,7 @@ use super::calls::List;
 use super::reach::{self, Reach};
 use crate::config::plan::{Method, Plan};
 use crate::fetch::WriteRoot;
-use crate::names::Child;
+use crate::names::Role;
 use crate::observe::Incident;
 use crate::status;
 use crate::sys::caps::Capability;
@@ -48,7 +48,7 @@ pub(super) struct Confinement {
 impl Confinement {
     /// Asks the kernel, and warns of each unsupported restriction.
     pub(super) fn find() -> Self {
-        let landlock = landlock_abi();
+        let landlock = landlock::abi().and_then(|abi| Ruleset::new(abi).map(|_| abi));
         if let Err(error) = &landlock {
             Incident::NoLandlock.emit(error);
         }
@@ -65,7 +65,7 @@ impl Confinement {
 
     /// The restrictions of `fetch`, which keeps the capabilities `kept`, and of `serve` if `roles`
     /// contains `serve`.
-    pub(super) fn report(self, kept: &[Capability], roles: &[Child]) -> status::WallsReport {
+    pub(super) fn report(self, kept: &[Capability], roles: &[Role]) -> status::WallsReport {
         let of = |kept: &[Capability]| {
             let kept: Vec<_> = kept.iter().map(|right| right.name()).collect();
             let capabilities = if kept.is_empty() {
@@ -82,7 +82,7 @@ impl Confinement {
         };
         status::WallsReport {
             fetch: of(kept),
-            serve: if roles.contains(&Child::Serve) {
+            serve: if roles.contains(&Role::Serve) {
                 of(&[])
             } else {
                 vec![]
@@ -125,12 +125,6 @@ impl Confinement {
         }
         Ok(())
     }
-}
-
-fn landlock_abi() -> io::Result<u32> {
-    let abi = landlock::abi()?;
-    Ruleset::new(abi)?;
-    Ok(abi)
 }
 
 fn named(restriction: &str, error: &dyn Display) -> io::Error {

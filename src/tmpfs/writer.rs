@@ -11,7 +11,7 @@ use nix::dir::Type;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{Mode, fchmod, fstatat, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, getegid, geteuid, symlinkat, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, symlinkat, unlinkat};
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
@@ -221,10 +221,7 @@ impl Writer {
         let dir = open_or_make_dir(&self.root, STATE_DIRECTORY, Mode::from_bits_truncate(0o755))
             .map_err(doing("making", STATE_DIRECTORY))?;
         let next = format!("{name}.next");
-        let owner = Owner {
-            uid: geteuid().as_raw(),
-            gid: getegid().as_raw(),
-        };
+        let owner = Owner::of_process();
         let written = write_file(&dir, &next, bytes, owner, 0o444)
             .and_then(|()| Ok(renameat(&dir, next.as_str(), &dir, name)?));
         if written.is_err() {
