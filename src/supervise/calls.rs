@@ -38,21 +38,15 @@ impl List {
     }
 
     fn rules(self) -> Vec<Rule> {
-        let parts: &[(&[libc::c_long], &[Rule])] = match self {
-            Self::FetchOnFuse => &[(COMMON, GUARDED), (FETCH, NETWORK), (OLD, &[])],
-            Self::FetchOnTmpfs => &[
-                (COMMON, GUARDED),
-                (FETCH, NETWORK),
-                (OLD, &[]),
-                (TMPFS, &[LEASE]),
-            ],
-            Self::Serve => &[(COMMON, GUARDED), (SERVE, &[PAIR])],
+        let (parts, mut rules): (&[&[libc::c_long]], _) = match self {
+            Self::FetchOnFuse => (&[COMMON, FETCH, OLD], [GUARDED, NETWORK].concat()),
+            Self::FetchOnTmpfs => (
+                &[COMMON, FETCH, OLD, TMPFS],
+                [GUARDED, NETWORK, &[LEASE]].concat(),
+            ),
+            Self::Serve => (&[COMMON, SERVE], [GUARDED, &[PAIR]].concat()),
         };
-        let mut rules = vec![];
-        for (calls, guarded) in parts {
-            rules.extend_from_slice(guarded);
-            rules.extend(calls.iter().map(|call| always(*call)));
-        }
+        rules.extend(parts.concat().into_iter().map(always));
         rules
     }
 }

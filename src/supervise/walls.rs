@@ -16,7 +16,6 @@ use crate::sys::seccomp;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use std::fmt::Display;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -68,12 +67,11 @@ impl Confinement {
     pub(super) fn report(self, kept: &[Capability], roles: &[Role]) -> status::WallsReport {
         let of = |kept: &[Capability]| {
             let kept: Vec<_> = kept.iter().map(|right| right.name()).collect();
-            let capabilities = if kept.is_empty() {
-                "capabilities".to_owned()
+            let mut all = vec![if kept.is_empty() {
+                "capabilities".into()
             } else {
-                format!("capabilities but {}", kept.join(", "))
-            };
-            let mut all = vec![capabilities.into()];
+                format!("capabilities but {}", kept.join(", ")).into()
+            }];
             if self.seccomp {
                 all.push("seccomp".into());
             }
@@ -118,17 +116,17 @@ impl Confinement {
     ) -> io::Result<()> {
         if let Some(abi) = self.landlock {
             let restricted = rules(abi).and_then(Ruleset::restrict);
-            restricted.map_err(|error| named("landlock", &error))?;
+            restricted.map_err(named("landlock"))?;
         }
         if self.seccomp {
-            list.enforce().map_err(|error| named("seccomp", &error))?;
+            list.enforce().map_err(named("seccomp"))?;
         }
         Ok(())
     }
 }
 
-fn named(restriction: &str, error: &dyn Display) -> io::Error {
-    io::Error::other(format!("{restriction}: {error}"))
+fn named(restriction: &str) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::other(format!("{restriction}: {error}"))
 }
 
 fn rules_of_fetch(abi: u32, plan: &Plan, root: &WriteRoot) -> io::Result<Ruleset> {
