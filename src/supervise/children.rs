@@ -347,7 +347,7 @@ impl<'a> Children<'a> {
         let mut group = Pid::from_raw(0);
         if let Some(guard) = self.guard {
             foreign.extend(guard.foreign_to(role));
-            group = guard.group();
+            group = guard.pid;
         }
         let keep = match role {
             Role::Serve => &[],

@@ -105,7 +105,7 @@ impl Resources {
         drop(self.mounts);
         self.run_files.remove();
         if let Some(guard) = self.guard {
-            guard.end();
+            child::kill_and_reap(&[guard.pid]);
         }
     }
 }
@@ -177,12 +177,12 @@ fn supervise(
     let mounts = &mut resources.mounts;
     resources.run_files.make()?;
     let mut held = resources.run_files.descriptors();
-    let guard = mounts.without_arena(|| Guard::start(mounts, signals, &held));
+    held.push(signals.as_fd());
+    let guard = mounts.without_arena(|| Guard::start(mounts, &held));
     resources.guard = guard.map_err(not_started)?;
     let guard = resources.guard.as_ref();
     lower_rights(plan, mounts)
         .map_err(|error| Refused::software("capabilities cannot be given up", error))?;
-    held.push(signals.as_fd());
     let children = Children::start(plan, mounts, guard, held).map_err(not_started)?;
     let launcher = Launcher::new(&plan.app, inherited, guard);
     let (code, processes) = Loop::new(plan, signals, mounts, children, launcher).run();

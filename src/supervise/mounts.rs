@@ -160,7 +160,7 @@ impl Mounts {
         past: RestartHistory,
         walls: Confinement,
     ) -> io::Result<Box<dyn FnOnce(End) -> Exit + 'a>> {
-        let root = match (role, self) {
+        let (root, fallback) = match (role, self) {
             (
                 Role::Serve,
                 Self::Fuse {
@@ -190,11 +190,22 @@ impl Mounts {
                 }));
             }
             (Role::Serve, _) => return Err(io::ErrorKind::NotConnected.into()),
-            (Role::Fetch, Self::Fuse { private, .. }) => WriteRoot::Mount(private.try_clone()?),
-            (Role::Fetch, Self::Tmpfs { target, .. }) => WriteRoot::Tmpfs(target.root()?),
+            (Role::Fetch, Self::Fuse { private, .. }) => {
+                (WriteRoot::Mount(private.try_clone()?), None)
+            }
+            (
+                Role::Fetch,
+                Self::Tmpfs {
+                    target, refusal, ..
+                },
+            ) => (WriteRoot::Tmpfs(target.root()?), Some(refusal.into())),
         };
         let settings = fetch::Settings {
-            served: self.served(),
+            served: Served {
+                how: self.name().into(),
+                fallback,
+                swap: None,
+            },
             past,
             walls: walls.report(self.rights_of_fetch(plan), self.roles()),
         };
@@ -213,19 +224,6 @@ impl Mounts {
     fn arena(&self) -> &Arc<Arena> {
         let (Self::Fuse { arena, .. } | Self::Tmpfs { arena, .. }) = self;
         arena
-    }
-
-    /// How files are served, for the report.
-    fn served(&self) -> Served {
-        let fallback = match self {
-            Self::Fuse { .. } => None,
-            Self::Tmpfs { refusal, .. } => Some(refusal.into()),
-        };
-        Served {
-            how: self.name().into(),
-            fallback,
-            swap: None,
-        }
     }
 
     /// The operation counter of `serve`: changes at the begin and the end of each operation, and is

@@ -84,7 +84,10 @@ impl<'a> Loop<'a> {
         loop {
             while let Some(output) = outputs.pop_front() {
                 if let Output::Finish(code) = output {
-                    return (code, self.remains());
+                    let mut groups: Vec<_> = self.hooks.running().collect();
+                    groups.extend(self.group);
+                    let roles = self.children.pids();
+                    return (code, Remains { roles, groups });
                 }
                 for input in self.perform(output) {
                     outputs.extend(machine.step(input));
@@ -101,15 +104,6 @@ impl<'a> Loop<'a> {
                 outputs.extend(machine.step(input));
             }
             observe::report_dropped();
-        }
-    }
-
-    fn remains(&self) -> Remains {
-        let mut groups: Vec<_> = self.hooks.running().collect();
-        groups.extend(self.group);
-        Remains {
-            roles: self.children.pids(),
-            groups,
         }
     }
 
