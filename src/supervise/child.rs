@@ -91,8 +91,8 @@ pub(super) fn reap(mut children: Vec<Pid>) {
     }
 }
 
-/// Confines a forked process of the agent: joins `group`, closes the descriptors for the application
-/// alone and its standard streams, drops every capability except `keep`, and forbids core dumps.
+/// Confines a forked process of the agent: joins `group`, closes the descriptors and the standard
+/// streams of the application, drops every capability except `keep`, and forbids core dumps.
 pub(super) fn confine(name: &CStr, keep: &[Capability], group: Pid) -> io::Result<()> {
     let own = Pid::from_raw(0);
     // Signals of a terminal are for the application alone. The group of a dead guard is gone.
