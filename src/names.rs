@@ -160,11 +160,9 @@ impl fmt::Debug for LeaseId {
     }
 }
 
-/// A process of the agent.
+/// A process of the agent that supervise forks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The parent of the other processes.
-    Supervise,
     /// The client of the server.
     Fetch,
     /// The server of the filesystem, which answers the kernel.
@@ -175,28 +173,8 @@ impl Role {
     /// The name in log lines and process lists.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Supervise => "supervise",
             Self::Fetch => "fetch",
             Self::Serve => "serve",
-        }
-    }
-}
-
-/// A role that supervise forks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Child {
-    /// The role that talks to the server.
-    Fetch,
-    /// The role that answers the kernel.
-    Serve,
-}
-
-impl Child {
-    /// The child as a role.
-    pub fn role(self) -> Role {
-        match self {
-            Self::Fetch => Role::Fetch,
-            Self::Serve => Role::Serve,
         }
     }
 }

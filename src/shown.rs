@@ -13,32 +13,21 @@ pub type ShownCause = Shown<300>;
 /// A message of a log line or of a health check, which may repeat names and causes.
 pub type ShownLine = Shown<800>;
 
-/// The replacement of a character that must not be shown.
-const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
-/// The last character of a shortened text.
-const CUT: char = '…';
-
 /// At most `MAX` characters (not bytes) of a text: white space is a space, a control or format
 /// character is U+FFFD, and the last character is `…` where the text was longer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String")]
 pub struct Shown<const MAX: usize>(String);
 
-impl<const MAX: usize> From<&str> for Shown<MAX> {
-    fn from(text: &str) -> Self {
-        let mut rest = text.chars();
+impl<const MAX: usize, T: AsRef<str>> From<T> for Shown<MAX> {
+    fn from(text: T) -> Self {
+        let mut rest = text.as_ref().chars();
         let mut shown: String = rest.by_ref().take(MAX).map(visible).collect();
         if rest.next().is_some() {
             shown.pop();
-            shown.push(CUT);
+            shown.push('…');
         }
         Self(shown)
-    }
-}
-
-impl<const MAX: usize> From<String> for Shown<MAX> {
-    fn from(text: String) -> Self {
-        Self::from(text.as_str())
     }
 }
 
@@ -67,7 +56,7 @@ impl<const MAX: usize> fmt::Display for Shown<MAX> {
 fn visible(c: char) -> char {
     match c {
         _ if c.is_whitespace() => ' ',
-        _ if c.is_control() || is_format(c) => REPLACEMENT,
+        _ if c.is_control() || is_format(c) => char::REPLACEMENT_CHARACTER,
         _ => c,
     }
 }

@@ -119,12 +119,10 @@ impl Event<'_> {
         match self {
             Self::Mounted { path, how } => info!(path = %shown_path(path), how, "serving"),
             Self::FilesHidden { path, entries } => {
-                let path = shown_path(path);
-                warn!(%path, entries, "the mount hides files in the directory");
+                warn!(path = %shown_path(path), entries, "the mount hides files in the directory");
             }
             Self::LinkInPath { path, resolved } => {
-                let (path, resolved) = (shown_path(path), shown_path(resolved));
-                warn!(%path, %resolved, "the path of the mount contains a link: a user who may change the link can redirect readers");
+                warn!(path = %shown_path(path), resolved = %shown_path(resolved), "the path of the mount contains a link: a user who may change the link can redirect readers");
             }
             Self::SwapGone => info!("secrets cannot reach a swap any more"),
             Self::AppStarted { pid } => info!(pid, "application started"),
@@ -134,9 +132,8 @@ impl Event<'_> {
                 info!(how = shown(how), "notifying the application of a rotation");
             }
             Self::RoleHung { role, since } => {
-                let role = role.as_str();
                 error!(
-                    role,
+                    role = role.as_str(),
                     ?since,
                     "a process of the agent does not answer: it is killed"
                 );
@@ -167,8 +164,7 @@ impl Event<'_> {
             }
             Self::Revoked => info!("token revoked"),
             Self::Evicted { file } => {
-                let file = shown(file);
-                warn!(%file, "an old version that a reader has open was removed to make room for a newer version");
+                warn!(file = %shown(file), "an old version that a reader has open was removed to make room for a newer version");
             }
             Self::LinesDropped { lines } => {
                 warn!(lines, "log lines were dropped because nobody read them");

@@ -12,7 +12,7 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use tracing::Level;
 use tracing::subscriber::set_global_default;
 use tracing_subscriber::filter::Targets;
@@ -41,7 +41,7 @@ const TERMINAL: usize = 256;
 /// Lines dropped since the last report.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 /// The output of the process. A role opens a new description after the fork.
-static OUTPUT: OnceLock<Mutex<LogOutput>> = OnceLock::new();
+static OUTPUT: LazyLock<Mutex<LogOutput>> = LazyLock::new(|| Mutex::new(LogOutput::open()));
 
 /// The descriptor of the log, and how to write without blocking.
 struct LogOutput {
@@ -98,10 +98,9 @@ impl LogOutput {
         let mut written = 0;
         while written < bytes.len() {
             match self.write_some(&bytes[written..]) {
-                Ok(0) => break,
-                Ok(some) => written += some,
+                Ok(some @ 1..) => written += some,
                 Err(Errno::EINTR) => {}
-                Err(_) => break,
+                Ok(_) | Err(_) => break,
             }
         }
         if let Some(last) = bytes[..written].last() {
@@ -135,9 +134,8 @@ impl LogOutput {
     }
 }
 
-fn output() -> Option<MutexGuard<'static, LogOutput>> {
-    let output = OUTPUT.get()?;
-    Some(output.lock().unwrap_or_else(PoisonError::into_inner))
+fn output() -> MutexGuard<'static, LogOutput> {
+    OUTPUT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes each line to the output, or counts the line as dropped.
@@ -145,9 +143,7 @@ struct LineWriter;
 
 impl Write for LineWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if let Some(mut output) = output()
-            && !output.write(line)
-        {
+        if !output().write(line) {
             DROPPED.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
@@ -161,9 +157,7 @@ impl Write for LineWriter {
 /// Starts the log of the process; later calls have no effect. Lines of libraries are not written,
 /// because a library may log secret values.
 pub fn init(log: Log) {
-    if OUTPUT.set(Mutex::new(LogOutput::open())).is_err() {
-        return;
-    }
+    LazyLock::force(&OUTPUT);
     let filter = Targets::new().with_target("baofs", log.level);
     let registry = tracing_subscriber::registry().with(filter);
     let format = tracing_subscriber::fmt::layer()
@@ -178,9 +172,7 @@ pub fn init(log: Log) {
 
 /// Opens a description of standard error for a forked role.
 pub fn start_role() {
-    if let Some(mut output) = output() {
-        *output = LogOutput::open();
-    }
+    *output() = LogOutput::open();
     DROPPED.store(0, Ordering::Relaxed);
 }
 

@@ -314,7 +314,6 @@ impl Arena {
         self.mapping.make_read_only(match role {
             Role::Fetch => 0..writer_area,
             Role::Serve => writer_area..end,
-            Role::Supervise => 0..end,
         })
     }
 

@@ -202,10 +202,10 @@ impl<'a> Launcher<'a> {
                 dup2_stdout(io::stderr())?;
             }
         }
-        let arguments = command
+        let arguments: Vec<_> = command
             .iter()
-            .map(|argument| CString::new(argument.as_str()));
-        let arguments = arguments.collect::<Result<Vec<_>, _>>()?;
+            .map(|argument| CString::new(argument.as_str()))
+            .collect::<Result<_, _>>()?;
         let user = other_user(self.app);
         let environment = environment(env::vars_os(), user, (getppid(), getpid()))?;
         let program = arguments.first().ok_or(io::ErrorKind::NotFound)?;

@@ -5,6 +5,7 @@
 //! and the standard library use an older call instead. A listed call with a refused argument fails
 //! with `EPERM`.
 
+use super::profile::NAMESPACES;
 use crate::sys::seccomp::{Answer, Call, Filter, Others, Rule, Test};
 use nix::errno::Errno;
 use std::io;
@@ -37,21 +38,15 @@ impl List {
     }
 
     fn rules(self) -> Vec<Rule> {
-        let parts: &[(&[libc::c_long], &[Rule])] = match self {
-            Self::FetchOnFuse => &[(COMMON, GUARDED), (FETCH, NETWORK), (OLD, &[])],
-            Self::FetchOnTmpfs => &[
-                (COMMON, GUARDED),
-                (FETCH, NETWORK),
-                (OLD, &[]),
-                (TMPFS, &[LEASE]),
-            ],
-            Self::Serve => &[(COMMON, GUARDED), (SERVE, &[PAIR])],
+        let (parts, mut rules): (&[&[libc::c_long]], _) = match self {
+            Self::FetchOnFuse => (&[COMMON, FETCH, OLD], [GUARDED, NETWORK].concat()),
+            Self::FetchOnTmpfs => (
+                &[COMMON, FETCH, OLD, TMPFS],
+                [GUARDED, NETWORK, &[LEASE]].concat(),
+            ),
+            Self::Serve => (&[COMMON, SERVE], [GUARDED, &[PAIR]].concat()),
         };
-        let mut rules = vec![];
-        for (calls, guarded) in parts {
-            rules.extend_from_slice(guarded);
-            rules.extend(calls.iter().map(|call| always(*call)));
-        }
+        rules.extend(parts.concat().into_iter().map(always));
         rules
     }
 }
@@ -202,19 +197,10 @@ const fn refused(call: libc::c_long) -> Rule {
     Rule::always(Call::native(call), REFUSED)
 }
 
-/// All `CLONE_NEW*`.
-const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
-    | libc::CLONE_NEWCGROUP
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUSER
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET;
-
 /// Calls with tested arguments, for every role. No list has `clone3`, because a filter cannot read
 /// the flags from memory; the C library uses `clone` instead.
 const GUARDED: &[Rule] = &[
-    never(libc::SYS_clone, 0, NAMESPACES),
+    never(libc::SYS_clone, 0, NAMESPACES.cast_signed()),
     Rule {
         answer: Answer::Allow,
         ..never(libc::SYS_clone, 0, libc::CLONE_THREAD)

@@ -5,7 +5,7 @@ use crate::clock::{Clock, RealClock};
 use crate::exit::Exit;
 use crate::link::{self, End, FromRole};
 use crate::memory;
-use crate::names::Child;
+use crate::names::Role;
 use crate::observe::{self, Incident};
 use crate::sys::caps::{self, Capability};
 use crate::sys::process;
@@ -17,7 +17,7 @@ use nix::unistd::{Pid, getpid, getppid, setpgid};
 use std::ffi::CStr;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::Duration;
 
@@ -25,13 +25,12 @@ use std::time::Duration;
 /// kernel outlives KILL; with 0.5 s the whole stop stays within Docker's 10 s.
 const END_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Forks a role into the process group `group`. The child closes the descriptors `foreign` and
-/// `inherited`, drops every capability except `keep`, runs `body`, and reports a failure over the
-/// link. The result is the process and the parent's end of the link.
+/// Forks a role into the process group `group`. The child closes the descriptors `foreign`, drops
+/// every capability except `keep`, runs `body`, and reports a failure over the link. The result is
+/// the process and the parent's end of the link.
 pub(super) fn start(
-    role: Child,
+    role: Role,
     foreign: &[BorrowedFd<'_>],
-    inherited: &[RawFd],
     keep: &[Capability],
     group: Pid,
     body: impl FnOnce(End) -> Exit,
@@ -40,15 +39,14 @@ pub(super) fn start(
     let last = theirs.try_clone()?;
     let parent = getpid();
     let name = match role {
-        Child::Fetch => c"baofs-fetch",
-        Child::Serve => c"baofs-serve",
+        Role::Fetch => c"baofs-fetch",
+        Role::Serve => c"baofs-serve",
     };
     let pid = process::fork(&[foreign, &[ours.as_fd()]].concat(), move || {
-        let confined = confine(name, inherited, keep, group);
+        let confined = confine(name, keep, group);
         let exit = match confined.and_then(|()| end_with(parent, role)) {
             Ok(()) => body(theirs),
             Err(why) => {
-                let role = role.role();
                 Incident::NotConfined { role }.emit(&why);
                 Exit::Memory
             }
@@ -93,19 +91,14 @@ pub(super) fn reap(mut children: Vec<Pid>) {
     }
 }
 
-/// Confines a forked process of the agent: joins `group`, closes the descriptors `inherited` and the
-/// application's standard streams, drops every capability except `keep`, and forbids core dumps.
-pub(super) fn confine(
-    name: &CStr,
-    inherited: &[RawFd],
-    keep: &[Capability],
-    group: Pid,
-) -> io::Result<()> {
+/// Confines a forked process of the agent: joins `group`, closes the descriptors and the standard
+/// streams of the application, drops every capability except `keep`, and forbids core dumps.
+pub(super) fn confine(name: &CStr, keep: &[Capability], group: Pid) -> io::Result<()> {
     let own = Pid::from_raw(0);
     // Signals of a terminal are for the application alone. The group of a dead guard is gone.
     setpgid(own, group).or_else(|_| setpgid(own, own))?;
     // Another process may wait for the end of a pipe of the application.
-    process::close_inherited(inherited);
+    process::close_inherited(&process::inherited()?);
     process::leave_streams()?;
     observe::start_role();
     prctl::set_name(name)?;
@@ -116,8 +109,8 @@ pub(super) fn confine(
 
 /// Makes `serve` die with the parent. `fetch` reads the end of the link instead, and ends after the
 /// revocation; the guard kills a hanging `fetch`.
-fn end_with(parent: Pid, role: Child) -> io::Result<()> {
-    if role == Child::Fetch {
+fn end_with(parent: Pid, role: Role) -> io::Result<()> {
+    if role == Role::Fetch {
         return Ok(());
     }
     prctl::set_pdeathsig(Signal::SIGKILL)?;

@@ -13,13 +13,12 @@ use crate::clock::{Clock, Jitter, Moment, RealClock};
 use crate::config::plan::Plan;
 use crate::exit::Exit;
 use crate::link::{End, FromRole, Received, ToRole};
-use crate::names::{Child, HookId, RestartHistory};
+use crate::names::{HookId, RestartHistory, Role};
 use crate::observe::{Event, Incident};
-use crate::sys::process;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// The most messages read from a link in a row. A link holds fewer, so the limit interrupts only a
 /// role that sends without end.
@@ -38,7 +37,7 @@ pub(super) struct Turn {
 /// A role with a process or a planned restart.
 #[derive(Debug)]
 struct ChildRecord {
-    child: Child,
+    role: Role,
     process: Option<ChildProcess>,
     restart: Restart,
     /// The number of dead processes of the role.
@@ -102,18 +101,18 @@ impl ChildRecord {
                     if let Some(after) = self.restart.ready(turn.now)
                         && self.deaths > 0
                     {
-                        let role = self.child.role();
+                        let role = self.role;
                         Event::RoleRestarted { role, after }.emit();
                     }
                     self.was_ready = true;
-                    if self.child == Child::Fetch {
+                    if self.role == Role::Fetch {
                         turn.inputs.push(Input::SecretsReady);
                     }
                 }
                 FromRole::Changed(hook) => turn.changed.push(hook),
                 FromRole::Failed(exit) => {
                     process.explained = true;
-                    turn.inputs.push(Input::RoleFailed(self.child, exit));
+                    turn.inputs.push(Input::RoleFailed(self.role, exit));
                 }
             }
         }
@@ -129,8 +128,6 @@ pub(super) struct Children<'a> {
     held: Vec<BorrowedFd<'a>>,
     /// `serve` first, because `fetch` announces files that `serve` answers.
     records: Vec<ChildRecord>,
-    /// Descriptors for the application alone.
-    inherited: Vec<RawFd>,
     jitter: Jitter,
     /// The confinement offered by the kernel.
     walls: Confinement,
@@ -151,25 +148,21 @@ impl<'a> Children<'a> {
             guard,
             held,
             records: vec![],
-            inherited: process::inherited()?,
             jitter: Jitter::new(),
             walls: Confinement::find(),
             stopping: false,
         };
         for role in mounts.roles() {
-            match children.fork(*role, RestartHistory::default(), mounts) {
-                Ok(process) => children.records.push(ChildRecord {
-                    child: *role,
-                    process: Some(process),
-                    restart: Restart::new(RealClock.now()),
-                    deaths: 0,
-                    was_ready: false,
-                }),
-                Err(error) => {
-                    kill_and_reap(&children.pids());
-                    return Err(error);
-                }
-            }
+            let process = children
+                .fork(*role, RestartHistory::default(), mounts)
+                .inspect_err(|_| kill_and_reap(&children.pids()))?;
+            children.records.push(ChildRecord {
+                role: *role,
+                process: Some(process),
+                restart: Restart::new(RealClock.now()),
+                deaths: 0,
+                was_ready: false,
+            });
         }
         Ok(children)
     }
@@ -189,7 +182,7 @@ impl<'a> Children<'a> {
     /// Sends a message to `fetch`, if `fetch` has a process.
     pub(super) fn tell_fetch(&self, message: ToRole) {
         for record in &self.records {
-            if let (Child::Fetch, Some(process)) = (record.child, &record.process) {
+            if let (Role::Fetch, Some(process)) = (record.role, &record.process) {
                 process.send(message);
             }
         }
@@ -220,15 +213,14 @@ impl<'a> Children<'a> {
         let Some(process) = record.process.take() else {
             return;
         };
-        let child = record.child;
+        let role = record.role;
         let expected = status == ExitStatus::Exited(0) || self.stopping;
         if !expected && !process.explained {
-            let role = child.role();
             Incident::RoleDied { role }.emit(&status);
         }
         if expected || (process.explained && !record.was_ready) {
-            self.records.retain(|record| record.child != child);
-            turn.inputs.push(Input::RoleEnded(child));
+            self.records.retain(|record| record.role != role);
+            turn.inputs.push(Input::RoleEnded(role));
             return;
         }
         let cause = if process.hung {
@@ -255,7 +247,7 @@ impl<'a> Children<'a> {
 
     /// Checks all roles for signs of life and kills a hanging role, so that a successor takes over.
     /// `work` is the operation counter of `serve`.
-    pub(super) fn look(&mut self, look: Look, work: Option<u64>, now: Moment) {
+    pub(super) fn look(&mut self, look: Look, work: u64, now: Moment) {
         for record in &mut self.records {
             let Some(process) = &mut record.process else {
                 continue;
@@ -263,20 +255,20 @@ impl<'a> Children<'a> {
             if process.hung || self.stopping {
                 continue;
             }
-            let sign = match record.child {
+            let sign = match record.role {
                 // `serve` waits for the kernel and must wait for no other process, so supervise asks
                 // `serve` nothing.
-                Child::Serve if record.restart.is_ready() => process.watch.sign_of_work(work),
-                Child::Serve => process.watch.sign_of_work(None),
-                Child::Fetch => process.watch.sign_of_answer(),
+                Role::Serve if record.restart.is_ready() => process.watch.sign_of_work(Some(work)),
+                Role::Serve => process.watch.sign_of_work(None),
+                Role::Fetch => process.watch.sign_of_answer(),
             };
             if process.watch.look(look, sign, now) {
                 let since = now.since(process.watch.heard());
-                let role = record.child.role();
+                let role = record.role;
                 Event::RoleHung { role, since }.emit();
                 process.hung = true;
                 process.kill();
-            } else if record.child == Child::Fetch {
+            } else if record.role == Role::Fetch {
                 process.watch.asked();
                 process.send(ToRole::Ping);
             }
@@ -296,32 +288,32 @@ impl<'a> Children<'a> {
     /// Starts the due successors, and gives up a role after `crash_loop_timeout` of failures.
     pub(super) fn restart(&mut self, mounts: &Mounts, turn: &mut Turn) {
         let patience = self.plan.app.crash_loop_timeout;
-        for record in &self.records {
-            if matches!(record.restart.give_up_at(patience), Some(end) if end <= turn.now) {
-                let role = record.child.role();
+        self.records.retain(|record| {
+            let over = matches!(record.restart.give_up_at(patience), Some(end) if end <= turn.now);
+            if over {
+                let role = record.role;
                 Incident::CrashLoop { role }.emit(&"`crash_loop_timeout` is over");
                 turn.inputs.extend([
-                    Input::RoleFailed(record.child, Exit::CrashLoop),
-                    Input::RoleEnded(record.child),
+                    Input::RoleFailed(role, Exit::CrashLoop),
+                    Input::RoleEnded(role),
                 ]);
             }
-        }
-        self.records
-            .retain(|record| !turn.inputs.contains(&Input::RoleEnded(record.child)));
+            !over
+        });
         for index in 0..self.records.len() {
             let record = &mut self.records[index];
             if !record.restart.begin(turn.now) {
                 continue;
             }
-            let child = record.child;
+            let role = record.role;
             let history = RestartHistory {
                 deaths: record.deaths,
                 crashes: record.restart.crashes(),
             };
-            match self.fork(child, history, mounts) {
+            match self.fork(role, history, mounts) {
                 Ok(process) => {
                     self.records[index].process = Some(process);
-                    turn.inputs.push(Input::RoleRestarted(child));
+                    turn.inputs.push(Input::RoleRestarted(role));
                 }
                 Err(why) => {
                     Incident::ForkFailed.emit(&why);
@@ -340,14 +332,14 @@ impl<'a> Children<'a> {
         for record in &self.records {
             match &record.process {
                 Some(process) => process.kill(),
-                None => inputs.push(Input::RoleEnded(record.child)),
+                None => inputs.push(Input::RoleEnded(record.role)),
             }
         }
         self.records.retain(|record| record.process.is_some());
         inputs
     }
 
-    fn fork(&self, role: Child, past: RestartHistory, mounts: &Mounts) -> io::Result<ChildProcess> {
+    fn fork(&self, role: Role, past: RestartHistory, mounts: &Mounts) -> io::Result<ChildProcess> {
         let mut foreign = mounts.descriptors();
         foreign.extend(mounts.root());
         foreign.extend(&self.held);
@@ -355,19 +347,14 @@ impl<'a> Children<'a> {
         let mut group = Pid::from_raw(0);
         if let Some(guard) = self.guard {
             foreign.extend(guard.foreign_to(role));
-            group = guard.group();
+            group = guard.pid;
         }
-        let (pid, link) = match role {
-            Child::Serve => {
-                let body = mounts.serve(self.plan, past, self.walls)?;
-                child::start(role, &foreign, &self.inherited, &[], group, body)?
-            }
-            Child::Fetch => {
-                let body = mounts.fetch(self.plan, past, self.walls)?;
-                let keep = mounts.rights_of_fetch(self.plan);
-                child::start(role, &foreign, &self.inherited, keep, group, body)?
-            }
+        let keep = match role {
+            Role::Serve => &[],
+            Role::Fetch => mounts.rights_of_fetch(self.plan),
         };
+        let body = mounts.work(role, self.plan, past, self.walls)?;
+        let (pid, link) = child::start(role, &foreign, keep, group, body)?;
         Ok(ChildProcess {
             pid,
             link: Some(link),
@@ -390,7 +377,7 @@ mod tests {
         let (plan, pid) = (plan(vec![], vec![]), Pid::from_raw(11));
         let mut turn = Turn::default();
         let fetch = ChildRecord {
-            child: Child::Fetch,
+            role: Role::Fetch,
             process: Some(ChildProcess {
                 pid,
                 link: Some(ours),
@@ -407,7 +394,6 @@ mod tests {
             guard: None,
             held: vec![],
             records: vec![fetch],
-            inherited: vec![],
             jitter: Jitter::seeded(1),
             walls: Confinement::find(),
             stopping: false,
@@ -418,8 +404,8 @@ mod tests {
         theirs.send(&failed).expect("the link is open");
         children.ended(pid, ExitStatus::Exited(Exit::Login.code()), &mut turn);
         let (failed, ended) = (
-            Input::RoleFailed(Child::Fetch, Exit::Login),
-            Input::RoleEnded(Child::Fetch),
+            Input::RoleFailed(Role::Fetch, Exit::Login),
+            Input::RoleEnded(Role::Fetch),
         );
         assert_eq!(turn.inputs, [failed, ended]);
         assert_eq!(children.wake(), None, "no restart is planned");

@@ -3,17 +3,17 @@
 //! supervise lives, serves no request, reads no secret, and has only the rights to unmount and to
 //! kill.
 
-use super::child::{confine, kill_and_reap};
+use super::child::confine;
+use super::has;
 use super::mounts::Mounts;
-use crate::names::Child;
+use crate::names::Role;
 use crate::observe::{Event, Incident};
-use crate::sys::caps::{self, Capability};
+use crate::sys::caps::Capability;
 use crate::sys::process;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use nix::unistd::{Pid, getpid, pipe2, setpgid};
 use std::io;
@@ -27,7 +27,8 @@ pub(super) const REVOKE_TIMEOUT: Duration = Duration::from_millis(2500);
 /// The guard, a child of supervise. The roles are in the process group of the guard.
 #[derive(Debug)]
 pub struct Guard {
-    pid: Pid,
+    /// The process, and the process group of the roles.
+    pub(super) pid: Pid,
     /// Supervise's end of a socket, closed by the death of supervise. The socket carries the process
     /// groups for the guard to kill.
     life: OwnedFd,
@@ -37,11 +38,7 @@ pub struct Guard {
 
 impl Guard {
     /// Starts a guard of `mounts`, except in PID 1. No child needs the descriptors `held`.
-    pub(super) fn start(
-        mounts: &Mounts,
-        signals: &SignalFd,
-        held: &[BorrowedFd<'_>],
-    ) -> io::Result<Option<Self>> {
+    pub(super) fn start(mounts: &Mounts, held: &[BorrowedFd<'_>]) -> io::Result<Option<Self>> {
         if getpid() == Pid::from_raw(1) {
             return Ok(None);
         }
@@ -53,13 +50,12 @@ impl Guard {
         )?;
         let (leaves, leave) = pipe2(OFlag::O_CLOEXEC)?;
         let mut foreign = mounts.descriptors();
-        foreign.extend([signals.as_fd(), life.as_fd(), leave.as_fd()]);
+        foreign.extend([life.as_fd(), leave.as_fd()]);
         foreign.extend(held);
-        let inherited = process::inherited()?;
         let pid = process::fork(&foreign, move || {
             let mut rights = vec![Capability::SysAdmin, Capability::Kill];
-            rights.retain(|right| caps::has(*right).unwrap_or(false));
-            match confine(c"baofs-guard", &inherited, &rights, getpid()) {
+            rights.retain(|right| has(*right));
+            match confine(c"baofs-guard", &rights, getpid()) {
                 Ok(()) => clean_up(mounts, &lives, &leaves),
                 Err(error) => Incident::NoGuard.emit(&error),
             }
@@ -70,16 +66,11 @@ impl Guard {
         Ok(Some(Self { pid, life, leave }))
     }
 
-    /// The process group of the guard and the roles.
-    pub(super) fn group(&self) -> Pid {
-        self.pid
-    }
-
     /// The descriptors to be closed by `role`. `fetch` holds the pipe to the end.
-    pub(super) fn foreign_to(&self, role: Child) -> Vec<BorrowedFd<'_>> {
+    pub(super) fn foreign_to(&self, role: Role) -> Vec<BorrowedFd<'_>> {
         match role {
-            Child::Fetch => vec![self.life.as_fd()],
-            Child::Serve => vec![self.life.as_fd(), self.leave.as_fd()],
+            Role::Fetch => vec![self.life.as_fd()],
+            Role::Serve => vec![self.life.as_fd(), self.leave.as_fd()],
         }
     }
 
@@ -92,11 +83,6 @@ impl Guard {
             &group.to_ne_bytes(),
             MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
         );
-    }
-
-    /// Ends the guard, after supervise has removed everything.
-    pub(super) fn end(self) {
-        kill_and_reap(&[self.pid]);
     }
 }
 

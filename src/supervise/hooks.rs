@@ -4,7 +4,7 @@
 //! `DISTANCE` apart.
 
 use crate::clock::{Jitter, Moment};
-use crate::config::plan::Hook;
+use crate::config::plan::{Action, Hook};
 use crate::names::HookId;
 use nix::unistd::Pid;
 use std::time::Duration;
@@ -60,14 +60,16 @@ impl<'a> Hooks<'a> {
         }
     }
 
-    /// The hook of the plan; `None` for an index outside the plan.
-    pub fn hook(&self, id: HookId) -> Option<&'a Hook> {
-        self.plan.get(id.index())
+    /// The action of a hook; `None` for an index outside the plan.
+    pub fn action(&self, id: HookId) -> Option<&'a Action> {
+        Some(&self.plan.get(id.index())?.action)
     }
 
     /// Records a change of a file with the hook `id`. An index outside the plan is ignored.
     pub fn changed(&mut self, id: HookId, now: Moment) {
-        let (Some(hook), Some(state)) = (self.hook(id), self.states.get_mut(id.index())) else {
+        let (Some(hook), Some(state)) =
+            (self.plan.get(id.index()), self.states.get_mut(id.index()))
+        else {
             return;
         };
         if state.due.is_some() {
@@ -160,7 +162,6 @@ impl<'a> Hooks<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::plan::Action;
     use proptest::prelude::*;
 
     const fn at(millis: u64) -> Moment {

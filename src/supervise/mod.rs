@@ -25,7 +25,7 @@ use crate::observe::Incident;
 use crate::sys::caps::{self, Capability};
 use app::{Inherited, Launcher};
 use children::Children;
-use guard::{Guard, REVOKE_TIMEOUT};
+use guard::Guard;
 use mounts::Mounts;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
@@ -33,7 +33,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, geteuid, getpid};
 use run::{Loop, Remains};
 use runfiles::RunFiles;
-use state::{Policy, SIGNALS};
+use state::SIGNALS;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -105,7 +105,7 @@ impl Resources {
         drop(self.mounts);
         self.run_files.remove();
         if let Some(guard) = self.guard {
-            guard.end();
+            child::kill_and_reap(&[guard.pid]);
         }
     }
 }
@@ -177,27 +177,15 @@ fn supervise(
     let mounts = &mut resources.mounts;
     resources.run_files.make()?;
     let mut held = resources.run_files.descriptors();
-    let guard = mounts.without_arena(|| Guard::start(mounts, signals, &held));
+    held.push(signals.as_fd());
+    let guard = mounts.without_arena(|| Guard::start(mounts, &held));
     resources.guard = guard.map_err(not_started)?;
     let guard = resources.guard.as_ref();
     lower_rights(plan, mounts)
         .map_err(|error| Refused::software("capabilities cannot be given up", error))?;
-    held.push(signals.as_fd());
     let children = Children::start(plan, mounts, guard, held).map_err(not_started)?;
     let launcher = Launcher::new(&plan.app, inherited, guard);
-    let policy = policy(&plan.app);
-    let (code, processes) = Loop::new(plan, signals, mounts, children, launcher).run(policy);
+    let (code, processes) = Loop::new(plan, signals, mounts, children, launcher).run();
     resources.processes = processes;
     Ok(code)
-}
-
-fn policy(app: &App) -> Policy {
-    Policy {
-        has_app: !app.command.is_empty(),
-        wait: app.wait,
-        stop_signal: app.stop_signal,
-        stop_timeout: app.stop_timeout,
-        revoke_timeout: REVOKE_TIMEOUT,
-        on_hup: app.on_hup,
-    }
 }

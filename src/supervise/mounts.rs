@@ -9,7 +9,7 @@ use crate::fuse::mount::{FuseMount, Public};
 use crate::fuse::refusal as fuse;
 use crate::link::End;
 use crate::memory::mapping::Backing;
-use crate::names::{Child, FileName, Owner, Recovery, RestartHistory, Role, SwapExposure};
+use crate::names::{FileName, Owner, Recovery, RestartHistory, Role, SwapExposure};
 use crate::observe::{Event, Incident};
 use crate::serve::{self, Job};
 use crate::snapshot::{Arena, FileSpec, Visibility};
@@ -55,23 +55,21 @@ impl Mounts {
     /// Mounts FUSE. Where FUSE is refused and the plan allows the fallback, prepares a tmpfs.
     pub(super) fn open(plan: &Plan) -> Result<Self, Refused> {
         let filesystem = &plan.filesystem;
-        let mounts = match (
-            FuseMount::create(&filesystem.path, filesystem.dir_mode),
-            filesystem.fallback,
-        ) {
-            (
-                Ok(FuseMount {
-                    device,
-                    init,
-                    private,
-                    public,
-                    ground,
-                }),
-                _,
-            ) => {
-                warn_of(&ground, &filesystem.path);
+        let path = &filesystem.path;
+        let size = filesystem
+            .size
+            .map(|size| usize::try_from(size).unwrap_or(usize::MAX));
+        let mounts = match FuseMount::create(path, filesystem.dir_mode) {
+            Ok(FuseMount {
+                device,
+                init,
+                private,
+                public,
+                ground,
+            }) => {
+                warn_of(&ground, path);
                 Self::Fuse {
-                    arena: arena(plan)?,
+                    arena: arena(plan, size)?,
                     device: Some(device),
                     init,
                     private,
@@ -79,29 +77,28 @@ impl Mounts {
                 }
             }
             // No backend may be used where another agent serves.
-            (Err(refusal @ fuse::Refusal::Held(_)), _) => return Err(refusal.into()),
-            (Err(refusal), Fallback::None) => {
+            Err(refusal @ fuse::Refusal::Held(_)) => return Err(refusal.into()),
+            Err(refusal) if filesystem.fallback == Fallback::None => {
                 let Refused { exit, message } = refusal.into();
                 let hint = "or let baofs write into a verified tmpfs: --fallback tmpfs";
                 return Err(Refused::new(exit, format_args!("{message}\nhint: {hint}")));
             }
-            (Err(refusal), Fallback::Tmpfs) => {
-                let cause = refusal.to_string();
-                Incident::FallbackUsed.emit(&cause);
+            Err(refusal) => {
+                let refusal = refusal.to_string();
+                Incident::FallbackUsed.emit(&refusal);
                 let target = Target::prepare(filesystem, &plan.files)?;
                 if let Some(ground) = &target.ground {
-                    warn_of(ground, &filesystem.path);
+                    warn_of(ground, path);
                 }
-                let arena = arena_beside_tmpfs(plan)?;
                 Self::Tmpfs {
                     target,
-                    refusal: cause,
-                    arena,
+                    refusal,
+                    arena: arena_beside_tmpfs(plan, size)?,
                 }
             }
         };
         Event::Mounted {
-            path: &filesystem.path,
+            path,
             how: mounts.name(),
         }
         .emit();
@@ -146,71 +143,72 @@ impl Mounts {
     }
 
     /// The roles, in the order of their start.
-    pub(super) fn roles(&self) -> &'static [Child] {
+    pub(super) fn roles(&self) -> &'static [Role] {
         match self {
-            Self::Fuse { .. } => &[Child::Serve, Child::Fetch],
-            Self::Tmpfs { .. } => &[Child::Fetch],
+            Self::Fuse { .. } => &[Role::Serve, Role::Fetch],
+            Self::Tmpfs { .. } => &[Role::Fetch],
         }
     }
 
-    /// The work of a forked `serve`, with a copy of the device.
-    pub(super) fn serve(
-        &self,
-        plan: &Plan,
-        past: RestartHistory,
-        walls: Confinement,
-    ) -> io::Result<impl FnOnce(End) -> Exit + use<>> {
-        let Self::Fuse {
-            arena,
-            device: Some(device),
-            init,
-            ..
-        } = self
-        else {
-            return Err(io::ErrorKind::NotConnected.into());
-        };
-        let (arena, device, dir_mode) = (
-            Arc::clone(arena),
-            device.try_clone()?,
-            plan.filesystem.dir_mode,
-        );
-        let recovery = if env::var_os(NO_RESEND).is_some() {
-            Recovery::Interrupt
-        } else {
-            Recovery::Resend
-        };
-        let init = init.clone();
-        Ok(move |link| match walls.confine_serve() {
-            Ok(()) => serve::run(&Job {
-                arena,
-                device,
-                init,
-                past,
-                recovery,
-                dir_mode,
-                link,
-            }),
-            Err(error) => unconfined(Role::Serve, &error),
-        })
-    }
-
-    /// The work of a forked `fetch`, with a descriptor of the directory that it writes to.
-    pub(super) fn fetch<'a>(
+    /// The work of a forked role: of `serve`, with a copy of the device; of `fetch`, with a
+    /// descriptor of the directory that `fetch` writes to.
+    pub(super) fn work<'a>(
         &'a self,
+        role: Role,
         plan: &'a Plan,
         past: RestartHistory,
         walls: Confinement,
-    ) -> io::Result<impl FnOnce(End) -> Exit + 'a> {
-        let root = match self {
-            Self::Fuse { private, .. } => WriteRoot::Mount(private.try_clone()?),
-            Self::Tmpfs { target, .. } => WriteRoot::Tmpfs(target.root()?),
+    ) -> io::Result<Box<dyn FnOnce(End) -> Exit + 'a>> {
+        let (root, fallback) = match (role, self) {
+            (
+                Role::Serve,
+                Self::Fuse {
+                    arena,
+                    device: Some(device),
+                    init,
+                    ..
+                },
+            ) => {
+                let device = device.try_clone()?;
+                let recovery = if env::var_os(NO_RESEND).is_some() {
+                    Recovery::Interrupt
+                } else {
+                    Recovery::Resend
+                };
+                return Ok(Box::new(move |link| match walls.confine_serve() {
+                    Ok(()) => serve::run(&Job {
+                        arena: Arc::clone(arena),
+                        device,
+                        init: init.clone(),
+                        past,
+                        recovery,
+                        dir_mode: plan.filesystem.dir_mode,
+                        link,
+                    }),
+                    Err(error) => unconfined(Role::Serve, &error),
+                }));
+            }
+            (Role::Serve, _) => return Err(io::ErrorKind::NotConnected.into()),
+            (Role::Fetch, Self::Fuse { private, .. }) => {
+                (WriteRoot::Mount(private.try_clone()?), None)
+            }
+            (
+                Role::Fetch,
+                Self::Tmpfs {
+                    target, refusal, ..
+                },
+            ) => (WriteRoot::Tmpfs(target.root()?), Some(refusal.into())),
         };
         let settings = fetch::Settings {
-            served: self.served(),
+            served: Served {
+                how: self.name().into(),
+                fallback,
+                swap: None,
+            },
             past,
             walls: walls.report(self.rights_of_fetch(plan), self.roles()),
         };
-        Ok(move |link| {
+        Ok(Box::new(move |link| {
             let job = match fetch::FetchJob::prepare(plan, self.arena(), root, link, settings) {
                 Ok(job) => job,
                 Err(exit) => return exit,
@@ -219,7 +217,7 @@ impl Mounts {
                 Ok(()) => fetch::run(job),
                 Err(error) => unconfined(Role::Fetch, &error),
             }
-        })
+        }))
     }
 
     fn arena(&self) -> &Arc<Arena> {
@@ -227,26 +225,10 @@ impl Mounts {
         arena
     }
 
-    /// How files are served, for the report.
-    fn served(&self) -> Served {
-        let fallback = match self {
-            Self::Fuse { .. } => None,
-            Self::Tmpfs { refusal, .. } => Some(refusal.as_str().into()),
-        };
-        Served {
-            how: self.name().into(),
-            fallback,
-            swap: None,
-        }
-    }
-
     /// The operation counter of `serve`: changes at the begin and the end of each operation, and is
-    /// odd during an operation. `None` on a tmpfs.
-    pub(super) fn work_of_serve(&self) -> Option<u64> {
-        match self {
-            Self::Fuse { arena, .. } => Some(arena.reader_area().work.load(Relaxed)),
-            Self::Tmpfs { .. } => None,
-        }
+    /// odd during an operation. Stays 0 on a tmpfs, which has no `serve`.
+    pub(super) fn work_of_serve(&self) -> u64 {
+        self.arena().reader_area().work.load(Relaxed)
     }
 
     /// The way by which files could now reach a swap; see `Target::swap_risk`. FUSE serves from
@@ -279,13 +261,11 @@ impl Mounts {
 
     /// Removes the mount or the files. To be called when no `fetch` writes any more.
     pub(super) fn close(&self) {
-        match self {
-            Self::Fuse { public, .. } => public.abort(),
-            Self::Tmpfs { target, .. } => {
-                if let Err(error) = target.clear() {
-                    Incident::FilesNotRemoved.emit(&error);
-                }
-            }
+        self.unmount();
+        if let Self::Tmpfs { target, .. } = self
+            && let Err(error) = target.clear()
+        {
+            Incident::FilesNotRemoved.emit(&error);
         }
     }
 }
@@ -314,31 +294,20 @@ fn warn_of(ground: &Ground, path: &Path) {
 }
 
 /// Locked memory for the files of the plan, the report and the private files of `fetch`.
-fn arena(plan: &Plan) -> Result<Arc<Arena>, Refused> {
+fn arena(plan: &Plan, size: Option<usize>) -> Result<Arc<Arena>, Refused> {
     let report = status::FILES.map(|name| own(name, 0o444, Visibility::State));
-    let size = plan
-        .filesystem
-        .size
-        .map(|size| usize::try_from(size).unwrap_or(usize::MAX));
-    create(
-        plan.files
-            .iter()
-            .map(FileSpec::listed)
-            .chain(report)
-            .chain(private_files(plan))
-            .collect(),
-        size,
-    )
+    let listed = plan.files.iter().map(FileSpec::listed);
+    let files = listed.chain(report).chain(private_files(plan));
+    create(files.collect(), size)
 }
 
 /// Locked memory for the files of `fetch` alone: as large as the tmpfs may become, or as large as
 /// possible.
-fn arena_beside_tmpfs(plan: &Plan) -> Result<Arc<Arena>, Refused> {
-    if let Some(size) = plan.filesystem.size {
-        let size = usize::try_from(size).unwrap_or(usize::MAX);
-        if let Ok(arena) = create(private_files(plan), Some(size.max(LEAST_BESIDE_TMPFS))) {
-            return Ok(arena);
-        }
+fn arena_beside_tmpfs(plan: &Plan, size: Option<usize>) -> Result<Arc<Arena>, Refused> {
+    if let Some(size) = size
+        && let Ok(arena) = create(private_files(plan), Some(size.max(LEAST_BESIDE_TMPFS)))
+    {
+        return Ok(arena);
     }
     create(private_files(plan), None)
 }

@@ -16,7 +16,7 @@ use std::path::Path;
 const REFUSED: Answer = Answer::Errno(Errno::EPERM);
 
 /// `CLONE_NEW*` of mounts, cgroups, host names, IPC, users, processes and the network.
-const NAMESPACES: u32 = 0x7e02_0000;
+pub(super) const NAMESPACES: u32 = 0x7e02_0000;
 
 /// Calls admitted by the profile only with `SYS_ADMIN` (moby `profiles/seccomp/default_linux.go`,
 /// July 2026). `name_to_handle_at` is missing: Docker 25 and later always admit the call, earlier

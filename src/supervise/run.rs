@@ -6,13 +6,13 @@ use super::app::{Launcher, Stdio, program};
 use super::children::{Children, Turn};
 use super::hooks::{Deadline, Hooks};
 use super::mounts::Mounts;
-use super::state::{ExitStatus, Input, Machine, Notification, Output, Policy};
+use super::state::{ExitStatus, Input, Machine, Output};
 use super::watchdog::Looks;
 use crate::clock::{Clock, Jitter, Moment, RealClock};
 use crate::config::plan::{Action, Plan};
 use crate::exit::Exit;
 use crate::link::ToRole;
-use crate::names::{Child, HookId, SwapExposure};
+use crate::names::{HookId, Role, SwapExposure};
 use crate::observe::{self, Event, Incident};
 use crate::sys::process;
 use nix::errno::Errno;
@@ -79,13 +79,16 @@ impl<'a> Loop<'a> {
     }
 
     /// Runs until the machine finishes. The result is the exit code and the processes left.
-    pub(super) fn run(mut self, policy: Policy) -> (u8, Remains) {
-        let (mut machine, first) = Machine::start(policy);
+    pub(super) fn run(mut self) -> (u8, Remains) {
+        let (mut machine, first) = Machine::start(&self.plan.app);
         let mut outputs = VecDeque::from(first);
         loop {
             while let Some(output) = outputs.pop_front() {
                 if let Output::Finish(code) = output {
-                    return (code, self.remains());
+                    let mut groups: Vec<_> = self.hooks.running().collect();
+                    groups.extend(self.group);
+                    let roles = self.children.pids();
+                    return (code, Remains { roles, groups });
                 }
                 for input in self.perform(output) {
                     outputs.extend(machine.step(input));
@@ -102,15 +105,6 @@ impl<'a> Loop<'a> {
                 outputs.extend(machine.step(input));
             }
             observe::report_dropped();
-        }
-    }
-
-    fn remains(&self) -> Remains {
-        let mut groups: Vec<_> = self.hooks.running().collect();
-        groups.extend(self.group);
-        Remains {
-            roles: self.children.pids(),
-            groups,
         }
     }
 
@@ -134,8 +128,10 @@ impl<'a> Loop<'a> {
 
     fn start_app(&mut self) -> Vec<Input> {
         let command = &self.plan.app.command;
-        let start = || self.launcher.start(command, Stdio::App);
-        match self.mounts.without_arena(start) {
+        match self
+            .mounts
+            .without_arena(|| self.launcher.start(command, Stdio::App))
+        {
             Ok(pid) => {
                 Event::AppStarted { pid: pid.as_raw() }.emit();
                 self.group = Some(pid);
@@ -165,21 +161,19 @@ impl<'a> Loop<'a> {
     }
 
     fn run_command(&mut self, id: HookId) {
-        let Some(Action::Command { command, timeout }) = self.action(id) else {
+        let Some(Action::Command { command, timeout }) = self.hooks.action(id) else {
             return;
         };
-        let start = || self.launcher.start(command, Stdio::Hook);
-        match self.mounts.without_arena(start) {
+        match self
+            .mounts
+            .without_arena(|| self.launcher.start(command, Stdio::Hook))
+        {
             Ok(pid) => {
                 let until = RealClock.now().plus(*timeout);
                 self.hooks.started(id, pid, until);
             }
             Err(error) => self.command_failed(id, &format!("cannot fork: {error}")),
         }
-    }
-
-    fn action(&self, id: HookId) -> Option<&'a Action> {
-        self.hooks.hook(id).map(|hook| &hook.action)
     }
 
     fn command_ended(&self, id: HookId, deadline: Deadline, status: ExitStatus) {
@@ -195,7 +189,7 @@ impl<'a> Loop<'a> {
 
     /// Logs the name of the program; arguments are not logged.
     fn command_failed(&self, id: HookId, how: &str) {
-        if let Some(Action::Command { command, .. }) = self.action(id) {
+        if let Some(Action::Command { command, .. }) = self.hooks.action(id) {
             let program = program(command);
             Incident::CommandFailed { program }.emit(&how);
         }
@@ -258,23 +252,21 @@ impl<'a> Loop<'a> {
             let _ = killpg(group, Signal::SIGKILL);
         }
         for id in self.hooks.due(now) {
-            let (how, notification) = match self.action(id) {
-                Some(Action::Signal(signal)) => (signal.as_str(), Notification::Signal(*signal)),
-                Some(Action::Command { command, .. }) => {
-                    (program(command), Notification::Command(id))
-                }
-                Some(Action::Restart) => ("restart", Notification::Restart),
+            let (how, input) = match self.hooks.action(id) {
+                Some(Action::Signal(signal)) => (signal.as_str(), Input::TellApp(*signal)),
+                Some(Action::Command { command, .. }) => (program(command), Input::RunCommand(id)),
+                Some(Action::Restart) => ("restart", Input::RestartApp),
                 None => continue,
             };
             Event::Notifying { how }.emit();
-            turn.inputs.push(Input::Notify(notification));
+            turn.inputs.push(input);
         }
         if let Some(look) = self.looks.look(now) {
             self.children.look(look, self.mounts.work_of_serve(), now);
             self.look_for_swap();
         }
         self.children.restart(self.mounts, turn);
-        let restarted = turn.inputs.contains(&Input::RoleRestarted(Child::Fetch));
+        let restarted = turn.inputs.contains(&Input::RoleRestarted(Role::Fetch));
         if restarted && self.swap.is_some() {
             self.children.tell_fetch(ToRole::Swap(self.swap));
         }

@@ -165,12 +165,10 @@ impl RunFile {
         let _ = discard();
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let file = openat(dir, temporary, flags, Mode::from_bits_truncate(0o644))?;
-        let written = write(&file, format!("{pid}\n").as_bytes());
-        let renamed = written.and_then(|_| renameat(dir, temporary, dir, self.name.as_os_str()));
-        if renamed.is_err() {
-            let _ = discard();
-        }
-        renamed.map(|()| file)
+        write(&file, format!("{pid}\n").as_bytes())
+            .and_then(|_| renameat(dir, temporary, dir, self.name.as_os_str()))
+            .inspect_err(|_| _ = discard())?;
+        Ok(file)
     }
 
     /// The file or link with the name now. `O_PATH` with `O_NOFOLLOW` opens no file and follows no

@@ -3,10 +3,11 @@
 //! nothing starts once a stop has begun; the token is revoked after the end of the application;
 //! exactly one `Finish` ends the machine.
 
-use crate::config::plan::OnHup;
+use super::guard::REVOKE_TIMEOUT;
+use crate::config::plan::{App, OnHup};
 use crate::exit::Exit;
 use crate::link::ToRole;
-use crate::names::{Child, HookId};
+use crate::names::{HookId, Role};
 use Phase::{Clearing, Finished, Restarting, Revoking, Running, StoppingApp, Waiting};
 use nix::sys::signal::Signal;
 use std::fmt;
@@ -82,31 +83,24 @@ pub enum Input {
     Signal(Signal),
     /// Every first secret is published.
     SecretsReady,
-    /// A notification of a rotation is due.
-    Notify(Notification),
+    /// A signal is due that tells the application of a rotation.
+    TellApp(Signal),
+    /// The command of a hook is due after a rotation.
+    RunCommand(HookId),
+    /// A stop and a start of the application are due after a rotation.
+    RestartApp,
     /// A role announced the reason of a coming end.
-    RoleFailed(Child, Exit),
+    RoleFailed(Role, Exit),
     /// A role ended and will not be restarted.
-    RoleEnded(Child),
+    RoleEnded(Role),
     /// The successor of a dead role was started.
-    RoleRestarted(Child),
+    RoleRestarted(Role),
     /// The application ended.
     AppEnded(ExitStatus),
     /// The application's process group is empty.
     GroupGone,
     /// The time limit of the present phase is over.
     Elapsed,
-}
-
-/// The way to notify the application of a rotation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notification {
-    /// A signal to the application.
-    Signal(Signal),
-    /// The command of a hook.
-    Command(HookId),
-    /// A stop and a start of the application.
-    Restart,
 }
 
 /// An action for the loop.
@@ -128,23 +122,6 @@ pub enum Output {
     Arm(Duration),
     /// Tear everything down and exit with a code.
     Finish(u8),
-}
-
-/// The part of the Plan for the machine.
-#[derive(Clone, Copy, Debug)]
-pub struct Policy {
-    /// Whether the Plan has an application (`run`), or only files (`mount`).
-    pub has_app: bool,
-    /// The time limit for the first secrets.
-    pub wait: Duration,
-    /// The signal that asks the application to stop, unless a signal to baofs began the stop.
-    pub stop_signal: Signal,
-    /// The time limit for the application's stop, before KILL.
-    pub stop_timeout: Duration,
-    /// The time limit for the revocation, which includes `fetch`'s own limit for its requests.
-    pub revoke_timeout: Duration,
-    /// The effect of HUP.
-    pub on_hup: OnHup,
 }
 
 /// The state of the machine. A `code` is the agent's exit code, unless a later event decides.
@@ -170,32 +147,36 @@ enum Phase {
 
 /// The machine.
 #[derive(Debug)]
-pub struct Machine {
-    policy: Policy,
+pub struct Machine<'a> {
+    app: &'a App,
     phase: Phase,
-    /// The reason that each role gave for its end, until its next start; indexed by `Child`.
+    /// The reason that each role gave for its end, until its next start; indexed by `Role`.
     reasons: [Option<Exit>; 2],
     /// Whether `fetch` has not ended for good: the dead cannot revoke the token.
     fetch_lives: bool,
 }
 
-impl Machine {
+impl<'a> Machine<'a> {
     /// A machine and its first outputs.
-    pub fn start(policy: Policy) -> (Self, Vec<Output>) {
+    pub fn start(app: &'a App) -> (Self, Vec<Output>) {
         let machine = Self {
-            policy,
+            app,
             phase: Waiting,
             reasons: [None; 2],
             fetch_lives: true,
         };
-        (machine, vec![Output::Arm(policy.wait)])
+        (machine, vec![Output::Arm(app.wait)])
+    }
+
+    /// Whether the plan has an application (`run`), or only files (`mount`).
+    fn has_app(&self) -> bool {
+        !self.app.command.is_empty()
     }
 
     /// Takes one input. An input that has no meaning in the present phase has no effect.
     pub fn step(&mut self, input: Input) -> Vec<Output> {
         match (self.phase, input) {
             (_, Input::Signal(signal)) => self.signal(signal),
-            (_, Input::Notify(notification)) => self.notify(notification),
             (_, Input::Elapsed) => self.elapsed(),
             (_, Input::RoleEnded(role)) => self.role_ended(role),
             (_, Input::RoleRestarted(role)) => self.role_restarted(role),
@@ -206,6 +187,13 @@ impl Machine {
             (Waiting, Input::SecretsReady) | (Clearing { .. }, Input::GroupGone) => {
                 self.start_app()
             }
+            (_, Input::RunCommand(hook)) if self.serves() => vec![Output::RunCommand(hook)],
+            // An application that is being restarted will read the new files without a signal.
+            (Running, Input::TellApp(signal)) => self.relay(signal),
+            (Running, Input::RestartApp) if self.has_app() => {
+                self.phase = Restarting { killed: false };
+                self.ask_app(self.app.stop_signal)
+            }
             (Running, Input::AppEnded(status)) => self.revoke(status.code()),
             (Restarting { .. }, Input::AppEnded(status)) => {
                 let code = status.code();
@@ -215,7 +203,15 @@ impl Machine {
             (StoppingApp { code, .. }, Input::AppEnded(status)) => {
                 self.revoke(code.unwrap_or(status.code()))
             }
-            (_, Input::SecretsReady | Input::GroupGone | Input::AppEnded(_)) => vec![],
+            (
+                _,
+                Input::SecretsReady
+                | Input::TellApp(_)
+                | Input::RunCommand(_)
+                | Input::RestartApp
+                | Input::AppEnded(_)
+                | Input::GroupGone,
+            ) => vec![],
         }
     }
 
@@ -229,7 +225,7 @@ impl Machine {
     }
 
     fn stop(&mut self, signal: Signal) -> Vec<Output> {
-        match (self.phase, self.policy.has_app) {
+        match (self.phase, self.has_app()) {
             (Waiting | Running, false) => self.revoke(Exit::Ok.code()),
             (Waiting, true) => self.revoke(128 + signal as u8),
             (Running, true) => self.stop_app(signal, None),
@@ -242,10 +238,10 @@ impl Machine {
 
     fn reload(&self, signal: Signal) -> Vec<Output> {
         let mut outputs = vec![];
-        if self.policy.on_hup != OnHup::Refresh {
+        if self.app.on_hup != OnHup::Refresh {
             outputs = self.relay(signal);
         }
-        if self.policy.on_hup != OnHup::App && (self.phase == Waiting || self.serves()) {
+        if self.app.on_hup != OnHup::App && (self.phase == Waiting || self.serves()) {
             outputs.push(Output::TellFetch(ToRole::Refresh));
         }
         outputs
@@ -253,7 +249,7 @@ impl Machine {
 
     fn relay(&self, signal: Signal) -> Vec<Output> {
         let stopping = matches!(self.phase, StoppingApp { .. });
-        if self.policy.has_app && (stopping || self.serves()) {
+        if self.has_app() && (stopping || self.serves()) {
             vec![Output::SignalApp(signal)]
         } else {
             vec![]
@@ -267,50 +263,34 @@ impl Machine {
 
     fn start_app(&mut self) -> Vec<Output> {
         self.phase = Running;
-        if self.policy.has_app {
+        if self.has_app() {
             vec![Output::StartApp]
         } else {
             vec![]
         }
     }
 
-    /// An application that is being restarted will read the new files without a notification.
-    fn notify(&mut self, notification: Notification) -> Vec<Output> {
-        let app_runs = self.phase == Running && self.policy.has_app;
-        match (notification, app_runs) {
-            (Notification::Signal(signal), true) => vec![Output::SignalApp(signal)],
-            (Notification::Restart, true) => {
-                self.phase = Restarting { killed: false };
-                self.ask_app(self.policy.stop_signal)
-            }
-            (Notification::Command(hook), _) if self.serves() => vec![Output::RunCommand(hook)],
-            _ => vec![],
-        }
-    }
-
     /// Repeats the last message for a successor of `fetch`. The reason of the dead process is void;
     /// the reason of the other role stays.
-    fn role_restarted(&mut self, role: Child) -> Vec<Output> {
+    fn role_restarted(&mut self, role: Role) -> Vec<Output> {
         self.reasons[role as usize] = None;
         match (role, self.phase) {
-            (Child::Fetch, Revoking { code, killed }) if !killed => {
+            (Role::Fetch, Revoking { code, killed }) if !killed => {
                 vec![Output::TellFetch(last_request(code))]
             }
             _ => vec![],
         }
     }
 
-    fn role_ended(&mut self, role: Child) -> Vec<Output> {
+    fn role_ended(&mut self, role: Role) -> Vec<Output> {
         let reason = self.code_of(role);
         let mut outputs = vec![];
         match role {
-            Child::Serve => outputs.push(Output::AbortMount),
-            Child::Fetch => self.fetch_lives = false,
+            Role::Serve => outputs.push(Output::AbortMount),
+            Role::Fetch => self.fetch_lives = false,
         }
         outputs.extend(match (self.phase, role) {
-            (Running, _) if self.policy.has_app => {
-                self.stop_app(self.policy.stop_signal, Some(reason))
-            }
+            (Running, _) if self.has_app() => self.stop_app(self.app.stop_signal, Some(reason)),
             (Waiting | Running | Clearing { .. }, _) => self.revoke(reason),
             (Restarting { killed }, _) => self.stop_restart(killed, Some(reason)),
             (StoppingApp { code, killed }, _) => {
@@ -318,14 +298,14 @@ impl Machine {
                 self.phase = StoppingApp { code, killed };
                 vec![]
             }
-            (Revoking { code, .. }, Child::Fetch) => self.finish(code.unwrap_or(reason)),
+            (Revoking { code, .. }, Role::Fetch) => self.finish(code.unwrap_or(reason)),
             (Revoking { .. } | Finished, _) => vec![],
         });
         outputs
     }
 
     /// The agent's exit code after the end of `role`: the reason that the role gave, if any.
-    fn code_of(&self, role: Child) -> u8 {
+    fn code_of(&self, role: Role) -> u8 {
         match self.reasons[role as usize] {
             None | Some(Exit::Ok) => Exit::Software.code(),
             Some(reason) => reason.code(),
@@ -357,7 +337,7 @@ impl Machine {
             } => self.kill_roles(code),
             // A `fetch` that hangs in the kernel must not keep the container alive.
             Revoking { code, killed: true } => {
-                self.finish(code.unwrap_or_else(|| self.code_of(Child::Fetch)))
+                self.finish(code.unwrap_or_else(|| self.code_of(Role::Fetch)))
             }
             Running | Restarting { killed: true } | Finished => vec![],
         }
@@ -390,7 +370,7 @@ impl Machine {
         vec![
             Output::SignalApp(signal),
             Output::SignalApp(Signal::SIGCONT),
-            Output::Arm(self.policy.stop_timeout),
+            Output::Arm(self.app.stop_timeout),
         ]
     }
 
@@ -421,7 +401,7 @@ impl Machine {
         self.phase = Revoking { code, killed };
         vec![
             Output::TellFetch(last_request(code)),
-            Output::Arm(self.policy.revoke_timeout),
+            Output::Arm(REVOKE_TIMEOUT),
         ]
     }
 
@@ -450,6 +430,7 @@ fn last_request(code: Option<u8>) -> ToRole {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::render::tests::plan;
     use Input::{AppEnded, Elapsed, GroupGone, RoleEnded, RoleFailed, RoleRestarted, SecretsReady};
     use Output::{AbortMount, Arm, Finish, KillRoles, RunCommand, SignalApp, StartApp, TellFetch};
     use ToRole::{GiveUp, Refresh, Stop};
@@ -457,9 +438,8 @@ mod tests {
 
     const WAIT: Duration = Duration::from_secs(30);
     const STOP: Duration = Duration::from_secs(6);
-    const REVOKE: Duration = Duration::from_secs(2);
     const TERM: Input = Input::Signal(Signal::SIGTERM);
-    const ASK_REVOKE: [Output; 2] = [TellFetch(Stop), Arm(REVOKE)];
+    const ASK_REVOKE: [Output; 2] = [TellFetch(Stop), Arm(REVOKE_TIMEOUT)];
     const ASK_TERM: [Output; 3] = [
         SignalApp(Signal::SIGTERM),
         SignalApp(Signal::SIGCONT),
@@ -467,26 +447,27 @@ mod tests {
     ];
     const KILL: [Output; 2] = [SignalApp(Signal::SIGKILL), Arm(KILL_TIMEOUT)];
     const ABANDON: [Output; 3] = [KillRoles, AbortMount, Arm(KILL_TIMEOUT)];
-    const RESTART: Input = Input::Notify(Notification::Restart);
-    const COMMAND: Input = Input::Notify(Notification::Command(HookId(3)));
-    const TELL: Input = Input::Notify(Notification::Signal(Signal::SIGUSR1));
+    const RESTART: Input = Input::RestartApp;
+    const COMMAND: Input = Input::RunCommand(HookId(3));
+    const TELL: Input = Input::TellApp(Signal::SIGUSR1);
     const TROUBLE: u8 = Exit::Software as u8;
 
-    fn policy(has_app: bool) -> Policy {
-        let (stop_signal, on_hup) = (Signal::SIGTERM, OnHup::Both);
-        Policy {
-            has_app,
+    fn app(has_app: bool) -> App {
+        let command = if has_app { vec!["app".into()] } else { vec![] };
+        App {
+            command,
             wait: WAIT,
-            stop_signal,
+            stop_signal: Signal::SIGTERM,
             stop_timeout: STOP,
-            revoke_timeout: REVOKE,
-            on_hup,
+            on_hup: OnHup::Both,
+            ..plan(vec![], vec![]).app
         }
     }
 
     /// Drives a fresh machine through `script` and compares what it wants done at each step.
     fn drive(has_app: bool, script: &[(Input, &[Output])]) {
-        let (mut machine, first) = Machine::start(policy(has_app));
+        let app = app(has_app);
+        let (mut machine, first) = Machine::start(&app);
         assert_eq!(first, [Arm(WAIT)]);
         for (n, (input, outputs)) in script.iter().enumerate() {
             assert_eq!(machine.step(*input), *outputs, "step {n}: {input:?}");
@@ -501,7 +482,7 @@ mod tests {
             &[
                 (SecretsReady, &[StartApp]),
                 (ended, &ASK_REVOKE),
-                (RoleEnded(Child::Fetch), &[Finish(7)]),
+                (RoleEnded(Role::Fetch), &[Finish(7)]),
             ],
         );
     }
@@ -514,7 +495,7 @@ mod tests {
             &[
                 (SecretsReady, &[StartApp]),
                 (ended, &ASK_REVOKE),
-                (RoleEnded(Child::Fetch), &[Finish(137)]),
+                (RoleEnded(Role::Fetch), &[Finish(137)]),
             ],
         );
     }
@@ -529,7 +510,7 @@ mod tests {
                 (Elapsed, &KILL),
                 (AppEnded(ExitStatus::Killed(9)), &ASK_REVOKE),
                 (Elapsed, &ABANDON),
-                (RoleEnded(Child::Fetch), &[Finish(137)]),
+                (RoleEnded(Role::Fetch), &[Finish(137)]),
             ],
         );
     }
@@ -546,15 +527,15 @@ mod tests {
         };
         for (ended, code) in [(0, Exit::Software.code()), (7, 7)] {
             // Killed, it ends; or it hangs in the kernel, where KILL does not reach it.
-            for last in [RoleEnded(Child::Fetch), hung] {
+            for last in [RoleEnded(Role::Fetch), hung] {
                 drive(
                     true,
                     &[&stop(ended)[..], &[(last, &[Finish(code)])]].concat(),
                 );
             }
         }
-        let gave_up = [TellFetch(GiveUp), Arm(REVOKE)];
-        let said = RoleFailed(Child::Fetch, Exit::Login);
+        let gave_up = [TellFetch(GiveUp), Arm(REVOKE_TIMEOUT)];
+        let said = RoleFailed(Role::Fetch, Exit::Login);
         drive(
             true,
             &[
@@ -613,10 +594,11 @@ mod tests {
             (OnHup::Both, false, [&[refresh], &[refresh], &[]]),
         ];
         for (on_hup, has_app, [waiting, running, stopping]) in table {
-            let (mut machine, _) = Machine::start(Policy {
+            let app = App {
                 on_hup,
-                ..policy(has_app)
-            });
+                ..app(has_app)
+            };
+            let (mut machine, _) = Machine::start(&app);
             assert_eq!(machine.step(hup), waiting, "{on_hup:?}, waiting");
             machine.step(SecretsReady);
             assert_eq!(machine.step(hup), running, "{on_hup:?}, running");
@@ -681,7 +663,7 @@ mod tests {
             true,
             &[
                 (TERM, &ASK_REVOKE),
-                (RoleEnded(Child::Fetch), &[Finish(143)]),
+                (RoleEnded(Role::Fetch), &[Finish(143)]),
                 (SecretsReady, &[]),
             ],
         );
@@ -689,14 +671,14 @@ mod tests {
 
     #[test]
     fn an_elapsed_wait_asks_fetch_for_the_reason() {
-        let gave_up = [TellFetch(GiveUp), Arm(REVOKE)];
+        let gave_up = [TellFetch(GiveUp), Arm(REVOKE_TIMEOUT)];
         drive(
             true,
             &[
                 (Elapsed, &gave_up),
                 (SecretsReady, &[]),
-                (RoleFailed(Child::Fetch, Exit::Login), &[]),
-                (RoleEnded(Child::Fetch), &[Finish(Exit::Login.code())]),
+                (RoleFailed(Role::Fetch, Exit::Login), &[]),
+                (RoleEnded(Role::Fetch), &[Finish(Exit::Login.code())]),
             ],
         );
         drive(
@@ -704,7 +686,7 @@ mod tests {
             &[
                 (Elapsed, &gave_up),
                 (Elapsed, &ABANDON),
-                (RoleEnded(Child::Fetch), &[Finish(70)]),
+                (RoleEnded(Role::Fetch), &[Finish(70)]),
             ],
         );
     }
@@ -716,7 +698,7 @@ mod tests {
             true,
             &[
                 (SecretsReady, &[StartApp]),
-                (RoleEnded(Child::Fetch), &ASK_TERM),
+                (RoleEnded(Role::Fetch), &ASK_TERM),
                 (ended, &[Finish(70)]),
             ],
         );
@@ -725,11 +707,11 @@ mod tests {
             &[
                 (SecretsReady, &[StartApp]),
                 (
-                    RoleEnded(Child::Serve),
+                    RoleEnded(Role::Serve),
                     &[AbortMount, ASK_TERM[0], ASK_TERM[1], ASK_TERM[2]],
                 ),
                 (ended, &ASK_REVOKE),
-                (RoleEnded(Child::Fetch), &[Finish(70)]),
+                (RoleEnded(Role::Fetch), &[Finish(70)]),
             ],
         );
         drive(
@@ -737,7 +719,7 @@ mod tests {
             &[
                 (SecretsReady, &[StartApp]),
                 (TERM, &ASK_TERM),
-                (RoleEnded(Child::Fetch), &[]),
+                (RoleEnded(Role::Fetch), &[]),
                 (ended, &[Finish(70)]),
             ],
         );
@@ -746,32 +728,33 @@ mod tests {
     #[test]
     fn a_restart_of_one_role_leaves_the_reason_of_the_other() {
         let (fetch, serve) = (
-            RoleFailed(Child::Fetch, Exit::Login),
-            RoleFailed(Child::Serve, Exit::Memory),
+            RoleFailed(Role::Fetch, Exit::Login),
+            RoleFailed(Role::Serve, Exit::Memory),
         );
         let (login, memory) = (Exit::Login.code(), Exit::Memory.code());
         // What is said and born before the role of the row ends for good, and the code of the
         // agent.
-        let table: &[(&[Input], Child, u8)] = &[
-            (&[fetch, RoleRestarted(Child::Serve)], Child::Fetch, login),
-            (&[serve, RoleRestarted(Child::Fetch)], Child::Serve, memory),
+        let table: &[(&[Input], Role, u8)] = &[
+            (&[fetch, RoleRestarted(Role::Serve)], Role::Fetch, login),
+            (&[serve, RoleRestarted(Role::Fetch)], Role::Serve, memory),
             (
-                &[serve, fetch, RoleRestarted(Child::Serve)],
-                Child::Fetch,
+                &[serve, fetch, RoleRestarted(Role::Serve)],
+                Role::Fetch,
                 login,
             ),
-            (&[fetch, serve], Child::Fetch, login),
-            (&[fetch, RoleRestarted(Child::Fetch)], Child::Fetch, TROUBLE),
-            (&[fetch], Child::Serve, TROUBLE),
+            (&[fetch, serve], Role::Fetch, login),
+            (&[fetch, RoleRestarted(Role::Fetch)], Role::Fetch, TROUBLE),
+            (&[fetch], Role::Serve, TROUBLE),
         ];
         for (before, role, code) in table {
-            let (mut machine, _) = Machine::start(policy(true));
+            let app = app(true);
+            let (mut machine, _) = Machine::start(&app);
             let mut outputs: Vec<_> = before
                 .iter()
                 .flat_map(|input| machine.step(*input))
                 .collect();
             outputs.extend(
-                [RoleEnded(*role), RoleEnded(Child::Fetch)]
+                [RoleEnded(*role), RoleEnded(Role::Fetch)]
                     .into_iter()
                     .flat_map(|input| machine.step(input)),
             );
@@ -787,7 +770,7 @@ mod tests {
     fn mount_has_no_app_and_ends_well_when_asked() {
         drive(
             false,
-            &[(TERM, &ASK_REVOKE), (RoleEnded(Child::Fetch), &[Finish(0)])],
+            &[(TERM, &ASK_REVOKE), (RoleEnded(Role::Fetch), &[Finish(0)])],
         );
         let run = [RunCommand(HookId(3))];
         drive(
@@ -806,7 +789,7 @@ mod tests {
             &[
                 (SecretsReady, &[]),
                 (TERM, &ASK_REVOKE),
-                (RoleEnded(Child::Fetch), &[Finish(0)]),
+                (RoleEnded(Role::Fetch), &[Finish(0)]),
             ],
         );
     }
@@ -855,7 +838,7 @@ mod tests {
                 (ENDED, &KILL),
                 (Elapsed, &[StartApp]),
                 (AppEnded(ExitStatus::Exited(127)), &ASK_REVOKE),
-                (RoleEnded(Child::Fetch), &[Finish(127)]),
+                (RoleEnded(Role::Fetch), &[Finish(127)]),
             ],
         );
     }
@@ -864,14 +847,14 @@ mod tests {
     fn a_stop_during_a_restart_keeps_its_timer() {
         let began: [(Input, &[Output]); 2] = [(SecretsReady, &[StartApp]), (RESTART, &ASK_TERM)];
         let killed = [(Elapsed, &KILL[..1])];
-        let serve = RoleEnded(Child::Serve);
+        let serve = RoleEnded(Role::Serve);
         let lost = [AbortMount, ASK_REVOKE[0], ASK_REVOKE[1]];
         let table: &[&[(Input, &[Output])]] = &[
             &[
                 (TERM, &[]),
                 (TERM, &KILL),
                 (ENDED, &ASK_REVOKE),
-                (RoleEnded(Child::Fetch), &[Finish(7)]),
+                (RoleEnded(Role::Fetch), &[Finish(7)]),
             ],
             &[(TERM, &[]), (Elapsed, &KILL), (Elapsed, &ASK_REVOKE)],
             &[killed[0], (TERM, &KILL), (Elapsed, &ASK_REVOKE)],
@@ -879,17 +862,17 @@ mod tests {
                 (ENDED, &KILL),
                 (TERM, &ASK_REVOKE),
                 (GroupGone, &[]),
-                (RoleEnded(Child::Fetch), &[Finish(7)]),
+                (RoleEnded(Role::Fetch), &[Finish(7)]),
             ],
             &[
                 (serve, &[AbortMount]),
                 (ENDED, &ASK_REVOKE),
-                (RoleEnded(Child::Fetch), &[Finish(TROUBLE)]),
+                (RoleEnded(Role::Fetch), &[Finish(TROUBLE)]),
             ],
             &[
                 (ENDED, &KILL),
                 (serve, &lost),
-                (RoleEnded(Child::Fetch), &[Finish(TROUBLE)]),
+                (RoleEnded(Role::Fetch), &[Finish(TROUBLE)]),
             ],
         ];
         for rest in table {
@@ -908,11 +891,11 @@ mod tests {
             Just(SecretsReady),
             prop_oneof![Just(RESTART), Just(TELL), Just(COMMAND)],
             prop_oneof![
-                Just(RoleFailed(Child::Fetch, Exit::Login)),
-                Just(RoleFailed(Child::Serve, Exit::Memory))
+                Just(RoleFailed(Role::Fetch, Exit::Login)),
+                Just(RoleFailed(Role::Serve, Exit::Memory))
             ],
-            prop_oneof![Just(Child::Fetch), Just(Child::Serve)].prop_map(RoleEnded),
-            prop_oneof![Just(Child::Fetch), Just(Child::Serve)].prop_map(RoleRestarted),
+            prop_oneof![Just(Role::Fetch), Just(Role::Serve)].prop_map(RoleEnded),
+            prop_oneof![Just(Role::Fetch), Just(Role::Serve)].prop_map(RoleRestarted),
             any::<u8>().prop_map(|code| AppEnded(ExitStatus::Exited(code))),
             Just(GroupGone),
             Just(Elapsed),
@@ -920,16 +903,21 @@ mod tests {
     }
 
     /// Whether an input leaves the agent where it is: no stop, no end, no wait that is over.
-    fn is_no_end(input: &Input) -> bool {
+    fn is_no_end(input: Input) -> bool {
         matches!(
             input,
-            SecretsReady | Input::Notify(_) | RoleFailed(..) | RoleRestarted(_)
+            SecretsReady
+                | Input::TellApp(_)
+                | Input::RunCommand(_)
+                | Input::RestartApp
+                | RoleFailed(..)
+                | RoleRestarted(_)
         )
     }
 
     /// All that a machine wants done for `inputs`, an end of the application only while it lives;
     /// whether it lives is followed, and that there is never a second one.
-    fn live(machine: &mut Machine, inputs: Vec<Input>, lives: &mut bool) -> Vec<Output> {
+    fn live(machine: &mut Machine<'_>, inputs: Vec<Input>, lives: &mut bool) -> Vec<Output> {
         let mut all = vec![];
         for input in inputs {
             let ends = matches!(input, AppEnded(_));
@@ -950,7 +938,8 @@ mod tests {
     proptest! {
         #[test]
         fn one_app_at_a_time_and_one_end_whatever_comes(inputs in proptest::collection::vec(any_input(), 0..80)) {
-            let (mut machine, _) = Machine::start(policy(true));
+            let app = app(true);
+            let (mut machine, _) = Machine::start(&app);
             let outputs = live(&mut machine, inputs, &mut false);
             prop_assert!(outputs.iter().filter(|o| matches!(o, Finish(_))).count() <= 1);
             let stop = outputs.iter().position(|o| matches!(o, TellFetch(Stop | GiveUp) | Finish(_)));
@@ -963,22 +952,24 @@ mod tests {
 
         #[test]
         fn no_restart_of_another_role_changes_a_reason(
-            before in proptest::collection::vec(any_input().prop_filter("nothing ends yet", is_no_end), 0..30),
+            before in proptest::collection::vec(any_input().prop_filter("nothing ends yet", |input| is_no_end(*input)), 0..30),
             exit in prop_oneof![Just(Exit::Login), Just(Exit::NoSecret), Just(Exit::Unavailable)],
             restarts in 0_usize..4,
         ) {
-            let (mut machine, _) = Machine::start(policy(false));
+            let app = app(false);
+            let (mut machine, _) = Machine::start(&app);
             let mut inputs = before;
-            inputs.push(RoleFailed(Child::Fetch, exit));
-            inputs.extend(std::iter::repeat_n(RoleRestarted(Child::Serve), restarts));
-            inputs.push(RoleEnded(Child::Fetch));
+            inputs.push(RoleFailed(Role::Fetch, exit));
+            inputs.extend(std::iter::repeat_n(RoleRestarted(Role::Serve), restarts));
+            inputs.push(RoleEnded(Role::Fetch));
             let outputs: Vec<_> = inputs.into_iter().flat_map(|input| machine.step(input)).collect();
             prop_assert_eq!(outputs.last(), Some(&Finish(exit.code())));
         }
 
         #[test]
         fn a_stop_always_comes_to_an_end(inputs in proptest::collection::vec(any_input(), 0..30)) {
-            let (mut machine, _) = Machine::start(policy(true));
+            let app = app(true);
+            let (mut machine, _) = Machine::start(&app);
             let mut lives = false;
             let mut outputs = live(&mut machine, inputs, &mut lives);
             // Neither the application nor a role dies of KILL: time alone brings the end.

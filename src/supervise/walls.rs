@@ -7,7 +7,7 @@ use super::calls::List;
 use super::reach::{self, Reach};
 use crate::config::plan::{Method, Plan};
 use crate::fetch::WriteRoot;
-use crate::names::Child;
+use crate::names::Role;
 use crate::observe::Incident;
 use crate::status;
 use crate::sys::caps::Capability;
@@ -16,7 +16,6 @@ use crate::sys::seccomp;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use std::fmt::Display;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -48,7 +47,7 @@ pub(super) struct Confinement {
 impl Confinement {
     /// Asks the kernel, and warns of each unsupported restriction.
     pub(super) fn find() -> Self {
-        let landlock = landlock_abi();
+        let landlock = landlock::abi().and_then(|abi| Ruleset::new(abi).map(|_| abi));
         if let Err(error) = &landlock {
             Incident::NoLandlock.emit(error);
         }
@@ -65,15 +64,14 @@ impl Confinement {
 
     /// The restrictions of `fetch`, which keeps the capabilities `kept`, and of `serve` if `roles`
     /// contains `serve`.
-    pub(super) fn report(self, kept: &[Capability], roles: &[Child]) -> status::WallsReport {
+    pub(super) fn report(self, kept: &[Capability], roles: &[Role]) -> status::WallsReport {
         let of = |kept: &[Capability]| {
             let kept: Vec<_> = kept.iter().map(|right| right.name()).collect();
-            let capabilities = if kept.is_empty() {
-                "capabilities".to_owned()
+            let mut all = vec![if kept.is_empty() {
+                "capabilities".into()
             } else {
-                format!("capabilities but {}", kept.join(", "))
-            };
-            let mut all = vec![capabilities.into()];
+                format!("capabilities but {}", kept.join(", ")).into()
+            }];
             if self.seccomp {
                 all.push("seccomp".into());
             }
@@ -82,7 +80,7 @@ impl Confinement {
         };
         status::WallsReport {
             fetch: of(kept),
-            serve: if roles.contains(&Child::Serve) {
+            serve: if roles.contains(&Role::Serve) {
                 of(&[])
             } else {
                 vec![]
@@ -118,23 +116,17 @@ impl Confinement {
     ) -> io::Result<()> {
         if let Some(abi) = self.landlock {
             let restricted = rules(abi).and_then(Ruleset::restrict);
-            restricted.map_err(|error| named("landlock", &error))?;
+            restricted.map_err(named("landlock"))?;
         }
         if self.seccomp {
-            list.enforce().map_err(|error| named("seccomp", &error))?;
+            list.enforce().map_err(named("seccomp"))?;
         }
         Ok(())
     }
 }
 
-fn landlock_abi() -> io::Result<u32> {
-    let abi = landlock::abi()?;
-    Ruleset::new(abi)?;
-    Ok(abi)
-}
-
-fn named(restriction: &str, error: &dyn Display) -> io::Error {
-    io::Error::other(format!("{restriction}: {error}"))
+fn named(restriction: &str) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::other(format!("{restriction}: {error}"))
 }
 
 fn rules_of_fetch(abi: u32, plan: &Plan, root: &WriteRoot) -> io::Result<Ruleset> {
