@@ -62,29 +62,6 @@ impl Clock for RealClock {
     }
 }
 
-/// The paused clock of tokio, from the creation of this value.
-#[cfg(test)]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PausedClock(tokio::time::Instant);
-
-#[cfg(test)]
-impl PausedClock {
-    pub(crate) fn new() -> Self {
-        Self(tokio::time::Instant::now())
-    }
-}
-
-#[cfg(test)]
-impl Clock for PausedClock {
-    fn now(&self) -> Moment {
-        Moment(self.0.elapsed())
-    }
-
-    fn wall(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_hours(24) + self.0.elapsed()
-    }
-}
-
 /// A small generator of jitter (SplitMix64). Not for keys.
 #[derive(Clone, Debug)]
 pub struct Jitter(u64);
@@ -152,9 +129,29 @@ impl Backoff {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// The paused clock of tokio, from the creation of this value.
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct PausedClock(tokio::time::Instant);
+
+    impl PausedClock {
+        pub(crate) fn new() -> Self {
+            Self(tokio::time::Instant::now())
+        }
+    }
+
+    impl Clock for PausedClock {
+        fn now(&self) -> Moment {
+            Moment(self.0.elapsed())
+        }
+
+        fn wall(&self) -> SystemTime {
+            SystemTime::UNIX_EPOCH + Duration::from_hours(24) + self.0.elapsed()
+        }
+    }
 
     proptest! {
         #[test]

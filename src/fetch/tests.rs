@@ -2,7 +2,7 @@
 //! loop passes at once.
 
 use super::*;
-use crate::clock::PausedClock;
+use crate::clock::tests::PausedClock;
 use crate::config::plan::{Content, File};
 use crate::lease::source::{Cause, Engine, Failure, Lease, Ownership, TokenGrant};
 use crate::link::{FromRole, pair};

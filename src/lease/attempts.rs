@@ -21,15 +21,6 @@ pub(super) struct Context {
 }
 
 impl Context {
-    pub(super) fn new(timing: Timing, jitter: Jitter, now: Moment) -> Self {
-        Self {
-            now,
-            timing,
-            jitter,
-            out: Vec::new(),
-        }
-    }
-
     pub(super) fn ask(&mut self, request: Request) {
         self.out.push(Effect::Ask(request));
     }

@@ -27,7 +27,12 @@ impl Scheduler {
         Self {
             session: SessionSchedule::new(now),
             queries: Queries::default(),
-            cx: Context::new(timing, jitter, now),
+            cx: Context {
+                now,
+                timing,
+                jitter,
+                out: Vec::new(),
+            },
         }
     }
 
@@ -41,19 +46,19 @@ impl Scheduler {
     /// sent: the `session`, and all queries in the order of the ids. Requests with lost responses
     /// are sent again; a lease that a lost response minted is revoked together with the token.
     pub fn resume(
-        mut session: SessionSchedule,
+        session: SessionSchedule,
         queries: Vec<QuerySchedule>,
         timing: Timing,
         now: Moment,
     ) -> Self {
-        let mut cx = Context::new(timing, Jitter::new(), now);
-        let mut queries = Queries::resume(queries);
-        session.resume(queries.drop_in_flight(), &mut cx);
-        Self {
+        let mut scheduler = Self {
+            queries: Queries::resume(queries),
             session,
-            queries,
-            cx,
-        }
+            ..Self::new(timing, Jitter::new(), now)
+        };
+        let minted = scheduler.queries.drop_in_flight();
+        scheduler.session.resume(minted, &mut scheduler.cx);
+        scheduler
     }
 
     /// The part of the schedule besides the queries, for the checkpoint.
@@ -73,11 +78,6 @@ impl Scheduler {
     /// the queries that differ from the checkpoint.
     pub fn take_changed(&mut self) -> BTreeSet<QueryId> {
         std::mem::take(&mut self.queries.changed)
-    }
-
-    /// The token that requests are made with.
-    pub fn present(&self) -> Option<TokenId> {
-        self.session.current()
     }
 
     /// The number of logins with responses lost in crashes: each may have left a token, which is

@@ -597,7 +597,7 @@ fn what_an_unheard_answer_may_have_minted_is_not_left_behind() {
         {
             assert_eq!(
                 Some(lease.token),
-                world.machine.present().map(|token| token.0),
+                world.machine.session().current().map(|token| token.0),
                 "seed {seed}: a lease was left behind"
             );
         }
@@ -835,7 +835,7 @@ fn a_refusal_is_told_while_the_tokens_renewals_work() {
             .is_none()
     );
     assert_eq!(
-        (world.logins(), world.machine.present()),
+        (world.logins(), world.machine.session().current()),
         (4, Some(TokenId(4)))
     );
 }
