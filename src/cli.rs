@@ -250,8 +250,11 @@ fn help() -> Command {
 /// The command `health` or `status` with the flags.
 fn report_command(name: &str, parser: &mut lexopt::Parser) -> Result<Command, lexopt::Error> {
     let health = name == "health";
-    let (mut mount, mut http, mut tcp) = (None, None::<String>, None::<String>);
-    let (mut strictness, mut json) = (Strictness::Tolerant, false);
+    let mut mount = None;
+    let mut http = None::<String>;
+    let mut tcp = None::<String>;
+    let mut strictness = Strictness::Tolerant;
+    let mut json = false;
     while let Some(argument) = parser.next()? {
         match argument {
             Long("mount") => once("mount", &mut mount, parser)?,

@@ -172,7 +172,8 @@ impl Response<'_> {
 
     /// Parses the JSON.
     fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
-        let (size, parsed) = (self.body.len(), parsed_size(&self.body));
+        let size = self.body.len();
+        let parsed = parsed_size(&self.body);
         if parsed > PARSED {
             let why = format!(
                 "the answer of {size} bytes has too many values: \
@@ -302,7 +303,9 @@ fn version_of(metadata: &Map<String, Value>) -> Option<u64> {
 /// key and a number or text (two allocations), and a share of a map's node; a brace stands for the
 /// node of a map with one entry. `serde_json` bounds the depth (128).
 fn parsed_size(text: &[u8]) -> usize {
-    let (mut size, mut quoted, mut escaped) = (text.len(), false, false);
+    let mut size = text.len();
+    let mut quoted = false;
+    let mut escaped = false;
     for byte in text {
         match byte {
             _ if escaped => escaped = false,

@@ -113,7 +113,8 @@ fn authorities(file: &Path) -> Result<Certificates, String> {
 /// them: each must be readable.
 fn authorities_in(dir: &Path) -> Result<Certificates, String> {
     let unreadable = |error: io::Error| format!("it cannot be read: {error}");
-    let (mut found, mut size) = (Vec::new(), 0);
+    let mut found = Vec::new();
+    let mut size = 0;
     for entry in fs::read_dir(dir).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
         // A link may point nowhere.

@@ -204,7 +204,8 @@ impl Transport {
 
     /// Connects to the first of the server's addresses that accepts.
     async fn connect(&self, avoid: &[SocketAddr]) -> Result<(TcpStream, Peer), TransportError> {
-        let (host, port) = (self.address.host.as_str(), self.address.port);
+        let host = self.address.host.as_str();
+        let port = self.address.port;
         let unresolved = |error| TransportError::Resolve(host.to_owned(), error);
         let mut last = unresolved(io::ErrorKind::NotFound.into());
         let found = tokio::net::lookup_host((host, port)).await;

@@ -290,7 +290,8 @@ impl<'a> Check<'a> {
                 .or(section.scalar(number))
                 .filter(|(text, _)| *text != "-1")
         };
-        let (user, group) = (id("user", "uid"), id("group", "gid"));
+        let user = id("user", "uid");
+        let group = id("group", "gid");
         let at = user.or(group).map(|(_, node)| node.at);
         let owner = users::owner(
             user.map(|(text, _)| text),
@@ -456,7 +457,8 @@ impl<'a> Check<'a> {
     fn secret_content(&mut self, section: Section<'a>) -> Option<Content> {
         let refresh = section.parsed("refresh", value::interval);
         let version = section.parsed("version", value::version);
-        let (field, format) = (section.text("field"), section.text("format"));
+        let field = section.text("field");
+        let format = section.text("format");
         let (path, node) = section.required("path")?;
         let path = self.report.accept(node.at, SecretPath::new(path))?;
         section.exactly_one(
@@ -522,7 +524,8 @@ impl<'a> Check<'a> {
         mode: &str,
         empty: Empty,
     ) {
-        let (owner, mode) = (self.owner_of(section), self.mode_of(section, mode));
+        let owner = self.owner_of(section);
+        let mode = self.mode_of(section, mode);
         let on_change = self.hook(section, hooks::of_file).or(self.on_change);
         let stale = section
             .parsed("stale", value::stale)
@@ -619,7 +622,8 @@ impl<'a> Check<'a> {
         locate: impl Fn(&ParseError) -> Location,
     ) -> Option<Template<Read>> {
         let parsed = Template::parse(text).inspect_err(|error| {
-            let (message, hint) = (error.problem.to_string(), error.problem.hint());
+            let message = error.problem.to_string();
+            let hint = error.problem.hint();
             self.report.error(locate(error), message, hint);
         });
         parsed.ok()

@@ -115,7 +115,8 @@ fn directory(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
-        let (file, name) = (entry.path(), entry.file_name());
+        let file = entry.path();
+        let name = entry.file_name();
         let name = name.as_encoded_bytes();
         let hidden = name.starts_with(b".");
         if !hidden && (name.ends_with(b".hcl") || name.ends_with(b".json")) && file.is_file() {

@@ -179,7 +179,8 @@ pub(super) struct Location {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (message, hint) = (&self.message, &self.hint);
+        let message = &self.message;
+        let hint = &self.hint;
         let word = match self.severity {
             Severity::Error => "error",
             Severity::Warning => "warning",

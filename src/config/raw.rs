@@ -106,7 +106,8 @@ impl<'a> Node<'a> {
 
 /// The offset in the quoted `raw` of byte `offset` of the unescaped text.
 fn in_quotes(raw: &str, offset: usize) -> usize {
-    let (mut at, mut left) = (1, offset);
+    let mut at = 1;
+    let mut left = offset;
     while left > 0 && at < raw.len() {
         let (typed, meant) = match &raw.as_bytes()[at..] {
             [b'\\', b'u', ..] => match unicode(raw, at + 2..at + 6) {

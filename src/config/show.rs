@@ -41,7 +41,8 @@ pub fn show(plan: &Plan, warnings: &[Problem]) -> String {
 
 /// The differences to `bao agent` that apply to the templates of the plan.
 fn write_differences(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
-    let (mut has_default_mode, mut has_command) = (false, false);
+    let mut has_default_mode = false;
+    let mut has_command = false;
     for file in &plan.files {
         if !matches!(file.content, Content::Template(_)) {
             continue;

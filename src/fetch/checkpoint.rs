@@ -193,7 +193,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
         let private = &self.checkpoint.files;
         match read(&self.publisher, private.state) {
             Some(Extent::Whole(state)) => {
-                let (queries, files) = (self.chunks(&private.queries), self.chunks(&private.files));
+                let queries = self.chunks(&private.queries);
+                let files = self.chunks(&private.files);
                 if let (Some(queries), Some(files)) = (queries, files) {
                     return self.resume_whole(state, queries, &files, timing);
                 }
@@ -230,7 +231,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
         timing: Timing,
     ) {
         let mut table = QueryTable::default();
-        let (mut schedules, mut queries) = (Vec::new(), Vec::new());
+        let mut schedules = Vec::new();
+        let mut queries = Vec::new();
         for (read, schedule, query) in saved {
             table.add(read);
             schedules.push(schedule);
@@ -247,7 +249,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
         if is_of_plan && secrets.has_kept_replies(&self.publisher) {
             self.secrets = secrets;
             for (index, file) in files.iter().enumerate() {
-                let (history, troubles) = (&mut self.queue.history, &mut self.reporter.troubles);
+                let history = &mut self.queue.history;
+                let troubles = &mut self.reporter.troubles;
                 history.update(index, |published| *published = file.published);
                 troubles.update(index, |trouble| *trouble = file.trouble);
             }

@@ -141,7 +141,8 @@ impl<S: Source + 'static> Requests<S> {
                 }))
             }
             Request::Read(query, id) => {
-                let (token, read) = (self.token(id), queries.read(query).clone());
+                let token = self.token(id);
+                let read = queries.read(query).clone();
                 Prepared::Other(Box::pin(async move {
                     Outcome::Read(query, id, source.read(&token, &read).await)
                 }))
@@ -157,7 +158,8 @@ impl<S: Source + 'static> Requests<S> {
     }
 
     fn prepare_revocation(&mut self, id: TokenId) {
-        let (source, token) = (Rc::clone(&self.source), self.token(id));
+        let source = Rc::clone(&self.source);
+        let token = self.token(id);
         self.forget(id);
         self.doomed.insert(id, Rc::clone(&token));
         self.prepared

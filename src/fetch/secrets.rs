@@ -276,7 +276,8 @@ impl<'p> Secrets<'p> {
     /// For the log: every file that cannot be served with the reason, and the exit code of the most
     /// telling reason. `login` is the failure for which there is no token.
     pub(super) fn missing(&self, login: Option<&Failure>) -> (Vec<(&'p FileName, String)>, Exit) {
-        let (mut missing, mut exits) = (Vec::new(), Vec::new());
+        let mut missing = Vec::new();
+        let mut exits = Vec::new();
         for (id, file) in ids(self.plan).zip(&self.plan.files) {
             if let Some((why, exit)) = self.reason(id, login, RenderError::in_log) {
                 missing.push((&file.name, why));

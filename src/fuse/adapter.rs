@@ -284,7 +284,8 @@ impl Filesystem for Adapter {
     fn statfs(&self, request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         let _operation = self.take(request);
         let usage = self.tree.usage();
-        let (blocks, free) = (usage.size / u64::from(BLOCK), usage.free / u64::from(BLOCK));
+        let blocks = usage.size / u64::from(BLOCK);
+        let free = usage.free / u64::from(BLOCK);
         reply.statfs(blocks, free, 0, usage.files, 0, BLOCK, 255, BLOCK);
     }
 }

@@ -130,7 +130,9 @@ fn copy(mount: &Path) -> io::Result<Vec<u8>> {
     let (from, to) = pipe2(OFlag::O_CLOEXEC)?;
     let to = File::from(to);
     // A reader of our output must not wait for a child that hangs, so the child closes the output.
-    let (input, output, errors) = (io::stdin(), io::stdout(), io::stderr());
+    let input = io::stdin();
+    let output = io::stdout();
+    let errors = io::stderr();
     let close = [from.as_fd(), input.as_fd(), output.as_fd(), errors.as_fd()];
     let child = fork(&close, || u8::from(send(mount, &to).is_err()))?;
     drop(to);
@@ -193,7 +195,8 @@ fn open_state(mount: &Path, name: &str) -> io::Result<File> {
         Err(Errno::ELOOP) => return Err(io::Error::other("the file is a link")),
         other => other?,
     };
-    let (found, owner) = (fstat(&file)?, fstat(&directory)?.st_uid);
+    let found = fstat(&file)?;
+    let owner = fstat(&directory)?.st_uid;
     if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
         return Err(io::Error::other("the file is not a regular file"));
     }
@@ -221,7 +224,9 @@ fn content(file: File) -> io::Result<Vec<u8>> {
 
 /// Reads a pipe to its end.
 fn receive(from: &mut File) -> io::Result<Vec<u8>> {
-    let (clock, mut bytes, mut part) = (RealClock, Vec::new(), [0; 4096]);
+    let clock = RealClock;
+    let mut bytes = Vec::new();
+    let mut part = [0; 4096];
     let late = clock.now().plus(PATIENCE);
     loop {
         let left = PollTimeout::try_from(late.since(clock.now())).unwrap_or(PollTimeout::ZERO);

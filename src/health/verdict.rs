@@ -33,7 +33,8 @@ pub fn judge(
     probe: Result<(), String>,
     strictness: Strictness,
 ) -> Verdict {
-    let (mut bad, mut weak) = (Vec::new(), Vec::new());
+    let mut bad = Vec::new();
+    let mut weak = Vec::new();
     if report.is_overdue(now.moment) {
         bad.extend(overdue(report, now));
     } else {

@@ -75,7 +75,8 @@ impl Queries {
 
     /// Another token is current: leases of the earlier tokens are replaced now.
     pub(super) fn replace_leases(&mut self, now: Moment) {
-        let (first, last) = (TokenId(0), TokenId(u32::MAX));
+        let first = TokenId(0);
+        let last = TokenId(u32::MAX);
         for query in self.between(Place::Leased(first), Place::Leased(last)) {
             self.change(query, |state| state.renewal.replace.at = Some(now));
         }

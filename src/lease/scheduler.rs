@@ -97,7 +97,8 @@ impl Scheduler {
     /// The time of the next `Tick`; `None`: only a response changes something.
     pub fn wake(&self) -> Option<Moment> {
         let session = &self.session;
-        let (has_token, hold_mints) = (session.current().is_some(), session.holds_mints());
+        let has_token = session.current().is_some();
+        let hold_mints = session.holds_mints();
         let requests = self.queries.wake(has_token, hold_mints);
         let moments = [requests, session.wake(&self.queries)];
         moments.into_iter().flatten().min()
@@ -153,7 +154,8 @@ impl Scheduler {
                 return self.failed(Subject::Query(query), RequestKind::Replace, token, failure);
             }
         };
-        let (cx, current) = (&mut self.cx, self.session.current());
+        let cx = &mut self.cx;
+        let current = self.session.current();
         let replaced = self.queries.change(query, |state| {
             let replaced = state.read(lease, token, current, cx);
             if !usable {
@@ -176,14 +178,16 @@ impl Scheduler {
             }
             Err(_) => None,
         };
-        let (cx, current) = (&mut self.cx, self.session.current());
+        let cx = &mut self.cx;
+        let current = self.session.current();
         self.queries
             .change(query, |state| state.renewed(lease.as_ref(), current, cx));
     }
 
     /// A request under `token` failed.
     fn failed(&mut self, subject: Subject, kind: RequestKind, token: TokenId, failure: Failure) {
-        let (cx, is_current) = (&mut self.cx, self.session.current() == Some(token));
+        let cx = &mut self.cx;
+        let is_current = self.session.current() == Some(token);
         let failed = |renewal: &mut Renewal| renewal.failed(subject, kind, failure, is_current, cx);
         let look_up = match subject {
             Subject::Session => failed(&mut self.session.renewal),

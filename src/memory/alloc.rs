@@ -49,7 +49,8 @@ unsafe fn wipe_touched(at: *mut u8, len: usize) {
     // SAFETY: the range is a part of the block that the caller gives up.
     unsafe { super::wipe(at, head) };
     for from in (head..len).step_by(PIECE) {
-        let (piece, len) = (at.wrapping_add(from), PIECE.min(len - from));
+        let piece = at.wrapping_add(from);
+        let len = PIECE.min(len - from);
         if is_touched(piece, len) {
             // SAFETY: as above.
             unsafe { super::wipe(piece, len) };

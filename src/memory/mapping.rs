@@ -187,7 +187,8 @@ fn secret_fd() -> Result<OwnedFd, Errno> {
 /// descriptor away.
 fn map_secret(fd: &OwnedFd, length: NonZeroUsize) -> io::Result<NonNull<u8>> {
     nix::unistd::ftruncate(fd, i64::try_from(length.get()).map_err(io::Error::other)?)?;
-    let (flags, fd) = (MapFlags::MAP_SHARED, fd.as_fd());
+    let flags = MapFlags::MAP_SHARED;
+    let fd = fd.as_fd();
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
     let at = unsafe { mmap(None, length, READ_WRITE, flags, fd, 0) }?;
     Ok(at.cast())

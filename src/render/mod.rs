@@ -112,7 +112,8 @@ pub fn render(
     files: impl IntoIterator<Item = FileId>,
     values: &Values<'_>,
 ) -> Result<Vec<Change>, Vec<RenderError>> {
-    let (mut changes, mut errors) = (Vec::new(), Vec::new());
+    let mut changes = Vec::new();
+    let mut errors = Vec::new();
     for id in files {
         match content(&plan.files[id.index()], values) {
             Ok(bytes) => changes.push((id, bytes)),
@@ -200,7 +201,8 @@ fn content(file: &File, values: &Values<'_>) -> Result<Zeroizing<Vec<u8>>, Rende
 fn similar(fields: &Map<String, Value>, field: &str) -> Option<ShownName> {
     const COMPARED: usize = 1_000;
     const LONGEST: usize = 64;
-    let (limit, wanted) = (1 + field.len() / 4, field.to_lowercase());
+    let limit = 1 + field.len() / 4;
+    let wanted = field.to_lowercase();
     let is_near = |name: &&String| {
         name.len().max(field.len()) <= LONGEST && name.len().abs_diff(field.len()) <= limit
     };

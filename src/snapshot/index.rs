@@ -121,7 +121,8 @@ impl Gaps {
         if len == 0 {
             return;
         }
-        let (mut start, mut end) = (offset, offset + len);
+        let mut start = offset;
+        let mut end = offset + len;
         if let Some((&before, &gap)) = self.by_offset.range(..offset).next_back()
             && before + gap == offset
         {

@@ -118,7 +118,8 @@ struct Layout {
 impl Layout {
     /// The layout of `size` bytes for `files` files, or the least size for so many.
     fn new(size: usize, files: usize, page: usize) -> Result<Self, usize> {
-        let (size, files) = (size / page * page, files.max(1));
+        let size = size / page * page;
+        let files = files.max(1);
         let planes = size / 8 / Table::<5>::ROW / files;
         let records = planes.clamp(PLANES.0, PLANES.1) * files;
         let mut end = 0;

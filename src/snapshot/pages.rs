@@ -92,7 +92,8 @@ impl Reader {
     /// Superseded versions of the file with holders and pages that the kernel may keep; for each
     /// version, the first inode with such pages.
     fn kept_versions(&self, file: FileId) -> Vec<(u64, Stage)> {
-        let (arena, mut found) = (&self.arena, Vec::new());
+        let arena = &self.arena;
+        let mut found = Vec::new();
         let Some(current) = self.current(file) else {
             return found;
         };

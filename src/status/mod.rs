@@ -50,7 +50,8 @@ impl Now {
 fn span(seconds: u64) -> String {
     const UNITS: [(u64, char); 4] = [(86_400, 'd'), (3_600, 'h'), (60, 'm'), (1, 's')];
     for ((unit, name), (smaller, next)) in UNITS.iter().zip(&UNITS[1..]) {
-        let (count, rest) = (seconds / unit, seconds % unit / smaller);
+        let count = seconds / unit;
+        let rest = seconds % unit / smaller;
         match (count, rest) {
             (0, _) => {}
             (_, 0) => return format!("{count}{name}"),

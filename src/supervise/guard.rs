@@ -104,7 +104,8 @@ fn clean_up(mounts: &Mounts, lives: &OwnedFd, leaves: &OwnedFd) {
 
 /// Waits for the death of supervise and returns the process groups left then.
 fn groups(lives: &OwnedFd) -> Vec<i32> {
-    let (mut groups, mut bytes) = (vec![], [0; 4]);
+    let mut groups = vec![];
+    let mut bytes = [0; 4];
     loop {
         match recv(lives.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
             Ok(4) => match i32::from_ne_bytes(bytes) {

@@ -156,7 +156,8 @@ impl RunFile {
 
     /// Writes a temporary file, then renames: a planted link is replaced, not followed.
     fn write_pid(&self) -> nix::Result<OwnedFd> {
-        let (dir, pid) = (&self.dir, std::process::id());
+        let dir = &self.dir;
+        let pid = std::process::id();
         let mut temporary = self.name.clone();
         temporary.push(format!(".{pid}"));
         let temporary = temporary.as_os_str();
@@ -256,7 +257,8 @@ fn foreign_step(path: &Path, trusted: &[u32]) -> Option<String> {
             continue;
         };
         if dir.mode() & 0o002 != 0 && !trusted.contains(&step.uid()) {
-            let (path, uid) = (pair[1].display(), step.uid());
+            let path = pair[1].display();
+            let uid = step.uid();
             return Some(format!("{path}, which leads there, belongs to uid {uid}"));
         }
     }

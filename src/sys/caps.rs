@@ -96,7 +96,8 @@ pub fn keep_only(keep: &[Capability]) -> io::Result<()> {
 /// # Errors
 /// Same as `has`.
 pub fn lower_to(keep: &[Capability]) -> io::Result<()> {
-    let (mut data, kept) = (get()?, words(keep));
+    let mut data = get()?;
+    let kept = words(keep);
     for (data, kept) in data.iter_mut().zip(kept) {
         data.effective &= kept;
         data.permitted &= kept;
@@ -120,7 +121,8 @@ pub fn forbid(lost: &[Capability]) {
 /// # Errors
 /// Same as `has`.
 pub fn drop(lost: &[Capability]) -> io::Result<()> {
-    let (mut data, lost) = (get()?, words(lost));
+    let mut data = get()?;
+    let lost = words(lost);
     for (data, lost) in data.iter_mut().zip(lost) {
         data.effective &= !lost;
         data.permitted &= !lost;

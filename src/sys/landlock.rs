@@ -121,7 +121,8 @@ impl Ruleset {
             4 | 5 => &attr[..2],
             _ => &attr[..],
         };
-        let (at, len) = (attr.as_ptr(), size_of_val(attr));
+        let at = attr.as_ptr();
+        let len = size_of_val(attr);
         // SAFETY: `attr` has `len` bytes and lives through the call; the call only reads `attr`.
         let fd = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, at, len, 0) };
         let fd = i32::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
@@ -168,7 +169,8 @@ impl Ruleset {
 
     /// `landlock_add_rule(2)` with the struct of a rule of this kind.
     fn add_rule<T>(&self, kind: u32, attr: &T) -> io::Result<()> {
-        let (rules, attr) = (self.rules.as_raw_fd(), ptr::from_ref(attr));
+        let rules = self.rules.as_raw_fd();
+        let attr = ptr::from_ref(attr);
         // SAFETY: both callers pass the struct of `kind`, which lives through the call; the call
         // only reads the struct.
         let done = unsafe { libc::syscall(libc::SYS_landlock_add_rule, rules, kind, attr, 0) };

@@ -157,7 +157,8 @@ impl FsContext {
 /// # Errors
 /// `EPERM` without `SYS_ADMIN`; `EINVAL` for a mount that is not attached (before Linux 6.15).
 pub fn writable_clone(of: BorrowedFd<'_>) -> Result<OwnedFd, MountError> {
-    let (path, empty_path) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+    let path = c"".as_ptr();
+    let empty_path = libc::AT_EMPTY_PATH;
     let flags = libc::OPEN_TREE_CLONE | (libc::O_CLOEXEC | empty_path).cast_unsigned();
     // SAFETY: the path is an empty static C string.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, of.as_raw_fd(), path, flags) };
@@ -190,7 +191,8 @@ pub fn writable_clone(of: BorrowedFd<'_>) -> Result<OwnedFd, MountError> {
 /// `EACCES` where AppArmor or SELinux denies the call, `ENOENT` without the directory, `EINVAL`
 /// for a path with a zero byte.
 pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> Result<(), MountError> {
-    let (call, about) = (MountCall::MoveMount, path.display());
+    let call = MountCall::MoveMount;
+    let about = path.display();
     let target = CString::new(path.as_os_str().as_bytes()).map_err(|_| MountError {
         call,
         about: about.to_string(),

@@ -125,7 +125,8 @@ impl Ground {
 }
 
 fn is_on_shared(path: &Path) -> io::Result<bool> {
-    let (dir, mountinfo) = (File::open(path)?, mountinfo()?);
+    let dir = File::open(path)?;
+    let mountinfo = mountinfo()?;
     let mount = mount_of(dir.as_fd(), &mountinfo)?;
     Ok(matches!(mount, Some(mount) if mount.is_shared))
 }

@@ -334,7 +334,8 @@ fn leaf(calls: &[Numbered<'_>], otherwise: Answer) -> Vec<libc::sock_filter> {
 
 /// The rules of a call, in order.
 fn body(rules: &[&Rule], otherwise: Answer) -> Vec<libc::sock_filter> {
-    let (mut body, mut loaded) = (vec![], None);
+    let mut body = vec![];
+    let mut loaded = None;
     for rule in rules {
         let (argument, test) = match rule.test {
             Test::Always => {

@@ -177,7 +177,9 @@ fn check(
 /// `DAC_OVERRIDE`.
 fn check_writable(dir: &File) -> Result<(), RefusalCause> {
     let stat = dir.metadata()?;
-    let (uid, gid, mode) = (stat.uid(), stat.gid(), stat.mode() & 0o7777);
+    let uid = stat.uid();
+    let gid = stat.gid();
+    let mode = stat.mode() & 0o7777;
     let need = if uid == geteuid().as_raw() {
         0o700
     } else if in_group(gid) {
@@ -269,7 +271,8 @@ fn mount_own(filesystem: &Filesystem) -> Result<(OwnedFd, File), RefusalCause> {
 
 /// A detached read-only mount of a new tmpfs.
 fn superblock(filesystem: &Filesystem, noswap: bool) -> Result<OwnedFd, MountError> {
-    let (size, dir_mode) = (filesystem.size.unwrap_or(DEFAULT_SIZE), filesystem.dir_mode);
+    let size = filesystem.size.unwrap_or(DEFAULT_SIZE);
+    let dir_mode = filesystem.dir_mode;
     let context = FsContext::open(c"tmpfs")?;
     context.set(c"source", SOURCE)?;
     // Size 0 would mean no limit.

@@ -279,7 +279,8 @@ impl Writer {
     ) -> Result<Vec<Option<ContentFile>>, WriteError> {
         let mut contents = self.current.clone();
         for (id, bytes) in changes {
-            let (file, bytes) = (&self.files[id.index()], bytes.as_ref());
+            let file = &self.files[id.index()];
+            let bytes = bytes.as_ref();
             let name = content_name(generation, *id);
             write_file(&self.store, &name, bytes, file.owner, file.mode)
                 .map_err(doing("writing", file.name.as_str()))?;
