@@ -168,7 +168,10 @@ fn lines(word: &str, causes: Vec<String>) -> String {
 fn status(mount: Option<PathBuf>, json: bool) -> u8 {
     match status_text(mount, json) {
         Ok(text) => print(&text),
-        Err(cause) => refuse(&Refused::new(Exit::Unhealthy, ShownLine::from(cause))),
+        Err(cause) => {
+            let refused = Refused::new(Exit::Unhealthy, ShownLine::from(cause));
+            refuse(&refused)
+        }
     }
 }
 
@@ -187,7 +190,9 @@ fn status_text(mount: Option<PathBuf>, json: bool) -> Result<String, String> {
 fn report(mount: Option<PathBuf>) -> Result<Report, String> {
     let variable = std::env::var_os("BAOFS_MOUNT").filter(|path| !path.is_empty());
     let mount = mount.or(variable.map(PathBuf::from));
-    health::parse(&health::read(&health::mount(mount)?)?)
+    let mount = health::mount(mount)?;
+    let bytes = health::read(&mount)?;
+    health::parse(&bytes)
 }
 
 /// Prints why the command was refused, and returns the exit code.
@@ -198,7 +203,8 @@ fn refuse(refused: &Refused) -> u8 {
 
 /// Loads the configuration, or prints the problems and returns the exit code.
 fn load(overrides: &Overrides) -> Result<Loaded, u8> {
-    config::load(overrides, &|name| std::env::var(name).ok()).map_err(|problems| {
+    let variable = |name: &str| std::env::var(name).ok();
+    config::load(overrides, &variable).map_err(|problems| {
         eprintln!("{problems}");
         Exit::Config.code()
     })
@@ -288,7 +294,10 @@ fn options(parser: &mut lexopt::Parser) -> Result<Option<Overrides>, lexopt::Err
     let mut overrides = Overrides::default();
     while let Some(argument) = parser.next()? {
         match argument {
-            Long("config") => overrides.config.push(parser.value()?.into()),
+            Long("config") => {
+                let path = parser.value()?;
+                overrides.config.push(path.into());
+            }
             Long("mount") => once("mount", &mut overrides.mount, parser)?,
             Long("fallback") => once("fallback", &mut overrides.fallback, parser)?,
             Long("allow-swap") => overrides.allow_swap = true,

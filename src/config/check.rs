@@ -172,7 +172,10 @@ impl<'a> Check<'a> {
 
     /// The block `key` of the last file that has the block. Every file's block is checked.
     fn section(&self, key: &str, block: &'static Block) -> Section<'a> {
-        let section = self.last(|root| root.get(key).map(|_| root.section(key, block)));
+        let section = self.last(|root| {
+            root.get(key)?;
+            Some(root.section(key, block))
+        });
         section.unwrap_or_else(|| Section::open(None, block, self.report))
     }
 
@@ -203,7 +206,10 @@ impl<'a> Check<'a> {
         };
         let flag = flag.clone().map(|text| given(text, name));
         let (_, variables) = VARIABLES.iter().find(|(known, _)| *known == key)?;
-        let variable = keys::keys(variables).find_map(|name| Some(given((self.env)(name)?, name)));
+        let variable = keys::keys(variables).find_map(|name| {
+            let text = (self.env)(name)?;
+            Some(given(text, name))
+        });
         flag.or(variable.filter(|given| !given.text.is_empty()))
             .or(in_file)
     }
@@ -401,7 +407,10 @@ impl<'a> Check<'a> {
             return defaults::LOGIN.to_owned();
         };
         match self.report.accept(node.at, SecretPath::new(text)) {
-            Some(path) => format!("auth/{}", path.as_str().trim_start_matches("auth/")),
+            Some(path) => {
+                let path = path.as_str().trim_start_matches("auth/");
+                format!("auth/{path}")
+            }
             None => String::new(),
         }
     }
@@ -422,7 +431,8 @@ impl<'a> Check<'a> {
 
     fn secrets(&mut self) {
         let unnamed = |entry: &Pair<'_>| {
-            entry.node.table().is_none() && keys::SECRET.all().any(|key| key == entry.key)
+            let is_known = keys::SECRET.all().any(|key| key == entry.key);
+            entry.node.table().is_none() && is_known
         };
         for node in self.each("secret") {
             match node.table() {
@@ -611,7 +621,8 @@ impl<'a> Check<'a> {
         let text = self.report.accept(node.at, template_file(path))?;
         let source = SourceFile::new(path.to_owned(), text);
         self.parse_template(&source.text, |error| {
-            At::new(&source, error.at.offset, error.at.offset + error.len).template()
+            let start = error.at.offset;
+            At::new(&source, start, start + error.len).template()
         })
     }
 

@@ -80,7 +80,10 @@ fn sources(
     let mut paths = overrides.config.clone();
     if paths.is_empty() {
         match env("BAOFS_CONFIG") {
-            Some(list) if !list.is_empty() => paths.extend(list.split(':').map(PathBuf::from)),
+            Some(list) if !list.is_empty() => {
+                let listed = list.split(':').map(PathBuf::from);
+                paths.extend(listed);
+            }
             Some(_) | None => {
                 hint = "name the configuration with `--config PATH` or `BAOFS_CONFIG`";
                 paths.push(defaults::CONFIG.into());
@@ -98,7 +101,10 @@ fn sources(
         });
         for file in files {
             match std::fs::read_to_string(&file) {
-                Ok(text) => sources.push(SourceFile::new(file.display().to_string(), text)),
+                Ok(text) => {
+                    let name = file.display().to_string();
+                    sources.push(SourceFile::new(name, text));
+                }
                 Err(why) => failed(&file, why),
             }
         }
@@ -119,7 +125,8 @@ fn directory(path: &Path) -> io::Result<Vec<PathBuf>> {
         let name = entry.file_name();
         let name = name.as_encoded_bytes();
         let hidden = name.starts_with(b".");
-        if !hidden && (name.ends_with(b".hcl") || name.ends_with(b".json")) && file.is_file() {
+        let is_configuration = name.ends_with(b".hcl") || name.ends_with(b".json");
+        if !hidden && is_configuration && file.is_file() {
             files.push(file);
         }
     }

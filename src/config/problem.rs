@@ -28,9 +28,10 @@ impl SourceFile {
 
     /// The number of the line with byte `at`, from 1.
     fn line(&self, at: usize) -> usize {
-        let newlines = self
-            .newlines
-            .get_or_init(|| self.text.match_indices('\n').map(|(at, _)| at).collect());
+        let newlines = self.newlines.get_or_init(|| {
+            let found = self.text.match_indices('\n');
+            found.map(|(at, _)| at).collect()
+        });
         newlines.partition_point(|newline| *newline < at) + 1
     }
 }

@@ -140,7 +140,9 @@ fn in_heredoc(raw: &str, text: &str, offset: usize) -> usize {
     let begin: usize = raw.split_inclusive('\n').take(lines).map(str::len).sum();
     let column = before.rsplit('\n').next().unwrap_or_default().len();
     let line = |text: &str| text.split('\n').next().unwrap_or_default().len();
-    let removed = line(&raw[begin..]).saturating_sub(line(&text[offset - column..]));
+    let typed = line(&raw[begin..]);
+    let kept = line(&text[offset - column..]);
+    let removed = typed.saturating_sub(kept);
     begin + removed + column
 }
 
@@ -316,13 +318,14 @@ fn rewrite(text: &str, form: Form) -> Result<String, Refusal> {
     {
         return Err((at, CONTROL.to_owned()));
     }
+    let is_hcl = form == Form::Hcl;
     let mut at = 0;
     while at < out.len() {
         at = match &out[at..] {
             [b'"', ..] => string(&mut out, at, form)?,
-            [b'#', ..] | [b'/', b'/', ..] if form == Form::Hcl => end_of(&text[at..], "\n", at),
-            [b'/', b'*', ..] if form == Form::Hcl => end_of(&text[at..], "*/", at),
-            [b'<', b'<', ..] if form == Form::Hcl => heredoc(text, &mut out, at),
+            [b'#', ..] | [b'/', b'/', ..] if is_hcl => end_of(&text[at..], "\n", at),
+            [b'/', b'*', ..] if is_hcl => end_of(&text[at..], "*/", at),
+            [b'<', b'<', ..] if is_hcl => heredoc(text, &mut out, at),
             _ => at + 1,
         };
     }
@@ -346,7 +349,9 @@ fn string(out: &mut [u8], start: usize, form: Form) -> Result<usize, Refusal> {
                 2
             }
             [b'\\', b'u', ..] => unicode_escape(out, at, form)?,
-            [b'\\', b'b' | b'f', ..] if form == Form::Json => return Err((at, CONTROL.to_owned())),
+            [b'\\', b'b' | b'f', ..] if form == Form::Json => {
+                return Err((at, CONTROL.to_owned()));
+            }
             [b'\\', b'/', ..] if form == Form::Json => {
                 out[at] = PAD;
                 2
@@ -365,15 +370,19 @@ fn string(out: &mut [u8], start: usize, form: Form) -> Result<usize, Refusal> {
 /// Rewrites a `\u` escape: a surrogate pair becomes `\U` and padding. Returns the length.
 fn unicode_escape(out: &mut [u8], at: usize, form: Form) -> Result<usize, Refusal> {
     let digits = |from: usize| {
-        let hex = std::str::from_utf8(out.get(from..from + 4)?).ok()?;
+        let bytes = out.get(from..from + 4)?;
+        let hex = std::str::from_utf8(bytes).ok()?;
         u32::from_str_radix(hex, 16).ok()
     };
-    let second = out.get(at + 6..at + 8) == Some(b"\\u".as_slice());
-    match (digits(at + 2), digits(at + 8).filter(|_| second)) {
+    let is_pair = out.get(at + 6..at + 8) == Some(b"\\u".as_slice());
+    let first = digits(at + 2);
+    let second = digits(at + 8).filter(|_| is_pair);
+    match (first, second) {
         (Some(0..=8), _) => Err((at, CONTROL.to_owned())),
         (Some(high @ 0xd800..=0xdbff), Some(low @ 0xdc00..=0xdfff)) if form == Form::Json => {
             let code = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
-            out[at..at + 10].copy_from_slice(format!("\\U{code:08x}").as_bytes());
+            let escape = format!("\\U{code:08x}");
+            out[at..at + 10].copy_from_slice(escape.as_bytes());
             out[at + 10..at + 12].fill(PAD);
             Ok(12)
         }
@@ -411,7 +420,9 @@ fn heredoc(text: &str, out: &mut [u8], start: usize) -> usize {
         {
             return at + line.len();
         }
-        for (found, _) in line.match_indices("${").chain(line.match_indices("%{")) {
+        let values = line.match_indices("${");
+        let directives = line.match_indices("%{");
+        for (found, _) in values.chain(directives) {
             out[at + found + 1] = OPEN;
         }
         at += line.len();

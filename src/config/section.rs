@@ -53,7 +53,8 @@ impl<'a> Section<'a> {
     fn look_up(&self, entry: &Pair<'_>, earlier: &[Pair<'_>], block: &Block) {
         let key = entry.key.as_str();
         let lists = |list| keys(list).any(|known| known == key);
-        if let Some((_, fate)) = block.other.iter().find(|(known, _)| *known == key) {
+        let found = block.other.iter().find(|(known, _)| *known == key);
+        if let Some((_, fate)) = found {
             self.report_fate(entry, *fate);
             return;
         }
@@ -75,14 +76,20 @@ impl<'a> Section<'a> {
         let key = &entry.key;
         let at = entry.at.key();
         match fate {
-            Fate::Ignored(why) => self.report.warn(at, format!("`{key}` has no effect"), why),
+            Fate::Ignored(why) => {
+                let message = format!("`{key}` has no effect");
+                self.report.warn(at, message, why);
+            }
             Fate::Only(value, _) if entry.node.scalar() == Some(value) => {}
             Fate::Only(value, why) => self.report.error(
                 at,
                 format!("unsupported value of `{key}`: only `{value}` is supported: {why}"),
                 "",
             ),
-            Fate::Refused(why, hint) => self.report.error(at, format!("`{key}`: {why}"), hint),
+            Fate::Refused(why, hint) => {
+                let message = format!("`{key}`: {why}");
+                self.report.error(at, message, hint);
+            }
         }
     }
 
@@ -240,10 +247,12 @@ pub(super) fn labelled<'a>(
     block: &'static Block,
     report: &'a Findings,
 ) -> Option<(&'a str, At<'a>, Section<'a>)> {
+    let is_label = |pair: &Pair<'_>| {
+        let is_known = block.all().any(|key| key == pair.key);
+        pair.node.scalar().is_none() && !is_known
+    };
     let (label, node) = match node.table() {
-        Some([only]) if only.node.scalar().is_none() && block.all().all(|key| key != only.key) => {
-            (Some(only), &only.node)
-        }
+        Some([only]) if is_label(only) => (Some(only), &only.node),
         _ => (None, node),
     };
     let section = Section::open(Some(node), block, report);

@@ -49,7 +49,8 @@ fn write_differences(out: &mut fmt::Formatter<'_>, plan: &Plan) -> fmt::Result {
         }
         has_default_mode |= file.mode == defaults::MODE;
         if let Some(id) = file.on_change {
-            has_command |= matches!(plan.hooks[id.index()].action, Action::Command { .. });
+            let hook = &plan.hooks[id.index()];
+            has_command |= matches!(hook.action, Action::Command { .. });
         }
     }
     if has_default_mode {
@@ -147,9 +148,13 @@ fn write_file(out: &mut fmt::Formatter<'_>, plan: &Plan, file: &File) -> fmt::Re
     )?;
     match &file.content {
         Content::Field { query, field } => {
-            write!(out, "field {field} of {}", plan.queries[query.index()])?;
+            let query = &plan.queries[query.index()];
+            write!(out, "field {field} of {query}")?;
         }
-        Content::Json { query } => write!(out, "JSON of {}", plan.queries[query.index()])?,
+        Content::Json { query } => {
+            let query = &plan.queries[query.index()];
+            write!(out, "JSON of {query}")?;
+        }
         Content::Template(template) => {
             let mut separator = "template of ";
             for id in template.queries() {
@@ -180,7 +185,10 @@ impl fmt::Display for Hook {
             splay,
         } = self;
         match action {
-            Action::Signal(signal) => write!(f, "{}", signal.as_str().trim_start_matches("SIG"))?,
+            Action::Signal(signal) => {
+                let name = signal.as_str().trim_start_matches("SIG");
+                write!(f, "{name}")?;
+            }
             Action::Command { command, .. } => write!(f, "command {}", command[0])?,
             Action::Restart => write!(f, "restart")?,
         }

@@ -257,7 +257,8 @@ fn server(text: &str) -> Result<Address, &'static str> {
         Some(_) => return Err("the scheme is neither `https` nor `http`"),
         None => return Err("the scheme is missing"),
     };
-    let (authority, prefix) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let end = rest.find('/').unwrap_or(rest.len());
+    let (authority, prefix) = rest.split_at(end);
     if rest.contains(['?', '#', ' ']) || rest.contains(char::is_control) {
         return Err("characters follow the path");
     }
@@ -267,7 +268,10 @@ fn server(text: &str) -> Result<Address, &'static str> {
     let (host, port) = match authority.strip_prefix('[').map(|rest| rest.split_once(']')) {
         Some(Some((host, rest))) if host.parse::<std::net::Ipv6Addr>().is_ok() => (host, rest),
         Some(_) => return Err("the IPv6 address is invalid"),
-        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+        None => {
+            let end = authority.find(':').unwrap_or(authority.len());
+            authority.split_at(end)
+        }
     };
     let port = match (port, scheme) {
         ("", Scheme::Https) => 443,

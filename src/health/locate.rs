@@ -134,7 +134,10 @@ fn copy(mount: &Path) -> io::Result<Vec<u8>> {
     let output = io::stdout();
     let errors = io::stderr();
     let close = [from.as_fd(), input.as_fd(), output.as_fd(), errors.as_fd()];
-    let child = fork(&close, || u8::from(send(mount, &to).is_err()))?;
+    let child = fork(&close, || {
+        let result = send(mount, &to);
+        u8::from(result.is_err())
+    })?;
     drop(to);
     let sent = receive(&mut File::from(from)).inspect_err(|_| {
         // The child is not waited for, because no signal reaches a process inside a request that
@@ -197,7 +200,8 @@ fn open_state(mount: &Path, name: &str) -> io::Result<File> {
     };
     let found = fstat(&file)?;
     let owner = fstat(&directory)?.st_uid;
-    if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+    let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
+    if kind != SFlag::S_IFREG {
         return Err(io::Error::other("the file is not a regular file"));
     }
     if found.st_uid != owner {
@@ -229,8 +233,10 @@ fn receive(from: &mut File) -> io::Result<Vec<u8>> {
     let mut part = [0; 4096];
     let late = clock.now().plus(PATIENCE);
     loop {
-        let left = PollTimeout::try_from(late.since(clock.now())).unwrap_or(PollTimeout::ZERO);
-        if poll(&mut [PollFd::new(from.as_fd(), PollFlags::POLLIN)], left)? == 0 {
+        let left = late.since(clock.now());
+        let limit = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        let mut polled = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut polled, limit)? == 0 {
             return Err(io::Error::other(format!(
                 "no answer within {PATIENCE:?}: the agent hangs or is stopped"
             )));

@@ -121,7 +121,8 @@ async fn get(
         .header(HOST, host.as_str())
         .body(Empty::<Bytes>::new());
     let request = request.map_err(|error| error.to_string())?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(cut)?;
+    let handshake = http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(cut)?;
     // The connection task ends with the runtime; the request returns the errors of the connection.
     tokio::spawn(connection);
     Ok(sender.send_request(request).await.map_err(cut)?.status())

@@ -158,7 +158,10 @@ pub fn error(plan: &Plan, file: FileId, problem: RenderProblem) -> RenderError {
 pub fn queries(content: &Content) -> Vec<QueryId> {
     let mut queries = match content {
         Content::Field { query, .. } | Content::Json { query } => vec![*query],
-        Content::Template(template) => template.queries().into_iter().copied().collect(),
+        Content::Template(template) => {
+            let queries = template.queries();
+            queries.into_iter().copied().collect()
+        }
         Content::Token => Vec::new(),
     };
     queries.sort_unstable();
@@ -175,7 +178,10 @@ fn content(file: &File, values: &Values<'_>) -> Result<Zeroizing<Vec<u8>>, Rende
         return Err(RenderProblem::Unread);
     }
     let bytes = match &file.content {
-        Content::Field { query, field } => bytes(&replies[query].fields, field)?,
+        Content::Field { query, field } => {
+            let fields = &replies[query].fields;
+            bytes(fields, field)?
+        }
         Content::Json { query } => {
             let fields = &replies[query].fields;
             if fields.is_empty() && file.empty == Empty::Refuse {
@@ -186,7 +192,10 @@ fn content(file: &File, values: &Values<'_>) -> Result<Zeroizing<Vec<u8>>, Rende
         Content::Template(template) => template
             .execute(&|query| Some(view(replies.get(query)?)))
             .map_err(RenderProblem::Template)?,
-        Content::Token => Zeroizing::new(values.token.ok_or(RenderProblem::Unread)?.to_vec()),
+        Content::Token => {
+            let token = values.token.ok_or(RenderProblem::Unread)?;
+            Zeroizing::new(token.to_vec())
+        }
     };
     if bytes.is_empty() && file.empty == Empty::Refuse {
         Err(RenderProblem::Empty)
@@ -204,7 +213,9 @@ fn similar(fields: &Map<String, Value>, field: &str) -> Option<ShownName> {
     let limit = 1 + field.len() / 4;
     let wanted = field.to_lowercase();
     let is_near = |name: &&String| {
-        name.len().max(field.len()) <= LONGEST && name.len().abs_diff(field.len()) <= limit
+        let longest = name.len().max(field.len());
+        let difference = name.len().abs_diff(field.len());
+        longest <= LONGEST && difference <= limit
     };
     let near = fields.keys().filter(is_near).take(COMPARED);
     let (distance, name) = near
@@ -217,8 +228,10 @@ fn similar(fields: &Map<String, Value>, field: &str) -> Option<ShownName> {
 /// the part before a dot is the key of an object.
 fn find<'a>(object: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     object.get(path).or_else(|| {
-        path.match_indices('.')
-            .find_map(|(dot, _)| find(object.get(&path[..dot])?.as_object()?, &path[dot + 1..]))
+        path.match_indices('.').find_map(|(dot, _)| {
+            let outer = object.get(&path[..dot])?;
+            find(outer.as_object()?, &path[dot + 1..])
+        })
     })
 }
 
@@ -232,7 +245,10 @@ fn bytes(fields: &Map<String, Value>, field: &str) -> Result<Zeroizing<Vec<u8>>,
     match value {
         Value::Null => Err(RenderProblem::Null(field.to_owned())),
         Value::String(text) => Ok(Zeroizing::new(text.as_bytes().to_vec())),
-        Value::Bool(_) | Value::Number(_) => Ok(Zeroizing::new(value.to_string().into_bytes())),
+        Value::Bool(_) | Value::Number(_) => {
+            let text = value.to_string();
+            Ok(Zeroizing::new(text.into_bytes()))
+        }
         Value::Array(_) | Value::Object(_) => Ok(json(value)),
     }
 }

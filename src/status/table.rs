@@ -21,7 +21,9 @@ const TITLES: [&str; 8] = [
 /// Formats the agent's state, then one row for each file.
 pub fn table(report: &Report, now: Now) -> String {
     let mut rows = vec![TITLES.map(str::to_owned)];
-    rows.extend(report.files.iter().map(|file| row(file, now)));
+    for file in &report.files {
+        rows.push(row(file, now));
+    }
     let mut widths = [0; TITLES.len()];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -91,7 +93,10 @@ fn head(report: &Report, now: Now) -> String {
         checkpoint_loss(report),
         missing_detail(report),
     ];
-    text.extend(notes.into_iter().flatten().map(|line| line + "\n"));
+    for note in notes.into_iter().flatten() {
+        text += &note;
+        text.push('\n');
+    }
     let Detail::Counts(it) = report.detail else {
         return text + "\n";
     };

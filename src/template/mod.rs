@@ -216,7 +216,10 @@ fn print_field(
     match (field(view, path), view) {
         (Some(Value::Null), _) => fail(ExecProblem::Null(name())),
         (Some(Value::String(text)), _) => out.print(text.as_bytes(), at),
-        (Some(other), _) => serde_json::to_writer(out, other).or(fail(ExecProblem::TooLarge)),
+        (Some(other), _) => {
+            let written = serde_json::to_writer(out, other);
+            written.or(fail(ExecProblem::TooLarge))
+        }
         (None, SecretView::Versioned { data, .. }) if descend(data, path).is_some() => {
             fail(ExecProblem::MissingAboveData(name()))
         }

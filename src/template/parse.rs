@@ -184,7 +184,9 @@ impl<'t> Parser<'t> {
         let spaced = self.skip_space();
         self.trim = spaced && self.rest().starts_with("-}}");
         let close = self.trim || self.rest().starts_with("}}");
-        self.pos += if close { 2 + usize::from(self.trim) } else { 0 };
+        if close {
+            self.pos += 2 + usize::from(self.trim);
+        }
         close
     }
 
@@ -221,7 +223,10 @@ impl<'t> Parser<'t> {
             '|' | '$' | '(' | ')' | ':' | '0'..='9' => {
                 return Err(self.error(start, 1, ParseProblem::Unsupported(next.into())));
             }
-            c => return Err(self.error(start, c.len_utf8(), ParseProblem::Character(c))),
+            c => {
+                let problem = ParseProblem::Character(c);
+                return Err(self.error(start, c.len_utf8(), problem));
+            }
         };
         Ok((token, start))
     }
@@ -239,13 +244,16 @@ impl<'t> Parser<'t> {
                     return Ok(out);
                 }
                 '\n' => break,
-                '\\' => out.push(match chars.next().map(|(_, c)| c) {
-                    Some('n') => '\n',
-                    Some('t') => '\t',
-                    Some('r') => '\r',
-                    Some(c @ ('"' | '\\')) => c,
-                    _ => return Err(self.error(at, 1, ESCAPE)),
-                }),
+                '\\' => {
+                    let escaped = chars.next().map(|(_, c)| c);
+                    out.push(match escaped {
+                        Some('n') => '\n',
+                        Some('t') => '\t',
+                        Some('r') => '\r',
+                        Some(c @ ('"' | '\\')) => c,
+                        _ => return Err(self.error(at, 1, ESCAPE)),
+                    });
+                }
                 _ => out.push(c),
             }
         }
@@ -254,9 +262,10 @@ impl<'t> Parser<'t> {
 
     fn backquoted(&mut self) -> Result<String, ParseError> {
         let start = self.pos + 1;
-        let len = self.text[start..]
-            .find('`')
-            .ok_or_else(|| self.error(self.pos, 1, ParseProblem::Unclosed("closing quote")))?;
+        let Some(len) = self.text[start..].find('`') else {
+            let problem = ParseProblem::Unclosed("closing quote");
+            return Err(self.error(self.pos, 1, problem));
+        };
         self.pos = start + len + 1;
         Ok(self.text[start..start + len].to_owned())
     }
@@ -286,8 +295,11 @@ impl<'t> Parser<'t> {
         if depth == 0 {
             return Err(self.error(at, name.len(), NO_DOT));
         }
-        if path[0] != "Data" || path.len() < 2 || path.iter().any(String::is_empty) {
-            return Err(self.error(at, name.len(), ParseProblem::Unsupported(name.clone())));
+        let is_data = path[0] == "Data" && path.len() > 1;
+        let has_gap = path.iter().any(String::is_empty);
+        if !is_data || has_gap {
+            let problem = ParseProblem::Unsupported(name.clone());
+            return Err(self.error(at, name.len(), problem));
         }
         let at = Position::of(self.text, at);
         Ok(Piece::Field { path, at })
@@ -305,19 +317,22 @@ impl<'t> Parser<'t> {
             return Err(self.error(at, 4, WITH_WHAT));
         };
         self.expect_end(tokens)?;
-        let read = read(&path)
-            .map_err(|why| self.error(path_at, path.len() + 2, ParseProblem::Wrong(why, "")))?;
+        let read = read(&path).map_err(|why| {
+            let problem = ParseProblem::Wrong(why, "");
+            self.error(path_at, path.len() + 2, problem)
+        })?;
         if depth == MAX_DEPTH {
             return Err(self.error(at, 4, TOO_DEEP));
         }
-        match self.list(depth + 1)? {
-            (body, Some(_)) => Ok(Piece::With {
-                read,
-                at: Position::of(self.text, at),
-                body: Template(body),
-            }),
-            (_, None) => Err(self.error(at, 4, ParseProblem::Unclosed("`{{ end }}`"))),
-        }
+        let (body, Some(_)) = self.list(depth + 1)? else {
+            let problem = ParseProblem::Unclosed("`{{ end }}`");
+            return Err(self.error(at, 4, problem));
+        };
+        Ok(Piece::With {
+            read,
+            at: Position::of(self.text, at),
+            body: Template(body),
+        })
     }
 
     fn expect_end(&self, tokens: &mut impl Iterator<Item = Placed<'t>>) -> Result<(), ParseError> {
