@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Deref, RangeInclusive};
 
 /// A name: of a file, of a secret's field.
 pub type ShownName = Shown<64>;
@@ -61,15 +61,40 @@ fn visible(c: char) -> char {
     }
 }
 
+/// The code points of `is_format`.
+const FORMATS: &[RangeInclusive<u32>] = &[
+    0xAD..=0xAD,
+    0x34F..=0x34F,
+    0x600..=0x605,
+    0x61C..=0x61C,
+    0x6DD..=0x6DD,
+    0x70F..=0x70F,
+    0x890..=0x891,
+    0x8E2..=0x8E2,
+    0x115F..=0x1160,
+    0x17B4..=0x17B5,
+    0x180B..=0x180F,
+    0x200B..=0x200F,
+    0x2028..=0x202E,
+    0x2060..=0x206F,
+    0x3164..=0x3164,
+    0xFE00..=0xFE0F,
+    0xFEFF..=0xFEFF,
+    0xFFA0..=0xFFA0,
+    0xFFF0..=0xFFFB,
+    0x110BD..=0x110BD,
+    0x110CD..=0x110CD,
+    0x13430..=0x1343F,
+    0x1BCA0..=0x1BCA3,
+    0x1D173..=0x1D17A,
+    0xE0000..=0xE0FFF,
+];
+
 /// Whether `c` is a format character (Unicode 16, general category Cf: signs of direction, joiners,
 /// tags), or a character of another category without width (fillers, selectors of variants).
 fn is_format(c: char) -> bool {
-    matches!(
-        u32::from(c),
-        0xAD | 0x34F | 0x600..=0x605 | 0x61C | 0x6DD | 0x70F | 0x890..=0x891 | 0x8E2 | 0x115F..=0x1160 | 0x17B4..=0x17B5
-            | 0x180B..=0x180F | 0x200B..=0x200F | 0x2028..=0x202E | 0x2060..=0x206F | 0x3164 | 0xFE00..=0xFE0F | 0xFEFF | 0xFFA0
-            | 0xFFF0..=0xFFFB | 0x110BD | 0x110CD | 0x13430..=0x1343F | 0x1BCA0..=0x1BCA3 | 0x1D173..=0x1D17A | 0xE0000..=0xE0FFF
-    )
+    let code = u32::from(c);
+    FORMATS.iter().any(|range| range.contains(&code))
 }
 
 /// The number of bytes to insert, remove or replace for turning `a` into `b`: for "did you mean".
@@ -81,7 +106,9 @@ pub fn distance(a: &str, b: &str) -> usize {
         for (j, y) in b.bytes().enumerate() {
             let replaced = corner + usize::from(x != y);
             corner = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(corner + 1);
+            let inserted = row[j] + 1;
+            let removed = corner + 1;
+            row[j + 1] = replaced.min(inserted).min(removed);
         }
     }
     row[b.len()]

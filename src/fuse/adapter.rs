@@ -226,7 +226,10 @@ impl Filesystem for Adapter {
     ) {
         let _operation = self.take(request);
         match self.tree.create(request.pid(), parent.0, name) {
-            Ok(attr) => reply.created(&NAMES, &file_attr(&attr), Generation(0), NO_HANDLE, DIRECT),
+            Ok(attr) => {
+                let attr = file_attr(&attr);
+                reply.created(&NAMES, &attr, Generation(0), NO_HANDLE, DIRECT);
+            }
             Err(error) => reply.error(error.into()),
         }
     }

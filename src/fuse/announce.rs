@@ -207,8 +207,9 @@ impl Round {
         for file in kept {
             let name = self.announcements.name(file);
             let old = format!("{OLD}{name}");
+            let look_up = || fstatat(&self.private, old.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
             for _ in 0..MOST_DROPS {
-                match retry(|| fstatat(&self.private, old.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)) {
+                match retry(look_up) {
                     // ESTALE: the version was evicted meanwhile.
                     Ok(_) | Err(Errno::ESTALE) => {}
                     Err(Errno::ENOENT) => break,

@@ -68,7 +68,8 @@ impl FuseMount {
             .create(path)
             .map_err(|error| unusable(path, &error))?;
         let ground = Ground::survey(path);
-        let device = open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        let device = open("/dev/fuse", flags, Mode::empty())
             .map_err(|errno| Refusal::of(Step::Device, errno, rights()))?;
         let root = configure(&device, dir_mode)?.mount()?;
         let private = mount::attach_with_twin(root.as_fd(), path)?;
@@ -76,7 +77,8 @@ impl FuseMount {
             root,
             maker: getpid(),
         };
-        if mounts::hides_agent(public.as_fd()).map_err(|error| unusable(path, &error))? {
+        let hides_agent = mounts::hides_agent(public.as_fd());
+        if hides_agent.map_err(|error| unusable(path, &error))? {
             return Err(Refusal::Held(path.to_owned()));
         }
         let init = session::take_init(device.as_fd()).map_err(|error| {
@@ -162,11 +164,12 @@ fn standing(top: &OwnedFd) -> io::Result<Standing> {
     let Some(mount) = mounts::mount_of(top.as_fd(), &mountinfo)? else {
         return Ok(Standing::Free);
     };
+    let is_fuse = mount.kind.starts_with("fuse");
     Ok(match (mount.kind, mount.is_of_agent()) {
         // An agent locks the directory of its tmpfs, whether or not the agent mounted the tmpfs.
         ("tmpfs", _) if is_locked(top) => Standing::Agent,
         ("tmpfs", true) => Standing::Dead,
-        (kind, _) if kind.starts_with("fuse") && is_dead(top)? => Standing::Dead,
+        _ if is_fuse && is_dead(top)? => Standing::Dead,
         (_, true) => Standing::Agent,
         (_, false) => Standing::Free,
     })
@@ -174,15 +177,18 @@ fn standing(top: &OwnedFd) -> io::Result<Standing> {
 
 /// Whether an agent holds the directory. Agents lock only directories that they can open.
 fn is_locked(directory: &OwnedFd) -> bool {
-    open_readable(directory)
-        .is_ok_and(|directory| matches!(directory.try_lock(), Err(TryLockError::WouldBlock)))
+    let Ok(directory) = open_readable(directory) else {
+        return false;
+    };
+    matches!(directory.try_lock(), Err(TryLockError::WouldBlock))
 }
 
 /// Whether the server of a FUSE mount is dead: then every request fails ("Transport endpoint is
 /// not connected"). A server that does not answer in time counts as alive. The request is made by
 /// a thread, because a request to a server that hangs cannot be cancelled.
 fn is_dead(root: &OwnedFd) -> io::Result<bool> {
-    let (root, (result, answer)) = (root.try_clone()?, channel());
+    let root = root.try_clone()?;
+    let (result, answer) = channel();
     let request = thread::Builder::new()
         .name("request".to_owned())
         .spawn(move || {
@@ -223,7 +229,8 @@ fn configure(device: &OwnedFd, dir_mode: u32) -> Result<FsContext, MountError> {
 
 impl From<MountError> for Refusal {
     fn from(error: MountError) -> Self {
-        let refusal = Self::of(Step::Mount(error.call), error.errno, rights());
+        let step = Step::Mount(error.call);
+        let refusal = Self::of(step, error.errno, rights());
         // For a failure that the table does not know, the error says more: the object of the call.
         if matches!(refusal, Self::Other(_)) {
             Self::Other(error.to_string())

@@ -79,7 +79,8 @@ pub fn recover(device: BorrowedFd<'_>, last: u64, allowed: Recovery) -> io::Resu
     }
     if last != 0 {
         for request in (last..).step_by(STEP).take(TAKEN) {
-            accept_missing(write(device, &message(-libc::EINTR, request)))?;
+            let answer = message(-libc::EINTR, request);
+            accept_missing(write(device, &answer))?;
         }
     }
     Ok(Recovery::Interrupt)

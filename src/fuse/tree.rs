@@ -130,8 +130,9 @@ enum Prefix {
 impl Tree {
     /// The filesystem of the arena of `reader`.
     pub fn new(reader: Reader, dir_mode: u32, owner: Owner) -> Self {
-        let [listed, state]: [Vec<FileId>; 2] = [Visibility::Listed, Visibility::State]
-            .map(|visibility| reader.arena().files_in(visibility).collect());
+        let files_in = |visibility| reader.arena().files_in(visibility).collect();
+        let listed: Vec<FileId> = files_in(Visibility::Listed);
+        let state = files_in(Visibility::State);
         let mut names = HashMap::new();
         for &file in &listed {
             let name = reader.arena().file(file).name.as_str();
@@ -169,7 +170,8 @@ impl Tree {
             (Prefix::None, false) => self.hold_current(file),
             (Prefix::None, true) => self.hold_watched(file),
             (Prefix::Hidden, true) => {
-                let version = self.reader.hold(self.reader.made(file)?)?;
+                let made = self.reader.made(file)?;
+                let version = self.reader.hold(made)?;
                 Some((version, Stage::Announced))
             }
             // Each inode of a superseded version with pages in the kernel, one per lookup. The
@@ -340,7 +342,8 @@ impl Tree {
                 1 => (ROOT, Kind::Directory, ".."),
                 _ => {
                     let version = self.reader.current(files[position - 2])?;
-                    let ino = Inode::Version(version.nodeid, self.stage(&version)).encode();
+                    let stage = self.stage(&version);
+                    let ino = Inode::Version(version.nodeid, stage).encode();
                     (ino, Kind::File, self.name(version.file).as_str())
                 }
             };
@@ -427,7 +430,10 @@ impl Tree {
     /// rename removed, and a watch on the inode gets no `DELETE_SELF`.
     fn links(&self, version: &Version, stage: Stage) -> u32 {
         let is_current = self.reader.current(version.file) == Some(*version);
-        u32::from(is_current && (stage == Stage::Announced || self.stage(version) == stage))
+        if !is_current {
+            return 0;
+        }
+        u32::from(stage == Stage::Announced || self.stage(version) == stage)
     }
 
     /// The prefix and the file of a name in the root.

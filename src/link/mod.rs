@@ -66,7 +66,10 @@ impl Message for FromRole {
     fn decode(bytes: [u8; SIZE]) -> Option<Self> {
         match bytes {
             [1, 0, 0] => Some(Self::Ready),
-            [2, low, high] => Some(Self::Changed(HookId(u16::from_le_bytes([low, high])))),
+            [2, low, high] => {
+                let hook = u16::from_le_bytes([low, high]);
+                Some(Self::Changed(HookId(hook)))
+            }
             [3, code, 0] => Some(Self::Failed(Exit::from_code(code))),
             [4, 0, 0] => Some(Self::Alive),
             _ => None,
@@ -93,7 +96,10 @@ impl Message for ToRole {
             [3, 0, 0] => Some(Self::Refresh),
             [4, 0, 0] => Some(Self::Ping),
             [5, 0, 0] => Some(Self::Swap(None)),
-            [5, why, 0] => Some(Self::Swap(Some(SwapExposure::from_number(why)?))),
+            [5, why, 0] => {
+                let why = SwapExposure::from_number(why)?;
+                Some(Self::Swap(Some(why)))
+            }
             _ => None,
         }
     }

@@ -39,7 +39,8 @@ impl Bounce {
         let len = len.min(Self::SIZE);
         // SAFETY: the mapping has at least `len` bytes, initialised to zero by the kernel, and the
         // exclusive borrow of `self` excludes other references.
-        let result = body(unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), len) });
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), len) };
+        let result = body(bytes);
         // SAFETY: the mapping belongs to `self`, and `body` has returned the reference.
         unsafe { super::wipe(self.at.as_ptr(), len) };
         result

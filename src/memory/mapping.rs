@@ -105,10 +105,11 @@ impl Mapping {
     /// process may overwrite the bytes meanwhile, so the caller must be able to detect that and
     /// discard the copy.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Option<()> {
-        let from = self.bytes_at(offset, into.len())?;
+        let len = into.len();
+        let from = self.bytes_at(offset, len)?;
         // SAFETY: the source is inside the mapping; `into` is borrowed exclusively. The caller
         // discards torn bytes.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into.as_mut_ptr(), into.len()) };
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into.as_mut_ptr(), len) };
         // A later check of a word must not be moved before the copy.
         fence(Ordering::SeqCst);
         Some(())
@@ -117,10 +118,11 @@ impl Mapping {
     /// Copies `bytes` to `offset` of the bytes; `None` when the range leaves them. Only one process
     /// may write.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Option<()> {
-        let to = self.bytes_at(offset, bytes.len())?;
+        let len = bytes.len();
+        let to = self.bytes_at(offset, len)?;
         fence(Ordering::SeqCst);
         // SAFETY: the range is inside the mapping, and no reference to mapped bytes exists.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) };
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), len) };
         Some(())
     }
 
@@ -137,9 +139,11 @@ impl Mapping {
 
     /// The address of `len` bytes from `offset` of the bytes on.
     fn bytes_at(&self, offset: u64, len: usize) -> Option<NonNull<u8>> {
-        let start = self.bytes.checked_add(usize::try_from(offset).ok()?)?;
+        let offset = usize::try_from(offset).ok()?;
+        let start = self.bytes.checked_add(offset)?;
         let end = start.checked_add(len)?;
-        (end <= self.len).then(|| self.address(&(start..end)))
+        let is_inside = end <= self.len;
+        is_inside.then(|| self.address(&(start..end)))
     }
 
     fn address(&self, part: &Range<usize>) -> NonNull<u8> {
@@ -178,7 +182,8 @@ const READ_WRITE: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
 fn secret_fd() -> Result<OwnedFd, Errno> {
     // SAFETY: the call takes a number.
     let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
-    let fd = i32::try_from(Errno::result(fd)?).map_err(|_| Errno::EINVAL)?;
+    let fd = Errno::result(fd)?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::EINVAL)?;
     // SAFETY: the kernel has just made this descriptor, which nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -186,7 +191,8 @@ fn secret_fd() -> Result<OwnedFd, Errno> {
 /// The caller closes the descriptor right after: `pidfd_getfd(2)` would give the bytes of an open
 /// descriptor away.
 fn map_secret(fd: &OwnedFd, length: NonZeroUsize) -> io::Result<NonNull<u8>> {
-    nix::unistd::ftruncate(fd, i64::try_from(length.get()).map_err(io::Error::other)?)?;
+    let len = i64::try_from(length.get()).map_err(io::Error::other)?;
+    nix::unistd::ftruncate(fd, len)?;
     let flags = MapFlags::MAP_SHARED;
     let fd = fd.as_fd();
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.

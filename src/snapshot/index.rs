@@ -55,7 +55,8 @@ impl Index {
     pub(super) fn serve(&mut self, arena: &Arena, slot: usize) {
         let len = |slot| arena.record(slot).bytes().1;
         self.served_bytes += len(slot);
-        if let Some(before) = self.served[arena.file_of(slot).index()].replace(slot) {
+        let file = arena.file_of(slot);
+        if let Some(before) = self.served[file.index()].replace(slot) {
             self.served_bytes -= len(before);
             self.old.insert(before);
         }
@@ -92,7 +93,10 @@ impl Gaps {
             return Some(0);
         }
         let offset = match visibility {
-            Visibility::Listed => self.by_len.range((len, 0)..).next()?.1,
+            Visibility::Listed => {
+                let mut large_enough = self.by_len.range((len, 0)..);
+                large_enough.next()?.1
+            }
             Visibility::State | Visibility::Private => {
                 let mut from_end = self.by_offset.iter().rev();
                 let (offset, gap) = from_end.find(|(_, gap)| **gap >= len)?;
@@ -108,7 +112,8 @@ impl Gaps {
         if len == 0 {
             return;
         }
-        if let Some((&start, &gap)) = self.by_offset.range(..=offset).next_back() {
+        let around = self.by_offset.range(..=offset).next_back();
+        if let Some((&start, &gap)) = around {
             self.remove(start, gap);
             self.insert(start, gap.min(offset - start));
             let end = offset.saturating_add(len);

@@ -453,7 +453,8 @@ impl Arena {
 
     fn row<const N: usize>(&self, table: Table<N>, row: usize) -> &[AtomicU64; N] {
         let end = table.at + table.rows * Table::<N>::ROW;
-        &self.mapping.words(table.at..end).as_chunks().0[row]
+        let words = self.mapping.words(table.at..end);
+        &words.as_chunks().0[row]
     }
 }
 

@@ -101,8 +101,9 @@ impl Reader {
             let word = arena.kept(slot).load(SeqCst);
             // The number of the version that the word is about.
             let nodeid = (word >> 32) * arena.record_count() as u64 + slot as u64;
-            let stages = [Stage::Unannounced, Stage::Announced];
-            if let Some(stage) = stages.into_iter().find(|stage| word & stage.bit() != 0)
+            let mut stages = [Stage::Unannounced, Stage::Announced].into_iter();
+            let kept = stages.find(|stage| word & stage.bit() != 0);
+            if let Some(stage) = kept
                 && arena.holder_count(nodeid) > 0
                 && let Some(version) = self.version(nodeid)
                 && version.generation < current.generation
@@ -121,8 +122,11 @@ impl Announcements {
         let kept = self.reader.arena.reader_area().kept;
         let now = kept.load(SeqCst);
         let named = seen.max(now.saturating_sub(LAST_KEPT as u64))..now;
-        let file = |number| u32::try_from(self.reader.last_kept(number).load(SeqCst)).ok();
-        let files: Option<Vec<_>> = named.map(|number| file(number).map(FileId)).collect();
+        let file = |number| {
+            let file = self.reader.last_kept(number).load(SeqCst);
+            u32::try_from(file).ok().map(FileId)
+        };
+        let files: Option<Vec<_>> = named.map(file).collect();
         // The next note already overwrites the oldest name.
         let is_all = kept.load(SeqCst) - seen < LAST_KEPT as u64;
         (files.filter(|_| is_all), now)

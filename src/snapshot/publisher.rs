@@ -81,7 +81,8 @@ impl Publisher {
             .filter(|change| !self.is_served(change))
             .collect();
         let needed = changes.iter().map(|change| change.bytes.len() as u64).sum();
-        let available = (self.arena.heap_len() as u64).saturating_sub(self.index.served_bytes);
+        let heap_len = self.arena.heap_len() as u64;
+        let available = heap_len.saturating_sub(self.index.served_bytes);
         // A refusal here evicts no open version in vain.
         if needed > available {
             return Err(PublishError::TooLarge { needed, available });
@@ -155,7 +156,8 @@ impl Publisher {
             return false;
         }
         let mut bytes = Zeroizing::new(vec![0; change.bytes.len()]);
-        self.arena.mapping().read(offset, &mut bytes).is_some() && *bytes == change.bytes
+        let read = self.arena.mapping().read(offset, &mut bytes);
+        read.is_some() && *bytes == change.bytes
     }
 
     /// Writes a version, invisible to readers before the flip, and returns the record; `None` when
@@ -168,7 +170,8 @@ impl Publisher {
         let take = |publisher: &mut Self| publisher.index.gaps.take(len, visibility);
         let offset = self.make_room(None, take)?;
         let record = self.arena.record(slot);
-        let nodeid = record.id().0.max(slot as u64) + self.arena.record_count() as u64;
+        let last = record.id().0.max(slot as u64);
+        let nodeid = last + self.arena.record_count() as u64;
         record.describe(nodeid, generation, (offset, len), mtime);
         let written = self.arena.mapping().write(offset, change.bytes);
         written.expect("a gap is inside the heap");
@@ -218,7 +221,8 @@ impl Publisher {
     /// Whether the kernel may still know the file's name by this version, because the successor of
     /// the version is not announced.
     fn is_last_announced(&self, slot: usize) -> bool {
-        let announced = self.arena.writer_file(self.arena.file_of(slot)).announced;
+        let file = self.arena.file_of(slot);
+        let announced = self.arena.writer_file(file).announced;
         announced.load(SeqCst) == self.arena.record(slot).generation()
     }
 

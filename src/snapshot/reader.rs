@@ -122,7 +122,8 @@ impl Reader {
     /// `Gone` when the version was evicted, before or during the copy: the caller must wipe `into`.
     pub fn read(&self, nodeid: u64, offset: u64, into: &mut [u8]) -> Result<usize, Gone> {
         let found = self.version(nodeid).ok_or(Gone)?;
-        let left = usize::try_from(found.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let left = found.len.saturating_sub(offset);
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
         let len = left.min(into.len());
         let from = found.offset + offset.min(found.len);
         self.arena
@@ -138,7 +139,10 @@ impl Reader {
 
     /// Whether the thread with the id `tid` is the announcing thread.
     pub fn is_announcer(&self, tid: u32) -> bool {
-        tid != 0 && self.arena.writer_area().announcer.load(SeqCst) == u64::from(tid)
+        if tid == 0 {
+            return false;
+        }
+        self.arena.writer_area().announcer.load(SeqCst) == u64::from(tid)
     }
 
     /// The announcement's create: gives the hidden name to the file's current version, and holds
@@ -156,7 +160,8 @@ impl Reader {
     pub fn made(&self, file: FileId) -> Option<u64> {
         let words = self.arena.reader_file(file);
         let attempt = self.arena.writer_file(file).attempt.load(SeqCst);
-        (attempt != 0 && words.attempt.load(SeqCst) == attempt).then(|| words.created.load(SeqCst))
+        let is_under_way = attempt != 0 && words.attempt.load(SeqCst) == attempt;
+        is_under_way.then(|| words.created.load(SeqCst))
     }
 
     /// The announcement's rename; a repeated request has the same effect.

@@ -51,7 +51,8 @@ impl Arena {
             mtime: UNIX_EPOCH + Duration::from_nanos(record.mtime.load(SeqCst)),
             offset,
         };
-        (id.1 == State::Live && record.id() == id).then_some(version)
+        let is_whole = id.1 == State::Live && record.id() == id;
+        is_whole.then_some(version)
     }
 
     /// The record of a file's version at generation `at`. In another process than the publisher's,

@@ -98,11 +98,13 @@ fn swap_reach(read: &dyn Fn(&Path) -> Option<String>) -> Option<SwapExposure> {
     let Some(swaps) = read(Path::new("/proc/swaps")) else {
         return Some(SwapExposure::Unknown);
     };
-    if swaps.lines().skip(1).all(|line| line.trim().is_empty()) {
+    let mut rows = swaps.lines().skip(1);
+    if rows.all(|row| row.trim().is_empty()) {
         return None;
     }
-    let [mountinfo, cgroups] = ["/proc/self/mountinfo", "/proc/self/cgroup"]
-        .map(|file| read(Path::new(file)).unwrap_or_default());
+    let text = |file: &str| read(Path::new(file)).unwrap_or_default();
+    let mountinfo = text("/proc/self/mountinfo");
+    let cgroups = text("/proc/self/cgroup");
     if is_swap_forbidden(&mountinfo, &cgroups, read) {
         return None;
     }

@@ -115,7 +115,8 @@ fn open_own(dir: BorrowedFd<'_>, name: &str) -> nix::Result<File> {
 /// a file of somebody else.
 fn is_private(dir: BorrowedFd<'_>) -> nix::Result<bool> {
     let stat = fstat(dir)?;
-    Ok(stat.st_uid == geteuid().as_raw() && stat.st_mode & 0o022 == 0)
+    let is_ours = stat.st_uid == geteuid().as_raw();
+    Ok(is_ours && stat.st_mode & 0o022 == 0)
 }
 
 fn is_directory_of_ours(name: &str) -> bool {
@@ -123,9 +124,13 @@ fn is_directory_of_ours(name: &str) -> bool {
 }
 
 fn is_link_of_ours(root: BorrowedFd<'_>, name: &str) -> bool {
-    let to_data =
-        || readlinkat(root, name).is_ok_and(|to| to.to_string_lossy().starts_with(DATA_PREFIX));
-    name == DATA || name == DATA_NEXT || to_data()
+    if name == DATA || name == DATA_NEXT {
+        return true;
+    }
+    let Ok(to) = readlinkat(root, name) else {
+        return false;
+    };
+    to.to_string_lossy().starts_with(DATA_PREFIX)
 }
 
 /// Opens directory `name` of `root` for reading; `.` is `root` itself.
@@ -143,7 +148,10 @@ pub(super) fn entries(dir: BorrowedFd<'_>) -> nix::Result<Vec<(String, Option<Ty
         let entry = entry?;
         match entry.file_name().to_str() {
             Ok("." | "..") | Err(_) => {}
-            Ok(name) => found.push((name.to_owned(), entry.file_type())),
+            Ok(name) => {
+                let kind = entry.file_type();
+                found.push((name.to_owned(), kind));
+            }
         }
     }
     Ok(found)

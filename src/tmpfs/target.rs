@@ -56,7 +56,10 @@ impl Target {
         make_way(path)?;
         let ground = Ground::survey(path);
         let (private, public, denied) = match mount_own(filesystem) {
-            Ok((private, public)) => (Some(private), public, "another mount hides it".to_owned()),
+            Ok((private, public)) => {
+                let denied = "another mount hides it".to_owned();
+                (Some(private), public, denied)
+            }
             Err(RefusalCause::Mount(error)) if is_denied(&error) => {
                 let denied = format!(
                     "{error}; hint: give the container a tmpfs \
@@ -213,8 +216,8 @@ fn try_owner(root: BorrowedFd<'_>, owner: Owner) -> Result<(), RefusalCause> {
 }
 
 fn in_group(gid: u32) -> bool {
-    gid == getegid().as_raw()
-        || getgroups().is_ok_and(|groups| groups.contains(&Gid::from_raw(gid)))
+    let gid = Gid::from_raw(gid);
+    gid == getegid() || getgroups().is_ok_and(|groups| groups.contains(&gid))
 }
 
 fn open(path: &Path) -> io::Result<File> {

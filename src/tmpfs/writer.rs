@@ -214,7 +214,8 @@ impl Writer {
     /// # Errors
     /// See `WriteError`; then the last version of the file stays.
     pub fn publish_state(&self, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
-        let dir = open_or_make_dir(&self.root, STATE_DIRECTORY, Mode::from_bits_truncate(0o755))
+        let mode = Mode::from_bits_truncate(0o755);
+        let dir = open_or_make_dir(&self.root, STATE_DIRECTORY, mode)
             .map_err(doing("making", STATE_DIRECTORY))?;
         let next = format!("{name}.next");
         let owner = Owner::of_process();
@@ -241,7 +242,10 @@ impl Writer {
             }
         }
         match self.retired.front() {
-            Some(next) => Some(GRACE.saturating_sub(now.since(next.since))),
+            Some(next) => {
+                let age = now.since(next.since);
+                Some(GRACE.saturating_sub(age))
+            }
             None if self.held.is_empty() => None,
             None => Some(HELD),
         }
@@ -303,11 +307,13 @@ impl Writer {
 
     /// Makes the public links of new files, which lead nowhere before the rename of `..data`.
     fn flip(&self, dir: &str, contents: &[Option<ContentFile>]) -> Result<(), WriteError> {
-        for ((file, new), old) in self.files.iter().zip(contents).zip(&self.current) {
+        let files = self.files.iter().zip(contents);
+        for ((file, new), old) in files.zip(&self.current) {
             if new.is_none() || old.is_some() {
                 continue;
             }
-            let (name, target) = (file.name.as_str(), format!("{DATA_PREFIX}{}", file.name));
+            let name = file.name.as_str();
+            let target = format!("{DATA_PREFIX}{}", file.name);
             match symlinkat(target.as_str(), &self.root, name) {
                 // The link of a failed attempt.
                 Err(Errno::EEXIST)
@@ -357,7 +363,8 @@ impl Writer {
     }
 
     fn remove_content(&mut self, name: &str) {
-        if let Ok(Some(held)) = remove::file(self.store.as_fd(), name, Some(Type::File)) {
+        let removed = remove::file(self.store.as_fd(), name, Some(Type::File));
+        if let Ok(Some(held)) = removed {
             self.held.push(held);
         }
         self.held.drain(..self.held.len().saturating_sub(HELD_MAX));
@@ -377,7 +384,8 @@ impl Writer {
 fn write_file(dir: &OwnedFd, name: &str, bytes: &[u8], owner: Owner, mode: u32) -> io::Result<()> {
     let flags =
         OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut file = File::from(openat(dir, name, flags, Mode::empty())?);
+    let fd = openat(dir, name, flags, Mode::empty())?;
+    let mut file = File::from(fd);
     fchown(&file, None, Some(Gid::from_raw(owner.gid)))?;
     fchmod(&file, Mode::from_bits_truncate(mode))?;
     fchown(&file, Some(Uid::from_raw(owner.uid)), None)?;
