@@ -246,8 +246,9 @@ impl Filesystem for Adapter {
     ) {
         let _operation = self.take(request);
         let renamed = if flags.is_empty() {
-            self.tree
-                .rename(request.pid(), (parent.0, name), (new_parent.0, new_name))
+            let from = (parent.0, name);
+            let to = (new_parent.0, new_name);
+            self.tree.rename(request.pid(), from, to)
         } else {
             Err(FsError::ReadOnly)
         };

@@ -54,7 +54,8 @@ pub fn open(adapter: Adapter, device: &OwnedFd, init: &[u8]) -> io::Result<Sessi
         SockFlag::SOCK_CLOEXEC,
     )?;
     write(&kernel, init)?;
-    let session = Session::from_fd(adapter, ours, SessionACL::All, Config::default())?;
+    let config = Config::default();
+    let session = Session::from_fd(adapter, ours, SessionACL::All, config)?;
     let mut reply = [0; 256];
     let len = read(&kernel, &mut reply)?;
     // ENOENT: the kernel has the answer to INIT from an earlier session.

@@ -184,7 +184,8 @@ impl Tree {
 
     fn hold_state(&self, name: &OsStr) -> Option<(Version, Stage)> {
         let mut files = self.state.iter();
-        let file = files.find(|file| self.name(**file).as_str() == name)?;
+        let is_named = |file: &&FileId| self.name(**file).as_str() == name;
+        let file = files.find(is_named)?;
         self.hold_current(*file)
     }
 
@@ -197,7 +198,8 @@ impl Tree {
     /// must take the name from this inode. If the rename took the name from the current version,
     /// the kernel would drop an inode without watchers, and a watch on the file would get no event.
     fn hold_watched(&self, file: FileId) -> Option<(Version, Stage)> {
-        match self.reader.hold(self.reader.renamed(file)) {
+        let renamed = self.reader.renamed(file);
+        match self.reader.hold(renamed) {
             Some(version) if version.file == file => Some((version, Stage::Announced)),
             Some(_) | None => self.hold_current(file),
         }

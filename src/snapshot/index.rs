@@ -117,7 +117,8 @@ impl Gaps {
             self.remove(start, gap);
             self.insert(start, gap.min(offset - start));
             let end = offset.saturating_add(len);
-            self.insert(end, (start + gap).saturating_sub(end));
+            let rest = (start + gap).saturating_sub(end);
+            self.insert(end, rest);
         }
     }
 

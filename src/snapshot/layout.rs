@@ -389,7 +389,8 @@ impl Arena {
     /// The indices of all records whose plane is in use.
     pub fn all_slots(&self) -> Range<usize> {
         let used = self.writer_area().used.load(SeqCst);
-        0..usize::try_from(used).unwrap_or(0).min(self.record_count())
+        let used = usize::try_from(used).unwrap_or(0);
+        0..used.min(self.record_count())
     }
 
     /// The indices of the file's records whose plane is in use.

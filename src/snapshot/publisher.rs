@@ -164,7 +164,8 @@ impl Publisher {
     /// there is no room.
     fn stage(&mut self, change: &Change<'_>, generation: u64, mtime: u64) -> Option<usize> {
         let file = change.file;
-        let slot = self.make_room(Some(file), |publisher| publisher.free_slot(file))?;
+        let find = |publisher: &mut Self| publisher.free_slot(file);
+        let slot = self.make_room(Some(file), find)?;
         let visibility = self.arena.file(file).visibility;
         let len = change.bytes.len() as u64;
         let take = |publisher: &mut Self| publisher.index.gaps.take(len, visibility);
@@ -183,7 +184,8 @@ impl Publisher {
     fn free_slot(&self, file: FileId) -> Option<usize> {
         loop {
             let mut slots = self.arena.slots(file);
-            let free = slots.find(|slot| self.arena.record(*slot).is(State::Free));
+            let is_free = |slot: &usize| self.arena.record(*slot).is(State::Free);
+            let free = slots.find(is_free);
             if free.is_some() {
                 return free;
             }

@@ -189,7 +189,8 @@ impl Reader {
             } else {
                 0
             };
-            (word >> 32 <= tag).then(|| tag << 32 | LOWER_HALF.min(count + 1))
+            let is_younger = word >> 32 > tag;
+            (!is_younger).then(|| tag << 32 | LOWER_HALF.min(count + 1))
         };
         let holders = self.arena.holders(self.arena.slot_of(nodeid));
         holders.fetch_update(SeqCst, SeqCst, raise).is_ok()

@@ -30,7 +30,8 @@ impl Arena {
         deaths.store(past.deaths, SeqCst);
         crashes.store(u64::from(past.crashes), SeqCst);
         let millis = now.since_origin().as_millis();
-        born.store(u64::try_from(millis).unwrap_or(u64::MAX), SeqCst);
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        born.store(millis, SeqCst);
         recovered.store(recovery as u64, SeqCst);
         pid.store(u64::from(std::process::id()), SeqCst);
         // A predecessor that died during an operation left an odd number.
@@ -41,7 +42,8 @@ impl Arena {
     /// The last `serve` that began to answer; `None` before the first, and while another begins.
     pub fn last_serve(&self) -> Option<Serving> {
         let words = self.serving();
-        let [pid, deaths, crashes, born, recovery] = words.each_ref().map(|word| word.load(SeqCst));
+        let loaded = words.each_ref().map(|word| word.load(SeqCst));
+        let [pid, deaths, crashes, born, recovery] = loaded;
         if pid == 0 || words[0].load(SeqCst) != pid {
             return None;
         }

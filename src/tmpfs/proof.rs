@@ -132,12 +132,14 @@ fn is_swap_forbidden(
         return false;
     };
     for mount in mounts(mountinfo).filter(|mount| mount.kind == "cgroup2") {
-        let Ok(below) = Path::new(own).strip_prefix(unescape(mount.root)) else {
+        let root = unescape(mount.root);
+        let Ok(below) = Path::new(own).strip_prefix(root) else {
             continue;
         };
         let point = unescape(mount.point);
         for dir in below.ancestors() {
-            let limit = read(&point.join(dir).join("memory.swap.max"));
+            let file = point.join(dir).join("memory.swap.max");
+            let limit = read(&file);
             if limit.unwrap_or_default().trim() == "0" {
                 return true;
             }

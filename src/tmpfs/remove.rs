@@ -81,8 +81,9 @@ pub(super) fn overwrite(mut file: &File) -> bool {
         Ok(false) => return false,
         Ok(true) => {
             let len = file.metadata().map_or(0, |meta| meta.len());
+            let mut zeros = io::repeat(0).take(len);
             // After a failure the bytes stay in memory under no name: there is no other remedy.
-            let _ = io::copy(&mut io::repeat(0).take(len), &mut file);
+            let _ = io::copy(&mut zeros, &mut file);
         }
         Err(_) => {}
     }

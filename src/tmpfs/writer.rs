@@ -140,7 +140,8 @@ impl Writer {
         };
         let generation = generation_of(&shown.to_string_lossy());
         self.generation = generation.ok_or(Errno::EUCLEAN)?;
-        self.current = self.files.iter().map(|file| self.shown(file)).collect();
+        let contents = self.files.iter().map(|file| self.shown(file));
+        self.current = contents.collect();
         self.discard(Generation(self.generation.0 + 1));
         for (name, _) in remove::entries(self.root.as_fd())? {
             if let Some(generation) = generation_of(&name)
@@ -150,7 +151,8 @@ impl Writer {
             }
         }
         let current = self.current.iter().flatten();
-        let current: HashSet<&str> = current.map(|content| content.name.as_str()).collect();
+        let names = current.map(|content| content.name.as_str());
+        let current: HashSet<&str> = names.collect();
         let mut contents = Vec::new();
         for (name, _) in remove::entries(self.store.as_fd())? {
             if !current.contains(name.as_str()) {
@@ -168,7 +170,8 @@ impl Writer {
         let link = format!("{}/{}", dir_name(self.generation), file.name);
         let target = readlinkat(&self.root, link.as_str()).ok()?;
         let name = target.to_str()?.rsplit('/').next()?.to_owned();
-        let stat = fstatat(&self.store, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
+        let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+        let stat = fstatat(&self.store, name.as_str(), flags).ok()?;
         let len = u64::try_from(stat.st_size).ok()?;
         Some(ContentFile { name, len })
     }
@@ -219,12 +222,13 @@ impl Writer {
             .map_err(doing("making", STATE_DIRECTORY))?;
         let next = format!("{name}.next");
         let owner = Owner::of_process();
-        let written = write_file(&dir, &next, bytes, owner, 0o444)
-            .and_then(|()| Ok(renameat(&dir, next.as_str(), &dir, name)?));
+        let show = |()| Ok(renameat(&dir, next.as_str(), &dir, name)?);
+        let written = write_file(&dir, &next, bytes, owner, 0o444).and_then(show);
         if written.is_err() {
             let _ = unlinkat(&dir, next.as_str(), UnlinkatFlags::NoRemoveDir);
         }
-        written.map_err(doing("writing", &format!("{STATE_DIRECTORY}/{name}")))
+        let path = format!("{STATE_DIRECTORY}/{name}");
+        written.map_err(doing("writing", &path))
     }
 
     /// Removes generations that are older than the grace. Returns the time until the next sweep,
@@ -352,7 +356,8 @@ impl Writer {
     fn discard(&mut self, generation: Generation) {
         let _ = unlinkat(&self.root, DATA_NEXT, UnlinkatFlags::NoRemoveDir);
         self.remove_generation(generation);
-        for id in (0..).map(FileId).take(self.files.len()) {
+        let ids = (0..).map(FileId).take(self.files.len());
+        for id in ids {
             self.remove_content(&content_name(generation, id));
         }
     }
@@ -367,14 +372,16 @@ impl Writer {
         if let Ok(Some(held)) = removed {
             self.held.push(held);
         }
-        self.held.drain(..self.held.len().saturating_sub(HELD_MAX));
+        let excess = self.held.len().saturating_sub(HELD_MAX);
+        self.held.drain(..excess);
     }
 
     /// Bytes of all files, in whole pages, plus the new bytes of `changes`.
     fn needed(&self, changes: &[(FileId, impl AsRef<[u8]>)]) -> u64 {
         let old = self.current.iter().flatten().map(|content| content.len);
         let new = changes.iter().map(|(_, new)| new.as_ref().len() as u64);
-        old.chain(new).map(|len| len.next_multiple_of(PAGE)).sum()
+        let pages = |len: u64| len.next_multiple_of(PAGE);
+        old.chain(new).map(pages).sum()
     }
 }
 
@@ -386,9 +393,11 @@ fn write_file(dir: &OwnedFd, name: &str, bytes: &[u8], owner: Owner, mode: u32) 
         OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let fd = openat(dir, name, flags, Mode::empty())?;
     let mut file = File::from(fd);
-    fchown(&file, None, Some(Gid::from_raw(owner.gid)))?;
+    let gid = Gid::from_raw(owner.gid);
+    fchown(&file, None, Some(gid))?;
     fchmod(&file, Mode::from_bits_truncate(mode))?;
-    fchown(&file, Some(Uid::from_raw(owner.uid)), None)?;
+    let uid = Uid::from_raw(owner.uid);
+    fchown(&file, Some(uid), None)?;
     file.write_all(bytes)
 }
 
