@@ -62,7 +62,10 @@ impl ExitStatus {
     pub fn code(self) -> u8 {
         match self {
             Self::Exited(code) => code,
-            Self::Killed(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
+            Self::Killed(signal) => {
+                let code = 128 + signal;
+                u8::try_from(code).unwrap_or(u8::MAX)
+            }
         }
     }
 }
@@ -337,7 +340,10 @@ impl<'a> Machine<'a> {
             } => self.kill_app(code),
             // KILL does not end a process that hangs in the kernel. The token is revoked all the
             // same.
-            StoppingApp { code, killed: true } => self.revoke(code.unwrap_or(KILLED)),
+            StoppingApp { code, killed: true } => {
+                let code = code.unwrap_or(KILLED);
+                self.revoke(code)
+            }
             Revoking {
                 code,
                 killed: false,
