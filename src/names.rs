@@ -75,9 +75,10 @@ impl SecretPath {
     pub fn new(path: &str) -> Result<Self, &'static str> {
         let path = path.trim_matches('/');
         let path = path.strip_prefix("v1/").unwrap_or(path);
+        let is_refused = |c: char| c.is_control() || c == '?' || c == '#';
         match path {
             "" => Err("a secret's path cannot be empty"),
-            _ if path.chars().any(|c| c.is_control() || c == '?' || c == '#') => {
+            _ if path.chars().any(is_refused) => {
                 Err("a secret's path cannot contain control characters, `?` or `#`")
             }
             _ if path.split('/').any(|s| matches!(s, "" | "." | "..")) => {
@@ -145,7 +146,11 @@ pub struct LeaseId(String);
 impl LeaseId {
     /// Wraps the server's text unchanged; `None` for an empty text, which means no lease.
     pub fn new(id: &str) -> Option<Self> {
-        (!id.is_empty()).then(|| Self(id.to_owned()))
+        if id.is_empty() {
+            None
+        } else {
+            Some(Self(id.to_owned()))
+        }
     }
 
     /// The id as the server knows it.

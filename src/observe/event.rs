@@ -157,7 +157,10 @@ impl Event<'_> {
                     "fetch resumed from the checkpoint of its predecessor"
                 );
             }
-            Self::LoggedIn { ttl } => info!(ttl = ttl.map(|ttl| ttl.as_secs()), "logged in"),
+            Self::LoggedIn { ttl } => {
+                let ttl = ttl.map(|ttl| ttl.as_secs());
+                info!(ttl, "logged in");
+            }
             Self::Ready { files } => info!(files, "all secrets are available"),
             Self::Published { generation, files } => {
                 info!(generation = generation.0, files, "published");

@@ -123,13 +123,14 @@ impl LogOutput {
                 bytes,
                 MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
             ),
-            WriteMode::Polled(most) => match poll(
-                &mut [PollFd::new(target, PollFlags::POLLOUT)],
-                PollTimeout::ZERO,
-            )? {
-                0 => Err(Errno::EAGAIN),
-                _ => nix::unistd::write(target, &bytes[..bytes.len().min(most)]),
-            },
+            WriteMode::Polled(most) => {
+                let mut room = [PollFd::new(target, PollFlags::POLLOUT)];
+                if poll(&mut room, PollTimeout::ZERO)? == 0 {
+                    return Err(Errno::EAGAIN);
+                }
+                let most = most.min(bytes.len());
+                nix::unistd::write(target, &bytes[..most])
+            }
         }
     }
 }
@@ -166,7 +167,10 @@ pub fn init(log: Log) {
         .with_ansi(false);
     let _ = match log.format {
         LogFormat::Text => set_global_default(registry.with(format)),
-        LogFormat::Json => set_global_default(registry.with(format.json().flatten_event(true))),
+        LogFormat::Json => {
+            let format = format.json().flatten_event(true);
+            set_global_default(registry.with(format))
+        }
     };
 }
 

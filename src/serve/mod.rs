@@ -59,7 +59,8 @@ fn serve(job: &Job, bounce: Bounce) -> io::Result<()> {
     job.arena.protect_for(Role::Serve)?;
     let last = job.arena.reader_area().last_request.load(Relaxed);
     let reader = Reader::new(Arc::clone(&job.arena));
-    let adapter = Adapter::new(Tree::new(reader, job.dir_mode, Owner::of_process()), bounce);
+    let tree = Tree::new(reader, job.dir_mode, Owner::of_process());
+    let adapter = Adapter::new(tree, bounce);
     let session = session::open(adapter, &job.device, &job.init)?;
     let recovery = session::recover(session.as_fd(), last, job.recovery)?;
     job.arena

@@ -125,7 +125,10 @@ pub fn other_user(app: &App) -> Option<&Identity> {
 /// Whether the application's user id differs from the user id of baofs. If so, the application loses
 /// every capability, and supervise may lower its own.
 pub fn has_own_uid(app: &App) -> bool {
-    matches!(other_user(app), Some(user) if user.owner.uid != geteuid().as_raw())
+    let Some(user) = other_user(app) else {
+        return false;
+    };
+    user.owner.uid != geteuid().as_raw()
 }
 
 /// The name of the program of a command, for log lines.
@@ -243,7 +246,8 @@ fn become_user(app: &App) -> io::Result<()> {
 /// child keeps all capabilities (`PR_SET_KEEPCAPS`): no process can trace a process with more
 /// capabilities.
 fn change_user(user: &Identity, own_uid: bool) -> io::Result<()> {
-    let groups: Vec<_> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    let groups = user.groups.iter().copied();
+    let groups: Vec<_> = groups.map(Gid::from_raw).collect();
     // Fails only if the securebits are locked; then only the moment before `harden` is unprotected.
     let _ = prctl::set_keepcaps(own_uid);
     setgroups(&groups)?;
@@ -261,7 +265,8 @@ fn environment(
     user: Option<&Identity>,
     (baofs, app): (Pid, Pid),
 ) -> Result<Vec<CString>, NulError> {
-    let mut variables: Vec<_> = own.filter(|(key, _)| !is_credential(key)).collect();
+    let kept = own.filter(|(key, _)| !is_credential(key));
+    let mut variables: Vec<_> = kept.collect();
     for (key, value) in &mut variables {
         if key == "LISTEN_PID" && *value == *baofs.to_string() {
             *value = app.to_string().into();
@@ -290,9 +295,12 @@ fn environment(
 /// `HARMLESS` ones.
 fn is_credential(key: &OsStr) -> bool {
     let key = key.to_string_lossy();
-    ["BAO_", "VAULT_"]
-        .iter()
-        .any(|prefix| matches!(key.strip_prefix(prefix), Some(name) if !HARMLESS.contains(&name)))
+    for prefix in ["BAO_", "VAULT_"] {
+        if let Some(name) = key.strip_prefix(prefix) {
+            return !HARMLESS.contains(&name);
+        }
+    }
+    false
 }
 
 #[cfg(test)]

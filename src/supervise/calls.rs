@@ -39,12 +39,18 @@ impl List {
 
     fn rules(self) -> Vec<Rule> {
         let (parts, mut rules): (&[&[libc::c_long]], _) = match self {
-            Self::FetchOnFuse => (&[COMMON, FETCH, OLD], [GUARDED, NETWORK].concat()),
-            Self::FetchOnTmpfs => (
-                &[COMMON, FETCH, OLD, TMPFS],
-                [GUARDED, NETWORK, &[LEASE]].concat(),
-            ),
-            Self::Serve => (&[COMMON, SERVE], [GUARDED, &[PAIR]].concat()),
+            Self::FetchOnFuse => {
+                let rules = [GUARDED, NETWORK].concat();
+                (&[COMMON, FETCH, OLD], rules)
+            }
+            Self::FetchOnTmpfs => {
+                let rules = [GUARDED, NETWORK, &[LEASE]].concat();
+                (&[COMMON, FETCH, OLD, TMPFS], rules)
+            }
+            Self::Serve => {
+                let rules = [GUARDED, &[PAIR]].concat();
+                (&[COMMON, SERVE], rules)
+            }
         };
         rules.extend(parts.concat().into_iter().map(always));
         rules

@@ -42,7 +42,8 @@ pub(super) fn start(
         Role::Fetch => c"baofs-fetch",
         Role::Serve => c"baofs-serve",
     };
-    let pid = process::fork(&[foreign, &[ours.as_fd()]].concat(), move || {
+    let foreign = [foreign, &[ours.as_fd()]].concat();
+    let pid = process::fork(&foreign, move || {
         let confined = confine(name, keep, group);
         let exit = match confined.and_then(|()| end_with(parent, role)) {
             Ok(()) => body(theirs),

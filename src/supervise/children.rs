@@ -258,8 +258,11 @@ impl<'a> Children<'a> {
             let sign = match record.role {
                 // `serve` waits for the kernel and must wait for no other process, so supervise asks
                 // `serve` nothing.
-                Role::Serve if record.restart.is_ready() => process.watch.sign_of_work(Some(work)),
-                Role::Serve => process.watch.sign_of_work(None),
+                Role::Serve => {
+                    let is_ready = record.restart.is_ready();
+                    let work = is_ready.then_some(work);
+                    process.watch.sign_of_work(work)
+                }
                 Role::Fetch => process.watch.sign_of_answer(),
             };
             if process.watch.look(look, sign, now) {
@@ -289,7 +292,8 @@ impl<'a> Children<'a> {
     pub(super) fn restart(&mut self, mounts: &Mounts, turn: &mut Turn) {
         let patience = self.plan.app.crash_loop_timeout;
         self.records.retain(|record| {
-            let over = matches!(record.restart.give_up_at(patience), Some(end) if end <= turn.now);
+            let end = record.restart.give_up_at(patience);
+            let over = end.is_some_and(|end| end <= turn.now);
             if over {
                 let role = record.role;
                 Incident::CrashLoop { role }.emit(&"`crash_loop_timeout` is over");

@@ -67,9 +67,10 @@ impl<'a> Hooks<'a> {
 
     /// Records a change of a file with the hook `id`. An index outside the plan is ignored.
     pub fn changed(&mut self, id: HookId, now: Moment) {
-        let (Some(hook), Some(state)) =
-            (self.plan.get(id.index()), self.states.get_mut(id.index()))
-        else {
+        let Some(hook) = self.plan.get(id.index()) else {
+            return;
+        };
+        let Some(state) = self.states.get_mut(id.index()) else {
             return;
         };
         if state.due.is_some() {

@@ -125,7 +125,9 @@ fn may_become_user(app: &App) -> Result<(), Refused> {
     if user.owner.uid != uid.as_raw() {
         needed.extend([Capability::SetUid, Capability::Kill]);
     }
-    needed.retain(|capability| !(uid.is_root() && has(*capability)));
+    if uid.is_root() {
+        needed.retain(|capability| !has(*capability));
+    }
     if needed.is_empty() {
         return Ok(());
     }
@@ -164,7 +166,8 @@ fn lower_rights(plan: &Plan, mounts: &Mounts) -> io::Result<()> {
         return Ok(());
     }
     let of_fetch = mounts.rights_of_fetch(plan);
-    caps::lower_to(&[app::OWN, &[Capability::SetPcap], of_fetch].concat())
+    let kept = [app::OWN, &[Capability::SetPcap], of_fetch].concat();
+    caps::lower_to(&kept)
 }
 
 /// Makes the run files, forks the roles, and runs the loop to the end. The result is the exit code.

@@ -129,7 +129,10 @@ impl Mounts {
         match self {
             Self::Fuse {
                 device, private, ..
-            } => device.iter().chain([private]).map(AsFd::as_fd).collect(),
+            } => {
+                let all = device.iter().chain([private]);
+                all.map(AsFd::as_fd).collect()
+            }
             Self::Tmpfs { .. } => vec![],
         }
     }
@@ -304,10 +307,11 @@ fn arena(plan: &Plan, size: Option<usize>) -> Result<Arc<Arena>, Refused> {
 /// Locked memory for the files of `fetch` alone: as large as the tmpfs may become, or as large as
 /// possible.
 fn arena_beside_tmpfs(plan: &Plan, size: Option<usize>) -> Result<Arc<Arena>, Refused> {
-    if let Some(size) = size
-        && let Ok(arena) = create(private_files(plan), Some(size.max(LEAST_BESIDE_TMPFS)))
-    {
-        return Ok(arena);
+    if let Some(size) = size {
+        let size = size.max(LEAST_BESIDE_TMPFS);
+        if let Ok(arena) = create(private_files(plan), Some(size)) {
+            return Ok(arena);
+        }
     }
     create(private_files(plan), None)
 }

@@ -95,7 +95,9 @@ impl<'a> Loop<'a> {
                 }
             }
             // After the outputs, because a new phase replaces the time limit of the phase before.
-            if matches!(self.timer, Some(due) if due <= RealClock.now()) {
+            if let Some(due) = self.timer
+                && due <= RealClock.now()
+            {
                 self.timer = None;
                 outputs.extend(machine.step(Input::Elapsed));
                 continue;
@@ -120,7 +122,10 @@ impl<'a> Loop<'a> {
                 return self.children.stop();
             }
             Output::AbortMount => self.mounts.abort(),
-            Output::Arm(after) => self.timer = Some(RealClock.now().plus(after)),
+            Output::Arm(after) => {
+                let due = RealClock.now().plus(after);
+                self.timer = Some(due);
+            }
             Output::Finish(_) => {}
         }
         vec![]
@@ -197,7 +202,8 @@ impl<'a> Loop<'a> {
 
     /// Waits for a signal, a message, or the next planned moment.
     fn wait(&self) {
-        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let signals = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
+        let mut fds = vec![signals];
         for link in self.children.links() {
             fds.push(PollFd::new(link.as_fd(), PollFlags::POLLIN));
         }
@@ -253,8 +259,14 @@ impl<'a> Loop<'a> {
         }
         for id in self.hooks.due(now) {
             let (how, input) = match self.hooks.action(id) {
-                Some(Action::Signal(signal)) => (signal.as_str(), Input::TellApp(*signal)),
-                Some(Action::Command { command, .. }) => (program(command), Input::RunCommand(id)),
+                Some(Action::Signal(signal)) => {
+                    let input = Input::TellApp(*signal);
+                    (signal.as_str(), input)
+                }
+                Some(Action::Command { command, .. }) => {
+                    let program = program(command);
+                    (program, Input::RunCommand(id))
+                }
                 Some(Action::Restart) => ("restart", Input::RestartApp),
                 None => continue,
             };

@@ -54,7 +54,9 @@ impl RunFiles {
     /// before the mount, so that no path leads into the mount.
     pub fn open(plan: &Plan) -> Self {
         let mut trusted = vec![0, geteuid().as_raw()];
-        trusted.extend(plan.app.user.iter().map(|user| user.owner.uid));
+        if let Some(user) = &plan.app.user {
+            trusted.push(user.owner.uid);
+        }
         let pid_file = plan.pid_file.iter().map(|path| (path, None));
         let links = plan.links.iter().map(|link| {
             let target = plan.filesystem.path.join(link.name.as_str());
@@ -64,7 +66,10 @@ impl RunFiles {
         for (path, target) in pid_file.chain(links) {
             match RunFile::open(path, target) {
                 Ok(file) => files.push(file),
-                Err(errno) => Incident::RunFileNotMade { path }.emit(&errno.desc()),
+                Err(errno) => {
+                    let why = errno.desc();
+                    Incident::RunFileNotMade { path }.emit(&why);
+                }
             }
         }
         Self { files, trusted }
@@ -85,7 +90,10 @@ impl RunFiles {
                 Err(MakeError::Foreign(what)) if file.target.is_some() => {
                     return Err(taken(&file.path, &what));
                 }
-                Err(error) => Incident::RunFileNotMade { path: &file.path }.emit(&error),
+                Err(error) => {
+                    let path = &file.path;
+                    Incident::RunFileNotMade { path }.emit(&error);
+                }
             }
         }
         Ok(())
@@ -105,7 +113,8 @@ impl RunFiles {
     pub fn remove(&self) {
         for file in &self.files {
             if let Err(errno) = file.remove() {
-                Incident::RunFileNotRemoved { path: &file.path }.emit(&errno.desc());
+                let path = &file.path;
+                Incident::RunFileNotRemoved { path }.emit(&errno.desc());
             }
         }
     }
@@ -116,10 +125,11 @@ impl RunFile {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(Errno::EINVAL);
         };
+        let parent = Path::new(".").join(parent);
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         Ok(Self {
             path: path.to_owned(),
-            dir: open(&Path::new(".").join(parent), flags, Mode::empty())?,
+            dir: open(&parent, flags, Mode::empty())?,
             name: name.to_owned(),
             target,
             made: None,
@@ -183,7 +193,10 @@ impl RunFile {
     /// the directory is writable by all without a sticky bit. An administrator chose the directory,
     /// so the link is made nevertheless.
     fn warn_if_replaceable(&self, trusted: &[u32]) {
-        let (Some(_), Ok(dir)) = (&self.target, fstat(&self.dir)) else {
+        if self.target.is_none() {
+            return;
+        }
+        let Ok(dir) = fstat(&self.dir) else {
             return;
         };
         let by = if dir.st_mode & 0o1002 == 0o0002 {
@@ -253,12 +266,15 @@ fn foreign_step(path: &Path, trusted: &[u32]) -> Option<String> {
     let mut steps: Vec<&Path> = path.ancestors().skip(1).collect();
     steps.reverse();
     for pair in steps.windows(2) {
-        let (Ok(dir), Ok(step)) = (pair[0].metadata(), pair[1].symlink_metadata()) else {
+        let dir = pair[0].metadata();
+        let step = pair[1].symlink_metadata();
+        let (Ok(dir), Ok(step)) = (dir, step) else {
             continue;
         };
-        if dir.mode() & 0o002 != 0 && !trusted.contains(&step.uid()) {
+        let is_open = dir.mode() & 0o002 != 0;
+        let uid = step.uid();
+        if is_open && !trusted.contains(&uid) {
             let path = pair[1].display();
-            let uid = step.uid();
             return Some(format!("{path}, which leads there, belongs to uid {uid}"));
         }
     }

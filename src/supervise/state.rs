@@ -62,7 +62,10 @@ impl ExitStatus {
     pub fn code(self) -> u8 {
         match self {
             Self::Exited(code) => code,
-            Self::Killed(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
+            Self::Killed(signal) => {
+                let code = 128 + signal;
+                u8::try_from(code).unwrap_or(u8::MAX)
+            }
         }
     }
 }
@@ -241,7 +244,8 @@ impl<'a> Machine<'a> {
         if self.app.on_hup != OnHup::Refresh {
             outputs = self.relay(signal);
         }
-        if self.app.on_hup != OnHup::App && (self.phase == Waiting || self.serves()) {
+        let may_refresh = self.phase == Waiting || self.serves();
+        if self.app.on_hup != OnHup::App && may_refresh {
             outputs.push(Output::TellFetch(ToRole::Refresh));
         }
         outputs
@@ -290,7 +294,10 @@ impl<'a> Machine<'a> {
             Role::Fetch => self.fetch_lives = false,
         }
         outputs.extend(match (self.phase, role) {
-            (Running, _) if self.has_app() => self.stop_app(self.app.stop_signal, Some(reason)),
+            (Running, _) if self.has_app() => {
+                let signal = self.app.stop_signal;
+                self.stop_app(signal, Some(reason))
+            }
             (Waiting | Running | Clearing { .. }, _) => self.revoke(reason),
             (Restarting { killed }, _) => self.stop_restart(killed, Some(reason)),
             (StoppingApp { code, killed }, _) => {
@@ -298,7 +305,10 @@ impl<'a> Machine<'a> {
                 self.phase = StoppingApp { code, killed };
                 vec![]
             }
-            (Revoking { code, .. }, Role::Fetch) => self.finish(code.unwrap_or(reason)),
+            (Revoking { code, .. }, Role::Fetch) => {
+                let code = code.unwrap_or(reason);
+                self.finish(code)
+            }
             (Revoking { .. } | Finished, _) => vec![],
         });
         outputs
@@ -330,7 +340,10 @@ impl<'a> Machine<'a> {
             } => self.kill_app(code),
             // KILL does not end a process that hangs in the kernel. The token is revoked all the
             // same.
-            StoppingApp { code, killed: true } => self.revoke(code.unwrap_or(KILLED)),
+            StoppingApp { code, killed: true } => {
+                let code = code.unwrap_or(KILLED);
+                self.revoke(code)
+            }
             Revoking {
                 code,
                 killed: false,

@@ -47,7 +47,10 @@ pub(super) struct Confinement {
 impl Confinement {
     /// Asks the kernel, and warns of each unsupported restriction.
     pub(super) fn find() -> Self {
-        let landlock = landlock::abi().and_then(|abi| Ruleset::new(abi).map(|_| abi));
+        let landlock = landlock::abi().and_then(|abi| {
+            Ruleset::new(abi)?;
+            Ok(abi)
+        });
         if let Err(error) = &landlock {
             Incident::NoLandlock.emit(error);
         }
@@ -75,7 +78,9 @@ impl Confinement {
             if self.seccomp {
                 all.push("seccomp".into());
             }
-            all.extend(self.landlock.map(|abi| format!("landlock {abi}").into()));
+            if let Some(abi) = self.landlock {
+                all.push(format!("landlock {abi}").into());
+            }
             all
         };
         status::WallsReport {

@@ -64,14 +64,16 @@ struct Data {
 /// When the kernel does not know version 3 of the call (before 2.6.26).
 pub fn has(capability: Capability) -> io::Result<bool> {
     let number = capability as usize;
-    Ok(get()?[number / 32].effective >> (number % 32) & 1 == 1)
+    let word = get()?[number / 32].effective;
+    Ok(word >> (number % 32) & 1 == 1)
 }
 
 /// Whether `capability` is in the calling thread's bounding set, which a container runtime limits
 /// to the capabilities of the container.
 pub fn is_bounding(capability: Capability) -> bool {
+    let number = capability as libc::c_ulong;
     // SAFETY: all arguments are numbers; an unknown number is EINVAL.
-    unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability as libc::c_ulong, 0, 0, 0) == 1 }
+    unsafe { libc::prctl(libc::PR_CAPBSET_READ, number, 0, 0, 0) == 1 }
 }
 
 /// Gives up every capability but `keep`, for ever (with `no_new_privs`, which the caller sets). The

@@ -41,7 +41,8 @@ pub fn read_regular(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Rea
         .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(ReadError::NotRegular(kind(metadata.file_type())));
+        let kind = kind(metadata.file_type());
+        return Err(ReadError::NotRegular(kind));
     }
     let size = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
     if size > limit {

@@ -95,7 +95,8 @@ pub fn abi() -> io::Result<u32> {
     let null = ptr::null::<u64>();
     // SAFETY: with VERSION the call takes a null pointer and length 0.
     let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, null, 0, VERSION) };
-    u32::try_from(Errno::result(abi)?).map_err(io::Error::other)
+    let abi = Errno::result(abi)?;
+    u32::try_from(abi).map_err(io::Error::other)
 }
 
 /// The rights to keep; none at first.
@@ -125,7 +126,8 @@ impl Ruleset {
         let len = size_of_val(attr);
         // SAFETY: `attr` has `len` bytes and lives through the call; the call only reads `attr`.
         let fd = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, at, len, 0) };
-        let fd = i32::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
+        let fd = Errno::result(fd)?;
+        let fd = i32::try_from(fd).map_err(io::Error::other)?;
         // SAFETY: the call made the descriptor (close-on-exec), and no other code has seen the
         // number.
         let rules = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -140,7 +142,8 @@ impl Ruleset {
     /// `EBADFD` for a descriptor of no file.
     pub fn allow(&self, at: BorrowedFd<'_>, access: FileRights) -> io::Result<()> {
         let mut access = access.0 & FileRights::known(self.abi).0;
-        if nix::sys::stat::fstat(at)?.st_mode & libc::S_IFMT != libc::S_IFDIR {
+        let stat = nix::sys::stat::fstat(at)?;
+        if stat.st_mode & libc::S_IFMT != libc::S_IFDIR {
             access &= FileRights::OF_FILES.0;
         }
         if access == 0 {

@@ -84,7 +84,9 @@ impl FsContext {
         // SAFETY: `kind` is a valid C string for the time of the call; the call touches no other
         // memory of ours.
         let fd = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), libc::FSOPEN_CLOEXEC) };
-        check(fd, MountCall::Fsopen, &kind.to_string_lossy()).map(|fd| Self(owned(fd)))
+        let about = kind.to_string_lossy();
+        let fd = check(fd, MountCall::Fsopen, &about)?;
+        Ok(Self(owned(fd)))
     }
 
     /// Sets an option without a value, such as `noswap`.
@@ -114,7 +116,9 @@ impl FsContext {
         key: Option<&CStr>,
         value: Option<&CStr>,
     ) -> Result<(), MountError> {
-        let [key_at, value_at] = [key, value].map(|text| text.map_or(ptr::null(), CStr::as_ptr));
+        let start = |text: Option<&CStr>| text.map_or(ptr::null(), CStr::as_ptr);
+        let key_at = start(key);
+        let value_at = start(value);
         // SAFETY: key and value are valid C strings for the time of the call, or null where the
         // command takes none.
         let result = unsafe {
@@ -193,7 +197,8 @@ pub fn writable_clone(of: BorrowedFd<'_>) -> Result<OwnedFd, MountError> {
 pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> Result<(), MountError> {
     let call = MountCall::MoveMount;
     let about = path.display();
-    let target = CString::new(path.as_os_str().as_bytes()).map_err(|_| MountError {
+    let target = path.as_os_str().as_bytes();
+    let target = CString::new(target).map_err(|_| MountError {
         call,
         about: about.to_string(),
         errno: Errno::EINVAL,

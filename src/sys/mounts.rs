@@ -80,7 +80,8 @@ pub fn mountinfo() -> io::Result<String> {
 /// # Errors
 /// Same as `mountinfo`.
 pub fn mount_of<'a>(file: BorrowedFd<'_>, mountinfo: &'a str) -> io::Result<Option<Mount<'a>>> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+    let number = file.as_raw_fd();
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
     let id = info
         .lines()
         .find_map(|line| line.strip_prefix("mnt_id:"))

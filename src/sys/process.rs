@@ -49,7 +49,11 @@ pub fn next_child() -> Option<(Pid, ExitStatus)> {
     let mut status = 0;
     // SAFETY: `status` is a live local that the kernel may write.
     let pid = unsafe { libc::waitpid(-1, &raw mut status, flags) };
-    (pid > 0).then(|| (Pid::from_raw(pid), ExitStatus::from_raw(status)))
+    if pid <= 0 {
+        return None;
+    }
+    let status = ExitStatus::from_raw(status);
+    Some((Pid::from_raw(pid), status))
 }
 
 /// Ends the process at once, without the parent's destructors and exit handlers.
@@ -118,7 +122,8 @@ pub fn set_disposition(signal: Signal, disposition: Disposition) -> io::Result<D
 pub fn inherited() -> io::Result<Vec<libc::c_int>> {
     let mut inherited = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
-        let Ok(fd) = entry?.file_name().to_string_lossy().parse() else {
+        let name = entry?.file_name();
+        let Ok(fd) = name.to_string_lossy().parse() else {
             continue;
         };
         // SAFETY: the arguments are numbers.
@@ -137,7 +142,8 @@ pub fn inherited() -> io::Result<Vec<libc::c_int>> {
 /// # Errors
 /// `EMFILE`, `ENFILE`.
 pub fn leave_streams() -> io::Result<()> {
-    if let Ok(null) = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()) {
+    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    if let Ok(null) = open("/dev/null", flags, Mode::empty()) {
         dup2_stdin(&null)?;
         dup2_stdout(&null)?;
     } else {

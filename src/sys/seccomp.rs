@@ -133,7 +133,10 @@ impl Answer {
     fn value(self) -> u32 {
         match self {
             Self::Allow => libc::SECCOMP_RET_ALLOW,
-            Self::Errno(errno) => libc::SECCOMP_RET_ERRNO | (errno as u32 & libc::SECCOMP_RET_DATA),
+            Self::Errno(errno) => {
+                let data = errno as u32 & libc::SECCOMP_RET_DATA;
+                libc::SECCOMP_RET_ERRNO | data
+            }
             Self::KillProcess => libc::SECCOMP_RET_KILL_PROCESS,
         }
     }
@@ -239,7 +242,8 @@ impl Filter<'_> {
             }
             Others::Answer(other) => {
                 // `x32` calls have the native architecture.
-                let x32 = [jump(libc::BPF_JSET, X32, 0, 1), answer(other)];
+                let is_x32 = jump(libc::BPF_JSET, X32, 0, 1);
+                let x32 = [is_x32, answer(other)];
                 let native = |call: Call| call.native.into_iter().collect();
                 program.extend(self.block(NATIVE, &x32, native));
                 program.push(answer(other));
@@ -265,8 +269,10 @@ impl Filter<'_> {
         }
         let mut body = vec![load(NUMBER_AT)];
         body.extend(first);
-        body.extend(tree(&calls.into_iter().collect::<Vec<_>>(), self.otherwise));
-        branch(jump(libc::BPF_JEQ, arch, 1, 0), body)
+        let calls: Vec<_> = calls.into_iter().collect();
+        body.extend(tree(&calls, self.otherwise));
+        let is_arch = jump(libc::BPF_JEQ, arch, 1, 0);
+        branch(is_arch, body)
     }
 }
 
@@ -291,7 +297,8 @@ pub fn is_active() -> bool {
     // SAFETY: all arguments are numbers.
     let mode = unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) };
     // A kernel without filters answers EINVAL; any other refusal comes from a filter.
-    mode == 2 || (mode == -1 && Errno::last() != Errno::EINVAL)
+    let is_refused = mode == -1 && Errno::last() != Errno::EINVAL;
+    mode == 2 || is_refused
 }
 
 /// Runs `body` if `test` skips an instruction, else the instructions after `body`.
@@ -342,12 +349,19 @@ fn body(rules: &[&Rule], otherwise: Answer) -> Vec<libc::sock_filter> {
                 body.push(answer(rule.answer));
                 return body;
             }
-            Test::AnyBit { argument, mask } => (argument, jump(libc::BPF_JSET, mask, 0, 1)),
-            Test::Equal { argument, value } => (argument, jump(libc::BPF_JEQ, value, 0, 1)),
+            Test::AnyBit { argument, mask } => {
+                let test = jump(libc::BPF_JSET, mask, 0, 1);
+                (argument, test)
+            }
+            Test::Equal { argument, value } => {
+                let test = jump(libc::BPF_JEQ, value, 0, 1);
+                (argument, test)
+            }
         };
         if loaded.replace(argument) != Some(argument) {
             let low = if cfg!(target_endian = "big") { 4 } else { 0 };
-            body.push(load(ARGUMENTS_AT + u32::from(argument) * 8 + low));
+            let at = ARGUMENTS_AT + u32::from(argument) * 8 + low;
+            body.push(load(at));
         }
         body.extend([test, answer(rule.answer)]);
     }
