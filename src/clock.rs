@@ -83,7 +83,10 @@ impl Jitter {
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        f64::from(u32::try_from((z ^ (z >> 31)) >> 32).unwrap_or(0)) / (f64::from(u32::MAX) + 1.0)
+        let mixed = z ^ (z >> 31);
+        let upper = u32::try_from(mixed >> 32).unwrap_or(0);
+        let range = f64::from(u32::MAX) + 1.0;
+        f64::from(upper) / range
     }
 
     /// A duration in `low..high`.

@@ -103,11 +103,13 @@ impl Client {
             let server = &server.address.host;
             Incident::TlsUnverified { server }.emit(&"`tls_skip_verify` is set");
         }
+        let of_server = server.namespace.as_deref();
+        let of_login = auth.namespace.as_deref().or(of_server);
         Ok(Self {
             transport,
             login: Login::new(auth),
-            namespace: header(server.namespace.as_deref())?,
-            login_namespace: header(auth.namespace.as_deref().or(server.namespace.as_deref()))?,
+            namespace: header(of_server)?,
+            login_namespace: header(of_login)?,
             mounts: RefCell::default(),
             looking: tokio::sync::Mutex::default(),
             refusing: RefCell::default(),
@@ -173,7 +175,8 @@ impl Client {
         let request = self.get(&format!("sys/internal/ui/mounts/{path}"), None);
         let operation = BaoOperation::FindMount(path);
         let response = self.call(request, operation, token).await?;
-        let mount = SecretMount::new(path, &response.data()?);
+        let info = response.data()?;
+        let mount = SecretMount::new(path, &info);
         let mount = response.require(mount, "the server named another mount")?;
         let route = response.require(mount.route(path), "the path is the mount itself")?;
         self.mounts.borrow_mut().push(mount);
@@ -255,7 +258,8 @@ impl Source for Client {
     }
 
     fn token(&self, bytes: &[u8]) -> Option<ClientToken> {
-        ClientToken::new(std::str::from_utf8(bytes).ok()?, self.login.ownership())
+        let text = std::str::from_utf8(bytes).ok()?;
+        ClientToken::new(text, self.login.ownership())
     }
 
     fn export_credentials(&self) -> ClientExport {
@@ -277,8 +281,10 @@ impl Source for Client {
     async fn read(&self, token: &ClientToken, read: &Read) -> Result<Reply, Failure> {
         // Reads of the same mount wait for one lookup: the limit bounds the wait, too.
         let limit = self.transport.limits.total;
-        let late = |_| TransportError::Late(limit).failure(BaoOperation::Read(&read.path));
-        let reply = tokio::time::timeout(limit, self.read_within(token, read)).await;
+        let operation = BaoOperation::Read(&read.path);
+        let late = |_| TransportError::Late(limit).failure(operation);
+        let reading = self.read_within(token, read);
+        let reply = tokio::time::timeout(limit, reading).await;
         reply.map_err(late).flatten()
     }
 

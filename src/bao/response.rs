@@ -149,13 +149,16 @@ impl Response<'_> {
 
     /// `Retry-After`, if given as a number of seconds.
     fn retry_after(&self) -> Option<Duration> {
-        let seconds = self.headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-        Some(Duration::from_secs(seconds.parse().ok()?))
+        let header = self.headers.get(RETRY_AFTER)?;
+        let text = header.to_str().ok()?.trim();
+        let seconds = text.parse().ok()?;
+        Some(Duration::from_secs(seconds))
     }
 
     /// Scheme and authority of a redirect, without path and query, which may hold secrets.
     fn location(&self) -> Option<String> {
-        let uri: Uri = self.headers.get(LOCATION)?.to_str().ok()?.parse().ok()?;
+        let location = self.headers.get(LOCATION)?.to_str().ok()?;
+        let uri: Uri = location.parse().ok()?;
         match (uri.scheme_str(), uri.authority()) {
             (Some(scheme), Some(at)) => Some(format!(
                 "{scheme}://{}",
@@ -167,7 +170,8 @@ impl Response<'_> {
 
     /// A part of the response which must be there: `why` explains the absence.
     pub(super) fn require<T>(&self, part: Option<T>, why: &str) -> Result<T, Failure> {
-        part.ok_or_else(|| self.operation.failure(Cause::Malformed, why))
+        let absent = || self.operation.failure(Cause::Malformed, why);
+        part.ok_or_else(absent)
     }
 
     /// Parses the JSON.
@@ -240,7 +244,9 @@ impl Response<'_> {
         }
         let VersionedData { metadata, .. } = self.data().ok()?;
         let version = version_of(&metadata)?;
-        let how = match (metadata.get("destroyed"), metadata.get("deletion_time")) {
+        let destroyed = metadata.get("destroyed");
+        let deleted = metadata.get("deletion_time");
+        let how = match (destroyed, deleted) {
             (Some(Value::Bool(true)), _) => "was destroyed".to_owned(),
             (_, Some(Value::String(time))) => format!("was deleted at {time}"),
             _ => "was deleted".to_owned(),
@@ -262,7 +268,8 @@ impl Response<'_> {
             return String::new();
         };
         let words = errors.join("; ");
-        let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+        let words: Vec<_> = words.split_whitespace().collect();
+        let words = words.join(" ");
         Shown::<WORDS>::from(words.strip_prefix("1 error occurred: * ").unwrap_or(&words))
             .to_string()
     }

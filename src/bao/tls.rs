@@ -79,7 +79,8 @@ pub(super) fn config(tls: &Tls) -> Result<Arc<ClientConfig>, SetupError> {
 /// The name that the server's certificate must have.
 pub(super) fn server_name(tls: &Tls, host: &str) -> Result<ServerName<'static>, SetupError> {
     let name = tls.server_name.as_deref().unwrap_or(host);
-    ServerName::try_from(name.to_owned()).map_err(|_| SetupError::ServerName(name.to_owned()))
+    let refused = |_| SetupError::ServerName(name.to_owned());
+    ServerName::try_from(name.to_owned()).map_err(refused)
 }
 
 /// The authorities to verify the server by: the configured ones, else the system's.
@@ -128,7 +129,9 @@ fn authorities_in(dir: &Path) -> Result<Certificates, String> {
                 "its files are larger than {DIRECTORY} bytes together"
             ));
         }
-        found.extend(certificates(&bytes).map_err(|why| format!("{}: {why}", path.display()))?);
+        let in_file = |why| format!("{}: {why}", path.display());
+        let of_file = certificates(&bytes).map_err(in_file)?;
+        found.extend(of_file);
     }
     found.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
     found.dedup();
@@ -154,8 +157,9 @@ fn identity(tls: &Tls) -> Result<Option<Identity>, String> {
         (Some(_), None) => return Err("`client_key` is missing".to_owned()),
         (None, Some(_)) => return Err("`client_cert` is missing".to_owned()),
     };
-    let chain =
-        certificates(&read(cert, LIMIT)?).map_err(|why| format!("{}: {why}", cert.display()))?;
+    let pem = read(cert, LIMIT)?;
+    let in_file = |why| format!("{}: {why}", cert.display());
+    let chain = certificates(&pem).map_err(in_file)?;
     let key = PrivateKeyDer::from_pem_slice(&read(key, LIMIT)?)
         .map_err(|error| format!("{}: {error}", key.display()))?;
     Ok(Some((chain, key)))

@@ -265,7 +265,8 @@ async fn over(
 
 /// Reads the whole body into one buffer that is wiped on drop.
 async fn collect(mut body: Incoming, limit: usize) -> Result<Zeroizing<Vec<u8>>, TransportError> {
-    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    let lower = body.size_hint().lower();
+    let announced = usize::try_from(lower).unwrap_or(usize::MAX);
     if announced > limit {
         return Err(TransportError::TooLarge(limit));
     }

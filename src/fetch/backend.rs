@@ -70,8 +70,9 @@ impl Backend {
         match root {
             WriteRoot::Mount(private) => {
                 let done = move |round: Result<Generation, _>| {
+                    let round = round.map_err(|error| format!("{error}"));
                     // The loop has ended when nobody receives.
-                    let _ = announced.send(round.map_err(|error| format!("{error}")));
+                    let _ = announced.send(round);
                 };
                 let thread = Announcer::start(Arc::clone(arena), private, done);
                 Ok(Self::Arena {

@@ -164,17 +164,19 @@ impl<S: Source + 'static> Fetch<'_, S> {
         files.append(&mut self.reporter.troubles.take_changed());
         let private = &self.checkpoint.files;
         if self.checkpoint.saved != Checkpoint::Whole {
-            let all = |files: &[FileId]| (0..files.len()).collect::<BTreeSet<_>>();
-            (queries, files) = (all(&private.queries), all(&private.files));
+            queries = (0..private.queries.len()).collect();
+            files = (0..private.files.len()).collect();
         }
         let mut parts = Vec::new();
         for chunk in queries {
             let saved = self.secrets.queries.range(chunk).map(|index| {
                 let id = QueryId(u32::try_from(index).unwrap_or(u32::MAX));
                 let state = &self.secrets.queries[index];
-                (self.secrets.table.read(id), self.machine.query(id), state)
+                let read = self.secrets.table.read(id);
+                (read, self.machine.query(id), state)
             });
-            parts.push((private.queries[chunk], json(&saved.collect::<Vec<_>>())));
+            let saved: Vec<_> = saved.collect();
+            parts.push((private.queries[chunk], json(&saved)));
         }
         for chunk in files {
             let saved = self.secrets.hashes.range(chunk).map(|index| SavedFile {
@@ -182,7 +184,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
                 published: self.queue.history[index],
                 trouble: self.reporter.troubles[index],
             });
-            parts.push((private.files[chunk], json(&saved.collect::<Vec<_>>())));
+            let saved: Vec<_> = saved.collect();
+            parts.push((private.files[chunk], json(&saved)));
         }
         parts
     }

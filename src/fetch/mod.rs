@@ -253,7 +253,10 @@ impl<S: Source + 'static> Fetch<'_, S> {
             Wakeup::Told(ToRole::Swap(found)) => self.reporter.swap = found,
             Wakeup::Answered(outcome) => self.answered(outcome)?,
             Wakeup::Announced(Ok(generation)) => self.notifier.announced(generation),
-            Wakeup::Announced(Err(why)) => self.queue.announcement_failed(&why, self.clock.now()),
+            Wakeup::Announced(Err(why)) => {
+                let now = self.clock.now();
+                self.queue.announcement_failed(&why, now);
+            }
             Wakeup::Time => return Ok(self.turn()),
         }
         Ok(true)
@@ -284,7 +287,10 @@ impl<S: Source + 'static> Fetch<'_, S> {
         ];
         let sleep = async {
             match timers.into_iter().flatten().min() {
-                Some(until) => tokio::time::sleep(until.since(now)).await,
+                Some(until) => {
+                    let rest = until.since(now);
+                    tokio::time::sleep(rest).await;
+                }
                 None => std::future::pending().await,
             }
         };
@@ -403,9 +409,13 @@ impl<S: Source + 'static> Fetch<'_, S> {
     }
 
     fn step(&mut self, input: ScheduleInput) {
-        for output in self.machine.step(input, self.clock.now()) {
-            match output {
-                Effect::Ask(request) => self.requests.prepare(request, &self.secrets.table),
+        let effects = self.machine.step(input, self.clock.now());
+        for effect in effects {
+            match effect {
+                Effect::Ask(request) => {
+                    let queries = &self.secrets.table;
+                    self.requests.prepare(request, queries);
+                }
                 Effect::Forget(token) => self.requests.forget(token),
                 Effect::Failed(Subject::Query(query), failure, _) if self.secrets.is_complete() => {
                     self.stale(query, &failure.message);

@@ -38,7 +38,8 @@ impl<'a> Notifier<'a> {
 
     /// The hooks that supervise was not told of, for the checkpoint.
     pub(super) fn hooks(&self) -> BTreeSet<HookId> {
-        let mut hooks: BTreeSet<_> = self.unannounced.iter().map(|(_, hook)| *hook).collect();
+        let unannounced = self.unannounced.iter().map(|(_, hook)| *hook);
+        let mut hooks: BTreeSet<_> = unannounced.collect();
         for message in &self.owed {
             if let FromRole::Changed(hook) = message {
                 hooks.insert(*hook);
@@ -76,7 +77,8 @@ impl<'a> Notifier<'a> {
     pub(super) fn announced(&mut self, generation: Generation) {
         let next = (Generation(generation.0 + 1), HookId(0));
         let later = self.unannounced.split_off(&next);
-        let hooks: BTreeSet<_> = self.unannounced.iter().map(|(_, hook)| *hook).collect();
+        let announced = self.unannounced.iter().map(|(_, hook)| *hook);
+        let hooks: BTreeSet<_> = announced.collect();
         self.unannounced = later;
         for hook in hooks {
             let message = FromRole::Changed(hook);

@@ -34,7 +34,9 @@ pub fn private_files(plan: &Plan) -> Vec<String> {
         ("queries", query_shape(plan)),
         ("replies", query_shape(plan)),
     ] {
-        names.extend((0..shape.count).map(|chunk| format!("{table}-{chunk}")));
+        for chunk in 0..shape.count {
+            names.push(format!("{table}-{chunk}"));
+        }
     }
     names
 }
@@ -71,7 +73,8 @@ impl PrivateFiles {
 pub(super) fn read<T: DeserializeOwned>(publisher: &Publisher, file: FileId) -> Option<T> {
     let reader = publisher.reader();
     let version = reader.current(file)?;
-    let mut bytes = Zeroizing::new(vec![0; usize::try_from(version.len).ok()?]);
+    let len = usize::try_from(version.len).ok()?;
+    let mut bytes = Zeroizing::new(vec![0; len]);
     reader.read(version.nodeid, 0, &mut bytes).ok()?;
     serde_json::from_slice(&bytes).ok()
 }

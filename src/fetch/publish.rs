@@ -46,9 +46,10 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn new(backend: Backend, plan: &Plan, backoff: Backoff) -> Self {
+        let unpublished = vec![(0, None); plan.files.len()];
         Self {
             backend,
-            history: Chunks::new(vec![(0, None); plan.files.len()], file_shape(plan)),
+            history: Chunks::new(unpublished, file_shape(plan)),
             refused: Vec::new(),
             trouble: None,
             failures: 0,
@@ -70,7 +71,8 @@ impl Queue {
         for (file, bytes) in refused {
             self.refused.push((file, Zeroizing::new(bytes)));
         }
-        (self.offer_at, self.maintain_at) = (Some(now), Some(now));
+        self.offer_at = Some(now);
+        self.maintain_at = Some(now);
     }
 
     /// The time of the next `turn`.
@@ -134,11 +136,15 @@ impl Queue {
         let now = clock.now();
         match self.backend.publish(publisher, &changes, clock) {
             Ok(generation) => {
-                (self.trouble, self.failures, self.offer_at) = (None, 0, None);
-                let files: Vec<FileId> = changes.iter().map(|(file, _)| *file).collect();
+                self.trouble = None;
+                self.failures = 0;
+                self.offer_at = None;
+                let files = changes.iter().map(|(file, _)| *file);
+                let files: Vec<FileId> = files.collect();
                 for file in &files {
                     self.history.update(file.index(), |(times, last)| {
-                        (*times, *last) = (*times + 1, Some(clock.wall()));
+                        *times += 1;
+                        *last = Some(clock.wall());
                     });
                 }
                 self.maintain(publisher, now);

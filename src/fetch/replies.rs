@@ -39,7 +39,8 @@ impl KeptReplies {
 
     /// The replies in the arena to the `wanted` queries.
     pub(super) fn load(&self, publisher: &Publisher, wanted: &BTreeSet<QueryId>) -> Replies {
-        let chunks: BTreeSet<_> = wanted.iter().map(|query| self.file_of(*query)).collect();
+        let chunks = wanted.iter().map(|query| self.file_of(*query));
+        let chunks: BTreeSet<_> = chunks.collect();
         let mut found = Replies::new();
         for file in chunks {
             found.append(&mut read(publisher, file).unwrap_or_default());

@@ -68,7 +68,9 @@ pub(super) struct ReporterState {
 
 impl Reporter {
     pub(super) fn new(settings: Settings, plan: &Plan, clock: &dyn Clock) -> Self {
-        let files = u32::try_from(plan.files.len()).unwrap_or(u32::MAX);
+        let count = plan.files.len();
+        let files = u32::try_from(count).unwrap_or(u32::MAX);
+        let troubles = vec![None; count];
         let state = ReporterState {
             since: seconds(clock.wall()),
             session: None,
@@ -79,7 +81,7 @@ impl Reporter {
             swap: None,
             born: clock.now(),
             state,
-            troubles: Chunks::new(vec![None; plan.files.len()], file_shape(plan)),
+            troubles: Chunks::new(troubles, file_shape(plan)),
             last: None,
             written: clock.now(),
             checked: None,
@@ -118,7 +120,8 @@ impl Reporter {
         {
             return false;
         }
-        (self.checked, self.touched) = (Some(now), false);
+        self.checked = Some(now);
+        self.touched = false;
         true
     }
 
@@ -131,7 +134,10 @@ impl Reporter {
 
     /// Records the begin of each trouble in the report.
     fn record_troubles(&mut self, report: &Report) {
-        let since = |trouble: &Option<Trouble>| trouble.as_ref().map(|trouble| trouble.since);
+        let since = |trouble: &Option<Trouble>| {
+            let trouble = trouble.as_ref()?;
+            Some(trouble.since)
+        };
         self.state.session = since(&report.session.trouble);
         self.state.swap = since(&report.served.swap);
         for (index, file) in report.files.iter().enumerate() {
@@ -231,7 +237,8 @@ impl<S: Source + 'static> Fetch<'_, S> {
             ..head
         };
         self.reporter.record_troubles(&report);
-        if self.reporter.is_news(&report) || now.since(self.reporter.written) >= HEARTBEAT {
+        let is_late = now.since(self.reporter.written) >= HEARTBEAT;
+        if self.reporter.is_news(&report) || is_late {
             let write = |report: &Report| self.write(status::FILE, report);
             let (fit, error) = write_reduced(&report, write);
             self.reporter.written(report, fit, error.as_ref(), now);
@@ -380,7 +387,9 @@ fn trouble(cause: Option<String>, since: Option<u64>, times: Times) -> Option<Tr
 /// Whether two reports are the same but for dates. A report without files is compared without files.
 fn is_same(a: &Report, b: &Report) -> bool {
     let cause = |a: &Option<Trouble>, b: &Option<Trouble>| {
-        a.as_ref().map(|it| &it.cause) == b.as_ref().map(|it| &it.cause)
+        let a = a.as_ref().map(|it| &it.cause);
+        let b = b.as_ref().map(|it| &it.cause);
+        a == b
     };
     let same = |(a, b): (&FileReport, &FileReport)| {
         (a.condition, a.changes, a.version) == (b.condition, b.changes, b.version)

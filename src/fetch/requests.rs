@@ -144,7 +144,8 @@ impl<S: Source + 'static> Requests<S> {
                 let token = self.token(id);
                 let read = queries.read(query).clone();
                 Prepared::Other(Box::pin(async move {
-                    Outcome::Read(query, id, source.read(&token, &read).await)
+                    let result = source.read(&token, &read).await;
+                    Outcome::Read(query, id, result)
                 }))
             }
             Request::Renew(query, id, lease, increment) => {
@@ -164,7 +165,8 @@ impl<S: Source + 'static> Requests<S> {
         self.doomed.insert(id, Rc::clone(&token));
         self.prepared
             .push(Prepared::Revocation(Box::pin(async move {
-                Done::Revoked(id, source.revoke_token(&token).await)
+                let result = source.revoke_token(&token).await;
+                Done::Revoked(id, result)
             })));
     }
 

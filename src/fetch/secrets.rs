@@ -118,12 +118,14 @@ impl<'p> Secrets<'p> {
                 query_use.shared |= read.len() > 1;
             }
         }
-        let of_size = usize::try_from(plan.filesystem.size.unwrap_or(0)).unwrap_or(usize::MAX);
+        let size = plan.filesystem.size.unwrap_or(0);
+        let of_size = usize::try_from(size).unwrap_or(usize::MAX);
         let limit = of_size.saturating_mul(2).max(WAITING);
+        let kept = queries.iter().filter(|query| query.kept);
         Self {
             plan,
             table,
-            unread: uses.len() - queries.iter().filter(|query| query.kept).count(),
+            unread: uses.len() - kept.count(),
             queries: Chunks::new(queries, query_shape(plan)),
             uses,
             hashes: Chunks::new(hashes, file_shape(plan)),
@@ -241,8 +243,11 @@ impl<'p> Secrets<'p> {
         if !self.is_complete() {
             return self.first(publisher, Some(token));
         }
-        let sinks = ids(self.plan)
-            .filter(|id| matches!(self.plan.files[id.index()].content, Content::Token));
+        let is_sink = |id: &FileId| {
+            let file = &self.plan.files[id.index()];
+            matches!(file.content, Content::Token)
+        };
+        let sinks = ids(self.plan).filter(is_sink);
         let values = Values {
             replies: BTreeMap::new(),
             token: Some(token),
@@ -279,7 +284,8 @@ impl<'p> Secrets<'p> {
         let mut missing = Vec::new();
         let mut exits = Vec::new();
         for (id, file) in ids(self.plan).zip(&self.plan.files) {
-            if let Some((why, exit)) = self.reason(id, login, RenderError::in_log) {
+            let reason = self.reason(id, login, RenderError::in_log);
+            if let Some((why, exit)) = reason {
                 missing.push((&file.name, why));
                 exits.push(exit);
             }
@@ -304,7 +310,8 @@ impl<'p> Secrets<'p> {
         if let Some(error) = self.errors.get(&file) {
             return Some((words(error), Exit::Data));
         }
-        for query in render::queries(&self.plan.files[file.index()].content) {
+        let content = &self.plan.files[file.index()].content;
+        for query in render::queries(content) {
             let Some(state) = self.queries.get(query.index()) else {
                 return Some((
                     "a secret of it is not read yet".to_owned(),
@@ -339,7 +346,8 @@ impl<'p> Secrets<'p> {
             return Rendered::Nothing;
         };
         self.state.complete = true;
-        let shared = self.select(|query| self.uses.get(query).is_some_and(|used| used.shared));
+        let is_shared = |query: &QueryId| self.uses.get(query).is_some_and(|used| used.shared);
+        let shared = self.select(is_shared);
         self.replies.retain(publisher, &shared);
         for query in all {
             let is_kept = shared.contains(&query);
@@ -353,7 +361,8 @@ impl<'p> Secrets<'p> {
     fn load_others(&self, publisher: &Publisher, query: QueryId, files: &[FileId]) -> Replies {
         let mut others = BTreeSet::new();
         for file in files {
-            others.extend(render::queries(&self.plan.files[file.index()].content));
+            let content = &self.plan.files[file.index()].content;
+            others.extend(render::queries(content));
         }
         others.remove(&query);
         self.replies.load(publisher, &others)
@@ -385,8 +394,10 @@ impl<'p> Secrets<'p> {
 
     /// Records the errors; returns the new errors.
     fn add_errors(&mut self, mut errors: Vec<RenderError>) -> Vec<RenderError> {
-        errors
-            .retain(|error| self.errors.insert(error.file, error.clone()).as_ref() != Some(error));
+        errors.retain(|error| {
+            let last = self.errors.insert(error.file, error.clone());
+            last.as_ref() != Some(error)
+        });
         errors
     }
 

@@ -208,7 +208,8 @@ impl Renewal {
                 renewable: false,
                 first: ttl,
             };
-            self.granted(rest.dates(cx.timing.grace, cx.now, &mut cx.jitter));
+            let dates = rest.dates(cx.timing.grace, cx.now, &mut cx.jitter);
+            self.granted(dates);
         }
         let wait = match self.replace.at {
             Some(at) => at.since(cx.now),

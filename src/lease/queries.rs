@@ -36,7 +36,8 @@ impl Queries {
 
     /// Adds a query with the next id.
     pub(super) fn add(&mut self, schedule: QuerySchedule) -> QueryId {
-        let query = QueryId(u32::try_from(self.schedules.len()).expect("fewer than 2^32 queries"));
+        let id = u32::try_from(self.schedules.len()).expect("fewer than 2^32 queries");
+        let query = QueryId(id);
         self.schedules.push(schedule);
         self.change(query, |_| ());
         query
@@ -84,14 +85,17 @@ impl Queries {
 
     /// `token` ended, and the leases of the token with it.
     pub(super) fn end_leases(&mut self, token: TokenId, now: Moment) {
-        for query in self.between(Place::Leased(token), Place::Leased(token)) {
+        let leased = Place::Leased(token);
+        for query in self.between(leased, leased) {
             self.change(query, |state| state.expire(now));
         }
     }
 
     /// Reports the leases whose end has come.
     pub(super) fn end_expired(&mut self, cx: &mut Context) {
-        for query in self.between(Place::Ends(Moment::FIRST), Place::Ends(cx.now)) {
+        let first = Place::Ends(Moment::FIRST);
+        let last = Place::Ends(cx.now);
+        for query in self.between(first, last) {
             self.change(query, |state| state.end(cx.now));
             cx.out.push(Effect::Ended(query));
         }
@@ -105,7 +109,8 @@ impl Queries {
 
     /// Reads queries without a lease now, and repeats failed requests now.
     pub(super) fn refresh_now(&mut self, now: Moment) {
-        for query in (0..).map(QueryId).take(self.schedules.len()) {
+        let all = (0..).map(QueryId).take(self.schedules.len());
+        for query in all {
             self.change(query, |state| state.refresh_now(now));
         }
     }
@@ -158,12 +163,15 @@ impl Queries {
 
     /// Whether another read or renewal may be in flight.
     fn has_slot(&self) -> bool {
-        self.range(Place::InFlight, Place::InFlight).count() < AT_ONCE
+        let in_flight = self.range(Place::InFlight, Place::InFlight);
+        in_flight.count() < AT_ONCE
     }
 
     /// The earliest moment of a kind of place, and the query.
     fn earliest(&self, place: fn(Moment) -> Place) -> Option<(Moment, QueryId)> {
-        let mut range = self.range(place(Moment::FIRST), place(Moment::LAST));
+        let first = place(Moment::FIRST);
+        let last = place(Moment::LAST);
+        let mut range = self.range(first, last);
         let (Place::Ends(at) | Place::Renew(at) | Place::Read(at) | Place::Mint(at), query) =
             range.next()?
         else {

@@ -213,7 +213,8 @@ impl QuerySchedule {
 
     /// Marks the next request as in flight under `token`, and returns the request.
     pub(super) fn begin(&mut self, query: QueryId, token: TokenId, now: Moment) -> Request {
-        self.renewal.in_flight = self.renewal.next().map(|(_, kind)| (now, kind));
+        let next = self.renewal.next();
+        self.renewal.in_flight = next.map(|(_, kind)| (now, kind));
         match (&self.lease, self.renewal.in_flight) {
             (Some(held), Some((_, RequestKind::Renew))) => {
                 Request::Renew(query, token, held.id.clone(), held.first)
@@ -226,10 +227,12 @@ impl QuerySchedule {
     pub(super) fn view<'a>(&'a self, session: SubjectStatus<'a>, now: Moment) -> SubjectStatus<'a> {
         let next = self.renewal.next().map(|(at, _)| at);
         // Without a token no request is sent: the reason is the session's failure.
-        let waits = session.ended && matches!(next, Some(next) if next <= now);
+        let is_due = matches!(next, Some(next) if next <= now);
+        let waits = session.ended && is_due;
         let of_session = if waits { session.trouble } else { None };
+        let two_refreshes = self.refresh.saturating_mul(2);
         let overdue = match self.good[0] {
-            Some(good) => now.since(good) > self.refresh.saturating_mul(2),
+            Some(good) => now.since(good) > two_refreshes,
             None => false,
         };
         SubjectStatus {

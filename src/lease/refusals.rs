@@ -60,7 +60,8 @@ impl Refusals {
         now: Moment,
         jitter: &mut Jitter,
     ) -> Option<Duration> {
-        (self.why, self.proven) = (Some(failure.clone()), false);
+        self.why = Some(failure.clone());
+        self.proven = false;
         let wait = if let Cause::LockedOut { elsewhere } = failure.cause {
             if elsewhere && !self.moved {
                 self.moved = true;
@@ -93,7 +94,8 @@ impl Refusals {
         if self.proven {
             return;
         }
-        (self.orphaned, self.last) = (self.orphaned + 1, Some(now));
+        self.orphaned += 1;
+        self.last = Some(now);
         if self.rejected + self.orphaned >= BUDGET {
             let wait = self.lockout(jitter);
             self.close(Some(wait), now);
@@ -146,8 +148,10 @@ impl Refusals {
     /// The wait of a lockout, with jitter: replicas that were locked out together do not come back
     /// together. By then the server has forgotten the logins counted for the budget.
     fn lockout(&mut self, jitter: &mut Jitter) -> Duration {
-        (self.moved, self.orphaned) = (false, 0);
-        jitter.between(LOCKOUT, LOCKOUT.mul_f64(1.2))
+        self.moved = false;
+        self.orphaned = 0;
+        let longest = LOCKOUT.mul_f64(1.2);
+        jitter.between(LOCKOUT, longest)
     }
 
     fn close(&mut self, wait: Option<Duration>, now: Moment) -> Option<Duration> {

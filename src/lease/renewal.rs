@@ -64,18 +64,22 @@ impl Grant {
     pub fn dates(&self, reserve: Duration, from: Moment, jitter: &mut Jitter) -> Dates {
         let at_limit = self.ttl < self.first.mul_f64(0.9);
         let (renew, reserve) = if self.renewable && !at_limit {
-            let renew = jitter.between(self.ttl.mul_f64(0.6), self.ttl.mul_f64(0.7));
+            let earliest = self.ttl.mul_f64(0.6);
+            let latest = self.ttl.mul_f64(0.7);
+            let renew = jitter.between(earliest, latest);
             // Failed renewals are repeated until this reserve, and within the reserve beside the
             // replacement.
             let reserve = reserve.min(self.ttl.mul_f64(0.15));
             (Some(later(from, renew)), reserve)
         } else {
             let reserve = reserve.min(self.ttl / 3);
-            (None, jitter.between(reserve, reserve.mul_f64(1.25)))
+            let longest = reserve.mul_f64(1.25);
+            (None, jitter.between(reserve, longest))
         };
+        let replace = self.ttl.saturating_sub(reserve);
         Dates {
             renew,
-            replace: Some(later(from, self.ttl.saturating_sub(reserve))),
+            replace: Some(later(from, replace)),
             end: Some(from.plus(self.ttl)),
         }
     }
@@ -83,8 +87,10 @@ impl Grant {
 
 /// The dates of a value without a lease: the next read.
 pub(super) fn poll(refresh: Duration, from: Moment, jitter: &mut Jitter) -> Dates {
+    let earliest = refresh.mul_f64(0.9);
+    let wait = jitter.between(earliest, refresh);
     Dates {
-        replace: Some(later(from, jitter.between(refresh.mul_f64(0.9), refresh))),
+        replace: Some(later(from, wait)),
         ..Dates::default()
     }
 }

@@ -109,7 +109,10 @@ impl Scheduler {
         let session = self.session.view();
         match subject {
             Subject::Session => session,
-            Subject::Query(query) => self.queries.get(query).view(session, now),
+            Subject::Query(query) => {
+                let schedule = self.queries.get(query);
+                schedule.view(session, now)
+            }
         }
     }
 

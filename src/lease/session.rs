@@ -149,13 +149,13 @@ impl SessionSchedule {
 
     /// The current token was granted or renewed: sets the dates of the token.
     fn granted(&mut self, grant: TokenGrant, sent: Moment, cx: &mut Context) {
-        let (Some(ttl), Some(CurrentToken { first, .. })) = (grant.ttl, self.token) else {
+        let (Some(ttl), Some(token)) = (grant.ttl, self.token) else {
             return self.renewal.granted(Dates::default());
         };
         let grant = Grant {
             ttl,
             renewable: grant.renewable,
-            first,
+            first: token.first,
         };
         let dates = grant.dates(cx.timing.grace, sent, &mut cx.jitter);
         self.renewal.granted(dates);
@@ -316,7 +316,10 @@ impl SessionSchedule {
 /// token's own end.
 fn revocation(timing: &Timing, end: Option<Moment>, now: Moment) -> Moment {
     let grace = match end {
-        Some(end) => timing.grace.min(end.since(now).mul_f64(0.9)),
+        Some(end) => {
+            let longest = end.since(now).mul_f64(0.9);
+            timing.grace.min(longest)
+        }
         None => timing.grace,
     };
     now.plus(grace)

@@ -64,7 +64,10 @@ fn weight(value: &Value) -> usize {
         Value::Null | Value::Bool(_) => 32,
         Value::Number(number) => 64 + number.as_str().len(),
         Value::String(text) => 64 + text.len(),
-        Value::Array(values) => 64 + values.iter().map(weight).sum::<usize>(),
+        Value::Array(values) => {
+            let inner: usize = values.iter().map(weight).sum();
+            64 + inner
+        }
         Value::Object(fields) => weight_of_map(fields),
     }
 }
@@ -72,10 +75,11 @@ fn weight(value: &Value) -> usize {
 /// A node of the map has room for eleven entries of 56 bytes and is at least half full, unless the
 /// map has a single node.
 fn weight_of_map(fields: &Map<String, Value>) -> usize {
-    700 + fields
-        .iter()
-        .map(|(key, value)| 136 + key.len() + weight(value))
-        .sum::<usize>()
+    let mut sum = 700;
+    for (key, value) in fields {
+        sum += 136 + key.len() + weight(value);
+    }
+    sum
 }
 
 impl fmt::Debug for Reply {

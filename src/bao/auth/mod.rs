@@ -87,7 +87,10 @@ impl Login {
         origin: &str,
     ) -> Result<Request<Vec<u8>>, ClientError> {
         match self.method {
-            Method::AppRole { .. } => approle::login(&self.mount, credentials).request(origin),
+            Method::AppRole { .. } => {
+                let login = approle::login(&self.mount, credentials);
+                login.request(origin)
+            }
         }
     }
 
